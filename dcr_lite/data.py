@@ -1,0 +1,180 @@
+"""Rows of JSON Lines, checked: a wrong line is named with its file, its number and the cure."""
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TypeVar
+
+from dcr_lite.errors import UserError
+
+LABELS = ("toxic", "seemingly_toxic", "plain")
+SHIPPED = Path(str(files("dcr_lite") / "data"))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A toxic prompt and the seemingly toxic one that looks like it. ``focus``: the alarming word they share."""
+
+    toxic: str
+    seemingly_toxic: str
+    kind: str = ""
+    focus: str = ""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A prompt and the answer to learn."""
+
+    prompt: str
+    response: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to measure, its label (one of LABELS) and the set that it belongs to."""
+
+    prompt: str
+    label: str
+    source: str
+
+
+Row = TypeVar("Row")
+
+
+def read_jsonl(path: Path, parse: Callable[[dict[str, object], str], Row]) -> list[Row]:
+    """All rows of a JSON Lines file; ``parse(fields, place)`` makes one. Raises UserError naming file and line."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file. Check the path, or leave the flag out to use the shipped data.") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    rows = []
+    for number, line in enumerate(raw.split(b"\n"), 1):
+        place = f"{path}, line {number}"
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{place}: not UTF-8 at byte {error.start}. Save the file as UTF-8.") from None
+        if not text:
+            continue
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{place}: not JSON ({error.msg} at column {error.colno}). Each line is one object.") from None
+        if not isinstance(fields, dict):
+            raise UserError(f"{place}: {type(fields).__name__} where an object like {{...}} is needed")
+        rows.append(parse(fields, place))
+    if not rows:
+        raise UserError(f"{path}: no rows. It needs at least one JSON object, one per line.")
+    return rows
+
+
+def _text(fields: dict[str, object], key: str, place: str) -> str:
+    value = fields.get(key)
+    if not isinstance(value, str) or not value.strip():
+        what = "is missing" if key not in fields else "is empty" if value == "" or value is None else "is not a text"
+        raise UserError(f'{place}: field "{key}" {what}. Found: {", ".join(map(str, fields)) or "no fields"}.')
+    return value
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Rows {toxic, seemingly_toxic, kind?, focus?}."""
+
+    def parse(fields: dict[str, object], place: str) -> Pair:
+        toxic, seemingly = _text(fields, "toxic", place), _text(fields, "seemingly_toxic", place)
+        return Pair(toxic, seemingly, str(fields.get("kind", "")), str(fields.get("focus", "")))
+
+    return read_jsonl(path, parse)
+
+
+def read_conversations(path: Path) -> list[Conversation]:
+    """Rows {prompt, response}."""
+    return read_jsonl(path, lambda f, place: Conversation(_text(f, "prompt", place), _text(f, "response", place)))
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Rows {prompt, label, source?} to measure, or pairs, which give two rows each. The file's name is the default
+    source."""
+
+    def parse(fields: dict[str, object], place: str) -> list[Prompt]:
+        source = str(fields.get("source") or path.stem)
+        if "toxic" in fields and "seemingly_toxic" in fields:
+            return [Prompt(_text(fields, label, place), label, source) for label in LABELS[:2]]
+        prompt, label = _text(fields, "prompt", place), _text(fields, "label", place)
+        if label not in LABELS:
+            raise UserError(f'{place}: label "{label}" is none of {", ".join(LABELS)}')
+        return [Prompt(prompt, label, source)]
+
+    return [row for rows in read_jsonl(path, parse) for row in rows]
+
+
+def split_by_focus(pairs: list[Pair], development: int, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """(training, development) pairs, no focus word on both sides, so that the development part asks what the final
+    measurement asks: does the separation reach words never trained on? About ``development`` pairs are held back."""
+    if len(pairs) < 4:
+        raise UserError(f"{len(pairs)} pairs are too few to train on and to hold some back; give at least 4")
+    groups: dict[str, list[Pair]] = {}
+    for i, pair in enumerate(pairs):
+        groups.setdefault(pair.focus or str(i), []).append(pair)
+    order = sorted(groups)
+    random.Random(seed).shuffle(order)
+    held: list[Pair] = []
+    training: list[Pair] = []
+    for focus in order:
+        (held if len(held) < min(development, len(pairs) // 2) else training).extend(groups[focus])
+    if not training:
+        raise UserError("all pairs share one focus word, so none is left to train on; vary the field focus")
+    return training, held
+
+
+def pair_batches(n_pairs: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:
+    """For every step the numbers of the pairs whose two sides make the batch: balanced between the kinds by
+    construction, both sides of a pair always together, every pair once before any comes again."""
+    per_step = min(batch_size // 2, n_pairs)
+    if per_step < 2:
+        raise UserError(f"a contrastive batch needs at least 4 prompts (2 pairs); asked for {batch_size}, {n_pairs} pairs")
+    rng = random.Random(seed)
+    batches: list[list[int]] = []
+    queue: list[int] = []
+    for _ in range(steps):
+        if len(queue) < per_step:
+            fresh = [i for i in range(n_pairs) if i not in queue]
+            rng.shuffle(fresh)
+            queue = queue + fresh
+        batches.append(queue[:per_step])
+        queue = queue[per_step:]
+    return batches
+
+
+def safety_mixture(
+    instructions: list[Conversation], refusals: list[Conversation], n_instructions: int, n_refusals: int, seed: int
+) -> list[Conversation]:
+    """Rows for safety SFT: the first ``n`` of each list after a shuffle by ``seed``, then shuffled together."""
+    for name, rows, n in (("instructions", instructions, n_instructions), ("refusals", refusals, n_refusals)):
+        if n > len(rows):
+            raise UserError(f"{n} {name} asked for and {len(rows)} given; lower the number or give more rows")
+    rng = random.Random(seed)
+    mixture = rng.sample(instructions, n_instructions) + rng.sample(refusals, n_refusals)
+    rng.shuffle(mixture)
+    return mixture
+
+
+def length_grouped_batches(lengths: list[int], batch_size: int, epochs: int, seed: int) -> list[list[int]]:
+    """Batches of row numbers for all epochs, rows of similar length together, batches in random order."""
+    rng = random.Random(seed)
+    batches: list[list[int]] = []
+    for _ in range(epochs):
+        order = list(range(len(lengths)))
+        rng.shuffle(order)
+        mega = batch_size * 8  # sort within windows of eight batches: similar lengths, still a fresh mix every epoch
+        epoch = []
+        for start in range(0, len(order), mega):
+            window = sorted(order[start : start + mega], key=lambda i: lengths[i])
+            epoch += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+        rng.shuffle(epoch)
+        batches += epoch
+    return batches

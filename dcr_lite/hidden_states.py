@@ -1,0 +1,88 @@
+"""The decoder in two halves: layers up to L for the contrastive stage, layers above L for safety SFT."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcr_lite.packing import Batch
+
+
+def decoder_of(model: nn.Module) -> Any:
+    """The stack of decoder layers inside a causal language model, with or without adapters around it."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return base.get_decoder()
+
+
+def depth(model: nn.Module) -> int:
+    """The number of decoder layers."""
+    return len(decoder_of(model).layers)
+
+
+@contextmanager
+def only_layers(decoder: Any, start: int, stop: int) -> Iterator[None]:
+    """Within the block the decoder has only its layers ``start`` to ``stop - 1``."""
+    whole = decoder.layers
+    decoder.layers = nn.ModuleList(list(whole)[start:stop])
+    try:
+        yield
+    finally:
+        decoder.layers = whole
+
+
+@contextmanager
+def _output_of(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects what a decoder layer puts out, before the final norm (its first output only: a checkpointed layer
+    runs a second time in the backward pass)."""
+    captured: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if not captured:
+            captured.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = layer.register_forward_hook(keep)
+    try:
+        yield captured
+    finally:
+        handle.remove()
+
+
+def states_at_layer(model: nn.Module, batch: Batch, layer: int) -> Tensor:
+    """The states that decoder layer ``layer`` (counted from 0) puts out: (batch * seq, d_model), pre-norm.
+
+    The forward pass stops there: no later layer runs, and no vocabulary logits are computed.
+    """
+    decoder = decoder_of(model)
+    if not 0 <= layer < len(decoder.layers):
+        raise ValueError(f"layer {layer} is not one of the model's {len(decoder.layers)} layers")
+    with only_layers(decoder, 0, layer + 1), _output_of(decoder.layers[layer]) as captured:
+        decoder(**batch.inputs, use_cache=False)
+    return captured[0].flatten(0, 1)
+
+
+def prompt_states(model: nn.Module, batch: Batch, layer: int) -> Tensor:
+    """The state of each prompt's last token at ``layer``, in float32: (prompts, d_model)."""
+    return states_at_layer(model, batch, layer)[batch.last].float()
+
+
+def states_above(model: nn.Module, batch: Batch, states: Tensor, layer: int) -> Tensor:
+    """Run only the layers above ``layer`` and the final norm, from ``states`` (batch, seq, d_model) put out by
+    ``layer`` for this batch: (batch * seq, d_model)."""
+    decoder = decoder_of(model)
+    inputs = {k: v for k, v in batch.inputs.items() if k != "input_ids"}
+    with only_layers(decoder, layer + 1, len(decoder.layers)):
+        out = decoder(inputs_embeds=states, **inputs, use_cache=False)
+    return out.last_hidden_state.flatten(0, 1)
+
+
+def vocabulary_logits(model: nn.Module, states: Tensor) -> Tensor:
+    """Logits of post-norm states (tokens, d_model): (tokens, vocabulary), in float32.
+
+    Rows come as a plain matrix: handed a slice of a batch, torch copies the whole output matrix once per sequence.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    logits = base.get_output_embeddings()(states).float()  # type: ignore[operator]
+    cap = getattr(base.config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap

@@ -1,0 +1,148 @@
+"""Stage 2, safety SFT: teach refusals beside general instructions (the Safety-Tuned LLaMAs recipe, Bianchi et al.,
+ICLR 2024). By default only the adapter above layer L trains, so that what stage 1 has separated stays separated; then
+the states below never change and are computed once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from dcr_lite.backend import Model, train_only
+from dcr_lite.chat import encode_conversations
+from dcr_lite.data import Conversation, length_grouped_batches
+from dcr_lite.hidden_states import decoder_of, depth, states_above, states_at_layer, vocabulary_logits
+from dcr_lite.packing import Batch, shared_prefix
+from dcr_lite.training import Loop, Progress
+
+TOKENS_PER_PASS = 4096  # of one forward and backward pass; a larger batch accumulates gradients over several
+
+
+@dataclass(frozen=True)
+class SafetySFT:
+    """How stage 2 trains. above: the layer above which the adapter trains, counted from 0; -1 trains all layers."""
+
+    above: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    observe_every: int = 8
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A training row: the chat template's ids up to the answer, and the answer's."""
+
+    prompt: list[int]
+    answer: list[int]
+
+    @property
+    def ids(self) -> list[int]:
+        return self.prompt + self.answer
+
+
+def _answer_places(batch: Batch, rows: list[Tokens]) -> tuple[Tensor, Tensor]:
+    """Where in the flattened batch each answer token is predicted (one place before it stands), and the tokens."""
+    places, targets = [], []
+    for row, own in zip(rows, batch.index, strict=True):
+        first = len(row.prompt) - batch.shared - 1
+        places.append(own[first : first + len(row.answer)])
+        targets += row.answer
+    return torch.cat(places), torch.tensor(targets, device=places[0].device)
+
+
+class _StoredStates:
+    """The states that layer ``layer`` puts out for every row, computed once: they never change while only later layers
+    train. Held on the CPU in the model's precision, the shared prefix once."""
+
+    def __init__(self, model: Model, rows: list[Tokens], prefix: int, layer: int):
+        self.layer = layer
+        self.rows: dict[int, Tensor] = {}
+        self.shared = torch.empty(0)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        model.network.eval()
+        start = 0
+        with torch.no_grad():
+            while start < len(order):
+                stop, tokens = start, 0
+                while stop < len(order) and (stop == start or tokens + len(rows[order[stop]].ids) <= TOKENS_PER_PASS):
+                    tokens += len(rows[order[stop]].ids)
+                    stop += 1
+                batch = model.batch([rows[i].ids for i in order[start:stop]], prefix)
+                with model.compute():
+                    states = states_at_layer(model.network, batch, layer).cpu()
+                self.shared = states[: batch.shared].clone()
+                for i, places in zip(order[start:stop], batch.index, strict=True):
+                    self.rows[i] = states[places.cpu()].clone()
+                start = stop
+
+    def of(self, batch: Batch, chosen: list[int]) -> Tensor:
+        """The states of the chosen rows, laid out as ``batch``: (batch, seq, d_model)."""
+        shape = batch.inputs["input_ids"].shape
+        flat = self.shared.new_zeros(shape.numel(), self.shared.shape[1])
+        flat[: batch.shared] = self.shared
+        for i, places in zip(chosen, batch.index, strict=True):
+            flat[places.cpu()] = self.rows[i]
+        return flat.view(*shape, -1).to(batch.inputs["input_ids"].device)
+
+
+def safety_sft(
+    model: Model,
+    adapter: str,
+    rows: list[Conversation],
+    settings: SafetySFT,
+    seed: int,
+    name: str = "stage2",
+    observe: Callable[[int], dict[str, Any]] = lambda step: {},
+    checkpoint: Path | None = None,
+    report: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> Progress:
+    """Train the adapter on answers only: mean cross-entropy over all answer tokens of a batch."""
+    window = model.window
+    encoded = encode_conversations(model.tokenizer, [r.prompt for r in rows], [r.response for r in rows], window)
+    tokens = [Tokens(*row) for row in encoded]
+    prefix = shared_prefix([row.prompt for row in tokens])
+    parameters = train_only(model, adapter, range(settings.above + 1, depth(model.network)))
+    stored = _StoredStates(model, tokens, prefix, settings.above) if settings.above >= 0 else None
+    batches = length_grouped_batches([len(row.ids) for row in tokens], settings.batch_size, settings.epochs, seed)
+
+    def loss_of(chosen: list[int]) -> Tensor:
+        batch = model.batch([tokens[i].ids for i in chosen], prefix)
+        with model.compute():
+            if stored is None:
+                inputs = batch.inputs
+                states = decoder_of(model.network)(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+            else:
+                states = states_above(model.network, batch, stored.of(batch, chosen), stored.layer)
+            places, targets = _answer_places(batch, [tokens[i] for i in chosen])
+            logits = vocabulary_logits(model.network, states[places])
+        return cross_entropy(logits, targets, reduction="sum")
+
+    def backward(step: int) -> float:
+        batch = batches[step]
+        n_targets = sum(len(tokens[i].answer) for i in batch)
+        n_passes = max(1, -(-sum(len(tokens[i].ids) for i in batch) // TOKENS_PER_PASS))
+        size = -(-len(batch) // n_passes)
+        total = 0.0
+        for start in range(0, len(batch), size):
+            loss = loss_of(batch[start : start + size]) / n_targets
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        return total
+
+    return Loop(
+        name=name,
+        model=model,
+        adapter=adapter,
+        parameters=parameters,
+        steps=len(batches),
+        learning_rate=settings.learning_rate,
+        backward=backward,
+        observe=observe,
+        observe_every=settings.observe_every,
+        checkpoint=checkpoint,
+        report=report,
+    ).run()
