@@ -102,7 +102,7 @@ def _keep_weights_unpacked(network: nn.Module) -> None:
     the gradient through the base weights without a word (measured: norm at layer 0 falls from 0.715 to 0.028)."""
     for module in network.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - torch types every attribute a tensor
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------

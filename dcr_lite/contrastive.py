@@ -15,28 +15,29 @@ from dcr_lite import gradcache
 from dcr_lite.backend import Model, activate, stock, train_only
 from dcr_lite.chat import encode_prompts
 from dcr_lite.data import Pair, pair_batches
-from dcr_lite.geometry import ReadOut, centred, kinds_of_pairs, mean_state
+from dcr_lite.geometry import Centre, Geometry, ReadOut, kinds_of_pairs
 from dcr_lite.hidden_states import prompt_states
 from dcr_lite.losses import Loss, cosine_similarity
 from dcr_lite.metrics import auroc
 from dcr_lite.training import Loop, Progress
 
-REFERENCE_PAIRS = 128  # training pairs that give the centre and the read-out: enough for a mean, a second's work
+REFERENCE_PAIRS = 128  # training pairs that give the read-out: enough for two means, a second's work
 TOKENS_PER_PASS = 4096  # of one forward and backward pass; a larger batch goes through GradCache
 
 
 @dataclass(frozen=True)
 class Contrastive:
-    """How stage 1 trains. layer: L, counted from 0. loss: see dcr_lite.losses. centre: subtract the stock model's mean
-    state before the cosine (False: raw states, the paper's choice). batch_size: prompts per step, half of each kind."""
+    """How stage 1 trains. layer: L, counted from 0. loss: see dcr_lite.losses. centre, whiten: see Geometry.
+    batch_size: prompts per step, half of each kind. observe_every: steps between looks at the development pairs."""
 
     layer: int
     loss: Loss
-    centre: bool
+    centre: Centre
+    whiten: bool
     steps: int
     batch_size: int
     learning_rate: float
-    observe_every: int = 10
+    observe_every: int = 20
 
 
 def encode_pairs(model: Model, pairs: list[Pair]) -> list[list[int]]:
@@ -65,21 +66,33 @@ def layer_states(model: Model, rows: list[list[int]], layer: int) -> Tensor:
     return torch.cat(states)[inverse.to(states[0].device)]
 
 
-def stock_centre(model: Model, rows: list[list[int]], layer: int) -> Tensor:
-    """The stock model's mean state over both kinds, (d_model,), from rows laid out as ``encode_pairs`` does."""
+def stock_geometry(model: Model, rows: list[list[int]], settings: Contrastive) -> Geometry:
+    """The geometry of the stock model's states, from rows laid out as ``encode_pairs`` does."""
     with stock(model):
-        states = layer_states(model, rows, layer)
-    return mean_state(states, kinds_of_pairs(len(rows) // 2, states.device))
+        return Geometry.fit(layer_states(model, rows, settings.layer), settings.centre, settings.whiten)
 
 
-def separation(model: Model, layer: int, centre: Tensor | None, reference: list[list[int]], unseen: list[list[int]]) -> float:
+def read_out(model: Model, layer: int, geometry: Geometry, reference: list[list[int]]) -> tuple[Geometry, ReadOut]:
+    """The direction that tells the kinds of ``reference`` pairs apart, and the geometry to read other prompts in."""
+    states = layer_states(model, reference, layer)
+    reading = geometry.around(states)
+    return reading, ReadOut.fit(reading(states), kinds_of_pairs(len(reference) // 2, states.device))
+
+
+def separation(
+    model: Model, layer: int, geometry: Geometry, reference: list[list[int]], unseen: list[list[int]]
+) -> float:
     """AUROC of toxic against seemingly toxic states of pairs that were not trained on, read along the difference of
     the two means of ``reference`` pairs. Training pairs separate perfectly after a few steps and tell nothing."""
-    states = centred(layer_states(model, reference + unseen, layer), centre)
-    known, new = states[: len(reference)], states[len(reference) :]
-    scores = ReadOut.fit(known, kinds_of_pairs(len(reference) // 2, states.device)).score(new)
-    n = len(unseen) // 2
-    return auroc(scores[:n].tolist(), scores[n:].tolist())
+    reading, direction = read_out(model, layer, geometry, reference)
+    scores = direction.score(reading(layer_states(model, unseen, layer))).tolist()
+    return auroc(scores[: len(unseen) // 2], scores[len(unseen) // 2 :])
+
+
+def reference_of(rows: list[list[int]]) -> list[list[int]]:
+    """The first REFERENCE_PAIRS of rows laid out as ``encode_pairs`` does."""
+    n = len(rows) // 2
+    return rows[: min(n, REFERENCE_PAIRS)] + rows[n : n + min(n, REFERENCE_PAIRS)]
 
 
 def contrastive_refinement(
@@ -95,10 +108,9 @@ def contrastive_refinement(
     """Train the adapter's layers up to L; afterwards it holds the weights that separated the development pairs best."""
     rows = encode_pairs(model, training)
     n = len(training)
-    reference = [*rows[: min(n, REFERENCE_PAIRS)], *rows[n : n + min(n, REFERENCE_PAIRS)]]
-    unseen = encode_pairs(model, development)
+    reference, unseen = reference_of(rows), encode_pairs(model, development)
     activate(model, adapter)
-    centre = stock_centre(model, reference, settings.layer) if settings.centre else None
+    geometry = stock_geometry(model, rows, settings)
     batches = pair_batches(n, settings.batch_size, settings.steps, seed)
 
     def encode(part: list[list[int]]) -> Tensor:
@@ -110,12 +122,12 @@ def contrastive_refinement(
         chosen = [rows[i] for i in pairs] + [rows[n + i] for i in pairs]
         is_toxic = kinds_of_pairs(len(pairs), model.device)
         loss, _ = gradcache.backward(
-            encode, _passes(chosen), lambda states: settings.loss(cosine_similarity(centred(states, centre)), is_toxic)
+            encode, _passes(chosen), lambda states: settings.loss(cosine_similarity(geometry(states)), is_toxic)
         )
         return loss
 
     def observe(step: int) -> dict[str, Any]:
-        value = separation(model, settings.layer, centre, reference, unseen)
+        value = separation(model, settings.layer, geometry, reference, unseen)
         return {"development_auroc": value, "best": value}
 
     return Loop(
@@ -131,3 +143,16 @@ def contrastive_refinement(
         checkpoint=checkpoint,
         report=report,
     ).run()
+
+
+def state_map(
+    model: Model, layer: int, geometry: Geometry, reference: list[list[int]], rows: list[list[int]]
+) -> Tensor:
+    """Where prompts lie at ``layer`` in two dimensions (prompts, 2): along the read-out direction of ``reference``
+    pairs, and along the largest variation across it."""
+    reading, direction = read_out(model, layer, geometry, reference)
+    units = reading(layer_states(model, rows, layer))
+    along = direction.score(units)
+    across = units - along[:, None] * direction.direction
+    _, _, axes = torch.linalg.svd(across - across.mean(0), full_matrices=False)
+    return torch.stack([along, across @ axes[0]], dim=1).cpu()

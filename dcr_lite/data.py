@@ -49,7 +49,9 @@ def read_jsonl(path: Path, parse: Callable[[dict[str, object], str], Row]) -> li
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Check the path, or leave the flag out to use the shipped data.") from None
+        raise UserError(
+            f"{path}: no such file. Check the path, or leave the flag out to use the shipped data."
+        ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     rows = []
@@ -64,7 +66,9 @@ def read_jsonl(path: Path, parse: Callable[[dict[str, object], str], Row]) -> li
         try:
             fields = json.loads(text)
         except json.JSONDecodeError as error:
-            raise UserError(f"{place}: not JSON ({error.msg} at column {error.colno}). Each line is one object.") from None
+            raise UserError(
+                f"{place}: not JSON ({error.msg} at column {error.colno}). Each line is one object."
+            ) from None
         if not isinstance(fields, dict):
             raise UserError(f"{place}: {type(fields).__name__} where an object like {{...}} is needed")
         rows.append(parse(fields, place))
@@ -136,7 +140,9 @@ def pair_batches(n_pairs: int, batch_size: int, steps: int, seed: int) -> list[l
     construction, both sides of a pair always together, every pair once before any comes again."""
     per_step = min(batch_size // 2, n_pairs)
     if per_step < 2:
-        raise UserError(f"a contrastive batch needs at least 4 prompts (2 pairs); asked for {batch_size}, {n_pairs} pairs")
+        raise UserError(
+            f"a contrastive batch needs at least 4 prompts (2 pairs); asked for {batch_size}, {n_pairs} pairs"
+        )
     rng = random.Random(seed)
     batches: list[list[int]] = []
     queue: list[int] = []

@@ -1,20 +1,55 @@
-"""The geometry of layer-L states: centring, and the simple read-out that says how far two kinds of prompt are apart."""
+"""The geometry of layer-L states: which differences count, and how far apart two kinds of prompt are."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+Centre = Literal["batch", "stock", "none"]
+SHRINKAGE = 0.3  # of the covariance towards a sphere: 840 states cannot estimate 576 x 576 numbers
 
-def centred(states: Tensor, centre: Tensor | None) -> Tensor:
-    """States minus ``centre`` (d_model,), scaled to length 1: (batch, d_model), float32.
 
-    Last-token states share one huge component (all cosines about 0.96), which a cosine on raw states mostly measures;
-    the stock model's mean state over both kinds takes it out. ``centre=None`` keeps raw states, as the paper does.
+@dataclass(frozen=True)
+class Geometry:
+    """How states (batch, d_model) become unit vectors whose cosines a loss may compare.
+
+    centre: what is subtracted first. Last-token states share one huge component (all cosines about 0.96), which a
+        cosine on raw states mostly measures. "stock" subtracts the stock model's mean over both kinds; "batch" the mean
+        of the (balanced) batch itself, so that moving all states one way together gains nothing; "none" is the paper's.
+    mean: the stock model's mean state, (d_model,).
+    whitening: (d_model, d_model), the inverse square root of the stock model's covariance, shrunk; None leaves the
+        states as they are. What prompts differ in most (topic, length, form) is not what makes them toxic.
     """
-    states = states.float()
-    return normalize(states if centre is None else states - centre, dim=-1)
+
+    centre: Centre
+    mean: Tensor
+    whitening: Tensor | None
+
+    @classmethod
+    def fit(cls, stock_states: Tensor, centre: Centre, whiten: bool) -> "Geometry":
+        """From the stock model's states of as many prompts of each kind, (prompts, d_model)."""
+        states = stock_states.double()
+        mean = states.mean(0)
+        if not whiten:
+            return cls(centre, mean.float(), None)
+        covariance = torch.cov(states.T)
+        sphere = covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64, device=states.device)
+        values, vectors = torch.linalg.eigh((1 - SHRINKAGE) * covariance + SHRINKAGE * sphere)
+        return cls(centre, mean.float(), (vectors / values.clamp_min(1e-12).sqrt() @ vectors.T).float())
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Unit vectors (batch, d_model) of a training batch, float32."""
+        states = states.float()
+        if self.centre != "none":
+            states = states - (states.mean(0) if self.centre == "batch" else self.mean)
+        return normalize(states if self.whitening is None else states @ self.whitening, dim=-1)
+
+    def around(self, states: Tensor) -> "Geometry":
+        """The same geometry with the mean of ``states`` (prompts, d_model) for reading, where a prompt stands alone;
+        unchanged where nothing or the stock mean is subtracted."""
+        return Geometry("stock", states.float().mean(0), self.whitening) if self.centre == "batch" else self
 
 
 @dataclass(frozen=True)
@@ -25,18 +60,13 @@ class ReadOut:
     direction: Tensor
 
     @classmethod
-    def fit(cls, states: Tensor, is_toxic: Tensor) -> "ReadOut":
-        """From training states (batch, d_model) and their kinds (batch,)."""
-        return cls(normalize(states[is_toxic].mean(0) - states[~is_toxic].mean(0), dim=0))
+    def fit(cls, units: Tensor, is_toxic: Tensor) -> "ReadOut":
+        """From unit vectors of training prompts (prompts, d_model) and their kinds (prompts,)."""
+        return cls(normalize(units[is_toxic].mean(0) - units[~is_toxic].mean(0), dim=0))
 
-    def score(self, states: Tensor) -> Tensor:
-        """How toxic each state reads: (batch, d_model) -> (batch,)."""
-        return states @ self.direction
-
-
-def mean_state(states: Tensor, is_toxic: Tensor) -> Tensor:
-    """The mean over both kinds, each counting half: (d_model,)."""
-    return (states[is_toxic].mean(0) + states[~is_toxic].mean(0)) / 2
+    def score(self, units: Tensor) -> Tensor:
+        """How toxic each prompt reads: (prompts, d_model) -> (prompts,)."""
+        return units @ self.direction
 
 
 def kinds_of_pairs(n_pairs: int, device: torch.device | str = "cpu") -> Tensor:

@@ -28,13 +28,13 @@ def backward(
     if len(parts) == 1:
         representations = encode(parts[0])
         loss = loss_of(representations)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss.item(), representations.detach()
     with torch.no_grad():
         encoded = [encode(part) for part in parts]
     leaf = torch.cat(encoded).requires_grad_()
     loss = loss_of(leaf)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert leaf.grad is not None
     for part, gradient in zip(parts, leaf.grad.split([len(e) for e in encoded]), strict=True):
         encode(part).backward(gradient)

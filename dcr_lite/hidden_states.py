@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from dcr_lite.packing import Batch
 
 
+def _without_adapter_wrapper(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def decoder_of(model: nn.Module) -> Any:
     """The stack of decoder layers inside a causal language model, with or without adapters around it."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    return base.get_decoder()
+    return _without_adapter_wrapper(model).get_decoder()
 
 
 def depth(model: nn.Module) -> int:
@@ -82,7 +85,7 @@ def vocabulary_logits(model: nn.Module, states: Tensor) -> Tensor:
 
     Rows come as a plain matrix: handed a slice of a batch, torch copies the whole output matrix once per sequence.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    logits = base.get_output_embeddings()(states).float()  # type: ignore[operator]
+    base = _without_adapter_wrapper(model)
+    logits = base.get_output_embeddings()(states).float()
     cap = getattr(base.config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap

@@ -129,7 +129,7 @@ def safety_sft(
         total = 0.0
         for start in range(0, len(batch), size):
             loss = loss_of(batch[start : start + size]) / n_targets
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += loss.item()
         return total
 

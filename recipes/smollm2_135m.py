@@ -1,0 +1,51 @@
+"""SmolLM2-135M-Instruct, aligned in two stages on one GPU or on a CPU.
+
+    python recipes/smollm2_135m.py            # or: make train
+
+Stage 1, contrastive refinement, pushes toxic and seemingly toxic prompts apart in the middle of the model; stage 2,
+safety SFT, teaches it to refuse. Beside it the stock model gets safety SFT alone, and all three are measured on
+prompts that nothing was trained on or chosen by.
+"""
+
+from pathlib import Path
+
+from dcr_lite.launch import launch
+from dcr_lite.settings import Settings
+
+SETTINGS = Settings(
+    model="HuggingFaceTB/SmolLM2-135M-Instruct",
+    run=Path("runs/smollm2_135m"),
+    layer=15,  # half of the 30 layers
+)
+
+
+def main(settings: Settings) -> None:
+    # Heavy imports come after --help has answered.
+    from dcr_lite import job
+    from dcr_lite.plan import plan
+    from dcr_lite.run_folder import RunFolder
+    from dcr_lite.terminal import show_end, show_plan
+
+    # What has to be right before any work: the run folder, every row of the data, the model, the layer.
+    run = RunFolder(settings)
+    data = job.load_data(settings)
+    model, source = job.load_model(settings)
+    show_plan(plan(model, source, data, settings))
+
+    # Stage 1: the adapter's layers up to L learn to tell the two kinds of prompt apart.
+    job.refine(run, model, data, settings)
+
+    # Stage 2: its layers above L learn to refuse, from few examples, since the difference is there to be seen.
+    job.teach_refusals(run, model, data, settings)
+
+    # What everybody does, to compare with: safety SFT of the stock model on all layers.
+    job.teach_refusals_alone(run, model, data, settings)
+
+    # Three models answer the held-out prompts.
+    answers = job.evaluate(run, model, data, settings)
+    report = job.write_up(run, model, source, data, settings, answers)
+    show_end(report, run.path)
+
+
+if __name__ == "__main__":
+    launch(main, SETTINGS)

@@ -1,0 +1,66 @@
+"""Fixtures: tiny random models on disk, built once, loaded afresh for every test that changes them."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # a test that asks the network fails instead of waiting
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import pytest  # noqa: E402
+import tiny_models  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+from dcr_lite.backend import Model  # noqa: E402
+
+torch.set_num_threads(1)  # tiny matrices: threads would only wait for each other
+settings.register_profile(  # the same examples on every machine, and no stop-watch on a busy one
+    "dcr", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("dcr")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """tiny_folder(architecture, **config) -> the folder of a saved random model and its tokenizer."""
+    saved: dict[str, Path] = {}
+
+    def folder_of(architecture: str = "llama", **config: Any) -> Path:
+        key = repr((architecture, sorted(config.items())))
+        if key not in saved:
+            folder = tmp_path_factory.mktemp(architecture)
+            tiny_models.save_tiny(folder, architecture, config)
+            saved[key] = folder
+        return saved[key]
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder: Callable[..., Path]) -> Callable[..., Model]:
+    """tiny_model(architecture, precision=, four_bit=, **config) -> a fresh Model, as the kit loads it."""
+
+    def load(
+        architecture: str = "llama", precision: torch.dtype = torch.float32, four_bit: bool = False, **config: Any
+    ) -> Model:
+        return tiny_models.load_tiny(tiny_folder(architecture, **config), precision, four_bit)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def reference(tiny_folder: Callable[..., Path]) -> Callable[..., Any]:
+    """reference(architecture, **config) -> the same weights as transformers itself runs them, freshly loaded."""
+
+    def load(architecture: str = "llama", **config: Any) -> Any:
+        return tiny_models.load_reference(tiny_folder(architecture, **config))
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return tiny_models.build_tokenizer()

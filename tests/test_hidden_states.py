@@ -1,0 +1,208 @@
+"""Claims about the decoder's two halves: up to layer L for stage 1, above it for stage 2."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import (
+    LAYERS,
+    PACKABLE,
+    add_random_adapter,
+    assert_close,
+    assert_far,
+    full_states,
+    own_states,
+    random_rows,
+    take_gradients,
+)
+from torch import Tensor
+
+from dcr_lite.backend import Model, train_only
+from dcr_lite.hidden_states import (
+    decoder_of,
+    depth,
+    prompt_states,
+    states_above,
+    states_at_layer,
+    vocabulary_logits,
+)
+from dcr_lite.packing import pack, pad
+
+MakeModel = Callable[..., Model]
+MakeReference = Callable[..., Any]
+ROWS = random_rows([5, 1, 12, 5], shared=7)
+
+
+def final_states(reference: Any, row: list[int]) -> Tensor:
+    """The full model's last state of every token, after the final norm."""
+    return reference(input_ids=torch.tensor([row]), output_hidden_states=True).hidden_states[-1][0]
+
+
+@pytest.mark.parametrize("architecture", PACKABLE)
+@pytest.mark.parametrize("layer", range(LAYERS))
+@torch.no_grad()
+def test_the_state_at_a_layer_is_that_of_the_full_model(
+    tiny_model: MakeModel, reference: MakeReference, architecture: str, layer: int
+) -> None:
+    """Stopping at layer L gives what L puts out in the full model, before the norm, for the last layer as well."""
+    model, plain = tiny_model(architecture), reference(architecture)
+    seen: list[Tensor] = []
+    plain.model.layers[layer].register_forward_hook(lambda _m, _i, out: seen.append(out))
+    batch = model.batch(ROWS)
+    got = prompt_states(model.network, batch, layer)
+    for row, state in zip(ROWS, got, strict=True):
+        seen.clear()
+        from_list = full_states(plain, row, layer)[-1]
+        assert_close(state, seen[0][0, -1])
+        if layer < LAYERS - 1:
+            assert_close(state, from_list)
+        else:
+            assert_far(state, from_list)  # the list's last entry is behind the norm
+
+
+def test_nothing_runs_above_the_layer(tiny_model: MakeModel) -> None:
+    """States at layer 1 run layers 0 and 1 once each, no later layer, and compute no vocabulary logits."""
+    model = tiny_model()
+    counts = {i: 0 for i in range(LAYERS)}
+    heads: list[int] = []
+
+    def counter(i: int) -> Callable[..., None]:
+        def count(*_: Any) -> None:
+            counts[i] += 1
+
+        return count
+
+    for i, layer in enumerate(model.network.model.layers):
+        layer.register_forward_hook(counter(i))
+    model.network.lm_head.register_forward_hook(lambda *_: heads.append(1))
+    prompt_states(model.network, model.batch(ROWS), 1)
+    assert counts == {0: 1, 1: 1, 2: 0, 3: 0}
+    assert heads == []
+
+
+def test_states_above_run_only_the_layers_above(tiny_model: MakeModel) -> None:
+    """Continuing from layer 1 runs layers 2 and 3 once each and no earlier one."""
+    model = tiny_model()
+    batch = model.batch(ROWS)
+    states = states_at_layer(model.network, batch, 1)[None]
+    ran: list[int] = []
+    for i, layer in enumerate(model.network.model.layers):
+        layer.register_forward_hook(lambda *_, i=i: ran.append(i))
+    states_above(model.network, batch, states, 1)
+    assert ran == [2, 3]
+
+
+@pytest.mark.parametrize("half", ["below", "above"])
+def test_the_decoder_is_whole_again_after_an_exception(tiny_model: MakeModel, half: str) -> None:
+    """A layer that raises leaves the decoder with all its layers in order, no hook behind, and the same output."""
+    model = tiny_model()
+    decoder = decoder_of(model.network)
+    layers = list(decoder.layers)
+    ids = torch.tensor([ROWS[0]])
+    before = model.network(ids).logits
+    batch = model.batch(ROWS)
+    states = states_at_layer(model.network, batch, 1)[None]
+
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    handle = decoder.layers[0 if half == "below" else 2].register_forward_pre_hook(fail)
+    with pytest.raises(MemoryError):
+        states_at_layer(model.network, batch, 1) if half == "below" else states_above(model.network, batch, states, 1)
+    handle.remove()
+    assert list(decoder.layers) == layers
+    assert not any(layer._forward_hooks for layer in layers)
+    assert torch.equal(model.network(ids).logits, before)
+
+
+@pytest.mark.parametrize("architecture", [*PACKABLE, "gemma2"])
+@pytest.mark.parametrize("lay", ["pack", "pad"])
+@torch.no_grad()
+def test_the_upper_half_continues_the_lower_one(
+    tiny_model: MakeModel, reference: MakeReference, architecture: str, lay: str
+) -> None:
+    """States of every layer L, carried through the layers above, are the full model's final states, prompt by prompt."""
+    model, plain = tiny_model(architecture), reference(architecture)
+    if lay == "pack" and not model.packs:
+        pytest.skip("this architecture is padded")
+    batch = pack(ROWS) if lay == "pack" else pad(ROWS, model.tokenizer.pad_token_id)
+    shape = batch.inputs["input_ids"].shape
+    alone = [final_states(plain, row)[batch.shared :] for row in ROWS]
+    for layer in range(LAYERS - 1):
+        lower = states_at_layer(model.network, batch, layer).view(*shape, -1)
+        upper = states_above(model.network, batch, lower, layer)
+        assert_close(own_states(upper, batch, ROWS, batch.shared), alone)
+
+
+@torch.no_grad()
+def test_the_upper_half_keeps_each_layers_own_window(tiny_model: MakeModel, reference: MakeReference) -> None:
+    """Gemma 2's layers alternate between a sliding window and full attention; those above L keep theirs."""
+    model, plain = tiny_model("gemma2", sliding_window=4), reference("gemma2", sliding_window=4)
+    batch = model.batch(ROWS)
+    shape = batch.inputs["input_ids"].shape
+    alone = [final_states(plain, row)[batch.shared :] for row in ROWS]
+    for layer in range(LAYERS - 1):
+        lower = own_states(states_at_layer(model.network, batch, layer), batch, ROWS, batch.shared)
+        assert_close(lower, [full_states(plain, row, layer)[batch.shared :] for row in ROWS])
+    for layer in range(LAYERS - 1):
+        lower = states_at_layer(model.network, batch, layer).view(*shape, -1)
+        upper = states_above(model.network, batch, lower, layer)
+        assert_close(own_states(upper, batch, ROWS, batch.shared), alone)
+
+
+@pytest.mark.parametrize("architecture", [*PACKABLE, "gemma2"])
+@torch.no_grad()
+def test_vocabulary_logits_are_the_models_own(
+    tiny_model: MakeModel, reference: MakeReference, architecture: str
+) -> None:
+    """Logits of final states equal the model's own, its final softcapping included."""
+    model, plain = tiny_model(architecture), reference(architecture)
+    row = ROWS[2]
+    logits = vocabulary_logits(model.network, final_states(plain, row))
+    assert logits.dtype == torch.float32
+    assert_close(logits, plain(torch.tensor([row])).logits[0])
+
+
+def test_checkpointing_changes_neither_states_nor_gradients(tiny_model: MakeModel) -> None:
+    """With non-reentrant gradient checkpointing both halves give the same states and adapter gradients."""
+    results = []
+    for checkpointing in (False, True):
+        model = tiny_model()
+        add_random_adapter(model)
+        if checkpointing:
+            model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.network.train()
+        batch = model.batch(ROWS)
+        runs: list[int] = []
+        decoder_of(model.network).layers[1].register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        parameters = train_only(model, "a", range(3))
+        lower = states_at_layer(model.network, batch, 2)
+        (lower[batch.last].tanh().sum()).backward()
+        assert len(runs) == 1 + checkpointing  # it ran again in the backward pass: checkpointing was on
+        gradients = take_gradients(parameters)
+        parameters = train_only(model, "a", [3])
+        upper = states_above(model.network, batch, lower.detach()[None], 2)
+        upper[batch.last].tanh().sum().backward()
+        results.append(([lower.detach(), upper.detach()], gradients, take_gradients(parameters)))
+    for plain, checkpointed in zip(*results, strict=True):
+        assert all(g.abs().max() > 0 for g in plain)
+        assert_close(checkpointed, plain, 1e-6)
+
+
+@pytest.mark.parametrize("layer", [-1, LAYERS, 99])
+def test_a_layer_that_is_not_there_is_refused(tiny_model: MakeModel, layer: int) -> None:
+    """A layer out of range raises ValueError and leaves the decoder as it was."""
+    model = tiny_model()
+    with pytest.raises(ValueError, match=f"layer {layer} .* 4 layers"):
+        states_at_layer(model.network, model.batch(ROWS), layer)
+    assert depth(model.network) == LAYERS
+
+
+def test_the_decoder_is_found_with_and_without_adapters(tiny_model: MakeModel) -> None:
+    """Wrapping the model in adapters changes neither its decoder nor its depth."""
+    model = tiny_model()
+    bare = decoder_of(model.network)
+    add_random_adapter(model)
+    assert decoder_of(model.network) is bare
+    assert depth(model.network) == LAYERS

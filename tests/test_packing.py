@@ -1,0 +1,261 @@
+"""Claims about packed and padded batches: the same values and gradients as every prompt alone in the whole model."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import (
+    LAYERS,
+    PACKABLE,
+    PROMPTS,
+    add_random_adapter,
+    assert_close,
+    assert_far,
+    full_states,
+    own_states,
+    random_rows,
+    take_gradients,
+)
+from torch import Tensor
+
+from dcr_lite.backend import Model, set_adapter_weights, train_only
+from dcr_lite.chat import encode_prompts
+from dcr_lite.hidden_states import states_at_layer
+from dcr_lite.packing import Batch, pack, pad, shared_prefix
+
+MakeModel = Callable[..., Model]
+MakeReference = Callable[..., Any]
+Rows = list[list[int]]
+
+SHAPES: dict[str, Rows] = {
+    "nothing shared": [[3, 4, 5], [6, 7, 8, 9, 10], [11], [12, 13, 14]],
+    "short prefix": random_rows([5, 1, 9, 5, 2, 9], shared=2),
+    "long prefix": random_rows([3, 8, 1, 1], shared=90),
+    "one row": random_rows([7]),
+    "one token": [[5]],
+    "equal rows": random_rows([0, 0, 0], shared=6),
+    "a row that is the prefix": random_rows([4, 0, 2], shared=6),
+}
+
+
+def states_by_row(model: Model, batch: Batch, rows: Rows, layer: int, skip: int) -> list[Tensor]:
+    with torch.no_grad():
+        return own_states(states_at_layer(model.network, batch, layer), batch, rows, skip)
+
+
+def states_alone(reference: Any, rows: Rows, layer: int, skip: int) -> list[Tensor]:
+    with torch.no_grad():
+        return [full_states(reference, row, layer)[skip:] for row in rows]
+
+
+@pytest.mark.parametrize("architecture", PACKABLE)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_states_are_those_of_each_row_alone(
+    tiny_model: MakeModel, reference: MakeReference, architecture: str, shape: str
+) -> None:
+    """Packed and padded states at several layers equal those of the untouched model fed one row at a time."""
+    model, plain, rows = tiny_model(architecture), reference(architecture), SHAPES[shape]
+    assert model.packs
+    packed, padded = pack(rows), pad(rows, model.tokenizer.pad_token_id)
+    for layer in range(LAYERS - 1):
+        alone = states_alone(plain, rows, layer, packed.shared)
+        assert_close(states_by_row(model, packed, rows, layer, packed.shared), alone)
+        assert_close(states_by_row(model, padded, rows, layer, packed.shared), alone)
+
+
+@pytest.mark.parametrize("architecture", PACKABLE)
+def test_gradients_are_those_of_each_row_alone(
+    tiny_model: MakeModel, reference: MakeReference, architecture: str
+) -> None:
+    """Adapter gradients of packed, padded and single rows agree, for the last tokens and for all own tokens."""
+    model = tiny_model(architecture)
+    weights = add_random_adapter(model)
+    plain = Model(reference(architecture), model.tokenizer, "cpu", torch.float32, False)
+    add_random_adapter(plain)
+    set_adapter_weights(plain, "a", weights)
+    rows = encode_prompts(model.tokenizer, PROMPTS, model.window)
+    packed, padded = pack(rows), pad(rows, model.tokenizer.pad_token_id)
+    assert packed.shared > 10  # the default system prompt
+    layer = 2
+    direction = torch.randn(64, generator=torch.Generator().manual_seed(3))
+
+    def loss_of(states: list[Tensor], all_tokens: bool) -> Tensor:
+        return torch.stack([(s if all_tokens else s[-1:]).tanh().matmul(direction).sum() for s in states]).sum()
+
+    for all_tokens in (False, True):
+        gradients = []
+        for batch in (packed, padded):
+            parameters = train_only(model, "a", range(layer + 1))
+            states = own_states(states_at_layer(model.network, batch, layer), batch, rows, packed.shared)
+            loss_of(states, all_tokens).backward()
+            gradients.append(take_gradients(parameters))
+        parameters = train_only(plain, "a", range(layer + 1))
+        for row in rows:
+            loss_of([full_states(plain.network, row, layer)[packed.shared :]], all_tokens).backward()
+        alone = take_gradients(parameters)
+        assert all(g.abs().max() > 0 for g in alone)
+        assert_close(gradients[0], alone)
+        assert_close(gradients[1], alone)
+
+
+def test_the_shared_prefix_collects_gradients(tiny_model: MakeModel) -> None:
+    """A packed row's gradient reaches the tokens of the shared prefix, which padding would compute per row."""
+    model = tiny_model()
+    rows = random_rows([3, 5], shared=20)
+    embeddings = model.network.get_input_embeddings()
+    embeddings.weight.requires_grad_(True)
+    batch = pack(rows)
+    states_at_layer(model.network, batch, 1)[batch.last].sum().backward()
+    prefix = sorted(set(rows[0][:20]) - set(rows[0][20:] + rows[1][20:]))
+    assert (embeddings.weight.grad[prefix].abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("lay", ["pack", "pad"])
+def test_rows_keep_the_order_given(tiny_model: MakeModel, lay: str) -> None:
+    """``last`` and ``index`` follow the order given although packing sorts by length: reversed rows, reversed states."""
+    model = tiny_model()
+    rows = random_rows([9, 2, 7, 1, 2, 12], shared=3)
+
+    def last_states(chosen: Rows) -> Tensor:
+        batch = pack(chosen) if lay == "pack" else pad(chosen, 2)
+        with torch.no_grad():
+            return states_at_layer(model.network, batch, 2)[batch.last]
+
+    forwards, backwards = last_states(rows), last_states(rows[::-1])
+    assert_far(forwards[0], forwards[1])
+    assert_close(forwards, backwards.flip(0))
+
+
+@pytest.mark.parametrize("architecture", [*PACKABLE, "gemma2"])
+@pytest.mark.parametrize("training", [False, True])
+def test_longer_neighbours_change_nothing(tiny_model: MakeModel, architecture: str, training: bool) -> None:
+    """Adding a much longer row, and with it padding, changes no other row's states, in training mode as well."""
+    model = tiny_model(architecture)
+    model.network.train(training)
+    short = random_rows([4, 6, 1], shared=3)
+    longer = [*short, random_rows([60], seed=9)[0]]
+    for lay in ([pack] if model.packs else []) + [lambda rows, prefix: pad(rows, 2)]:
+        alone = states_by_row(model, lay(short, 0), short, 2, 0)
+        beside = states_by_row(model, lay(longer, 0), longer, 2, 0)[:3]
+        assert_close(beside, alone)
+
+
+def test_what_padding_is_made_of_changes_nothing(tiny_model: MakeModel) -> None:
+    """Padding with another token gives the same states."""
+    model, rows = tiny_model(), random_rows([4, 9, 1])
+    assert_close(states_by_row(model, pad(rows, 2), rows, 2, 0), states_by_row(model, pad(rows, 77), rows, 2, 0))
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_a_shorter_prefix_gives_the_same_states(tiny_model: MakeModel, prefix: int) -> None:
+    """Any prefix up to the longest shared one may be asked for."""
+    model, rows = tiny_model(), random_rows([4, 9, 1], shared=8)
+    batch = pack(rows, prefix)
+    assert batch.shared == prefix
+    whole = states_by_row(model, pack(rows), rows, 2, 8)
+    assert_close(states_by_row(model, batch, rows, 2, 8), whole)
+
+
+def test_the_model_packs_by_itself_where_it_can(tiny_model: MakeModel) -> None:
+    """Model.batch packs for Llama and pads for Gemma 2, whose softcapping the packed attention does not know."""
+    rows = random_rows([4, 9], shared=5)
+    llama, gemma = tiny_model(), tiny_model("gemma2")
+    assert llama.batch(rows).shared == 5
+    assert "layout" in llama.batch(rows).inputs
+    assert gemma.batch(rows).shared == 0
+    assert "layout" not in gemma.batch(rows).inputs
+    assert not gemma.packs
+
+
+@pytest.mark.parametrize("layer", range(LAYERS - 1))
+def test_softcapped_models_agree_with_their_own_eager_attention(
+    tiny_model: MakeModel, reference: MakeReference, layer: int
+) -> None:
+    """Gemma 2's states equal its own full eager forward pass, softcapping of the attention scores included."""
+    model, plain = tiny_model("gemma2"), reference("gemma2")
+    rows = random_rows([12, 30, 1], shared=5)
+    batch = model.batch(rows)
+    assert_close(states_by_row(model, batch, rows, layer, 0), states_alone(plain, rows, layer, 0))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        ("mistral", {"sliding_window": 8}),
+        ("qwen2", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}),
+        ("lfm2", {}),
+    ],
+    ids=["mistral's window", "qwen2's window", "lfm2's convolutions"],
+)
+def test_models_with_other_than_full_attention_are_not_packed_wrongly(
+    tiny_model: MakeModel, reference: MakeReference, architecture: str, config: dict[str, Any]
+) -> None:
+    """A model with a sliding window or with convolutions gives the states of each row alone, packed or not."""
+    model, plain = tiny_model(architecture, **config), reference(architecture, **config)
+    rows = random_rows([12, 30, 2], shared=6)
+    batch = model.batch(rows)
+    assert_close(states_by_row(model, batch, rows, 2, batch.shared), states_alone(plain, rows, 2, batch.shared))
+
+
+@pytest.mark.parametrize("rows", [[], [[]], [[1, 2], []]])
+def test_rows_without_tokens_are_refused(rows: Rows) -> None:
+    """No row, or an empty one, raises ValueError instead of reading another row's state."""
+    with pytest.raises(ValueError, match="at least one token"):
+        pack(rows)
+
+
+def test_a_row_that_equals_the_prefix_keeps_one_token() -> None:
+    """The prefix ends one token early rather than leave a row without a state of its own."""
+    rows = [[1, 2, 3], [1, 2, 3, 4], [1, 2, 3]]
+    assert shared_prefix(rows) == 2
+    assert [len(places) for places in pack(rows).index] == [1, 2, 1]
+
+
+some_rows = st.tuples(
+    st.lists(st.integers(0, 3), max_size=4), st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_size=1)
+).map(lambda drawn: [drawn[0] + row for row in drawn[1]])
+
+
+@given(rows=some_rows)
+def test_the_shared_prefix_is_the_longest_one(rows: Rows) -> None:
+    """All rows share the prefix and keep a token behind it; one token more and either would fail."""
+    n = shared_prefix(rows)
+    assert all(row[:n] == rows[0][:n] and len(row) > n for row in rows)
+    assert any(row[: n + 1] != rows[0][: n + 1] or len(row) == n + 1 for row in rows)
+
+
+@given(rows=some_rows, data=st.data())
+def test_packing_places_every_token_exactly_once(rows: Rows, data: st.DataObject) -> None:
+    """Prefix and index together cover the sequence once; each row's places hold its tokens at its positions."""
+    prefix = data.draw(st.integers(0, shared_prefix(rows)))
+    batch = pack(rows, prefix)
+    tokens, positions = batch.inputs["input_ids"][0], batch.inputs["position_ids"][0]
+    covered = [*range(prefix), *(int(p) for places in batch.index for p in places)]
+    assert sorted(covered) == list(range(len(tokens)))
+    assert tokens[:prefix].tolist() == rows[0][:prefix]
+    assert positions[:prefix].tolist() == list(range(prefix))
+    for row, places in zip(rows, batch.index, strict=True):
+        assert tokens[places].tolist() == row[prefix:]
+        assert positions[places].tolist() == list(range(prefix, len(row)))
+    layout = batch.inputs["layout"]
+    assert layout.prefix == prefix == batch.shared
+    assert sum(length * rows_of for length, rows_of in layout.groups) == len(tokens) - prefix
+    assert all(a < b for (a, _), (b, _) in pairwise(layout.groups))
+    assert batch.last.tolist() == [int(places[-1]) for places in batch.index]
+
+
+@given(rows=some_rows)
+def test_padding_places_every_token_exactly_once(rows: Rows) -> None:
+    """In a padded batch each row's places hold its tokens, the mask is 1 there and 0 elsewhere."""
+    batch = pad(rows, 9)
+    tokens, mask = batch.inputs["input_ids"].flatten(), batch.inputs["attention_mask"].flatten()
+    for row, places in zip(rows, batch.index, strict=True):
+        assert tokens[places].tolist() == row
+    covered = torch.cat(batch.index)
+    assert len(covered.unique()) == len(covered) == int(mask.sum())
+    assert (mask[covered] == 1).all()
+    assert (tokens[mask == 0] == 9).all()
