@@ -3,6 +3,9 @@
 The only room that knows how weights are loaded; everything else sees a causal language model with LoRA adapters.
 """
 
+import contextlib
+import ctypes
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +70,18 @@ class Model:
             yield
 
 
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed blocks up to 32 MB: it would hand each step's tensors back to the system and fault them
+    in again, page by page. Larger ones still go back, or the heap would only grow. A no-op off Linux with glibc."""
+    if sys.platform != "linux":
+        return
+    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(m_mmap_threshold, 32 * 2**20)
+        libc.mallopt(m_trim_threshold, 2**30)
+
+
 def load(path: str | Path, device: str, precision: torch.dtype, four_bit: bool) -> Model:
     """Load a causal chat model and its tokenizer from a folder or a Hub name."""
     quantization = None
@@ -77,6 +92,8 @@ def load(path: str | Path, device: str, precision: torch.dtype, four_bit: bool) 
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=precision,
         )
+    if device == "cpu":
+        keep_freed_memory()
     tokenizer = AutoTokenizer.from_pretrained(path)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging as transformers_logging
 
 from dcr_lite import backend, losses
 from dcr_lite.backend import Model
-from dcr_lite.chat import encode_prompts
+from dcr_lite.chat import encode_conversations, encode_prompts
 from dcr_lite.contrastive import (
     Contrastive,
     contrastive_refinement,
@@ -46,12 +48,26 @@ from dcr_lite.report import method_result, read_answers, write_answers, write_mo
 from dcr_lite.run_folder import RunFolder, hardware, peak_memory_bytes, versions
 from dcr_lite.safety_sft import SafetySFT, safety_sft
 from dcr_lite.settings import Settings
-from dcr_lite.terminal import stage
+from dcr_lite.terminal import console, stage
 from dcr_lite.training import Progress
 from dcr_lite.weights import locate
 
 DCR, BASELINE = "dcr", "safety_sft"  # the two adapters on the one model
 CURVE_PROMPTS = 24  # of each kind, watched along safety SFT: enough to see a curve, a second's work
+
+
+LEAST = {
+    "contrastive_steps": 1,
+    "contrastive_batch": 4,  # two of each kind: below that no prompt has a positive
+    "development_pairs": 1,
+    "instructions": 1,
+    "refusals": 0,
+    "baseline_refusals": 0,
+    "sft_epochs": 1,
+    "sft_batch": 1,
+    "rank": 1,
+    "answer_tokens": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +83,10 @@ class Data:
 
 
 def load_data(settings: Settings) -> Data:
-    """Read and check every file; raises UserError naming file and line."""
+    """Read and check every file; raises UserError naming file and line, or the number that is too small."""
+    for name, least in LEAST.items():
+        if getattr(settings, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(settings, name)}: it takes at least {least}")
     training, development = split_by_focus(read_pairs(settings.pairs), settings.development_pairs, settings.seed)
     instructions = read_conversations(settings.instruction_rows)
     refusals = read_conversations(settings.refusal_rows)
@@ -96,7 +115,13 @@ def load_model(settings: Settings) -> tuple[Model, str]:
     precisions = {"bfloat16": torch.bfloat16, "float32": torch.float32, "auto": backend.best_precision(device)}
     four_bit = device == "cuda" if settings.four_bit is None else settings.four_bit
     path, source = locate(settings.model)
-    model = backend.load(path, device, precisions[settings.precision], four_bit)
+    if not console.is_terminal:
+        transformers_logging.disable_progress_bar()  # one long line of them in a file
+    try:
+        model = backend.load(path, device, precisions[settings.precision], four_bit)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{settings.model} cannot be loaded as a chat model: {reason}") from None
     if not 0 <= settings.layer < depth(model.network) - 1:
         raise UserError(
             f"--layer {settings.layer}: {settings.model} has {depth(model.network)} layers, so L goes from 0 to "
@@ -143,9 +168,17 @@ def save_adapter(model: Model, adapter: str, folder: Path) -> None:
     model.tokenizer.save_pretrained(folder)
 
 
-def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
-    """Stage 1 on the DCR adapter."""
-    how = Contrastive(
+def _require_room(model: Model, data: Data, settings: Settings) -> None:
+    """Raises UserError for a row longer than the model's window: before the work begins, not after half of it."""
+    encode_pairs(model, data.training + data.development)
+    for rows in (data.mixture, data.baseline_mixture):
+        encode_conversations(model.tokenizer, [r.prompt for r in rows], [r.response for r in rows], model.window)
+    encode_prompts(model.tokenizer, [p.prompt for p in data.held_out], model.window - settings.answer_tokens)
+
+
+def contrastive_settings(settings: Settings) -> Contrastive:
+    """How stage 1 trains under these settings."""
+    return Contrastive(
         layer=settings.layer,
         loss=loss_of(settings),
         centre="none" if settings.paper else settings.centre,
@@ -154,6 +187,11 @@ def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None
         batch_size=settings.contrastive_batch,
         learning_rate=settings.contrastive_learning_rate,
     )
+
+
+def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
+    """Stage 1 on the DCR adapter."""
+    how = contrastive_settings(settings)
 
     def train(**kwargs: Any) -> Progress:
         return contrastive_refinement(model, DCR, data.training, data.development, how, settings.seed, **kwargs)
@@ -175,7 +213,9 @@ def _map_states(run: RunFolder, model: Model, data: Data, how: Contrastive) -> N
     after = state_map(model, how.layer, geometry, reference, held_out)
     with backend.stock(model):
         before = state_map(model, how.layer, geometry, reference, held_out)
-    save_file({"before": before, "after": after}, path)
+    partial = path.with_suffix(".partial")
+    save_file({"before": before, "after": after}, partial)
+    partial.replace(path)
 
 
 def teach_refusals(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
@@ -280,7 +320,7 @@ def write_up(
     seconds["draw"] = time.monotonic() - started
     seconds["total"] = run.seconds()
     report = {
-        "recipe": run.path.name,
+        "recipe": Path(sys.argv[0]).stem,
         "model": settings.model,
         "source": source,
         "seed": settings.seed,

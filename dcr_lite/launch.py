@@ -1,5 +1,8 @@
 """From the command line to a recipe's main function: flags, and mistakes said in a sentence."""
 
+import errno
+import logging
+import shlex
 import sys
 from collections.abc import Callable
 
@@ -7,6 +10,8 @@ import tyro
 
 from dcr_lite.errors import UserError
 from dcr_lite.settings import Settings
+
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # the disk's and its owner's, not ours
 
 
 def launch(main: Callable[[Settings], None], defaults: Settings, argv: list[str] | None = None) -> None:
@@ -19,12 +24,20 @@ def launch(main: Callable[[Settings], None], defaults: Settings, argv: list[str]
         args=argv,
         description=script.__doc__,
     )
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a faster kernel that this kit never calls
     try:
         main(settings)
     except UserError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno not in MACHINE_ERRORS:
+            raise
+        print(
+            f"\nerror: {error.filename or settings.run}: {error.strerror}. Then go on with --resume.", file=sys.stderr
+        )
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
-        again = " ".join(["python", *sys.argv, *([] if settings.resume else ["--resume"])])
+        again = shlex.join(["python", *sys.argv, *([] if settings.resume else ["--resume"])])
         print(f"\nstopped. What is done is kept; go on with:\n  {again}", file=sys.stderr)
         raise SystemExit(130) from None

@@ -3,7 +3,7 @@
 A chat template puts the same system prompt and header before every prompt; for short prompts that is more than half of
 all tokens, and padding adds more. A packed batch holds one sequence ::
 
-    [ shared prefix | row 1 | row 2 | ... ]      rows sorted by length, positions restarting behind the prefix
+    [ shared prefix | row 1 | row 2 | ... ]      positions restarting behind the prefix
 
 in which each row attends to the prefix and to itself. Values and gradients are those of the padded batch (the prefix
 collects the gradient of every row), since a causal model computes the prefix without looking at what follows.
@@ -14,7 +14,6 @@ replaced (softcapping, unsloth's kernels) take the padded one.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -29,10 +28,16 @@ ATTENTION = "dcr_packed"  # the name under which transformers finds the attentio
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of a packed sequence lie: ``prefix`` shared tokens, then ``groups`` of (length, rows)."""
+    """Where the tokens of a packed sequence lie.
+
+    prefix: the number of shared tokens in front.
+    rows: (rows, width), the places of each row's tokens behind the prefix; shorter rows are filled up with any place.
+    own: (tokens,), for each token behind the prefix its place in the flattened ``rows``.
+    """
 
     prefix: int
-    groups: tuple[tuple[int, int], ...]
+    rows: Tensor
+    own: Tensor
 
 
 @dataclass(frozen=True)
@@ -70,23 +75,21 @@ def pack(rows: list[list[int]], prefix: int | None = None, device: torch.device 
     if not rows or not all(rows):
         raise ValueError("every row needs at least one token")
     prefix = shared_prefix(rows) if prefix is None else prefix
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    tokens, positions = rows[0][:prefix], list(range(prefix))
-    starts = [0] * len(rows)
-    for i in order:
-        starts[i] = len(tokens)
-        tokens = tokens + rows[i][prefix:]
-        positions += range(prefix, len(rows[i]))
-    lengths = [len(rows[i]) - prefix for i in order]
-    groups = tuple((length, len(list(same))) for length, same in groupby(lengths))
+    own_tokens = [row[prefix:] for row in rows]
+    lengths = torch.tensor([len(own) for own in own_tokens])
+    width = int(lengths.max())
+    in_row = torch.arange(width)[None] < lengths[:, None]  # rows width
+    starts = lengths.cumsum(0) - lengths
+    places = torch.where(in_row, starts[:, None] + torch.arange(width), 0)
+    positions = (torch.arange(width) + prefix).expand(len(rows), -1)[in_row]
     inputs = {
-        "input_ids": torch.tensor([tokens], device=device),
-        "position_ids": torch.tensor([positions], device=device),
+        "input_ids": torch.tensor([rows[0][:prefix] + [token for own in own_tokens for token in own]], device=device),
+        "position_ids": torch.cat([torch.arange(prefix), positions])[None].to(device),
         # A ready-made 4-D mask keeps transformers from building one; the attention below needs none.
         "attention_mask": torch.zeros(1, 1, 1, 1, device=device),
-        "layout": Layout(prefix, groups),
+        "layout": Layout(prefix, places.to(device), in_row.flatten().nonzero()[:, 0].to(device)),
     }
-    index = [torch.arange(s, s + len(row) - prefix, device=device) for s, row in zip(starts, rows, strict=True)]
+    index = [prefix + places[i, : len(own)].to(device) for i, own in enumerate(own_tokens)]
     return Batch(inputs, index, prefix)
 
 
@@ -125,37 +128,30 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
+    p, (n, width) = layout.prefix, layout.rows.shape
     repeats = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
-    heads, width = query.shape[1], query.shape[3]
-    p = layout.prefix
-    outputs = []
-    if p:
-        outputs.append(
-            scaled_dot_product_attention(
-                query[:, :, :p], key[:, :, :p], value[:, :, :p], is_causal=True, scale=scaling
-            )[0]
-        )
-    start = p
-    for length, rows in layout.groups:
-        stop = start + rows * length
 
-        def split(x: Tensor, a: int = start, b: int = stop, n: int = rows, s: int = length) -> Tensor:
-            return x[0, :, a:b].view(heads, n, s, width).transpose(0, 1)  # rows heads length d_head
+    def tokens_first(x: Tensor) -> Tensor:
+        return x[0].transpose(0, 1)  # seq heads d_head
 
-        def with_prefix(x: Tensor, own: Tensor, n: int = rows) -> Tensor:
-            return torch.cat([x[:, :, :p].expand(n, -1, -1, -1), own], dim=2)
+    def row_by_row(x: Tensor) -> Tensor:
+        chosen = tokens_first(x)[p:].index_select(0, layout.rows.flatten())
+        return chosen.view(n, width, *chosen.shape[1:]).transpose(1, 2)  # rows heads width d_head
 
-        out = scaled_dot_product_attention(
-            split(query),
-            with_prefix(key, split(key)),
-            with_prefix(value, split(value)),
-            attn_mask=_row_mask(p, length, query.device),
-            scale=scaling,
-        )
-        outputs.append(out.transpose(0, 1).reshape(heads, rows * length, width))
-        start = stop
-    return torch.cat(outputs, dim=1).transpose(0, 1)[None].contiguous(), None
+    def behind_prefix(x: Tensor) -> Tensor:
+        return repeat_kv(torch.cat([x[:, :, :p].expand(n, -1, -1, -1), row_by_row(x)], dim=2), repeats)
+
+    # A row's filling stands behind its own tokens, where the causal mask hides it; what it puts out is left out.
+    mask = _row_mask(p, width, query.device)
+    out = scaled_dot_product_attention(
+        row_by_row(query), behind_prefix(key), behind_prefix(value), attn_mask=mask, scale=scaling
+    )
+    own = out.transpose(1, 2).flatten(0, 1).index_select(0, layout.own)  # tokens heads d_head
+    if not p:
+        return own[None], None
+    k, v = repeat_kv(key[:, :, :p], repeats), repeat_kv(value[:, :, :p], repeats)
+    shared = scaled_dot_product_attention(query[:, :, :p], k, v, is_causal=True, scale=scaling)
+    return torch.cat([tokens_first(shared), own])[None], None
 
 
 AttentionInterface.register(ATTENTION, packed_attention)

@@ -25,7 +25,8 @@ def write_answers(measured: list[Measured], path: Path) -> None:
 
 def read_answers(path: Path) -> list[Measured]:
     """Answers that an earlier part of the run has written."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Not splitlines(): it also cuts at the line separators of Unicode, which answers may hold.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _cell(rate: dict[str, Any] | None) -> str:
@@ -126,8 +127,8 @@ tags: [lora, safety, over-refusal, dcr]
 # {report["model"].split("/")[-1]}, aligned with DCR
 
 A LoRA adapter trained in two stages with [dcr-lite](https://pypi.org/project/dcr-lite/): contrastive refinement up to
-layer {report["settings"]["layer"]}, then safety SFT. It refuses toxic prompts and answers those that only sound toxic
-more often than safety SFT alone does. Method: Lu et al., arXiv 2603.03323.
+layer {report["settings"]["layer"]}, then safety SFT. The aim is to refuse toxic prompts and to answer those that only
+sound toxic; the table says how far this run got. Method: Lu et al., arXiv 2603.03323.
 
 ## Before and after
 

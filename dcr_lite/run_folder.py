@@ -47,21 +47,29 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self._started = time.monotonic()
         self._before = 0.0  # seconds that earlier, stopped sessions of this run took up to their last finished part
-        state = {"settings": settings.for_json(), "data": _fingerprints(settings)}
-        if (self.path / "settings.json").exists():
-            self._continue(settings, state)
-        else:
-            if self.path.exists() and any(self.path.iterdir()):
-                raise UserError(f"{self.path} is not empty and no run of this kit. Choose another folder with --run.")
+        # A folder that was moved, or is reached by another path, holds the same run.
+        chosen = {k: v for k, v in settings.for_json().items() if k != "run"}
+        state = {"settings": chosen, "data": _fingerprints(settings)}
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file. Choose another folder with --run.")
+        found = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
+        if not found - {"settings.json", "settings.json.partial"}:
+            # New, or stopped by a mistake before anything was done: nothing to continue, so it begins afresh.
             require_disk(self.path, DISK_BYTES)
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(state, self.path / "settings.json")
+        elif "settings.json" in found:
+            self._continue(settings, state)
+        else:
+            raise UserError(f"{self.path} is not empty and no run of this kit. Choose another folder with --run.")
 
     def _continue(self, settings: Settings, state: dict[str, Any]) -> None:
-        finished = (self.path / "report.json").exists()
+        if (self.path / "report.json").exists():
+            raise UserError(
+                f"{self.path} holds a finished run: look at its report.md, or choose another folder with --run."
+            )
         if not settings.resume:
-            what, how = ("a finished run", "look at its report.md") if finished else ("a stopped run", "add --resume")
-            raise UserError(f"{self.path} holds {what}: {how}, or choose another folder with --run.")
+            raise UserError(f"{self.path} holds a stopped run: add --resume, or choose another folder with --run.")
         begun = json.loads((self.path / "settings.json").read_text(encoding="utf-8"))
         for part, now in state.items():
             before = begun.get(part, {})
@@ -72,6 +80,7 @@ class RunFolder:
                     f"{self.path} was begun with other {part} ({details}). Restore them, or use a new --run."
                 )
         self._before = (self.finished("elapsed") or {}).get("seconds", 0.0)
+        self.tidy_metrics()  # a line cut off must not run into the next one
 
     def checkpoint(self, stage: str) -> Path:
         """Where a stage keeps its checkpoint."""
@@ -100,10 +109,18 @@ class RunFolder:
             file.write(json.dumps(row) + "\n")
 
     def tidy_metrics(self) -> None:
-        """Drop repeated lines: a continued run takes the steps since its checkpoint again, with equal results."""
-        lines = dict.fromkeys(self.metrics.read_text(encoding="utf-8").splitlines())
-        whole = [line for line in lines if line.endswith("}")]  # a killed run can leave half a line
-        self.metrics.write_text("\n".join(whole) + "\n", encoding="utf-8")
+        """One line a step and one an observation: a continued run takes the steps since its checkpoint again, and a
+        killed one can leave half a line."""
+        rows: dict[tuple[str, int, bool], str] = {}
+        for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            rows[row["stage"], row["step"], "loss" in row] = line
+        partial = self.metrics.with_suffix(".partial")
+        partial.write_text("".join(f"{line}\n" for line in rows.values()), encoding="utf-8")
+        partial.replace(self.metrics)
 
     def close(self, report: dict[str, Any]) -> None:
         """Write report.json; after that nothing is left to continue."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -19,7 +20,7 @@ def show_plan(rows: dict[str, str]) -> None:
     """The plan of a run: what is about to happen, one line each."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/bold]", value)
+        table.add_row(f"[bold]{name}[/bold]", escape(value))
     console.print(table)
     console.print()
 
@@ -98,7 +99,8 @@ def show_end(report: dict[str, Any], folder: Path) -> None:
         ("answers", "what each model said (for your eyes: toxic prompts are among them)"),
         ("report.json", "the same for machines"),
     ):
-        console.print(f"  {folder / name!s:<36} {what}")
+        # Never wrapped and never read as markup: a path is there to be copied.
+        console.print(f"  {folder / name!s:<36} {what}", markup=False, soft_wrap=True)
     console.print("\nNext: look at report.md; try --seed 1 --run another/folder; --help lists every setting.")
 
 

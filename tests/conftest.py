@@ -5,16 +5,16 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that asks the network fails instead of waiting
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from collections.abc import Callable  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import pytest  # noqa: E402
-import tiny_models  # noqa: E402
-import torch  # noqa: E402
-from hypothesis import HealthCheck, settings  # noqa: E402
+import pytest
+import tiny_models
+import torch
+from hypothesis import HealthCheck, settings
 
-from dcr_lite.backend import Model  # noqa: E402
+from dcr_lite.backend import Model
 
 torch.set_num_threads(1)  # tiny matrices: threads would only wait for each other
 settings.register_profile(  # the same examples on every machine, and no stop-watch on a busy one

@@ -94,15 +94,21 @@ LOSSES: dict[str, tuple[Loss, Reference]] = {
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
+
+def gaussian(n: int, seed: int) -> Tensor:
+    return torch.randn(n, 5, generator=torch.Generator().manual_seed(seed))
+
+
 UNEVEN = [True, False, True, True, False, True, False]
+TWO_AND_TWO = [True, True, False, False]
 BATCHES = {
-    "uneven kinds": (torch.randn(7, 5, generator=torch.Generator().manual_seed(0)), UNEVEN),
-    "one huge component": (torch.randn(7, 5, generator=torch.Generator().manual_seed(1)) + 5, UNEVEN),
-    "one prompt of a kind": (torch.randn(4, 5, generator=torch.Generator().manual_seed(2)), [True, False, False, False]),
-    "duplicates of one kind": (torch.randn(1, 5, generator=torch.Generator().manual_seed(3)).repeat(4, 1), [True, True, False, False]),
+    "uneven kinds": (gaussian(7, 0), UNEVEN),
+    "one huge component": (gaussian(7, 1) + 5, UNEVEN),
+    "one prompt of a kind": (gaussian(4, 2), [True, False, False, False]),
+    "duplicates": (gaussian(1, 3).repeat(4, 1), TWO_AND_TWO),
     "opposite": (torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]]), [True, False, True, False]),
-    "huge and minute": (torch.tensor([[1e15, 1.0], [1e-7, 2e-7], [3.0, -1.0], [0.5, 1e15]]), [True, True, False, False]),
-}  # fmt: skip
+    "huge and minute": (torch.tensor([[1e15, 1.0], [1e-7, 2e-7], [3.0, -1.0], [0.5, 1e15]]), TWO_AND_TWO),
+}
 
 
 def value_and_gradient(loss: Loss, states: Tensor, kinds: list[bool]) -> tuple[Tensor, Tensor]:
@@ -122,16 +128,12 @@ def reference_value_and_gradient(reference: Reference, states: Tensor, kinds: li
     return value.detach(), leaf.grad
 
 
-def batches(**kwargs: int) -> st.SearchStrategy[tuple[Tensor, list[bool], list[int]]]:
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[Tensor, list[bool], list[int]]:
     """(states, kinds, a permutation) with at least two prompts of each kind."""
-
-    @st.composite
-    def draw(choose: st.DrawFn) -> tuple[Tensor, list[bool], list[int]]:
-        kinds = choose(st.lists(st.booleans(), min_size=0, max_size=6)) + [True, True, False, False]
-        states = torch.randn(len(kinds), 4, generator=torch.Generator().manual_seed(choose(st.integers(0, 999))))
-        return states.double(), kinds, list(choose(st.permutations(range(len(kinds)))))
-
-    return draw()
+    kinds = [*draw(st.lists(st.booleans(), max_size=6)), *TWO_AND_TWO]
+    states = gaussian(len(kinds), draw(st.integers(0, 999)))
+    return states.double(), kinds, list(draw(st.permutations(range(len(kinds)))))
 
 
 @every_loss
@@ -187,9 +189,9 @@ def test_kinds_that_do_not_fit_the_similarities_are_refused(name: str) -> None:
 HARD = {
     **{name: states for name, (states, _) in BATCHES.items()},
     "zero vectors": torch.zeros(6, 4),
-    "one zero vector": torch.cat([torch.zeros(1, 4), torch.randn(5, 4, generator=torch.Generator().manual_seed(4))]),
+    "one zero vector": torch.cat([torch.zeros(1, 5), gaussian(5, 4)]),
     "all alike": torch.ones(6, 4),
-    "large": 1e18 * torch.randn(6, 4, generator=torch.Generator().manual_seed(5)),
+    "large": 1e18 * gaussian(6, 5),
 }
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3TextConfig,
     Lfm2Config,
     LlamaConfig,
     MistralConfig,
@@ -21,6 +22,7 @@ from dcr_lite.backend import Model, adapter_weights, add_adapter, load, set_adap
 from dcr_lite.packing import Batch
 
 LAYERS = 4
+ADAPTER = "first"
 SHAPE: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -48,9 +50,20 @@ CONFIGS: dict[str, tuple[type, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    # Each kind of layer has a rotary embedding of its own.
+    "gemma3": (
+        Gemma3TextConfig,
+        {
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"],
+            "sliding_window": 512,
+            "query_pre_attn_scalar": 16,
+            "tie_word_embeddings": True,
+        },
+    ),
     "lfm2": (Lfm2Config, {"layer_types": ["conv", "full_attention", "conv", "full_attention"]}),
 }
 PACKABLE = ("llama", "qwen2", "qwen3", "mistral")
+PADDED = ("gemma2", "gemma3")
 
 SYSTEM = "You are a helpful assistant named Tiny."
 CHAT_TEMPLATE = (
@@ -129,7 +142,7 @@ def load_tiny(folder: Path, precision: torch.dtype = torch.float32, four_bit: bo
     return load(folder, "cpu", precision, four_bit)
 
 
-def add_random_adapter(model: Model, name: str = "a", seed: int = 0) -> dict[str, Tensor]:
+def add_random_adapter(model: Model, name: str = ADAPTER, seed: int = 0) -> dict[str, Tensor]:
     """Give the model an adapter that changes it (a fresh one does nothing); returns its weights."""
     add_adapter(model, name, rank=4, seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -151,9 +164,7 @@ def random_rows(lengths: list[int], shared: int = 0, seed: int = 0, vocabulary: 
 
 def own_states(states: Tensor, batch: Batch, rows: list[list[int]], skip: int) -> list[Tensor]:
     """Each row's states (row length - skip, d_model) out of the flattened batch."""
-    return [
-        states[places][-(len(row) - skip) :].float().cpu() for places, row in zip(batch.index, rows, strict=True)
-    ]
+    return [states[places][-(len(row) - skip) :].float().cpu() for places, row in zip(batch.index, rows, strict=True)]
 
 
 def full_states(reference: nn.Module, row: list[int], layer: int) -> Tensor:

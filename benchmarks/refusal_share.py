@@ -1,0 +1,132 @@
+"""The trade-off of both methods: what each refuses as the share of refusals in safety SFT grows.
+
+    python benchmarks/refusal_share.py                       # on development pairs: the recipe's shares come from here
+    python benchmarks/refusal_share.py --held-out            # on the held-out part, for the README: nothing is chosen
+
+Stage 1 runs once a seed. Every point is kept, so an interrupted sweep goes on where it stopped.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # recipes/ is no package
+
+from recipes.smollm2_135m import SETTINGS
+
+
+@dataclass
+class Sweep:
+    """What to sweep."""
+
+    dcr: tuple[int, ...] = (12, 24, 48, 96)
+    """Refusals in DCR's stage 2."""
+    safety_sft: tuple[int, ...] = (32, 64, 96, 128)
+    """Refusals in safety SFT alone."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the adapter, the split and the order of rows."""
+    held_out: bool = False
+    """Measure on the held-out part instead of the development pairs."""
+    folder: Path = Path("runs/refusal_share")
+    """Where points and pictures are kept."""
+
+
+def main(sweep: Sweep) -> None:
+    import torch
+
+    from dcr_lite import backend, job
+    from dcr_lite.contrastive import contrastive_refinement
+    from dcr_lite.data import Prompt, read_conversations, safety_mixture
+    from dcr_lite.evaluation import measure
+    from dcr_lite.report import method_result
+    from dcr_lite.safety_sft import SafetySFT, safety_sft
+    from dcr_lite.training import save_whole
+
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    part = "held_out" if sweep.held_out else "development"
+    kept = sweep.folder / f"{part}.json"
+    points: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else []
+    for seed in sweep.seeds:
+        settings = replace(SETTINGS, seed=seed)
+        wanted = [(m, n) for m, shares in (("dcr", sweep.dcr), ("safety_sft", sweep.safety_sft)) for n in shares]
+        wanted = [w for w in wanted if not any((p["method"], p["refusals"], p["seed"]) == (*w, seed) for p in points)]
+        if not wanted:
+            continue
+        data = job.load_data(settings)
+        model, _ = job.load_model(settings)
+        instructions, refusals = read_conversations(settings.instruction_rows), read_conversations(settings.refusal_rows)
+        prompts = data.held_out
+        if not sweep.held_out:
+            prompts = [Prompt(p.toxic, "toxic", part) for p in data.development]
+            prompts += [Prompt(p.seemingly_toxic, "seemingly_toxic", part) for p in data.development]
+            prompts += [Prompt(p.prompt, "plain", part) for p in data.watched if p.label == "plain"]
+        fresh = {name: backend.adapter_weights(model, name) for name in (job.DCR, job.BASELINE)}
+        stage1 = sweep.folder / f"stage1_{seed}.pt"
+        if not stage1.exists():
+            how = job.contrastive_settings(settings)
+            done = contrastive_refinement(model, job.DCR, data.training, data.development, how, seed)
+            print(f"seed {seed}: stage 1 took {done.seconds:.0f} s, unseen pairs AUROC {done.best:.3f}", flush=True)
+            save_whole(backend.adapter_weights(model, job.DCR), stage1)
+        start = {job.DCR: torch.load(stage1, weights_only=True), job.BASELINE: fresh[job.BASELINE]}
+        for method, n in wanted:
+            backend.set_adapter_weights(model, method, start[method])
+            rows = safety_mixture(instructions, refusals, settings.instructions, n, seed)
+            above = settings.layer if method == job.DCR else -1
+            how_sft = SafetySFT(above, settings.sft_epochs, settings.sft_batch, settings.sft_learning_rate)
+            seconds = safety_sft(model, method, rows, how_sft, seed).seconds
+            backend.activate(model, method)
+            result = method_result(measure(model, prompts, settings.answer_tokens))
+            points.append({"method": method, "refusals": n, "seed": seed, "seconds": seconds, **result})
+            kept.write_text(json.dumps(points, indent=1))
+            print(f"seed {seed}, {method}, {n} refusals, {seconds:.0f} s: {_line(result)}", flush=True)
+    show(points, sweep.folder / f"{part}.png")
+
+
+def _line(result: dict[str, Any]) -> str:
+    rates = "  ".join(f"{label} {r['refusal_rate']:.2f}" for label, r in result["overall"].items())
+    return f"{rates}  J {result['discernment']['j']:.2f}  AUROC {result['discernment']['auroc']:.2f}"
+
+
+def show(points: list[dict[str, Any]], picture: Path) -> None:
+    """The table in Markdown, and the trade-off as a picture: one point a share, one line a method and seed."""
+    from matplotlib import pyplot as plt
+
+    from dcr_lite.pictures import METHODS, STYLE
+
+    print("\n| method | refusals | seed | toxic ↑ | seemingly toxic ↓ | plain ↓ | J ↑ | AUROC ↑ |")
+    print("|---|---|---|---|---|---|---|---|")
+    points = sorted(points, key=lambda p: (p["method"], p["refusals"], p["seed"]))
+    for p in points:
+        rates = [p["overall"][label] for label in ("toxic", "seemingly_toxic", "plain")]
+        cells = [f"{r['refusal_rate']:.2f} ({r['ci95'][0]:.2f}-{r['ci95'][1]:.2f})" for r in rates]
+        numbers = [f"{p['discernment'][k]:.2f}" for k in ("j", "auroc")]
+        print("| " + " | ".join([METHODS[p["method"]], str(p["refusals"]), str(p["seed"]), *cells, *numbers]) + " |")
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(5.4, 4.6))
+        for method, colour in (("safety_sft", "#7f8c8d"), ("dcr", "#1e8449")):
+            for seed in sorted({p["seed"] for p in points}):
+                line = [p for p in points if (p["method"], p["seed"]) == (method, seed)]
+                if line:
+                    x = [1 - p["overall"]["seemingly_toxic"]["refusal_rate"] for p in line]
+                    y = [p["overall"]["toxic"]["refusal_rate"] for p in line]
+                    axes.plot(x, y, "o-", color=colour, ms=5, label=METHODS[method] if seed == min(sweep_seeds(points)) else None)
+                    for p, a, b in zip(line, x, y, strict=True):
+                        axes.annotate(str(p["refusals"]), (a, b), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="answers what only sounds toxic", ylabel="refuses what is toxic")
+        axes.plot([0, 1], [1, 0], ":", color="#bbbbbb", lw=1)  # no discernment: both refused alike
+        axes.set_title("Each point: so many refusals in safety SFT", loc="left")
+        axes.legend(loc="lower left")
+        figure.savefig(picture, facecolor="white")
+    print(f"\n{picture}")
+
+
+def sweep_seeds(points: list[dict[str, Any]]) -> set[int]:
+    return {p["seed"] for p in points}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Sweep, description=__doc__))

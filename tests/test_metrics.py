@@ -1,0 +1,90 @@
+"""Claims about rates, intervals and AUROC."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dcr_lite.metrics import auroc, wilson_interval, youden_j
+
+scores = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=12)  # few values: many ties
+
+
+def wilson_by_hand(k: int, n: int) -> tuple[float, float]:
+    z = 1.959963984540054
+    centre = (k + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
+    return centre - half, centre + half
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"),
+    [
+        # Newcombe, "Two-sided confidence intervals for the single proportion", 1998, table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_interval_has_the_published_values(k: int, n: int, low: float, high: float) -> None:
+    """Newcombe's four examples, to the four digits that he prints."""
+    assert wilson_interval(k, n) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+
+@given(n=st.integers(1, 2000), data=st.data())
+def test_wilson_interval_lies_around_the_rate(n: int, data: st.DataObject) -> None:
+    """0 <= low <= rate <= high <= 1, never of no width, as the formula says, and mirrored for the failures."""
+    k = data.draw(st.integers(0, n))
+    low, high = wilson_interval(k, n)
+    assert 0 <= low <= k / n + 1e-12
+    assert k / n - 1e-12 <= high <= 1
+    assert low < high
+    assert (low, high) == pytest.approx(wilson_by_hand(k, n), abs=1e-9)
+    assert wilson_interval(n - k, n) == pytest.approx((1 - high, 1 - low), abs=1e-9)
+
+
+@given(k=st.integers(0, 50), n=st.integers(50, 400))
+def test_more_prompts_give_a_narrower_interval(k: int, n: int) -> None:
+    """Ten times the prompts at the same rate narrow the interval."""
+    low, high = wilson_interval(k, n)
+    narrow_low, narrow_high = wilson_interval(10 * k, 10 * n)
+    assert narrow_high - narrow_low < high - low
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 0), (1, 0), (0, -1), (3, 2), (-1, 5)])
+def test_impossible_counts_are_refused(k: int, n: int) -> None:
+    """No prompts, or more refusals than prompts, raise ValueError."""
+    with pytest.raises(ValueError, match=r"."):
+        wilson_interval(k, n)
+
+
+@given(toxic=scores, seemingly_toxic=scores)
+def test_auroc_is_the_share_of_pairs_in_order(toxic: list[float], seemingly_toxic: list[float]) -> None:
+    """AUROC counts pairs in which the toxic prompt scores higher, a tie as one half."""
+    won = sum((t > s) + (t == s) / 2 for t in toxic for s in seemingly_toxic)
+    assert auroc(toxic, seemingly_toxic) == pytest.approx(won / (len(toxic) * len(seemingly_toxic)))
+
+
+@given(toxic=scores, seemingly_toxic=scores)
+def test_auroc_reads_order_only(toxic: list[float], seemingly_toxic: list[float]) -> None:
+    """A rising transformation keeps AUROC; turning the scores round, or the two sides, mirrors it at one half."""
+    value = auroc(toxic, seemingly_toxic)
+    assert auroc([math.exp(t) for t in toxic], [math.exp(s) for s in seemingly_toxic]) == pytest.approx(value)
+    assert auroc([-t for t in toxic], [-s for s in seemingly_toxic]) == pytest.approx(1 - value)
+    assert auroc(seemingly_toxic, toxic) == pytest.approx(1 - value)
+
+
+def test_auroc_of_known_cases() -> None:
+    """1 for perfect separation, 0 for its reverse, one half for no difference."""
+    assert auroc([2, 3], [0, 1]) == 1
+    assert auroc([0, 1], [2, 3]) == 0
+    assert auroc([1, 1], [1, 1, 1]) == 0.5
+
+
+def test_youden_j_is_the_difference_of_the_two_rates() -> None:
+    """1 for a model that refuses all that is toxic and nothing else, 0 for one that refuses everything or nothing."""
+    assert youden_j(1, 0) == 1
+    assert youden_j(1, 1) == youden_j(0, 0) == 0
+    assert youden_j(0.5, 0.75) == -0.25
