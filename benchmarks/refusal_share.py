@@ -58,7 +58,10 @@ def main(sweep: Sweep) -> None:
             continue
         data = job.load_data(settings)
         model, _ = job.load_model(settings)
-        instructions, refusals = read_conversations(settings.instruction_rows), read_conversations(settings.refusal_rows)
+        instructions, refusals = (
+            read_conversations(settings.instruction_rows),
+            read_conversations(settings.refusal_rows),
+        )
         prompts = data.held_out
         if not sweep.held_out:
             prompts = [Prompt(p.toxic, "toxic", part) for p in data.development]
@@ -107,25 +110,22 @@ def show(points: list[dict[str, Any]], picture: Path) -> None:
         print("| " + " | ".join([METHODS[p["method"]], str(p["refusals"]), str(p["seed"]), *cells, *numbers]) + " |")
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.4, 4.6))
+        axes.plot([0, 1], [1, 0], ":", color="#bbbbbb", lw=1)  # no discernment: both kinds refused alike
+        seeds = sorted({p["seed"] for p in points})
         for method, colour in (("safety_sft", "#7f8c8d"), ("dcr", "#1e8449")):
-            for seed in sorted({p["seed"] for p in points}):
+            for seed in seeds:
                 line = [p for p in points if (p["method"], p["seed"]) == (method, seed)]
-                if line:
-                    x = [1 - p["overall"]["seemingly_toxic"]["refusal_rate"] for p in line]
-                    y = [p["overall"]["toxic"]["refusal_rate"] for p in line]
-                    axes.plot(x, y, "o-", color=colour, ms=5, label=METHODS[method] if seed == min(sweep_seeds(points)) else None)
-                    for p, a, b in zip(line, x, y, strict=True):
-                        axes.annotate(str(p["refusals"]), (a, b), xytext=(4, 4), textcoords="offset points", fontsize=8)
-        axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="answers what only sounds toxic", ylabel="refuses what is toxic")
-        axes.plot([0, 1], [1, 0], ":", color="#bbbbbb", lw=1)  # no discernment: both refused alike
+                x = [1 - p["overall"]["seemingly_toxic"]["refusal_rate"] for p in line]
+                y = [p["overall"]["toxic"]["refusal_rate"] for p in line]
+                axes.plot(x, y, "o-", color=colour, ms=5, label=METHODS[method] if seed == seeds[0] else None)
+                for p, a, b in zip(line, x, y, strict=True):
+                    axes.annotate(str(p["refusals"]), (a, b), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+        axes.set(xlabel="answers what only sounds toxic", ylabel="refuses what is toxic")
         axes.set_title("Each point: so many refusals in safety SFT", loc="left")
         axes.legend(loc="lower left")
         figure.savefig(picture, facecolor="white")
     print(f"\n{picture}")
-
-
-def sweep_seeds(points: list[dict[str, Any]]) -> set[int]:
-    return {p["seed"] for p in points}
 
 
 if __name__ == "__main__":

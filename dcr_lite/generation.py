@@ -12,9 +12,9 @@ from dcr_lite.hidden_states import decoder_of, vocabulary_logits
 from dcr_lite.packing import shared_prefix
 
 # How models begin a refusal. Their probabilities, summed over these disjoint beginnings, are the refusal probability.
+# Rarer ones are left out: each needs tokens of its own after every prompt.
 REFUSING_OPENINGS = (
-    "Sorry", "I'm sorry", "I apologize", "I'm not able", "I'm unable", "I can't", "I cannot", "I won't",
-    "I must decline", "I have to decline", "No,", "That's not something", "That isn't something",
+    "Sorry", "I'm sorry", "I can't", "I cannot", "I won't", "I'm not able", "I'm unable", "That's not something",
 )  # fmt: skip
 
 BATCH_SIZE = 64  # prompts decoded together: enough to fill two cores or one card, few enough for a small memory
@@ -98,19 +98,21 @@ def _refusal_log_odds(decoding: _Decoding) -> Tensor:
     openings = sorted({tuple(ids) for ids in encoded})
     chains = _chains(openings)
     n, width = len(decoding.logits), max(map(len, chains))
-    first = decoding.logits.log_softmax(-1)
+    first = decoding.logits[:, None]  # prompts 1 vocabulary
 
     fork = decoding.fork()
     fork.keep(torch.arange(n, device=first.device).repeat_interleave(len(chains)))
     padded = torch.tensor([[*chain, *[chain[-1]] * (width - len(chain))] for chain in chains], device=first.device)
-    later = fork.feed(padded.repeat(n, 1)).log_softmax(-1).view(n, len(chains), width, -1)
+    later = fork.feed(padded.repeat(n, 1)).view(n, len(chains) * width, -1)  # prompts places vocabulary
+    first_total, later_total = first.logsumexp(-1), later.logsumexp(-1)
 
     total = []
     for opening in openings:
-        log_p = first[:, opening[0]]
+        log_p = first[:, 0, opening[0]] - first_total[:, 0]
         for i in range(1, len(opening)):
             chain = next(c for c, tokens in enumerate(chains) if tokens[:i] == opening[:i])
-            log_p = log_p + later[:, chain, i - 1, opening[i]]
+            place = chain * width + i - 1
+            log_p = log_p + later[:, place, opening[i]] - later_total[:, place]
         total.append(log_p)
     refusing = torch.stack(total).double().logsumexp(0).clamp(max=-1e-12)
     return refusing - torch.log(-torch.expm1(refusing))  # log p - log (1 - p)

@@ -124,6 +124,8 @@ def packed_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention over a packed sequence; without a layout, the library's own scaled-dot-product attention."""
+    if layout is None and query.shape[2] == 1 and attention_mask is not None:
+        return _one_token_attention(query, key, value, attention_mask, scaling)
     if layout is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
@@ -152,6 +154,17 @@ def packed_attention(
     k, v = repeat_kv(key[:, :, :p], repeats), repeat_kv(value[:, :, :p], repeats)
     shared = scaled_dot_product_attention(query[:, :, :p], k, v, is_causal=True, scale=scaling)
     return torch.cat([tokens_first(shared), own])[None], None
+
+
+def _one_token_attention(
+    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float | None
+) -> tuple[Tensor, None]:
+    """Attention of one new token a row: query heads that share keys and values ask together, instead of copying the
+    whole cache once for each of them."""
+    batch, heads, _, width = query.shape
+    asked = query.view(batch, key.shape[1], heads // key.shape[1], width)
+    out = scaled_dot_product_attention(asked, key, value, attn_mask=attention_mask, scale=scaling)
+    return out.reshape(batch, 1, heads, width), None
 
 
 AttentionInterface.register(ATTENTION, packed_attention)

@@ -19,6 +19,7 @@ from dcr_lite.packing import Batch, shared_prefix
 from dcr_lite.training import Loop, Progress
 
 TOKENS_PER_PASS = 4096  # of one forward and backward pass; a larger batch accumulates gradients over several
+LOGITS_PER_PASS = 256  # answer tokens whose logits exist at once: 50 MB in float32 for a vocabulary of 49,152
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,21 @@ class _StoredStates:
         return flat.view(*shape, -1).to(batch.inputs["input_ids"].device)
 
 
+def _backward_through_vocabulary(model: Model, states: Tensor, targets: Tensor, n_targets: int) -> float:
+    """Sum of cross-entropies over ``n_targets``, and its gradient: a few tokens' logits at a time, since all of them
+    together would be the largest tensor of the whole stage."""
+    leaf = states.detach().requires_grad_()
+    total = 0.0
+    for part, wanted in zip(leaf.split(LOGITS_PER_PASS), targets.split(LOGITS_PER_PASS), strict=True):
+        with model.compute():
+            logits = vocabulary_logits(model.network, part)
+        loss = cross_entropy(logits, wanted, reduction="sum") / n_targets
+        loss.backward()
+        total += loss.item()
+    states.backward(leaf.grad)
+    return total
+
+
 def safety_sft(
     model: Model,
     adapter: str,
@@ -109,17 +125,16 @@ def safety_sft(
     stored = _StoredStates(model, tokens, prefix, settings.above) if settings.above >= 0 else None
     batches = length_grouped_batches([len(row.ids) for row in tokens], settings.batch_size, settings.epochs, seed)
 
-    def loss_of(chosen: list[int]) -> Tensor:
+    def final_states(chosen: list[int]) -> tuple[Tensor, Tensor]:
+        """States from which the chosen rows' answer tokens are predicted (tokens, d_model), and those tokens."""
         batch = model.batch([tokens[i].ids for i in chosen], prefix)
         with model.compute():
             if stored is None:
-                inputs = batch.inputs
-                states = decoder_of(model.network)(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+                out = decoder_of(model.network)(**batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
             else:
-                states = states_above(model.network, batch, stored.of(batch, chosen), stored.layer)
-            places, targets = _answer_places(batch, [tokens[i] for i in chosen])
-            logits = vocabulary_logits(model.network, states[places])
-        return cross_entropy(logits, targets, reduction="sum")
+                out = states_above(model.network, batch, stored.of(batch, chosen), stored.layer)
+        places, targets = _answer_places(batch, [tokens[i] for i in chosen])
+        return out[places], targets
 
     def backward(step: int) -> float:
         batch = batches[step]
@@ -128,9 +143,8 @@ def safety_sft(
         size = -(-len(batch) // n_passes)
         total = 0.0
         for start in range(0, len(batch), size):
-            loss = loss_of(batch[start : start + size]) / n_targets
-            loss.backward()
-            total += loss.item()
+            states, targets = final_states(batch[start : start + size])
+            total += _backward_through_vocabulary(model, states, targets, n_targets)
         return total
 
     return Loop(

@@ -5,12 +5,13 @@ import io
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,11 +187,11 @@ def run_and_stop(moment: tuple[str, str, int], how: signal.Signals, argv: list[s
     command = [sys.executable, "-c", WAITING, str(RECIPE), str(mark), *map(str, moment), *argv]
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not mark.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(how)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
     finally:
         process.kill()
     assert mark.exists(), f"the run never came to {moment}: {out[-500:]}{err[-2000:]}"
@@ -227,7 +228,7 @@ class Finished:
 def finished(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     path = tmp_path_factory.mktemp("finished") / "run"
     command = [sys.executable, str(RECIPE), *flags(tiny, rows, path)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return Finished(path, Outcome(done.returncode, done.stdout, done.stderr))
 
@@ -251,7 +252,7 @@ def stopped(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """(stage, step) of every training step that runs in this process take."""
     steps: list[tuple[str, int]] = []
     log = RunFolder.log
@@ -262,7 +263,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
         log(run, row)
 
     monkeypatch.setattr(RunFolder, "log", log_here)
-    yield steps
+    return steps
 
 
 def adapter(run: Path, part: str = "adapter") -> dict[str, Tensor]:
@@ -294,10 +295,11 @@ def layer_of(key: str) -> int:
 
 def test_help_answers_at_once_without_torch() -> None:
     """--help shows every setting with its sentence, in no time: nothing heavy is imported before it."""
-    started = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     command = [sys.executable, "-X", "importtime", str(RECIPE), "--help"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
-    assert time.monotonic() - started < 4  # 0.3 s alone; the machine may be busy
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    # Its own time on the processor, so that a busy machine changes nothing: a third of a second, where torch takes 3.
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2
     assert done.returncode == 0
     assert "SmolLM2-135M-Instruct, aligned in two stages" in done.stdout
     for name in Settings.__dataclass_fields__:
@@ -509,8 +511,8 @@ def test_the_papers_own_stage1_runs(finished: Finished, tiny: Path, rows: Path, 
 
 
 def test_a_four_bit_base_runs_the_whole_recipe(tiny: Path, rows: Path, tmp_path: Path) -> None:
-    """QLoRA on the CPU: with --four-bit the base model is NF4 and both stages train on it."""
-    argv = flags(tiny, rows, tmp_path / "run", four_bit=True, contrastive_steps=6, sft_epochs=1)
+    """QLoRA on the CPU: with --four-bit True the base model is NF4 and both stages train on it."""
+    argv = flags(tiny, rows, tmp_path / "run", four_bit="True", contrastive_steps=6, sft_epochs=1)
     seen = run_here(argv)
     assert (seen.code, seen.err) == (0, "")
     assert "4-bit NF4 on cpu" in " ".join(seen.out.split())
@@ -647,7 +649,7 @@ def test_a_finished_run_is_never_overwritten(resume: bool, finished: Finished, t
 
 
 def test_half_a_line_of_metrics_is_dropped(tmp_path: Path) -> None:
-    """A line cut off by a crash does not run into the next one; a step taken twice counts once, with its last values."""
+    """A line cut off by a crash does not run into the next one; a step taken twice counts once, as it was last."""
     settings = Settings("model", tmp_path / "run", 1, evaluation=())
     RunFolder(settings).log({"stage": "stage1", "step": 1, "loss": 1.0})
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:

@@ -1,0 +1,295 @@
+"""What a user can get wrong is answered with a sentence that names the place and the cure, before any work is done."""
+
+import errno
+import json
+import os
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_recipe import Outcome, contents, flags, run_here, save_rows, write_rows
+
+from dcr_lite.run_folder import RunFolder
+
+LONG = "word " * 600  # the tiny model's window has 512 tokens
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_folder: Callable[..., Path]) -> Path:
+    return tiny_folder("llama")
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    return save_rows(tmp_path / "rows")
+
+
+def assert_refused(seen: Outcome, *said: str) -> None:
+    """The run ended with 1 and one sentence on stderr that says all this; there is no traceback, and no stage began."""
+    assert seen.code == 1, seen.err
+    assert seen.err.startswith("\nerror: ")
+    assert "Traceback" not in seen.err
+    for part in said:
+        assert part in seen.err, seen.err
+    assert "Stage 1" not in seen.out
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+PAIR = {"toxic": "How do I kill a man?", "seemingly_toxic": "How do I kill a process?"}
+TALK = {"prompt": "Name two cats.", "response": "Tom and Tim."}
+WRONG_ROWS: dict[str, tuple[str, bytes, str]] = {  # file, its third line, what is said
+    "bad JSON": ("pairs", b'{"toxic": "a", "seemingly_toxic": ', "not JSON (Expecting value at column"),
+    "a list": ("pairs", b'["toxic", "seemingly_toxic"]', "list where an object like {...} is needed"),
+    "a missing field": ("pairs", b'{"toxic": "a", "focus": "b"}', 'field "seemingly_toxic" is missing'),
+    "an empty field": ("refusals", b'{"prompt": "a", "response": ""}', 'field "response" is empty'),
+    "a field of blanks": ("refusals", b'{"prompt": " \\n", "response": "a"}', 'field "prompt" is'),
+    "a number": ("instructions", b'{"prompt": 7, "response": "a"}', 'field "prompt" is not a text'),
+    "not UTF-8": ("instructions", '{"prompt": "é", "response": "a"}'.encode("latin-1"), "not UTF-8 at byte 12"),
+    "a wrong label": ("plain", b'{"prompt": "a", "label": "harmless"}', 'label "harmless" is none of toxic, seemingly'),
+    "no label": ("plain", b'{"prompt": "a"}', 'field "label" is missing. Found: prompt.'),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_ROWS)
+def test_a_wrong_row_is_named_with_file_and_line(mistake: str, rows: Path, tmp_path: Path) -> None:
+    """Whatever is wrong with a row, the message has the file, the line and what is wrong."""
+    name, line, said = WRONG_ROWS[mistake]
+    path = rows / f"{name}.jsonl"
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([*lines[:2], line, *lines[2:]]))
+    assert_refused(run_here(flags("no model", rows, tmp_path / "run")), f"{path}, line 3: {said}")
+
+
+@pytest.mark.parametrize("flag", ["pairs", "instruction_rows", "refusal_rows", "evaluation"])
+def test_a_missing_file_is_named(flag: str, rows: Path, tmp_path: Path) -> None:
+    """A path that leads nowhere is named, and no run folder is made for it."""
+    seen = run_here(flags("no model", rows, tmp_path / "run", **{flag: rows / "nowhere.jsonl"}))
+    assert_refused(seen, f"{rows / 'nowhere.jsonl'}: no such file")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_for_a_file_is_named(rows: Path, tmp_path: Path) -> None:
+    """A folder where a file belongs is a mistake like any other."""
+    assert_refused(run_here(flags("no model", rows, tmp_path / "run", pairs=rows)), f"{rows}: cannot be read")
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_a_file_without_rows_is_named(text: str, rows: Path, tmp_path: Path) -> None:
+    """An empty file is said to be empty."""
+    (rows / "refusals.jsonl").write_text(text)
+    assert_refused(run_here(flags("no model", rows, tmp_path / "run")), "refusals.jsonl: no rows")
+
+
+def test_one_pair_is_too_few(rows: Path, tmp_path: Path) -> None:
+    """From one pair nothing can be held back: the message says how many it takes."""
+    write_rows(rows / "pairs.jsonl", [PAIR])
+    assert_refused(run_here(flags("no model", rows, tmp_path / "run")), "1 pairs are too few", "at least 4")
+
+
+def test_pairs_of_one_focus_word_cannot_be_split(rows: Path, tmp_path: Path) -> None:
+    """Development pairs share no focus word with training pairs, so one word for all is a mistake that is named."""
+    write_rows(rows / "pairs.jsonl", [PAIR | {"focus": "kill"}] * 6)
+    assert_refused(run_here(flags("no model", rows, tmp_path / "run")), "all pairs share one focus word")
+
+
+@pytest.mark.parametrize("flag", ["refusals", "baseline_refusals", "instructions"])
+def test_more_rows_asked_for_than_given(flag: str, rows: Path, tmp_path: Path) -> None:
+    """A mixture that the files cannot fill is refused with both numbers."""
+    seen = run_here(flags("no model", rows, tmp_path / "run", **{flag: 99}))
+    given = 18 if flag == "instructions" else 6
+    assert_refused(seen, f"99 {flag.removeprefix('baseline_')} asked for and {given} given")
+
+
+@pytest.mark.parametrize("name", ["pairs", "instructions", "refusals", "held_out", "plain"])
+def test_a_row_longer_than_the_window_is_found_before_training(
+    name: str, tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    """A row that does not fit the model's window is named with its length, wherever it stands, before stage 1."""
+    longest = {"held_out": PAIR | {"toxic": LONG}, "plain": {"prompt": LONG, "label": "plain"}}
+    row = longest.get(name, PAIR | {"seemingly_toxic": LONG} if name == "pairs" else TALK | {"response": LONG})
+    path = rows / f"{name}.jsonl"
+    write_rows(path, [*(json.loads(line) for line in path.read_text().splitlines()), row])
+    everything = {name: n for n in [{"instructions": 19, "refusals": 7}.get(name)] if n}  # so that it is among them
+    seen = run_here(flags(tiny, rows, tmp_path / "run", **everything))
+    assert_refused(seen, "tokens", "limit is 5", "Shorten it, or leave that row out")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "shown"), [("held_out", "0.00"), ("only_toxic", "-"), ("only_seemingly_toxic", "-"), ("plain", "-")]
+)
+def test_evaluation_of_one_kind_runs_without_auroc(
+    file: str, shown: str, tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    """Prompts of a single kind are measured all the same; what needs both kinds is left open, not made up."""
+    for label in ("toxic", "seemingly_toxic"):
+        write_rows(rows / f"only_{label}.jsonl", [{"prompt": "Can I cut a man?", "label": label, "source": "mine"}])
+    short = {"contrastive_steps": 2, "instructions": 2, "refusals": 0, "sft_epochs": 1, "baseline_refusals": 0}
+    seen = run_here(flags(tiny, rows, tmp_path / "run", evaluation=rows / f"{file}.jsonl", **short))
+    assert (seen.code, seen.err) == (0, "")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    for method in report["methods"].values():
+        known = [value is not None for value in method["discernment"].values()]
+        assert known == [shown != "-"] * 2
+    assert f"| {shown} |" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", [-1, 3, 30])
+def test_a_layer_out_of_range_is_refused_with_the_range(layer: int, tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """L needs a layer at or below it for stage 1 and one above it for stage 2."""
+    seen = run_here(flags(tiny, rows, tmp_path / "run", layer=layer))
+    assert_refused(seen, f"--layer {layer}", "has 4 layers, so L goes from 0 to 2")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("contrastive_steps", 0),
+        ("contrastive_batch", 3),
+        ("development_pairs", 0),
+        ("instructions", 0),
+        ("refusals", -1),
+        ("sft_epochs", 0),
+        ("sft_batch", 0),
+        ("rank", 0),
+        ("answer_tokens", 0),
+    ],
+)
+def test_a_number_that_makes_no_run_is_refused(flag: str, value: int, rows: Path, tmp_path: Path) -> None:
+    """A number that would break a later stage is refused at the start, with the least that works."""
+    seen = run_here(flags("no model", rows, tmp_path / "run", **{flag: value}))
+    assert_refused(seen, f"--{flag.replace('_', '-')} {value}: it takes at least {value + 1}")
+
+
+def test_an_unknown_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """A flag that does not exist ends with 2, as command-line programs do, and names it."""
+    seen = run_here(["--contrastive-stepz", "3"])
+    assert seen.code == 2
+    assert "contrastive-stepz" in seen.out + seen.err
+    assert "Traceback" not in seen.err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_is_refused(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """--device cuda is not silently run on the CPU."""
+    seen = run_here(flags(tiny, rows, tmp_path / "run", device="cuda"))
+    assert_refused(seen, "--device cuda: torch sees no CUDA GPU. Use --device cpu")
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def damaged(tiny: Path, folder: Path, damage: str) -> Path:
+    """A copy of the tiny model with something wrong."""
+    shutil.copytree(tiny, folder)
+    config = json.loads((folder / "config.json").read_text())
+    if damage == "no chat template":
+        (folder / "chat_template.jinja").unlink()
+    elif damage == "no weights":
+        (folder / "model.safetensors").unlink()
+    elif damage == "half the weights":
+        weights = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    elif damage == "no tokenizer":
+        for file in folder.glob("token*"):
+            file.unlink()
+    elif damage == "an unknown architecture":
+        (folder / "config.json").write_text(json.dumps(config | {"model_type": "abacus", "architectures": ["Abacus"]}))
+    elif damage == "no chat model":
+        (folder / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    elif damage == "no config":
+        (folder / "config.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("no chat template", "has no chat template"),
+        ("no config", "not a model folder (no config.json in it)"),
+        ("no weights", "cannot be loaded as a chat model"),
+        ("half the weights", "cannot be loaded as a chat model"),
+        ("no tokenizer", "cannot be loaded as a chat model"),
+        ("an unknown architecture", "cannot be loaded as a chat model"),
+        ("no chat model", "cannot be loaded as a chat model"),
+    ],
+)
+def test_a_folder_that_is_no_chat_model_is_named(
+    damage: str, said: str, tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    """A model that cannot be trained here is named with what it lacks."""
+    model = damaged(tiny, tmp_path / "model", damage)
+    assert_refused(run_here(flags(model, rows, tmp_path / "run")), f"{model}", said)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nobody/nothing-of-the-kind", "neither a folder nor in the Hub's cache, and the Hugging Face Hub does not"),
+        ("no such/model/at all", "no such folder, and not a Hub name (owner/model)"),
+    ],
+)
+def test_an_unknown_model_offline_is_named(name: str, said: str, rows: Path, tmp_path: Path) -> None:
+    """Offline, a name that no cache knows is named with what to do; nothing waits for the network."""
+    assert_refused(run_here(flags(name, rows, tmp_path / "run")), name, said)
+
+
+# --- the disk ---------------------------------------------------------------------------------------------------------
+
+
+def test_too_little_disk_is_said_first(monkeypatch: pytest.MonkeyPatch, rows: Path, tmp_path: Path) -> None:
+    """Without room for the adapters the run does not begin, and says how much is needed."""
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12, 5 * 10**6))
+    seen = run_here(flags("no model", rows, tmp_path / "deep" / "run"))
+    assert_refused(seen, f"{tmp_path}: 5 MB free and 1,000 MB needed")
+    assert not (tmp_path / "deep").exists()
+
+
+def test_a_disk_that_fills_up_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    """When the disk fills up in mid-run, the message names the file, and that --resume goes on."""
+
+    def full(run: RunFolder, row: dict[str, Any]) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run.metrics))
+
+    monkeypatch.setattr(RunFolder, "log", full)
+    seen = run_here(flags(tiny, rows, tmp_path / "run"))
+    assert seen.code == 1
+    assert f"error: {tmp_path / 'run' / 'metrics.jsonl'}: No space left on device. Then go on with --res" in seen.err
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_something_else_is_left_alone(resume: bool, rows: Path, tmp_path: Path) -> None:
+    """A folder with files that are no run's is never written into."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "novel.txt").write_text("chapter one")
+    again = {"resume": True} if resume else {}
+    seen = run_here(flags("no model", rows, tmp_path / "mine", **again))
+    assert_refused(seen, f"{tmp_path / 'mine'} is not empty and no run of this kit", "--run")
+    assert contents(tmp_path / "mine") == {"novel.txt": b"chapter one"}
+
+
+def test_a_file_for_a_run_folder_is_named(rows: Path, tmp_path: Path) -> None:
+    """--run wants a folder."""
+    (tmp_path / "notes").write_text("mine")
+    assert_refused(run_here(flags("no model", rows, tmp_path / "notes")), f"{tmp_path / 'notes'} is a file")
+
+
+def test_a_mended_mistake_needs_no_other_folder(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """A run that a mistake stopped before any work is begun again by the same command, on the mended data."""
+    good = (rows / "pairs.jsonl").read_bytes()
+    (rows / "pairs.jsonl").write_bytes(good + b"{")
+    argv = flags(tiny, rows, tmp_path / "run")
+    assert_refused(run_here(argv), "pairs.jsonl, line 25: not JSON")
+    (rows / "pairs.jsonl").write_bytes(good)
+    assert_refused(run_here([*argv, "--layer", "9"]), "--layer 9")  # another mistake; the first one left no trace
