@@ -1,7 +1,7 @@
 """The trade-off of both methods: what each refuses as the share of refusals in safety SFT grows.
 
-    python benchmarks/refusal_share.py                       # on development pairs: the recipe's shares come from here
-    python benchmarks/refusal_share.py --held-out            # on the held-out part, for the README: nothing is chosen
+    python benchmarks/refusal_share.py                  # on development pairs: the recipe's shares come from here
+    python benchmarks/refusal_share.py --held-out       # the same points on the held-out part: nothing is chosen there
 
 Stage 1 runs once a seed. Every point is kept, so an interrupted sweep goes on where it stopped.
 """
@@ -23,14 +23,14 @@ from recipes.smollm2_135m import SETTINGS
 class Sweep:
     """What to sweep."""
 
-    dcr: tuple[int, ...] = (12, 24, 48, 96)
+    dcr: tuple[int, ...] = (8, 12, 16, 24)
     """Refusals in DCR's stage 2."""
-    safety_sft: tuple[int, ...] = (32, 64, 96, 128)
+    safety_sft: tuple[int, ...] = (32, 48, 64, 96)
     """Refusals in safety SFT alone."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the adapter, the split and the order of rows."""
     held_out: bool = False
-    """Measure on the held-out part instead of the development pairs."""
+    """Show the held-out part instead of the development pairs; every point is measured on both."""
     folder: Path = Path("runs/refusal_share")
     """Where points and pictures are kept."""
 
@@ -47,8 +47,7 @@ def main(sweep: Sweep) -> None:
     from dcr_lite.training import save_whole
 
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    part = "held_out" if sweep.held_out else "development"
-    kept = sweep.folder / f"{part}.json"
+    kept = sweep.folder / "points.json"
     points: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else []
     for seed in sweep.seeds:
         settings = replace(SETTINGS, seed=seed)
@@ -58,15 +57,12 @@ def main(sweep: Sweep) -> None:
             continue
         data = job.load_data(settings)
         model, _ = job.load_model(settings)
-        instructions, refusals = (
-            read_conversations(settings.instruction_rows),
-            read_conversations(settings.refusal_rows),
-        )
-        prompts = data.held_out
-        if not sweep.held_out:
-            prompts = [Prompt(p.toxic, "toxic", part) for p in data.development]
-            prompts += [Prompt(p.seemingly_toxic, "seemingly_toxic", part) for p in data.development]
-            prompts += [Prompt(p.prompt, "plain", part) for p in data.watched if p.label == "plain"]
+        instructions = read_conversations(settings.instruction_rows)
+        refusals = read_conversations(settings.refusal_rows)
+        development = [Prompt(p.toxic, "toxic", "development") for p in data.development]
+        development += [Prompt(p.seemingly_toxic, "seemingly_toxic", "development") for p in data.development]
+        development += [p for p in data.watched if p.label == "plain"]
+        prompts = {"development": development, "held_out": data.held_out}
         fresh = {name: backend.adapter_weights(model, name) for name in (job.DCR, job.BASELINE)}
         stage1 = sweep.folder / f"stage1_{seed}.pt"
         if not stage1.exists():
@@ -82,11 +78,13 @@ def main(sweep: Sweep) -> None:
             how_sft = SafetySFT(above, settings.sft_epochs, settings.sft_batch, settings.sft_learning_rate)
             seconds = safety_sft(model, method, rows, how_sft, seed).seconds
             backend.activate(model, method)
-            result = method_result(measure(model, prompts, settings.answer_tokens))
-            points.append({"method": method, "refusals": n, "seed": seed, "seconds": seconds, **result})
+            point: dict[str, Any] = {"method": method, "refusals": n, "seed": seed, "seconds": seconds}
+            for part, asked in prompts.items():
+                point[part] = method_result(measure(model, asked, settings.answer_tokens))
+            points.append(point)
             kept.write_text(json.dumps(points, indent=1))
-            print(f"seed {seed}, {method}, {n} refusals, {seconds:.0f} s: {_line(result)}", flush=True)
-    show(points, sweep.folder / f"{part}.png")
+            print(f"seed {seed}, {method}, {n} refusals, {seconds:.0f} s: {_line(point['development'])}", flush=True)
+    show(points, "held_out" if sweep.held_out else "development", sweep.folder)
 
 
 def _line(result: dict[str, Any]) -> str:
@@ -94,7 +92,7 @@ def _line(result: dict[str, Any]) -> str:
     return f"{rates}  J {result['discernment']['j']:.2f}  AUROC {result['discernment']['auroc']:.2f}"
 
 
-def show(points: list[dict[str, Any]], picture: Path) -> None:
+def show(points: list[dict[str, Any]], part: str, folder: Path) -> None:
     """The table in Markdown, and the trade-off as a picture: one point a share, one line a method and seed."""
     from matplotlib import pyplot as plt
 
@@ -104,6 +102,7 @@ def show(points: list[dict[str, Any]], picture: Path) -> None:
     print("|---|---|---|---|---|---|---|---|")
     points = sorted(points, key=lambda p: (p["method"], p["refusals"], p["seed"]))
     for p in points:
+        p |= p[part]
         rates = [p["overall"][label] for label in ("toxic", "seemingly_toxic", "plain")]
         cells = [f"{r['refusal_rate']:.2f} ({r['ci95'][0]:.2f}-{r['ci95'][1]:.2f})" for r in rates]
         numbers = [f"{p['discernment'][k]:.2f}" for k in ("j", "auroc")]
@@ -124,6 +123,7 @@ def show(points: list[dict[str, Any]], picture: Path) -> None:
         axes.set(xlabel="answers what only sounds toxic", ylabel="refuses what is toxic")
         axes.set_title("Each point: so many refusals in safety SFT", loc="left")
         axes.legend(loc="lower left")
+        picture = folder / f"{part}.png"
         figure.savefig(picture, facecolor="white")
     print(f"\n{picture}")
 

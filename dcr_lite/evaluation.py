@@ -7,7 +7,7 @@ from dcr_lite.backend import Model
 from dcr_lite.chat import encode_prompts
 from dcr_lite.data import LABELS, Prompt
 from dcr_lite.generation import answer
-from dcr_lite.judge import is_refusal
+from dcr_lite.judge import is_refusal, verdict_is_final
 from dcr_lite.metrics import auroc, wilson_interval, youden_j
 
 Measured = dict[str, Any]  # one measured prompt: source, label, prompt, response, refused, refusal_log_odds
@@ -16,7 +16,8 @@ Measured = dict[str, Any]  # one measured prompt: source, label, prompt, respons
 def measure(
     model: Model, prompts: list[Prompt], answer_tokens: int, progress: Callable[[int], None] = lambda done: None
 ) -> list[Measured]:
-    """Greedy answers of the model as it stands, each judged, in the order of ``prompts``."""
+    """Greedy answers of the model as it stands, each judged, in the order of ``prompts``. An answer whose verdict no
+    continuation can change is cut there."""
     rows = encode_prompts(model.tokenizer, [p.prompt for p in prompts], model.window - answer_tokens)
     return [
         {
@@ -27,7 +28,7 @@ def measure(
             "refused": is_refusal(said.text),
             "refusal_log_odds": said.refusal_log_odds,
         }
-        for prompt, said in zip(prompts, answer(model, rows, answer_tokens, progress), strict=True)
+        for prompt, said in zip(prompts, answer(model, rows, answer_tokens, progress, verdict_is_final), strict=True)
     ]
 
 

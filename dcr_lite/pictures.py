@@ -32,6 +32,15 @@ def _save(figure: Any, path: Path) -> None:
     plt.close(figure)
 
 
+def _legend(figure: Any) -> None:
+    """Below the panels, each kind that some panel shows once."""
+    shown: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            shown.setdefault(name, handle)
+    figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=len(NAMES))
+
+
 def draw_refusal_rates(rates: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
     """Refusal rates of the three models side by side with 95 % intervals: rates[method][label] = {n, refusal_rate,
     ci95}."""
@@ -46,7 +55,7 @@ def draw_refusal_rates(rates: dict[str, dict[str, dict[str, Any]]], path: Path) 
                     continue
                 x = i + (j - (len(labels) - 1) / 2) * width
                 value, (low, high) = rate["refusal_rate"], rate["ci95"]
-                axes.bar(x, value, width * 0.92, color=COLOURS[label], label=NAMES[label] if i == 0 else None)
+                axes.bar(x, value, width * 0.92, color=COLOURS[label], label=NAMES[label])
                 axes.errorbar(x, value, [[value - low], [high - value]], color="#222222", lw=1, capsize=2.5)
                 axes.text(x, high + 0.02, f"{value:.0%}", ha="center", va="bottom", fontsize=9)
         axes.set_xticks(range(len(rates)), [METHODS.get(m, m) for m in rates])
@@ -54,7 +63,7 @@ def draw_refusal_rates(rates: dict[str, dict[str, dict[str, Any]]], path: Path) 
         axes.set_yticks(np.linspace(0, 1, 6), [f"{t:.0%}" for t in np.linspace(0, 1, 6)])
         axes.set_ylabel("answers that refuse")
         axes.set_title("Refuse what is toxic, answer what only sounds so", loc="left", pad=22)
-        figure.legend(loc="outside lower center", ncols=len(labels))
+        _legend(figure)
         _save(figure, path)
 
 
@@ -78,8 +87,7 @@ def draw_refusal_scores(scores: dict[str, dict[str, list[float]]], aurocs: dict[
             axes.set_xlabel("log-odds of opening with a refusal")
             axes.axvline(0, color="#222222", lw=0.8, ls=":")
         panels[0][0].set_ylabel("share of prompts")
-        handles, names = panels[0][0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=3)
+        _legend(figure)
         _save(figure, path)
 
 
@@ -96,16 +104,16 @@ def draw_state_map(
         figure, panels = plt.subplots(1, len(maps), figsize=(4.4 * len(maps), 4.0), squeeze=False)
         for axes, (title, points) in zip(panels[0], maps.items(), strict=True):
             for label in NAMES:
-                chosen = kinds == label
-                axes.scatter(*points[chosen].T, s=14, color=COLOURS[label], alpha=0.65, lw=0, label=NAMES[label])
+                if label in kinds:
+                    chosen = points[kinds == label]
+                    axes.scatter(*chosen.T, s=14, color=COLOURS[label], alpha=0.65, lw=0, label=NAMES[label])
             auroc = aurocs[title]
             axes.set_title(title + (f": AUROC {auroc:.2f}" if auroc is not None else ""), loc="left")
             axes.set_xlabel("reads as seemingly toxic   \N{LEFT RIGHT ARROW}   reads as toxic")
             axes.set_xticks([])
             axes.set_yticks([])
         panels[0][0].set_ylabel(f"largest other variation at layer {layer}")
-        handles, names = panels[0][0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=3)
+        _legend(figure)
         _save(figure, path)
 
 
@@ -119,8 +127,7 @@ def draw_refusal_during_sft(curves: dict[str, dict[str, list[tuple[int, float]]]
             axes.set_xlabel("step of safety SFT")
             axes.set_ylim(-0.02, 1.02)
         panels[0][0].set_ylabel("probability of opening with a refusal")
-        handles, names = panels[0][0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=3)
+        _legend(figure)
         _save(figure, path)
 
 

@@ -50,7 +50,8 @@ def results_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _sets_table(report: dict[str, Any]) -> str:
+def sets_table(report: dict[str, Any]) -> str:
+    """Every set by itself as a Markdown table: refusal rates of the models with 95 % Wilson intervals."""
     methods = list(report["methods"])
     lines = ["| set | label | n | " + " | ".join(METHODS[m] for m in methods) + " |", "|---" * (3 + len(methods)) + "|"]
     for i, row in enumerate(report["methods"][methods[0]]["sets"]):
@@ -78,7 +79,7 @@ prompts that nothing was trained on or chosen by.
 
 Each set by itself:
 
-{_sets_table(report)}
+{sets_table(report)}
 
 ## How surely each model refuses
 

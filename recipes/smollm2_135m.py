@@ -16,6 +16,11 @@ SETTINGS = Settings(
     model="HuggingFaceTB/SmolLM2-135M-Instruct",
     run=Path("runs/smollm2_135m"),
     layer=15,  # half of the 30 layers
+    temperature=0.5,
+    contrastive_steps=80,
+    contrastive_learning_rate=1e-3,
+    sft_batch=8,
+    sft_learning_rate=2e-3,
 )
 
 

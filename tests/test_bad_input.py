@@ -114,8 +114,11 @@ def test_a_row_longer_than_the_window_is_found_before_training(
     row = longest.get(name, PAIR | {"seemingly_toxic": LONG} if name == "pairs" else TALK | {"response": LONG})
     path = rows / f"{name}.jsonl"
     write_rows(path, [*(json.loads(line) for line in path.read_text().splitlines()), row])
-    everything = {name: n for n in [{"instructions": 19, "refusals": 7}.get(name)] if n}  # so that it is among them
-    seen = run_here(flags(tiny, rows, tmp_path / "run", **everything))
+    drawn = {
+        "instructions": 19 if name == "instructions" else 12,
+        "refusals": 7 if name == "refusals" else 4,
+    }  # all rows
+    seen = run_here(flags(tiny, rows, tmp_path / "run", **drawn))
     assert_refused(seen, "tokens", "limit is 5", "Shorten it, or leave that row out")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
+from dcr_lite import pictures
 from dcr_lite.metrics import wilson_interval
 from dcr_lite.pictures import (
     COLOURS,
@@ -45,14 +46,29 @@ def png(tmp_path: Path) -> Path:
     return tmp_path / "picture.png"
 
 
+@pytest.fixture
+def legend(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the legend of the next picture names."""
+    names: list[str] = []
+    save = pictures._save
+
+    def read_and_save(figure: Any, path: Path) -> None:
+        names.extend(text.get_text() for legend in figure.legends for text in legend.get_texts())
+        save(figure, path)
+
+    monkeypatch.setattr(pictures, "_save", read_and_save)
+    return names
+
+
 # --- refusal rates ----------------------------------------------------------------------------------------------------
 
 
-def test_rates_of_three_models(png: Path) -> None:
-    """Three models, three kinds of prompts: all of them are in the picture."""
+def test_rates_of_three_models(png: Path, legend: list[str]) -> None:
+    """Three models, three kinds of prompts: all of them are in the picture, each named once."""
     rates = {m: {"toxic": rate(9, 12), "seemingly_toxic": rate(4, 12), "plain": rate(1, 12)} for m in METHODS}
     draw_refusal_rates(rates, png)
     assert colours_in(png) == {"toxic", "seemingly_toxic", "plain"}
+    assert legend == ["toxic", "seemingly toxic", "plain"]
 
 
 @pytest.mark.parametrize("refused", [0, 1, 50])
@@ -91,11 +107,12 @@ def test_score_of_a_single_prompt(value: float, png: Path) -> None:
     assert colours_in(png) == {"toxic"}
 
 
-def test_a_kind_that_only_later_models_have(png: Path) -> None:
+def test_a_kind_that_only_later_models_have(png: Path, legend: list[str]) -> None:
     """The legend names every kind that some panel shows, not only those of the first."""
     scores = {"base": {"toxic": [1.0, 2.0]}, "dcr": {"toxic": [1.0], "seemingly_toxic": [-3.0, -2.0]}}
     draw_refusal_scores(scores, {"base": None, "dcr": 1.0}, png)
     assert colours_in(png) >= {"toxic", "seemingly_toxic"}
+    assert legend == ["toxic", "seemingly toxic"]
 
 
 # --- states -----------------------------------------------------------------------------------------------------------
@@ -111,11 +128,12 @@ def test_state_map_before_and_after(png: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["toxic", "plain"])
-def test_state_map_of_one_kind(kind: str, png: Path) -> None:
+def test_state_map_of_one_kind(kind: str, png: Path, legend: list[str]) -> None:
     """A kind that was not measured is neither drawn nor named in the legend."""
     points = np.random.default_rng(0).normal(size=(12, 2))
     draw_state_map({"after stage 1": points}, np.array([kind] * 12), {"after stage 1": None}, 15, png)
     assert colours_in(png) == {kind}
+    assert legend == [kind]
 
 
 def test_state_map_of_a_single_prompt(png: Path) -> None:
@@ -141,10 +159,11 @@ def test_curve_of_a_single_step(png: Path) -> None:
     assert colours_in(png) == {"toxic"}
 
 
-def test_one_method_without_curves(png: Path) -> None:
+def test_one_method_without_curves(png: Path, legend: list[str]) -> None:
     """A method that nothing was observed of leaves an empty panel; the legend still names the other's kinds."""
     draw_refusal_during_sft({"safety_sft": {}, "dcr": {"seemingly_toxic": [(0, 0.5), (8, 0.1)]}}, png)
     assert colours_in(png) == {"seemingly_toxic"}
+    assert legend == ["seemingly toxic"]
 
 
 def test_figures_are_closed(png: Path) -> None:

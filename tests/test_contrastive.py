@@ -1,0 +1,60 @@
+"""Stage 1 on a tiny model: what it moves, what it leaves alone, which weights it keeps."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from dcr_lite import backend, losses
+from dcr_lite.contrastive import Contrastive, contrastive_refinement, encode_pairs, layer_states
+from dcr_lite.data import Pair
+
+WORDS = "cat dog sun rain tree road lamp book fish bird door wall milk rice snow wind".split()
+PAIRS = [Pair(f"harm the {w} now", f"draw the {w} now", focus=w) for w in WORDS]
+SETTINGS = Contrastive(
+    layer=1, loss=losses.supervised_contrastive(0.5), centre="batch", whiten=True, steps=24, batch_size=16,
+    learning_rate=5e-3, observe_every=8,
+)  # fmt: skip
+
+
+def trained(model: Any, **changes: Any) -> Any:
+    backend.add_adapter(model, "test", rank=4, seed=0)
+    return contrastive_refinement(model, "test", PAIRS[:12], PAIRS[12:], replace(SETTINGS, **changes), seed=0)
+
+
+def test_stage_1_separates_pairs_that_it_has_not_seen(tiny_model: Any) -> None:
+    """The kinds differ in one word here: unseen pairs with other words end apart, and the loss has fallen."""
+    model = tiny_model()
+    progress = trained(model)
+    losses_seen = [row["loss"] for row in progress.metrics if "loss" in row]
+    assert progress.best > 0.9
+    assert losses_seen[-1] < losses_seen[0]
+
+
+def test_stage_1_moves_only_adapter_weights_up_to_l(tiny_model: Any) -> None:
+    """Layers above L keep their fresh adapter: its second factor is still zero."""
+    model = tiny_model()
+    trained(model)
+    for name, weight in backend.adapter_weights(model, "test").items():
+        if "lora_B" in name:
+            assert (".layers.0." in name or ".layers.1." in name) == bool(weight.abs().max() > 0), name
+
+
+def test_the_weights_kept_are_those_that_separate_best(tiny_model: Any) -> None:
+    """After stage 1 the adapter holds the observation with the highest development AUROC, not the last one."""
+    model = tiny_model()
+    progress = trained(model)
+    seen = {row["step"]: row["development_auroc"] for row in progress.metrics if "development_auroc" in row}
+    assert progress.best == max(seen.values())
+    assert seen[progress.best_step] == progress.best
+    kept = backend.adapter_weights(model, "test")
+    assert progress.best_weights is not None
+    assert all(torch.equal(kept[name], weight) for name, weight in progress.best_weights.items())
+
+
+def test_layer_states_come_in_the_order_asked_for(tiny_model: Any) -> None:
+    """Rows are batched by length inside; what comes out answers to what went in."""
+    model = tiny_model()
+    rows = encode_pairs(model, [Pair("a long prompt with many words in it", "short"), Pair("mid size", "tiny one")])
+    together = layer_states(model, rows, 1)
+    alone = torch.cat([layer_states(model, [row], 1) for row in rows])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,92 @@
+"""Which differences between states count, and how far apart two kinds are."""
+
+import pytest
+import torch
+from dcr_lite.geometry import Geometry, ReadOut, kinds_of_pairs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def stretched_states(n: int = 200, width: int = 8, seed: int = 0) -> torch.Tensor:
+    """States far from the origin whose spread differs a hundredfold between directions."""
+    torch.manual_seed(seed)
+    return torch.randn(n, width) * torch.logspace(0, 2, width) + 50
+
+
+@pytest.mark.parametrize("centre", ["batch", "stock", "none"])
+@pytest.mark.parametrize("whiten", [True, False])
+def test_states_become_unit_vectors_in_float32(centre: str, whiten: bool) -> None:
+    """Whatever the centre, rows come out with length 1 and in float32, from bfloat16 too."""
+    states = stretched_states()
+    units = Geometry.fit(states, centre, whiten)(states.bfloat16())  # type: ignore[arg-type]
+    assert units.dtype == torch.float32
+    torch.testing.assert_close(units.norm(dim=1), torch.ones(len(units)))
+
+
+def test_raw_states_are_the_papers_choice() -> None:
+    """Without centre and whitening the cosines are those of the states as they are."""
+    states = stretched_states()
+    units = Geometry.fit(states, "none", whiten=False)(states)
+    torch.testing.assert_close(units @ units.T, torch.nn.functional.cosine_similarity(states[:, None], states, dim=-1))
+
+
+@given(shift=st.floats(-1e3, 1e3))
+@settings(deadline=None, max_examples=20)
+def test_moving_all_states_one_way_gains_nothing_with_the_batch_centre(shift: float) -> None:
+    """A common shift leaves the unit vectors alone; against the stock mean it would pull them all together."""
+    states = stretched_states()
+    geometry = Geometry.fit(states, "batch", whiten=True)
+    torch.testing.assert_close(geometry(states + shift), geometry(states), atol=2e-3, rtol=0)
+
+
+def test_a_common_shift_collapses_the_stock_centre() -> None:
+    """The reason for the batch centre: far from the stock mean every cosine is 1, whatever the kind."""
+    states = stretched_states()
+    units = Geometry.fit(states, "stock", whiten=True)(states + 1e5)
+    assert (units @ units.T).min() > 0.99
+
+
+def test_whitening_brings_every_direction_to_a_like_spread() -> None:
+    """A hundredfold difference in spread falls below twofold."""
+    states = stretched_states(2000)
+    geometry = Geometry.fit(states, "stock", whiten=True)
+    assert geometry.whitening is not None
+    before, after = states.std(0), ((states - geometry.mean) @ geometry.whitening).std(0)
+    assert before.max() / before.min() > 50
+    # The shrinkage towards a sphere keeps directions of almost no spread small: look at those that carry the variance.
+    carrying = before > before.max() / 4
+    assert after[carrying].max() / after[carrying].min() < 2
+
+
+def test_the_gradient_goes_through_the_batch_mean() -> None:
+    """Gradients equal those of the same arithmetic written out in double precision."""
+    states = stretched_states(6).double()
+    geometry = Geometry.fit(stretched_states(), "batch", whiten=True)
+    assert geometry.whitening is not None
+    weights = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
+
+    ours = states.float().requires_grad_()
+    (geometry(ours) * weights).sum().backward()
+    theirs = states.clone().requires_grad_()
+    moved = (theirs - theirs.mean(0)) @ geometry.whitening.double()
+    ((moved / moved.norm(dim=1, keepdim=True)) * weights).sum().backward()
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_the_read_out_finds_the_direction_between_two_kinds() -> None:
+    """Two clouds a known way apart are read along that way, toxic above seemingly toxic."""
+    torch.manual_seed(0)
+    kinds = kinds_of_pairs(100)
+    states = torch.randn(200, 8) + torch.outer(kinds.float(), torch.tensor([6.0, *[0.0] * 7]))
+    read_out = ReadOut.fit(states, kinds)
+    assert read_out.direction[0] > 0.95
+    assert read_out.score(states)[kinds].mean() > read_out.score(states)[~kinds].mean()
+
+
+def test_reading_uses_one_mean_whatever_is_read_with_a_prompt() -> None:
+    """A prompt's unit vector for reading does not depend on the prompts beside it."""
+    states = stretched_states()
+    reading = Geometry.fit(states, "batch", whiten=True).around(states)
+    torch.testing.assert_close(reading(states[:1]), reading(states)[:1])
