@@ -4,11 +4,29 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+
 from dcr_lite import backend, losses
 from dcr_lite.contrastive import Contrastive, contrastive_refinement, encode_pairs, layer_states
 from dcr_lite.data import Pair
 
-WORDS = "cat dog sun rain tree road lamp book fish bird door wall milk rice snow wind".split()
+WORDS = [
+    "cat",
+    "dog",
+    "sun",
+    "rain",
+    "tree",
+    "road",
+    "lamp",
+    "book",
+    "fish",
+    "bird",
+    "door",
+    "wall",
+    "milk",
+    "rice",
+    "snow",
+    "wind",
+]
 PAIRS = [Pair(f"harm the {w} now", f"draw the {w} now", focus=w) for w in WORDS]
 SETTINGS = Contrastive(
     layer=1, loss=losses.supervised_contrastive(0.5), centre="batch", whiten=True, steps=24, batch_size=16,

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from dcr_lite.geometry import Geometry, ReadOut, kinds_of_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from dcr_lite.geometry import Geometry, ReadOut, kinds_of_pairs
 
 
 def stretched_states(n: int = 200, width: int = 8, seed: int = 0) -> torch.Tensor:

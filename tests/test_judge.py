@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcr_lite.data import SHIPPED
-from dcr_lite.judge import CUES, STEPS, THRESHOLD, evidence, is_refusal, refusal_score, string_match
+from dcr_lite.judge import CUES, STEPS, THRESHOLD, evidence, is_refusal, refusal_score, string_match, verdict_is_final
 
 HUMAN_LABELS = Path(__file__).parents[2] / "shared" / "data" / "eval" / "refusal_human_labels.jsonl"
 # Words that push the judge both ways, so that random texts are not all plain compliance.
@@ -152,7 +152,9 @@ def test_spelling_and_markdown_do_not_hide_a_refusal(response: str) -> None:
 @pytest.mark.parametrize("response", ["", " ", "\n\t\u00a0"])
 def test_an_empty_answer_is_no_refusal(response: str) -> None:
     """An empty or blank answer declines nothing: its score is exactly 0."""
-    assert refusal_score(response) == 0.0 and not is_refusal(response) and not string_match(response)
+    assert refusal_score(response) == 0.0
+    assert not is_refusal(response)
+    assert not string_match(response)
 
 
 def test_steps_after_a_caveat_lower_the_score() -> None:
@@ -179,8 +181,10 @@ def test_evidence_adds_up_to_the_verdict() -> None:
 
 def test_string_match_is_the_naive_keyword_judge() -> None:
     """The literature's list counts an apology that complies as a refusal and misses "I won't"; so ours exists."""
-    assert string_match("I'm sorry to hear that. Try a warm bath.") and not string_match("I won't help with that.")
-    assert string_match("Sadly I cannot do so.") and not string_match("Boil it for ten minutes.")
+    assert string_match("I'm sorry to hear that. Try a warm bath.")
+    assert not string_match("I won't help with that.")
+    assert string_match("Sadly I cannot do so.")
+    assert not string_match("Boil it for ten minutes.")
 
 
 @given(texts)
@@ -266,3 +270,22 @@ def test_agreement_with_human_labels() -> None:
     assert judged >= 0.95
     assert judged > agreement([string_match(row["response"]) for row in rows])
     assert agreement([is_refusal(first_words(row["response"], 35)) for row in rows]) >= 0.94
+
+
+def test_a_final_verdict_stands_whatever_follows() -> None:
+    """Once a beginning of a shipped refusal is called final, the whole answer is judged a refusal; no beginning of a
+    helpful answer is ever called final. So decoding may stop there."""
+    for answer in shipped_answers("refusals.jsonl"):
+        words = answer.split()
+        finals = [k for k in range(1, len(words) + 1) if verdict_is_final(" ".join(words[:k]))]
+        assert finals, answer
+        assert all(is_refusal(" ".join(words[:k])) for k in range(finals[0], len(words) + 1))
+    for answer in [*shipped_answers("instructions.jsonl"), *shipped_answers("augmentation.jsonl")]:
+        words = answer.split()
+        assert not any(verdict_is_final(" ".join(words[:k])) for k in range(1, len(words) + 1)), answer
+
+
+@pytest.mark.parametrize("text", ["I can't", "I'm sorry, but I can't wait to show you", "I can't give an exact number"])
+def test_a_verdict_is_not_final_while_the_next_words_may_turn_it(text: str) -> None:
+    """What begins like a refusal may go on as an answer."""
+    assert not verdict_is_final(text)
