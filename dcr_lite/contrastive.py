@@ -102,15 +102,17 @@ def contrastive_refinement(
     development: list[Pair],
     settings: Contrastive,
     seed: int,
+    geometry: Geometry | None = None,
     checkpoint: Path | None = None,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Progress:
-    """Train the adapter's layers up to L; afterwards it holds the weights that separated the development pairs best."""
+    """Train the adapter's layers up to L; afterwards it holds the weights that separated the development pairs best.
+    ``geometry``: the stock model's, where it is known already."""
     rows = encode_pairs(model, training)
     n = len(training)
     reference, unseen = reference_of(rows), encode_pairs(model, development)
     activate(model, adapter)
-    geometry = stock_geometry(model, rows, settings)
+    geometry = geometry or stock_geometry(model, rows, settings)
     batches = pair_batches(n, settings.batch_size, settings.steps, seed)
 
     def encode(part: list[list[int]]) -> Tensor:

@@ -2,6 +2,7 @@
 finished is taken from its folder."""
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -40,6 +41,7 @@ from dcr_lite.data import (
 from dcr_lite.errors import UserError
 from dcr_lite.evaluation import Measured, measure
 from dcr_lite.generation import answer
+from dcr_lite.geometry import Geometry
 from dcr_lite.hidden_states import depth
 from dcr_lite.losses import Loss
 from dcr_lite.metrics import auroc
@@ -53,7 +55,7 @@ from dcr_lite.training import Progress
 from dcr_lite.weights import locate
 
 DCR, BASELINE = "dcr", "safety_sft"  # the two adapters on the one model
-CURVE_PROMPTS = 24  # of each kind, watched along safety SFT: enough to see a curve, a second's work
+CURVE_PROMPTS = 16  # of each kind, watched along safety SFT: enough to see a curve, a second's work
 
 
 LEAST = {
@@ -191,31 +193,33 @@ def contrastive_settings(settings: Settings) -> Contrastive:
 
 def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
     """Stage 1 on the DCR adapter."""
+    _require_room(model, data, settings)
     how = contrastive_settings(settings)
 
+    training = encode_pairs(model, data.training)
+    map_file = run.path / "state_map.safetensors"
+    geometry = None if run.finished("stage1") and map_file.exists() else stock_geometry(model, training, how)
+
     def train(**kwargs: Any) -> Progress:
-        return contrastive_refinement(model, DCR, data.training, data.development, how, settings.seed, **kwargs)
+        return contrastive_refinement(
+            model, DCR, data.training, data.development, how, settings.seed, geometry, **kwargs
+        )
 
     _train(run, model, "stage1", DCR, "Stage 1: contrastive", how.steps, train)
-    _map_states(run, model, data, how)
+    if geometry and not map_file.exists():
+        save_file(_map_states(model, data, how.layer, geometry, reference_of(training)), map_file)
 
 
-def _map_states(run: RunFolder, model: Model, data: Data, how: Contrastive) -> None:
+def _map_states(
+    model: Model, data: Data, layer: int, geometry: Geometry, reference: list[list[int]]
+) -> dict[str, torch.Tensor]:
     """Where held-out prompts lie at layer L before and after stage 1, for the picture."""
-    path = run.path / "state_map.safetensors"
-    if path.exists():
-        return
-    training = encode_pairs(model, data.training)
     held_out = encode_prompts(model.tokenizer, [p.prompt for p in data.held_out], model.window)
-    geometry = stock_geometry(model, training, how)
-    reference = reference_of(training)
     backend.activate(model, DCR)
-    after = state_map(model, how.layer, geometry, reference, held_out)
+    after = state_map(model, layer, geometry, reference, held_out)
     with backend.stock(model):
-        before = state_map(model, how.layer, geometry, reference, held_out)
-    partial = path.with_suffix(".partial")
-    save_file({"before": before, "after": after}, partial)
-    partial.replace(path)
+        before = state_map(model, layer, geometry, reference, held_out)
+    return {"before": before, "after": after}
 
 
 def teach_refusals(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
@@ -341,6 +345,6 @@ def write_up(
     }
     save_adapter(model, DCR, run.path / "adapter")
     write_model_card(report, run.path / "adapter" / "README.md")
-    write_report(report, " ".join(["python", *sys.argv]), run.path / "report.md")
+    write_report(report, shlex.join(["python", *sys.argv]), run.path / "report.md")
     run.close(report)
     return report

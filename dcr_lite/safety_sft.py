@@ -30,7 +30,7 @@ class SafetySFT:
     epochs: int
     batch_size: int
     learning_rate: float
-    observe_every: int = 8
+    observe_every: int = 12
 
 
 @dataclass(frozen=True)

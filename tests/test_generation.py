@@ -128,6 +128,21 @@ def test_batch_size_changes_nothing(tiny_model: MakeModel, monkeypatch: pytest.M
     assert max(done) <= batch_size
 
 
+def test_an_answer_that_has_said_enough_stops_alone(tiny_model: MakeModel) -> None:
+    """An answer of which ``enough`` is true stops early, behind what made it so; the others are as without it."""
+    model = tiny_model()
+    rows = random_rows([5, 1, 9, 5, 30, 2, 14], shared=3)
+    whole = [a.text for a in answer(model, rows, NEW)]
+    letter = whole[0][4]
+    cut = [a.text for a in answer(model, rows, NEW, enough=lambda text: letter in text)]
+    assert sum(letter in text for text in whole) not in (0, len(rows))
+    for short, long in zip(cut, whole, strict=True):
+        assert long.startswith(short)
+        assert (letter in short) == (letter in long)
+        assert short == long or letter in short
+    assert len(cut[0]) < len(whole[0])
+
+
 def test_answers_keep_the_order_of_the_prompts(tiny_model: MakeModel) -> None:
     """Prompts are sorted by length inside; answers come in the order given."""
     model = tiny_model()

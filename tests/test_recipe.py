@@ -82,12 +82,14 @@ def flags(model: str | Path, rows: Path, run: Path, **changes: Any) -> list[str]
         "contrastive_steps": CONTRASTIVE_STEPS,
         "contrastive_batch": 8,
         "contrastive_learning_rate": 1e-2,
+        "temperature": 1.0,
         "development_pairs": 8,
         "instructions": 12,
         "refusals": 4,
         "baseline_refusals": 6,
         "sft_batch": 2,
         "sft_epochs": 3,
+        "sft_learning_rate": 1e-3,
         "rank": 4,
         "pairs": rows / "pairs.jsonl",
         "instruction_rows": rows / "instructions.jsonl",
@@ -145,7 +147,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 # "log STAGE STEP": after this step is logged, with half of the next line written, as a crash can leave it.
 # "save STAGE N": in the middle of writing the stage's N-th checkpoint.
 WAITING = """
-import io, runpy, sys, time
+import io, runpy, signal, sys, time
 from pathlib import Path
 import torch
 from dcr_lite.run_folder import RunFolder
@@ -176,6 +178,7 @@ def save_and_wait(value, file):
     save(value, file)
 
 RunFolder.log, torch.save = log_and_wait, save_and_wait
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
 sys.argv = [recipe, *sys.argv[6:]]
 runpy.run_path(recipe, run_name="__main__")
 """
@@ -191,7 +194,7 @@ def run_and_stop(moment: tuple[str, str, int], how: signal.Signals, argv: list[s
         while not mark.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(how)
-        out, err = process.communicate(timeout=600)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
     assert mark.exists(), f"the run never came to {moment}: {out[-500:]}{err[-2000:]}"
@@ -439,10 +442,11 @@ def test_peft_loads_the_adapter(finished: Finished, tiny: Path) -> None:
             ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt")["input_ids"]
             logits = loaded(input_ids=ids).logits
             assert_close(logits, by_hand(input_ids=ids).logits, 1e-5)
-            said = loaded.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False
-            )
-            assert tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True).strip() == row["response"]
+            mask = torch.ones_like(ids)
+            said = loaded.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+            text = tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True).strip()
+            # A measured answer ends where its verdict is final, perhaps in the middle of a character.
+            assert text.startswith(row["response"].rstrip("\ufffd "))
     with torch.no_grad(), loaded.disable_adapter():
         assert (loaded(input_ids=ids).logits - logits).abs().max() > 0.01
 
