@@ -95,6 +95,7 @@ def load(path: str | Path, device: str, precision: torch.dtype, four_bit: bool) 
     if device == "cpu":
         keep_freed_memory()
     tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.clean_up_tokenization_spaces = False  # it is ignored anyway, with a long warning
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     network = AutoModelForCausalLM.from_pretrained(

@@ -121,11 +121,12 @@ def draw_refusal_during_sft(curves: dict[str, dict[str, list[tuple[int, float]]]
     """Mean refusal probability of development prompts along safety SFT: curves[method][label] = (step, probability)."""
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, len(curves), figsize=(4.0 * len(curves), 3.4), sharey=True, squeeze=False)
+        highest = max((y for by in curves.values() for points in by.values() for _, y in points), default=1.0)
         for axes, (method, by_label) in zip(panels[0], curves.items(), strict=True):
             _lines(axes, by_label)
             axes.set_title(METHODS.get(method, method), loc="left")
             axes.set_xlabel("step of safety SFT")
-            axes.set_ylim(-0.02, 1.02)
+            axes.set_ylim(0, max(0.05, 1.1 * highest))
         panels[0][0].set_ylabel("probability of opening with a refusal")
         _legend(figure)
         _save(figure, path)

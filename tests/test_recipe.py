@@ -28,11 +28,13 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from dcr_lite import job, terminal
+from dcr_lite.contrastive import Contrastive
 from dcr_lite.data import Pair
 from dcr_lite.errors import UserError
 from dcr_lite.launch import launch
 from dcr_lite.report import read_answers, write_answers
 from dcr_lite.run_folder import RunFolder
+from dcr_lite.safety_sft import SafetySFT
 from dcr_lite.settings import Settings
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "smollm2_135m.py"
@@ -414,9 +416,13 @@ def test_metrics_hold_every_step_once(finished: Finished) -> None:
         "stage2": list(range(1, SFT_STEPS + 1)),
         "safety_sft": list(range(1, BASELINE_STEPS + 1)),
     }
-    seen = [row["step"] for row in finished.metrics if "development_auroc" in row]
-    assert seen == [0, 20, 36]
-    assert sum("toxic" in row for row in finished.metrics) == 4 + 5  # every eighth step and the last
+    for stage, last, every in (
+        ("stage1", CONTRASTIVE_STEPS, Contrastive.observe_every),
+        ("stage2", SFT_STEPS, SafetySFT.observe_every),
+        ("safety_sft", BASELINE_STEPS, SafetySFT.observe_every),
+    ):
+        seen = [row["step"] for row in finished.metrics if row["stage"] == stage and "loss" not in row]
+        assert seen == [*range(0, last, every), last]
 
 
 def test_stage1_keeps_what_separated_best(finished: Finished) -> None:
@@ -538,7 +544,7 @@ def test_killed_in_stage1_ends_as_undisturbed(
     seen = run_and_stop(("log", "stage1", 33), signal.SIGKILL, flags(tiny, rows, run), tmp_path / "mark")
     assert seen.code == -signal.SIGKILL
     assert (run / "metrics.jsonl").read_text().endswith('\n{"stage": "sta')
-    assert finished.report["stage1"]["best_step"] == 20  # so the checkpoint of step 30 has to hold it
+    assert 0 < finished.report["stage1"]["best_step"] < 30  # so the checkpoint of step 30 has to hold its weights
     assert run_here(flags(tiny, rows, run, resume=True)).code == 0
     assert logged[0] == ("stage1", 31)
     assert_same_findings(run, finished)
