@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import CHAT_TEMPLATE, PROMPTS, SYSTEM, build_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from dcr_lite.chat import encode_conversations, encode_prompts, prompt_text
 from dcr_lite.errors import UserError
@@ -27,6 +28,12 @@ words = st.text(st.characters(codec="utf-8", exclude_characters="<|>"), min_size
 def with_template(name: str) -> Any:
     tokenizer = build_tokenizer()
     tokenizer.chat_template = TEMPLATES[name]
+    if name == "Mistral's":  # its tokenizer puts a first token before every text, as its template does
+        first = "<|endoftext|>"
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{first} $A", special_tokens=[(first, tokenizer.convert_tokens_to_ids(first))]
+        )
+        assert tokenizer("Hi")["input_ids"][0] == tokenizer.convert_tokens_to_ids(first)
     return tokenizer
 
 
