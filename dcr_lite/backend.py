@@ -103,6 +103,8 @@ def load(path: str | Path, device: str, precision: torch.dtype, four_bit: bool) 
     )
     if _plain_attention(network.config):
         network.set_attn_implementation(ATTENTION)
+    elif _softcapped(network.config):
+        network.set_attn_implementation("eager")  # the fused kernels leave the cap out without a word
     if four_bit and device == "cpu":
         _keep_weights_unpacked(network)
     network.requires_grad_(False)
@@ -110,9 +112,14 @@ def load(path: str | Path, device: str, precision: torch.dtype, four_bit: bool) 
 
 
 def _plain_attention(config: Any) -> bool:
-    """Packed attention knows softmax attention over the whole row: no softcapping, no sliding window in use."""
-    sliding = "sliding_attention" in (getattr(config, "layer_types", None) or [])
-    return getattr(config, "attn_logit_softcapping", None) is None and not sliding
+    """Packed attention knows softmax attention over the whole row: no softcapping, no window, nothing but attention."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windowed = getattr(config, "sliding_window", None) is not None and not hasattr(config, "layer_types")
+    return not _softcapped(config) and kinds == {"full_attention"} and not windowed
+
+
+def _softcapped(config: Any) -> bool:
+    return getattr(config, "attn_logit_softcapping", None) is not None
 
 
 def _keep_weights_unpacked(network: nn.Module) -> None:
@@ -157,11 +164,13 @@ def stock(model: Model) -> Iterator[None]:
         yield
         return
     trainable = [p for p in model.network.parameters() if p.requires_grad]
-    with model.network.disable_adapter():
-        yield
-    model.network.requires_grad_(False)  # leaving disable_adapter re-enables every adapter weight
-    for p in trainable:
-        p.requires_grad_(True)
+    try:
+        with model.network.disable_adapter():
+            yield
+    finally:
+        model.network.requires_grad_(False)  # leaving disable_adapter re-enables every adapter weight
+        for p in trainable:
+            p.requires_grad_(True)
 
 
 def train_only(model: Model, name: str, layers: Iterable[int]) -> list[nn.Parameter]:

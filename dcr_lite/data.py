@@ -69,6 +69,8 @@ def read_jsonl(path: Path, parse: Callable[[dict[str, object], str], Row]) -> li
             raise UserError(
                 f"{place}: not JSON ({error.msg} at column {error.colno}). Each line is one object."
             ) from None
+        except (RecursionError, ValueError):
+            raise UserError(f"{place}: JSON that is nested too deeply or holds too long a number") from None
         if not isinstance(fields, dict):
             raise UserError(f"{place}: {type(fields).__name__} where an object like {{...}} is needed")
         rows.append(parse(fields, place))
@@ -82,6 +84,8 @@ def _text(fields: dict[str, object], key: str, place: str) -> str:
     if not isinstance(value, str) or not value.strip():
         what = "is missing" if key not in fields else "is empty" if value == "" or value is None else "is not a text"
         raise UserError(f'{place}: field "{key}" {what}. Found: {", ".join(map(str, fields)) or "no fields"}.')
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise UserError(f'{place}: field "{key}" holds half a character (a lone surrogate); write it whole')
     return value
 
 
@@ -90,7 +94,7 @@ def read_pairs(path: Path) -> list[Pair]:
 
     def parse(fields: dict[str, object], place: str) -> Pair:
         toxic, seemingly = _text(fields, "toxic", place), _text(fields, "seemingly_toxic", place)
-        return Pair(toxic, seemingly, str(fields.get("kind", "")), str(fields.get("focus", "")))
+        return Pair(toxic, seemingly, str(fields.get("kind") or ""), str(fields.get("focus") or ""))
 
     return read_jsonl(path, parse)
 
@@ -129,15 +133,18 @@ def split_by_focus(pairs: list[Pair], development: int, seed: int) -> tuple[list
     held: list[Pair] = []
     training: list[Pair] = []
     for focus in order:
-        (held if len(held) < min(development, len(pairs) // 2) else training).extend(groups[focus])
-    if not training:
+        only_one_left = not training and focus == order[-1]
+        wanted = len(held) < min(development, len(pairs) // 2) and not only_one_left
+        (held if wanted else training).extend(groups[focus])
+    if not training or not held:
         raise UserError("all pairs share one focus word, so none is left to train on; vary the field focus")
     return training, held
 
 
 def pair_batches(n_pairs: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:
     """For every step the numbers of the pairs whose two sides make the batch: balanced between the kinds by
-    construction, both sides of a pair always together, every pair once before any comes again."""
+    construction, both sides of a pair always together, no pair twice in a batch. Pairs left over at the end of one pass
+    open the next and sit out the rest of it."""
     per_step = min(batch_size // 2, n_pairs)
     if per_step < 2:
         raise UserError(
@@ -159,7 +166,7 @@ def pair_batches(n_pairs: int, batch_size: int, steps: int, seed: int) -> list[l
 def safety_mixture(
     instructions: list[Conversation], refusals: list[Conversation], n_instructions: int, n_refusals: int, seed: int
 ) -> list[Conversation]:
-    """Rows for safety SFT: the first ``n`` of each list after a shuffle by ``seed``, then shuffled together."""
+    """Rows for safety SFT: so many of each list, drawn and shuffled together by ``seed``."""
     for name, rows, n in (("instructions", instructions, n_instructions), ("refusals", refusals, n_refusals)):
         if n > len(rows):
             raise UserError(f"{n} {name} asked for and {len(rows)} given; lower the number or give more rows")

@@ -119,14 +119,22 @@ def _refusal_log_odds(decoding: _Decoding) -> Tensor:
     return refusing - torch.log(-torch.expm1(refusing))  # log p - log (1 - p)
 
 
+def _end_tokens(model: Model) -> Tensor:
+    """Every token that ends an answer: the tokenizer's and those of the model's own generation settings."""
+    stated = getattr(model.network.generation_config, "eos_token_id", None)
+    more = stated if isinstance(stated, list) else [stated]
+    return torch.tensor(sorted({t for t in [model.tokenizer.eos_token_id, *more] if t is not None}))
+
+
 def _greedy(decoding: _Decoding, max_new_tokens: int, enough: Callable[[str], bool] | None) -> list[list[int]]:
     """The most probable token again and again; a row that has ended, or has said enough, leaves the batch."""
     tokenizer = decoding.model.tokenizer
+    ends = _end_tokens(decoding.model).to(decoding.logits.device)
     answers: list[list[int]] = [[] for _ in decoding.logits]
     alive = torch.arange(len(answers))
     for step in range(max_new_tokens):
         token = decoding.logits.argmax(-1)
-        going = token != tokenizer.eos_token_id
+        going = ~torch.isin(token, ends)
         if enough and step and step % LOOK_EVERY == 0:
             texts = tokenizer.batch_decode([answers[i] for i in alive.tolist()], skip_special_tokens=True)
             going &= torch.tensor([not enough(text) for text in texts], device=token.device)

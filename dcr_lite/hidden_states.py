@@ -27,12 +27,16 @@ def depth(model: nn.Module) -> int:
 @contextmanager
 def only_layers(decoder: Any, start: int, stop: int) -> Iterator[None]:
     """Within the block the decoder has only its layers ``start`` to ``stop - 1``."""
-    whole = decoder.layers
+    whole, kinds = decoder.layers, getattr(decoder.config, "layer_types", None)
     decoder.layers = nn.ModuleList(list(whole)[start:stop])
+    if kinds is not None:  # each layer's mask and rotary embedding are looked up by its place
+        decoder.config.layer_types = list(kinds)[start:stop]
     try:
         yield
     finally:
         decoder.layers = whole
+        if kinds is not None:
+            decoder.config.layer_types = kinds
 
 
 @contextmanager

@@ -24,7 +24,7 @@ CLIP = 1.0  # gradient norm: one odd batch cannot throw the adapter far
 
 
 def learning_rate_at(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over the first tenth, then a cosine down to a tenth of ``peak`` at the last step."""
+    """Linear warm-up over the first tenth, then a cosine that reaches a tenth of ``peak`` just after the last step."""
     warmup = max(1, round(steps * WARMUP))
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -54,11 +54,10 @@ def save_whole(value: Any, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch's own writer says RuntimeError where the disk is full
         partial.unlink(missing_ok=True)
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); free some disk, then go on with --resume"
-        ) from None
+        reason = getattr(error, "strerror", None) or "the disk took only a part"
+        raise UserError(f"{path}: cannot be written ({reason}); free some disk, then go on with --resume") from None
 
 
 @dataclass

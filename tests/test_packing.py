@@ -36,6 +36,7 @@ SHAPES: dict[str, Rows] = {
     "nothing shared": [[3, 4, 5], [6, 7, 8, 9, 10], [11], [12, 13, 14]],
     "short prefix": random_rows([5, 1, 9, 5, 2, 9], shared=2),
     "long prefix": random_rows([3, 8, 1, 1], shared=90),
+    "long and short rows": random_rows([110, 3, 40], shared=5),
     "one row": random_rows([7]),
     "one token": [[5]],
     "equal rows": random_rows([0, 0, 0], shared=6),
