@@ -136,7 +136,7 @@ def split_by_focus(pairs: list[Pair], development: int, seed: int) -> tuple[list
         only_one_left = not training and focus == order[-1]
         wanted = len(held) < min(development, len(pairs) // 2) and not only_one_left
         (held if wanted else training).extend(groups[focus])
-    if not training or not held:
+    if len(groups) < 2:
         raise UserError("all pairs share one focus word, so none is left to train on; vary the field focus")
     return training, held
 

@@ -1,7 +1,9 @@
 """Greedy answers and refusal scores of many prompts, in batches of similar length behind their shared prefix."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -47,9 +49,8 @@ class _Decoding:
         mask = torch.cat([torch.ones(len(rows), prefix_length, dtype=torch.bool), place >= 0], 1)
         self.mask = mask.long().to(model.device)
         self.positions = (place.clamp_min(0) + prefix_length).to(model.device)
-        self.cache = DynamicCache(
-            [(k.expand(len(rows), -1, -1, -1), v.expand(len(rows), -1, -1, -1)) for k, v in prefix]
-        )
+        shared = [(k.expand(len(rows), -1, -1, -1), v.expand(len(rows), -1, -1, -1)) for k, v in prefix]
+        self.cache = DynamicCache(shared) if shared else DynamicCache(config=model.network.config)
         self.logits = self._forward(ids.to(model.device), keep=1)[:, 0]
 
     def _forward(self, ids: Tensor, keep: int) -> Tensor:
@@ -82,7 +83,10 @@ class _Decoding:
         """A second continuation of the same rows."""
         other = object.__new__(_Decoding)
         other.model, other.mask, other.positions, other.logits = self.model, self.mask, self.positions, self.logits
-        other.cache = DynamicCache([(layer.keys, layer.values) for layer in self.cache.layers])
+        if self.model.packs:  # plain layers only ever append: the two can share what they have so far
+            other.cache = DynamicCache([(layer.keys, layer.values) for layer in self.cache.layers])
+        else:
+            other.cache = copy.deepcopy(self.cache)
         return other
 
 
@@ -168,13 +172,11 @@ def answer(
     if not rows:
         return []
     model.network.eval()
-    prefix_length = shared_prefix(rows)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    prefix_length = shared_prefix(rows) if model.packs else 0
     answers: list[Answer | None] = [None] * len(rows)
     with model.compute():
         prefix = _prefix_cache(model, rows[0][:prefix_length])
-        for start in range(0, len(order), BATCH_SIZE):
-            chosen = order[start : start + BATCH_SIZE]
+        for chosen in _batches([len(row) for row in rows], equal_length=not model.packs):
             decoding = _Decoding(model, [rows[i] for i in chosen], prefix, prefix_length)
             scores = _refusal_log_odds(decoding).tolist()
             tokens = _greedy(decoding, max_new_tokens, enough)
@@ -183,6 +185,13 @@ def answer(
                 answers[i] = Answer(text.strip(), score)
             progress(len(chosen))
     return [a for a in answers if a is not None]
+
+
+def _batches(lengths: list[int], equal_length: bool) -> list[list[int]]:
+    """Row numbers by length, BATCH_SIZE at a time; of one length only where padding would fill a sliding window."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    groups = [list(same) for _, same in groupby(order, key=lambda i: lengths[i])] if equal_length else [order]
+    return [group[start : start + BATCH_SIZE] for group in groups for start in range(0, len(group), BATCH_SIZE)]
 
 
 def _prefix_cache(model: Model, ids: list[int]) -> list[tuple[Tensor, Tensor]]:

@@ -90,6 +90,8 @@ def load_data(settings: Settings) -> Data:
         if getattr(settings, name) < least:
             raise UserError(f"--{name.replace('_', '-')} {getattr(settings, name)}: it takes at least {least}")
     training, development = split_by_focus(read_pairs(settings.pairs), settings.development_pairs, settings.seed)
+    if not development:
+        raise UserError("--development-pairs: stage 1 needs some to pick its checkpoint; 1 or more")
     instructions = read_conversations(settings.instruction_rows)
     refusals = read_conversations(settings.refusal_rows)
     mixture, baseline_mixture = (
