@@ -65,7 +65,7 @@ class Model:
     @contextmanager
     def compute(self) -> Iterator[None]:
         """Every forward and backward pass runs in here. One block per pass: autocast keeps the weights that it has
-        cast until the block ends, and those cast without gradient would silently serve a pass that needs one."""
+        cast until the block ends, so a block must not outlive the optimizer's step."""
         with torch.autocast(self.device, dtype=self.precision, enabled=self.precision != torch.float32):
             yield
 
