@@ -133,6 +133,8 @@ def load_model(settings: Settings) -> tuple[Model, str]:
         )
     backend.add_adapter(model, DCR, settings.rank, settings.seed)
     backend.add_adapter(model, BASELINE, settings.rank, settings.seed)
+    for config in model.network.peft_config.values():
+        config.base_model_name_or_path = settings.model  # not this machine's cache: the adapter travels
     return model, source
 
 
