@@ -143,8 +143,8 @@ def split_by_focus(pairs: list[Pair], development: int, seed: int) -> tuple[list
 
 def pair_batches(n_pairs: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:
     """For every step the numbers of the pairs whose two sides make the batch: balanced between the kinds by
-    construction, both sides of a pair always together, no pair twice in a batch. Pairs left over at the end of one pass
-    open the next and sit out the rest of it."""
+    construction, both sides of a pair always together, no pair twice in a batch, every pair once before any comes
+    again."""
     per_step = min(batch_size // 2, n_pairs)
     if per_step < 2:
         raise UserError(
@@ -155,9 +155,11 @@ def pair_batches(n_pairs: int, batch_size: int, steps: int, seed: int) -> list[l
     queue: list[int] = []
     for _ in range(steps):
         if len(queue) < per_step:
-            fresh = [i for i in range(n_pairs) if i not in queue]
+            fresh = list(range(n_pairs))
             rng.shuffle(fresh)
-            queue = queue + fresh
+            # What is left of the last pass goes first; the batch that it shares must not hold one of it twice.
+            beside = [i for i in fresh if i not in queue][: per_step - len(queue)]
+            queue = queue + beside + [i for i in fresh if i not in beside]
         batches.append(queue[:per_step])
         queue = queue[per_step:]
     return batches
@@ -166,13 +168,15 @@ def pair_batches(n_pairs: int, batch_size: int, steps: int, seed: int) -> list[l
 def safety_mixture(
     instructions: list[Conversation], refusals: list[Conversation], n_instructions: int, n_refusals: int, seed: int
 ) -> list[Conversation]:
-    """Rows for safety SFT: so many of each list, drawn and shuffled together by ``seed``."""
+    """Rows for safety SFT: the first ``n`` of each list after a shuffle of its own by ``seed``, then shuffled together.
+    So a larger number adds rows and exchanges none, and the number of one list does not change the other's."""
     for name, rows, n in (("instructions", instructions, n_instructions), ("refusals", refusals, n_refusals)):
         if n > len(rows):
             raise UserError(f"{n} {name} asked for and {len(rows)} given; lower the number or give more rows")
-    rng = random.Random(seed)
-    mixture = rng.sample(instructions, n_instructions) + rng.sample(refusals, n_refusals)
-    rng.shuffle(mixture)
+    mixture = []
+    for rows, n in ((instructions, n_instructions), (refusals, n_refusals)):
+        mixture += random.Random(seed).sample(rows, len(rows))[:n]
+    random.Random(seed).shuffle(mixture)
     return mixture
 
 

@@ -24,11 +24,11 @@ CLIP = 1.0  # gradient norm: one odd batch cannot throw the adapter far
 
 
 def learning_rate_at(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over the first tenth, then a cosine that reaches a tenth of ``peak`` just after the last step."""
+    """Linear warm-up over the first tenth, then a cosine down to a tenth of ``peak`` at the last step."""
     warmup = max(1, round(steps * WARMUP))
     if step < warmup:
         return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
+    progress = (step - warmup) / max(1, steps - 1 - warmup)
     return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
@@ -123,7 +123,7 @@ class Loop:
 
     def _observe(self, step: int, progress: Progress) -> None:
         seen = self.observe(step)
-        if "best" in seen and seen["best"] > progress.best:
+        if "best" in seen and seen["best"] >= progress.best:  # of equals the one trained longer
             progress.best, progress.best_step = seen["best"], step
             progress.best_weights = adapter_weights(self.model, self.adapter)
         self._tell(progress, {"step": step, **{k: v for k, v in seen.items() if k != "best"}})

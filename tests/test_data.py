@@ -204,14 +204,16 @@ def test_the_split_holds_back_about_what_is_asked() -> None:
 
 
 @given(n=st.integers(2, 30), batch=st.integers(4, 40), steps=st.integers(1, 30), seed=st.integers(0, 5))
-def test_batches_go_through_all_pairs_in_turn(n: int, batch: int, steps: int, seed: int) -> None:
-    """Batches are full, hold no pair twice, leave no pair out of a first pass and repeat themselves."""
+def test_every_pair_comes_once_before_any_comes_again(n: int, batch: int, steps: int, seed: int) -> None:
+    """Batches are full, hold no pair twice, cover all pairs evenly at every moment, and repeat themselves."""
     batches = pair_batches(n, batch, steps, seed)
     assert len(batches) == steps
     assert all(len(b) == len(set(b)) == min(batch // 2, n) for b in batches)
     assert batches == pair_batches(n, batch, steps, seed)
-    order = [pair for b in batches for pair in b]
-    assert len(set(order[:n])) == len(order[:n])  # the first pass holds every pair once
+    counts = dict.fromkeys(range(n), 0)
+    for pair in (p for b in batches for p in b):
+        counts[pair] += 1
+        assert max(counts.values()) - min(counts.values()) <= 1
 
 
 def test_another_seed_draws_other_batches() -> None:
@@ -247,6 +249,22 @@ def test_the_mixture_is_shuffled() -> None:
     assert places[0] < 30
     assert places[-1] - places[0] > 30
     assert set(mixture) != set(safety_mixture(INSTRUCTIONS, REFUSALS, 60, 20, 1))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_larger_share_of_refusals_adds_to_a_smaller_one(seed: int) -> None:
+    """The first ``n`` of each list after a shuffle: along the trade-off rows are added, not exchanged, and the number
+    of refusals does not change which instructions are drawn, nor the other way round."""
+
+    def drawn(n: int, m: int) -> tuple[set[Conversation], set[Conversation]]:
+        rows = set(safety_mixture(INSTRUCTIONS, REFUSALS, n, m, seed))
+        return rows & set(INSTRUCTIONS), rows & set(REFUSALS)
+
+    few, more, longer = drawn(40, 3), drawn(40, 20), drawn(50, 20)
+    assert few[1] <= more[1]
+    assert few[0] == more[0]
+    assert more[0] <= longer[0]
+    assert more[1] == longer[1]
 
 
 @pytest.mark.parametrize(("n", "m", "name"), [(61, 3, "instructions"), (3, 31, "refusals")])
