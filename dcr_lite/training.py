@@ -123,7 +123,7 @@ class Loop:
 
     def _observe(self, step: int, progress: Progress) -> None:
         seen = self.observe(step)
-        if "best" in seen and seen["best"] >= progress.best:  # of equals the one trained longer
+        if "best" in seen and seen["best"] > progress.best:
             progress.best, progress.best_step = seen["best"], step
             progress.best_weights = adapter_weights(self.model, self.adapter)
         self._tell(progress, {"step": step, **{k: v for k, v in seen.items() if k != "best"}})
