@@ -190,7 +190,7 @@ def train_only(model: Model, name: str, layers: Iterable[int]) -> list[nn.Parame
 
 def adapter_weights(model: Model, name: str) -> dict[str, Tensor]:
     """A copy of an adapter's weights on the CPU, keyed as in its safetensors file."""
-    state = get_peft_model_state_dict(model.network, adapter_name=name)
+    state = get_peft_model_state_dict(model.network, adapter_name=name, save_embedding_layers=False)
     return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.items()}
 
 

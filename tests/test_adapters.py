@@ -8,6 +8,7 @@ import pytest
 import torch
 from bitsandbytes.functional import has_avx512bf16
 from peft.tuners.lora import LoraLayer
+from peft.utils import get_peft_model_state_dict, save_and_load
 from tiny_models import ADAPTER, LAYERS, add_random_adapter, assert_far, random_rows, take_gradients
 from torch import Tensor
 
@@ -311,3 +312,18 @@ def test_all_linear_maps_of_the_decoder_carry_the_adapter(tiny_model: MakeModel)
     carrying = {name: m for name, m in model.network.named_modules() if isinstance(m, LoraLayer)}
     assert len(carrying) == 7 * LAYERS
     assert all(".layers." in name and m.scaling[ADAPTER] == 1 for name, m in carrying.items())
+
+
+def test_an_adapters_weights_are_read_without_asking_the_hub(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter that names its base model on the Hub is saved without a look there: every checkpoint would wait."""
+    asked: list[Any] = []
+    monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", lambda *args, **kwargs: asked.append(args))
+    model = tiny_model()
+    add_random_adapter(model)
+    model.network.peft_config[ADAPTER].base_model_name_or_path = "owner/model"
+    assert adapter_weights(model, ADAPTER)
+    assert not asked
+    get_peft_model_state_dict(model.network, adapter_name=ADAPTER)
+    assert asked  # what peft does by itself
