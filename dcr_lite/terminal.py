@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from dcr_lite.pictures import METHODS, NAMES
 
@@ -70,10 +70,17 @@ def stage(title: str, total: int) -> Iterator[Stage]:
     if not console.is_terminal:
         yield Stage(title, total, None)
         return
+    # Where the terminal is narrow the facts give way, never the time that is left.
+    narrow = Column(no_wrap=True, overflow="ellipsis")
     columns = (
-        TextColumn("[bold]{task.description:<26}"), BarColumn(28), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[facts]}"),
-    )  # fmt: skip
+        TextColumn("[bold]{task.description}", table_column=Column(min_width=21)),
+        BarColumn(12),
+        MofNCompleteColumn(table_column=Column(min_width=len(f"{total}/{total}"))),
+        TimeElapsedColumn(table_column=Column(min_width=7)),
+        TextColumn("left", table_column=Column(min_width=4)),
+        TimeRemainingColumn(table_column=Column(min_width=7)),
+        TextColumn("{task.fields[facts]}", table_column=narrow),
+    )
     with Progress(*columns, console=console) as bar:
         yield Stage(title, total, bar)
 
