@@ -20,7 +20,7 @@ REFUSING_OPENINGS = (
 )  # fmt: skip
 
 LOOK_EVERY = 4  # tokens between looks at whether an answer has said enough
-BATCH_SIZE = 64  # prompts decoded together: enough to fill two cores or one card, few enough for a small memory
+BATCH_SIZE = 128  # prompts decoded together: enough to fill two cores or one card, few enough for a small memory
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class _Decoding:
         self.positions = (place.clamp_min(0) + prefix_length).to(model.device)
         shared = [(k.expand(len(rows), -1, -1, -1), v.expand(len(rows), -1, -1, -1)) for k, v in prefix]
         self.cache = DynamicCache(shared) if shared else DynamicCache(config=model.network.config)
-        self.logits = self._forward(ids.to(model.device), keep=1)[:, 0]
+        self.logits = vocabulary_logits(model.network, self._forward(ids.to(model.device))[:, -1])
 
-    def _forward(self, ids: Tensor, keep: int) -> Tensor:
-        """Logits of the last ``keep`` of the new tokens ``ids`` (batch, new), in float32."""
+    def _forward(self, ids: Tensor) -> Tensor:
+        """Post-norm states of the new tokens ``ids`` (batch, new): (batch, new, d_model)."""
         out = decoder_of(self.model.network)(
             input_ids=ids,
             attention_mask=self.mask,
@@ -62,17 +62,20 @@ class _Decoding:
             past_key_values=self.cache,
             use_cache=True,
         )
-        states = out.last_hidden_state[:, -keep:]
-        return vocabulary_logits(self.model.network, states.flatten(0, 1)).view(*states.shape[:2], -1)
+        states: Tensor = out.last_hidden_state
+        return states
 
     def feed(self, ids: Tensor) -> Tensor:
-        """Append tokens (batch, new) to every row; returns the logits after each of them (batch, new, vocabulary)."""
+        """Append tokens (batch, new) to every row; returns the states (batch, new, d_model) from which what follows
+        each of them is predicted. ``logits`` is left to the caller."""
         new = ids.shape[1]
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids), new)], 1)
         self.positions = self.positions[:, -1:] + 1 + torch.arange(new, device=ids.device)
-        logits = self._forward(ids, keep=new)
-        self.logits = logits[:, -1]
-        return logits
+        return self._forward(ids)
+
+    def say(self, token: Tensor) -> None:
+        """Append one token (batch,) to every row."""
+        self.logits = vocabulary_logits(self.model.network, self.feed(token[:, None])[:, -1])
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only (in this order; a row may come more than once)."""
@@ -103,22 +106,30 @@ def _refusal_log_odds(decoding: _Decoding) -> Tensor:
     openings = sorted({tuple(ids) for ids in encoded})
     chains = _chains(openings)
     n, width = len(decoding.logits), max(map(len, chains))
-    first = decoding.logits[:, None]  # prompts 1 vocabulary
+    device = decoding.logits.device
 
     fork = decoding.fork()
-    fork.keep(torch.arange(n, device=first.device).repeat_interleave(len(chains)))
-    padded = torch.tensor([[*chain, *[chain[-1]] * (width - len(chain))] for chain in chains], device=first.device)
-    later = fork.feed(padded.repeat(n, 1)).view(n, len(chains) * width, -1)  # prompts places vocabulary
-    first_total, later_total = first.logsumexp(-1), later.logsumexp(-1)
+    fork.keep(torch.arange(n, device=device).repeat_interleave(len(chains)))
+    padded = torch.tensor([[*chain, *[chain[-1]] * (width - len(chain))] for chain in chains], device=device)
+    states = fork.feed(padded.repeat(n, 1)).view(n, len(chains), width, -1)
 
-    total = []
+    # One place for every beginning: log-probabilities of what may follow it, then the sum along each opening.
+    log_p = {}
+    following: dict[tuple[int, ...], list[int]] = {}
     for opening in openings:
-        log_p = first[:, 0, opening[0]] - first_total[:, 0]
-        for i in range(1, len(opening)):
-            chain = next(c for c, tokens in enumerate(chains) if tokens[:i] == opening[:i])
-            place = chain * width + i - 1
-            log_p = log_p + later[:, place, opening[i]] - later_total[:, place]
-        total.append(log_p)
+        for i, token in enumerate(opening):
+            following.setdefault(opening[:i], []).append(token)
+    for beginning, tokens in following.items():
+        if beginning:
+            chain = next(c for c, fed in enumerate(chains) if fed[: len(beginning)] == beginning)
+            logits = vocabulary_logits(model.network, states[:, chain, len(beginning) - 1])
+        else:
+            logits = decoding.logits
+        log_p[beginning] = logits[:, tokens] - logits.logsumexp(-1, keepdim=True)
+    total = [
+        torch.stack([log_p[o[:i]][:, following[o[:i]].index(token)] for i, token in enumerate(o)]).sum(0)
+        for o in openings
+    ]
     refusing = torch.stack(total).double().logsumexp(0).clamp(max=-1e-12)
     return refusing - torch.log(-torch.expm1(refusing))  # log p - log (1 - p)
 
@@ -151,7 +162,7 @@ def _greedy(decoding: _Decoding, max_new_tokens: int, enough: Callable[[str], bo
         for row, t in zip(alive.tolist(), token.tolist(), strict=True):
             answers[row].append(t)
         if step + 1 < max_new_tokens:
-            decoding.feed(token[:, None])
+            decoding.say(token)
     return answers
 
 

@@ -23,7 +23,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-SHORT_ROWS = 96  # tokens
+SHORT_ROWS = 160  # tokens
+FEW_TOKENS = 8  # of a row in one decoding step
 ATTENTION = "dcr_packed"  # the name under which transformers finds the attention below
 
 
@@ -125,8 +126,8 @@ def packed_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention over a packed sequence; without a layout, the library's own scaled-dot-product attention."""
-    if layout is None and query.shape[2] == 1 and attention_mask is not None:
-        return _one_token_attention(query, key, value, attention_mask, scaling)
+    if layout is None and query.shape[2] <= FEW_TOKENS and attention_mask is not None:
+        return _few_tokens_attention(query, key, value, attention_mask, scaling)
     if layout is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
@@ -164,15 +165,17 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: fl
     return scores.masked_fill(~mask, -torch.inf).softmax(-1).to(value.dtype) @ value
 
 
-def _one_token_attention(
+def _few_tokens_attention(
     query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float | None
 ) -> tuple[Tensor, None]:
-    """Attention of one new token a row: query heads that share keys and values ask together, instead of copying the
-    whole cache once for each of them."""
-    batch, heads, _, width = query.shape
-    asked = query.view(batch, key.shape[1], heads // key.shape[1], width)
-    out = scaled_dot_product_attention(asked, key, value, attn_mask=attention_mask, scale=scaling)
-    return out.reshape(batch, 1, heads, width), None
+    """Attention of a few new tokens a row behind a long cache: query heads that share keys and values ask together,
+    instead of copying the whole cache once for each of them."""
+    batch, heads, new, width = query.shape
+    groups = heads // key.shape[1]
+    asked = query.reshape(batch, key.shape[1], groups * new, width)
+    mask = attention_mask.repeat(1, 1, groups, 1)
+    out = scaled_dot_product_attention(asked, key, value, attn_mask=mask, scale=scaling)
+    return out.reshape(batch, heads, new, width).transpose(1, 2), None
 
 
 AttentionInterface.register(ATTENTION, packed_attention)
