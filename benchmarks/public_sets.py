@@ -1,6 +1,6 @@
 """A finished run on public prompt sets that it was neither trained on nor chosen by.
 
-    python benchmarks/public_sets.py --run runs/smollm2_135m --sets ../shared/data/eval/xstest_*.jsonl ...
+    python benchmarks/public_sets.py --run runs/smollm2_135m --sets xstest_safe.jsonl xstest_unsafe.jsonl ...
 
 Rows are {prompt, label, source}. The first --rows of each file are asked (public sets come in no particular order, but
 some are sorted by topic: a shuffle with a fixed seed comes first).

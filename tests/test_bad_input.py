@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_recipe import Outcome, contents, flags, run_here, save_rows, write_rows
+from small_runs import Outcome, contents, flags, run_here, save_rows, write_rows
 
 from dcr_lite.run_folder import RunFolder
 
