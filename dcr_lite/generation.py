@@ -78,7 +78,7 @@ class _Decoding:
         self.logits = vocabulary_logits(self.model.network, self.feed(token[:, None])[:, -1])
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only (in this order; a row may come more than once)."""
+        """Go on with these rows only."""
         self.cache.batch_select_indices(rows)
         self.mask, self.positions, self.logits = self.mask[rows], self.positions[rows], self.logits[rows]
 
@@ -104,34 +104,24 @@ def _refusal_log_odds(decoding: _Decoding) -> Tensor:
     model = decoding.model
     encoded = model.tokenizer(list(REFUSING_OPENINGS), add_special_tokens=False)["input_ids"]
     openings = sorted({tuple(ids) for ids in encoded})
-    chains = _chains(openings)
-    n, width = len(decoding.logits), max(map(len, chains))
-    device = decoding.logits.device
+    n, device = len(decoding.logits), decoding.logits.device
+    states: dict[tuple[int, ...], Tensor] = {}  # what follows each beginning is predicted from
+    for chain in _chains(openings):
+        fed = decoding.fork().feed(torch.tensor(chain, device=device).expand(n, -1))
+        states |= {chain[: i + 1]: fed[:, i] for i in range(len(chain))}
 
-    fork = decoding.fork()
-    fork.keep(torch.arange(n, device=device).repeat_interleave(len(chains)))
-    padded = torch.tensor([[*chain, *[chain[-1]] * (width - len(chain))] for chain in chains], device=device)
-    states = fork.feed(padded.repeat(n, 1)).view(n, len(chains), width, -1)
-
-    # One place for every beginning: log-probabilities of what may follow it, then the sum along each opening.
-    log_p = {}
     following: dict[tuple[int, ...], list[int]] = {}
     for opening in openings:
         for i, token in enumerate(opening):
             following.setdefault(opening[:i], []).append(token)
+    log_p: dict[tuple[int, ...], Tensor] = {}  # of the last token of each beginning, given those before
     for beginning, tokens in following.items():
-        if beginning:
-            chain = next(c for c, fed in enumerate(chains) if fed[: len(beginning)] == beginning)
-            logits = vocabulary_logits(model.network, states[:, chain, len(beginning) - 1])
-        else:
-            logits = decoding.logits
-        log_p[beginning] = logits[:, tokens] - logits.logsumexp(-1, keepdim=True)
-    total = [
-        torch.stack([log_p[o[:i]][:, following[o[:i]].index(token)] for i, token in enumerate(o)]).sum(0)
-        for o in openings
-    ]
-    refusing = torch.stack(total).double().logsumexp(0).clamp(max=-1e-12)
-    return refusing - torch.log(-torch.expm1(refusing))  # log p - log (1 - p)
+        logits = vocabulary_logits(model.network, states[beginning]) if beginning else decoding.logits
+        total = logits.logsumexp(-1)
+        log_p |= {(*beginning, token): logits[:, token] - total for token in tokens}
+    refusing = [torch.stack([log_p[o[: i + 1]] for i in range(len(o))]).sum(0) for o in openings]
+    log_any = torch.stack(refusing).double().logsumexp(0).clamp(max=-1e-12)
+    return log_any - torch.log(-torch.expm1(log_any))  # log p - log (1 - p)
 
 
 def _end_tokens(model: Model) -> Tensor:

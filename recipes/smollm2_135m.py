@@ -19,10 +19,10 @@ SETTINGS = Settings(
     temperature=0.5,  # at 0.2 and below a pair's own other side drowns all else, and nothing is learnt
     contrastive_steps=80,  # three times through the 420 pairs; unseen pairs stop gaining at 60 to 90
     contrastive_learning_rate=1e-3,
-    sft_batch=8,  # many small steps: with 16 rows a step two epochs are too few to learn from 20 refusals
+    sft_batch=8,  # many small steps: with 16 rows a step two epochs are too few to learn from 16 refusals
     sft_learning_rate=2e-3,
-    refusals=20,  # each share: about 0.80 of the toxic development prompts refused (benchmarks/refusal_share.py)
-    baseline_refusals=48,
+    refusals=16,  # each share: mean of three seeds, 0.80 of toxic development prompts refused (benchmarks/refusal_share.py)
+    baseline_refusals=64,
 )
 
 
