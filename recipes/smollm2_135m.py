@@ -21,7 +21,8 @@ SETTINGS = Settings(
     contrastive_learning_rate=1e-3,
     sft_batch=8,  # many small steps: with 16 rows a step two epochs are too few to learn from 16 refusals
     sft_learning_rate=2e-3,
-    refusals=16,  # each share: mean of three seeds, 0.80 of toxic development prompts refused (benchmarks/refusal_share.py)
+    # Each share: 0.80 of toxic development prompts refused, mean of three seeds (benchmarks/refusal_share.py).
+    refusals=16,
     baseline_refusals=64,
 )
 
