@@ -19,10 +19,10 @@ SETTINGS = Settings(
     temperature=0.5,  # at 0.2 and below a pair's own other side drowns all else, and nothing is learnt
     contrastive_steps=80,  # three times through the 420 pairs; unseen pairs stop gaining at 60 to 90
     contrastive_learning_rate=1e-3,
-    sft_batch=8,  # many small steps: with 16 rows a step two epochs are too few to learn from 16 refusals
+    sft_batch=8,  # many small steps: with 16 rows a step two epochs are too few to learn from 20 refusals
     sft_learning_rate=2e-3,
-    # Each share: 0.80 of toxic development prompts refused, mean of three seeds (benchmarks/refusal_share.py).
-    refusals=16,
+    # Shares: about 0.80 of toxic development prompts refused, by DCR in no seed fewer than by safety SFT alone.
+    refusals=20,
     baseline_refusals=64,
 )
 
