@@ -14,7 +14,7 @@ import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -23,6 +23,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from dcr_lite import backend
 from dcr_lite.backend import Model
@@ -30,12 +31,8 @@ from dcr_lite.run_folder import hardware
 from dcr_lite.training import Loop, Progress
 from dcr_lite.weights import SMOLLM2, locate
 
-ROOT = Path(__file__).parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))  # recipes/ is no package
-
 EQUAL = 1e-4  # largest relative difference of losses and gradients that passes for the same work, in float32
-ADAPTER = "benchmark"
+ADAPTER, RANK = "benchmark", 16  # as in the recipes
 Outcome = dict[str, Any]  # named tensors and numbers
 Step = Callable[[int], Outcome]
 Build = Callable[[Any, torch.dtype], Step]
@@ -86,9 +83,13 @@ class Result:
     @classmethod
     def of(cls, name: str, ours: list[float], theirs: list[float], unit: str, equal_to: float) -> "Result":
         """From as many turns of ours as of theirs, taken alternately."""
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+        ratios = [_ratio(a, b) for a, b in zip(ours, theirs, strict=True)]
         a, b = median(ours), median(theirs)
-        return cls(name, a, b, unit, a / b, min(ratios), max(ratios), equal_to)
+        return cls(name, a, b, unit, _ratio(a, b), min(ratios), max(ratios), equal_to)
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else float(a == b)  # nothing against nothing is the same
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
@@ -185,8 +186,10 @@ def peak_memory(build: Build, case: Case, steps: int = 3) -> tuple[float, float]
 def memory_results(
     what: str, ours: Build, theirs: Build, case: Case, equal_to: float, their_case: Case | None = None
 ) -> list[Result]:
-    """Peak memory of both sides, ``repetitions`` fresh processes each would say the same: three do, in turns."""
-    peaks = [(peak_memory(ours, case), peak_memory(theirs, their_case or case)) for _ in range(min(3, case.repetitions))]
+    """Peak memory of both sides, in turns; it hardly varies, so three fresh processes of each will do."""
+    peaks = [
+        (peak_memory(ours, case), peak_memory(theirs, their_case or case)) for _ in range(min(3, case.repetitions))
+    ]
     names = (f"{what}: peak memory", f"{what}: memory beyond the loaded model")
     return [
         Result.of(name, [a[k] for a, _ in peaks], [b[k] for _, b in peaks], "GB", equal_to)
@@ -229,17 +232,19 @@ def gradients(network: torch.nn.Module) -> dict[str, Tensor]:
 # --- what both sides begin with ---------------------------------------------------------------------------------------
 
 
-def load(case: Case, precision: torch.dtype, rank: int = 16, stock_attention: bool = False) -> Model:
-    """The model with an adapter whose every weight has a gradient (a fresh one's first half has none).
+def load(case: Case, precision: torch.dtype, stock_attention: bool = False, fresh: bool = False) -> Model:
+    """The model with an adapter whose every weight has a gradient; a ``fresh`` one changes nothing, and half of its
+    weights have none.
 
     stock_attention: the library's own scaled-dot-product attention in place of the packed one."""
-    from dcr_lite.job import transformers_logging
-
-    transformers_logging.disable_progress_bar()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     model = backend.load(locate(case.model)[0], case.where, precision, four_bit=False)
     if stock_attention and model.packs:
         model.network.set_attn_implementation("sdpa")
-    backend.add_adapter(model, ADAPTER, rank, case.seed)
+    backend.add_adapter(model, ADAPTER, RANK, case.seed)
+    if fresh:
+        return model
     generator = torch.Generator().manual_seed(case.seed)
     weights = backend.adapter_weights(model, ADAPTER)
     for key, value in weights.items():
@@ -249,16 +254,10 @@ def load(case: Case, precision: torch.dtype, rank: int = 16, stock_attention: bo
     return model
 
 
-@contextlib.contextmanager
-def _not_run() -> Iterator[None]:
-    with patch.object(Loop, "run", lambda loop: loop):
-        yield
-
-
 def loop_of(stage: Callable[[], Progress]) -> Loop:
     """The loop that a training stage has made ready, without running it: its ``backward(i)`` is the very step that the
     kit takes, and nothing of it is written here again."""
-    with _not_run():
+    with patch.object(Loop, "run", lambda loop: loop):
         loop: Any = stage()
     return loop
 
@@ -281,10 +280,15 @@ def finish(
 ) -> list[Result]:
     """Print the table, keep what was asked for, and hand the results back."""
     machine = f"{hardware(case.where)}, {str(case.timed_precision).removeprefix('torch.')}, torch {torch.__version__}"
-    text = "\n\n".join(part for part in (table(results, ours, theirs), more, machine) if part)
-    print(f"\n{text}\n\nratio = ours / theirs", flush=True)
-    if case.json:
-        case.json.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
-    if case.markdown:
-        case.markdown.write_text(text + "\n")
+    text = "\n\n".join(part for part in (table(results, ours, theirs), more, f"{machine}.") if part)
+    emit(text, results, case.json, case.markdown)
     return results
+
+
+def emit(text: str, results: list[Result], as_json: Path | None, as_markdown: Path | None) -> None:
+    """Show the text, and keep it and the results where asked."""
+    print(f"\n{text}", flush=True)
+    if as_json:
+        as_json.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n", encoding="utf-8")
+    if as_markdown:
+        as_markdown.write_text(text + "\n", encoding="utf-8")

@@ -19,8 +19,20 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from _measure import ADAPTER, Case, Outcome, Result, Step, finish, gradients, in_turns, load, loop_of
-from _measure import memory_results, require_equal
+from _measure import (
+    ADAPTER,
+    Case,
+    Outcome,
+    Result,
+    Step,
+    finish,
+    gradients,
+    in_turns,
+    load,
+    loop_of,
+    memory_results,
+    require_equal,
+)
 
 
 @dataclass
