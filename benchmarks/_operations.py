@@ -2,8 +2,9 @@
 
 A product of (m, k) and (k, n) matrices counts 2 m k n operations. Counted are: the linear layers forward; the gradient
 of their inputs where one flows (base weights are frozen, so they have none of their own); the adapter's products with
-all their gradients; attention scores and their use, of each token on those that it sees; the vocabulary's logits of
-the tokens that are learnt, or the whitening and the cosines of the contrastive loss. Norms, activations and softmax are no matrix products and are left out, as in every such count.
+all their gradients; attention scores and their use, of each token on those that it sees; the vocabulary's logits of the
+tokens that are learnt, or the whitening and the cosines of the contrastive loss. Norms, activations and softmax are no
+matrix products and are left out, as in every such count.
 
 What nobody needs is not counted, even where the kit computes it: the rest of the last layer at places that no loss
 reads, and attention's hidden half. So the rate found is a lower bound of what the machine did.
@@ -81,8 +82,9 @@ def step(
     gradient.
 
     prefix: tokens that all rows share, which need computing once. own: each row's tokens behind it.
-    read: of how many tokens of each row, its last ones, the loss reads the final state. logits: whether through the
-    vocabulary, else through whitening and cosines. everywhere: as if the loss read every token's, which is what the kit's last layer computes.
+    read: of how many tokens of each row, its last ones, the loss reads the final state.
+    logits: whether through the vocabulary, else through whitening and cosines.
+    everywhere: as if the loss read every token's final state, which is what the kit's last layer computes.
     """
     tokens = prefix + sum(own)
     ending = tokens if everywhere else sum(read)
