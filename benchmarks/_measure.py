@@ -204,11 +204,11 @@ def difference(ours: Outcome, theirs: Outcome) -> float:
     """The largest difference of what both sides computed, relative to each quantity's norm."""
     if ours.keys() != theirs.keys():
         raise ValueError(f"the sides do not compute the same: {sorted(ours.keys() ^ theirs.keys())[:4]}")
-    largest = 0.0
+    differences = [0.0]
     for name, value in ours.items():
         a, b = (torch.as_tensor(x, dtype=torch.float64).cpu() for x in (value, theirs[name]))
-        largest = max(largest, ((a - b).norm() / b.norm().clamp_min(1e-12)).item())
-    return largest
+        differences.append(((a - b).norm() / b.norm().clamp_min(1e-12)).item())
+    return torch.tensor(differences, dtype=torch.float64).max().item()  # NaN stays NaN, as in Python's max it does not
 
 
 def require_equal(ours: Build, theirs: Build, case: Case) -> float:
