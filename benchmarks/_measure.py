@@ -163,13 +163,14 @@ def _measure_memory(build: Build, case: Any, steps: int, threads: int, out: Any)
     out.send((_peak(), before))
 
 
-def peak_memory(build: Build, case: Case, steps: int = 3) -> tuple[float, float]:
-    """(peak, what the steps add to the loaded model) of one side in a process of its own, in GB."""
+def peak_memory(build: Build, case: Case) -> tuple[float, float]:
+    """(peak, what up to three steps add to the loaded model) of one side in a process of its own, in GB."""
+    steps = min(3, case.repetitions + 1)  # the sides have made as many batches ready
     # The fork server imports torch once and gives every measurement a process that has done nothing else. CUDA, once
     # looked for, does not survive a fork.
     context = multiprocessing.get_context("spawn" if case.where == "cuda" else "forkserver")
     if case.where == "cpu":
-        context.set_forkserver_preload(["torch", "transformers", "peft", "dcr_lite.job"])
+        context.set_forkserver_preload(["torch", "transformers", "peft"])  # ours comes from where the caller has it
     receive, send = context.Pipe(duplex=False)
     child = context.Process(target=_measure_memory, args=(build, case, steps, torch.get_num_threads(), send))
     child.start()

@@ -68,8 +68,8 @@ def main(case: Negatives) -> list[Result]:
         sides.clear()
         per_prompt = {name: [1e3 * s / size for s in turns] for name, turns in seconds.items()}
         results.append(Result.of(f"{size} prompts: step", per_prompt["two"], per_prompt["one"], "ms/prompt", equal_to))
-        time[size], memory[size] = per_prompt["two"], peak_memory(two_pass, sized, 2)
-        whole = peak_memory(one_pass, sized, 2)
+        time[size], memory[size] = per_prompt["two"], peak_memory(two_pass, sized)
+        whole = peak_memory(one_pass, sized)
         for k, what in enumerate(("peak memory", "memory beyond the loaded model")):
             results.append(Result.of(f"{size} prompts: {what}", [memory[size][k]], [whole[k]], "GB", equal_to))
     low, high = case.sizes[0], case.sizes[-1]

@@ -228,7 +228,7 @@ def measure_axis(case: Scaling, name: str) -> tuple[list[Result], list[str]]:
         steps.clear()
         for k, build in enumerate(builds):
             seconds[k].append(turns[str(k)])
-            memory[k].append(max(SMALLEST_MEMORY, peak_memory(build, point, 2)[1]))
+            memory[k].append(max(SMALLEST_MEMORY, peak_memory(build, point)[1]))
     slopes = [[slope(x, list(turn)) for turn in zip(*side, strict=True)] for side in seconds]
     results = [
         Result.of(f"time against {name}", *slopes, "log-log slope", equal_to),

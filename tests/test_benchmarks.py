@@ -55,7 +55,9 @@ def test_other_work_is_no_comparison() -> None:
     """Sides whose gradients differ by more than EQUAL stop the benchmark; the same result passes as equal."""
     case = Case(**QUICK)
     assert _measure.require_equal(right, right, case) == 0
-    assert _measure.difference(wrong(case, torch.float32)(0), right(case, torch.float32)(0)) == pytest.approx(0.002, rel=1e-3)
+    assert _measure.difference(wrong(case, torch.float32)(0), right(case, torch.float32)(0)) == pytest.approx(
+        0.002, rel=1e-3
+    )
     with pytest.raises(RuntimeError, match="not the same work"):
         _measure.require_equal(wrong, right, case)
 
@@ -155,7 +157,8 @@ def test_attention_is_counted_for_visible_pairs_alone(quick: dict[str, Any]) -> 
     shape = _operations.Shape.of(model.network.config, _measure.RANK)
     rectangles = len(own) * max(own) * (prefix + max(own))
     visible = sum(k * prefix + k * (k + 1) // 2 for k in own)
-    assert counted == _operations.attention(shape, rectangles) * (how.layer + 1)
+    rotary = (prefix + sum(own)) * 16  # angles are a product of positions and 8 frequencies, which torch counts as well
+    assert counted == _operations.attention(shape, rectangles) * (how.layer + 1) + rotary
     assert 1 / 3 < visible / rectangles < 1
 
 
