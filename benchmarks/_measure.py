@@ -163,9 +163,9 @@ def _measure_memory(build: Build, case: Any, steps: int, threads: int, out: Any)
     out.send((_peak(), before))
 
 
-def peak_memory(build: Build, case: Case) -> tuple[float, float]:
-    """(peak, what up to three steps add to the loaded model) of one side in a process of its own, in GB."""
-    steps = min(3, case.repetitions + 1)  # the sides have made as many batches ready
+def peak_memory(build: Build, case: Case, steps: int = 3) -> tuple[float, float]:
+    """(peak, what up to ``steps`` steps add to the loaded model) of one side in a process of its own, in GB."""
+    steps = min(steps, case.repetitions + 1)  # the sides have made as many batches ready
     # The fork server imports torch once and gives every measurement a process that has done nothing else. CUDA, once
     # looked for, does not survive a fork.
     context = multiprocessing.get_context("spawn" if case.where == "cuda" else "forkserver")
@@ -184,13 +184,11 @@ def peak_memory(build: Build, case: Case) -> tuple[float, float]:
     return peak / 1e9, (peak - before) / 1e9
 
 
-def memory_results(
-    what: str, ours: Build, theirs: Build, case: Case, equal_to: float, their_case: Case | None = None
-) -> list[Result]:
-    """Peak memory of both sides, in turns; it hardly varies, so three fresh processes of each will do."""
-    peaks = [
-        (peak_memory(ours, case), peak_memory(theirs, their_case or case)) for _ in range(min(3, case.repetitions))
-    ]
+def memory_results(what: str, ours: Build, theirs: Build, case: Case, equal_to: float, steps: int = 3) -> list[Result]:
+    """Peak memory of both sides, in turns; it hardly varies, so three fresh processes of each will do.
+    steps: in each process; one is enough where it is a whole training or a whole evaluation."""
+    turns = range(min(3, case.repetitions))
+    peaks = [(peak_memory(ours, case, steps), peak_memory(theirs, case, steps)) for _ in turns]
     names = (f"{what}: peak memory", f"{what}: memory beyond the loaded model")
     return [
         Result.of(name, [a[k] for a, _ in peaks], [b[k] for _, b in peaks], "GB", equal_to)

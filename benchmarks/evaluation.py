@@ -144,7 +144,7 @@ def main(case: Evaluation) -> list[Result]:
     results = []
     for name in ("one by one", "unsorted batches"):
         results.append(Result.of(f"against {name}: answers", speed["ours"], speed[name], "prompts/s", equal[name]))
-        results += memory_results(f"against {name}", ours, builds[name], case, equal[name])
+        results += memory_results(f"against {name}", ours, builds[name], case, equal[name], steps=1)
     refused = sum(exact["ours"]["refused"])
     note = (
         f"In float32 all sides refuse the same {refused} of {case.prompts} prompts; {cut} of our answers stop early, "
