@@ -1,0 +1,103 @@
+"""How many floating-point operations the mathematics of a training step needs, whatever computes it.
+
+A product of (m, k) and (k, n) matrices counts 2 m k n operations. Counted are: the linear layers forward; the gradient
+of their inputs where one flows (base weights are frozen, so they have none of their own); the adapter's products with
+all their gradients; attention scores and their use, of each token on those that it sees; the vocabulary's logits of the
+tokens that are learnt, or the whitening and the cosines of the contrastive loss. Norms, activations and softmax are no
+matrix products and are left out, as in every such count.
+
+What nobody needs is not counted, even where the kit computes it: the rest of the last layer at places that no loss
+reads, and attention's hidden half. So the rate found is a lower bound of what the machine did.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes that matter. d: model width. q, kv: width of all query heads, of all key heads. ffn: inner width."""
+
+    d: int
+    q: int
+    kv: int
+    ffn: int
+    vocabulary: int
+    rank: int
+
+    @classmethod
+    def of(cls, config: Any, rank: int) -> "Shape":
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(
+            config.hidden_size,
+            config.num_attention_heads * head,
+            config.num_key_value_heads * head,
+            config.intermediate_size,
+            config.vocab_size,
+            rank,
+        )
+
+
+def linear(inside: int, outside: int, rank: int, flows: bool) -> int:
+    """One token through one frozen linear layer with its trained adapter, forward and backward. ``flows``: whether a
+    gradient flows on to the layer's input."""
+    base = 2 * inside * outside * (1 + flows)
+    adapter_forward = 2 * rank * (inside + outside)
+    adapter_weights = 2 * rank * (inside + outside)
+    adapter_states = 2 * rank * (outside + inside * flows)
+    return base + adapter_forward + adapter_weights + adapter_states
+
+
+def _layer(s: Shape, flows: bool) -> tuple[int, int]:
+    """One token through the linear layers: (keys and values, everything else)."""
+    keys = 2 * linear(s.d, s.kv, s.rank, flows)
+    rest = linear(s.d, s.q, s.rank, flows) + linear(s.q, s.d, s.rank, True)
+    rest += 2 * linear(s.d, s.ffn, s.rank, True) + linear(s.ffn, s.d, s.rank, True)
+    return keys, rest
+
+
+def attention(s: Shape, seen: int) -> int:
+    """``seen``: the pairs of a token and one that it sees. Two products forward, four backward."""
+    return 6 * 2 * s.q * seen
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Of one step: in all linear layers, in attention, and behind the last layer (logits, or whitening and cosines)."""
+
+    linear: int
+    attention: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        return self.linear + self.attention + self.head
+
+
+def step(
+    s: Shape, prefix: int, own: Sequence[int], read: Sequence[int], layers: int, logits: bool, everywhere: bool = False
+) -> Operations:
+    """Forward and backward of one step over ``layers`` trained layers, the first of which takes an input without a
+    gradient.
+
+    prefix: tokens that all rows share, which need computing once. own: each row's tokens behind it.
+    read: of how many tokens of each row, its last ones, the loss reads the final state.
+    logits: whether through the vocabulary, else through whitening and cosines.
+    everywhere: as if the loss read every token's final state, which is what the kit's last layer computes.
+    """
+    tokens = prefix + sum(own)
+    ending = tokens if everywhere else sum(read)
+    (first_keys, first_rest), (keys, rest) = _layer(s, False), _layer(s, True)
+    if layers == 1:
+        linears = tokens * first_keys + ending * first_rest
+    else:
+        linears = tokens * (first_keys + first_rest) + (layers - 2) * tokens * (keys + rest)
+        linears += tokens * keys + ending * rest
+    seen = prefix * (prefix + 1) // 2 + sum(n * prefix + n * (n + 1) // 2 for n in own)
+    # A row's last r tokens see all of the row but what comes after each of them.
+    last = seen if everywhere else sum(r * (prefix + n) - r * (r - 1) // 2 for n, r in zip(own, read, strict=True))
+    # Logits forward, and the gradient of their states; or whitening and its gradient, then all cosines with two.
+    n = len(own)
+    head = 4 * s.d * s.vocabulary * sum(read) if logits else 4 * n * s.d**2 + 6 * n**2 * s.d
+    return Operations(linears, attention(s, seen) * (layers - 1) + attention(s, last), head)

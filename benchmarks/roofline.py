@@ -1,0 +1,217 @@
+"""How near the machine's limit the two stages run: operations that the mathematics needs, over the best matrix product.
+
+    python benchmarks/roofline.py
+    python benchmarks/roofline.py --compile          # torch.compile on the step of stage 1 as well: does it pay?
+
+The limit is the fastest of several matrix products, the model's own shapes among them, measured in turns with the
+steps. What a step needs is counted in ``_operations.py``; what torch itself counts in the steps is shown beside it, and
+the two agree on all linear layers to the last operation, once the last layer is counted at every token.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+import tyro
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import stage1
+from _measure import ADAPTER, RANK, Outcome, Result, Step, difference, finish, gradients, in_turns, load, loop_of
+from _operations import Operations, Shape
+from _operations import step as operations
+from stage1 import Stage1
+
+ATTENTION_PRODUCTS = ("bmm", "scaled_dot_product")
+
+
+@dataclass
+class Roofline(Stage1):
+    """What to measure."""
+
+    rows: int = 48
+    """Rows of the recipe's mixture to draw stage 2's batches from."""
+    batch: int = 8
+    """Rows in a step of stage 2."""
+    compile: bool = False
+    """Measure torch.compile (inductor) on the step of stage 1 too. It needs a C++ compiler."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A step of a stage; for step i the operations needed, and those with the whole last layer, as the kit has it."""
+
+    name: str
+    step: Step
+    needed: list[Operations]
+    whole: list[Operations]
+    network: Any
+
+
+def _step_of(loop: Any) -> Step:
+    def step(i: int) -> Outcome:
+        loss = loop.backward(i)
+        for parameter in loop.parameters:
+            parameter.grad = None
+        return {"loss": loss}
+
+    return step
+
+
+def contrastive_work(case: Roofline, precision: torch.dtype) -> Work:
+    """Stage 1: the loss reads each prompt's last token at layer L."""
+    from dcr_lite.packing import shared_prefix
+
+    model, loop, (rows, batches, _, how) = stage1.prepare(case, precision)
+    model.network.train()
+    shape, n = Shape.of(model.network.config, RANK), len(rows) // 2
+    needed, whole = [], []
+    for batch in batches:
+        chosen = [rows[i] for i in batch] + [rows[n + i] for i in batch]
+        prefix = shared_prefix(chosen)
+        own = [len(row) - prefix for row in chosen]
+        for counts, everywhere in ((needed, False), (whole, True)):
+            counts.append(operations(shape, prefix, own, [1] * len(own), how.layer + 1, False, everywhere))
+    return Work("stage 1", _step_of(loop), needed, whole, model.network)
+
+
+def sft_work(case: Roofline, precision: torch.dtype, all_layers: bool) -> Work:
+    """Stage 2: the loss reads where an answer's token comes next, through the vocabulary. A row's last token predicts
+    nothing."""
+    from stage2 import Stage2, conversations
+
+    from dcr_lite.chat import encode_conversations
+    from dcr_lite.data import length_grouped_batches
+    from dcr_lite.hidden_states import depth
+    from dcr_lite.packing import shared_prefix
+    from dcr_lite.safety_sft import SafetySFT, safety_sft
+
+    model = load(case, precision)
+    rows = conversations(Stage2(rows=case.rows, seed=case.seed))
+    deep = depth(model.network)
+    above = -1 if all_layers else deep // 2 if case.layer is None else case.layer
+    epochs = -(-(case.repetitions + 1) * case.batch // case.rows)
+    how = SafetySFT(above, epochs, case.batch, 1e-5)
+    loop = loop_of(lambda: safety_sft(model, ADAPTER, rows, how, case.seed))
+    model.network.train()
+    encoded = encode_conversations(model.tokenizer, [r.prompt for r in rows], [r.response for r in rows], model.window)
+    lengths = [len(prompt) + len(answer) for prompt, answer in encoded]
+    prefix = shared_prefix([prompt for prompt, _ in encoded])
+    shape, layers = Shape.of(model.network.config, RANK), deep - 1 - above
+    needed, whole = [], []
+    for batch in length_grouped_batches(lengths, case.batch, epochs, case.seed):
+        read = [len(encoded[i][1]) for i in batch]
+        needed.append(operations(shape, prefix, [lengths[i] - prefix - 1 for i in batch], read, layers, True))
+        whole.append(operations(shape, prefix, [lengths[i] - prefix for i in batch], read, layers, True, True))
+    name = "safety SFT, all layers" if all_layers else "stage 2, above L"
+    return Work(name, _step_of(loop), needed, whole, model.network)
+
+
+def counted(work: Work) -> tuple[int, int]:
+    """(linear layers and vocabulary, attention): operations that torch counts in step 0."""
+    with FlopCounterMode(display=False) as counter:
+        work.step(0)
+    by_product = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
+    attention = sum(n for op, n in by_product.items() if any(word in op for word in ATTENTION_PRODUCTS))
+    return sum(by_product.values()) - attention, attention
+
+
+class Products:
+    """Matrix products of several shapes; ``best`` is the fastest rate seen so far in operations per second."""
+
+    def __init__(self, shape: Shape, tokens: int, device: str, precision: torch.dtype):
+        own = [(tokens, shape.d, shape.ffn), (tokens, shape.ffn, shape.d), (tokens, shape.d, shape.d)]
+        sizes = [(1024, 1024, 1024), (2048, 2048, 2048), *own, (128, shape.d, shape.vocabulary)]
+        self.pairs = [
+            (torch.randn(m, k, device=device, dtype=precision), torch.randn(k, n, device=device, dtype=precision))
+            for m, k, n in sizes
+        ]
+        self.device, self.best, self.best_size = device, 0.0, ""
+
+    def __call__(self, _i: int) -> float:
+        best = 0.0
+        for a, b in self.pairs:
+            count = 2 * a.shape[0] * a.shape[1] * b.shape[1]
+            times = max(2, min(20, int(2e10 // count)))
+            for _ in range(3):
+                if self.device == "cuda":
+                    torch.cuda.synchronize()
+                started = perf_counter()
+                for _ in range(times):
+                    a @ b
+                if self.device == "cuda":
+                    torch.cuda.synchronize()
+                rate = times * count / (perf_counter() - started)
+                best = max(best, rate)
+                if rate > self.best:
+                    self.best, self.best_size = rate, f"{a.shape[0]} x {a.shape[1]} x {b.shape[1]}"
+        return best
+
+
+def compiled_results(case: Roofline) -> tuple[list[Result], str]:
+    """The step of stage 1 with and without torch.compile on the decoder's layers."""
+    from dcr_lite.hidden_states import decoder_of
+
+    def compiled(precision: torch.dtype) -> Step:
+        model, loop, _ = stage1.prepare(case, precision)
+        model.network.train()
+        for layer in decoder_of(model.network).layers:
+            layer.compile(dynamic=True)  # rows differ in length from step to step
+        return lambda i: {"loss": loop.backward(i), **gradients(model.network)}
+
+    equal_to = difference(compiled(torch.float32)(0), stage1.ours(case, torch.float32)(0))
+    torch._dynamo.reset()
+    step, plain = compiled(case.timed_precision), stage1.ours(case, case.timed_precision)
+    started = perf_counter()
+    step(0)
+    first = perf_counter() - started
+    seconds = in_turns({"compiled": step, "plain": plain}, case.repetitions, case.where)
+    speed = {name: [case.prompts / s for s in turns] for name, turns in seconds.items()}
+    result = Result.of("torch.compile on stage 1's step", speed["compiled"], speed["plain"], "prompts/s", equal_to)
+    saved = result.theirs and case.prompts * (1 / result.theirs - 1 / result.ours)
+    pays = f"it pays after {first / saved:.0f} steps" if saved > 0 else "it does not pay"
+    return [result], f"torch.compile: its first step takes {first:.0f} s; {pays}."
+
+
+def main(case: Roofline) -> list[Result]:
+    precision = case.timed_precision
+    works = [contrastive_work(case, precision), sft_work(case, precision, False), sft_work(case, precision, True)]
+    shape = Shape.of(works[0].network.config, RANK)
+    typical = max(64, case.prompts * 16)  # tokens, about a packed step's
+    products = Products(shape, typical, case.where, precision)
+    lines = ["| step 0, billions of operations | needed | whole last layer | torch counts |", "|---|---|---|---|"]
+    equal = {}
+    for work in works:
+        linears, attention = counted(work)
+        whole = work.whole[0]
+        equal[work.name] = abs(linears - whole.linear - whole.head) / linears
+        counts = (work.needed[0].total, whole.total, linears + attention)
+        lines.append(f"| {work.name} | " + " | ".join(f"{n / 1e9:.4g}" for n in counts) + " |")
+    limit: list[float] = []
+
+    def product(i: int) -> None:
+        rate = products(i)
+        if i:
+            limit.append(rate)
+
+    seconds = in_turns({work.name: work.step for work in works} | {"product": product}, case.repetitions, case.where)
+    results = []
+    for work in works:
+        rates = [work.needed[i + 1].total / s / 1e9 for i, s in enumerate(seconds[work.name])]
+        best = [max(limit) / 1e9] * len(rates)
+        results.append(Result.of(f"{work.name}: rate", rates, best, "GFLOP/s", equal[work.name]))
+    more = [f"The best product: {products.best_size}.", "\n".join(lines)]
+    if case.compile:
+        del works, products
+        compiled, said = compiled_results(case)
+        results += compiled
+        more.append(said)
+    return finish(case, results, "reached", "best matrix product", "\n\n".join(more))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Roofline, description=__doc__))

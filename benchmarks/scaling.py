@@ -1,0 +1,258 @@
+"""How time and memory grow: with prompts, length, batch, layer L and model size, ours beside the plain way.
+
+    python benchmarks/scaling.py                     # SmolLM2-135M's geometry with random weights
+    python benchmarks/scaling.py --only length batch
+
+Each axis multiplies one number and leaves the others; the slope of log time (or memory beyond the loaded model) over
+log of that number is fitted through all points: 1 means that it grows in proportion, 0 not at all. Weights and tokens
+are random, since neither changes the time. The axis of prompts reads states without a gradient, as a run does for its
+geometry and its looks at unseen pairs; all others take a step of stage 1.
+"""
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from _measure import (
+    ADAPTER,
+    RANK,
+    Build,
+    Case,
+    Outcome,
+    Result,
+    Step,
+    finish,
+    gradients,
+    in_turns,
+    peak_memory,
+    require_equal,
+)
+
+SMALLEST_MEMORY = 1e-3  # GB; below a megabyte is the allocator's noise
+
+
+@dataclass
+class Scaling(Case):
+    """What to measure. The numbers are those from which every axis starts."""
+
+    width: int = 576
+    """Of the model: heads of 64, three of them to a key head, 8/3 as many inner units."""
+    layers: int = 30
+    """Decoder layers."""
+    vocabulary: int = 49152
+    """Tokens that the model knows."""
+    layer: int = 15
+    """L, counted from 0."""
+    batch: int = 16
+    """Prompts in a step, half of each kind."""
+    prompts: int = 128
+    """Prompts whose states are read without a gradient."""
+    length: int = 56
+    """Tokens of a prompt in its template."""
+    shared: int = 31
+    """Of them the template's beginning."""
+    factors: tuple[float, ...] = (0.5, 1, 2)
+    """What each axis multiplies its number by, in ascending order."""
+    only: tuple[str, ...] = ()
+    """Axes to measure: prompts, length, batch, layer, size. All by default."""
+
+
+# axis -> the case at a factor, and the number that the axis shows
+AXES: dict[str, tuple[Callable[[Scaling, float], Scaling], Callable[[Scaling], float]]] = {
+    "prompts": (lambda c, f: replace(c, prompts=round(c.prompts * f)), lambda c: c.prompts),
+    "length": (lambda c, f: replace(c, length=round(c.length * f), shared=round(c.shared * f)), lambda c: c.length),
+    "batch": (lambda c, f: replace(c, batch=2 * round(c.batch * f / 2)), lambda c: c.batch),
+    "layer": (lambda c, f: replace(c, layer=min(c.layers - 2, round((c.layer + 1) * f) - 1)), lambda c: c.layer + 1),
+    # Width in whole groups of three heads, depth along with it: the number of weights grows about as their cube.
+    "size": (
+        lambda c, f: replace(
+            c,
+            width=max(192, round(c.width * f ** (1 / 3) / 192) * 192),
+            layers=round(c.layers * f ** (1 / 3)),
+            layer=round(c.layer * f ** (1 / 3)),
+        ),
+        lambda c: weights(c),
+    ),
+}
+
+
+def weights(case: Scaling) -> int:
+    """Weights of the decoder's matrices."""
+    return round(case.layers * case.width**2 * (2 + 2 / 3 + 8))
+
+
+def build_model(case: Scaling, precision: torch.dtype, stock_attention: bool) -> Any:
+    """A Llama with random weights and an adapter without zeros."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from dcr_lite import backend
+    from dcr_lite.packing import ATTENTION
+
+    heads = case.width // 64
+    config = LlamaConfig(
+        hidden_size=case.width,
+        intermediate_size=case.width * 8 // 3,
+        num_hidden_layers=case.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 3,
+        vocab_size=case.vocabulary,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(case.seed)
+    if case.where == "cpu":
+        backend.keep_freed_memory()
+    network = AutoModelForCausalLM.from_config(config, dtype=precision).to(case.where).requires_grad_(False)
+    network.set_attn_implementation("sdpa" if stock_attention else ATTENTION)
+    model = backend.Model(network, None, case.where, precision, False)
+    backend.add_adapter(model, ADAPTER, RANK, case.seed)
+    generator = torch.Generator().manual_seed(case.seed)
+    changed = {
+        key: torch.randn(value.shape, generator=generator) * 0.02
+        for key, value in backend.adapter_weights(model, ADAPTER).items()
+    }
+    backend.set_adapter_weights(model, ADAPTER, changed)
+    backend.train_only(model, ADAPTER, range(case.layer + 1))
+    return model
+
+
+def rows_of(case: Scaling, n: int, seed: int) -> list[list[int]]:
+    """``n`` prompts that begin alike, between two thirds and all of ``length`` behind it."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(count: int) -> list[int]:
+        return torch.randint(3, case.vocabulary, (count,), generator=generator).tolist()
+
+    shared, own = draw(case.shared), case.length - case.shared
+    return [shared + draw(int(torch.randint(max(1, own * 2 // 3), own + 1, (), generator=generator))) for _ in range(n)]
+
+
+def loss_of(states: Tensor) -> Tensor:
+    """Stage 1's loss on states (batch, d_model), centred by the batch."""
+    from dcr_lite.geometry import kinds_of_pairs
+    from dcr_lite.losses import cosine_similarity, supervised_contrastive
+
+    kinds = kinds_of_pairs(len(states) // 2, states.device)
+    return supervised_contrastive(0.5)(cosine_similarity(states.float() - states.float().mean(0)), kinds)
+
+
+def our_step(case: Scaling, precision: torch.dtype) -> Step:
+    """Stage 1's forward and backward pass."""
+    from dcr_lite import gradcache
+    from dcr_lite.contrastive import _passes
+    from dcr_lite.hidden_states import prompt_states
+
+    model = build_model(case, precision, stock_attention=False)
+
+    def encode(part: list[list[int]]) -> Tensor:
+        with model.compute():
+            return prompt_states(model.network, model.batch(part), case.layer)
+
+    def step(i: int) -> Outcome:
+        loss, _ = gradcache.backward(encode, _passes(rows_of(case, case.batch, i)), loss_of)
+        return {"loss": loss, **gradients(model.network)}
+
+    return step
+
+
+def _plain_states(model: Any, rows: list[list[int]], layer: int) -> Tensor:
+    from dcr_lite.packing import pad
+
+    inputs = pad(rows, 0, model.device).inputs
+    with model.compute():
+        out = model.network(**inputs, output_hidden_states=True, use_cache=False)
+    return out.hidden_states[layer + 1][torch.arange(len(rows)), inputs["attention_mask"].sum(-1) - 1]
+
+
+def plain_step(case: Scaling, precision: torch.dtype) -> Step:
+    """The same from the whole model on padded rows."""
+    model = build_model(case, precision, stock_attention=True)
+
+    def step(i: int) -> Outcome:
+        loss = loss_of(_plain_states(model, rows_of(case, case.batch, i), case.layer))
+        loss.backward()
+        return {"loss": loss.item(), **gradients(model.network)}
+
+    return step
+
+
+def our_states(case: Scaling, precision: torch.dtype) -> Step:
+    """States at L of many prompts, without a gradient."""
+    from dcr_lite.contrastive import layer_states
+
+    model = build_model(case, precision, stock_attention=False)
+    return lambda i: {"states": layer_states(model, rows_of(case, case.prompts, i), case.layer)}
+
+
+def plain_states(case: Scaling, precision: torch.dtype) -> Step:
+    """The same from the whole model on padded batches."""
+    model = build_model(case, precision, stock_attention=True)
+    model.network.eval()
+
+    @torch.no_grad()
+    def step(i: int) -> Outcome:
+        rows = rows_of(case, case.prompts, i)
+        parts = [rows[k : k + case.batch] for k in range(0, len(rows), case.batch)]
+        return {"states": torch.cat([_plain_states(model, part, case.layer).float() for part in parts])}
+
+    return step
+
+
+def slope(x: list[float], y: list[float]) -> float:
+    """Of log y over log x, by least squares."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def measure_axis(case: Scaling, name: str) -> tuple[list[Result], list[str]]:
+    """Slopes along one axis, and a table line for each point."""
+    at, shown = AXES[name]
+    builds: tuple[Build, Build] = (our_states, plain_states) if name == "prompts" else (our_step, plain_step)
+    points = [at(case, factor) for factor in case.factors]
+    x = [shown(point) for point in points]
+    equal_to = require_equal(*builds, points[0])
+    seconds: list[list[list[float]]] = [[], []]  # side, point, repetition
+    memory: list[list[float]] = [[], []]  # side, point
+    for point in points:
+        steps = {str(k): build(point, point.timed_precision) for k, build in enumerate(builds)}
+        turns = in_turns(steps, case.repetitions, case.where)
+        steps.clear()
+        for k, build in enumerate(builds):
+            seconds[k].append(turns[str(k)])
+            memory[k].append(max(SMALLEST_MEMORY, peak_memory(build, point)[1]))
+    slopes = [[slope(x, list(turn)) for turn in zip(*side, strict=True)] for side in seconds]
+    results = [
+        Result.of(f"time against {name}", *slopes, "log-log slope", equal_to),
+        Result.of(f"memory against {name}", *([slope(x, side)] for side in memory), "log-log slope", equal_to),
+    ]
+    lines = []
+    for i, value in enumerate(x):
+        times = [f"{1e3 * sorted(side[i])[len(side[i]) // 2]:.4g}" for side in seconds]
+        lines.append("| " + " | ".join([name, f"{value:.4g}", *times, *(f"{m[i]:.3f}" for m in memory)]) + " |")
+    return results, lines
+
+
+def main(case: Scaling) -> list[Result]:
+    if len(case.factors) < 2 or math.prod(case.factors) <= 0:
+        raise ValueError("a slope needs at least two positive factors")
+    results: list[Result] = []
+    lines = ["| axis | value | ours, ms | plain, ms | ours, GB | plain, GB |", "|---|---|---|---|---|---|"]
+    for name in case.only or tuple(AXES):
+        found, points = measure_axis(case, name)
+        results += found
+        lines += points
+        print("\n".join(points), flush=True)
+    return finish(case, results, "ours", "whole model, padded", "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Scaling, description=__doc__))

@@ -1,0 +1,204 @@
+"""Safety SFT against TRL's SFTTrainer, on the same rows.
+
+    pip install -c constraints.txt -e '.[benchmark]'
+    python benchmarks/stage2.py                      # against TRL at its fastest: no gradient checkpointing
+    python benchmarks/stage2.py --checkpointing      # against TRL as it comes: slower and smaller
+
+Two comparisons, which mean different things:
+
+- *all layers against all layers*: the same work to the last gradient; the gain is how it is done.
+- *recipe against recipe*: DCR's stage 2 trains the adapter above layer L only, from states computed once for all
+  epochs. That is less work, not the same, and what a user of either waits for. The stored states count as ours.
+
+Each turn is a whole training of some batches, through ``safety_sft`` and ``SFTTrainer.train``. TRL gets the same token
+ids in the same batches (rows of similar length together, which it would not do by itself), completion-only loss, the
+same LoRA configuration and autocast to the same precision; its own choices stay (chunked loss, fused AdamW).
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from _measure import ADAPTER, Case, Outcome, Result, Step, finish, in_turns, load, memory_results, require_equal
+
+
+@dataclass
+class Stage2(Case):
+    """What to measure."""
+
+    layer: int | None = None
+    """L, counted from 0. Unset: half the depth."""
+    rows: int = 24
+    """Rows of the recipe's mixture in one training."""
+    batch: int = 8
+    """Rows in a step."""
+    epochs: int = 2
+    """Passes over the rows: stored states are computed once for all of them."""
+    checkpointing: bool = False
+    """Gradient checkpointing in TRL, its own default: less memory, a second forward pass."""
+
+
+@contextmanager
+def first_step(network: nn.Module) -> Iterator[Outcome]:
+    """Collects the gradients with which the first optimizer step inside the block is taken, by parameter name."""
+    seen: Outcome = {}
+    names = {id(p): name for name, p in network.named_parameters()}
+
+    def look(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        if not seen:
+            for group in optimizer.param_groups:
+                seen.update({names[id(p)]: p.grad.detach().float().cpu() for p in group["params"]})
+
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    handle = register_optimizer_step_pre_hook(look)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def conversations(case: Stage2) -> list[Any]:
+    """The first rows of the recipe's mixture."""
+    from dcr_lite.data import SHIPPED, read_conversations, safety_mixture
+
+    instructions, refusals = (read_conversations(SHIPPED / f"{kind}.jsonl") for kind in ("instructions", "refusals"))
+    return safety_mixture(instructions, refusals, 288, 20, case.seed)[: case.rows]
+
+
+def _ours(case: Stage2, precision: torch.dtype, above: Callable[[int], int]) -> Step:
+    from dcr_lite.hidden_states import depth
+    from dcr_lite.safety_sft import SafetySFT, safety_sft
+
+    model, rows = load(case, precision), conversations(case)
+    how = SafetySFT(above(depth(model.network)), case.epochs, case.batch, 1e-5)
+
+    def train(_i: int) -> Outcome:
+        with first_step(model.network) as seen:
+            progress = safety_sft(model, ADAPTER, rows, how, case.seed)
+        return {"loss": progress.metrics[1]["loss"], **seen}  # entry 0 is the look before the first step
+
+    return train
+
+
+def all_layers(case: Stage2, precision: torch.dtype) -> Step:
+    """The kit's safety SFT on all layers."""
+    return _ours(case, precision, lambda depth: -1)
+
+
+def above_layer(case: Stage2, precision: torch.dtype) -> Step:
+    """The kit's stage 2 as the recipe runs it: above L, from stored states."""
+    return _ours(case, precision, lambda depth: depth // 2 if case.layer is None else case.layer)
+
+
+def trl(case: Stage2, precision: torch.dtype) -> Step:
+    """TRL's SFTTrainer on the same model, rows and batches."""
+    from datasets import Dataset, disable_progress_bars
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from dcr_lite.chat import encode_conversations
+    from dcr_lite.data import length_grouped_batches
+
+    disable_progress_bars()
+    model = load(case, precision, stock_attention=True)
+    for key, parameter in model.network.named_parameters():
+        parameter.requires_grad_(f".{ADAPTER}." in key)
+    rows = conversations(case)
+    encoded = encode_conversations(model.tokenizer, [r.prompt for r in rows], [r.response for r in rows], model.window)
+    batches = length_grouped_batches([len(p) + len(a) for p, a in encoded], case.batch, case.epochs, case.seed)
+    ordered = [encoded[i] for batch in batches for i in batch]
+    dataset = Dataset.from_list(
+        [{"input_ids": p + a, "completion_mask": [0] * len(p) + [1] * len(a)} for p, a in ordered]
+    )
+    config = SFTConfig(
+        output_dir=tempfile.mkdtemp(prefix="trl_"),
+        use_cpu=case.where == "cpu",
+        bf16=precision == torch.bfloat16,
+        gradient_checkpointing=case.checkpointing,
+        per_device_train_batch_size=case.batch,
+        num_train_epochs=1,  # the data set holds every epoch's batches one after the other
+        train_sampling_strategy="sequential",
+        completion_only_loss=True,
+        packing=False,
+        padding_free=False,
+        max_length=None,
+        learning_rate=1e-5,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+
+    class Losses(TrainerCallback):
+        """What the trainer logs, kept instead of printed."""
+
+        def __init__(self) -> None:
+            self.seen: list[float] = []
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                self.seen.append(float(logs["loss"]))
+
+    losses = Losses()
+    trainer = SFTTrainer(
+        model.network, config, train_dataset=dataset, processing_class=model.tokenizer, callbacks=[losses]
+    )
+    trainer.remove_callback(next(type(c) for c in trainer.callback_handler.callbacks if "Printer" in type(c).__name__))
+
+    def train(_i: int) -> Outcome:
+        losses.seen.clear()
+        with first_step(model.network) as seen:
+            trainer.train()
+        return {"loss": losses.seen[0], **seen}
+
+    return train
+
+
+def tokens_of(case: Stage2) -> int:
+    """Tokens of all rows in all epochs, prompt and answer, without padding: the same number for every side."""
+    from transformers import AutoTokenizer
+
+    from dcr_lite.chat import encode_conversations
+    from dcr_lite.weights import locate
+
+    rows, tokenizer = conversations(case), AutoTokenizer.from_pretrained(locate(case.model)[0])
+    encoded = encode_conversations(tokenizer, [r.prompt for r in rows], [r.response for r in rows], 10**9)
+    return case.epochs * sum(len(p) + len(a) for p, a in encoded)
+
+
+def main(case: Stage2) -> list[Result]:
+    # Rows of whole batches only: TRL would fill an epoch's last batch up from the next epoch's first.
+    case = replace(case, rows=case.rows // case.batch * case.batch)
+    equal_to = require_equal(all_layers, trl, case)
+    builds = {"all": all_layers, "recipe": above_layer, "trl": trl}
+    sides = {name: build(case, case.timed_precision) for name, build in builds.items()}
+    seconds = in_turns(sides, case.repetitions, case.where)
+    sides.clear()
+    tokens = tokens_of(case)
+    speed = {name: [tokens / s for s in turns] for name, turns in seconds.items()}
+    like, recipe = "all layers against all layers", "recipe against recipe (above L, all layers)"
+    results = [
+        Result.of(f"{like}: training", speed["all"], speed["trl"], "tokens/s", equal_to),
+        *memory_results(like, all_layers, trl, case, equal_to, steps=1),
+        Result.of(f"{recipe}: training", speed["recipe"], speed["trl"], "tokens/s", equal_to),
+        *memory_results(recipe, above_layer, trl, case, equal_to, steps=1),
+    ]
+    how = "with gradient checkpointing, its default" if case.checkpointing else "without gradient checkpointing"
+    note = "Recipe against recipe is less work, not equal work: its last column speaks of all layers."
+    return finish(case, results, "ours", f"TRL {how}", note)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Stage2, description=__doc__))

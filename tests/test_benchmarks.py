@@ -1,0 +1,295 @@
+"""The benchmarks: that they measure what they say, and that every script runs from end to end."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import _measure
+import _operations
+import evaluation
+import negatives
+import pytest
+import roofline
+import scaling
+import stage1
+import stage2
+import torch
+import whole_job
+from _measure import EQUAL, Case, Outcome, Result, Step
+from test_recipe import flags, save_rows
+
+KEYS = {"name", "ours", "theirs", "unit", "ratio", "ratio_min", "ratio_max", "equal_to"}
+QUICK: dict[str, Any] = {"repetitions": 1, "device": "cpu", "precision": "float32"}
+
+
+# --- the shared measure -----------------------------------------------------------------------------------------------
+
+
+def right(case: Case, precision: torch.dtype) -> Step:
+    return lambda i: {"loss": 1.0, "gradient": torch.tensor([3.0, 4.0])}
+
+
+def wrong(case: Case, precision: torch.dtype) -> Step:
+    return lambda i: {"loss": 1.0, "gradient": torch.tensor([3.0, 4.01])}
+
+
+def greedy(case: Case, precision: torch.dtype) -> Step:
+    """Uses much while it is built, which does not count, and 200 MB in each step."""
+    torch.ones(100_000_000).sum()
+
+    def step(i: int) -> Outcome:
+        return {"sum": torch.ones(50_000_000).sum()}
+
+    return step
+
+
+def failing(case: Case, precision: torch.dtype) -> Step:
+    raise ValueError("no such side")
+
+
+def test_other_work_is_no_comparison() -> None:
+    """Sides whose gradients differ by more than EQUAL stop the benchmark; the same result passes as equal."""
+    case = Case(**QUICK)
+    assert _measure.require_equal(right, right, case) == 0
+    assert _measure.difference(wrong(case, torch.float32)(0), right(case, torch.float32)(0)) == pytest.approx(
+        0.002, rel=1e-3
+    )
+    with pytest.raises(RuntimeError, match="not the same work"):
+        _measure.require_equal(wrong, right, case)
+
+
+@pytest.mark.parametrize("bad", [torch.tensor([float("nan"), 4.0]), torch.tensor([0.0, 0.0])])
+def test_nan_or_nothing_is_not_equal(bad: torch.Tensor) -> None:
+    """Gradients that are lost or not numbers never pass for equal."""
+
+    def side(case: Case, precision: torch.dtype) -> Step:
+        return lambda i: {"loss": 1.0, "gradient": bad}
+
+    with pytest.raises(RuntimeError, match="not the same work"):
+        _measure.require_equal(side, right, Case(**QUICK))
+
+
+def test_a_side_that_leaves_a_gradient_out_is_noticed() -> None:
+    """Both sides have to give the same quantities."""
+    with pytest.raises(ValueError, match="do not compute the same"):
+        _measure.difference({"loss": 1.0}, {"loss": 1.0, "gradient": 2.0})
+
+
+def test_sides_take_turns_and_change_who_begins() -> None:
+    """Every side does every step once, the warm-up apart, and neither always comes first."""
+    order: list[tuple[str, int]] = []
+    steps: dict[str, Callable[[int], Any]] = {
+        name: (lambda i, name=name: order.append((name, i))) for name in ("a", "b")
+    }
+    seconds = _measure.in_turns(steps, 3, "cpu")
+    assert order == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("b", 2), ("a", 2), ("a", 3), ("b", 3)]
+    assert {name: len(turns) for name, turns in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_ratio_is_of_medians_and_its_spread_of_single_turns() -> None:
+    """One slow turn moves the spread and not the ratio."""
+    result = Result.of("x", [1.0, 2.0, 30.0], [4.0, 4.0, 10.0], "s", 0.0)
+    assert (result.ours, result.theirs, result.ratio) == (2.0, 4.0, 0.5)
+    assert (result.ratio_min, result.ratio_max) == (0.25, 3.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are reset through /proc")
+def test_peak_memory_is_that_of_the_steps() -> None:
+    """A step of 200 MB adds 200 MB; what was used and given back before it does not count."""
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("this system does not let a process reset its peak")
+    peak, added = _measure.peak_memory(greedy, Case(**QUICK))
+    assert 0.19 < added < 0.3
+    assert peak > added
+
+
+def test_a_side_that_fails_in_its_own_process_is_reported() -> None:
+    """Instead of waiting for it for ever."""
+    with pytest.raises(RuntimeError, match="failing"):
+        _measure.peak_memory(failing, Case(**QUICK))
+
+
+# --- counted operations -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quick(tiny_folder: Callable[..., Path]) -> dict[str, Any]:
+    return {"model": str(tiny_folder("llama")), **QUICK}
+
+
+def works(quick: dict[str, Any]) -> list[Any]:
+    case = roofline.Roofline(layer=1, prompts=8, rows=8, batch=4, **quick)
+    return [
+        roofline.contrastive_work(case, torch.float32),
+        roofline.sft_work(case, torch.float32, all_layers=False),
+        roofline.sft_work(case, torch.float32, all_layers=True),
+    ]
+
+
+def test_operations_are_those_that_torch_counts(quick: dict[str, Any]) -> None:
+    """All linear layers, adapters and what stands behind them agree to the last operation in both stages, once the last
+    layer is counted at every token; what is needed is less, by at most that layer."""
+    for work in works(quick):
+        linears, _ = roofline.counted(work)
+        needed, whole = work.needed[0], work.whole[0]
+        assert whole.linear + whole.head == linears, work.name
+        assert needed.head == whole.head
+        assert whole.linear * (1 - 1 / 2) < needed.linear < whole.linear  # of two layers here at the least
+
+
+def test_attention_is_counted_for_visible_pairs_alone(quick: dict[str, Any]) -> None:
+    """torch counts whole rectangles of scores, hidden half and filled-up rows with them: more than is needed, and
+    exactly as many as the rectangles have."""
+    from dcr_lite.packing import shared_prefix
+
+    case = stage1.Stage1(layer=1, prompts=8, **quick)
+    model, _, (rows, batches, _, how) = stage1.prepare(case, torch.float32)
+    _, counted = roofline.counted(works(quick)[0])
+    n = len(rows) // 2
+    chosen = [rows[i] for i in batches[0]] + [rows[n + i] for i in batches[0]]
+    prefix = shared_prefix(chosen)
+    own = [len(row) - prefix for row in chosen]
+    assert max(own) <= 160  # longer rows go to a kernel that torch does not count
+    shape = _operations.Shape.of(model.network.config, _measure.RANK)
+    rectangles = len(own) * max(own) * (prefix + max(own))
+    visible = sum(k * prefix + k * (k + 1) // 2 for k in own)
+    rotary = (prefix + sum(own)) * 16  # angles are a product of positions and 8 frequencies, which torch counts as well
+    assert counted == _operations.attention(shape, rectangles) * (how.layer + 1) + rotary
+    assert 1 / 3 < visible / rectangles < 1
+
+
+def test_a_first_layer_needs_no_gradient_of_its_input() -> None:
+    """The base product once instead of twice, and one adapter product fewer."""
+    assert _operations.linear(10, 20, 3, True) - _operations.linear(10, 20, 3, False) == 2 * 10 * 20 + 2 * 10 * 3
+
+
+# --- every script -----------------------------------------------------------------------------------------------------
+
+
+def checked(results: list[Result], path: Path) -> list[Result]:
+    """The results, after a look at their file: the promised keys, finite numbers, a ratio inside its spread."""
+    rows = json.loads(path.read_text())
+    assert [row["name"] for row in rows] == [r.name for r in results]
+    assert len({row["name"] for row in rows}) == len(rows)
+    for row in rows:
+        assert set(row) == KEYS == {f.name for f in fields(Result)}
+        assert row["ratio_min"] - 1e-9 <= row["ratio"] <= row["ratio_max"] + 1e-9
+        assert 0 <= row["equal_to"] <= EQUAL
+        assert row["ratio"] == pytest.approx(row["ours"] / row["theirs"])
+    return results
+
+
+def test_stage1(quick: dict[str, Any], tmp_path: Path) -> None:
+    """Equal loss and gradients, then speed and memory, on paper too."""
+    path, page = tmp_path / "out.json", tmp_path / "out.md"
+    results = checked(stage1.main(stage1.Stage1(layer=1, prompts=8, json=path, markdown=page, **quick)), path)
+    assert [r.unit for r in results] == ["prompts/s", "GB", "GB"]
+    assert all(r.name in page.read_text() for r in results)
+
+
+def test_stage1_needs_the_same_layer(quick: dict[str, Any]) -> None:
+    """The check has teeth: the state of one layer further on is other work."""
+    case = stage1.Stage1(layer=1, prompts=8, **quick)
+    other = stage1.Stage1(layer=2, prompts=8, **quick)
+    ours = stage1.ours(case, torch.float32)(0)
+    theirs = {k: v for k, v in stage1.plain(other, torch.float32)(0).items() if k in ours}
+    assert _measure.difference(ours, theirs) > 100 * EQUAL
+
+
+def test_stage2(quick: dict[str, Any], tmp_path: Path) -> None:
+    """TRL's first loss and gradients are ours; both comparisons stand apart."""
+    pytest.importorskip("trl")
+    path = tmp_path / "out.json"
+    case = stage2.Stage2(layer=1, rows=5, batch=4, epochs=1, json=path, **quick)
+    results = checked(stage2.main(case), path)
+    assert [r.name.split(":")[0] for r in results] == ["all layers against all layers"] * 3 + [
+        "recipe against recipe (above L, all layers)"
+    ] * 3
+
+
+def test_negatives(quick: dict[str, Any], tmp_path: Path) -> None:
+    """Parts of a batch give the gradients of the whole."""
+    path = tmp_path / "out.json"
+    case = negatives.Negatives(layer=1, sizes=(4, 12), tokens_per_pass=500, json=path, **quick)
+    results = checked(negatives.main(case), path)
+    assert [r.name for r in results if r.unit == "ms/prompt"] == [
+        "4 prompts: step", "12 prompts: step", "two passes, 12 against 4 prompts: step",
+    ]  # fmt: skip
+
+
+def test_evaluation(quick: dict[str, Any], tmp_path: Path) -> None:
+    """All three ways judge alike."""
+    path = tmp_path / "out.json"
+    results = checked(evaluation.main(evaluation.Evaluation(prompts=5, tokens=8, batch=3, json=path, **quick)), path)
+    assert len(results) == 6
+    assert {r.equal_to for r in results} == {0.0}
+
+
+def test_evaluation_notices_another_verdict() -> None:
+    """One of four prompts judged otherwise is a quarter."""
+    assert evaluation.differing({"refused": [True, False, True, True]}, {"refused": [True] * 4}) == 0.25
+
+
+def test_roofline(quick: dict[str, Any], tmp_path: Path) -> None:
+    """No stage beats the machine, and the count is torch's."""
+    path = tmp_path / "out.json"
+    case = roofline.Roofline(layer=1, prompts=8, rows=8, batch=4, json=path, **quick)
+    results = checked(roofline.main(case), path)
+    assert all(0 < r.ratio < 1 and r.equal_to == 0 for r in results)
+
+
+def test_scaling(tmp_path: Path) -> None:
+    """Equal work at the smallest point of an axis, and one slope of time and of memory each."""
+    path = tmp_path / "out.json"
+    case = scaling.Scaling(
+        width=192, layers=3, vocabulary=256, layer=1, batch=4, prompts=6, length=12, shared=6, factors=(1, 2),
+        only=("length", "prompts"), json=path, **QUICK,
+    )  # fmt: skip
+    results = scaling.main(case)
+    rows = json.loads(path.read_text())
+    assert [r["name"] for r in rows] == [f"{what} against {axis}" for axis in case.only for what in ("time", "memory")]
+    assert all(r.equal_to <= EQUAL for r in results)
+
+
+@pytest.mark.parametrize("axis", scaling.AXES)
+def test_an_axis_changes_its_number_alone(axis: str) -> None:
+    """From half to twice, in ascending order, and nothing that another axis shows changes, size apart."""
+    base = scaling.Scaling()
+    at, shown = scaling.AXES[axis]
+    values = [shown(at(base, factor)) for factor in (0.5, 1, 2)]
+    assert values == sorted(set(values))
+    assert values[1] == shown(base)
+    others = [other for other in scaling.AXES if axis not in ("size", other) and other != "size"]
+    for other in others:
+        assert scaling.AXES[other][1](at(base, 2)) == scaling.AXES[other][1](base)
+
+
+def test_slope_is_the_exponent() -> None:
+    """y = 3 x^1.5 has slope 1.5."""
+    assert scaling.slope([1, 2, 4], [3 * x**1.5 for x in (1, 2, 4)]) == pytest.approx(1.5)
+
+
+def test_whole_job(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """Parts add up to the whole, every part of the issue has its line, and the kit is as it was."""
+    import tyro
+
+    from dcr_lite import contrastive, job
+    from dcr_lite.settings import Settings
+
+    before = (job.refine, contrastive.encode_prompts)
+    short = {"contrastive_steps": 4, "sft_epochs": 1, "sft_batch": 6}
+    argv = flags(tiny_folder("llama"), save_rows(tmp_path / "rows"), tmp_path / "unused", **short)
+    settings = tyro.cli(Settings, default=whole_job.recipe.SETTINGS, args=argv)
+    path, page = tmp_path / "out.json", tmp_path / "out.md"
+    results = whole_job.main(whole_job.WholeJob(settings, json=path, markdown=page))
+    checked(results, path)
+    assert sum(r.ours for r in results) == pytest.approx(results[0].theirs)
+    parts = {"imports", "loading the model", "tokenising", "stage 1", "stage 2", "safety SFT alone", "decoding"}
+    assert parts | {"judging", "drawing", "not in any part"} <= {r.name for r in results}
+    assert all(r.ours >= 0 for r in results)
+    assert (job.refine, contrastive.encode_prompts) == before
+    assert not (tmp_path / "unused").exists()
