@@ -177,7 +177,7 @@ def build(run: Any) -> Any:
                     autofocus=True, elem_id="prompt",
                 )  # fmt: skip
                 ask = gr.Button("Ask", variant="primary", scale=1, min_width=110, elem_id="ask")
-            with gr.Accordion("Matched pairs to try: left toxic, right seemingly toxic", open=True):
+            with gr.Accordion("Matched pairs to try: a toxic prompt, then one that only sounds so", open=True):
                 examples = [_pair_buttons(pair) for pair in pairs]
             with gr.Row():
                 with gr.Column(min_width=300):
@@ -259,7 +259,7 @@ def build(run: Any) -> Any:
 
         gr.HTML(
             "<div class='dcr'><p>Answers are greedy. The verdict is a judge's of the answer's text; the probability is "
-            "that of opening with a refusal, read before the first word. More discerning is not safe.</p></div>"
+            "that of opening with a refusal, read before the first word. It discerns; it is not safe.</p></div>"
         )
         api(api_score, api_name="score", concurrency_id="model", concurrency_limit=1)
         api(api_answer, api_name="answer", concurrency_id="model", concurrency_limit=1)
@@ -320,7 +320,10 @@ def launch(page: Any, **how: Any) -> Any:
 .example { font-weight: 400 !important; text-align: left !important; justify-content: flex-start !important;
   white-space: normal !important; }
 #ask, #score-list { align-self: flex-end; min-height: 3rem; }
-.gradio-container { max-width: 1240px !important; margin: auto; }
+.gradio-container { max-width: min(1240px, 100vw) !important; margin: auto; box-sizing: border-box; }
+.gradio-container > .main { max-width: 100vw !important; box-sizing: border-box; }
+.gradio-container .contain { min-width: 0; }
+#scores, #scores .table-wrap { max-width: 100%; overflow-x: auto; }
 """
     )
     return page.launch(

@@ -29,6 +29,7 @@ CSS = """
 .dcr .value { font-variant-numeric: tabular-nums; font-weight: 600; text-align: right; }
 .dcr svg { width: 100%; height: auto; display: block; }
 .dcr svg text { fill: var(--body-text-color); font-size: 13px; }
+@media (max-width: 700px) { .dcr svg text { font-size: 16px; } }
 .dcr .key { display: flex; flex-wrap: wrap; gap: 0.2em 1.1em; font-size: 0.86rem; }
 .dcr .words { font-size: 1.08rem; line-height: 1.9; white-space: pre-wrap; overflow-wrap: anywhere; }
 .dcr mark { color: inherit; border-radius: 4px; padding: 0.12em 0.2em;

@@ -43,7 +43,7 @@ def states_of_two_kinds(pairs: int, apart: float, seed: int = 0) -> torch.Tensor
 @pytest.mark.parametrize("centre", ["batch", "stock", "none"])
 def test_a_reading_is_its_formula(centre: Any) -> None:
     """Scores, cosines and place are those that the docstrings state, computed with plain loops."""
-    reference, development = states_of_two_kinds(20, 2.0), states_of_two_kinds(12, 2.0, seed=1)
+    reference, development = states_of_two_kinds(20, 3.0), states_of_two_kinds(12, 3.0, seed=1)
     geometry = Geometry.fit(states_of_two_kinds(50, 1.0, seed=2), centre, whiten=True)
     fitted = Discernment.fit(geometry, reference, development)
     mean = {"batch": reference.mean(0), "stock": geometry.mean, "none": torch.zeros(8)}[centre]
