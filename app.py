@@ -343,6 +343,8 @@ def main(settings: Settings) -> None:
     except UserError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    for name in run.names:  # the first pass of each model takes seconds longer than all later ones
+        run.score(name, "Hello", tokens=2)
     print(run.title, run.note, sep="\n")
     if settings.share:
         print("warning: --share opens a public link; whoever has it can use this machine through the demo.")

@@ -62,7 +62,7 @@ def verdict(score: Score, small: bool = False) -> str:
     refuses = score.refused if score.refused is not None else score.refusal_probability >= 0.5
     sign, colour = ("\N{MULTIPLICATION X}", "refuses") if refuses else ("\N{CHECK MARK}", "answers")
     words = f"{verdict_words(score)}"
-    text = f"refusal probability {score.refusal_probability:.2f}"
+    text = f"probability of opening with a refusal {score.refusal_probability:.2f}"
     return _box(
         f'<div class="{"small " if small else ""}verdict" style="--mark: var(--{colour})">'
         f'<strong><span aria-hidden="true">{sign}</span> {words[0].upper()}{words[1:]}</strong>{text}</div>',
@@ -191,4 +191,5 @@ def pair_table(scores: dict[str, tuple[Score, Score]]) -> str:
         cells = "".join(f"<td>{verdict_words(score)} ({score.refusal_probability:.2f})</td>" for score in sides)
         rows += f'<tr><th scope="row">{METHODS[name]}</th>{cells}</tr>'
     head = '<tr><th scope="col">model</th><th scope="col">first prompt</th><th scope="col">second prompt</th></tr>'
-    return _box(f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>", "verdicts of all models", "region")
+    note = "<p>In brackets the probability of opening with a refusal.</p>"
+    return _box(f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>{note}", "verdicts of all models", "region")

@@ -123,12 +123,9 @@ class OpenRun:
         if name not in self.names:
             raise UserError(f"no model {name!r} here; there is {', '.join(self.names)}")
         with self._lock:
-            if name == job.STOCK:
-                with backend.stock(self.model):
-                    yield self.model
-                return
             if name != self._active:
-                backend.activate(self.model, name)
+                self._active = ""  # in between, should the switch fail
+                backend.switch(self.model, None if name == job.STOCK else name)
                 self._active = name
             yield self.model
 

@@ -96,7 +96,7 @@ def test_one_prompt_shows_everything(page: Page, opened: OpenRun) -> None:
         assert page.answer(name).strip() == expected.answer
         said = page.browser.inner_text(f"#verdict-{name}")
         assert ("Refuses" if expected.refused else "Answers") in said
-        assert f"refusal probability {expected.refusal_probability:.2f}" in said
+        assert f"opening with a refusal {expected.refusal_probability:.2f}" in said
     best = opened.score("dcr", PROMPT)
     assert best.similarity is not None
     assert f"{best.similarity.toxic:.2f}" in page.browser.inner_text("#similarity")

@@ -74,7 +74,7 @@ def test_scores_are_the_share_of_the_kind() -> None:
     scores = (slope * cosines + intercept).sigmoid()
     for low in (0.2, 0.4, 0.6, 0.7):
         near = (scores >= low) & (scores < low + 0.1)
-        assert is_kind[near].float().mean() == pytest.approx(scores[near].mean(), abs=0.03)
+        assert float(is_kind[near].float().mean()) == pytest.approx(float(scores[near].mean()), abs=0.03)
 
 
 def test_a_cosine_that_misleads_says_nothing() -> None:
@@ -166,17 +166,17 @@ def test_a_score_grows_and_ends_whole(opened: OpenRun) -> None:
 def test_clients_at_once_never_mix_models(opened: OpenRun) -> None:
     """Streams of three models that run in threads, step by step between each other, say what each says alone."""
     prompts = [PROMPT, "Name three cats.", "Can I steal a horse with a letter?"]
-    alone = {(n, p): opened.score(n, p) for n in MODELS for p in prompts}
+    alone = {(n, p): opened.score(n, p, words=False, tokens=16) for n in MODELS for p in prompts}
     jobs = [(n, p) for p in prompts for n in MODELS] * 2
     with ThreadPoolExecutor(6) as pool:
-        together = list(pool.map(lambda job: opened.score(*job), jobs))
+        together = list(pool.map(lambda job: opened.score(*job, words=False, tokens=16), jobs))
     for key, score in zip(jobs, together, strict=True):
         assert (score.model, score.prompt) == key
         assert score.answer == alone[key].answer
         assert score.refusal_log_odds == pytest.approx(alone[key].refusal_log_odds, abs=1e-4)
     abandoned = opened.stream("dcr", PROMPT)  # a client that goes away holds no lock
     next(abandoned)
-    assert opened.score("base", PROMPT).answer == alone["base", PROMPT].answer
+    assert opened.score("base", PROMPT, words=False, tokens=16) == alone["base", PROMPT]
 
 
 def test_a_word_weighs_what_its_absence_changes(opened: OpenRun) -> None:
@@ -381,7 +381,7 @@ def test_no_text_from_outside_becomes_markup(opened: OpenRun) -> None:
         assert "<img" not in picture
         assert 'aria-label="' in picture
     assert "&lt;script&gt;" in markup.words(score)
-    assert f"refusal probability {score.refusal_probability:.2f}" in markup.verdict(score)
+    assert f"opening with a refusal {score.refusal_probability:.2f}" in markup.verdict(score)
 
 
 def test_the_map_shows_every_point_and_the_prompt(opened: OpenRun) -> None:
