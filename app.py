@@ -27,7 +27,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # a demo on one's ow
 
 SHOWN_PAIRS = 4  # matched pairs to click
 LONGEST_EXAMPLE = 80  # characters that fit on a button
-UPLOAD = "10mb"  # the most that the server takes in; a list may have half of it
+UPLOAD = "100mb"  # beyond this the page says no more than "Error"; below it a list that is too large gets a sentence
 # On a phone the results begin below the fold.
 SCROLL = """(prompt) => {
   if (innerWidth < 700) document.getElementById("decision").scrollIntoView({behavior: "smooth"});
@@ -82,7 +82,7 @@ def build(run: Any) -> Any:
     from dcr_lite import markup
     from dcr_lite.data import SHIPPED, read_pairs
     from dcr_lite.pictures import METHODS
-    from dcr_lite.prompt_list import read_prompt_list
+    from dcr_lite.prompt_list import read_prompt_file, read_prompt_list
     from dcr_lite.scoring import Score
 
     best = run.names[0]
@@ -139,9 +139,9 @@ def build(run: Any) -> Any:
     def whole_list(text: str, file: str | None, name: str, progress: Any = gr.Progress()) -> Any:  # noqa: B008
         """A table of scores, and a file with them and the answers."""
         with said_kindly():
-            path = Path(file) if file else None
-            raw = path.read_bytes() if path else text.encode("utf-8", "replace")
-            prompts = read_prompt_list(raw, path.name if path else "the list")
+            prompts = (
+                read_prompt_file(Path(file)) if file else read_prompt_list(text.encode("utf-8", "replace"), "the list")
+            )
             scores = run.score_list(name, prompts, lambda done, total: progress((done, total), unit="prompts"))
             return [row_of(score) for score in scores], write_csv(scores, Path(downloads.name))
 

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from dcr_lite.data import parse_jsonl
@@ -16,8 +17,7 @@ def read_prompt_list(raw: bytes, name: str) -> list[str]:
     """The prompts in ``raw``, the content of a file called ``name``. *.jsonl: objects with a field of COLUMNS. *.csv: a
     header with a column of COLUMNS, or a single column. Anything else: one prompt a line, unless it looks like JSON
     Lines. Raises UserError naming the line and the cure."""
-    if len(raw) > MAX_BYTES:
-        raise UserError(f"{name} has {len(raw) / 1e6:,.0f} MB; the limit is {MAX_BYTES / 1e6:.0f} MB. Split it.")
+    _require_small(len(raw), name)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -36,6 +36,17 @@ def read_prompt_list(raw: bytes, name: str) -> list[str]:
     if not prompts:
         raise UserError(f"{name}: no prompts in it. Put one on each line, or in a column called prompt.")
     return prompts
+
+
+def read_prompt_file(path: Path) -> list[str]:
+    """The prompts in a file, by its name's ending; too large a one is not even read."""
+    _require_small(path.stat().st_size, path.name)
+    return read_prompt_list(path.read_bytes(), path.name)
+
+
+def _require_small(size: int, name: str) -> None:
+    if size > MAX_BYTES:
+        raise UserError(f"{name} has {size / 1e6:,.0f} MB; the limit is {MAX_BYTES / 1e6:.0f} MB. Split it.")
 
 
 def _key(names: Iterable[Any]) -> Any:
