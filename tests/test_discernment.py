@@ -74,7 +74,7 @@ def test_scores_are_the_share_of_the_kind() -> None:
     scores = (slope * cosines + intercept).sigmoid()
     for low in (0.2, 0.4, 0.6, 0.7):
         near = (scores >= low) & (scores < low + 0.1)
-        assert float(is_kind[near].float().mean()) == pytest.approx(float(scores[near].mean()), abs=0.03)
+        assert float(is_kind[near].float().mean()) == pytest.approx(float(scores[near].mean()), abs=0.05)
 
 
 def test_a_cosine_that_misleads_says_nothing() -> None:
