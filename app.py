@@ -38,6 +38,14 @@ HOUR = 3600
 COLUMNS = ("prompt", "verdict", "refusal probability", "like toxic", "like seemingly toxic")
 
 
+MODEL_WORK: dict[str, Any] = {
+    "concurrency_id": "model",
+    "concurrency_limit": 1,  # one prompt at a time is fastest for all: they would only share two cores
+    "api_visibility": "private",
+    "show_progress": "minimal",
+}
+
+
 @dataclass
 class Settings:
     """A demo in the browser: verdict, similarity, map and words for one prompt, three models side by side."""
@@ -77,48 +85,130 @@ def kindly(work: Callable[..., Any]) -> Callable[..., Any]:
 def build(run: Any) -> Any:
     """The page and the API for an open run (dcr_lite.scoring.OpenRun), as gr.Blocks yet to be launched."""
     import gradio as gr
-    from gradio.events import api
+
+    pairs = example_pairs(run)
+    with gr.Blocks(title="dcr-lite: toxic, or does it only sound so?", delete_cache=(HOUR, HOUR)) as page:
+        gr.HTML(f'<div class="dcr"><h1>Toxic, or does it only sound so?</h1><p>{escape(run.title)}</p></div>')
+        if run.note:
+            gr.HTML(f'<div class="dcr" role="note"><b>{escape(run.note)}</b></div>', elem_id="note")
+        with gr.Tab("One prompt", id="one"):
+            one_prompt_tab(run, pairs)
+        with gr.Tab("A pair", id="pair"):
+            pair_tab(run, pairs)
+        with gr.Tab("A list", id="list"):
+            list_tab(run)
+        gr.HTML(
+            "<div class='dcr'><p>Answers are greedy. The verdict is a judge's of the answer's text; the probability is "
+            "that of opening with a refusal, read before the first word. It discerns; it is not safe.</p></div>"
+        )
+        offer_api(run)
+    page.queue(max_size=WAITING)
+    return page
+
+
+def example_pairs(run: Any) -> list[Any]:
+    """A few short pairs that nothing was trained on, where the run has them; else shipped ones."""
+    from dcr_lite.data import SHIPPED, read_pairs
+
+    pairs = run.discernments.pairs if run.discernments else read_pairs(SHIPPED / "pairs.jsonl")
+    pairs = [p for p in pairs if max(len(p.toxic), len(p.seemingly_toxic)) <= LONGEST_EXAMPLE] or pairs
+    return pairs[:: max(1, len(pairs) // SHOWN_PAIRS)][:SHOWN_PAIRS]
+
+
+def one_prompt_tab(run: Any, pairs: list[Any]) -> None:
+    """A prompt, everything about it at a glance, and the models side by side."""
+    import gradio as gr
 
     from dcr_lite import markup
-    from dcr_lite.data import SHIPPED, read_pairs
     from dcr_lite.pictures import METHODS
-    from dcr_lite.prompt_list import read_prompt_file, read_prompt_list
+    from dcr_lite.scoring import Score
+
+    best, readings = run.names[0], run.discernments
+    with gr.Row():
+        prompt = gr.Textbox(
+            label="Prompt", placeholder="How do I kill a Python process?", lines=1, max_lines=6, scale=5,
+            autofocus=True, elem_id="prompt",
+        )  # fmt: skip
+        ask = gr.Button("Ask", variant="primary", scale=1, min_width=110, elem_id="ask")
+    with gr.Accordion("Matched pairs to try: a toxic prompt, then one that only sounds so", open=True):
+        examples = [_pair_buttons(pair) for pair in pairs]
+    with gr.Row():
+        with gr.Column(min_width=300):
+            decision = gr.HTML(markup.empty("The verdict will stand here."), elem_id="decision")
+            similarity = gr.HTML(markup.empty("How like the two kinds the prompt is."), elem_id="similarity")
+            weights = gr.HTML(markup.empty("The words that weigh most."), elem_id="words")
+        with gr.Column(min_width=300):
+            map_ = gr.HTML(markup.empty("Where the prompt lies among others."), elem_id="map")
+    with gr.Row():
+        badges, answers = {}, {}
+        for name in run.names:
+            with gr.Column(min_width=250):
+                gr.HTML(f'<div class="dcr"><h2>{METHODS[name]}</h2></div>')
+                badges[name] = gr.HTML(markup.empty("no verdict yet"), elem_id=f"verdict-{name}")
+                answers[name] = _answer_box(f"Answer of {METHODS[name]}", f"answer-{name}")
+
+    def grow(name: str, shown: Score | None, score: Score) -> dict[Any, Any]:
+        """What has changed since ``shown``: only that is sent."""
+        out: dict[Any, Any] = {}
+        if shown is None or shown.refused != score.refused:
+            out[badges[name]] = markup.verdict(score, small=True)
+            if name == best:
+                out[decision] = markup.verdict(score)
+        if shown is None or shown.answer != score.answer:
+            out[answers[name]] = score.answer
+        if name == best and shown is None:
+            out[similarity] = markup.bars(score, readings.models[best] if readings else None)
+            out[map_] = markup.state_map([score], readings)
+            out[weights] = markup.empty("Leaving out each word once …")
+        elif name == best and shown and (score.words != shown.words or (not score.words and score.refused is not None)):
+            out[weights] = markup.words(score)
+        return out
+
+    def ask_all(prompt: str) -> Iterator[dict[Any, Any]]:
+        """Everything about one prompt: the best model first, then the others in their columns."""
+        waiting = dict.fromkeys(answers.values(), "")
+        waiting |= {badge: markup.empty("waits for its turn") for badge in badges.values()}
+        for name in run.names:
+            shown: Score | None = None
+            for score in run.stream(name, prompt, words=name == best):
+                if out := waiting | grow(name, shown, score):
+                    yield out
+                waiting, shown = {}, score
+
+    outputs = [decision, similarity, weights, map_, *badges.values(), *answers.values()]
+    asked = kindly(ask_all)
+    how = MODEL_WORK | {"show_progress_on": decision, "js": SCROLL}
+    gr.on([prompt.submit, ask.click], asked, prompt, outputs, **how)
+    for button in [button for sides in examples for button in sides]:
+        chosen = button.click(lambda text: text, button, prompt, api_visibility="private", queue=False)
+        chosen.then(asked, prompt, outputs, **how)
+
+
+def pair_tab(run: Any, pairs: list[Any]) -> None:
+    """Two prompts, both verdicts, and where both lie."""
+    import gradio as gr
+
+    from dcr_lite import markup
     from dcr_lite.scoring import Score
 
     best = run.names[0]
-    readings = run.discernments
-    reading = readings.models[best] if readings else None
-    downloads = tempfile.TemporaryDirectory(prefix="dcr-lite-")
-    pairs = readings.pairs if readings else read_pairs(SHIPPED / "pairs.jsonl")
-    pairs = [p for p in pairs if max(len(p.toxic), len(p.seemingly_toxic)) <= LONGEST_EXAMPLE] or pairs
-    pairs = pairs[:: max(1, len(pairs) // SHOWN_PAIRS)][:SHOWN_PAIRS]
-
-    # --- what happens -------------------------------------------------------------------------------------------------
-
-    def one_prompt(prompt: str) -> Iterator[dict[Any, Any]]:
-        """Everything about one prompt: the best model first, then the others in their columns."""
-        later = dict.fromkeys(answers.values(), "")
-        later |= {badge: markup.empty("waits for its turn") for badge in badges.values()}
-        for i, name in enumerate(run.names):
-            shown: Score | None = None
-            for score in run.stream(name, prompt, words=name == best):
-                out: dict[Any, Any] = {}
-                if shown is None and name == best:
-                    out |= later | {similarity: markup.bars(score, reading), map_: markup.state_map([score], readings)}
-                    out |= {weights: markup.empty("Leaving out each word once …")}
-                if name == best and score.words and not (shown and shown.words):
-                    out[weights] = markup.words(score)
-                if shown is None or shown.refused != score.refused:
-                    out[badges[name]] = markup.verdict(score, small=True)
-                    if name == best:
-                        out[decision] = markup.verdict(score)
-                if shown is None or shown.answer != score.answer:
-                    out[answers[name]] = score.answer
-                shown = score
-                if out:
-                    yield out
-            if i == 0 and shown is not None and not shown.words:
-                yield {weights: markup.words(shown)}
+    with gr.Row():
+        first = gr.Textbox(label="First prompt", value=pairs[0].toxic, max_lines=6, elem_id="first")
+        second = gr.Textbox(label="Second prompt", value=pairs[0].seemingly_toxic, max_lines=6, elem_id="second")
+    both = gr.Button("Run the pair", variant="primary", elem_id="both")
+    with gr.Accordion("Matched pairs to try", open=False):
+        pair_examples = [gr.Button(f"{p.toxic}  /  {p.seemingly_toxic}", elem_classes="example") for p in pairs]
+    with gr.Row():
+        pair_badges, pair_answers = [], []
+        for side in ("first", "second"):
+            with gr.Column(min_width=280):
+                pair_badges.append(gr.HTML(markup.empty(f"verdict on the {side}"), elem_id=f"verdict-{side}"))
+                pair_answers.append(_answer_box(f"Answer to the {side} prompt", f"answer-{side}"))
+    with gr.Row():
+        with gr.Column(min_width=300):
+            pair_verdicts = gr.HTML(markup.empty("The verdicts of all models."), elem_id="pair-verdicts")
+        with gr.Column(min_width=300):
+            pair_map = gr.HTML(markup.empty("Where the two lie."), elem_id="pair-map")
 
     def whole_pair(first: str, second: str) -> Iterator[dict[Any, Any]]:
         """Both prompts through every model; the best model's answers are streamed."""
@@ -128,13 +218,30 @@ def build(run: Any) -> Any:
             for score in run.stream(best, prompt, words=False):
                 yield {answer: score.answer, badge: markup.verdict(score)}
             sides.append(score)
-            yield {pair_map: markup.state_map(sides, readings)}
+            yield {pair_map: markup.state_map(sides, run.discernments)}
         table[best] = (sides[0], sides[1])
         yield {pair_verdicts: markup.pair_table(table)}
         for name in run.names[1:]:
             one, other = run.score_list(name, [first, second])
             table[name] = one, other
             yield {pair_verdicts: markup.pair_table(table)}
+
+    pair_outputs = [*pair_badges, *pair_answers, pair_verdicts, pair_map]
+    how = MODEL_WORK | {"show_progress_on": pair_verdicts}
+    both.click(kindly(whole_pair), [first, second], pair_outputs, **how)
+    for button, pair in zip(pair_examples, pairs, strict=True):
+        chosen = button.click(partial(_sides, pair), None, [first, second], api_visibility="private", queue=False)
+        chosen.then(kindly(whole_pair), [first, second], pair_outputs, **how)
+
+
+def list_tab(run: Any) -> None:
+    """A pasted or uploaded list, its table, and a file to download."""
+    import gradio as gr
+
+    from dcr_lite.pictures import METHODS
+    from dcr_lite.prompt_list import read_prompt_file, read_prompt_list
+
+    downloads = tempfile.TemporaryDirectory(prefix="dcr-lite-")  # goes when the page does
 
     def whole_list(text: str, file: str | None, name: str, progress: Any = gr.Progress()) -> Any:  # noqa: B008
         """A table of scores, and a file with them and the answers."""
@@ -145,7 +252,32 @@ def build(run: Any) -> Any:
             scores = run.score_list(name, prompts, lambda done, total: progress((done, total), unit="prompts"))
             return [row_of(score) for score in scores], write_csv(scores, Path(downloads.name))
 
-    # --- the API: the same, as plain values ---------------------------------------------------------------------------
+    with gr.Row():
+        pasted = gr.Textbox(label="Prompts, one a line (or CSV or JSON Lines)", lines=6, max_lines=12, elem_id="pasted")
+        upload = gr.File(
+            label="or a file: CSV with a column prompt, or JSON Lines",
+            file_types=[".csv", ".jsonl", ".txt"], type="filepath", elem_id="upload",
+        )  # fmt: skip
+    with gr.Row():
+        which = gr.Dropdown([(METHODS[n], n) for n in run.names], value=run.names[0], label="Model", elem_id="model")
+        score_all = gr.Button("Score the list", variant="primary", elem_id="score-list")
+    table = gr.Dataframe(
+        headers=list(COLUMNS), datatype=["str", "str", "number", "number", "number"], label="Scores",
+        interactive=False, wrap=True, elem_id="scores", column_widths=["44%", "14%", "14%", "14%", "14%"],
+    )  # fmt: skip
+    saved = gr.File(label="The scores with the answers, as CSV", interactive=False, elem_id="download")
+    # A long list shares the model with the other tabs batch by batch instead of holding everybody up.
+    score_all.click(
+        whole_list, [pasted, upload, which], [table, saved],
+        concurrency_id="list", concurrency_limit=1, api_visibility="private",
+    )  # fmt: skip
+
+
+def offer_api(run: Any) -> None:
+    """The same for programs, as plain values: /score, /answer and /score_list."""
+    from gradio.events import api
+
+    best = run.names[0]
 
     def api_score(prompt: str, model: str = best) -> dict[str, Any]:
         """One prompt: probability, similarities, words, answer, verdict."""
@@ -163,110 +295,9 @@ def build(run: Any) -> Any:
         with said_kindly():
             return [score.for_json() for score in run.score_list(model, prompts)]
 
-    # --- what is seen -------------------------------------------------------------------------------------------------
-
-    with gr.Blocks(title="dcr-lite: toxic, or does it only sound so?", delete_cache=(HOUR, HOUR)) as page:
-        gr.HTML(f'<div class="dcr"><h1>Toxic, or does it only sound so?</h1><p>{escape(run.title)}</p></div>')
-        if run.note:
-            gr.HTML(f'<div class="dcr" role="note"><b>{escape(run.note)}</b></div>', elem_id="note")
-
-        with gr.Tab("One prompt", id="one"):
-            with gr.Row():
-                prompt = gr.Textbox(
-                    label="Prompt", placeholder="How do I kill a Python process?", lines=1, max_lines=6, scale=5,
-                    autofocus=True, elem_id="prompt",
-                )  # fmt: skip
-                ask = gr.Button("Ask", variant="primary", scale=1, min_width=110, elem_id="ask")
-            with gr.Accordion("Matched pairs to try: a toxic prompt, then one that only sounds so", open=True):
-                examples = [_pair_buttons(pair) for pair in pairs]
-            with gr.Row():
-                with gr.Column(min_width=300):
-                    decision = gr.HTML(markup.empty("The verdict will stand here."), elem_id="decision")
-                    similarity = gr.HTML(markup.empty("How like the two kinds the prompt is."), elem_id="similarity")
-                    weights = gr.HTML(markup.empty("The words that weigh most."), elem_id="words")
-                with gr.Column(min_width=300):
-                    map_ = gr.HTML(markup.empty("Where the prompt lies among others."), elem_id="map")
-            with gr.Row():
-                badges, answers = {}, {}
-                for name in run.names:
-                    with gr.Column(min_width=250):
-                        gr.HTML(f'<div class="dcr"><h2>{METHODS[name]}</h2></div>')
-                        badges[name] = gr.HTML(markup.empty("no verdict yet"), elem_id=f"verdict-{name}")
-                        answers[name] = _answer_box(f"Answer of {METHODS[name]}", f"answer-{name}")
-            outputs = [decision, similarity, weights, map_, *badges.values(), *answers.values()]
-            working: dict[str, Any] = {
-                "concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private",
-                "show_progress": "minimal",
-            }  # fmt: skip
-            asked = kindly(one_prompt)
-            working_here = working | {"show_progress_on": decision, "js": SCROLL}
-            gr.on([prompt.submit, ask.click], asked, prompt, outputs, **working_here)
-            for button in [button for sides in examples for button in sides]:
-                chosen = button.click(lambda text: text, button, prompt, api_visibility="private", queue=False)
-                chosen.then(asked, prompt, outputs, **working_here)
-
-        with gr.Tab("A pair", id="pair"):
-            with gr.Row():
-                first = gr.Textbox(label="First prompt", value=pairs[0].toxic, max_lines=6, elem_id="first")
-                second = gr.Textbox(
-                    label="Second prompt", value=pairs[0].seemingly_toxic, max_lines=6, elem_id="second"
-                )
-            both = gr.Button("Run the pair", variant="primary", elem_id="both")
-            with gr.Accordion("Matched pairs to try", open=False):
-                pair_examples = [gr.Button(f"{p.toxic}  /  {p.seemingly_toxic}", elem_classes="example") for p in pairs]
-            with gr.Row():
-                pair_badges, pair_answers = [], []
-                for side in ("first", "second"):
-                    with gr.Column(min_width=280):
-                        pair_badges.append(gr.HTML(markup.empty(f"verdict on the {side}"), elem_id=f"verdict-{side}"))
-                        pair_answers.append(_answer_box(f"Answer to the {side} prompt", f"answer-{side}"))
-            with gr.Row():
-                with gr.Column(min_width=300):
-                    pair_verdicts = gr.HTML(markup.empty("The verdicts of all models."), elem_id="pair-verdicts")
-                with gr.Column(min_width=300):
-                    pair_map = gr.HTML(markup.empty("Where the two lie."), elem_id="pair-map")
-            pair_outputs = [*pair_badges, *pair_answers, pair_verdicts, pair_map]
-            working |= {"show_progress_on": pair_verdicts}
-            both.click(kindly(whole_pair), [first, second], pair_outputs, **working)
-            for button, pair in zip(pair_examples, pairs, strict=True):
-                chosen = button.click(
-                    partial(_sides, pair), None, [first, second], api_visibility="private", queue=False
-                )
-                chosen.then(kindly(whole_pair), [first, second], pair_outputs, **working)
-
-        with gr.Tab("A list", id="list"):
-            with gr.Row():
-                pasted = gr.Textbox(
-                    label="Prompts, one a line (or CSV or JSON Lines)", lines=6, max_lines=12, elem_id="pasted"
-                )
-                upload = gr.File(
-                    label="or a file: CSV with a column prompt, or JSON Lines",
-                    file_types=[".csv", ".jsonl", ".txt"], type="filepath", elem_id="upload",
-                )  # fmt: skip
-            with gr.Row():
-                which = gr.Dropdown([(METHODS[n], n) for n in run.names], value=best, label="Model", elem_id="model")
-                score_all = gr.Button("Score the list", variant="primary", elem_id="score-list")
-            table = gr.Dataframe(
-                headers=list(COLUMNS), datatype=["str", "str", "number", "number", "number"], label="Scores",
-                interactive=False, wrap=True, elem_id="scores", column_widths=["44%", "14%", "14%", "14%", "14%"],
-            )  # fmt: skip
-            saved = gr.File(label="The scores with the answers, as CSV", interactive=False, elem_id="download")
-            # A long list shares the model with the other tabs batch by batch instead of holding everybody up.
-            score_all.click(
-                whole_list, [pasted, upload, which], [table, saved],
-                concurrency_id="list", concurrency_limit=1, api_visibility="private",
-            )  # fmt: skip
-
-        gr.HTML(
-            "<div class='dcr'><p>Answers are greedy. The verdict is a judge's of the answer's text; the probability is "
-            "that of opening with a refusal, read before the first word. It discerns; it is not safe.</p></div>"
-        )
-        api(api_score, api_name="score", concurrency_id="model", concurrency_limit=1)
-        api(api_answer, api_name="answer", concurrency_id="model", concurrency_limit=1)
-        api(api_list, api_name="score_list", concurrency_id="list", concurrency_limit=1)
-    page.queue(max_size=WAITING)
-    page.downloads = downloads  # lives as long as the page
-    return page
+    api(api_score, api_name="score", concurrency_id="model", concurrency_limit=1)
+    api(api_answer, api_name="answer", concurrency_id="model", concurrency_limit=1)
+    api(api_list, api_name="score_list", concurrency_id="list", concurrency_limit=1)
 
 
 def _sides(pair: Any) -> tuple[str, str]:
