@@ -354,6 +354,7 @@ def launch(page: Any, **how: Any) -> Any:
 .gradio-container { max-width: min(1240px, 100vw) !important; margin: auto; box-sizing: border-box; }
 .gradio-container > .main { max-width: 100vw !important; box-sizing: border-box; }
 .gradio-container .contain { min-width: 0; }
+#scores table { min-width: 560px; }
 #scores, #scores .table-wrap { max-width: 100%; overflow-x: auto; }
 """
     )
