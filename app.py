@@ -263,7 +263,7 @@ def list_tab(run: Any) -> None:
         score_all = gr.Button("Score the list", variant="primary", elem_id="score-list")
     table = gr.Dataframe(
         headers=list(COLUMNS), datatype=["str", "str", "number", "number", "number"], label="Scores",
-        interactive=False, wrap=True, elem_id="scores", column_widths=["44%", "14%", "14%", "14%", "14%"],
+        interactive=False, wrap=True, elem_id="scores", column_widths=["29%", "16%", "22%", "13%", "20%"],
     )  # fmt: skip
     saved = gr.File(label="The scores with the answers, as CSV", interactive=False, elem_id="download")
     # A long list shares the model with the other tabs batch by batch instead of holding everybody up.
@@ -354,7 +354,10 @@ def launch(page: Any, **how: Any) -> Any:
 .gradio-container { max-width: min(1240px, 100vw) !important; margin: auto; box-sizing: border-box; }
 .gradio-container > .main { max-width: 100vw !important; box-sizing: border-box; }
 .gradio-container .contain { min-width: 0; }
-#scores table { min-width: 560px; }
+@media (max-width: 700px) {
+  #scores .table-wrap * { font-size: 0.66rem !important; word-break: normal !important;
+    overflow-wrap: normal !important; padding-left: 1px !important; padding-right: 1px !important; }
+}
 #scores, #scores .table-wrap { max-width: 100%; overflow-x: auto; }
 """
     )
