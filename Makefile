@@ -2,10 +2,13 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
 
-.PHONY: train test setup format clean
+.PHONY: train demo test setup format clean
 
 train: setup  ## contrastive refinement and safety SFT of SmolLM2-135M, measured (ARGS="--seed 1 --run runs/second")
 	$(PY) recipes/smollm2_135m.py $(ARGS)
+
+demo: setup  ## the newest run in the browser, or the stock model (ARGS="--run runs/second --port 7861")
+	$(PY) app.py $(ARGS)
 
 test: setup  ## style, types, tests
 	$(PY) -m ruff check .
@@ -18,7 +21,7 @@ setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dcr-lite needs Python 3.11 or newer: make PYTHON=python3.11")'
 	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,demo]'
 	touch $@
 
 format: setup  ## put the code into its form

@@ -54,6 +54,11 @@ def read_jsonl(path: Path, parse: Callable[[dict[str, object], str], Row]) -> li
         ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return parse_jsonl(raw, str(path), parse)
+
+
+def parse_jsonl(raw: bytes, path: str, parse: Callable[[dict[str, object], str], Row]) -> list[Row]:
+    """The same for bytes at hand; ``path`` is what messages call them."""
     rows = []
     for number, line in enumerate(raw.split(b"\n"), 1):
         place = f"{path}, line {number}"

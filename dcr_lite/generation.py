@@ -188,6 +188,44 @@ def answer(
     return [a for a in answers if a is not None]
 
 
+class Speech:
+    """One greedy answer, a token at a time. Each step is a forward pass of its own under the adapter that is active
+    then, so whoever drives several answers switches adapters between steps, never within one.
+
+    refusal_log_odds: of beginning with a refusal, read before any token is chosen.
+    ended: the model has ended its turn, or the answer has ``max_new_tokens``.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: Model, row: list[int], max_new_tokens: int):
+        model.network.eval()
+        with model.compute():
+            self._decoding = _Decoding(model, [row], [], 0)
+            self.refusal_log_odds = float(_refusal_log_odds(self._decoding))
+        self._ends = set(_end_tokens(model).tolist())
+        self._tokens: list[int] = []
+        self._most = max_new_tokens
+        self.ended = max_new_tokens == 0
+
+    @property
+    def text(self) -> str:
+        """What has been said so far, without special tokens."""
+        return str(self._decoding.model.tokenizer.decode(self._tokens, skip_special_tokens=True)).strip()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Say the most probable token, or end."""
+        token = self._decoding.logits.argmax(-1)
+        if self.ended or int(token) in self._ends:
+            self.ended = True
+            return
+        self._tokens.append(int(token))
+        self.ended = len(self._tokens) == self._most
+        if not self.ended:
+            with self._decoding.model.compute():
+                self._decoding.say(token)
+
+
 def _batches(lengths: list[int], equal_length: bool) -> list[list[int]]:
     """Row numbers by length, BATCH_SIZE at a time; of one length only where padding would fill a sliding window."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
-from dcr_lite import backend, losses
+from dcr_lite import backend, discernment, losses
 from dcr_lite.backend import Model
 from dcr_lite.chat import encode_conversations, encode_prompts
 from dcr_lite.contrastive import (
@@ -55,6 +55,7 @@ from dcr_lite.training import Progress
 from dcr_lite.weights import locate
 
 DCR, BASELINE = "dcr", "safety_sft"  # the two adapters on the one model
+STOCK = "base"  # and the model without them
 CURVE_PROMPTS = 16  # of each kind, watched along safety SFT: enough to see a curve, a second's work
 
 
@@ -109,8 +110,8 @@ def load_data(settings: Settings) -> Data:
     return Data(training, development, mixture, baseline_mixture, watched, held_out)
 
 
-def load_model(settings: Settings) -> tuple[Model, str]:
-    """The base model with both adapters on it, and where it came from in words."""
+def load_base(settings: Settings) -> tuple[Model, str]:
+    """The base model alone, and where it came from in words."""
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -126,6 +127,12 @@ def load_model(settings: Settings) -> tuple[Model, str]:
     except (OSError, ValueError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{settings.model} cannot be loaded as a chat model: {reason}") from None
+    return model, source
+
+
+def load_model(settings: Settings) -> tuple[Model, str]:
+    """The base model with both adapters on it, and where it came from in words."""
+    model, source = load_base(settings)
     if not 0 <= settings.layer < depth(model.network) - 1:
         raise UserError(
             f"--layer {settings.layer}: {settings.model} has {depth(model.network)} layers, so L goes from 0 to "
@@ -261,7 +268,7 @@ def _safety_sft(
 
 def evaluate(run: RunFolder, model: Model, data: Data, settings: Settings) -> dict[str, list[Measured]]:
     """Answers of the stock model, of safety SFT alone and of DCR to every held-out prompt, judged."""
-    methods = ("base", BASELINE, DCR)
+    methods = (STOCK, BASELINE, DCR)
     paths = {method: run.path / "answers" / f"{method}.jsonl" for method in methods}
     with stage("Evaluation", len(methods) * len(data.held_out)) as shown:
         for method in methods:
@@ -269,7 +276,7 @@ def evaluate(run: RunFolder, model: Model, data: Data, settings: Settings) -> di
                 shown.advance(len(data.held_out))
                 continue
             started = time.monotonic()
-            if method == "base":
+            if method == STOCK:
                 with backend.stock(model):
                     measured = measure(model, data.held_out, settings.answer_tokens, shown.advance)
             else:
@@ -278,6 +285,23 @@ def evaluate(run: RunFolder, model: Model, data: Data, settings: Settings) -> di
             write_answers(measured, paths[method])
             run.finish(f"evaluate_{method}", {"seconds": time.monotonic() - started})
     return {method: read_answers(path) for method, path in paths.items()}
+
+
+def fit_discernments(model: Model, data: Data, settings: Settings) -> discernment.Discernments:
+    """How to read the layer-L states of the three models: from training and development pairs alone."""
+    how = contrastive_settings(settings)
+    training = encode_pairs(model, data.training)
+    geometry = stock_geometry(model, training, how)
+    sides = reference_of(training), encode_pairs(model, data.development)
+    models = {}
+    for adapter in (DCR, BASELINE):
+        backend.activate(model, adapter)
+        models[adapter] = discernment.fit(model, how.layer, geometry, *sides)
+    with backend.stock(model):
+        models[STOCK] = discernment.fit(model, how.layer, geometry, *sides)
+    shown = data.development[: discernment.MAP_PAIRS]
+    toxic, seemingly_toxic = [p.toxic for p in shown], [p.seemingly_toxic for p in shown]
+    return discernment.Discernments(how.layer, toxic, seemingly_toxic, models)
 
 
 def _draw_states(run: RunFolder, data: Data, settings: Settings) -> None:
@@ -348,6 +372,7 @@ def write_up(
         "settings": settings.for_json(),
     }
     save_adapter(model, DCR, run.path / "adapter")
+    fit_discernments(model, data, settings).save(run.path / "adapter")
     write_model_card(report, run.path / "adapter" / "README.md")
     write_report(report, shlex.join(["python", *sys.argv]), run.path / "report.md")
     run.close(report)

@@ -152,6 +152,8 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 {report["data"]["pairs"]} pairs of a toxic and a seemingly toxic prompt (stage 1);
 {report["data"]["instructions"]} instructions and {report["data"]["refusals"]} refusals (stage 2).
 
+`discernment.safetensors`, by which the demo of dcr-lite reads states, holds the texts of development pairs.
+
 ## Limits
 
 A small data set and, in the numbers above, one seed. Refusals are judged by how answers talk. The adapter makes a model

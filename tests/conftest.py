@@ -64,3 +64,23 @@ def reference(tiny_folder: Callable[..., Path]) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     return tiny_models.build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def demo_run(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a tiny model, to read only."""
+    from test_recipe import flags, run_here, save_rows
+
+    folder = tmp_path_factory.mktemp("demo")
+    rows = save_rows(folder / "rows")
+    done = run_here(flags(tiny_folder("llama"), rows, folder / "runs" / "tiny", sft_learning_rate=1e-2))
+    assert done.code == 0, done.err
+    return folder / "runs" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def opened(demo_run: Path) -> Any:
+    """That run, opened for scoring."""
+    from dcr_lite.scoring import open_run
+
+    return open_run(demo_run)

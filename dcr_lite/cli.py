@@ -1,0 +1,103 @@
+"""The command dcr-lite. Anything heavy is imported after --help has answered."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from dcr_lite.errors import UserError
+
+app = tyro.extras.SubcommandApp()
+BAR = 24  # characters
+
+
+@app.command
+def score(
+    prompt: Annotated[str, tyro.conf.Positional],
+    run: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Score one prompt with the models of a run: verdict, probability, similarity to both kinds, words, answer.
+
+    Args:
+        prompt: The prompt, in quotes.
+        run: A run folder; by default the newest finished one under runs/, else the stock model alone.
+        json: One JSON object for machines: {run, note, scores}.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    from dcr_lite.scoring import open_run
+
+    transformers_logging.disable_progress_bar()
+    opened = open_run(run)
+    scores = [opened.score(name, prompt) for name in opened.names]
+    if json:
+        _print_json({"run": opened.title, "note": opened.note, "scores": [s.for_json() for s in scores]})
+    else:
+        _show(opened.title, opened.note, scores)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _show(title: str, note: str, scores: list[Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from dcr_lite.pictures import METHODS, NAMES
+    from dcr_lite.terminal import console
+
+    first = scores[0]
+    console.print(Text(title, "dim"))
+    if note:
+        console.print(Text(note, "yellow"))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("", "verdict", "refusal probability", "like toxic", "like seemingly toxic"):
+        table.add_column(column)
+    for one in scores:
+        like = one.similarity
+        numbers = ("-", "-") if like is None else (f"{like.toxic:.2f}", f"{like.seemingly_toxic:.2f}")
+        words = "refuses" if one.refused else "answers"
+        table.add_row(METHODS[one.model], words, f"{one.refusal_probability:.2f}", *numbers)
+    console.print(table)
+    if first.similarity:
+        console.print()
+        for kind, value in (("toxic", first.similarity.toxic), ("seemingly_toxic", first.similarity.seemingly_toxic)):
+            full = round(value * BAR)
+            console.print(Text(f"{NAMES[kind]:<16}{'█' * full}{'░' * (BAR - full)} {value:.2f}"))
+    if first.words:
+        heaviest = max(abs(word.weight) for word in first.words) or 1.0
+        marked = Text("\n" + first.prompt)
+        for word in first.words:
+            if abs(word.weight) > heaviest / 3:
+                marked.stylize("bold yellow" if word.weight > 0 else "bold green", word.start + 1, word.stop + 1)
+        console.print(marked)
+        top = sorted(first.words, key=lambda word: -abs(word.weight))[:3]
+        console.print(Text("weigh most: " + ", ".join(f"{w.text} {w.weight:+.1f}" for w in top), "dim"))
+    for one in scores:
+        console.print(Text(f"\n{METHODS[one.model]}:", "bold"))
+        console.print(Text(one.answer))  # never read as markup
+
+
+def main() -> None:
+    """The entry point: mistakes in a sentence, exit status 1."""
+    try:
+        app.cli(
+            prog="dcr-lite",
+            description="Discernment between toxic and seemingly toxic prompts.",
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()
