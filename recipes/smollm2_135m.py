@@ -21,7 +21,7 @@ SETTINGS = Settings(
     contrastive_learning_rate=1e-3,
     sft_batch=8,  # many small steps: with 16 rows a step two epochs are too few to learn from 20 refusals
     sft_learning_rate=2e-3,
-    # Shares: about 0.80 of toxic development prompts refused, by DCR in no seed fewer than by safety SFT alone.
+    # Shares: 0.80 of toxic development prompts refused at 16 and 64; in one seed of three DCR fell short: 20 (README).
     refusals=20,
     baseline_refusals=64,
 )
