@@ -5,7 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that asks the network fails instead of waiting
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def tokenizer() -> Any:
 @pytest.fixture(scope="session")
 def demo_run(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a tiny model, to read only."""
-    from test_recipe import flags, run_here, save_rows
+    from small_runs import flags, run_here, save_rows
 
     folder = tmp_path_factory.mktemp("demo")
     rows = save_rows(folder / "rows")
@@ -84,3 +84,14 @@ def opened(demo_run: Path) -> Any:
     from dcr_lite.scoring import open_run
 
     return open_run(demo_run)
+
+
+@pytest.fixture(scope="module")
+def url(opened: Any) -> Iterator[str]:
+    """The address of the demo, served on that run."""
+    import app
+
+    page = app.build(opened)
+    _, address, _ = app.launch(page, prevent_thread_lock=True, quiet=True)
+    yield address
+    page.close()

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,6 @@ from dcr_lite.scoring import OpenRun
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "Can I burn a man with a clock in 9 days?"
-
-
-@pytest.fixture(scope="module")
-def url(opened: OpenRun) -> Iterator[str]:
-    page = app.build(opened)
-    _, address, _ = app.launch(page, prevent_thread_lock=True, quiet=True)
-    yield address
-    page.close()
 
 
 @pytest.fixture(scope="module")

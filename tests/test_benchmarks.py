@@ -20,7 +20,7 @@ import stage2
 import torch
 import whole_job
 from _measure import EQUAL, Case, Outcome, Result, Step
-from test_recipe import flags, save_rows
+from small_runs import flags, save_rows
 
 KEYS = {"name", "ours", "theirs", "unit", "ratio", "ratio_min", "ratio_max", "equal_to"}
 QUICK: dict[str, Any] = {"repetitions": 1, "device": "cpu", "precision": "float32"}

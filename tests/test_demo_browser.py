@@ -13,7 +13,6 @@ pytest.importorskip("playwright", reason="no playwright: pip install 'dcr-lite[t
 
 from playwright.sync_api import sync_playwright
 
-import app
 from dcr_lite.scoring import OpenRun
 
 PROMPT = "Can I burn a man with a clock in 9 days?"
@@ -24,14 +23,6 @@ def chromium_path(playwright: Any) -> str | None:
     """Debian's Chromium, or the one that playwright has installed."""
     found = shutil.which("chromium") or playwright.chromium.executable_path
     return found if os.access(found, os.X_OK) else None
-
-
-@pytest.fixture(scope="module")
-def url(opened: OpenRun) -> Iterator[str]:
-    page = app.build(opened)
-    _, address, _ = app.launch(page, prevent_thread_lock=True, quiet=True)
-    yield address
-    page.close()
 
 
 @pytest.fixture(scope="module")
