@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,10 +27,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A prompt and the answer to learn."""
+    """A prompt and the answer to learn. ``kind``: its topic, where the file says one."""
 
     prompt: str
     response: str
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,13 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def read_conversations(path: Path) -> list[Conversation]:
-    """Rows {prompt, response}."""
-    return read_jsonl(path, lambda f, place: Conversation(_text(f, "prompt", place), _text(f, "response", place)))
+    """Rows {prompt, response, kind?}."""
+
+    def parse(fields: dict[str, object], place: str) -> Conversation:
+        kind = str(fields.get("kind") or "")
+        return Conversation(_text(fields, "prompt", place), _text(fields, "response", place), kind)
+
+    return read_jsonl(path, parse)
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -170,17 +177,27 @@ def pair_batches(n_pairs: int, batch_size: int, steps: int, seed: int) -> list[l
     return batches
 
 
+def _evenly(rows: list[Conversation], rng: random.Random) -> list[Conversation]:
+    """All rows in random order, one of every kind before any kind comes again: the first few stand for all."""
+    kinds: dict[str, list[Conversation]] = {}
+    for row in rng.sample(rows, len(rows)):
+        kinds.setdefault(row.kind, []).append(row)
+    rounds = zip_longest(*(kinds[kind] for kind in rng.sample(sorted(kinds), len(kinds))))
+    return [row for one_of_each in rounds for row in one_of_each if row is not None]
+
+
 def safety_mixture(
     instructions: list[Conversation], refusals: list[Conversation], n_instructions: int, n_refusals: int, seed: int
 ) -> list[Conversation]:
-    """Rows for safety SFT: the first ``n`` of each list after a shuffle of its own by ``seed``, then shuffled together.
-    So a larger number adds rows and exchanges none, and the number of one list does not change the other's."""
+    """Rows for safety SFT: the first ``n`` of each list in an order of its own by ``seed``, even over the kinds, then
+    shuffled together. So a larger number adds rows and exchanges none, and the number of one list does not change the
+    other's. Even, since twenty refusals drawn at random leave out whole kinds, other ones for every seed."""
     for name, rows, n in (("instructions", instructions, n_instructions), ("refusals", refusals, n_refusals)):
         if n > len(rows):
             raise UserError(f"{n} {name} asked for and {len(rows)} given; lower the number or give more rows")
     mixture = []
     for rows, n in ((instructions, n_instructions), (refusals, n_refusals)):
-        mixture += random.Random(seed).sample(rows, len(rows))[:n]
+        mixture += _evenly(rows, random.Random(seed))[:n]
     random.Random(seed).shuffle(mixture)
     return mixture
 

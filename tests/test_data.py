@@ -267,6 +267,16 @@ def test_a_larger_share_of_refusals_adds_to_a_smaller_one(seed: int) -> None:
     assert more[1] == longer[1]
 
 
+@given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=30), st.integers(0, 3), st.data())
+def test_a_share_of_refusals_is_even_over_their_kinds(kinds: list[str], seed: int, data: st.DataObject) -> None:
+    """A kind that has rows left lags no other by more than one row."""
+    rows = [Conversation(f"prompt {i}", "no", kind) for i, kind in enumerate(kinds)]
+    n = data.draw(st.integers(0, len(rows)))
+    drawn = Counter(row.kind for row in safety_mixture([], rows, 0, n, seed))
+    left = [kind for kind in set(kinds) if drawn[kind] < kinds.count(kind)]
+    assert all(drawn[kind] >= max(drawn.values(), default=0) - 1 for kind in left)
+
+
 @pytest.mark.parametrize(("n", "m", "name"), [(61, 3, "instructions"), (3, 31, "refusals")])
 def test_more_rows_than_there_are_is_a_user_error(n: int, m: int, name: str) -> None:
     """Asking for more than is given names the list and both numbers."""
