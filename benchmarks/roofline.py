@@ -85,7 +85,7 @@ def sft_work(case: Roofline, precision: torch.dtype, all_layers: bool) -> Work:
     from stage2 import Stage2, conversations
 
     from dcr_lite.chat import encode_conversations
-    from dcr_lite.data import length_grouped_batches
+    from dcr_lite.data import sft_batches
     from dcr_lite.hidden_states import depth
     from dcr_lite.packing import shared_prefix
     from dcr_lite.safety_sft import SafetySFT, safety_sft
@@ -103,7 +103,7 @@ def sft_work(case: Roofline, precision: torch.dtype, all_layers: bool) -> Work:
     prefix = shared_prefix([prompt for prompt, _ in encoded])
     shape, layers = Shape.of(model.network.config, RANK), deep - 1 - above
     needed, whole = [], []
-    for batch in length_grouped_batches(lengths, case.batch, epochs, case.seed):
+    for batch in sft_batches(lengths, [row.refuses for row in rows], case.batch, epochs, case.seed):
         read = [len(encoded[i][1]) for i in batch]
         needed.append(operations(shape, prefix, [lengths[i] - prefix - 1 for i in batch], read, layers, True))
         whole.append(operations(shape, prefix, [lengths[i] - prefix for i in batch], read, layers, True, True))

@@ -108,7 +108,7 @@ def trl(case: Stage2, precision: torch.dtype) -> Step:
     from trl import SFTConfig, SFTTrainer
 
     from dcr_lite.chat import encode_conversations
-    from dcr_lite.data import length_grouped_batches
+    from dcr_lite.data import sft_batches
 
     disable_progress_bars()
     model = load(case, precision, stock_attention=True)
@@ -116,7 +116,9 @@ def trl(case: Stage2, precision: torch.dtype) -> Step:
         parameter.requires_grad_(f".{ADAPTER}." in key)
     rows = conversations(case)
     encoded = encode_conversations(model.tokenizer, [r.prompt for r in rows], [r.response for r in rows], model.window)
-    batches = length_grouped_batches([len(p) + len(a) for p, a in encoded], case.batch, case.epochs, case.seed)
+    batches = sft_batches(
+        [len(p) + len(a) for p, a in encoded], [r.refuses for r in rows], case.batch, case.epochs, case.seed
+    )
     ordered = [encoded[i] for batch in batches for i in batch]
     dataset = Dataset.from_list(
         [{"input_ids": p + a, "completion_mask": [0] * len(p) + [1] * len(a)} for p, a in ordered]

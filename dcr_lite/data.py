@@ -3,9 +3,9 @@
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,11 +27,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A prompt and the answer to learn. ``kind``: its topic, where the file says one."""
+    """A prompt and the answer to learn. ``kind``: its topic, where the file says one. ``refuses``: in a mixture for
+    safety SFT, whether it comes from the refusals."""
 
     prompt: str
     response: str
     kind: str = ""
+    refuses: bool = False
 
 
 @dataclass(frozen=True)
@@ -195,25 +197,34 @@ def safety_mixture(
     for name, rows, n in (("instructions", instructions, n_instructions), ("refusals", refusals, n_refusals)):
         if n > len(rows):
             raise UserError(f"{n} {name} asked for and {len(rows)} given; lower the number or give more rows")
-    mixture = []
-    for rows, n in ((instructions, n_instructions), (refusals, n_refusals)):
-        mixture += _evenly(rows, random.Random(seed))[:n]
+    mixture = _evenly(instructions, random.Random(seed))[:n_instructions]
+    mixture += [replace(row, refuses=True) for row in _evenly(refusals, random.Random(seed))[:n_refusals]]
     random.Random(seed).shuffle(mixture)
     return mixture
 
 
-def length_grouped_batches(lengths: list[int], batch_size: int, epochs: int, seed: int) -> list[list[int]]:
-    """Batches of row numbers for all epochs, rows of similar length together, batches in random order."""
+def sft_batches(lengths: list[int], refuses: list[bool], batch_size: int, epochs: int, seed: int) -> list[list[int]]:
+    """Batches of row numbers for all epochs. Refusals are spread evenly over the steps: bunched, as short answers of
+    similar length would be, the last bunch decides how much the model refuses. Other rows meet in similar lengths."""
     rng = random.Random(seed)
+    n, n_batches = len(lengths), -(-len(lengths) // batch_size)
     batches: list[list[int]] = []
     for _ in range(epochs):
-        order = list(range(len(lengths)))
-        rng.shuffle(order)
-        mega = batch_size * 8  # sort within windows of eight batches: similar lengths, still a fresh mix every epoch
-        epoch = []
-        for start in range(0, len(order), mega):
-            window = sorted(order[start : start + mega], key=lambda i: lengths[i])
-            epoch += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
-        rng.shuffle(epoch)
-        batches += epoch
+        order = rng.sample(range(n), n)
+        refusing = [i for i in order if refuses[i]]
+        others = iter(_similar_together([i for i in order if not refuses[i]], lengths, batch_size, rng))
+        for b in range(n_batches):
+            first = refusing[b * len(refusing) // n_batches : (b + 1) * len(refusing) // n_batches]
+            size = (b + 1) * n // n_batches - b * n // n_batches
+            batches.append(first + list(islice(others, size - len(first))))
     return batches
+
+
+def _similar_together(rows: list[int], lengths: list[int], batch_size: int, rng: random.Random) -> list[int]:
+    """Rows of similar length next to each other: sorted within windows of eight batches, for a fresh mix every epoch,
+    and the batches shuffled."""
+    groups = []
+    for start in range(0, len(rows), 8 * batch_size):
+        window = sorted(rows[start : start + 8 * batch_size], key=lambda i: lengths[i])
+        groups += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+    return [i for group in rng.sample(groups, len(groups)) for i in group]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dcr_lite.backend import Model, train_only
 from dcr_lite.chat import encode_conversations
-from dcr_lite.data import Conversation, length_grouped_batches
+from dcr_lite.data import Conversation, sft_batches
 from dcr_lite.hidden_states import decoder_of, depth, states_above, states_at_layer, vocabulary_logits
 from dcr_lite.packing import Batch, shared_prefix
 from dcr_lite.training import Loop, Progress
@@ -128,7 +128,9 @@ def safety_sft(
     prefix = shared_prefix([row.prompt for row in tokens])
     parameters = train_only(model, adapter, range(settings.above + 1, depth(model.network)))
     stored = _StoredStates(model, tokens, prefix, settings.above) if settings.above >= 0 else None
-    batches = length_grouped_batches([len(row.ids) for row in tokens], settings.batch_size, settings.epochs, seed)
+    batches = sft_batches(
+        [len(row.ids) for row in tokens], [row.refuses for row in rows], settings.batch_size, settings.epochs, seed
+    )
 
     def final_states(chosen: list[int]) -> tuple[Tensor, Tensor]:
         """States from which the chosen rows' answer tokens are predicted (tokens, d_model), and those tokens."""

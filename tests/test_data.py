@@ -24,13 +24,13 @@ from dcr_lite.data import (
     Conversation,
     Pair,
     Prompt,
-    length_grouped_batches,
     pair_batches,
     read_conversations,
     read_jsonl,
     read_pairs,
     read_prompts,
     safety_mixture,
+    sft_batches,
     split_by_focus,
 )
 from dcr_lite.errors import UserError
@@ -238,14 +238,15 @@ def test_the_mixture_has_the_counts_asked_for(n: int, m: int, seed: int) -> None
     """So many different rows of each list, the same ones for the same seed."""
     mixture = safety_mixture(INSTRUCTIONS, REFUSALS, n, m, seed)
     assert len(mixture) == len(set(mixture)) == n + m
-    assert len(set(mixture) & set(REFUSALS)) == m
+    assert [row.prompt.startswith("toxic") for row in mixture] == [row.refuses for row in mixture]
+    assert sum(row.refuses for row in mixture) == m
     assert mixture == safety_mixture(INSTRUCTIONS, REFUSALS, n, m, seed)
 
 
 def test_the_mixture_is_shuffled() -> None:
     """Refusals are spread among the instructions, and another seed draws others."""
     mixture = safety_mixture(INSTRUCTIONS, REFUSALS, 60, 20, 0)
-    places = [i for i, row in enumerate(mixture) if row in set(REFUSALS)]
+    places = [i for i, row in enumerate(mixture) if row.refuses]
     assert places[0] < 30
     assert places[-1] - places[0] > 30
     assert set(mixture) != set(safety_mixture(INSTRUCTIONS, REFUSALS, 60, 20, 1))
@@ -257,8 +258,8 @@ def test_a_larger_share_of_refusals_adds_to_a_smaller_one(seed: int) -> None:
     of refusals does not change which instructions are drawn, nor the other way round."""
 
     def drawn(n: int, m: int) -> tuple[set[Conversation], set[Conversation]]:
-        rows = set(safety_mixture(INSTRUCTIONS, REFUSALS, n, m, seed))
-        return rows & set(INSTRUCTIONS), rows & set(REFUSALS)
+        rows = safety_mixture(INSTRUCTIONS, REFUSALS, n, m, seed)
+        return {row for row in rows if not row.refuses}, {row for row in rows if row.refuses}
 
     few, more, longer = drawn(40, 3), drawn(40, 20), drawn(50, 20)
     assert few[1] <= more[1]
@@ -285,27 +286,37 @@ def test_more_rows_than_there_are_is_a_user_error(n: int, m: int, name: str) -> 
 
 
 @given(
-    lengths=st.lists(st.integers(1, 99), max_size=80),
-    size=st.integers(1, 9),
-    epochs=st.integers(1, 3),
-    seed=st.integers(0, 5),
-)
-def test_every_epoch_covers_all_rows_once(lengths: list[int], size: int, epochs: int, seed: int) -> None:
+    st.lists(st.tuples(st.integers(1, 100), st.booleans()), max_size=60),
+    st.integers(1, 16), st.integers(1, 3), st.integers(0, 3),
+)  # fmt: skip
+def test_every_epoch_covers_all_rows_once(rows: list[tuple[int, bool]], size: int, epochs: int, seed: int) -> None:
     """Each epoch's batches hold every row once, none too many, and repeat themselves for the same seed."""
-    batches = length_grouped_batches(lengths, size, epochs, seed)
-    assert batches == length_grouped_batches(lengths, size, epochs, seed)
+    lengths, refuses = [length for length, _ in rows], [refusal for _, refusal in rows]
+    batches = sft_batches(lengths, refuses, size, epochs, seed)
+    assert batches == sft_batches(lengths, refuses, size, epochs, seed)
     assert len(batches) % epochs == 0
     per_epoch = len(batches) // epochs
     for epoch in range(epochs):
-        rows = [i for b in batches[epoch * per_epoch : (epoch + 1) * per_epoch] for i in b]
-        assert sorted(rows) == list(range(len(lengths)))
+        drawn = [i for b in batches[epoch * per_epoch : (epoch + 1) * per_epoch] for i in b]
+        assert sorted(drawn) == list(range(len(rows)))
     assert all(1 <= len(b) <= size for b in batches)
+
+
+@given(st.integers(0, 40), st.integers(1, 200), st.integers(1, 16), st.integers(0, 3))
+def test_refusals_are_spread_evenly_over_the_steps(n_refusals: int, others: int, size: int, seed: int) -> None:
+    """However many steps have been taken, the refusals seen are the steps' share of all, to within one."""
+    refuses = [True] * n_refusals + [False] * others
+    batches = sft_batches([1] * len(refuses), refuses, size, 1, seed)
+    seen = 0
+    for steps, batch in enumerate(batches, 1):
+        seen += sum(refuses[i] for i in batch)
+        assert abs(seen - n_refusals * steps / len(batches)) < 1
 
 
 def test_rows_of_similar_length_share_a_batch() -> None:
     """Padding to the longest of a batch wastes far less than in random batches, and epochs differ."""
     lengths = [(7 * i) % 100 + 1 for i in range(320)]
-    batches = length_grouped_batches(lengths, 8, 2, 0)
+    batches = sft_batches(lengths, [False] * 320, 8, 2, 0)
     wasted = sum(max(lengths[i] for i in b) - lengths[j] for b in batches for j in b)
     assert wasted < 0.25 * sum(lengths) * 2
     assert batches[:40] != batches[40:]
