@@ -6,7 +6,7 @@ The only room that knows how weights are loaded; everything else sees a causal l
 import contextlib
 import ctypes
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,8 @@ class Model:
 
     network: the peft model once it has adapters, before that the plain one.
     precision: the type of activations; adapter weights and everything geometric stay float32.
+    steering: for prompts as rows of token ids, what each decoder layer named by its number adds to its output from a
+        prompt's last token on, {layer: (rows, d_model)}. While one is set, answers are steered; see scans.py.
     """
 
     network: Any
@@ -45,6 +47,7 @@ class Model:
     device: str
     precision: torch.dtype
     four_bit: bool
+    steering: Callable[[list[list[int]]], dict[int, Tensor]] | None = None
 
     @property
     def window(self) -> int:

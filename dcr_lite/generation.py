@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from dcr_lite.backend import Model
-from dcr_lite.hidden_states import decoder_of, vocabulary_logits
+from dcr_lite.hidden_states import adding, decoder_of, vocabulary_logits
 from dcr_lite.packing import shared_prefix
 
 # How models begin a refusal. Their probabilities, summed over these disjoint beginnings, are the refusal probability.
@@ -51,17 +51,21 @@ class _Decoding:
         self.positions = (place.clamp_min(0) + prefix_length).to(model.device)
         shared = [(k.expand(len(rows), -1, -1, -1), v.expand(len(rows), -1, -1, -1)) for k, v in prefix]
         self.cache = DynamicCache(shared) if shared else DynamicCache(config=model.network.config)
-        self.logits = vocabulary_logits(model.network, self._forward(ids.to(model.device))[:, -1])
+        self.added = model.steering(rows) if model.steering else {}
+        # Steering begins at the prompt's last token: from its state the answer's first token is predicted.
+        self.logits = vocabulary_logits(model.network, self._forward(ids.to(model.device), 1)[:, -1])
 
-    def _forward(self, ids: Tensor) -> Tensor:
-        """Post-norm states of the new tokens ``ids`` (batch, new): (batch, new, d_model)."""
-        out = decoder_of(self.model.network)(
-            input_ids=ids,
-            attention_mask=self.mask,
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+    def _forward(self, ids: Tensor, steered: int) -> Tensor:
+        """Post-norm states of the new tokens ``ids`` (batch, new), the last ``steered`` of them steered:
+        (batch, new, d_model)."""
+        with adding(self.model.network, self.added, steered):
+            out = decoder_of(self.model.network)(
+                input_ids=ids,
+                attention_mask=self.mask,
+                position_ids=self.positions,
+                past_key_values=self.cache,
+                use_cache=True,
+            )
         states: Tensor = out.last_hidden_state
         return states
 
@@ -71,7 +75,7 @@ class _Decoding:
         new = ids.shape[1]
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids), new)], 1)
         self.positions = self.positions[:, -1:] + 1 + torch.arange(new, device=ids.device)
-        return self._forward(ids)
+        return self._forward(ids, new)
 
     def say(self, token: Tensor) -> None:
         """Append one token (batch,) to every row."""
@@ -81,11 +85,13 @@ class _Decoding:
         """Go on with these rows only."""
         self.cache.batch_select_indices(rows)
         self.mask, self.positions, self.logits = self.mask[rows], self.positions[rows], self.logits[rows]
+        self.added = {layer: vectors[rows] for layer, vectors in self.added.items()}
 
     def fork(self) -> "_Decoding":
         """A second continuation of the same rows."""
         other = object.__new__(_Decoding)
         other.model, other.mask, other.positions, other.logits = self.model, self.mask, self.positions, self.logits
+        other.added = self.added
         if self.model.packs:  # plain layers only ever append: the two can share what they have so far
             other.cache = DynamicCache([(layer.keys, layer.values) for layer in self.cache.layers])
         else:

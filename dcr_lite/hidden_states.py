@@ -74,6 +74,47 @@ def prompt_states(model: nn.Module, batch: Batch, layer: int) -> Tensor:
     return states_at_layer(model, batch, layer)[batch.last].float()
 
 
+def states_of_every_layer(model: nn.Module, batch: Batch, places: Tensor) -> Tensor:
+    """The states that every decoder layer puts out at ``places`` of the flattened batch, pre-norm, in float32:
+    (layers, places, d_model)."""
+    captured: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        states = output[0] if isinstance(output, tuple) else output
+        captured.append(states.flatten(0, 1)[places].float())
+
+    decoder = decoder_of(model)
+    handles = [layer.register_forward_hook(keep) for layer in decoder.layers]
+    try:
+        decoder(**batch.inputs, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.stack(captured)
+
+
+@contextmanager
+def adding(model: nn.Module, vectors: dict[int, Tensor], tokens: int) -> Iterator[None]:
+    """Within the block decoder layer ``i`` adds ``vectors[i]`` (batch, d_model) to its output at the last ``tokens``
+    places of every row."""
+
+    def adds(vector: Tensor) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            states = (output[0] if isinstance(output, tuple) else output).clone()
+            states[:, -tokens:] += vector[:, None].to(states.dtype)
+            return (states, *output[1:]) if isinstance(output, tuple) else states
+
+        return hook
+
+    layers = decoder_of(model).layers
+    handles = [layers[i].register_forward_hook(adds(vector)) for i, vector in vectors.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def states_above(model: nn.Module, batch: Batch, states: Tensor, layer: int) -> Tensor:
     """Run only the layers above ``layer`` and the final norm, from ``states`` (batch, seq, d_model) put out by
     ``layer`` for this batch: (batch * seq, d_model)."""

@@ -1,0 +1,306 @@
+"""Claims about the two training-free baselines: what they read, what they change, and how their settings are chosen."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import LAYERS, PROMPTS, add_random_adapter, assert_close, assert_far, full_states, random_rows
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from dcr_lite import scans, surgical
+from dcr_lite.backend import Model
+from dcr_lite.chat import encode_prompts
+from dcr_lite.directions import LEAST, Kinds, last_states, refusal_log_odds, refused, shared_ending
+from dcr_lite.generation import Speech, answer
+from dcr_lite.hidden_states import decoder_of, states_at_layer
+from dcr_lite.scans import Scans
+
+MakeModel = Callable[..., Model]
+MakeReference = Callable[..., Any]
+Rows = list[list[int]]
+NEW = 12
+PADDED_AND_PACKED = ["llama", "gemma2", "gemma3"]
+
+
+def kinds(seed: int, n: int = 12) -> Kinds:
+    """Rows of three kinds with the beginning and the ending that a chat template gives them."""
+    beginning, ending = random_rows([6], seed=99)[0], random_rows([3], seed=98)[0]
+
+    def some(kind: int) -> Rows:
+        lengths = [4 + (i * 5 + kind) % 9 for i in range(n)]
+        return [beginning + row + ending for row in random_rows(lengths, seed=10 * seed + kind)]
+
+    return Kinds(some(1), some(2), some(3))
+
+
+# --- states and directions --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", PADDED_AND_PACKED)
+def test_last_states_are_those_of_a_full_forward_pass(
+    tiny_model: MakeModel, reference: MakeReference, architecture: str
+) -> None:
+    """Every layer, the last three tokens, rows in the order given; also where rows share all but their ending."""
+    model, plain = tiny_model(architecture), reference(architecture)
+    for rows in (random_rows([9, 4, 21, 5], shared=7), [[5, 6, 7, 8, 9], [5, 6, 7, 8, 10]]):
+        states = last_states(model, rows, 3)
+        assert states.shape == (LAYERS, len(rows), 3, 64)
+        for layer in range(LAYERS - 1):  # of the last one transformers only gives the state behind the final norm
+            for i, row in enumerate(rows):
+                assert_close(states[layer, i], full_states(plain, row, layer)[-3:], 1e-4)
+
+
+def test_rows_that_end_alike_share_their_ending(tiny_model: MakeModel) -> None:
+    """The ending is what the chat template writes behind every prompt, and no more."""
+    tokenizer = tiny_model().tokenizer
+    rows = encode_prompts(tokenizer, PROMPTS, 512)
+    behind = tokenizer("<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
+    assert all(row[-len(behind) :] == behind for row in rows)
+    assert shared_ending(encode_prompts(tokenizer, ["Name three cats.", "Hi"], 512)) == len(behind)
+
+
+def test_refused_rows_are_those_with_log_odds_above_zero_or_the_most_refused() -> None:
+    """Too few refused rows are filled up with the next ones; the order stays."""
+    rows = [[i] for i in range(20)]
+    odds = torch.tensor([float(i % 5) - 1.5 for i in range(20)])
+    assert refused(rows, odds) == [[i] for i in range(20) if i % 5 > 1]
+    assert refused(rows, odds, refuses=False) == [[i] for i in range(20) if i % 5 < 2]
+    few = torch.arange(20.0).flip(0) - 17.0
+    assert refused(rows, few) == rows[:LEAST]
+    assert refused(rows[:3], few[:3] - 9) == rows[:3]
+
+
+# --- Surgical --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", PADDED_AND_PACKED)
+def test_ablated_stream_has_nothing_along_the_direction(tiny_model: MakeModel, architecture: str) -> None:
+    """At no layer's input, nor in what attention and MLP add; behind the block the model is as before."""
+    model = tiny_model(architecture)
+    add_random_adapter(model)
+    direction = normalize(torch.randn(64, generator=torch.Generator().manual_seed(3)), dim=0)
+    batch = model.batch(random_rows([5, 9, 3], shared=4))
+    seen: list[Tensor] = []
+    layers = decoder_of(model.network).layers
+
+    def keep(_module: Any, _inputs: Any, output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+
+    before = states_at_layer(model.network, batch, LAYERS - 1)
+    with torch.no_grad(), surgical.ablated(model, direction):
+        handles = [m.register_forward_hook(keep) for layer in layers for m in (layer.self_attn, layer.mlp)]
+        ablated = states_at_layer(model.network, batch, LAYERS - 1)
+        for handle in handles:
+            handle.remove()
+    assert len(seen) == 2 * LAYERS
+    assert max((states @ direction).abs().max().item() for states in seen) < 1e-5
+    assert_far(ablated, before)
+    assert torch.equal(states_at_layer(model.network, batch, LAYERS - 1), before)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_ablation_equals_orthogonal_weights(tiny_model: MakeModel, reference: MakeReference, architecture: str) -> None:
+    """Answers and scores are those of a model whose matrices cannot write the direction, as the paper shows."""
+    direction = normalize(torch.randn(64, generator=torch.Generator().manual_seed(4)), dim=0)
+    model, plain, rows = tiny_model(architecture), tiny_model(architecture), random_rows([5, 9, 3, 14], shared=4)
+    weights = plain.network.model
+    without = torch.eye(64) - torch.outer(direction, direction)
+    weights.embed_tokens.weight.data = weights.embed_tokens.weight.data @ without
+    for layer in weights.layers:
+        for matrix in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            matrix.weight.data = without @ matrix.weight.data
+    expected = answer(plain, rows, NEW)
+    with surgical.ablated(model, direction):
+        got = answer(model, rows, NEW)
+    assert [a.text for a in got] == [a.text for a in expected]
+    assert [a.refusal_log_odds for a in got] == pytest.approx([a.refusal_log_odds for a in expected], abs=1e-3)
+    unablated = answer(model, rows, NEW)
+    assert [a.text for a in unablated] != [a.text for a in expected]
+
+
+def test_candidates_spare_the_true_refusal_direction() -> None:
+    """Differences of means by plain loops; orthogonal to true refusal in full, in part, or not at all."""
+    generator = torch.Generator().manual_seed(0)
+    toxic, sounding, plain = (torch.randn(3, n, 2, 16, generator=generator) + n for n in (5, 7, 4))
+    for share in (1.0, 0.5, 0.0):
+        found = surgical.candidates(toxic, sounding, plain, share)
+        for layer in range(3):
+            for position in range(2):
+                r = toxic[layer, :, position].mean(0) - plain[layer, :, position].mean(0)
+                w = sounding[layer, :, position].mean(0) - plain[layer, :, position].mean(0)
+                expected = w - share * (w @ r) / (r @ r) * r
+                assert_close(found[layer, position], expected / expected.norm())
+                if share == 1.0:
+                    assert abs(float(found[layer, position] @ r)) < 1e-4
+                else:
+                    assert abs(float(found[layer, position] @ r)) > 1e-2
+
+
+def test_surgical_takes_the_candidate_that_lowers_false_refusal_most(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those that spare plain prompts; the last layers are left out. Where none spares them, the least harmful."""
+    model, training, validation = tiny_model(), kinds(0), kinds(1)
+    positions = shared_ending([*training.toxic, *training.plain])
+    layers = int(LAYERS * (1 - surgical.DISCARDED))
+    heard: list[tuple[int, int]] = []
+    monkeypatch.setattr(surgical, "KL_LIMIT", 1e9)
+    free = surgical.fit(model, training, validation, progress=lambda done, total: heard.append((done, total)))
+    assert heard == [(i + 1, layers * positions) for i in range(layers * positions)]
+    assert free.layer < layers
+
+    sounding = refused(validation.seemingly_toxic, refusal_log_odds(model, validation.seemingly_toxic))
+    parts = [
+        last_states(model, refused(rows, refusal_log_odds(model, rows), refuses), positions)
+        for rows, refuses in ((training.toxic, True), (training.seemingly_toxic, True), (training.plain, False))
+    ]
+    odds = {}
+    for layer in range(layers):
+        for position in range(positions):
+            with surgical.ablated(model, surgical.candidates(*parts)[layer, position]):
+                odds[layer, position - positions] = float(refusal_log_odds(model, sounding).mean())
+    assert (free.layer, free.position) == min(odds, key=lambda place: odds[place])
+    assert free.refusal_log_odds == pytest.approx(min(odds.values()), abs=1e-5)
+    assert free.refusal_log_odds < free.before
+
+    monkeypatch.setattr(surgical, "KL_LIMIT", -1.0)
+    strict = surgical.fit(model, training, validation)
+    assert strict.kl <= free.kl
+    assert strict.refusal_log_odds > free.refusal_log_odds
+
+
+# --- SCANS -----------------------------------------------------------------------------------------------------------
+
+
+def steered_alone(plain: Any, row: list[int], vectors: dict[int, Tensor], new: int, ends: set[int]) -> list[int]:
+    """Greedy tokens of one prompt by whole forward passes, with the vectors added from its last token on."""
+    tokens: list[int] = []
+
+    def adds(vector: Tensor) -> Any:
+        def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+            states = (output[0] if isinstance(output, tuple) else output).clone()
+            states[:, len(row) - 1 :] += vector
+            return (states, *output[1:]) if isinstance(output, tuple) else states
+
+        return hook
+
+    handles = [plain.model.layers[i].register_forward_hook(adds(vector)) for i, vector in vectors.items()]
+    for _ in range(new):
+        logits = plain(input_ids=torch.tensor([row + tokens]), use_cache=False).logits[0, -1]
+        if int(logits.argmax()) in ends:
+            break
+        tokens.append(int(logits.argmax()))
+    for handle in handles:
+        handle.remove()
+    return tokens
+
+
+@pytest.mark.parametrize("architecture", PADDED_AND_PACKED)
+def test_steered_answers_are_those_of_prompts_alone(
+    tiny_model: MakeModel, reference: MakeReference, architecture: str
+) -> None:
+    """In a batch each prompt is steered its own way, from its last token on, also where others end before it."""
+    model, plain = tiny_model(architecture), reference(architecture)
+    rows = random_rows([5, 1, 9, 5, 30, 2], shared=11)
+    generator = torch.Generator().manual_seed(1)
+    vectors = {1: torch.randn(64, generator=generator), 2: torch.randn(64, generator=generator)}
+    signs = {tuple(row): 1.0 if i % 2 else -1.0 for i, row in enumerate(rows)}
+
+    def steering(batch: Rows) -> dict[int, Tensor]:
+        sign = torch.tensor([signs[tuple(row)] for row in batch])
+        return {i: sign[:, None] * vector for i, vector in vectors.items()}
+
+    def expected(steered: bool) -> list[str]:
+        texts = []
+        for row in rows:
+            own = {i: signs[tuple(row)] * vector for i, vector in vectors.items()} if steered else {}
+            tokens = steered_alone(plain, row, own, NEW, {model.tokenizer.eos_token_id})
+            texts.append(model.tokenizer.decode(tokens, skip_special_tokens=True).strip())
+        return texts
+
+    model.steering = steering
+    assert [a.text for a in answer(model, rows, NEW)] == expected(steered=True)
+    assert expected(steered=True) != expected(steered=False)
+    speech = Speech(model, rows[2], NEW)
+    alone = answer(model, [rows[2]], NEW)[0]
+    assert speech.refusal_log_odds == pytest.approx(alone.refusal_log_odds, abs=1e-3)
+    while not speech.ended:
+        speech.step()
+    assert speech.text == alone.text
+    model.steering = None
+    assert [a.text for a in answer(model, rows, NEW)] == expected(steered=False)
+
+
+def test_scans_reads_transitions_and_steers_by_them(tiny_model: MakeModel, reference: MakeReference) -> None:
+    """Vectors, reference and cosines by plain loops over single prompts; the sign of steering follows the threshold."""
+    model, plain = tiny_model(), reference()
+    training, validation = kinds(0), kinds(1)
+    found = scans.fit(model, training, validation, strength=0.5)
+    first, stop = 1, 2  # 10/32 and 20/32 of four layers
+    assert found.steered == list(range(first, stop))
+
+    def mean_state(rows: Rows) -> Tensor:
+        return torch.stack([full_states(plain, row, first)[-1] for row in rows]).mean(0)
+
+    direction = normalize(mean_state(training.toxic) - mean_state(training.plain), dim=0)
+    assert_close(normalize(found.vectors[first], dim=0), direction, 1e-4)
+    states = torch.stack([full_states(plain, row, first)[-1] for row in [*training.toxic, *training.plain]])
+    spread = (states - states.mean(0)).square().sum(-1).mean().sqrt()
+    assert float(found.vectors[first].norm()) == pytest.approx(float(spread), rel=1e-4)
+
+    sure = model.tokenizer("Sure", add_special_tokens=False)["input_ids"]
+
+    def transition(row: list[int], layer: int) -> Tensor:
+        whole = full_states(plain, row + sure, layer)
+        return whole[len(row) - 1] - whole[-1]
+
+    for layer in range(first, LAYERS - 1):
+        expected = torch.stack([transition(row, layer) for row in training.toxic]).mean(0)
+        assert_close(found.reference[layer], expected, 1e-4)
+    last = last_states(model, [row + sure for row in validation.toxic], len(sure) + 1)
+    cosines = torch.stack(
+        [
+            torch.cosine_similarity(last[layer, :, 0] - last[layer, :, -1], found.reference[layer][None], dim=-1)
+            for layer in range(first, LAYERS)
+        ]
+    ).mean(0)
+    assert_close(found.cosines(model, validation.toxic), cosines)
+
+    rows = [*validation.toxic, *validation.seemingly_toxic]
+    with found.steering(model):
+        assert model.steering is not None
+        added = model.steering(rows)
+    assert model.steering is None
+    for sign, cosine in zip(added[first] @ found.vectors[first], found.cosines(model, rows), strict=True):
+        assert (sign > 0) == (cosine >= found.threshold)
+        assert abs(float(sign)) == pytest.approx(0.5 * float(found.vectors[first].square().sum()), rel=1e-4)
+
+
+def test_scans_threshold_and_strength_are_the_best_on_validation_prompts(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other threshold tells the validation kinds apart better; no other strength of the list sets the refusal
+    probabilities further apart."""
+    # A random model hardly opens with a whole refusal: single letters give probabilities to tell apart.
+    monkeypatch.setattr("dcr_lite.generation.REFUSING_OPENINGS", tuple("ISTWabcdefg"))
+    model, training, validation = tiny_model(), kinds(0), kinds(2)
+    found = scans.fit(model, training, validation)
+    toxic, sounding = (found.cosines(model, rows) for rows in (validation.toxic, validation.seemingly_toxic))
+
+    def hits_less_fallout(threshold: float) -> float:
+        return float((toxic >= threshold).float().mean() - (sounding >= threshold).float().mean())
+
+    everywhere = [hits_less_fallout(float(t)) for t in torch.cat([toxic, sounding])]
+    assert hits_less_fallout(found.threshold) == pytest.approx(max(everywhere))
+    assert max(everywhere) > 0
+
+    def apart(strength: float) -> float:
+        candidate = Scans(found.vectors, found.reference, found.threshold, strength)
+        with candidate.steering(model):
+            of = [refusal_log_odds(model, rows).sigmoid() for rows in (validation.toxic, validation.seemingly_toxic)]
+        return float(of[0].mean() - of[1].mean())
+
+    assert found.strength == max(scans.STRENGTHS, key=apart)
+    assert len({round(apart(s), 6) for s in scans.STRENGTHS}) > 1
