@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import islice, zip_longest
@@ -189,18 +189,32 @@ def _evenly(rows: list[Conversation], rng: random.Random) -> list[Conversation]:
 
 
 def safety_mixture(
-    instructions: list[Conversation], refusals: list[Conversation], n_instructions: int, n_refusals: int, seed: int
+    instructions: list[Conversation],
+    refusals: list[Conversation],
+    n_instructions: int,
+    n_refusals: int,
+    seed: int,
+    augmentation: Sequence[Conversation] = (),
 ) -> list[Conversation]:
     """Rows for safety SFT: the first ``n`` of each list in an order of its own by ``seed``, even over the kinds, then
     shuffled together. So a larger number adds rows and exchanges none, and the number of one list does not change the
-    other's. Even, since twenty refusals drawn at random leave out whole kinds, other ones for every seed."""
-    for name, rows, n in (("instructions", instructions, n_instructions), ("refusals", refusals, n_refusals)):
-        if n > len(rows):
-            raise UserError(f"{n} {name} asked for and {len(rows)} given; lower the number or give more rows")
-    mixture = _evenly(instructions, random.Random(seed))[:n_instructions]
-    mixture += [replace(row, refuses=True) for row in _evenly(refusals, random.Random(seed))[:n_refusals]]
+    other's. Even, since twenty refusals drawn at random leave out whole kinds, other ones for every seed.
+
+    ``augmentation``: seemingly toxic prompts with helpful answers (see ``evenly_drawn``), all of which are mixed in:
+    the data-augmentation baseline.
+    """
+    mixture = evenly_drawn("instructions", instructions, n_instructions, seed)
+    mixture += [replace(row, refuses=True) for row in evenly_drawn("refusals", refusals, n_refusals, seed)]
+    mixture += augmentation
     random.Random(seed).shuffle(mixture)
     return mixture
+
+
+def evenly_drawn(name: str, rows: list[Conversation], n: int, seed: int) -> list[Conversation]:
+    """``n`` rows, even over their kinds. Raises UserError, which calls them ``name``, for more than there are."""
+    if n > len(rows):
+        raise UserError(f"{n} {name} asked for and {len(rows)} given; lower the number or give more rows")
+    return _evenly(rows, random.Random(seed))[:n]
 
 
 def sft_batches(lengths: list[int], refuses: list[bool], batch_size: int, epochs: int, seed: int) -> list[list[int]]:

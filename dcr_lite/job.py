@@ -66,6 +66,7 @@ LEAST = {
     "instructions": 1,
     "refusals": 0,
     "baseline_refusals": 0,
+    "augmentations": 0,
     "sft_epochs": 1,
     "sft_batch": 1,
     "rank": 1,
@@ -170,7 +171,8 @@ def _train(
 
         progress = train(checkpoint=run.checkpoint(name), report=told)
     save_adapter(model, adapter, folder)
-    run.finish(name, {"seconds": progress.seconds, "best_step": progress.best_step, "best": progress.best})
+    facts = {"seconds": progress.seconds, "best_step": progress.best_step, "best": progress.best}
+    run.finish(name, facts | {"peak_memory_bytes": peak_memory_bytes()})
 
 
 def save_adapter(model: Model, adapter: str, folder: Path) -> None:
@@ -235,19 +237,25 @@ def _map_states(
 
 def teach_refusals(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
     """Stage 2 on the DCR adapter."""
-    above = settings.layer if settings.sft_layers == "above" else -1
-    _safety_sft(run, model, "stage2", DCR, "Stage 2: safety SFT", data.mixture, above, data, settings)
+    above = stage2_above(settings)
+    train_safety_sft(run, model, "stage2", DCR, "Stage 2: safety SFT", data.mixture, above, data, settings)
+
+
+def stage2_above(settings: Settings) -> int:
+    """The layer above which stage 2 of DCR trains; -1 for all layers."""
+    return settings.layer if settings.sft_layers == "above" else -1
 
 
 def teach_refusals_alone(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
     """Safety SFT of the stock model, on all layers: what DCR is compared with."""
-    _safety_sft(run, model, BASELINE, BASELINE, "Safety SFT alone", data.baseline_mixture, -1, data, settings)
+    train_safety_sft(run, model, BASELINE, BASELINE, "Safety SFT alone", data.baseline_mixture, -1, data, settings)
 
 
-def _safety_sft(
+def train_safety_sft(
     run: RunFolder, model: Model, name: str, adapter: str, title: str, rows: list[Conversation], above: int,
     data: Data, settings: Settings,
 ) -> None:  # fmt: skip
+    """Safety SFT on ``rows`` of an adapter above layer ``above`` (-1: all layers), as the part ``name`` of the run."""
     how = SafetySFT(above, settings.sft_epochs, settings.sft_batch, settings.sft_learning_rate)
     watched = encode_prompts(model.tokenizer, [p.prompt for p in data.watched], model.window)
 

@@ -1,5 +1,6 @@
 """The run folder: what a run has done so far, so that it can be stopped anywhere and continued."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -30,11 +31,24 @@ def write_json(value: Any, path: Path) -> None:
 
 
 def peak_memory_bytes() -> int:
-    """The largest memory of this process so far: on the GPU where there is one in use, else on the machine."""
+    """The largest memory of this process, since ``forget_peak_memory`` where that works, else so far: on the GPU where
+    there is one in use, else on the machine."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    for line in status.read_text(encoding="utf-8").splitlines() if status.exists() else []:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak_memory() -> None:
+    """Count the largest memory anew from here: on the GPU, and on Linux."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident size
 
 
 class RunFolder:
@@ -131,7 +145,8 @@ class RunFolder:
 
 def _fingerprints(settings: Settings) -> dict[str, str]:
     """SHA-256 of every data file, so that a run is never continued on other rows."""
-    files = [settings.pairs, settings.instruction_rows, settings.refusal_rows, *settings.evaluation]
+    training = [settings.pairs, settings.instruction_rows, settings.refusal_rows, settings.augmentation_rows]
+    files = [*training, *settings.evaluation]
     prints = {}
     for file in files:
         try:

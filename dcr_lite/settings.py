@@ -51,6 +51,9 @@ class Settings:
     """Toxic prompts with refusals in the mixture of DCR's stage 2."""
     baseline_refusals: int = 64
     """The same for safety SFT alone, which learns nothing from a share that suffices for DCR."""
+    augmentations: int = 64
+    """Seemingly toxic prompts with helpful answers that data augmentation, a method that dcr-lite compare measures,
+    adds to the mixture of safety SFT alone."""
     sft_epochs: int = 2
     """Passes over the mixture."""
     sft_batch: int = 16
@@ -69,6 +72,9 @@ class Settings:
     """JSON Lines of {prompt, response}: general instructions."""
     refusal_rows: Path = SHIPPED / "refusals.jsonl"
     """JSON Lines of {prompt, response}: toxic prompts with refusals."""
+    augmentation_rows: Path = SHIPPED / "augmentation.jsonl"
+    """JSON Lines of {prompt, response}: seemingly toxic prompts with helpful answers, which only dcr-lite compare
+    reads."""
     evaluation: tuple[Path, ...] = (SHIPPED / "heldout_pairs.jsonl", SHIPPED / "heldout_plain.jsonl")
     """JSON Lines to measure on: {prompt, label, source?} or {toxic, seemingly_toxic}. Nothing is tuned on them."""
     answer_tokens: int = 40

@@ -24,6 +24,7 @@ SETTINGS = Settings(
     # Shares: 0.80 of toxic development prompts refused at 16 and 64; in one seed of three DCR fell short: 20 (README).
     refusals=20,
     baseline_refusals=64,
+    augmentations=64,  # as many as the refusals that they answer
 )
 
 

@@ -278,6 +278,16 @@ def test_a_share_of_refusals_is_even_over_their_kinds(kinds: list[str], seed: in
     assert all(drawn[kind] >= max(drawn.values(), default=0) - 1 for kind in left)
 
 
+def test_augmentation_adds_answered_rows_and_exchanges_none() -> None:
+    """The mixture without it, and its rows among them, none of which is spread as a refusal."""
+    extra = [Conversation(f"sounds toxic {i}", "Here you are.") for i in range(9)]
+    plain, mixture = (safety_mixture(INSTRUCTIONS, REFUSALS, 40, 20, 0, rows) for rows in ((), extra))
+    assert set(mixture) == {*plain, *extra}
+    assert len(mixture) == 69
+    assert sum(row.refuses for row in mixture) == 20
+    assert mixture.index(extra[0]) < 60  # shuffled in, not put behind
+
+
 @pytest.mark.parametrize(("n", "m", "name"), [(61, 3, "instructions"), (3, 31, "refusals")])
 def test_more_rows_than_there_are_is_a_user_error(n: int, m: int, name: str) -> None:
     """Asking for more than is given names the list and both numbers."""
