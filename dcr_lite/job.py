@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from dcr_lite import backend, discernment, losses
 from dcr_lite.backend import Model
 from dcr_lite.chat import encode_conversations, encode_prompts
+from dcr_lite.chat_formats import set_format
 from dcr_lite.contrastive import (
     Contrastive,
     contrastive_refinement,
@@ -125,6 +126,7 @@ def load_base(settings: Settings) -> tuple[Model, str]:
         transformers_logging.disable_progress_bar()  # one long line of them in a file
     try:
         model = backend.load(path, device, precisions[settings.precision], four_bit)
+        set_format(model.tokenizer, settings.chat_format)
     except (OSError, ValueError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{settings.model} cannot be loaded as a chat model: {reason}") from None

@@ -26,7 +26,7 @@ def launch(main: Callable[[Settings], None], defaults: Settings, argv: list[str]
     )
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a faster kernel that this kit never calls
     try:
-        main(settings)
+        main(settings.chosen())
     except UserError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -256,6 +256,7 @@ def _settings_of(folder: Path) -> Settings:
             rank=int(chosen["rank"]),
             precision=chosen["precision"],
             four_bit=chosen["four_bit"],
+            chat_format=chosen.get("chat_format", "own"),
         )
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(

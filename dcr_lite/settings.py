@@ -1,10 +1,11 @@
 """Every setting of a run, with the sentence that ``--help`` shows. Nothing heavy is imported here."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from dcr_lite.data import SHIPPED
+from dcr_lite.errors import UserError
 
 
 @dataclass
@@ -17,6 +18,13 @@ class Settings:
     """The run folder. An existing one is never overwritten: continue it with --resume, or choose another."""
     layer: int
     """L, counted from 0: stage 1 shapes the states that this decoder layer puts out and trains the adapter up to it."""
+    chat_model: str = ""
+    """The family's own chat model, for --from-chat-model; empty where ``model`` is one already."""
+    from_chat_model: bool = False
+    """Begin with ``chat_model``, which its maker has aligned already, instead of the base model, which learns to answer
+    and to refuse here, as in the paper."""
+    chat_format: Literal["own", "chatml", "llama3", "mistral", "gemma"] = "own"
+    """How the model is spoken to: as its tokenizer says, or, for a base model, in its family's public format."""
 
     # stage 1: contrastive refinement
     contrastive_loss: Literal["supervised_contrastive", "circle", "info_nce"] = "supervised_contrastive"
@@ -91,6 +99,17 @@ class Settings:
     """Of the adapter's first weights, the split, and the order of rows. Same seed, same machine: same adapter."""
     resume: bool = False
     """Continue a run that was stopped, from its last checkpoint."""
+
+    def chosen(self) -> "Settings":
+        """The same with ``model`` the one to begin with: what every part of a run goes by.
+
+        Raises UserError where a chat model is asked for and the recipe has none beside its model.
+        """
+        if not self.from_chat_model:
+            return self
+        if not self.chat_model:
+            raise UserError(f"--from-chat-model: {self.model} is a chat model already; leave the flag out")
+        return replace(self, model=self.chat_model, chat_format="own")
 
     def for_json(self) -> dict[str, Any]:
         """Settings as plain JSON values; whether a run was resumed is not one of its properties."""

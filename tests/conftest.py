@@ -25,14 +25,14 @@ settings.load_profile("dcr")
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """tiny_folder(architecture, **config) -> the folder of a saved random model and its tokenizer."""
+    """tiny_folder(architecture, chat_format=, **config) -> the folder of a saved random model and its tokenizer."""
     saved: dict[str, Path] = {}
 
-    def folder_of(architecture: str = "llama", **config: Any) -> Path:
-        key = repr((architecture, sorted(config.items())))
+    def folder_of(architecture: str = "llama", chat_format: str = "own", **config: Any) -> Path:
+        key = repr((architecture, chat_format, sorted(config.items())))
         if key not in saved:
             folder = tmp_path_factory.mktemp(architecture)
-            tiny_models.save_tiny(folder, architecture, config)
+            tiny_models.save_tiny(folder, architecture, config, chat_format)
             saved[key] = folder
         return saved[key]
 

@@ -88,8 +88,8 @@ class Outcome:
     err: str
 
 
-def recipe_module() -> Any:
-    spec = importlib.util.spec_from_file_location("recipe", RECIPE)
+def recipe_module(path: Path = RECIPE) -> Any:
+    spec = importlib.util.spec_from_file_location("recipe", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -97,9 +97,9 @@ def recipe_module() -> Any:
     return module
 
 
-def run_here(argv: list[str]) -> Outcome:
+def run_here(argv: list[str], path: Path = RECIPE) -> Outcome:
     """The recipe in this process: the seconds that imports take are spent once."""
-    recipe, out, err, code = recipe_module(), io.StringIO(), io.StringIO(), 0
+    recipe, out, err, code = recipe_module(path), io.StringIO(), io.StringIO(), 0
     with redirect_stdout(out), redirect_stderr(err):
         try:
             launch(recipe.main, recipe.SETTINGS, argv)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -96,26 +97,59 @@ PROMPTS = [
 ]
 
 
+# The special tokens of a base model's tokenizer, which brings no chat template: (first, end of text, of its family's
+# public chat format).
+BASE_TOKENS: dict[str, tuple[str | None, str, tuple[str, ...]]] = {
+    "chatml": (None, "<|endoftext|>", ("<|im_start|>", "<|im_end|>")),
+    "llama3": (
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|reserved_special_token_0|>"),
+    ),
+    "mistral": ("<s>", "</s>", ("[INST]", "[/INST]")),
+    "gemma": ("<bos>", "<eos>", ("<start_of_turn>", "<end_of_turn>")),
+}
+
+
+def build_base_tokenizer(chat_format: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of a base model: its family's special tokens, a first token before every text, no template."""
+    first, end, others = BASE_TOKENS[chat_format]
+    bpe = _train_bpe([token for token in (end, first, *others) if token])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=first, eos_token=end)
+    if first:
+        number = tokenizer.convert_tokens_to_ids(first)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{first} $A", special_tokens=[(first, number)]
+        )
+    return tokenizer
+
+
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with a ChatML template that writes a default system prompt, as SmolLM2's does."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=384,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(SENTENCES, trainer)
+    bpe = _train_bpe(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|im_end|>")
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 
-def save_tiny(folder: Path, architecture: str, overrides: dict[str, Any]) -> None:
-    """Save a random model of an architecture and its tokenizer as a folder that transformers loads."""
-    tokenizer = build_tokenizer()
+def _train_bpe(special_tokens: list[str]) -> Tokenizer:
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384,
+        special_tokens=special_tokens,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(SENTENCES, trainer)
+    return bpe
+
+
+def save_tiny(folder: Path, architecture: str, overrides: dict[str, Any], chat_format: str = "own") -> None:
+    """Save a random model of an architecture and its tokenizer as a folder that transformers loads: a chat model, or
+    the base model of a family with that chat format."""
+    tokenizer = build_tokenizer() if chat_format == "own" else build_base_tokenizer(chat_format)
     kind, own = CONFIGS[architecture]
     special = {"bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = kind(vocab_size=len(tokenizer), **{**SHAPE, **own, **special, **overrides})

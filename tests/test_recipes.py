@@ -1,0 +1,169 @@
+"""The recipes of all families: they differ in their configuration alone, and each runs whole, in 4 bits, on a tiny
+random model of its own architecture spoken to in its own chat format."""
+
+import ast
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from small_runs import RECIPE, flags, recipe_module, run_here, save_rows
+from tiny_models import assert_far, load_reference
+from transformers import AutoTokenizer
+
+from dcr_lite.backend import activate
+from dcr_lite.chat import encode_prompts
+from dcr_lite.chat_formats import FORMATS
+from dcr_lite.errors import UserError
+from dcr_lite.generation import answer
+from dcr_lite.report import read_answers
+from dcr_lite.scoring import open_run
+from dcr_lite.settings import Settings
+
+RECIPES = {path.stem: path for path in sorted(RECIPE.parent.glob("*.py"))}
+ARCHITECTURES = {
+    "gemma2_2b": "gemma2",
+    "llama3_2_3b": "llama",
+    "llama3_8b": "llama",
+    "mistral_7b": "mistral",
+    "qwen2_5_1_5b": "qwen2",
+    "qwen2_5_7b": "qwen2",
+    "qwen3_4b": "qwen3",
+    "smollm2_135m": "llama",
+}
+
+
+def settings_of(name: str) -> Settings:
+    settings: Settings = recipe_module(RECIPES[name]).SETTINGS
+    return settings
+
+
+def story(path: Path) -> str:
+    """A recipe's code without its docstring and its settings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    is_settings = [isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SETTINGS" for node in tree.body]
+    assert ast.get_docstring(tree)
+    assert sum(is_settings) == 1
+    return "\n".join(
+        ast.dump(node) for node, left_out in zip(tree.body[1:], is_settings[1:], strict=True) if not left_out
+    )
+
+
+def test_the_families_are_there() -> None:
+    """Every recipe is known here, so each of the claims below is made of it."""
+    assert RECIPES.keys() == ARCHITECTURES.keys()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_differ_in_their_configuration_alone(name: str) -> None:
+    """All code but docstring and SETTINGS is the same, comments included: the difference is the configuration."""
+    assert story(RECIPES[name]) == story(RECIPE)
+    after = [path.read_text(encoding="utf-8").split("\n)\n", 1)[1] for path in (RECIPES[name], RECIPE)]
+    assert after[0] == after[1]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_how_it_is_run_and_why_its_numbers_are_so(name: str) -> None:
+    """The docstring holds the command; every number of the configuration has a reason on its line or in the one above;
+    the run folder is the recipe's own."""
+    text = RECIPES[name].read_text(encoding="utf-8")
+    assert f"    python recipes/{name}.py" in (ast.get_docstring(ast.parse(text), clean=False) or "")
+    assert settings_of(name).run == Path("runs") / name
+    lines = text.split("SETTINGS = Settings(\n")[1].split("\n)\n")[0].splitlines()
+    reasoned = [i for i, line in enumerate(lines) if "#" in line]
+    for i, line in enumerate(lines):
+        if line.split("=")[1:2] and line.split("=")[1][:1].isdigit():
+            assert any(j in reasoned for j in range(i, max(i - 3, -1), -1)), line
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - {"smollm2_135m"}))
+def test_a_family_begins_with_its_base_model(name: str) -> None:
+    """By default the base model in its family's format; with --from-chat-model the chat model in its own."""
+    settings = settings_of(name)
+    assert settings.chosen() == settings
+    assert settings.chat_format in FORMATS
+    assert not any(word in settings.model.lower() for word in ("instruct", "-it"))
+    settings.from_chat_model = True
+    chosen = settings.chosen()
+    assert chosen.model == settings.chat_model != settings.model
+    assert any(word in chosen.model.lower() for word in ("instruct", "-it"))
+    assert chosen.chat_format == "own"
+    assert chosen.chosen() == chosen
+
+
+def test_a_chat_model_is_not_asked_for_twice() -> None:
+    """SmolLM2's recipe has a chat model already: the flag is an error that says so."""
+    settings = settings_of("smollm2_135m")
+    settings.from_chat_model = True
+    with pytest.raises(UserError, match="is a chat model already"):
+        settings.chosen()
+    done = run_here(["--from-chat-model"])
+    assert done.code == 1
+    assert "is a chat model already; leave the flag out" in done.err
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_rows(tmp_path_factory.mktemp("rows"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs_whole_in_four_bits(
+    name: str, rows: Path, tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Both stages, the comparison, the measurement and the report, in NF4: stage 1 separates pairs it has not seen
+    better than the stock model, stage 2 lowers its loss, and what was learnt can be loaded again."""
+    settings = settings_of(name)
+    folder = tiny_folder(ARCHITECTURES[name], settings.chat_format)
+    run = tmp_path / "run"
+    done = run_here(flags(folder, rows, run, four_bit="True", sft_learning_rate=1e-2), RECIPES[name])
+    assert done.code == 0, done.err
+    assert "4-bit NF4 on cpu" in done.out
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert list(report["methods"]) == ["base", "safety_sft", "dcr"]
+    assert report["settings"]["chat_format"] == settings.chat_format
+
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    unseen = [row["development_auroc"] for row in metrics if "development_auroc" in row]
+    assert max(unseen[1:]) > unseen[0]
+    for stage in ("stage2", "safety_sft"):
+        losses = [row["loss"] for row in metrics if row["stage"] == stage and "loss" in row]
+        assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
+
+    assert_opened_run_answers_as_measured(run)
+    assert_peft_loads_what_was_learnt(run, folder)
+
+
+def assert_opened_run_answers_as_measured(run: Path) -> None:
+    """Opened again, in 4 bits and in its chat format, the run gives the scores and answers that were measured."""
+    measured = read_answers(run / "answers" / "dcr.jsonl")
+    opened = open_run(run)
+    activate(opened.model, "dcr")
+    prompts = encode_prompts(opened.model.tokenizer, [row["prompt"] for row in measured], opened.model.window)
+    for row, said in zip(measured, answer(opened.model, prompts, max_new_tokens=6), strict=True):
+        assert said.text.startswith(row["response"])
+        assert said.refusal_log_odds == pytest.approx(row["refusal_log_odds"], abs=1e-4)
+
+
+def assert_peft_loads_what_was_learnt(run: Path, folder: Path) -> None:
+    """The tokenizer beside the adapter speaks its chat format; the adapter, as peft loads it, moves the logits and
+    holds weights for every layer."""
+    tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
+    ids: Any = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Can I cut a cake?"}],
+        add_generation_prompt=True, return_tensors="pt", return_dict=True,
+    )["input_ids"]  # fmt: skip
+    stock = load_reference(folder)
+    with torch.no_grad():
+        before = stock(ids).logits
+        after = PeftModel.from_pretrained(stock, run / "adapter").eval()(ids).logits
+    assert_far(after, before)
+    weights = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert {key.split(".layers.")[1].split(".")[0] for key in weights} == {"0", "1", "2", "3"}
