@@ -15,13 +15,14 @@ from dcr_lite import gradcache
 from dcr_lite.backend import Model, activate, stock, train_only
 from dcr_lite.chat import encode_prompts
 from dcr_lite.data import Pair, pair_batches
-from dcr_lite.geometry import Centre, Geometry, ReadOut, kinds_of_pairs
+from dcr_lite.geometry import Centre, Geometry, kinds_of_pairs, read_out
 from dcr_lite.hidden_states import prompt_states
 from dcr_lite.losses import Loss, cosine_similarity
 from dcr_lite.metrics import auroc
 from dcr_lite.training import Loop, Progress
 
-REFERENCE_PAIRS = 128  # training pairs that give the read-out: enough for two means, a second's work
+REFERENCE_PAIRS = 64  # training pairs that give the read-out: enough for two means, and looked at again and again
+GEOMETRY_PAIRS = 420  # training pairs that give the stock model's geometry: more cost time and move it little
 TOKENS_PER_PASS = 4096  # of one forward and backward pass; a larger batch goes through GradCache
 
 
@@ -69,30 +70,23 @@ def layer_states(model: Model, rows: list[list[int]], layer: int) -> Tensor:
 def stock_geometry(model: Model, rows: list[list[int]], settings: Contrastive) -> Geometry:
     """The geometry of the stock model's states, from rows laid out as ``encode_pairs`` does."""
     with stock(model):
-        return Geometry.fit(layer_states(model, rows, settings.layer), settings.centre, settings.whiten)
+        states = layer_states(model, first_pairs(rows, GEOMETRY_PAIRS), settings.layer)
+    return Geometry.fit(states, settings.centre, settings.whiten)
 
 
-def read_out(model: Model, layer: int, geometry: Geometry, reference: list[list[int]]) -> tuple[Geometry, ReadOut]:
-    """The direction that tells the kinds of ``reference`` pairs apart, and the geometry to read other prompts in."""
-    states = layer_states(model, reference, layer)
-    reading = geometry.around(states)
-    return reading, ReadOut.fit(reading(states), kinds_of_pairs(len(reference) // 2, states.device))
-
-
-def separation(
-    model: Model, layer: int, geometry: Geometry, reference: list[list[int]], unseen: list[list[int]]
-) -> float:
-    """AUROC of toxic against seemingly toxic states of pairs that were not trained on, read along the difference of
-    the two means of ``reference`` pairs. Training pairs separate perfectly after a few steps and tell nothing."""
-    reading, direction = read_out(model, layer, geometry, reference)
-    scores = direction.score(reading(layer_states(model, unseen, layer))).tolist()
+def separation(geometry: Geometry, reference: Tensor, unseen: Tensor) -> float:
+    """AUROC of toxic against seemingly toxic states of pairs that were not trained on (2 * pairs, d_model), read along
+    the difference of the two means of ``reference`` pairs. Training pairs separate perfectly after a few steps and tell
+    nothing."""
+    reading, direction = read_out(geometry, reference)
+    scores = direction.score(reading(unseen)).tolist()
     return auroc(scores[: len(unseen) // 2], scores[len(unseen) // 2 :])
 
 
-def reference_of(rows: list[list[int]]) -> list[list[int]]:
-    """The first REFERENCE_PAIRS of rows laid out as ``encode_pairs`` does."""
-    n = len(rows) // 2
-    return rows[: min(n, REFERENCE_PAIRS)] + rows[n : n + min(n, REFERENCE_PAIRS)]
+def first_pairs(rows: list[list[int]], n: int) -> list[list[int]]:
+    """The first ``n`` pairs of rows laid out as ``encode_pairs`` does."""
+    half = len(rows) // 2
+    return rows[: min(n, half)] + rows[half : half + min(n, half)]
 
 
 def contrastive_refinement(
@@ -110,7 +104,7 @@ def contrastive_refinement(
     ``geometry``: the stock model's, where it is known already."""
     rows = encode_pairs(model, training)
     n = len(training)
-    reference, unseen = reference_of(rows), encode_pairs(model, development)
+    reference, unseen = first_pairs(rows, REFERENCE_PAIRS), encode_pairs(model, development)
     activate(model, adapter)
     geometry = geometry or stock_geometry(model, rows, settings)
     batches = pair_batches(n, settings.batch_size, settings.steps, seed)
@@ -129,7 +123,8 @@ def contrastive_refinement(
         return loss
 
     def observe(step: int) -> dict[str, Any]:
-        value = separation(model, settings.layer, geometry, reference, unseen)
+        states = layer_states(model, reference + unseen, settings.layer)
+        value = separation(geometry, states[: len(reference)], states[len(reference) :])
         return {"development_auroc": value, "best": value}
 
     return Loop(
@@ -145,16 +140,3 @@ def contrastive_refinement(
         checkpoint=checkpoint,
         report=report,
     ).run()
-
-
-def state_map(
-    model: Model, layer: int, geometry: Geometry, reference: list[list[int]], rows: list[list[int]]
-) -> Tensor:
-    """Where prompts lie at ``layer`` in two dimensions (prompts, 2): along the read-out direction of ``reference``
-    pairs, and along the largest variation across it."""
-    reading, direction = read_out(model, layer, geometry, reference)
-    units = reading(layer_states(model, rows, layer))
-    along = direction.score(units)
-    across = units - along[:, None] * direction.direction
-    _, _, axes = torch.linalg.svd(across - across.mean(0), full_matrices=False)
-    return torch.stack([along, across @ axes[0]], dim=1).cpu()

@@ -17,8 +17,6 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dcr_lite.backend import Model
-from dcr_lite.contrastive import layer_states
 from dcr_lite.data import Pair
 from dcr_lite.errors import UserError
 from dcr_lite.geometry import Geometry, ReadOut, kinds_of_pairs
@@ -161,10 +159,3 @@ class Discernments:
             raise UserError(
                 f"{path} is damaged. Delete it to go without similarity scores and map, or restore the run folder."
             ) from None
-
-
-def fit(
-    model: Model, layer: int, geometry: Geometry, reference: list[list[int]], development: list[list[int]]
-) -> Discernment:
-    """For the model as it stands, with the adapter that is active; pairs as ``encode_pairs`` lays them out."""
-    return Discernment.fit(geometry, *(layer_states(model, rows, layer) for rows in (reference, development)))

@@ -72,3 +72,21 @@ class ReadOut:
 def kinds_of_pairs(n_pairs: int, device: torch.device | str = "cpu") -> Tensor:
     """Kinds (2 * n_pairs,) of rows laid out as all toxic sides, then all seemingly toxic ones."""
     return torch.arange(2 * n_pairs, device=device) < n_pairs
+
+
+def read_out(geometry: Geometry, reference: Tensor) -> tuple[Geometry, ReadOut]:
+    """The direction that tells the kinds of ``reference`` pairs apart (2 * pairs, d_model; toxic sides first), and the
+    geometry to read other prompts in."""
+    reading = geometry.around(reference)
+    return reading, ReadOut.fit(reading(reference), kinds_of_pairs(len(reference) // 2, reference.device))
+
+
+def state_map(geometry: Geometry, reference: Tensor, states: Tensor) -> Tensor:
+    """Where states (prompts, d_model) lie in two dimensions (prompts, 2): along the read-out direction of ``reference``
+    pairs, and along the largest variation across it."""
+    reading, direction = read_out(geometry, reference)
+    units = reading(states)
+    along = direction.score(units)
+    across = units - along[:, None] * direction.direction
+    _, _, axes = torch.linalg.svd(across - across.mean(0), full_matrices=False)
+    return torch.stack([along, across @ axes[0]], dim=1)

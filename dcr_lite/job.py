@@ -16,16 +16,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
-from dcr_lite import backend, discernment, losses
+from dcr_lite import backend, losses
 from dcr_lite.backend import Model
 from dcr_lite.chat import encode_conversations, encode_prompts
 from dcr_lite.chat_formats import set_format
 from dcr_lite.contrastive import (
+    REFERENCE_PAIRS,
     Contrastive,
     contrastive_refinement,
     encode_pairs,
-    reference_of,
-    state_map,
+    first_pairs,
+    layer_states,
     stock_geometry,
 )  # fmt: skip
 from dcr_lite.data import (
@@ -39,10 +40,11 @@ from dcr_lite.data import (
     safety_mixture,
     split_by_focus,
 )  # fmt: skip
+from dcr_lite.discernment import MAP_PAIRS, Discernment, Discernments
 from dcr_lite.errors import UserError
 from dcr_lite.evaluation import Measured, measure
 from dcr_lite.generation import answer
-from dcr_lite.geometry import Geometry
+from dcr_lite.geometry import Geometry, state_map
 from dcr_lite.hidden_states import depth
 from dcr_lite.losses import Loss
 from dcr_lite.metrics import auroc
@@ -211,9 +213,9 @@ def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None
     _require_room(model, data, settings)
     how = contrastive_settings(settings)
 
-    training = encode_pairs(model, data.training)
-    map_file = run.path / "state_map.safetensors"
-    geometry = None if run.finished("stage1") and map_file.exists() else stock_geometry(model, training, how)
+    states_file = run.layer_states
+    done = run.finished("stage1") and states_file.exists()
+    geometry = None if done else stock_geometry(model, encode_pairs(model, data.training), how)
 
     def train(**kwargs: Any) -> Progress:
         return contrastive_refinement(
@@ -221,20 +223,31 @@ def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None
         )
 
     _train(run, model, "stage1", DCR, "Stage 1: contrastive", how.steps, train)
-    if geometry and not map_file.exists():
-        save_file(_map_states(model, data, how.layer, geometry, reference_of(training)), map_file)
+    if geometry:
+        save_file(stage1_states(model, data, settings, geometry), states_file)
 
 
-def _map_states(
-    model: Model, data: Data, layer: int, geometry: Geometry, reference: list[list[int]]
-) -> dict[str, torch.Tensor]:
-    """Where held-out prompts lie at layer L before and after stage 1, for the picture."""
-    held_out = encode_prompts(model.tokenizer, [p.prompt for p in data.held_out], model.window)
+def stage1_states(model: Model, data: Data, settings: Settings, geometry: Geometry) -> dict[str, torch.Tensor]:
+    """What later parts read at layer L, computed once: the geometry, and the states before (STOCK) and after (DCR)
+    stage 1 of the pairs that read-outs rest on, of development pairs and of held-out prompts."""
+    rows = {
+        "reference": first_pairs(encode_pairs(model, data.training), REFERENCE_PAIRS),
+        "development": encode_pairs(model, data.development),
+    }
+    if data.held_out:
+        rows["held_out"] = encode_prompts(model.tokenizer, [p.prompt for p in data.held_out], model.window)
+    kept = {"mean": geometry.mean}
+    if geometry.whitening is not None:
+        kept["whitening"] = geometry.whitening
     backend.activate(model, DCR)
-    after = state_map(model, layer, geometry, reference, held_out)
+    kept |= {f"{DCR}.{name}": layer_states(model, some, settings.layer) for name, some in rows.items()}
     with backend.stock(model):
-        before = state_map(model, layer, geometry, reference, held_out)
-    return {"before": before, "after": after}
+        kept |= {f"{STOCK}.{name}": layer_states(model, some, settings.layer) for name, some in rows.items()}
+    return {name: tensor.cpu().contiguous() for name, tensor in kept.items()}
+
+
+def _geometry_of(states: dict[str, torch.Tensor], settings: Settings) -> Geometry:
+    return Geometry(contrastive_settings(settings).centre, states["mean"], states.get("whitening"))
 
 
 def teach_refusals(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
@@ -297,32 +310,36 @@ def evaluate(run: RunFolder, model: Model, data: Data, settings: Settings) -> di
     return {method: read_answers(path) for method, path in paths.items()}
 
 
-def fit_discernments(model: Model, data: Data, settings: Settings) -> discernment.Discernments:
-    """How to read the layer-L states of the three models: from training and development pairs alone."""
-    how = contrastive_settings(settings)
-    training = encode_pairs(model, data.training)
-    geometry = stock_geometry(model, training, how)
-    sides = reference_of(training), encode_pairs(model, data.development)
-    models = {}
-    for adapter in (DCR, BASELINE):
+def fit_discernments(model: Model, data: Data, settings: Settings, states: dict[str, torch.Tensor]) -> Discernments:
+    """How to read the layer-L states of the three models: from training and development pairs alone. ``states``: see
+    ``stage1_states``; they are DCR's own to the end unless stage 2 trained all layers."""
+    stale = [BASELINE] if settings.sft_layers == "above" else [BASELINE, DCR]
+    fresh = {
+        "reference": first_pairs(encode_pairs(model, data.training), REFERENCE_PAIRS),
+        "development": encode_pairs(model, data.development),
+    }
+    for adapter in stale:
         backend.activate(model, adapter)
-        models[adapter] = discernment.fit(model, how.layer, geometry, *sides)
-    with backend.stock(model):
-        models[STOCK] = discernment.fit(model, how.layer, geometry, *sides)
-    shown = data.development[: discernment.MAP_PAIRS]
-    toxic, seemingly_toxic = [p.toxic for p in shown], [p.seemingly_toxic for p in shown]
-    return discernment.Discernments(how.layer, toxic, seemingly_toxic, models)
+        states = states | {
+            f"{adapter}.{name}": layer_states(model, rows, settings.layer).cpu() for name, rows in fresh.items()
+        }
+    geometry = _geometry_of(states, settings)
+    models = {
+        name: Discernment.fit(geometry, states[f"{name}.reference"], states[f"{name}.development"])
+        for name in (DCR, BASELINE, STOCK)
+    }
+    shown = data.development[:MAP_PAIRS]
+    return Discernments(settings.layer, [p.toxic for p in shown], [p.seemingly_toxic for p in shown], models)
 
 
-def _draw_states(run: RunFolder, data: Data, settings: Settings) -> None:
-    points = {when: xy.double().numpy() for when, xy in load_file(run.path / "state_map.safetensors").items()}
+def _draw_states(run: RunFolder, data: Data, settings: Settings, states: dict[str, torch.Tensor]) -> None:
     kinds = np.array([p.label for p in data.held_out])
-    titles = {"before": "before stage 1", "after": "after stage 1"}
-    aurocs = {}
-    for when, xy in points.items():
-        sides = [xy[kinds == label, 0].tolist() for label in LABELS[:2]]
-        aurocs[titles[when]] = auroc(*sides) if all(sides) else None
-    maps = {title: points[when] for when, title in titles.items()}
+    geometry = _geometry_of(states, settings)
+    maps, aurocs = {}, {}
+    for title, model in (("before stage 1", STOCK), ("after stage 1", DCR)):
+        maps[title] = state_map(geometry, states[f"{model}.reference"], states[f"{model}.held_out"]).double().numpy()
+        sides = [maps[title][kinds == label, 0].tolist() for label in LABELS[:2]]
+        aurocs[title] = auroc(*sides) if all(sides) else None
     draw_state_map(maps, kinds, aurocs, settings.layer, run.path / "state_map.png")
 
 
@@ -354,7 +371,8 @@ def write_up(
     aurocs = {method: result["discernment"]["auroc"] for method, result in results.items()}
     draw_refusal_scores(scores, aurocs, run.path / "refusal_scores.png")
     draw_refusal_during_sft(_curves(run), run.path / "refusal_during_sft.png")
-    _draw_states(run, data, settings)
+    states = load_file(run.layer_states)
+    _draw_states(run, data, settings, states)
 
     done = {name: run.finished(name) or {} for name in ("stage1", "stage2", BASELINE)}
     seconds = {name: float(result.get("seconds", 0)) for name, result in done.items()}
@@ -382,7 +400,7 @@ def write_up(
         "settings": settings.for_json(),
     }
     save_adapter(model, DCR, run.path / "adapter")
-    fit_discernments(model, data, settings).save(run.path / "adapter")
+    fit_discernments(model, data, settings, states).save(run.path / "adapter")
     write_model_card(report, run.path / "adapter" / "README.md")
     write_report(report, shlex.join(["python", *sys.argv]), run.path / "report.md")
     run.close(report)

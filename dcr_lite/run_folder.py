@@ -100,6 +100,11 @@ class RunFolder:
         """Where a stage keeps its checkpoint."""
         return self.path / "checkpoints" / f"{stage}.pt"
 
+    @property
+    def layer_states(self) -> Path:
+        """Where stage 1 leaves the states that the map and the readings are made from at the end."""
+        return self.path / "checkpoints" / "layer_states.safetensors"
+
     def finished(self, stage: str) -> dict[str, Any] | None:
         """What a stage left when it was done; None if it has yet to be."""
         path = self.path / "checkpoints" / f"{stage}.json"

@@ -23,13 +23,14 @@ LOGITS_PER_PASS = 128  # answer tokens whose logits exist at once: 25 MB in floa
 
 @dataclass(frozen=True)
 class SafetySFT:
-    """How stage 2 trains. above: the layer above which the adapter trains, counted from 0; -1 trains all layers."""
+    """How stage 2 trains. above: the layer above which the adapter trains, counted from 0; -1 trains all layers.
+    looks: how often it is observed on the way to the end, and once before the first step."""
 
     above: int
     epochs: int
     batch_size: int
     learning_rate: float
-    observe_every: int = 12
+    looks: int = 5
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def safety_sft(
         learning_rate=settings.learning_rate,
         backward=backward,
         observe=observe,
-        observe_every=settings.observe_every,
+        observe_every=-(-len(batches) // settings.looks),
         checkpoint=checkpoint,
         report=report,
     ).run()

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
 from dcr_lite import cli, discernment, job, markup, scoring
+from dcr_lite.contrastive import encode_pairs, stock_geometry
 from dcr_lite.data import read_pairs, split_by_focus
 from dcr_lite.discernment import Discernment, Discernments
 from dcr_lite.errors import UserError
@@ -126,8 +127,10 @@ def test_a_run_saves_its_reading_without_looking_at_held_out_prompts(demo_run: P
 
     values = chosen | {key: Path(chosen[key]) for key in ("pairs", "instruction_rows", "refusal_rows")}
     settings = Settings(**values | {"run": demo_run, "evaluation": tuple(map(Path, chosen["evaluation"]))})
-    data = dataclasses.replace(job.load_data(settings), held_out=[])
-    job.fit_discernments(open_run(demo_run).model, data, settings).save(tmp_path)
+    data, model = dataclasses.replace(job.load_data(settings), held_out=[]), open_run(demo_run).model
+    geometry = stock_geometry(model, encode_pairs(model, data.training), job.contrastive_settings(settings))
+    states = job.stage1_states(model, data, settings, geometry)
+    job.fit_discernments(model, data, settings, states).save(tmp_path)
     again, first = load_file(tmp_path / discernment.FILE), load_file(saved)
     assert again.keys() == first.keys()
     assert all(torch.equal(again[key], first[key]) for key in first)

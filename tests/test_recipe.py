@@ -188,8 +188,13 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def assert_same_findings(run: Path, undisturbed: Finished) -> None:
     """Adapters, answers and metrics are bit for bit those of the undisturbed run."""
     found, expected = contents(run), contents(undisturbed.path)
-    exact = {name for name in expected if name.endswith(("model.safetensors", ".jsonl", "state_map.safetensors"))}
-    assert {"metrics.jsonl", "answers/dcr.jsonl", "adapter/adapter_model.safetensors"} <= exact
+    exact = {name for name in expected if name.endswith(("model.safetensors", "discernment.safetensors", ".jsonl"))}
+    assert {
+        "metrics.jsonl",
+        "answers/dcr.jsonl",
+        "adapter/adapter_model.safetensors",
+        "adapter/discernment.safetensors",
+    } <= exact
     assert [name for name in sorted(exact) if found.get(name) != expected[name]] == []
     assert found.keys() == expected.keys()  # nothing half-written is left
 
@@ -323,8 +328,8 @@ def test_metrics_hold_every_step_once(finished: Finished) -> None:
     }
     for stage, last, every in (
         ("stage1", CONTRASTIVE_STEPS, Contrastive.observe_every),
-        ("stage2", SFT_STEPS, SafetySFT.observe_every),
-        ("safety_sft", BASELINE_STEPS, SafetySFT.observe_every),
+        ("stage2", SFT_STEPS, -(-SFT_STEPS // SafetySFT.looks)),
+        ("safety_sft", BASELINE_STEPS, -(-BASELINE_STEPS // SafetySFT.looks)),
     ):
         seen = [row["step"] for row in finished.metrics if row["stage"] == stage and "loss" not in row]
         assert seen == [*range(0, last, every), last]
