@@ -159,7 +159,7 @@ def our_step(case: Scaling, precision: torch.dtype) -> Step:
             return prompt_states(model.network, model.batch(part), case.layer)
 
     def step(i: int) -> Outcome:
-        loss, _ = gradcache.backward(encode, _passes(rows_of(case, case.batch, i)), loss_of)
+        loss, _ = gradcache.backward(encode, _passes(model, rows_of(case, case.batch, i)), loss_of)
         return {"loss": loss, **gradients(model.network)}
 
     return step

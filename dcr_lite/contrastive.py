@@ -19,11 +19,12 @@ from dcr_lite.geometry import Centre, Geometry, kinds_of_pairs, read_out
 from dcr_lite.hidden_states import prompt_states
 from dcr_lite.losses import Loss, cosine_similarity
 from dcr_lite.metrics import auroc
+from dcr_lite.packing import shared_prefix
 from dcr_lite.training import Loop, Progress
 
 REFERENCE_PAIRS = 64  # training pairs that give the read-out: enough for two means, and looked at again and again
 GEOMETRY_PAIRS = 420  # training pairs that give the stock model's geometry: more cost time and move it little
-TOKENS_PER_PASS = 4096  # of one forward and backward pass; a larger batch goes through GradCache
+TOKENS_PER_PASS = 1024  # computed in one forward and backward pass: about 40 prompts; more go through GradCache
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,11 @@ def encode_pairs(model: Model, pairs: list[Pair]) -> list[list[int]]:
     return encode_prompts(model.tokenizer, [p.toxic for p in pairs] + [p.seemingly_toxic for p in pairs], model.window)
 
 
-def _passes(rows: list[list[int]]) -> list[list[list[int]]]:
-    """Rows in order, cut into as few equal parts as keep a part under TOKENS_PER_PASS."""
-    n = max(1, -(-sum(map(len, rows)) // TOKENS_PER_PASS))
+def _passes(model: Model, rows: list[list[int]]) -> list[list[list[int]]]:
+    """Rows in order, cut into as few equal parts as keep a part under TOKENS_PER_PASS. What all rows share is computed
+    once a part where the model packs, and counts for nothing."""
+    shared = shared_prefix(rows) if model.packs else 0
+    n = max(1, -(-sum(len(row) - shared for row in rows) // TOKENS_PER_PASS))
     size = -(-len(rows) // n)
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
@@ -59,7 +62,7 @@ def layer_states(model: Model, rows: list[list[int]], layer: int) -> Tensor:
     model.network.eval()
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     with torch.no_grad():
-        for part in _passes([rows[i] for i in by_length]):
+        for part in _passes(model, [rows[i] for i in by_length]):
             with model.compute():
                 states.append(prompt_states(model.network, model.batch(part), layer))
     inverse = torch.empty(len(rows), dtype=torch.long)
@@ -118,7 +121,7 @@ def contrastive_refinement(
         chosen = [rows[i] for i in pairs] + [rows[n + i] for i in pairs]
         is_toxic = kinds_of_pairs(len(pairs), model.device)
         loss, _ = gradcache.backward(
-            encode, _passes(chosen), lambda states: settings.loss(cosine_similarity(geometry(states)), is_toxic)
+            encode, _passes(model, chosen), lambda states: settings.loss(cosine_similarity(geometry(states)), is_toxic)
         )
         return loss
 
