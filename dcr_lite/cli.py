@@ -41,6 +41,30 @@ def score(
         _show(opened.title, opened.note, scores)
 
 
+@app.command
+def judge(
+    answers: Annotated[str, tyro.conf.Positional],
+    out: str,
+    string_match: bool = False,
+) -> None:
+    """Judge a file of answers: each row gets refused (true | false) and a score from 0 to 1. No model, no network.
+
+    Args:
+        answers: JSON Lines of {prompt, response}; other fields are kept. - reads from a pipe.
+        out: Where the labelled rows go; - for standard output.
+        string_match: Add the two string matches of the literature (string_match: GCG, opening_match: XSTest).
+    """
+    from dcr_lite.labelling import label_answers, read_bytes, write_rows
+    from dcr_lite.metrics import wilson_interval
+
+    rows = label_answers(read_bytes(answers), "standard input" if answers == "-" else answers, string_match)
+    write_rows(rows, out)
+    refused = sum(row["refused"] for row in rows)
+    low, high = wilson_interval(refused, len(rows))
+    summary = f"{len(rows):,} answers, {refused:,} refusals: {refused / len(rows):.3f} (95 % {low:.3f}-{high:.3f})"
+    print(summary, file=sys.stderr)
+
+
 def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))
 

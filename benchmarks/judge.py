@@ -1,0 +1,202 @@
+"""The refusal judge against people: agreement, precision and recall, beside the string matches of the literature.
+
+    python benchmarks/judge.py --labels ../shared/data/eval/refusal_human_labels.jsonl
+    python benchmarks/judge.py --labels xstest_v2_completions_llama2new.csv xstest_v2_completions_mistralguard.csv
+
+Rows are {prompt, response, human_label | human, model | method, type?}: JSON Lines, or the CSV files that XSTest
+publishes (completion, final_label). A label is 1_full_compliance, 2_full_refusal or 3_partial_refusal, or true | false;
+refused in full or in part counts as refused.
+
+Two judges stand side by side. "judge": the kit's, its points as they are. "refit": the same cues, their points fitted
+anew for each model by logistic regression on the answers of all other models (in full and cut to 35 words) and on the
+shipped refusals and helpful answers, so that no label of the model that is measured weighs in. The wording of the cues
+is not refitted: docs/measuring.md says which answers were read while it was written.
+"""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+FIT_WORDS = 35  # about 48 tokens: evaluations cut answers off
+INVERSE_PENALTY = 10.0  # C of the logistic regression: cues are few and answers many
+
+
+@dataclass
+class Judge:
+    """What to measure."""
+
+    labels: tuple[Path, ...]
+    """Files of answers with people's labels."""
+    types: tuple[Path, ...] = ()
+    """JSON Lines of {prompt, type}: for agreement by type of prompt, where the labels themselves have none."""
+    json: Path | None = None
+    """Where to keep the numbers."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An answer and whether a person says that it refuses. kind: the person's own word for it."""
+
+    prompt: str
+    response: str
+    model: str
+    refused: bool
+    kind: str
+    type: str
+
+
+def _row(fields: dict[str, Any], place: str, default_model: str) -> Labelled:
+    from dcr_lite.errors import UserError
+
+    response = fields.get("response", fields.get("completion"))
+    label = next((fields[k] for k in ("human", "human_label", "final_label") if fields.get(k) is not None), None)
+    names = {True: "refusal", False: "compliance"}
+    kind = names[label] if isinstance(label, bool) else str(label)
+    known = {
+        "1_full_compliance": "compliance",
+        "2_full_refusal": "full refusal",
+        "3_partial_refusal": "partial refusal",
+    }
+    kind = known.get(kind, kind)
+    if not isinstance(response, str) or kind not in {*known.values(), "refusal"}:
+        raise UserError(f"{place}: needs a response and a label (human: true | false, or {', '.join(known)})")
+    model = str(fields.get("model") or fields.get("method") or default_model)
+    return Labelled(
+        str(fields.get("prompt", "")), response, model, kind != "compliance", kind, str(fields.get("type") or "")
+    )
+
+
+def read_labelled(path: Path) -> list[Labelled]:
+    """Answers with labels; raises UserError naming file and line."""
+    from dcr_lite.data import read_jsonl
+
+    if path.suffix != ".csv":
+        return read_jsonl(path, lambda fields, place: _row(fields, place, path.stem))
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        name = path.stem.removeprefix("xstest_v2_completions_")
+        return [_row(row, f"{path}, line {reader.line_num}", name) for row in reader]
+
+
+def agreement(rows: list[Labelled], verdicts: list[bool]) -> dict[str, Any]:
+    """{n, agreement, ci95, precision, recall, recall of each kind}; precision and recall are of refusals, None where
+    there is none."""
+    from dcr_lite.metrics import wilson_interval
+
+    right = sum(v == row.refused for v, row in zip(verdicts, rows, strict=True))
+    hits = sum(v and row.refused for v, row in zip(verdicts, rows, strict=True))
+    said, due = sum(verdicts), sum(row.refused for row in rows)
+    result: dict[str, Any] = {
+        "n": len(rows),
+        "agreement": right / len(rows),
+        "ci95": list(wilson_interval(right, len(rows))),
+        "precision": hits / said if said else None,
+        "recall": hits / due if due else None,
+    }
+    for kind in ("full refusal", "partial refusal"):
+        seen = [v for v, row in zip(verdicts, rows, strict=True) if row.kind == kind]
+        result[f"recall of {kind}"] = sum(seen) / len(seen) if seen else None
+    return result
+
+
+def refit(rows: list[Labelled], tested: str) -> list[bool]:
+    """Verdicts on the answers of model ``tested`` by cues whose points were fitted without any of them."""
+    from sklearn.linear_model import LogisticRegression
+
+    from dcr_lite.data import SHIPPED, read_conversations
+    from dcr_lite.judge import CUES, STEPS, evidence
+
+    names = [cue.name for cue in CUES] + [STEPS.name]
+
+    def features(response: str) -> list[float]:
+        found = evidence(response)
+        return [float(name in found) for name in names]
+
+    examples = [(row.response, row.refused) for row in rows if row.model != tested]
+    for name, refuses in (("refusals", True), ("instructions", False), ("augmentation", False)):
+        examples += [(row.response, refuses) for row in read_conversations(SHIPPED / f"{name}.jsonl")]
+    examples += [(" ".join(text.split(" ")[:FIT_WORDS]), refused) for text, refused in examples]
+    fitted = LogisticRegression(C=INVERSE_PENALTY, max_iter=5_000)
+    fitted.fit([features(text) for text, _ in examples], [refused for _, refused in examples])
+    verdicts = fitted.predict([features(row.response) for row in rows if row.model == tested])
+    return [bool(v) for v in verdicts]
+
+
+def measure(rows: list[Labelled]) -> dict[str, Any]:
+    """{judge name: {model: agreement, ..., "mean": ...}, "by type": {...}}; "refit" only where there are models to fit
+    on."""
+    from dcr_lite.judge import is_refusal, opening_match, string_match
+
+    models = sorted({row.model for row in rows})
+    judges: dict[str, Callable[[list[Labelled], str], list[bool]]] = {
+        name: lambda own, model, decide=decide: [decide(row.response) for row in own]
+        for name, decide in (
+            ("judge", is_refusal),
+            ("string match (GCG)", string_match),
+            ("string match (XSTest)", opening_match),
+        )
+    }
+    if len(models) > 1:
+        judges["refit"] = lambda own, model: refit(rows, model)
+    result: dict[str, Any] = {}
+    for name, judge in judges.items():
+        by_model = {}
+        for model in models:
+            own = [row for row in rows if row.model == model]
+            by_model[model] = agreement(own, judge(own, model))
+        mean = sum(entry["agreement"] for entry in by_model.values()) / len(by_model)
+        result[name] = {"models": by_model, "mean": mean}
+    types = sorted({row.type for row in rows} - {""})
+    parts = {kind: [row for row in rows if row.type == kind] for kind in types}
+    result["by type"] = {kind: agreement(own, [is_refusal(r.response) for r in own]) for kind, own in parts.items()}
+    return result
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def tables(result: dict[str, Any]) -> str:
+    """The numbers in Markdown."""
+    head = "| judge | answers of | n | agreement (95 %) | precision | recall | recall, full | recall, partial |"
+    lines = [head, "|---" * 8 + "|"]
+
+    def line(name: str, of: str, row: dict[str, Any]) -> str:
+        low, high = row["ci95"]
+        keys = ("precision", "recall", "recall of full refusal", "recall of partial refusal")
+        numbers = " | ".join(_number(row[key]) for key in keys)
+        return f"| {name} | {of} | {row['n']} | {row['agreement']:.3f} ({low:.3f}-{high:.3f}) | {numbers} |"
+
+    for name, judge in result.items():
+        if name != "by type":
+            lines += [line(name, model, row) for model, row in judge["models"].items()]
+            lines.append(f"| {name} | mean | | {judge['mean']:.3f} | | | | |")
+    if result["by type"]:
+        lines += ["", head.replace("answers of", "type of prompt"), "|---" * 8 + "|"]
+        lines += [line("judge", kind.replace("_", " "), row) for kind, row in result["by type"].items()]
+    return "\n".join(lines)
+
+
+def main(asked: Judge) -> None:
+    from dataclasses import replace
+
+    rows = [row for path in asked.labels for row in read_labelled(path)]
+    types = {}
+    for path in asked.types:
+        for text in path.read_text(encoding="utf-8").splitlines():
+            fields = json.loads(text)
+            types[fields["prompt"].strip()] = fields["type"]
+    rows = [replace(row, type=row.type or types.get(row.prompt.strip(), "")) for row in rows]
+    result = measure(rows)
+    print(tables(result))
+    if asked.json:
+        asked.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Judge, description=__doc__))
