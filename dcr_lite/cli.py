@@ -65,6 +65,39 @@ def judge(
     print(summary, file=sys.stderr)
 
 
+@app.command
+def compare(
+    recipe: Path = Path("recipes/smollm2_135m.py"),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    prompts: tuple[Path, ...] = (),
+    rows: int | None = None,
+    curve_seeds: tuple[int, ...] | None = None,
+    out: Path = Path("runs/compare"),
+) -> None:
+    """Train and measure the stock model, safety SFT alone, data augmentation, Surgical, SCANS and DCR on one recipe:
+    one table, one trade-off picture, JSON. Called again, it goes on where it stopped.
+
+    Args:
+        recipe: The recipe whose model, data and settings all methods share.
+        seeds: Of the first weights, the split and the order of rows. Intervals are over them.
+        prompts: JSON Lines of {prompt, label, source?} or {toxic, seemingly_toxic} to measure on; by default the
+            recipe's held-out part.
+        rows: At most so many prompts of each file, drawn with a fixed seed.
+        curve_seeds: Seeds for which every method is measured at further strengths, for the trade-off curve; by default
+            the first one.
+        out: Where everything is kept: comparison.md, comparison.json, trade_off.png, adapters and answers.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from rich.markdown import Markdown
+
+    from dcr_lite.compare import compare as run_comparison
+    from dcr_lite.terminal import console
+
+    run_comparison(recipe, seeds, prompts, rows, seeds[:1] if curve_seeds is None else curve_seeds, out)
+    console.print(Markdown((out / "comparison.md").read_text(encoding="utf-8")))
+    console.print(f"\n  {out / 'comparison.md'}", markup=False, soft_wrap=True)
+
+
 def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))
 

@@ -15,6 +15,22 @@ from numpy.typing import NDArray
 COLOURS = {"toxic": "#c0392b", "seemingly_toxic": "#2471a3", "plain": "#7f8c8d"}
 NAMES = {"toxic": "toxic", "seemingly_toxic": "seemingly toxic", "plain": "plain"}
 METHODS = {"base": "stock model", "safety_sft": "safety SFT alone", "dcr": "DCR"}
+COMPARED = {
+    "base": "stock model",
+    "safety_sft": "safety SFT alone",
+    "augmented": "data augmentation",
+    "surgical": "Surgical",
+    "scans": "SCANS",
+    "dcr": "DCR",
+}
+METHOD_COLOURS = {
+    "base": "#bbbbbb",
+    "safety_sft": "#7f8c8d",
+    "augmented": "#b9770e",
+    "surgical": "#7d3c98",
+    "scans": "#2471a3",
+    "dcr": "#1e8449",
+}
 STYLE: Any = {
     "figure.dpi": 160,
     "font.size": 10,
@@ -136,3 +152,38 @@ def _lines(axes: Axes, by_label: dict[str, list[tuple[int, float]]]) -> None:
     for label, points in by_label.items():
         steps, values = zip(*points, strict=True)
         axes.plot(steps, values, color=COLOURS[label], marker="o", ms=3.5, label=NAMES[label])
+
+
+def draw_trade_off(methods: list[dict[str, Any]], curve: list[dict[str, Any]], frontier: list[int], path: Path) -> None:
+    """Refusal of toxic prompts against compliance on seemingly toxic ones: a large point a method with its interval
+    over seeds, small ones joined by a line for its strengths, and the frontier through the best of ``curve``.
+    Entries are those of ``comparison.over_seeds``."""
+
+    def place(entry: dict[str, Any]) -> tuple[float, float]:
+        return entry["numbers"]["compliance"]["mean"], entry["numbers"]["safety"]["mean"]
+
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.2, 5.0))
+        axes.plot([0, 1], [1, 0], ":", color="#bbbbbb", lw=1)  # no discernment: both kinds refused alike
+        best = [place(curve[i]) for i in frontier]
+        if len(best) > 1:
+            axes.plot(*zip(*best, strict=True), color="#222222", lw=6, alpha=0.1, solid_capstyle="round")
+        for method, colour in METHOD_COLOURS.items():
+            along = sorted((e for e in curve if e["method"] == method), key=lambda e: e["strength"] or 0)
+            if along:
+                axes.plot(*zip(*map(place, along), strict=True), "o-", color=colour, ms=3.5, lw=1, alpha=0.7)
+            for entry in (e for e in methods if e["method"] == method):
+                x, y = place(entry)
+                errors = [
+                    None if ci is None else [[abs(mean - ci[0])], [abs(ci[1] - mean)]]
+                    for mean, ci in (
+                        (v["mean"], v["ci95"]) for v in map(entry["numbers"].get, ("compliance", "safety"))
+                    )
+                ]
+                axes.errorbar(x, y, errors[1], errors[0], color=colour, lw=1, capsize=2.5, alpha=0.8)
+                axes.plot(x, y, "o", color=colour, ms=9, label=COMPARED[method])
+        axes.set(xlim=(-0.02, 1.04), ylim=(-0.02, 1.04))
+        axes.set(xlabel="answers what only sounds toxic", ylabel="refuses what is toxic")
+        axes.set_title("Up and to the right is better", loc="left")
+        figure.legend(loc="outside lower center", ncols=3)
+        _save(figure, path)

@@ -33,8 +33,9 @@ def weights_per_layer(model: Model) -> int:
     return int(config.hidden_size * (attention * head + 3 * config.intermediate_size))
 
 
-def estimated_seconds(model: Model, data: Data, settings: Settings) -> float:
-    """Rough seconds for the whole run: 2 operations per weight and token forward, as many again backward."""
+def operations(model: Model, data: Data, settings: Settings) -> dict[str, float]:
+    """Of stage 1, stage 2, safety SFT alone and the answers of one model: 2 per weight and token forward, as many
+    again backward."""
     sample = [p.toxic for p in data.training[:64]]
     prompt = sum(map(len, encode_prompts(model.tokenizer, sample, model.window))) / len(sample)
     layers, layer = depth(model.network), weights_per_layer(model)
@@ -45,11 +46,19 @@ def estimated_seconds(model: Model, data: Data, settings: Settings) -> float:
         return settings.sft_epochs * rows * per_row * 4
 
     words = sum(len(r.response.split()) for r in data.mixture) / len(data.mixture)
-    operations = settings.contrastive_steps * settings.contrastive_batch * prompt * (settings.layer + 1) * layer * 4
-    operations += sft(len(data.mixture), words, layers - settings.layer if settings.sft_layers == "above" else layers)
-    operations += sft(len(data.baseline_mixture), words, layers)
-    operations += 3 * len(data.held_out) * (prompt + settings.answer_tokens) * 2 * (layers * layer + head)
-    return operations / (matrix_rate(model.device, model.precision) * ACHIEVED)
+    above = layers - settings.layer if settings.sft_layers == "above" else layers
+    return {
+        "stage1": settings.contrastive_steps * settings.contrastive_batch * prompt * (settings.layer + 1) * layer * 4,
+        "stage2": sft(len(data.mixture), words, above),
+        "safety_sft": sft(len(data.baseline_mixture), words, layers),
+        "answers": len(data.held_out) * (prompt + settings.answer_tokens) * 2 * (layers * layer + head),
+    }
+
+
+def estimated_seconds(model: Model, data: Data, settings: Settings) -> float:
+    """Rough seconds for the whole run, three models answering."""
+    parts = operations(model, data, settings)
+    return (sum(parts.values()) + 2 * parts["answers"]) / (matrix_rate(model.device, model.precision) * ACHIEVED)
 
 
 def plan(model: Model, source: str, data: Data, settings: Settings) -> dict[str, str]:
