@@ -180,7 +180,7 @@ def _say(point: Point, done: int, total: int, seconds_left: float) -> None:
     shown = [f"{key} {point['numbers'][key]:.2f}" for key in ("compliance", "safety", "auroc")]
     which = "" if point["seed"] is None else f", seed {point['seed']}, {point['strength']:g}"
     left = f"; about {max(1, round(seconds_left / 60))} min left" if done < total else ""
-    console.print(f"{done}/{total} {COMPARED[point['method']]}{which}: {', '.join(shown)}{left}", highlight=False)
+    console.print(f"{done}/{total} {COMPARED[point['method']]}{which}: {', '.join(shown)}{left}", soft_wrap=True)
 
 
 def _report(

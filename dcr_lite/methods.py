@@ -130,7 +130,7 @@ class Seed:
         return load_file(path) | (self.run.finished(name) or {})
 
 
-# --- within each block the seed's model is that of the method, at a strength -------------------------------------------
+# --- within each block the seed's model is that of the method, at a strength ------------------------------------------
 
 
 @contextmanager
