@@ -143,9 +143,9 @@ def differences_table(found: dict[str, dict[str, Any]], titles: dict[str, str], 
         cells = []
         for key in keys:
             value = numbers[key]
-            text = f"{value['mean']:+.2f}"
+            text = f"{round(value['mean'], 2) + 0:+.2f}"  # never -0.00
             if value["ci95"] is not None:
-                low, high = value["ci95"]
+                low, high = (round(end, 2) + 0 for end in value["ci95"])
                 text += f" ({low:+.2f} to {high:+.2f})"
                 text = f"**{text}**" if low > 0 or high < 0 else text
             cells.append(text)
