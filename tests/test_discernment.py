@@ -433,7 +433,10 @@ def test_the_command_prints_the_scores(
     assert capsys.readouterr().err == "error: the prompt is empty. Type a question first.\n"
 
 
-@pytest.mark.parametrize("command", [["-m", "dcr_lite.cli", "score", "--help"], ["app.py", "--help"]])
+@pytest.mark.parametrize(
+    "command",
+    [["-m", "dcr_lite.cli", "score", "--help"], ["-m", "dcr_lite.cli", "compare", "--help"], ["app.py", "--help"]],
+)
 def test_help_answers_at_once(command: list[str]) -> None:
     """--help of the command and of the demo imports nothing heavy."""
     root = Path(__file__).parent.parent
