@@ -109,9 +109,9 @@ def compare(
 
     wanted: list[tuple[str, float, int | None]] = [(job.STOCK, 0.0, None)]
     for one in seeds:
-        for name in list(methods)[1:]:
-            strengths = (methods[name].usual, *(methods[name].further if one in curve_seeds else ()))
-            wanted += [(name, strength, one) for strength in strengths]
+        trained = list(methods.items())[1:]
+        wanted += [(name, method.usual, one) for name, method in trained]  # first what the table shows
+        wanted += [(name, s, one) for name, method in trained for s in method.further if one in curve_seeds]
     folders = {seed: Seed(settings, out / f"seed{seed}", seed) for seed in seeds}
     stock = Seed(settings, out / "stock", 0)
 
