@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -96,6 +96,44 @@ def compare(
     run_comparison(recipe, seeds, prompts, rows, seeds[:1] if curve_seeds is None else curve_seeds, out)
     console.print(Markdown((out / "comparison.md").read_text(encoding="utf-8")))
     console.print(f"\n  {out / 'comparison.md'}", markup=False, soft_wrap=True)
+
+
+@app.command
+def export(
+    run: Annotated[Path, tyro.conf.Positional],
+    to: Literal["merged", "gguf", "hub"],
+    out: Path | None = None,
+    base: str | None = None,
+    file_type: Literal["bf16", "q8_0"] = "bf16",
+    repo: str | None = None,
+    form: Literal["adapter", "merged", "gguf"] = "adapter",
+    public: bool = False,
+) -> None:
+    """Make the adapter of a finished run into what others load: merged weights, a GGUF file, a page on the Hub.
+
+    Args:
+        run: The run folder.
+        to: merged: a folder that transformers loads without peft. gguf: one file for llama.cpp. hub: push to the Hub.
+        out: Where it goes (hub: where the export lies); by default into the run folder.
+        base: A folder or Hub name of the base in 16 bits, where the run's own base is stored in 4.
+        file_type: Of a GGUF: bf16 keeps every bit, q8_0 halves the file.
+        repo: For the Hub: owner/name.
+        form: For the Hub: the adapter alone, or what was exported before.
+        public: For the Hub: visible to everybody at once.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if to == "hub" and repo is None:
+        raise UserError("--to hub needs --repo owner/name")
+
+    from dcr_lite.export import export_gguf, export_merged, open_finished, push
+
+    finished = open_finished(run)
+    if to == "merged":
+        print(f"written: {export_merged(finished, out, base)}")
+    elif to == "gguf":
+        print(f"written: {export_gguf(finished, out, base, file_type)}")
+    else:
+        print(f"pushed: {push(finished, str(repo), form, out, public)}")
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ from dcr_lite.hidden_states import depth
 from dcr_lite.losses import Loss
 from dcr_lite.metrics import auroc
 from dcr_lite.pictures import draw_refusal_during_sft, draw_refusal_rates, draw_refusal_scores, draw_state_map
-from dcr_lite.report import method_result, read_answers, write_answers, write_model_card, write_report
+from dcr_lite.report import method_result, model_card, read_answers, write_answers, write_report
 from dcr_lite.run_folder import RunFolder, hardware, peak_memory_bytes, versions
 from dcr_lite.safety_sft import SafetySFT, safety_sft
 from dcr_lite.settings import Settings
@@ -383,6 +383,7 @@ def write_up(
         "recipe": Path(sys.argv[0]).stem,
         "model": settings.model,
         "source": source,
+        "four_bit": model.four_bit,
         "seed": settings.seed,
         "methods": results,
         "stage1": {k: done["stage1"].get(k) for k in ("best", "best_step")},
@@ -401,7 +402,7 @@ def write_up(
     }
     save_adapter(model, DCR, run.path / "adapter")
     fit_discernments(model, data, settings, states).save(run.path / "adapter")
-    write_model_card(report, run.path / "adapter" / "README.md")
+    (run.path / "adapter" / "README.md").write_text(model_card(report, "adapter"), encoding="utf-8")
     write_report(report, shlex.join(["python", *sys.argv]), run.path / "report.md")
     run.close(report)
     return report

@@ -2,9 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from dcr_lite.data import LABELS
+from dcr_lite.data import LABELS, SHIPPED
 from dcr_lite.evaluation import Measured, discernment, overall_rate, refusal_rates
 from dcr_lite.pictures import METHODS
 
@@ -115,49 +115,96 @@ Versions: {", ".join(f"{k} {v}" for k, v in report["versions"].items())}.
     )
 
 
-def write_model_card(report: dict[str, Any], path: Path) -> None:
-    """README.md beside the adapter, in the form that the Hugging Face Hub reads."""
-    path.write_text(
-        f"""---
-base_model: {report["model"]}
-library_name: peft
-pipeline_tag: text-generation
-tags: [lora, safety, over-refusal, dcr]
+# --- the model card ---------------------------------------------------------------------------------------------------
+
+Form = Literal["adapter", "merged", "gguf"]
+LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
+RELATIONS = {"adapter": "adapter", "merged": "finetune", "gguf": "quantized"}  # as the Hub names them
+WHAT = {
+    "adapter": "A LoRA adapter",
+    "merged": "A LoRA adapter merged into its base",
+    "gguf": "GGUF files of a LoRA adapter merged into its base,",
+}
+USE = {
+    "adapter": """```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained("{place}")
+tokenizer = AutoTokenizer.from_pretrained("{place}")
+```""",
+    "merged": """```python
+from transformers import pipeline
+
+chat = pipeline("text-generation", "{place}")
+print(chat([{{"role": "user", "content": "How do I kill a Python process?"}}])[0]["generated_text"][-1]["content"])
+```""",
+    "gguf": "`llama-cli -m FILE.gguf` of llama.cpp, and what is built on it; the chat template is inside.",
+}
+PLACE = "path/to/this/folder"
+
+
+def is_hub_name(model: str) -> bool:
+    """Whether a model's name is one that others can load: owner/name, and no folder of this machine."""
+    return model.count("/") == 1 and not model.startswith((".", "/", "~")) and not Path(model).exists()
+
+
+def _front_matter(report: dict[str, Any], form: Form, licence: str | None) -> str:
+    lines = [f"license: {licence}"] if licence else []
+    if is_hub_name(report["model"]):
+        lines += [f"base_model: {report['model']}", f"base_model_relation: {RELATIONS[form]}"]
+    lines += [f"library_name: {LIBRARIES[form]}", "pipeline_tag: text-generation", "language: en"]
+    return "\n".join([*lines, "tags: [lora, safety, over-refusal, dcr]"])
+
+
+def _origin(path: str) -> str:
+    return "shipped with dcr-lite, Apache-2.0" if Path(path).parent == SHIPPED else "rows of its own"
+
+
+def model_card(report: dict[str, Any], form: Form, licence: str | None = None, place: str = PLACE) -> str:
+    """README.md of a folder or a page with the adapter, merged weights or GGUF files, in the form that the Hugging Face
+    Hub reads. licence: the base's, where it is known. place: what a reader loads: the folder, or the page's name."""
+    data, settings, name = report["data"], report["settings"], report["model"].rstrip("/").split("/")[-1]
+    four_bit = " with its weights in 4 bits" if report.get("four_bit") else ""
+    otherwise = {
+        "adapter": "",
+        "merged": f" The numbers above are of the adapter on the base{four_bit}; merged weights round a little.",
+        "gguf": f" The numbers above are of the adapter on the base{four_bit}; these files round a little, q8_0 more.",
+    }[form]
+    return f"""---
+{_front_matter(report, form, licence)}
 ---
 
-# {report["model"].split("/")[-1]}, aligned with DCR
+# {name}, aligned with DCR
 
-A LoRA adapter trained in two stages with [dcr-lite](https://pypi.org/project/dcr-lite/): contrastive refinement up to
-layer {report["settings"]["layer"]}, then safety SFT. The aim is to refuse toxic prompts and to answer those that only
-sound toxic; the table says how far this run got. Method: Lu et al., arXiv 2603.03323.
+{WHAT[form]} trained in two stages with [dcr-lite](https://pypi.org/project/dcr-lite/): contrastive refinement up to
+layer {settings["layer"]}, then safety SFT. The aim is to refuse toxic prompts and to answer those that only sound
+toxic; the table says how far this run got. Method: Lu et al., arXiv 2603.03323.
 
 ## Before and after
 
 {results_table(report)}
 
-Refusal rates on held-out prompts with 95 % Wilson intervals, seed {report["seed"]}.
+Refusal rates on held-out prompts with 95 % Wilson intervals, seed {report["seed"]}. J is the rate on toxic prompts
+minus that on seemingly toxic ones; AUROC says how well the log-odds of refusing tell the two apart.
 
 ## Use
 
-```python
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
-
-model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-```
+{USE[form].format(place=place)}
 
 ## Training data
 
-{report["data"]["pairs"]} pairs of a toxic and a seemingly toxic prompt (stage 1);
-{report["data"]["instructions"]} instructions and {report["data"]["refusals"]} refusals (stage 2).
+{data["pairs"]} pairs of a toxic and a seemingly toxic prompt for stage 1 ({_origin(settings["pairs"])});
+{data["instructions"]} instructions ({_origin(settings["instruction_rows"])}) and {data["refusals"]} refusals
+({_origin(settings["refusal_rows"])}) for stage 2.
 
-`discernment.safetensors`, by which the demo of dcr-lite reads states, holds the texts of development pairs.
+## Licence
+
+{name}'s own{f" ({licence})" if licence else ""}, which applies to weights derived from it.
 
 ## Limits
 
-A small data set and, in the numbers above, one seed. Refusals are judged by how answers talk. The adapter makes a model
-more discerning, not safe: test it on your own prompts before you rely on it. The base model's licence applies.
-""",
-        encoding="utf-8",
-    )
+A small data set and, in the numbers above, one seed. Refusals are judged by how answers talk. Prompts in other styles
+or languages than those measured may be treated otherwise. The model is more discerning, not safe: test it on your own
+prompts before you rely on it.{otherwise}
+"""
