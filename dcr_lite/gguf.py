@@ -68,7 +68,7 @@ def write_gguf(
     writer.add_file_type(FILE_TYPES[file_type])
     writer.add_quantization_version(GGML_QUANT_VERSION)
     _describe(writer, config)
-    _describe_tokenizer(writer, tokenizer, config.vocab_size)
+    _describe_tokenizer(writer, tokenizer, config)
 
     names = _gguf_names(merged, config, architecture)
     kinds = {ours: _kind(merged.shape(ours), file_type) for ours in names}
@@ -192,8 +192,8 @@ def _encode(weight: Tensor, kind: GGMLQuantizationType) -> NDArray[Any]:
 # --- the tokenizer ----------------------------------------------------------------------------------------------------
 
 
-def _describe_tokenizer(writer: GGUFWriter, tokenizer: Any, size: int) -> None:
-    """The vocabulary, the merges, special tokens and the chat template. ``size``: rows of the embedding."""
+def _describe_tokenizer(writer: GGUFWriter, tokenizer: Any, config: Any) -> None:
+    """The vocabulary, the merges, special tokens and the chat template."""
     backend = tokenizer.backend_tokenizer
     model = json.loads(backend.to_str())["model"]
     if model["type"] != "BPE":
@@ -202,7 +202,7 @@ def _describe_tokenizer(writer: GGUFWriter, tokenizer: Any, size: int) -> None:
     byte_level = _cut(backend) is not None
     writer.add_tokenizer_model("gpt2" if byte_level else "llama")
     writer.add_tokenizer_pre(_name_of_cut(backend) if byte_level else "default")
-    tokens, types = _tokens(tokenizer, size, byte_level)
+    tokens, types = _tokens(tokenizer, config.vocab_size, byte_level)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     if not byte_level:
@@ -215,7 +215,9 @@ def _describe_tokenizer(writer: GGUFWriter, tokenizer: Any, size: int) -> None:
     writer.add_token_merges([f"{a} {b}" for a, b in merges])  # with scores, only transformers reads them
     for kind in ("bos", "eos", "unk", "pad"):
         number = getattr(tokenizer, f"{kind}_token_id")
-        if number is not None:
+        if number is None:
+            number = getattr(config, f"{kind}_token_id", None)
+        if isinstance(number, int):
             getattr(writer, f"add_{kind}_token_id")(number)
     ids = tokenizer("a")["input_ids"]
     writer.add_add_bos_token(ids[0] == tokenizer.bos_token_id)

@@ -32,7 +32,10 @@ class LlamaCpp:
 
     def log_probabilities(self, row: list[int], vocabulary: int) -> Tensor:
         """Of each next token after a row of token ids: (vocabulary,)."""
-        body = {"prompt": row, "n_predict": 1, "n_probs": vocabulary, "temperature": 0, "cache_prompt": False}
+        # It answers nothing where it takes half a character or the end, so it is made to take a letter; the
+        # probabilities that it tells are those before that.
+        letter = [[self.tokens("a")[-1], 1000.0]]
+        body = {"prompt": row, "n_predict": 1, "n_probs": vocabulary, "logit_bias": letter, "cache_prompt": False}
         seen = torch.full((vocabulary,), float("nan"))
         for token in self._ask("/completion", body)["completion_probabilities"][0]["top_logprobs"]:
             seen[token["id"]] = token["logprob"]

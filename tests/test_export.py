@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from dcr_lite import cli, export
-from dcr_lite.backend import Model, load, stock
+from dcr_lite.backend import Model, load, set_adapter_weights, stock
 from dcr_lite.chat import encode_prompts, prompt_text
 from dcr_lite.data import SHIPPED
 from dcr_lite.errors import UserError
@@ -76,10 +76,8 @@ def smollm2(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[F
     model.network.config.name_or_path = SMOLLM2
     run = finished_run(demo_run, model, SMOLLM2, tmp_path_factory.mktemp("smollm2"))
     weights = load_file(run.adapter / "adapter_model.safetensors")
-    gentle = {k: v * 0.1 for k, v in weights.items()}  # of the size that training gives: answers still make sense
+    gentle = {k: v * 0.2 for k, v in weights.items()}  # of the size that training gives: answers still make sense
     save_file(gentle, run.adapter / "adapter_model.safetensors")
-    from dcr_lite.backend import set_adapter_weights
-
     set_adapter_weights(model, ADAPTER, gentle)
     return run, model
 
@@ -336,11 +334,10 @@ def test_llama_cpp_computes_the_same(
     expected = rounded(load_reference(export_merged(run)))
     with llama_cpp(export_gguf(run, file_type=file_type)) as served:
         for row in random_rows([3, 20, 150]):
-            own = logits(expected, row)[-1].log_softmax(-1)
             theirs = served.log_probabilities(row, expected.config.vocab_size)
             assert theirs.isfinite().all()
-            allowed = 0.02 if file_type == "bf16" else 0.1  # its key-value cache holds 16 bits
-            assert (own - theirs).abs().max() < allowed, (own - theirs).abs().max()
+            allowed = 1e-4 if file_type == "bf16" else 1e-2  # it multiplies in 16 bits, or in 8
+            assert divergence(logits(expected, row)[-1:], theirs[None]) < allowed
 
 
 TEXTS = [

@@ -152,7 +152,7 @@ def save_tiny(folder: Path, architecture: str, overrides: dict[str, Any], chat_f
     tokenizer = build_tokenizer() if chat_format == "own" else build_base_tokenizer(chat_format)
     kind, own = CONFIGS[architecture]
     special = {"bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = kind(vocab_size=len(tokenizer), **{**SHAPE, **own, **special, **overrides})
+    config = kind(**{"vocab_size": len(tokenizer), **SHAPE, **own, **special, **overrides})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
