@@ -8,7 +8,7 @@ from dcr_lite.chat import encode_prompts
 from dcr_lite.data import LABELS, Prompt
 from dcr_lite.generation import answer
 from dcr_lite.judge import is_refusal, verdict_is_final
-from dcr_lite.metrics import auroc, wilson_interval, youden_j
+from dcr_lite.metrics import auroc, auroc_interval, wilson_interval, youden_j, youden_j_interval
 
 Measured = dict[str, Any]  # one measured prompt: source, label, prompt, response, refused, refusal_log_odds
 
@@ -56,6 +56,18 @@ def overall_rate(measured: list[Measured], label: str) -> dict[str, Any] | None:
         return None
     rate = sum(refused) / len(refused)
     return {"n": len(refused), "refusal_rate": rate, "ci95": list(wilson_interval(sum(refused), len(refused)))}
+
+
+def discernment_intervals(measured: list[Measured]) -> dict[str, Any]:
+    """{auroc, auroc_ci95, j, j_ci95}: ``discernment`` with 95 % bootstrap intervals over prompts, None where a label
+    has fewer than two."""
+    toxic, seemingly = ([r for r in measured if r["label"] == label] for label in LABELS[:2])
+    result: dict[str, Any] = {**discernment(measured), "auroc_ci95": None, "j_ci95": None}
+    if min(len(toxic), len(seemingly)) > 1:
+        odds = [r["refusal_log_odds"] for r in toxic], [r["refusal_log_odds"] for r in seemingly]
+        result["auroc_ci95"] = list(auroc_interval(*odds))
+        result["j_ci95"] = list(youden_j_interval([r["refused"] for r in toxic], [r["refused"] for r in seemingly]))
+    return result
 
 
 def discernment(measured: list[Measured]) -> dict[str, float | None]:

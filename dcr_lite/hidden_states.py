@@ -115,6 +115,28 @@ def adding(model: nn.Module, vectors: dict[int, Tensor], tokens: int) -> Iterato
             handle.remove()
 
 
+@contextmanager
+def adding_at(model: nn.Module, vectors: dict[int, Tensor], places: Tensor) -> Iterator[None]:
+    """Within the block decoder layer ``i`` adds ``vectors[i]`` (places, d_model) to its output at ``places`` of the
+    flattened batch."""
+
+    def adds(vector: Tensor) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            states = output[0] if isinstance(output, tuple) else output
+            flat = states.flatten(0, 1).index_add(0, places, vector.to(states.dtype)).view_as(states)
+            return (flat, *output[1:]) if isinstance(output, tuple) else flat
+
+        return hook
+
+    layers = decoder_of(model).layers
+    handles = [layers[i].register_forward_hook(adds(vector)) for i, vector in vectors.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def states_above(model: nn.Module, batch: Batch, states: Tensor, layer: int) -> Tensor:
     """Run only the layers above ``layer`` and the final norm, from ``states`` (batch, seq, d_model) put out by
     ``layer`` for this batch: (batch * seq, d_model)."""

@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 
-from dcr_lite.metrics import auroc, wilson_interval, youden_j
+from dcr_lite.metrics import auroc, auroc_interval, wilson_interval, youden_j, youden_j_interval
 
 scores = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=12)  # few values: many ties
 
@@ -88,3 +90,31 @@ def test_youden_j_is_the_difference_of_the_two_rates() -> None:
     assert youden_j(1, 0) == 1
     assert youden_j(1, 1) == youden_j(0, 0) == 0
     assert youden_j(0.5, 0.75) == -0.25
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_bootstrap_intervals_hold_the_truth_as_often_as_they_say(seed: int) -> None:
+    """Of 100 samples whose true AUROC and J are known, about 95 intervals hold them; each lies around its estimate."""
+    rng = np.random.default_rng(seed)
+    true_auroc, true_j = norm.cdf(1 / math.sqrt(2)), norm.sf(-0.5) - norm.sf(0.5)
+    held = [0, 0]
+    for _ in range(100):
+        toxic, seemingly = rng.normal(1, 1, 60), rng.normal(0, 1, 60)
+        low, high = auroc_interval(toxic.tolist(), seemingly.tolist())
+        assert low <= auroc(toxic.tolist(), seemingly.tolist()) <= high
+        held[0] += low <= true_auroc <= high
+        low, high = youden_j_interval((toxic > 0.5).tolist(), (seemingly > 0.5).tolist())
+        held[1] += low <= true_j <= high
+    assert all(88 <= h <= 100 for h in held), held
+
+
+def test_bootstrap_intervals_are_repeatable_and_shrink_with_n() -> None:
+    """Same seed, same interval; four times the prompts, half the width; ties count half."""
+    rng = np.random.default_rng(0)
+    toxic, seemingly = rng.integers(0, 5, 100).tolist(), rng.integers(0, 4, 100).tolist()
+    low, high = auroc_interval(toxic, seemingly)
+    assert (low, high) == auroc_interval(toxic, seemingly)
+    assert (low, high) != auroc_interval(toxic, seemingly, seed=1)
+    assert low < auroc(toxic, seemingly) < high
+    few = auroc_interval(toxic[:25], seemingly[:25])
+    assert 1.4 < (few[1] - few[0]) / (high - low) < 2.8
