@@ -336,7 +336,7 @@ def test_rows_of_similar_length_share_a_batch() -> None:
 
 EVAL = Path(__file__).parents[2] / "shared" / "data" / "eval"
 TRAINING = ("pairs", "refusals", "instructions", "augmentation")
-HELD_OUT = ("heldout_pairs", "heldout_plain")
+HELD_OUT = ("heldout_pairs", "heldout_plain", "heldout_instructions")
 NEAR = 0.6  # cosine of character 4-gram counts: above it two prompts say the same in nearly the same words
 
 
@@ -379,6 +379,7 @@ def test_the_near_duplicate_search_finds_what_it_should() -> None:
         ("augmentation", 100),
         ("heldout_pairs", 120),
         ("heldout_plain", 60),
+        ("heldout_instructions", 40),
     ],
 )
 def test_shipped_files_have_the_rows_promised(name: str, least: int) -> None:
@@ -389,7 +390,7 @@ def test_shipped_files_have_the_rows_promised(name: str, least: int) -> None:
 def test_shipped_files_are_read_without_complaint() -> None:
     """The kit's own readers take every shipped file."""
     assert len(read_pairs(SHIPPED / "pairs.jsonl")) == len(shipped("pairs"))
-    for name in ("refusals", "instructions", "augmentation"):
+    for name in ("refusals", "instructions", "augmentation", "heldout_instructions"):
         assert len(read_conversations(SHIPPED / f"{name}.jsonl")) == len(shipped(name))
     prompts = [*read_prompts(SHIPPED / "heldout_pairs.jsonl"), *read_prompts(SHIPPED / "heldout_plain.jsonl")]
     assert Counter(p.label for p in prompts) == {
