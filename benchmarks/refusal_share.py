@@ -2,13 +2,14 @@
 
     python benchmarks/refusal_share.py                  # on development pairs: the recipe's shares come from here
     python benchmarks/refusal_share.py --held-out       # the same points on the held-out part: nothing is chosen there
+    python benchmarks/refusal_share.py --folder runs/twice --settings.instructions 288 --settings.sft-epochs 2
 
 Stage 1 runs once a seed. Every point is kept, so an interrupted sweep goes on where it stopped.
 """
 
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # recipes/ is no package
 
+from dcr_lite.settings import Settings
 from recipes.smollm2_135m import SETTINGS
 
 
@@ -23,16 +25,18 @@ from recipes.smollm2_135m import SETTINGS
 class Sweep:
     """What to sweep."""
 
-    dcr: tuple[int, ...] = (8, 12, 16, 24)
+    dcr: tuple[int, ...] = (40, 48, 64)
     """Refusals in DCR's stage 2."""
-    safety_sft: tuple[int, ...] = (32, 48, 64, 96)
+    safety_sft: tuple[int, ...] = (96, 128, 160)
     """Refusals in safety SFT alone."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the adapter, the split and the order of rows."""
     held_out: bool = False
     """Show the held-out part instead of the development pairs; every point is measured on both."""
     folder: Path = Path("runs/refusal_share")
-    """Where points and pictures are kept."""
+    """Where points and pictures are kept: one folder for one set of settings."""
+    settings: Settings = field(default_factory=lambda: SETTINGS)
+    """The recipe's own; shares and seed come from the sweep."""
 
 
 def main(sweep: Sweep) -> None:
@@ -47,10 +51,11 @@ def main(sweep: Sweep) -> None:
     from dcr_lite.training import save_whole
 
     sweep.folder.mkdir(parents=True, exist_ok=True)
+    _require_same_settings(sweep)
     kept = sweep.folder / "points.json"
     points: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else []
     for seed in sweep.seeds:
-        settings = replace(SETTINGS, seed=seed)
+        settings = replace(sweep.settings, seed=seed)
         wanted = [(m, n) for m, shares in (("dcr", sweep.dcr), ("safety_sft", sweep.safety_sft)) for n in shares]
         wanted = [w for w in wanted if not any((p["method"], p["refusals"], p["seed"]) == (*w, seed) for p in points)]
         if not wanted:
@@ -85,6 +90,18 @@ def main(sweep: Sweep) -> None:
             kept.write_text(json.dumps(points, indent=1))
             print(f"seed {seed}, {method}, {n} refusals, {seconds:.0f} s: {_line(point['development'])}", flush=True)
     show(points, "held_out" if sweep.held_out else "development", sweep.folder)
+
+
+def _require_same_settings(sweep: Sweep) -> None:
+    """One folder holds points of one set of settings; others would stand in its table unseen."""
+    varied = ("seed", "refusals", "baseline_refusals", "run")
+    now = {k: v for k, v in sweep.settings.for_json().items() if k not in varied}
+    kept = sweep.folder / "settings.json"
+    before = json.loads(kept.read_text()) if kept.exists() else now
+    changed = [k for k in now if before.get(k) != now[k]]
+    if changed:
+        sys.exit(f"{sweep.folder} holds points of other settings ({', '.join(changed)}). Choose another --folder.")
+    kept.write_text(json.dumps(now, indent=1))
 
 
 def _line(result: dict[str, Any]) -> str:
