@@ -147,6 +147,12 @@ def states_above(model: nn.Module, batch: Batch, states: Tensor, layer: int) -> 
     return out.last_hidden_state.flatten(0, 1)
 
 
+def output_matrix(model: nn.Module) -> Tensor:
+    """The matrix that turns post-norm states into logits: (vocabulary, d_model)."""
+    weight: Tensor = _without_adapter_wrapper(model).get_output_embeddings().weight
+    return weight.detach()
+
+
 def vocabulary_logits(model: nn.Module, states: Tensor) -> Tensor:
     """Logits of post-norm states (tokens, d_model): (tokens, vocabulary), in float32.
 
