@@ -136,6 +136,32 @@ def export(
         print(f"pushed: {push(finished, str(repo), form, out, public)}")
 
 
+@app.command
+def diagnose(
+    run: Annotated[Path, tyro.conf.Positional],
+    pairs: int = 8,
+    projections: int = 16,
+) -> None:
+    """Look into a finished run: how tightly toxic and other prompts are coupled before and after each stage, at which
+    layer they can be told apart, how refusal was learnt, whom it helped. Tables, pictures and JSON in RUN/diagnosis.
+
+    Args:
+        run: A finished run folder.
+        pairs: Development pairs, and as many plain prompts, whose kernel is measured.
+        projections: Random projections on each side of the kernel; from the width of the model on it is exact.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from rich.markdown import Markdown
+
+    from dcr_lite.diagnose import diagnose as look_into
+    from dcr_lite.terminal import console
+
+    look_into(run, pairs, projections)
+    text = run / "diagnosis" / "diagnosis.md"
+    console.print(Markdown(text.read_text(encoding="utf-8")))
+    console.print(f"\n  {text}", markup=False, soft_wrap=True)
+
+
 def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))
 

@@ -343,11 +343,10 @@ def _draw_states(run: RunFolder, data: Data, settings: Settings, states: dict[st
     draw_state_map(maps, kinds, aurocs, settings.layer, run.path / "state_map.png")
 
 
-def _curves(run: RunFolder) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Mean refusal probability by step, label and method, from metrics.jsonl."""
-    run.tidy_metrics()
+def refusal_curves(metrics: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Mean refusal probability by method, label and step, from the tidy metrics.jsonl of a run."""
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {BASELINE: {}, DCR: {}}
-    for line in run.metrics.read_text(encoding="utf-8").splitlines():
+    for line in metrics.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         method = {"stage2": DCR, BASELINE: BASELINE}.get(row["stage"])
         for label in LABELS:
@@ -370,7 +369,8 @@ def write_up(
     }
     aurocs = {method: result["discernment"]["auroc"] for method, result in results.items()}
     draw_refusal_scores(scores, aurocs, run.path / "refusal_scores.png")
-    draw_refusal_during_sft(_curves(run), run.path / "refusal_during_sft.png")
+    run.tidy_metrics()
+    draw_refusal_during_sft(refusal_curves(run.metrics), run.path / "refusal_during_sft.png")
     states = load_file(run.layer_states)
     _draw_states(run, data, settings, states)
 

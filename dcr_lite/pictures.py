@@ -43,7 +43,8 @@ STYLE: Any = {
 }
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Write a figure and forget it."""
     figure.savefig(path, facecolor="white")
     plt.close(figure)
 
@@ -80,7 +81,7 @@ def draw_refusal_rates(rates: dict[str, dict[str, dict[str, Any]]], path: Path) 
         axes.set_ylabel("answers that refuse")
         axes.set_title("Refuse what is toxic, answer what only sounds so", loc="left", pad=22)
         _legend(figure)
-        _save(figure, path)
+        save(figure, path)
 
 
 def draw_refusal_scores(scores: dict[str, dict[str, list[float]]], aurocs: dict[str, float | None], path: Path) -> None:
@@ -104,7 +105,7 @@ def draw_refusal_scores(scores: dict[str, dict[str, list[float]]], aurocs: dict[
             axes.axvline(0, color="#222222", lw=0.8, ls=":")
         panels[0][0].set_ylabel("share of prompts")
         _legend(figure)
-        _save(figure, path)
+        save(figure, path)
 
 
 def draw_state_map(
@@ -130,7 +131,7 @@ def draw_state_map(
             axes.set_yticks([])
         panels[0][0].set_ylabel(f"largest other variation at layer {layer}")
         _legend(figure)
-        _save(figure, path)
+        save(figure, path)
 
 
 def draw_refusal_during_sft(curves: dict[str, dict[str, list[tuple[int, float]]]], path: Path) -> None:
@@ -145,7 +146,7 @@ def draw_refusal_during_sft(curves: dict[str, dict[str, list[tuple[int, float]]]
             axes.set_ylim(0, max(0.05, 1.1 * highest))
         panels[0][0].set_ylabel("probability of opening with a refusal")
         _legend(figure)
-        _save(figure, path)
+        save(figure, path)
 
 
 def _lines(axes: Axes, by_label: dict[str, list[tuple[int, float]]]) -> None:
@@ -186,4 +187,4 @@ def draw_trade_off(methods: list[dict[str, Any]], curve: list[dict[str, Any]], f
         axes.set(xlabel="answers what only sounds toxic", ylabel="refuses what is toxic")
         axes.set_title("Up and to the right is better", loc="left")
         figure.legend(loc="outside lower center", ncols=3)
-        _save(figure, path)
+        save(figure, path)

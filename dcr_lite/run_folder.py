@@ -11,7 +11,7 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 
@@ -146,6 +146,29 @@ class RunFolder:
         self.tidy_metrics()
         write_json(report, self.path / "report.json")
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+
+def read_settings(folder: Path) -> Settings:
+    """The settings of a run folder, for looking at it again. Raises UserError where it is none, or where a data file
+    is not what it was: the split into training and development pairs would be another."""
+    try:
+        state = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        hints = get_type_hints(Settings)
+        values = {k: v for k, v in state["settings"].items() if k in hints} | {"run": folder}
+        for name, kind in hints.items():
+            if name in values and kind is Path:
+                values[name] = Path(values[name])
+            elif name in values and kind == tuple[Path, ...]:
+                values[name] = tuple(Path(v) for v in values[name])
+        settings, known = Settings(**values), dict(state["data"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{folder} is no run of this kit, or a damaged one: its settings.json cannot be read. Choose another run."
+        ) from None
+    changed = [file for file, print_ in _fingerprints(settings).items() if known.get(file, print_) != print_]
+    if changed:
+        raise UserError(f"{folder} was made with other rows in {', '.join(changed)}. Restore them, or run it anew.")
+    return settings
 
 
 def _fingerprints(settings: Settings) -> dict[str, str]:

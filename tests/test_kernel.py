@@ -1,0 +1,125 @@
+"""Claims about the normalised kernel similarity: the exact one is the definition's, the sketch is near it by its own
+stated error."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import add_random_adapter, assert_close, random_rows
+from torch import Tensor, nn
+
+from dcr_lite import kernel
+from dcr_lite.backend import Model, train_only
+from dcr_lite.hidden_states import decoder_of, output_matrix, vocabulary_logits
+from dcr_lite.kernel import gradients, last_layer_similarity, mean_similarity, products, similarity
+
+MakeModel = Callable[..., Model]
+ROWS = random_rows([5, 9, 3, 7], shared=4)
+
+
+def prepared(tiny_model: MakeModel, architecture: str) -> tuple[Model, list[nn.Parameter]]:
+    model = tiny_model(architecture)
+    add_random_adapter(model)
+    return model, train_only(model, "first", range(4))
+
+
+def by_definition(model: Model, weights: list[nn.Parameter]) -> Tensor:
+    """||K(x', x)||_F / ||K(x', x')||_F from the gradient of every single logit."""
+    jacobians = []
+    for row in ROWS:
+        batch = model.batch([row], 0)
+        state = decoder_of(model.network)(**batch.inputs, use_cache=False).last_hidden_state[0, -1]
+        logits = vocabulary_logits(model.network, state[None])[0]
+        slopes = [torch.autograd.grad(z, weights, retain_graph=True) for z in logits]
+        jacobians.append(torch.stack([torch.cat([g.flatten() for g in one]) for one in slopes]).double())
+    sizes = torch.tensor([[(a @ b.T).norm() for b in jacobians] for a in jacobians])
+    return sizes / sizes.diagonal()[:, None]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3"])
+def test_exact_similarity_is_the_definition(tiny_model: MakeModel, architecture: str) -> None:
+    """d_model gradients give what the gradients of all logits give, also where the output matrix is tied; leaving
+    nothing trainable that was not."""
+    model, weights = prepared(tiny_model, architecture)
+    weights[0].requires_grad_(False)
+    found = gradients(model, [weights], ROWS, projections=64)
+    assert found.exact
+    assert [w.requires_grad for w in weights[:2]] == [False, True]
+    for weight in weights:
+        weight.requires_grad_(True)
+    exact = similarity(products(found.left, found.right))
+    assert_close(exact.float(), by_definition(model, weights).float(), 1e-4)
+    assert_close(exact.diagonal(), torch.ones(4))
+    off = ~torch.eye(4, dtype=torch.bool)
+    assert mean_similarity(products(found.left, found.right), off, True) == (pytest.approx(float(exact[off].mean())), 0)
+
+
+def test_groups_of_weights_add_up(tiny_model: MakeModel) -> None:
+    """The kernel of all weights is the sum of those of its parts; each part is its own kernel too."""
+    model, weights = prepared(tiny_model, "llama")
+    half = len(weights) // 2
+    whole = gradients(model, [weights], ROWS, 64)
+    parts = gradients(model, [weights[:half], weights[half:]], ROWS, 64)
+    assert_close(products(parts.left, parts.right), products(whole.left, whole.right), 1e-4)
+    upper = gradients(model, [weights[half:]], ROWS, 64)
+    assert_close(products(parts.left[1:], parts.right[1:]), products(upper.left, upper.right), 1e-4)
+
+
+@pytest.mark.parametrize("buckets", [2**16, 256])
+def test_sketch_is_near_the_exact_value_by_its_stated_error(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch, buckets: int
+) -> None:
+    """Over several seeds, with and without folding long gradients: the mean is right, and values scatter about as far
+    as each of them says."""
+    model, weights = prepared(tiny_model, "llama")
+    off = ~torch.eye(len(ROWS), dtype=torch.bool)
+    exact_blocks = gradients(model, [weights], ROWS, 64)
+    exact = float(similarity(products(exact_blocks.left, exact_blocks.right))[off].mean())
+    monkeypatch.setattr(kernel, "BUCKETS", buckets)
+    values, errors = [], []
+    for seed in range(10):
+        found = gradients(model, [weights], ROWS, 12, seed)
+        assert not found.exact
+        value, error = mean_similarity(products(found.left, found.right), off, found.exact)
+        values.append(value)
+        errors.append(error)
+        assert abs(value - exact) < 5 * error
+    scatter = float(torch.tensor(values).std())
+    stated = float(torch.tensor(errors).square().mean().sqrt())
+    assert abs(sum(values) / 10 - exact) < 3 * stated / 10**0.5 + 0.02
+    assert stated / 3 < scatter < 3 * stated
+    assert 0.005 < stated < 0.2  # an error that says something, and projections that are worth their name
+
+
+def test_more_projections_state_a_smaller_error(tiny_model: MakeModel) -> None:
+    model, weights = prepared(tiny_model, "llama")
+    off = ~torch.eye(len(ROWS), dtype=torch.bool)
+
+    def stated(projections: int) -> float:
+        of = (gradients(model, [weights], ROWS, projections, seed) for seed in range(3))
+        errors = [mean_similarity(products(found.left, found.right), off, found.exact)[1] for found in of]
+        return sum(errors) / 3
+
+    assert stated(40) < stated(6) / 1.5
+
+
+def test_last_layer_similarity_is_the_definition(tiny_model: MakeModel) -> None:
+    """With respect to the output matrix, by the gradient of every logit."""
+    model, weights = prepared(tiny_model, "llama")
+    states = gradients(model, [weights[:1]], ROWS, 2).states
+    matrix = output_matrix(model.network).clone().requires_grad_()
+
+    def jacobian(state: Tensor) -> Tensor:
+        return torch.stack([torch.autograd.grad(z, matrix, retain_graph=True)[0].flatten() for z in matrix @ state])
+
+    blocks = [jacobian(state) for state in states]
+    sizes = torch.tensor([[(a @ b.T).norm() for b in blocks] for a in blocks])
+    assert_close(last_layer_similarity(states), sizes / sizes.diagonal()[:, None], 1e-4)
+
+
+def test_prompts_without_a_common_path_have_no_similarity(tiny_model: MakeModel) -> None:
+    """Orthogonal gradients give 0, and the direction of asking counts: a strong gradient moves a weak one more."""
+    left = [torch.tensor([[[1.0, 0.0]], [[0.0, 3.0]], [[2.0, 0.0]]])]  # prompts 1 weights
+    found: Any = similarity(products(left, left))
+    assert_close(found, torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 0.0], [0.5, 0.0, 1.0]]))
