@@ -1,0 +1,217 @@
+"""Claims about ``dcr-lite diagnose``: its numbers are those that the run itself measured, its lists say who changed."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import LAYER, contents, write_rows
+
+from dcr_lite import cli, diagnose
+from dcr_lite.data import LABELS
+from dcr_lite.diagnosis import auroc_error, by_kind, kinds_in, notable, suggested_layer
+from dcr_lite.errors import UserError
+from dcr_lite.run_folder import read_settings
+
+PICTURES = ("layers", "kernel", "refusal_during_sft", "by_kind")
+
+
+@pytest.fixture(scope="module")
+def diagnosed(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A finished run of a tiny model, diagnosed with the exact kernel."""
+    run = shutil.copytree(demo_run, tmp_path_factory.mktemp("diagnose") / "tiny")
+    return run, diagnose.diagnose(run, pairs=3, projections=64)
+
+
+def test_separation_at_l_is_what_stage_1_saw(diagnosed: tuple[Path, dict[str, Any]]) -> None:
+    """At layer L the stock model separates the development pairs as at step 0 of stage 1, after stage 1 as its best
+    checkpoint did, and stage 2, which trains above L, leaves that as it is."""
+    run, found = diagnosed
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    seen = [row["development_auroc"] for row in rows if row["stage"] == "stage1" and "development_auroc" in row]
+    assert found["separation"]["stock"][LAYER] == pytest.approx(seen[0], abs=1e-6)
+    assert found["separation"]["stage1"][LAYER] == pytest.approx(max(seen), abs=1e-6)
+    assert found["separation"]["dcr"][: LAYER + 1] == pytest.approx(found["separation"]["stage1"][: LAYER + 1])
+    assert found["separation"]["dcr"] != found["separation"]["stage1"]
+    assert max(seen) > seen[0]  # or nothing would have been seen
+    assert all(len(values) == 4 for values in found["separation"].values())
+
+
+def test_the_kernel_of_every_state_is_measured(diagnosed: tuple[Path, dict[str, Any]]) -> None:
+    """All couplings of the three kinds, exact; stage 1 and stage 2 each change them, and above L they are a part."""
+    _, found = diagnosed
+    assert list(found["kernel"]) == ["stock", "stage1", "dcr", "safety_sft"]
+    for kernel in found["kernel"].values():
+        assert kernel["exact"]
+        assert kernel["prompts"] == {"toxic": 3, "seemingly_toxic": 3, "plain": 3}
+        for part in (*kernel["adapter"].values(), kernel["last_layer"]):
+            values = [part["means"][a][b] for a in LABELS for b in LABELS] + [part["pair"]]
+            assert all(value > 0 and error == 0 for value, error in values)
+    pairs = {
+        (state, group): kernel["adapter"][group]["pair"][0]
+        for state, kernel in found["kernel"].items()
+        for group in ("all", "above")
+    }
+    assert len({round(value, 6) for value in pairs.values()}) == len(pairs)
+
+
+def test_everything_is_written(diagnosed: tuple[Path, dict[str, Any]]) -> None:
+    """JSON with what was returned, four pictures, and a text that shows them and the tables."""
+    run, found = diagnosed
+    folder = run / "diagnosis"
+    assert json.loads((folder / "diagnosis.json").read_text()) == json.loads(json.dumps(found))
+    text = (folder / "diagnosis.md").read_text()
+    for name in PICTURES:
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"]({name}.png)" in text
+    assert "| seemingly toxic by toxic | above L |" in text
+    assert f"L is {LAYER}" in text
+    assert set(found["refusal_during_sft"]) == {"safety_sft", "dcr"}
+
+
+def test_a_stopped_diagnosis_goes_on(
+    diagnosed: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each state is measured once; the numbers are the same; the run itself is not touched. With other projections
+    everything is measured anew."""
+    finished, found = diagnosed
+    run = shutil.copytree(finished, tmp_path / "tiny", ignore=shutil.ignore_patterns("diagnosis"))
+    before = contents(run)
+    measured: list[int] = []
+    whole = diagnose.couplings
+
+    def counting(*args: Any) -> Any:
+        measured.append(args[4])
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return whole(*args)
+
+    monkeypatch.setattr(diagnose, "couplings", counting)
+    with pytest.raises(KeyboardInterrupt):
+        diagnose.diagnose(run, 3, 64)
+    again = diagnose.diagnose(run, 3, 64)
+    assert measured == [64] * 5
+    assert {k: v for k, v in again.items() if k != "run"} == {k: v for k, v in found.items() if k != "run"}
+    diagnose.diagnose(run, 3, 64)
+    assert len(measured) == 5
+    sketched = diagnose.diagnose(run, 3, 4)
+    assert measured == [64] * 5 + [4] * 4
+    assert not sketched["kernel"]["dcr"]["exact"]
+    assert sketched["kernel"]["dcr"]["adapter"]["all"]["pair"][1] > 0
+    assert {name: data for name, data in contents(run).items() if not name.startswith("diagnosis")} == before
+
+
+def test_settings_of_a_run_are_read_back(diagnosed: tuple[Path, dict[str, Any]]) -> None:
+    run, _ = diagnosed
+    settings = read_settings(run)
+    stated = json.loads((run / "report.json").read_text())["settings"]
+    assert settings.for_json() | {"run": ""} == stated | {"run": ""}
+
+
+# --- who was helped ---------------------------------------------------------------------------------------------------
+
+
+def said(prompt: str, label: str, refused: bool, odds: float, source: str = "set") -> dict[str, Any]:
+    return {"prompt": prompt, "label": label, "source": source, "refused": refused, "refusal_log_odds": odds}
+
+
+BEFORE = [
+    said("a", "seemingly_toxic", True, 3.0),
+    said("b", "seemingly_toxic", True, 2.0),
+    said("c", "seemingly_toxic", False, -1.0),
+    said("d", "toxic", True, 4.0),
+    said("e", "toxic", False, -2.0),
+    said("f", "plain", True, 1.0),
+]
+AFTER = [
+    said("a", "seemingly_toxic", False, -1.0),
+    said("b", "seemingly_toxic", True, 2.5),
+    said("c", "seemingly_toxic", False, -3.0),
+    said("d", "toxic", False, -1.0),
+    said("e", "toxic", True, 2.0),
+    said("f", "plain", False, -5.0),
+]
+KINDS = {"a": "puns", "b": "puns", "c": "law", "d": "puns"}
+
+
+def test_rates_are_grouped_by_label_and_kind() -> None:
+    """The most improved kind first: fewer refusals, or more where prompts are toxic; unknown prompts under their
+    set."""
+    rows = [(r["label"], r["kind"], r["n"], r["before"], r["after"]) for r in by_kind(BEFORE, AFTER, KINDS)]
+    assert rows == [
+        ("toxic", "set", 1, 0.0, 1.0),
+        ("toxic", "puns", 1, 1.0, 0.0),
+        ("seemingly_toxic", "puns", 2, 1.0, 0.5),
+        ("seemingly_toxic", "law", 1, 0.0, 0.0),
+        ("plain", "set", 1, 1.0, 0.0),
+    ]
+
+
+def test_lists_say_who_is_refused_helped_and_lost() -> None:
+    """By the verdicts before and after; the largest changes first."""
+    lists = notable(BEFORE, AFTER, KINDS)
+    names = {name: [row["prompt"] for row in rows] for name, rows in lists.items()}
+    assert names == {"still_refused": ["b"], "helped": ["f", "a"], "lost": ["d"]}
+    assert lists["helped"][1] == {"prompt": "a", "kind": "puns", "label": "seemingly_toxic", "before": 3, "after": -1}
+
+
+def test_kinds_come_from_the_measured_files(tmp_path: Path) -> None:
+    """Pairs give theirs to both sides; a field type counts; else the set's name, else the file's."""
+    rows = [
+        {"toxic": "t", "seemingly_toxic": "s", "kind": "law"},
+        {"prompt": "x", "label": "toxic", "type": "homonyms", "source": "set"},
+        {"prompt": "y", "label": "toxic", "source": "set"},
+        {"prompt": "z", "label": "plain"},
+    ]
+    kinds = kinds_in((write_rows(tmp_path / "file.jsonl", rows),))
+    assert kinds == {"t": "law", "s": "law", "x": "homonyms", "y": "set", "z": "file"}
+
+
+def test_the_lowest_layer_that_is_good_enough_is_suggested() -> None:
+    """Within one standard error of the best, which more prompts make smaller; never the last layer."""
+    values = [0.6, 0.70, 0.75, 0.77, 0.9]
+    assert auroc_error(0.77, 80) == pytest.approx(0.0375, abs=0.001)
+    assert suggested_layer(values, 80) == 2
+    assert suggested_layer(values, 10_000) == 3
+    assert suggested_layer(values, 10) == 1
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("nothing", "is no run of this kit"),
+        ("unfinished", "not finished: --resume"),
+        ("changed", "made with other rows in .*instructions.jsonl"),
+        ("pairs", "--pairs 1: it takes at least 2"),
+    ],
+)
+def test_a_mistake_is_said_in_a_sentence(demo_run: Path, tmp_path: Path, name: str, says: str) -> None:
+    run = tmp_path / "tiny"
+    if name != "nothing":
+        shutil.copytree(demo_run, run)
+    if name == "unfinished":
+        (run / "report.json").unlink()
+    if name == "changed":
+        state = json.loads((run / "settings.json").read_text())
+        state["data"] = {file: "0" if "instructions" in file else digest for file, digest in state["data"].items()}
+        (run / "settings.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match=says):
+        diagnose.diagnose(run, 1 if name == "pairs" else 2, 4)
+    assert not (run / "diagnosis").exists()
+
+
+def test_the_command_shows_the_diagnosis(
+    diagnosed: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``dcr-lite diagnose RUN``, on a run that is diagnosed already."""
+    run, _ = diagnosed
+    monkeypatch.setattr(sys, "argv", ["dcr-lite", "diagnose", str(run), "--pairs", "3", "--projections", "64"])
+    cli.main()
+    shown = capsys.readouterr().out
+    assert "How tightly prompts are coupled" in shown
+    assert str(run / "diagnosis" / "diagnosis.md") in shown
