@@ -52,7 +52,7 @@ def diagnose(folder: Path, pairs: int, projections: int) -> dict[str, Any]:
     kinds = kinds_in(settings.evaluation)
     stock = states["stock"]
     suggested = suggested_layer(stock["separation"], stock["development_pairs"])
-    diagnosis = {
+    diagnosis: dict[str, Any] = {
         "run": str(folder),
         "model": settings.model,
         "layer": settings.layer,
@@ -82,7 +82,6 @@ def _states(settings: Settings, out: Path, pairs: int, projections: int) -> dict
         return {name: kept[name] for name in STATES}
     data = job.load_data(settings)
     model, _ = job.load_model(settings)
-    fresh = backend.adapter_weights(model, job.DCR)  # changes nothing yet: the stock model, with weights to train
     window, how = model.window, job.contrastive_settings(settings)
     training = encode_pairs(model, data.training)
     reference, unseen = first_pairs(training, REFERENCE_PAIRS), encode_pairs(model, data.development)
@@ -96,8 +95,7 @@ def _states(settings: Settings, out: Path, pairs: int, projections: int) -> dict
     }
     per_state = sum(map(len, looked_at.values())) + 1
     with stage("Diagnosis", len(STATES) * per_state) as shown:
-        backend.set_adapter_weights(model, job.DCR, fresh)
-        backend.activate(model, job.DCR)
+        backend.activate(model, job.DCR)  # whose first weights change nothing: the stock model, with weights to train
         geometries = layer_geometries(
             last_states(model, first_pairs(training, GEOMETRY_PAIRS))[:, :, 0], how.centre, how.whiten
         )
@@ -105,11 +103,10 @@ def _states(settings: Settings, out: Path, pairs: int, projections: int) -> dict
             if name in kept:
                 shown.advance(per_state)
                 continue
-            weights = (
-                load_file(settings.run / ADAPTERS[name] / "adapter_model.safetensors") if name != "stock" else fresh
-            )
-            backend.set_adapter_weights(model, job.DCR, weights)
-            backend.activate(model, job.DCR)
+            if name in ADAPTERS:
+                weights = load_file(settings.run / ADAPTERS[name] / "adapter_model.safetensors")
+                backend.set_adapter_weights(model, job.DCR, weights)
+                backend.activate(model, job.DCR)
             separations = layer_separations(model, geometries, reference, unseen)
             shown.advance(1)
             kernel = couplings(model, job.DCR, settings.layer, looked_at, projections, shown.advance)
