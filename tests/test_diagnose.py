@@ -34,7 +34,7 @@ def test_separation_at_l_is_what_stage_1_saw(diagnosed: tuple[Path, dict[str, An
     assert found["separation"]["stock"][LAYER] == pytest.approx(seen[0], abs=1e-6)
     assert found["separation"]["stage1"][LAYER] == pytest.approx(max(seen), abs=1e-6)
     assert found["separation"]["dcr"][: LAYER + 1] == pytest.approx(found["separation"]["stage1"][: LAYER + 1])
-    assert found["separation"]["dcr"] != found["separation"]["stage1"]
+    assert found["separation"]["safety_sft"] != found["separation"]["stage1"]
     assert max(seen) > seen[0]  # or nothing would have been seen
     assert all(len(values) == 4 for values in found["separation"].values())
 
