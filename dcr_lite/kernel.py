@@ -9,9 +9,9 @@ z = W h with h the last state behind the final norm and W the output matrix, whi
 ||K(x', x)||_F = ||G M G||_F with M = grad h(x') grad h(x)^T and G the root of W^T W: d_model gradients a prompt instead
 of one for every word of the vocabulary. Where even these are too many, random orthonormal rows R and S, scaled to keep
 sizes, stand for them: the expectation of ||R G M G S^T||^2 is ||G M G||^2 (R and S independent). Gradients longer than
-BUCKETS are folded by a count sketch (Charikar et al., 2002), which keeps inner products on average. The error that all
-this leaves is stated with every number, by the jackknife over projections. Logits that a model caps are taken before
-the cap.
+BUCKETS are folded by a count sketch (Charikar et al., 2002), which keeps inner products on average and adds to squares
+about 1 / BUCKETS of what the lengths alone would give: far below what projections leave. Their error is stated with
+every number, by the jackknife over them. Logits that a model caps are taken before the cap.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dcr_lite.backend import Model
 from dcr_lite.hidden_states import decoder_of, output_matrix
 
-BUCKETS = 2**16  # of the count sketch: an error of 1/256 of the product of two lengths, below what projections leave
+BUCKETS = 2**16  # of the count sketch: an error of 1/256 of the product of two lengths in each inner product
 FOLD_SEED = 1
 
 

@@ -66,7 +66,7 @@ def test_groups_of_weights_add_up(tiny_model: MakeModel) -> None:
     assert_close(products(parts.left[1:], parts.right[1:]), products(upper.left, upper.right), 1e-4)
 
 
-@pytest.mark.parametrize("buckets", [2**16, 256])
+@pytest.mark.parametrize("buckets", [2**16, 2048])
 def test_sketch_is_near_the_exact_value_by_its_stated_error(
     tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch, buckets: int
 ) -> None:
