@@ -78,7 +78,7 @@ def test_sketch_is_near_the_exact_value_by_its_stated_error(
     exact = float(similarity(products(exact_blocks.left, exact_blocks.right))[off].mean())
     monkeypatch.setattr(kernel, "BUCKETS", buckets)
     values, errors = [], []
-    for seed in range(10):
+    for seed in range(6):
         found = gradients(model, [weights], ROWS, 12, seed)
         assert not found.exact
         value, error = mean_similarity(products(found.left, found.right), off, found.exact)
@@ -87,7 +87,7 @@ def test_sketch_is_near_the_exact_value_by_its_stated_error(
         assert abs(value - exact) < 5 * error
     scatter = float(torch.tensor(values).std())
     stated = float(torch.tensor(errors).square().mean().sqrt())
-    assert abs(sum(values) / 10 - exact) < 3 * stated / 10**0.5 + 0.02
+    assert abs(sum(values) / 6 - exact) < 3 * stated / 6**0.5 + 0.02
     assert stated / 3 < scatter < 3 * stated
     assert 0.005 < stated < 0.2  # an error that says something, and projections that are worth their name
 
@@ -97,9 +97,9 @@ def test_more_projections_state_a_smaller_error(tiny_model: MakeModel) -> None:
     off = ~torch.eye(len(ROWS), dtype=torch.bool)
 
     def stated(projections: int) -> float:
-        of = (gradients(model, [weights], ROWS, projections, seed) for seed in range(3))
+        of = (gradients(model, [weights], ROWS, projections, seed) for seed in range(2))
         errors = [mean_similarity(products(found.left, found.right), off, found.exact)[1] for found in of]
-        return sum(errors) / 3
+        return sum(errors) / 2
 
     assert stated(40) < stated(6) / 1.5
 

@@ -50,13 +50,13 @@ def png(tmp_path: Path) -> Path:
 def legend(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the legend of the next picture names."""
     names: list[str] = []
-    save = pictures._save
+    save = pictures.save
 
     def read_and_save(figure: Any, path: Path) -> None:
         names.extend(text.get_text() for legend in figure.legends for text in legend.get_texts())
         save(figure, path)
 
-    monkeypatch.setattr(pictures, "_save", read_and_save)
+    monkeypatch.setattr(pictures, "save", read_and_save)
     return names
 
 
