@@ -52,7 +52,8 @@ SETTINGS = """\
 ## Load
 
 The recipe's settings; the reason of each stands in
-[recipes/{recipe}.py]({repository}/blob/v{version}/recipes/{recipe}.py). Change what you like in `replace`: `replace(SETTINGS, seed=1)`, or `pairs=Path("mine.jsonl")` for your own rows."""
+[recipes/{recipe}.py]({repository}/blob/v{version}/recipes/{recipe}.py).
+Change what you like in `replace`: `replace(SETTINGS, seed=1)`, or `pairs=Path("mine.jsonl")` for your own rows."""
 SETTINGS_CODE = """\
 import sys
 from dataclasses import replace

@@ -159,11 +159,11 @@ def test_every_call_is_one_that_the_kit_takes(file: Path, monkeypatch: pytest.Mo
                 assert hasattr(names[owner], node.attr), f"{owner}.{node.attr}"
         if not isinstance(node, ast.Call):
             continue
+        target = None
         if isinstance(node.func, ast.Name):
             target = names.get(node.func.id)
-        else:
-            of = getattr(node.func, "value", None)
-            target = getattr(names.get(of.id), node.func.attr, None) if isinstance(of, ast.Name) else None  # type: ignore[attr-defined]
+        elif isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+            target = getattr(names.get(node.func.value.id), node.func.attr, None)
         if target is None or not getattr(target, "__module__", "").startswith("dcr_lite"):
             continue
         keywords = {keyword.arg: None for keyword in node.keywords if keyword.arg}
