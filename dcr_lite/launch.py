@@ -9,6 +9,7 @@ from collections.abc import Callable
 import tyro
 
 from dcr_lite.errors import UserError
+from dcr_lite.fit import show_cards
 from dcr_lite.settings import Settings
 
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # the disk's and its owner's, not ours
@@ -26,7 +27,11 @@ def launch(main: Callable[[Settings], None], defaults: Settings, argv: list[str]
     )
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a faster kernel that this kit never calls
     try:
-        main(settings.chosen())
+        settings = settings.chosen()
+        if settings.plan:
+            show_cards(settings)
+        else:
+            main(settings)
     except UserError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         raise SystemExit(1) from None

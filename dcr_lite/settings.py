@@ -99,6 +99,8 @@ class Settings:
     """Of the adapter's first weights, the split, and the order of rows. Same seed, same machine: same adapter."""
     resume: bool = False
     """Continue a run that was stopped, from its last checkpoint."""
+    plan: bool = False
+    """Print the memory that each stage needs on common cards, and exit. Nothing is loaded."""
 
     def chosen(self) -> "Settings":
         """The same with ``model`` the one to begin with: what every part of a run goes by.
@@ -113,7 +115,7 @@ class Settings:
 
     def for_json(self) -> dict[str, Any]:
         """Settings as plain JSON values; whether a run was resumed is not one of its properties."""
-        values = {k: v for k, v in asdict(self).items() if k != "resume"}
+        values = {k: v for k, v in asdict(self).items() if k not in ("resume", "plan")}
         return {
             k: [str(x) for x in v] if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v
             for k, v in values.items()
