@@ -35,6 +35,7 @@ def _step(case: Negatives, precision: torch.dtype, tokens_per_pass: int) -> Step
 
     model, loop, _ = prepare(case, precision)
     model.network.train()
+    model.tokens_per_pass = tokens_per_pass
 
     def step(i: int) -> Outcome:
         with patch.object(contrastive, "TOKENS_PER_PASS", tokens_per_pass):

@@ -8,7 +8,7 @@ import ctypes
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from dcr_lite.errors import UserError
+from dcr_lite.fit import LEAST_TOKENS, MOST_PROMPTS, MOST_TOKENS
 from dcr_lite.hidden_states import decoder_of
 from dcr_lite.packing import ATTENTION, Batch, pack, pad
 
@@ -38,6 +39,8 @@ class Model:
 
     network: the peft model once it has adapters, before that the plain one.
     precision: the type of activations; adapter weights and everything geometric stay float32.
+    tokens_per_pass: of one forward and backward pass; a larger batch goes through in several, with the same gradients.
+    tokens_in: tokens_per_pass of the stages that were planned, by their names. prompts_at_once: answered together.
     steering: for prompts as rows of token ids, what each decoder layer named by its number adds to its output from a
         prompt's last token on, {layer: (rows, d_model)}. While one is set, answers are steered; see scans.py.
     """
@@ -48,6 +51,16 @@ class Model:
     precision: torch.dtype
     four_bit: bool
     steering: Callable[[list[list[int]]], dict[int, Tensor]] | None = None
+    tokens_per_pass: int = MOST_TOKENS
+    tokens_in: dict[str, int] = field(default_factory=dict)
+    prompts_at_once: int = MOST_PROMPTS
+
+    def narrow(self) -> bool:
+        """From now on half as many tokens go through at once; False where it is no more than a short row already."""
+        if self.tokens_per_pass <= LEAST_TOKENS // 4:
+            return False
+        self.tokens_per_pass //= 2
+        return True
 
     @property
     def window(self) -> int:

@@ -24,7 +24,8 @@ from dcr_lite.training import Loop, Progress
 
 REFERENCE_PAIRS = 64  # training pairs that give the read-out: enough for two means, and looked at again and again
 GEOMETRY_PAIRS = 420  # training pairs that give the stock model's geometry: more cost time and move it little
-TOKENS_PER_PASS = 1024  # computed in one forward and backward pass: about 40 prompts; more go through GradCache
+# Computed in one forward and backward pass on a CPU: about 40 prompts; more go through GradCache. A card takes what fits.
+TOKENS_PER_PASS = 1024
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,11 @@ def encode_pairs(model: Model, pairs: list[Pair]) -> list[list[int]]:
 
 
 def _passes(model: Model, rows: list[list[int]]) -> list[list[list[int]]]:
-    """Rows in order, cut into as few equal parts as keep a part under TOKENS_PER_PASS. What all rows share is computed
-    once a part where the model packs, and counts for nothing."""
+    """Rows in order, cut into as few equal parts as keep a part under what goes through at once. What all rows share is
+    computed once a part where the model packs, and counts for nothing."""
     shared = shared_prefix(rows) if model.packs else 0
-    n = max(1, -(-sum(len(row) - shared for row in rows) // TOKENS_PER_PASS))
+    most = min(TOKENS_PER_PASS, model.tokens_per_pass) if model.device == "cpu" else model.tokens_per_pass
+    n = max(1, -(-sum(len(row) - shared for row in rows) // most))
     size = -(-len(rows) // n)
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 

@@ -74,9 +74,7 @@ def needs(shape: Shape, settings: Settings, four_bit: bool, value_bytes: int) ->
         training("stage1", settings.layer + 1, settings.contrastive_batch, PROMPT_TOKENS, 0),
         training("stage2", above, settings.sft_batch, ROW_TOKENS, answers),
         training("safety_sft", shape.layers, settings.sft_batch, ROW_TOKENS, answers),
-        Need(
-            "evaluation", base + memory.adapters(shape, settings.rank, 2, 0, value_bytes), prompt, MOST_PROMPTS, 1
-        ),
+        Need("evaluation", base + memory.adapters(shape, settings.rank, 2, 0, value_bytes), prompt, MOST_PROMPTS, 1),
     ]
 
 

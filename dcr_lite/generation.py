@@ -1,5 +1,6 @@
 """Greedy answers and refusal scores of many prompts, in batches of similar length behind their shared prefix."""
 
+import contextlib
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ REFUSING_OPENINGS = (
 )  # fmt: skip
 
 LOOK_EVERY = 4  # tokens between looks at whether an answer has said enough
-BATCH_SIZE = 128  # prompts decoded together: enough to fill two cores or one card, few enough for a small memory
 
 
 @dataclass(frozen=True)
@@ -183,15 +183,30 @@ def answer(
     answers: list[Answer | None] = [None] * len(rows)
     with model.compute():
         prefix = _prefix_cache(model, rows[0][:prefix_length])
-        for chosen in _batches([len(row) for row in rows], equal_length=not model.packs):
+
+        def say(chosen: list[int]) -> list[Answer]:
             decoding = _Decoding(model, [rows[i] for i in chosen], prefix, prefix_length)
             scores = _refusal_log_odds(decoding).tolist()
-            tokens = _greedy(decoding, max_new_tokens, enough)
-            texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-            for i, text, score in zip(chosen, texts, scores, strict=True):
-                answers[i] = Answer(text.strip(), score)
+            texts = model.tokenizer.batch_decode(_greedy(decoding, max_new_tokens, enough), skip_special_tokens=True)
+            return [Answer(text.strip(), score) for text, score in zip(texts, scores, strict=True)]
+
+        lengths = [len(row) for row in rows]
+        for chosen in _batches(lengths, model.prompts_at_once, equal_length=not model.packs):
+            for i, said in zip(chosen, _in_halves(say, chosen), strict=True):
+                answers[i] = said
             progress(len(chosen))
     return [a for a in answers if a is not None]
+
+
+def _in_halves(say: Callable[[list[int]], list[Answer]], chosen: list[int]) -> list[Answer]:
+    """Answers of a batch, or of its halves one after the other where memory does not suffice for the whole."""
+    if len(chosen) == 1:
+        return say(chosen)
+    with contextlib.suppress(torch.OutOfMemoryError):
+        return say(chosen)
+    torch.cuda.empty_cache()  # nothing holds the tensors of the failed pass any more: their blocks can be had again
+    half = len(chosen) // 2
+    return _in_halves(say, chosen[:half]) + _in_halves(say, chosen[half:])
 
 
 class Speech:
@@ -232,11 +247,11 @@ class Speech:
                 self._decoding.say(token)
 
 
-def _batches(lengths: list[int], equal_length: bool) -> list[list[int]]:
-    """Row numbers by length, BATCH_SIZE at a time; of one length only where padding would fill a sliding window."""
+def _batches(lengths: list[int], size: int, equal_length: bool) -> list[list[int]]:
+    """Row numbers by length, ``size`` at a time; of one length only where padding would fill a sliding window."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     groups = [list(same) for _, same in groupby(order, key=lambda i: lengths[i])] if equal_length else [order]
-    return [group[start : start + BATCH_SIZE] for group in groups for start in range(0, len(group), BATCH_SIZE)]
+    return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
 
 
 def _prefix_cache(model: Model, ids: list[int]) -> list[tuple[Tensor, Tensor]]:

@@ -43,6 +43,7 @@ from dcr_lite.data import (
 from dcr_lite.discernment import MAP_PAIRS, Discernment, Discernments
 from dcr_lite.errors import UserError
 from dcr_lite.evaluation import Measured, measure
+from dcr_lite.fit import Fit, fit, free_memory, needs, shape_of
 from dcr_lite.generation import answer
 from dcr_lite.geometry import Geometry, state_map
 from dcr_lite.hidden_states import depth
@@ -114,8 +115,17 @@ def load_data(settings: Settings) -> Data:
     return Data(training, development, mixture, baseline_mixture, watched, held_out)
 
 
-def load_base(settings: Settings) -> tuple[Model, str]:
-    """The base model alone, and where it came from in words."""
+@dataclass(frozen=True)
+class Machine:
+    """Where a run computes, and in which numbers."""
+
+    device: str
+    precision: torch.dtype
+    four_bit: bool
+
+
+def machine(settings: Settings) -> Machine:
+    """The machine that the settings choose. Raises UserError for a device that is not there."""
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -123,15 +133,37 @@ def load_base(settings: Settings) -> tuple[Model, str]:
         raise UserError("--device cuda: torch sees no CUDA GPU. Use --device cpu, or install a CUDA build of torch.")
     precisions = {"bfloat16": torch.bfloat16, "float32": torch.float32, "auto": backend.best_precision(device)}
     four_bit = device == "cuda" if settings.four_bit is None else settings.four_bit
+    return Machine(device, precisions[settings.precision], four_bit)
+
+
+def will_it_fit(settings: Settings) -> dict[str, str]:
+    """The memory that each part of the run is estimated to take and what is free, as lines to show. Nothing is loaded.
+
+    Raises UserError where the model does not fit a card even with one row at a time.
+    """
+    return _fit(settings.model, settings, machine(settings)).lines()
+
+
+def _fit(model: str, settings: Settings, on: Machine) -> Fit:
+    parts = needs(shape_of(model), settings, on.four_bit, on.precision.itemsize)
+    return fit(parts, free_memory(on.device), settings.model, insist=on.device != "cpu")
+
+
+def load_base(settings: Settings) -> tuple[Model, str]:
+    """The base model alone, and where it came from in words."""
+    on = machine(settings)
     path, source = locate(settings.model)
+    fitting = _fit(path, settings, on)
     if not console.is_terminal:
         transformers_logging.disable_progress_bar()  # one long line of them in a file
     try:
-        model = backend.load(path, device, precisions[settings.precision], four_bit)
+        model = backend.load(path, on.device, on.precision, on.four_bit)
         set_format(model.tokenizer, settings.chat_format)
     except (OSError, ValueError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{settings.model} cannot be loaded as a chat model: {reason}") from None
+    model.tokens_in = fitting.units
+    model.prompts_at_once = fitting.units["evaluation"]
     return model, source
 
 
@@ -167,6 +199,7 @@ def _train(
     if run.finished(name):
         backend.set_adapter_weights(model, adapter, load_file(folder / "adapter_model.safetensors"))
         return
+    model.tokens_per_pass = model.tokens_in.get(name, model.tokens_per_pass)
     with stage(title, steps) as shown:
 
         def told(row: dict[str, Any]) -> None:

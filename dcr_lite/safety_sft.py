@@ -13,11 +13,12 @@ from torch import Tensor
 from dcr_lite.backend import Model, train_only
 from dcr_lite.chat import encode_conversations
 from dcr_lite.data import Conversation, sft_batches
+from dcr_lite.fit import free_memory
 from dcr_lite.hidden_states import decoder_of, depth, states_above, states_at_layer, vocabulary_logits
 from dcr_lite.packing import Batch, shared_prefix
 from dcr_lite.training import Loop, Progress
 
-TOKENS_PER_PASS = 4096  # of one forward and backward pass; a larger batch accumulates gradients over several
+STORED_SHARE = 0.25  # of this computer's free memory that states of layer L may take
 LOGITS_PER_PASS = 128  # answer tokens whose logits exist at once: 25 MB in float32 for a vocabulary of 49,152
 
 
@@ -65,11 +66,11 @@ class _StoredStates:
         self.shared = torch.empty(0)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
         model.network.eval()
-        start = 0
+        start, most = 0, model.tokens_per_pass
         with torch.no_grad():
             while start < len(order):
                 stop, tokens = start, 0
-                while stop < len(order) and (stop == start or tokens + len(rows[order[stop]].ids) <= TOKENS_PER_PASS):
+                while stop < len(order) and (stop == start or tokens + len(rows[order[stop]].ids) <= most):
                     tokens += len(rows[order[stop]].ids)
                     stop += 1
                 batch = model.batch([rows[i].ids for i in order[start:stop]], prefix)
@@ -88,6 +89,28 @@ class _StoredStates:
         for i, places in zip(chosen, batch.index, strict=True):
             flat[places.cpu()] = self.rows[i]
         return flat.view(*shape, -1).to(batch.inputs["input_ids"].device)
+
+
+class _FreshStates:
+    """The same states, computed anew for each batch: rows by the ten thousand of a wide model fill a computer."""
+
+    def __init__(self, model: Model, layer: int):
+        self.model, self.layer = model, layer
+
+    def of(self, batch: Batch, chosen: list[int]) -> Tensor:
+        """The states of the chosen rows, laid out as ``batch``: (batch, seq, d_model)."""
+        with torch.no_grad():
+            states = states_at_layer(self.model.network, batch, self.layer)
+        return states.view(*batch.inputs["input_ids"].shape, -1)
+
+
+def _below(model: Model, rows: list[Tokens], prefix: int, layer: int) -> _StoredStates | _FreshStates:
+    """The states that ``layer`` puts out: stored where they fit into this computer's memory."""
+    width = model.network.config.hidden_size
+    needed = sum(len(row.ids) - prefix for row in rows) * width * model.precision.itemsize
+    if needed > STORED_SHARE * free_memory("cpu"):
+        return _FreshStates(model, layer)
+    return _StoredStates(model, rows, prefix, layer)
 
 
 def _backward_through_vocabulary(model: Model, states: Tensor, targets: Tensor, n_targets: int) -> float:
@@ -128,7 +151,7 @@ def safety_sft(
     tokens = [Tokens(*row) for row in encoded]
     prefix = shared_prefix([row.prompt for row in tokens])
     parameters = train_only(model, adapter, range(settings.above + 1, depth(model.network)))
-    stored = _StoredStates(model, tokens, prefix, settings.above) if settings.above >= 0 else None
+    below = _below(model, tokens, prefix, settings.above) if settings.above >= 0 else None
     batches = sft_batches(
         [len(row.ids) for row in tokens], [row.refuses for row in rows], settings.batch_size, settings.epochs, seed
     )
@@ -137,17 +160,17 @@ def safety_sft(
         """States from which the chosen rows' answer tokens are predicted (tokens, d_model), and those tokens."""
         batch = model.batch([tokens[i].ids for i in chosen], prefix)
         with model.compute():
-            if stored is None:
+            if below is None:
                 out = decoder_of(model.network)(**batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
             else:
-                out = states_above(model.network, batch, stored.of(batch, chosen), stored.layer)
+                out = states_above(model.network, batch, below.of(batch, chosen), below.layer)
         places, targets = _answer_places(batch, [tokens[i] for i in chosen])
         return out[places], targets
 
     def backward(step: int) -> float:
         batch = batches[step]
         n_targets = sum(len(tokens[i].answer) for i in batch)
-        n_passes = max(1, -(-sum(len(tokens[i].ids) for i in batch) // TOKENS_PER_PASS))
+        n_passes = max(1, -(-sum(len(tokens[i].ids) for i in batch) // model.tokens_per_pass))
         size = -(-len(batch) // n_passes)
         total = 0.0
         for start in range(0, len(batch), size):

@@ -5,6 +5,7 @@ checkpoint that separates unseen pairs best; stage 2 starts from stored states. 
 a resumed run could not be shown to end bit for bit where an undisturbed one does.
 """
 
+import contextlib
 import math
 import os
 import time
@@ -96,7 +97,7 @@ class Loop:
             self.model.network.train()
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, self.steps, self.learning_rate)
-            loss = self.backward(step)
+            loss = self._backward(step)
             norm = float(nn.utils.clip_grad_norm_(self.parameters, CLIP))
             if not math.isfinite(loss) or not math.isfinite(norm):
                 raise UserError(
@@ -115,6 +116,22 @@ class Loop:
         if progress.best_weights is not None:
             set_adapter_weights(self.model, self.adapter, progress.best_weights)
         return progress
+
+    def _backward(self, step: int) -> float:
+        """One batch's gradients; where memory runs out, from the beginning with half as many tokens at once."""
+        while True:
+            with contextlib.suppress(torch.OutOfMemoryError):
+                return self.backward(step)
+            # Out here nothing refers to the tensors of the failed pass any more.
+            for parameter in self.parameters:
+                parameter.grad = None
+            if not self.model.narrow():
+                raise UserError(
+                    f"{self.name}: memory runs out even with one row at a time. Close what else uses it, lower --rank, "
+                    "load the model with --four-bit True, or take a smaller one; --plan shows what fits which card."
+                )
+            torch.cuda.empty_cache()
+            print(f"{self.name}: out of memory; goes on with {self.model.tokens_per_pass:,} tokens at once", flush=True)
 
     def _tell(self, progress: Progress, row: dict[str, Any]) -> None:
         row = {"stage": self.name, **row}

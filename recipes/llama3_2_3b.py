@@ -42,9 +42,10 @@ def main(settings: Settings) -> None:
     from dcr_lite.run_folder import RunFolder
     from dcr_lite.terminal import show_end, show_plan
 
-    # What has to be right before any work: the run folder, every row of the data, the model, the layer.
+    # What has to be right before any work: the run folder, every row of the data, the memory, the model, the layer.
     run = RunFolder(settings)
     data = job.load_data(settings)
+    show_plan(job.will_it_fit(settings))
     model, source = job.load_model(settings)
     show_plan(plan(model, source, data, settings))
 

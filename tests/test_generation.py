@@ -114,12 +114,12 @@ def test_every_end_token_of_the_model_ends_the_answer(tiny_model: MakeModel, ref
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_batch_size_changes_nothing(tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
+def test_batch_size_changes_nothing(tiny_model: MakeModel, batch_size: int) -> None:
     """Smaller batches give the same answers and scores, and ``progress`` hears of every prompt once."""
     model = tiny_model()
     rows = random_rows([5, 1, 9, 5, 30, 2, 14], shared=3)
     expected = answer(model, rows, 8)
-    monkeypatch.setattr(generation, "BATCH_SIZE", batch_size)
+    model.prompts_at_once = batch_size
     done: list[int] = []
     got = answer(model, rows, 8, done.append)
     assert [a.text for a in got] == [a.text for a in expected]

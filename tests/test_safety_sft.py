@@ -78,10 +78,10 @@ def test_a_step_is_that_of_transformers(
     tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch, architecture: str, above: int, small_passes: bool
 ) -> None:
     """Loss and adapter gradients to 1e-5, with stored states or without, in one pass or several."""
-    if small_passes:
-        monkeypatch.setattr(safety_sft, "TOKENS_PER_PASS", 40)
-        monkeypatch.setattr(safety_sft, "LOGITS_PER_PASS", 3)
     model = tiny_model(architecture)
+    if small_passes:
+        model.tokens_per_pass = 40
+        monkeypatch.setattr(safety_sft, "LOGITS_PER_PASS", 3)
     ours = one_step(model, above, monkeypatch)
     theirs = by_transformers(model)
     assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
