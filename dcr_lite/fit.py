@@ -126,8 +126,11 @@ def shape_of(model: str) -> Shape:
 
     Raises UserError where there is no config.json to be had or it describes another kind of model.
     """
-    if (Path(model) / "config.json").exists():
-        text = (Path(model) / "config.json").read_text(encoding="utf-8")
+    if Path(model).exists():
+        try:
+            text = (Path(model) / "config.json").read_text(encoding="utf-8")
+        except OSError:
+            raise UserError(f"{model}: not a model folder (no config.json in it)") from None
     elif model in memory.KNOWN:
         return memory.KNOWN[model]
     else:

@@ -48,6 +48,7 @@ from dcr_lite.generation import answer
 from dcr_lite.geometry import Geometry, state_map
 from dcr_lite.hidden_states import depth
 from dcr_lite.losses import Loss
+from dcr_lite.memory import KNOWN
 from dcr_lite.metrics import auroc
 from dcr_lite.pictures import draw_refusal_during_sft, draw_refusal_rates, draw_refusal_scores, draw_state_map
 from dcr_lite.report import method_result, model_card, read_answers, write_answers, write_report
@@ -141,7 +142,8 @@ def will_it_fit(settings: Settings) -> dict[str, str]:
 
     Raises UserError where the model does not fit a card even with one row at a time.
     """
-    return _fit(settings.model, settings, machine(settings)).lines()
+    known = settings.model in KNOWN  # then not even its weights have to be fetched to know
+    return _fit(settings.model if known else locate(settings.model)[0], settings, machine(settings)).lines()
 
 
 def _fit(model: str, settings: Settings, on: Machine) -> Fit:

@@ -100,7 +100,7 @@ def activations(shape: Shape, rank: int, value_bytes: int, row_tokens: int) -> f
         norms += 4 * (queries + keys)
     inputs = 2 * shape.width + queries + shape.mlp_width + len(shape.maps) * rank
     attention, inner = 4 * queries, 3 * shape.mlp_width
-    scores = shape.heads * row_tokens * (4 + 2 * value_bytes) if shape.scores else 0
+    scores = shape.heads * row_tokens * 8 if shape.scores else 0  # capped, and as weights in float32 and cast
     return norms + value_bytes * (inputs + attention + inner) + scores
 
 

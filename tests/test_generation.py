@@ -9,7 +9,6 @@ import torch
 from tiny_models import PROMPTS, add_random_adapter, random_rows
 from transformers import GenerationConfig
 
-from dcr_lite import generation
 from dcr_lite.backend import Model, stock
 from dcr_lite.chat import encode_prompts
 from dcr_lite.generation import REFUSING_OPENINGS, answer

@@ -1,0 +1,365 @@
+"""Claims about the memory estimate: its parts are those that autograd and the weights really take, and a batch that
+does not fit goes through in parts with the same gradients."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft.tuners.lora import LoraLayer
+from small_runs import RECIPE, flags, recipe_module, run_here, save_rows
+from tiny_models import ADAPTER, LAYERS, add_random_adapter, assert_close, random_rows
+
+from dcr_lite import fit as fit_module
+from dcr_lite import job, memory, safety_sft
+from dcr_lite.backend import Model, adapter_weights, add_adapter, train_only
+from dcr_lite.errors import UserError
+from dcr_lite.fit import CARDS, LEAST_TOKENS, MOST_TOKENS, Need, fit, needs, shape_of
+from dcr_lite.generation import answer
+from dcr_lite.hidden_states import decoder_of, states_at_layer
+from dcr_lite.memory import KNOWN
+from dcr_lite.settings import Settings
+from dcr_lite.training import Loop
+
+MakeModel = Callable[..., Model]
+RECIPES = sorted(RECIPE.parent.glob("*.py"))
+# Billions of weights, as the models' cards state them.
+PUBLISHED = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 0.1345,
+    "Qwen/Qwen2.5-1.5B": 1.544,
+    "Qwen/Qwen2.5-7B": 7.616,
+    "Qwen/Qwen3-4B-Base": 4.022,
+    "unsloth/Llama-3.2-3B": 3.213,
+    "unsloth/gemma-2-2b": 2.614,
+    "unsloth/llama-3-8b": 8.030,
+    "unsloth/mistral-7b-v0.3": 7.248,
+}
+WIDE = {
+    "hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32,
+}  # fmt: skip
+ROW_TOKENS = 200  # longer than the rows that a CPU multiplies out plainly: its kernel keeps what a card's keeps
+
+
+# --- the formula ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_known_shapes_have_the_published_size(model: str) -> None:
+    """The shape of each recipe's model gives the number of weights that its card states, to 2 in a thousand."""
+    assert KNOWN[model].parameters / 1e9 == pytest.approx(PUBLISHED[model], rel=2e-3)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipes_models_are_known_and_cut_in_half(path: Path) -> None:
+    """Both models of a recipe can be planned for without fetching anything, and L is half their depth."""
+    settings = recipe_module(path).SETTINGS
+    for model in filter(None, (settings.model, settings.chat_model)):
+        assert KNOWN[model].layers // 2 == settings.layer
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3"])
+def test_a_config_is_read_as_the_model_is_built(
+    tiny_folder: Callable[..., Path], tiny_model: MakeModel, architecture: str
+) -> None:
+    """Weights, norms and kept scores that the shape counts are those of the loaded network."""
+    shape = shape_of(str(tiny_folder(architecture)))
+    network = tiny_model(architecture).network
+    assert shape.parameters == sum(p.numel() for p in network.parameters() if p.dim() == 2)
+    norms = [m.weight.numel() for m in decoder_of(network).layers[0].modules() if type(m).__name__.endswith("RMSNorm")]
+    assert norms.count(shape.width) == shape.norms
+    assert norms.count(shape.head_width) == 2 * shape.head_norms
+    assert shape.scores == (architecture == "gemma2")
+
+
+def kept_bytes(model: Model, rows: list[list[int]], layer: int) -> int:
+    """Bytes of all tensors, the network's own apart, that autograd keeps of a pass up to ``layer``."""
+    own = {p.untyped_storage().data_ptr() for p in [*model.network.parameters(), *model.network.buffers()]}
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # holding it, so that its place is not used again
+        return tensor
+
+    model.network.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), model.compute():
+        states = states_at_layer(model.network, model.batch(rows), layer)
+    assert states.requires_grad
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gemma2"])
+@pytest.mark.parametrize(
+    ("precision", "four_bit"), [(torch.bfloat16, True), (torch.float32, False)], ids=["NF4 in bfloat16", "float32"]
+)
+def test_a_layer_keeps_of_a_token_what_the_formula_says(
+    tiny_folder: Callable[..., Path], tiny_model: MakeModel, architecture: str, precision: torch.dtype, four_bit: bool
+) -> None:
+    """What one more layer adds to the tensors that autograd keeps, to 4 per cent."""
+    model = tiny_model(architecture, precision, four_bit, **WIDE)
+    add_adapter(model, ADAPTER, rank=16, seed=0)
+    train_only(model, ADAPTER, range(LAYERS))
+    rows = random_rows([ROW_TOKENS] * 4)
+    kept = kept_bytes(model, rows, 2) - kept_bytes(model, rows, 1)
+    shape = shape_of(str(tiny_folder(architecture, **WIDE)))
+    adapter = sum(16 * (i + o) for i, o in shape.maps) * precision.itemsize if four_bit else 0  # cast, once a layer
+    expected = 4 * ROW_TOKENS * memory.activations(shape, 16, precision.itemsize, ROW_TOKENS) + adapter
+    assert kept == pytest.approx(expected, rel=0.04)
+
+
+def test_weights_and_adapters_take_what_the_formula_says(
+    tiny_folder: Callable[..., Path], tiny_model: MakeModel
+) -> None:
+    """Bytes of the 4-bit maps with their scales, of embeddings and output matrix, and of adapters, to 1 per cent."""
+    model = tiny_model("llama", torch.bfloat16, True, **WIDE)
+    shape = shape_of(str(tiny_folder("llama", **WIDE)))
+    maps = [m for m in model.network.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    states = [m.weight.quant_state for m in maps]
+    packed = sum(m.weight.nbytes + s.absmax.nbytes + s.state2.absmax.nbytes for m, s in zip(maps, states, strict=True))
+    others = sum(p.nbytes for p in model.network.parameters() if p.dim() == 2 and p.dtype == torch.bfloat16)
+    assert packed + others == pytest.approx(memory.weights(shape, True, 2), rel=0.01)
+
+    for name in ("first", "second"):
+        add_adapter(model, name, rank=16, seed=0)
+    lora = sum(p.nbytes for n, p in model.network.named_parameters() if "lora_" in n)
+    assert any(isinstance(m, LoraLayer) for m in model.network.modules())
+    assert memory.adapters(shape, 16, 2, 0, 0) == lora
+    trained = sum(p.nbytes for p in train_only(model, "first", range(2)))
+    assert memory.adapters(shape, 16, 2, 2, 0) - lora == trained * memory.ADAM_BYTES / 4
+
+
+def test_an_8b_model_fits_twelve_gigabytes_in_every_part() -> None:
+    """Llama 3 8B in NF4 goes through a 12 GB card with at least 512 tokens at once; in 16 bits it does not."""
+    settings = recipe_module(RECIPE.parent / "llama3_8b.py").SETTINGS
+    shape = KNOWN[settings.model]
+    fitting = fit(needs(shape, settings, True, 2), 12e9, settings.model)
+    assert all(need.total(fitting.units[name]) <= 12e9 for name, need in fitting.needs.items())
+    assert all(fitting.units[name] >= 512 for name in ("stage1", "stage2", "safety_sft"))
+    with pytest.raises(UserError, match=r"needs at least 1\d\.\d GB for stage 1 and 12\.0 GB are free"):
+        fit(needs(shape, settings, False, 2), 12e9, settings.model)
+
+
+@given(fixed=st.floats(0, 1e10), each=st.floats(1, 1e7), free=st.floats(0, 1e11), least=st.sampled_from([1, 128]))
+def test_what_is_said_to_fit_fits(fixed: float, each: float, free: float, least: int) -> None:
+    """The units chosen never need more than is free, twice as many would (or are not asked for), and None means that
+    the least does not fit."""
+    need = Need("stage1", fixed, each, 4096, least)
+    units = need.units(free)
+    if units is None:
+        assert need.total(least) > free * (1 - 1e-9)
+        return
+    assert least <= units <= 4096
+    assert need.total(units) <= free * (1 + 1e-9)
+    assert units == 4096 or need.total(2 * units) > free * (1 - 1e-9)
+
+
+# --- less at once, the same result ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def room_for(model: Model, tokens: int, training: bool) -> Iterator[list[int]]:
+    """A device that has room for so many tokens of a pass and no more, of passes that train or of those that answer;
+    yields the sizes that were tried."""
+    tried: list[int] = []
+
+    def allocate(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        given = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
+        tried.append(given.shape[0] * given.shape[1])
+        if tried[-1] > tokens and torch.is_grad_enabled() == training:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    handle = decoder_of(model.network).register_forward_pre_hook(allocate, with_kwargs=True)
+    try:
+        yield tried
+    finally:
+        handle.remove()
+
+
+def trained_run(tiny: Path, rows: Path, run: Path, tokens: int | None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A whole run, on a device with room for ``tokens`` tokens of a training pass."""
+    if tokens is not None:
+        train = Loop.run
+
+        def train_in_little_room(loop: Loop) -> Any:
+            with room_for(loop.model, tokens, training=True):
+                return train(loop)
+
+        monkeypatch.setattr(Loop, "run", train_in_little_room)
+    argv = flags(tiny, rows, run, contrastive_steps=4, instructions=8, sft_epochs=1, sft_batch=4)
+    done = run_here(argv)
+    assert done.code == 0, done.err
+    assert ("out of memory; goes on with" in done.out) == (tokens is not None)
+    return run
+
+
+def test_a_run_that_runs_out_of_memory_halves_and_ends_the_same(
+    tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a pass does not fit, all stages go on with half as much at once, and their losses and adapters are those
+    of a run with room enough."""
+    tiny, rows = tiny_folder("llama"), save_rows(tmp_path / "rows")
+    with monkeypatch.context() as patch:
+        little = trained_run(tiny, rows, tmp_path / "little", 300, patch)
+    enough = trained_run(tiny, rows, tmp_path / "enough", None, monkeypatch)
+    losses = [
+        [row["loss"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
+        for run in (little, enough)
+    ]
+    assert len(losses[0]) == 4 + 3 + 4
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def loop_of(model: Model, backward: Callable[[int], float]) -> Loop:
+    parameters = train_only(model, ADAPTER, range(LAYERS))
+    return Loop("stage1", model, ADAPTER, parameters, 1, 1e-2, backward, lambda step: {}, 10)
+
+
+def test_gradients_of_a_failed_pass_are_not_counted(tiny_model: MakeModel, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a pass had accumulated before memory ran out is dropped: the step is that of an undisturbed one."""
+    trained = []
+    for fails in (False, True):
+        model = tiny_model()
+        add_random_adapter(model)
+        model.tokens_per_pass = 512
+
+        def backward(step: int, model: Model = model, fails: bool = fails) -> float:
+            decoder = decoder_of(model.network)
+            loss = decoder(**model.batch(random_rows([9, 5])).inputs).last_hidden_state.square().mean()
+            loss.backward()
+            if fails and model.tokens_per_pass > 128:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return float(loss)
+
+        loop_of(model, backward).run()
+        trained.append(adapter_weights(model, ADAPTER))
+        assert model.tokens_per_pass == (128 if fails else 512)
+    assert all(torch.equal(trained[0][k], trained[1][k]) for k in trained[0])
+    assert capsys.readouterr().out.splitlines() == [
+        "stage1: out of memory; goes on with 256 tokens at once",
+        "stage1: out of memory; goes on with 128 tokens at once",
+    ]
+
+
+def test_where_not_even_a_row_fits_the_cure_is_named(tiny_model: MakeModel) -> None:
+    """Halving ends at about a row, with a sentence instead of a traceback."""
+    model = tiny_model()
+    add_random_adapter(model)
+
+    def backward(step: int) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(UserError, match=r"memory runs out even with one row at a time.*--plan"):
+        loop_of(model, backward).run()
+    assert model.tokens_per_pass <= LEAST_TOKENS // 4
+
+
+@pytest.mark.parametrize("room", [20, 45])
+def test_answers_that_do_not_fit_together_are_given_in_halves(tiny_model: MakeModel, room: int) -> None:
+    """Prompts that cannot be answered together are answered in smaller batches: same answers, same scores."""
+    model = tiny_model()
+    rows = random_rows([5, 1, 9, 5, 8, 2, 9], shared=3)
+    expected = answer(model, rows, 4)
+    done: list[int] = []
+    with room_for(model, room, training=False) as tried:
+        got = answer(model, rows, 4, done.append)
+    assert max(tried) > room
+    assert [a.text for a in got] == [a.text for a in expected]
+    assert [a.refusal_log_odds for a in got] == pytest.approx([a.refusal_log_odds for a in expected], abs=1e-4)
+    assert sum(done) == len(rows)
+
+
+def test_states_too_many_to_hold_are_computed_again(
+    tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stage 2 with states computed for each batch learns what it learns from stored ones."""
+    tiny, rows = tiny_folder("qwen3"), save_rows(tmp_path / "rows")
+    adapters = []
+    for share in (0.25, 0.0):
+        monkeypatch.setattr(safety_sft, "STORED_SHARE", share)
+        run = tmp_path / str(share)
+        assert run_here(flags(tiny, rows, run, contrastive_steps=1, instructions=8, sft_epochs=1)).code == 0
+        adapters.append(job.load_file(run / "stage2" / "adapter_model.safetensors"))
+    assert_close(list(adapters[0].values()), list(adapters[1].values()), 1e-4)
+
+
+# --- what a user sees -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_plan_names_every_card(path: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """--plan prints the parts of a run for every card, and touches nothing."""
+    done = run_here(["--plan", "--run", str(tmp_path / "run")], path)
+    assert done.code == 0, done.err
+    rows = {card: next(line for line in done.out.splitlines() if line.startswith(card)) for card in CARDS}
+    assert all(row.count(" GB (") + row.count("does not fit") == 4 for row in rows.values())
+    assert rows["A100 / H100, 80 GB"].count(f"({MOST_TOKENS:,})") >= 2
+    assert all(word in done.out for word in ("stage 1", "stage 2", "safety SFT alone", "evaluation", "4-bit NF4"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_plan_of_a_model_without_a_config_says_so(tmp_path: Path) -> None:
+    """A folder that holds no model, and one that holds another kind, are named."""
+    done = run_here(["--plan", "--model", str(tmp_path)])
+    assert done.code == 1
+    assert "no config.json in it" in done.err
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    done = run_here(["--plan", "--model", str(tmp_path)])
+    assert done.code == 1
+    assert "describes no decoder" in done.err
+
+
+def test_the_plan_needs_no_torch() -> None:
+    """--plan answers before anything heavy is imported."""
+    code = (
+        "import runpy, sys; sys.argv = ['llama3_8b.py', '--plan']\n"
+        f"runpy.run_path({str(RECIPE.parent / 'llama3_8b.py')!r}, run_name='__main__')\n"
+        "assert not {'torch', 'transformers', 'peft'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "RTX 3060" in done.stdout
+
+
+def test_a_run_shows_the_estimate_and_keeps_to_it(
+    tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the model is loaded the run prints what each part needs and what is free, and how far it went down;
+    training then puts no more through at once."""
+    tiny, rows = tiny_folder("llama"), save_rows(tmp_path / "rows")
+    settings = Settings(str(tiny), tmp_path / "run", 1, rank=4, contrastive_batch=64, sft_batch=8)
+    parts = needs(shape_of(str(tiny)), settings, False, 4)
+    free = max(need.total(256) for need in parts if need.name != "evaluation")
+    monkeypatch.setattr(job, "free_memory", lambda device: free)
+    shown = job.will_it_fit(settings)
+    assert shown["memory"].startswith(f"{free / 1e9:.1f} GB free")
+    assert "256 tokens, lowered from 4,096 to fit" in shown["  safety SFT alone"]
+    seen: dict[str, int] = {}
+    train = Loop.run
+
+    def watch(loop: Loop) -> Any:
+        seen[loop.name] = loop.model.tokens_per_pass
+        return train(loop)
+
+    monkeypatch.setattr(Loop, "run", watch)
+    argv = flags(tiny, rows, tmp_path / "run", contrastive_steps=1, sft_epochs=1, contrastive_batch=64, sft_batch=8)
+    done = run_here(argv)
+    assert done.code == 0, done.err
+    assert done.out.index("GB free") < done.out.index("estimated time")
+    fitting = fit(parts, free, str(tiny))
+    assert seen == {name: fitting.units[name] for name in ("stage1", "stage2", "safety_sft")}
+    assert seen["safety_sft"] == 256
+
+
+def test_free_memory_of_this_computer_is_plausible() -> None:
+    """More than this process could do without, and less than there is."""
+    free = fit_module.free_memory("cpu")
+    assert 1e8 < free < 1e14
