@@ -80,8 +80,8 @@ def needs(shape: Shape, settings: Settings, four_bit: bool, value_bytes: int) ->
 
 @dataclass(frozen=True)
 class Fit:
-    """What fits. units: for each part the tokens of a pass, or the prompts answered together. needs: by the same names.
-    free: bytes that were free."""
+    """What fits; nothing where a model's need is unknown. units: for each part the tokens of a pass, or the prompts
+    answered together. needs: by the same names. free: bytes that were free."""
 
     units: dict[str, int]
     needs: dict[str, Need]
@@ -89,6 +89,8 @@ class Fit:
 
     def lines(self) -> dict[str, str]:
         """The estimate for a person, a line each."""
+        if not self.needs:
+            return {"memory": f"{self.free / 1e9:.1f} GB free; what this model needs its config.json does not tell"}
         said = {"memory": f"{self.free / 1e9:.1f} GB free; estimated need, and what goes through the model at once:"}
         for name, need in self.needs.items():
             n, what = self.units[name], "prompts" if name == "evaluation" else "tokens"

@@ -147,8 +147,13 @@ def will_it_fit(settings: Settings) -> dict[str, str]:
 
 
 def _fit(model: str, settings: Settings, on: Machine) -> Fit:
-    parts = needs(shape_of(model), settings, on.four_bit, on.precision.itemsize)
-    return fit(parts, free_memory(on.device), settings.model, insist=on.device != "cpu")
+    free = free_memory(on.device)
+    try:
+        shape = shape_of(model)
+    except UserError:  # a model of another kind: whether it can be used is for loading it to say
+        return Fit({}, {}, free)
+    parts = needs(shape, settings, on.four_bit, on.precision.itemsize)
+    return fit(parts, free, settings.model, insist=on.device != "cpu")
 
 
 def load_base(settings: Settings) -> tuple[Model, str]:
@@ -165,7 +170,7 @@ def load_base(settings: Settings) -> tuple[Model, str]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{settings.model} cannot be loaded as a chat model: {reason}") from None
     model.tokens_in = fitting.units
-    model.prompts_at_once = fitting.units["evaluation"]
+    model.prompts_at_once = fitting.units.get("evaluation", model.prompts_at_once)
     return model, source
 
 

@@ -359,6 +359,16 @@ def test_a_run_shows_the_estimate_and_keeps_to_it(
     assert seen["safety_sft"] == 256
 
 
+def test_a_model_of_another_kind_is_not_estimated(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """A model whose config.json tells no shape is not turned away for it: the run says that it cannot tell."""
+    config = json.loads((tiny_folder("llama") / "config.json").read_text())
+    del config["intermediate_size"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shown = job.will_it_fit(Settings(str(tmp_path), tmp_path / "run", 1))
+    assert list(shown) == ["memory"]
+    assert "does not tell" in shown["memory"]
+
+
 def test_free_memory_of_this_computer_is_plausible() -> None:
     """More than this process could do without, and less than there is."""
     free = fit_module.free_memory("cpu")
