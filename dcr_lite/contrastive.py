@@ -24,7 +24,7 @@ from dcr_lite.training import Loop, Progress
 
 REFERENCE_PAIRS = 64  # training pairs that give the read-out: enough for two means, and looked at again and again
 GEOMETRY_PAIRS = 420  # training pairs that give the stock model's geometry: more cost time and move it little
-# Computed in one forward and backward pass on a CPU: about 40 prompts; more go through GradCache. A card takes what fits.
+# Computed at once on a CPU, in tokens: about 40 prompts; more go through GradCache. A card takes what fits into it.
 TOKENS_PER_PASS = 1024
 
 
