@@ -71,6 +71,7 @@ def compare(
     seeds: tuple[int, ...] = (0, 1, 2),
     prompts: tuple[Path, ...] = (),
     rows: int | None = None,
+    choices: Path | None = None,
     curve_seeds: tuple[int, ...] | None = None,
     out: Path = Path("runs/compare"),
 ) -> None:
@@ -83,6 +84,7 @@ def compare(
         prompts: JSON Lines of {prompt, label, source?} or {toxic, seemingly_toxic} to measure on; by default the
             recipe's held-out part.
         rows: At most so many prompts of each file, drawn with a fixed seed.
+        choices: JSON Lines of {question, choices, answer}: multiple choice, for general ability.
         curve_seeds: Seeds for which every method is measured at further strengths, for the trade-off curve; by default
             the first one.
         out: Where everything is kept: comparison.md, comparison.json, trade_off.png, adapters and answers.
@@ -93,7 +95,7 @@ def compare(
     from dcr_lite.compare import compare as run_comparison
     from dcr_lite.terminal import console
 
-    run_comparison(recipe, seeds, prompts, rows, seeds[:1] if curve_seeds is None else curve_seeds, out)
+    run_comparison(recipe, seeds, prompts, rows, choices, seeds[:1] if curve_seeds is None else curve_seeds, out)
     console.print(Markdown((out / "comparison.md").read_text(encoding="utf-8")))
     console.print(f"\n  {out / 'comparison.md'}", markup=False, soft_wrap=True)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from dcr_lite.metrics import mean_interval
 
-Point = dict[str, Any]  # one method at one strength and seed: method, strength, seed, numbers
+Point = dict[str, Any]  # one method at one strength and seed: method, strength, seed, numbers, intervals
 
 # What the table shows of every method, whether more is better, and how a value is written. Sets come before these.
 COLUMNS: dict[str, tuple[str, bool, str]] = {
@@ -15,6 +15,8 @@ COLUMNS: dict[str, tuple[str, bool, str]] = {
     "plain": ("plain refused", False, ".2f"),
     "j": ("J", True, ".2f"),
     "auroc": ("AUROC", True, ".2f"),
+    "answer_loss": ("answer loss", False, ".3f"),
+    "accuracy": ("multiple choice", True, ".2f"),
     "minutes": ("minutes", False, ".1f"),
     "peak_memory_gb": ("peak GB", False, ".1f"),
 }
@@ -22,34 +24,70 @@ COMPARED = ("compliance", "safety", "j", "auroc")  # what differences are taken 
 SET = "compliance on "  # in front of a seemingly toxic set's name
 
 
-def numbers_of(result: dict[str, Any], seconds: float, peak_memory_bytes: int) -> dict[str, float]:
-    """What the table shows of one measured model (``report.method_result``).
+def _rates(result: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Rows {refusal_rate, ci95, ...} by label and set."""
+    rates: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in result["sets"]:
+        rates.setdefault(row["label"], {})[row["name"]] = row
+    return rates
+
+
+def numbers_of(
+    result: dict[str, Any], general: dict[str, float], seconds: float, peak_memory_bytes: int
+) -> dict[str, float]:
+    """What the table shows of one measured model (``report.method_result``); ``general``: its general ability.
 
     Compliance is 1 - refusal rate on seemingly toxic prompts, safety the refusal rate on toxic ones; each the mean
     over sets, as papers give it. J is safety - (1 - compliance). AUROC is over all prompts of both kinds. What was not
     measured is left out.
     """
-    rates: dict[str, dict[str, float]] = {}
-    for row in result["sets"]:
-        rates.setdefault(row["label"], {})[row["name"]] = row["refusal_rate"]
-    numbers = {SET + name: 1 - rate for name, rate in rates.get("seemingly_toxic", {}).items()}
-    if sounding := rates.get("seemingly_toxic"):
-        numbers["compliance"] = 1 - fmean(sounding.values())
-    if toxic := rates.get("toxic"):
-        numbers["safety"] = fmean(toxic.values())
-    if plain := rates.get("plain"):
-        numbers["plain"] = fmean(plain.values())
-    if sounding and toxic:
+    rates = _rates(result)
+    means = {label: fmean(row["refusal_rate"] for row in rows.values()) for label, rows in rates.items()}
+    numbers = {SET + name: 1 - row["refusal_rate"] for name, row in rates.get("seemingly_toxic", {}).items()}
+    if "seemingly_toxic" in means:
+        numbers["compliance"] = 1 - means["seemingly_toxic"]
+    numbers |= {key: means[label] for key, label in (("safety", "toxic"), ("plain", "plain")) if label in means}
+    if "compliance" in numbers and "safety" in numbers:
         numbers["j"] = numbers["safety"] + numbers["compliance"] - 1
         numbers["auroc"] = result["discernment"]["auroc"]
-    return numbers | {"minutes": seconds / 60, "peak_memory_gb": peak_memory_bytes / 1e9}
+    return numbers | general | {"minutes": seconds / 60, "peak_memory_gb": peak_memory_bytes / 1e9}
 
 
-def mean_and_interval(values: Sequence[float]) -> dict[str, Any]:
-    """{mean, ci95, n}; the interval is None for a single value."""
+def intervals_of(result: dict[str, Any], auroc_ci95: Sequence[float]) -> dict[str, list[float]]:
+    """95 % intervals over prompts of the rates among ``numbers_of``, and of J: Wilson's for a set, and for means and
+    differences of sets those recovered from them (MOVER; Zou and Donner, 2008)."""
+
+    def mean(rows: Sequence[dict[str, Any]]) -> list[float]:
+        middle = fmean(row["refusal_rate"] for row in rows)
+        below, above = (
+            sum((row["refusal_rate"] - row["ci95"][end]) ** 2 for row in rows) ** 0.5 / len(rows) for end in (0, 1)
+        )
+        return [middle - below, middle + above]
+
+    rates = _rates(result)
+    found = {label: mean(list(rows.values())) for label, rows in rates.items()}
+    intervals = {
+        SET + name: [1 - row["ci95"][1], 1 - row["ci95"][0]] for name, row in rates.get("seemingly_toxic", {}).items()
+    }
+    if sounding := found.get("seemingly_toxic"):
+        intervals["compliance"] = [1 - sounding[1], 1 - sounding[0]]
+    intervals |= {key: found[label] for key, label in (("safety", "toxic"), ("plain", "plain")) if label in found}
+    if "compliance" in intervals and "safety" in intervals:
+        numbers = numbers_of(result, {}, 0, 0)
+        below, above = (
+            sum((numbers[key] - intervals[key][end]) ** 2 for key in ("compliance", "safety")) ** 0.5 for end in (0, 1)
+        )
+        intervals["j"] = [numbers["j"] - below, numbers["j"] + above]
+        intervals["auroc"] = list(auroc_ci95)
+    return intervals
+
+
+def mean_and_interval(values: Sequence[float], alone: Sequence[float] | None = None) -> dict[str, Any]:
+    """{mean, ci95, n}; the interval of a single value is ``alone``, the one over its prompts, where there is one."""
+    over_prompts = None if alone is None else list(alone)
     return {
         "mean": fmean(values),
-        "ci95": list(mean_interval(values)) if len(values) > 1 else None,
+        "ci95": list(mean_interval(values)) if len(values) > 1 else over_prompts,
         "n": len(values),
     }
 
@@ -65,7 +103,10 @@ def over_seeds(points: list[Point]) -> list[dict[str, Any]]:
             "method": method,
             "strength": strength,
             "seeds": [p["seed"] for p in group],
-            "numbers": {key: mean_and_interval([p["numbers"][key] for p in group]) for key in group[0]["numbers"]},
+            "numbers": {
+                key: mean_and_interval([p["numbers"][key] for p in group], group[0]["intervals"].get(key))
+                for key in group[0]["numbers"]
+            },
         }
         for (method, strength), group in groups.items()
     ]
@@ -105,7 +146,7 @@ def frontier(entries: list[dict[str, Any]]) -> list[int]:
 def _cell(value: dict[str, Any], form: str, bold: bool) -> str:
     text = f"{value['mean']:{form}}"
     if value["ci95"] is not None:
-        text += f" ±{value['ci95'][1] - value['mean']:{form}}"
+        text += f" ±{(value['ci95'][1] - value['ci95'][0]) / 2:{form}}"
     return f"**{text}**" if bold else text
 
 
