@@ -156,8 +156,8 @@ def _lines(axes: Axes, by_label: dict[str, list[tuple[int, float]]]) -> None:
 
 
 def draw_trade_off(methods: list[dict[str, Any]], curve: list[dict[str, Any]], frontier: list[int], path: Path) -> None:
-    """Refusal of toxic prompts against compliance on seemingly toxic ones: a large point a method with its interval
-    over seeds, small ones joined by a line for its strengths, and the frontier through the best of ``curve``.
+    """Refusal of toxic prompts against compliance on seemingly toxic ones: a large point a method with its 95 %
+    intervals, small ones joined by a line for its strengths, and the frontier through the best of ``curve``.
     Entries are those of ``comparison.over_seeds``."""
 
     def place(entry: dict[str, Any]) -> tuple[float, float]:
@@ -175,13 +175,9 @@ def draw_trade_off(methods: list[dict[str, Any]], curve: list[dict[str, Any]], f
                 axes.plot(*zip(*map(place, along), strict=True), "o-", color=colour, ms=3.5, lw=1, alpha=0.7)
             for entry in (e for e in methods if e["method"] == method):
                 x, y = place(entry)
-                errors = [
-                    None if ci is None else [[abs(mean - ci[0])], [abs(ci[1] - mean)]]
-                    for mean, ci in (
-                        (v["mean"], v["ci95"]) for v in map(entry["numbers"].get, ("compliance", "safety"))
-                    )
-                ]
-                axes.errorbar(x, y, errors[1], errors[0], color=colour, lw=1, capsize=2.5, alpha=0.8)
+                numbers = (entry["numbers"][key] for key in ("compliance", "safety"))
+                across, up = ([[n["mean"] - n["ci95"][0]], [n["ci95"][1] - n["mean"]]] for n in numbers)
+                axes.errorbar(x, y, up, across, color=colour, lw=1, capsize=2.5, alpha=0.8)
                 axes.plot(x, y, "o", color=colour, ms=9, label=COMPARED[method])
         axes.set(xlim=(-0.02, 1.04), ylim=(-0.02, 1.04))
         axes.set(xlabel="answers what only sounds toxic", ylabel="refuses what is toxic")
