@@ -7,16 +7,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from small_runs import flags, recipe_module, run_here, save_rows, write_rows
 
 from dcr_lite import cli, compare, job, methods
-from dcr_lite.comparison import differences, differences_table, frontier, numbers_of, over_seeds, table
+from dcr_lite.comparison import (
+    differences,
+    differences_table,
+    frontier,
+    intervals_of,
+    numbers_of,
+    over_seeds,
+    table,
+)
 from dcr_lite.errors import UserError
 from dcr_lite.launch import tyro
-from dcr_lite.metrics import mean_interval
+from dcr_lite.metrics import mean_interval, wilson_interval
 from dcr_lite.pictures import COMPARED
 from dcr_lite.report import method_result, read_answers
 from dcr_lite.run_folder import forget_peak_memory, peak_memory_bytes
@@ -55,7 +64,7 @@ def compared(
     """A finished comparison of two seeds, the first with a curve: recipe, its flags, folder, report."""
     folder = tmp_path_factory.mktemp("compare")
     recipe, argv = tiny_recipe(folder, tiny_folder("llama"))
-    report = compare.compare(recipe, (0, 1), (), None, (0,), folder / "out")
+    report = compare.compare(recipe, (0, 1), (), None, None, (0,), folder / "out")
     return recipe, argv, folder / "out", report
 
 
@@ -71,10 +80,11 @@ def test_every_method_is_in_the_table_with_an_interval_over_seeds(compared: Any)
     assert [entry["method"] for entry in report["methods"]] == list(MODELS)
     for entry in report["methods"]:
         assert entry["seeds"] == ([None] if entry["method"] == "base" else [0, 1])
-        for value in entry["numbers"].values():
-            assert (value["ci95"] is None) == (entry["method"] == "base")
+        for key, value in entry["numbers"].items():
+            spent = key in ("minutes", "peak_memory_gb", "answer_loss")
+            assert (value["ci95"] is None) == (entry["method"] == "base" and spent), key
     for name, strength in (("safety_sft", "6"), ("surgical", "1"), ("scans", "1"), ("dcr", "4")):
-        expected = [numbers_of(method_result(answers_of(out, name, strength, seed)), 0, 0) for seed in (0, 1)]
+        expected = [numbers_of(method_result(answers_of(out, name, strength, seed)), {}, 0, 0) for seed in (0, 1)]
         (entry,) = [e for e in report["methods"] if e["method"] == name]
         for key in ("compliance", "safety", "plain", "j", "auroc"):
             values = [e[key] for e in expected]
@@ -158,39 +168,41 @@ def test_a_stopped_comparison_goes_on(compared: Any, tmp_path: Path, monkeypatch
     monkeypatch.setattr(job, "train_safety_sft", training)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            compare.compare(recipe, (0,), (), None, (0,), tmp_path)
-    again = compare.compare(recipe, (0,), (), None, (0,), tmp_path)
+            compare.compare(recipe, (0,), (), None, None, (0,), tmp_path)
+    again = compare.compare(recipe, (0,), (), None, None, (0,), tmp_path)
     undisturbed = [point for point in report["points"] if point["seed"] != 1]
     assert without_times(again["points"]) == without_times(undisturbed)
     assert len(asked) == len(undisturbed) + 1
     assert len(trained) == 7 + 1  # two shares of two methods, and three of DCR
-    compare.compare(recipe, (0,), (), None, (0,), tmp_path)
+    compare.compare(recipe, (0,), (), None, None, (0,), tmp_path)
     assert len(asked) == len(undisturbed) + 1
 
 
 def test_other_prompts_need_no_new_training(compared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The adapters stay; each set has a column of its own, and --rows draws from each."""
+    """The adapters stay; each set has a column of its own, and --rows draws from each; --choices adds another."""
     recipe, _, finished, _ = compared
     out = shutil.copytree(finished, tmp_path / "out")
     sets = [
         write_rows(tmp_path / f"{name}.jsonl", [{"prompt": f"{name} {i}?", "label": label} for i in range(9)])
         for name, label in (("sweet", "seemingly_toxic"), ("sour", "seemingly_toxic"), ("bitter", "toxic"))
     ]
+    choices = [{"question": f"Which is {n}?", "choices": ["cat", "dog", "man"], "answer": 1} for n in range(3)]
+    questions = write_rows(tmp_path / "choices.jsonl", choices)
 
     def never(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("trained again")
 
     monkeypatch.setattr("dcr_lite.job.safety_sft", never)
     monkeypatch.setattr("dcr_lite.job.contrastive_refinement", never)
-    report = compare.compare(recipe, (0,), tuple(sets), 4, (), out)
+    report = compare.compare(recipe, (0,), tuple(sets), 4, questions, (), out)
     assert report["prompts"]["n"] == 12
     numbers = report["methods"][-1]["numbers"]
     assert {"compliance on sweet", "compliance on sour"} <= set(numbers)
     sweet, sour = (numbers[f"compliance on {name}"]["mean"] for name in ("sweet", "sour"))
     assert numbers["compliance"]["mean"] == pytest.approx((sweet + sour) / 2)
-    assert (
-        "| | sour ↑ | sweet ↑ | compliance, mean ↑ | safety ↑ | J ↑ | AUROC ↑ |" in (out / "comparison.md").read_text()
-    )
+    assert numbers["accuracy"]["mean"] in (0, 1 / 3, 2 / 3, 1)
+    heads = "| | sour ↑ | sweet ↑ | compliance, mean ↑ | safety ↑ | J ↑ | AUROC ↑ | answer loss ↓ | multiple choice ↑ |"
+    assert heads in (out / "comparison.md").read_text()
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -198,7 +210,8 @@ def test_other_prompts_need_no_new_training(compared: Any, tmp_path: Path, monke
 
 def point(method: str, seed: int | None, compliance: float, safety: float, strength: float = 1) -> dict[str, Any]:
     numbers = {"compliance": compliance, "safety": safety, "j": compliance + safety - 1, "auroc": 0.5, "minutes": 2.0}
-    return {"method": method, "strength": strength, "seed": seed, "numbers": numbers}
+    intervals = {"compliance": [compliance - 0.1, compliance + 0.1]}
+    return {"method": method, "strength": strength, "seed": seed, "numbers": numbers, "intervals": intervals}
 
 
 POINTS = [
@@ -223,10 +236,10 @@ def test_differences_are_taken_seed_by_seed() -> None:
 
 
 def test_the_best_of_a_column_is_bold_and_never_the_stock_model() -> None:
-    """By the column's direction; ties are all best; without an interval where there is one value."""
+    """By the column's direction; ties are all best; a single value has the interval over its prompts, if any."""
     lines = table(over_seeds(POINTS), COMPARED, "base").splitlines()
     assert lines[0] == "| | compliance, mean ↑ | safety ↑ | J ↑ | AUROC ↑ | minutes ↓ |"
-    assert lines[2] == "| stock model | 1.00 | 0.00 | 0.00 | 0.50 | 2.0 |"
+    assert lines[2] == "| stock model | 1.00 ±0.10 | 0.00 | 0.00 | 0.50 | 2.0 |"
     assert lines[3].startswith("| safety SFT alone | 0.30 ±0.25 | **0.80 ±0.00** | 0.10 ±0.25 | **0.50 ±0.00** |")
     assert lines[4].startswith("| DCR | **0.60 ±0.25** | **0.80 ±0.25** | **0.40 ±")
 
@@ -243,11 +256,32 @@ def test_sets_weigh_alike_in_a_mean() -> None:
     """However many prompts they have: as papers give it."""
     rows = [("a", "seemingly_toxic", 0.5, 10), ("b", "seemingly_toxic", 0.1, 990), ("c", "toxic", 0.9, 10)]
     sets = [{"name": n, "label": label, "refusal_rate": rate, "n": size} for n, label, rate, size in rows]
-    numbers = numbers_of({"sets": sets, "discernment": {"auroc": 0.7, "j": 0.0}}, 90.0, 2_500_000_000)
+    result = {"sets": sets, "discernment": {"auroc": 0.7, "j": 0.0}}
+    numbers = numbers_of(result, {"answer_loss": 1.2}, 90.0, 2_500_000_000)
     assert numbers == pytest.approx(
         {"compliance on a": 0.5, "compliance on b": 0.9, "compliance": 0.7, "safety": 0.9, "j": 0.6, "auroc": 0.7,
-         "minutes": 1.5, "peak_memory_gb": 2.5}
+         "answer_loss": 1.2, "minutes": 1.5, "peak_memory_gb": 2.5}
     )  # fmt: skip
+
+
+def test_intervals_over_prompts_hold_what_they_promise() -> None:
+    """A set's is Wilson's; of the mean over two sets and of J about 95 % of simulated measurements cover the truth."""
+    generator = np.random.default_rng(0)
+    truth = {"a": ("seemingly_toxic", 0.3, 40), "b": ("seemingly_toxic", 0.1, 120), "c": ("toxic", 0.8, 60)}
+    covered = {"compliance": 0, "j": 0}
+    for _ in range(400):
+        sets = []
+        for name, (label, rate, n) in truth.items():
+            hits = int(generator.binomial(n, rate))
+            ci95 = list(wilson_interval(hits, n))
+            sets.append({"name": name, "label": label, "n": n, "refusal_rate": hits / n, "ci95": ci95})
+        found = intervals_of({"sets": sets, "discernment": {"auroc": 0.5}}, (0.4, 0.6))
+        assert found["compliance on a"] == pytest.approx([1 - sets[0]["ci95"][1], 1 - sets[0]["ci95"][0]])
+        assert found["auroc"] == [0.4, 0.6]
+        covered["compliance"] += found["compliance"][0] <= 0.8 <= found["compliance"][1]
+        covered["j"] += found["j"][0] <= 0.6 <= found["j"][1]
+    assert 0.92 * 400 < covered["compliance"] < 0.985 * 400
+    assert 0.92 * 400 < covered["j"] < 0.985 * 400
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a process's peak")
@@ -279,7 +313,15 @@ def test_the_peak_of_a_part_is_its_own() -> None:
     ],
 )
 def test_a_mistake_is_said_before_any_work(compared: Any, tmp_path: Path, changes: dict[str, Any], says: str) -> None:
-    asked = {"recipe": compared[0], "seeds": (0,), "files": (), "rows": None, "curve_seeds": (), "out": tmp_path}
+    asked = {
+        "recipe": compared[0],
+        "seeds": (0,),
+        "files": (),
+        "rows": None,
+        "choices": None,
+        "curve_seeds": (),
+        "out": tmp_path,
+    }
     with pytest.raises(UserError, match=says):
         compare.compare(**(asked | changes))
     assert list(tmp_path.iterdir()) == []
@@ -288,7 +330,7 @@ def test_a_mistake_is_said_before_any_work(compared: Any, tmp_path: Path, change
 def test_prompts_of_one_label_cannot_be_compared_on(compared: Any, tmp_path: Path) -> None:
     plain = write_rows(tmp_path / "plain.jsonl", [{"prompt": "Hi", "label": "plain"}])
     with pytest.raises(UserError, match="are all plain; give toxic and seemingly toxic ones"):
-        compare.compare(compared[0], (0,), (plain,), None, (), tmp_path / "out")
+        compare.compare(compared[0], (0,), (plain,), None, None, (), tmp_path / "out")
 
 
 def test_the_command_shows_the_table(
