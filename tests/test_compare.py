@@ -323,7 +323,7 @@ def test_a_mistake_is_said_before_any_work(compared: Any, tmp_path: Path, change
         "out": tmp_path,
     }
     with pytest.raises(UserError, match=says):
-        compare.compare(**(asked | changes))
+        compare.compare(**(asked | {"out": tmp_path} | changes))
     assert list(tmp_path.iterdir()) == []
 
 
