@@ -51,7 +51,7 @@ def recipe_settings(recipe: Path) -> Settings:
     settings = getattr(module, "SETTINGS", None)
     if not isinstance(settings, Settings):
         raise UserError(f"{recipe}: not a recipe (it defines no SETTINGS)")
-    return settings
+    return settings.chosen()
 
 
 @dataclass(frozen=True)
