@@ -16,6 +16,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -160,6 +161,26 @@ def add_adapter(model: Model, name: str, rank: int, seed: int) -> None:
         model.network.add_adapter(name, config)
     else:
         model.network = get_peft_model(model.network, config, adapter_name=name)
+    _make_ready(model, name)
+
+
+def load_adapter(model: Model, name: str, folder: Path) -> None:
+    """Give the model the adapter in ``folder``, as peft saves it, and make it the active one.
+
+    Raises UserError for an adapter that is damaged or of another model.
+    """
+    try:
+        if isinstance(model.network, PeftModel):
+            model.network.load_adapter(str(folder), name)
+        else:
+            model.network = PeftModel.from_pretrained(model.network, str(folder), adapter_name=name)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder}: this adapter is damaged or of another base model ({reason})") from None
+    _make_ready(model, name)
+
+
+def _make_ready(model: Model, name: str) -> None:
     for module in model.network.modules():
         if isinstance(module, LoraLayer):
             # Autocast picks the type of each product; peft's own cast to float32 would only be undone by it.

@@ -66,6 +66,61 @@ def judge(
 
 
 @app.command
+def evaluate(
+    model: str,
+    out: Path,
+    prompts: tuple[Path, ...] = (),
+    method: Literal["dcr", "safety_sft", "base"] = "dcr",
+    rows: int | None = None,
+    instructions: Path | None = None,
+    multiple_choice: Path | None = None,
+    answer_tokens: int = 40,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Literal["auto", "bfloat16", "float32"] = "auto",
+    four_bit: bool | None = None,
+) -> None:
+    """Measure one model: refusal rates by set, discernment, general ability. Called again, it goes on where it stopped.
+
+    Args:
+        model: A run folder, the folder of an adapter or of a model, or a name on the Hub.
+        out: The result, as JSON. Answers lie beside it, in NAME.answers.jsonl: keep those to yourself.
+        prompts: JSON Lines of {prompt, label, source?} or {toxic, seemingly_toxic}; by default the shipped held-out
+            prompts.
+        method: Which model of a run: DCR's, safety SFT alone, or the stock model.
+        rows: At most so many prompts of each set, drawn with a fixed seed.
+        instructions: JSON Lines of {prompt, response} for the answer loss; by default the shipped held-out ones.
+        multiple_choice: JSON Lines of {question, choices, answer}, answered by log-likelihood.
+        answer_tokens: Tokens of each answer: enough to see whether it refuses.
+        device: auto takes CUDA where there is a GPU.
+        precision: auto takes bfloat16 where the device multiplies it natively (of a run: what it was trained in).
+        four_bit: Base model in 4-bit NF4; by default on a GPU (of a run: as it was trained).
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from dcr_lite.general_ability import HELD_OUT_INSTRUCTIONS
+    from dcr_lite.measurement import Asked, measure_model, show
+    from dcr_lite.settings import Settings
+
+    asked = Asked(
+        model,
+        out,
+        prompts or Settings(model, Path(), 0).evaluation,
+        method,
+        rows,
+        instructions or HELD_OUT_INSTRUCTIONS,
+        multiple_choice,
+        answer_tokens,
+        device,
+        precision,
+        four_bit,
+    )
+    try:
+        show(measure_model(asked), asked)
+    except KeyboardInterrupt:
+        print("\nstopped. What is done is kept; the same command goes on.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+@app.command
 def compare(
     recipe: Path = Path("recipes/smollm2_135m.py"),
     seeds: tuple[int, ...] = (0, 1, 2),

@@ -228,7 +228,7 @@ def open_run(folder: Path | None = None) -> OpenRun:
     if folder is None:
         model, _ = job.load_base(Settings(model=SMOLLM2, run=Path("runs"), layer=0))
         return OpenRun(model, (job.STOCK,), None, SMOLLM2, HOW_TO_GET_A_RUN)
-    settings = _settings_of(folder)
+    settings = settings_of(folder)
     weights = {job.DCR: folder / "adapter", job.BASELINE: folder / job.BASELINE}
     for part in weights.values():
         if not (part / "adapter_model.safetensors").exists():
@@ -243,7 +243,7 @@ def open_run(folder: Path | None = None) -> OpenRun:
     return OpenRun(model, (job.DCR, job.BASELINE, job.STOCK), discernments, f"{settings.model}, {folder}", note)
 
 
-def _settings_of(folder: Path) -> Settings:
+def settings_of(folder: Path) -> Settings:
     """What has to be known to load a run; the device is this machine's."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder. `make train` makes one; without --run the newest is taken.")
