@@ -17,6 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -170,6 +171,7 @@ def load_adapter(model: Model, name: str, folder: Path) -> None:
     Raises UserError for an adapter that is damaged or of another model.
     """
     try:
+        stored = load_file(folder / "adapter_model.safetensors").keys()
         if isinstance(model.network, PeftModel):
             model.network.load_adapter(str(folder), name)
         else:
@@ -177,6 +179,9 @@ def load_adapter(model: Model, name: str, folder: Path) -> None:
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder}: this adapter is damaged or of another base model ({reason})") from None
+    if stored != get_peft_model_state_dict(model.network, adapter_name=name, save_embedding_layers=False).keys():
+        # peft itself only warns, and goes on with fresh weights that do nothing.
+        raise UserError(f"{folder}: this adapter is damaged or of another base model (its weights have other names)")
     _make_ready(model, name)
 
 

@@ -87,7 +87,7 @@ def evaluate(
         prompts: JSON Lines of {prompt, label, source?} or {toxic, seemingly_toxic}; by default the shipped held-out
             prompts.
         method: Which model of a run: DCR's, safety SFT alone, or the stock model.
-        rows: At most so many prompts of each set, drawn with a fixed seed.
+        rows: At most so many prompts of each set and label, drawn with a fixed seed.
         instructions: JSON Lines of {prompt, response} for the answer loss; by default the shipped held-out ones.
         multiple_choice: JSON Lines of {question, choices, answer}, answered by log-likelihood.
         answer_tokens: Tokens of each answer: enough to see whether it refuses.

@@ -24,7 +24,7 @@ CHUNK = 256  # prompts between two savings: two full batches, so that saving cos
 
 @dataclass(frozen=True)
 class Asked:
-    """What to measure, and how. rows: at most so many prompts of each set, drawn with a fixed seed."""
+    """What to measure, and how. rows: at most so many prompts of each set and label, drawn with a fixed seed."""
 
     model: str
     out: Path
@@ -50,10 +50,25 @@ class Asked:
 
 
 def sample(prompts: list[Prompt], rows: int | None) -> list[Prompt]:
-    """At most ``rows`` prompts: drawn with a fixed seed, since some sets are sorted by topic."""
-    if rows is not None and rows < 1:
+    """At most ``rows`` prompts of every set and label: drawn with a fixed seed, since some sets are sorted by topic.
+    Of matched pairs both sides are drawn."""
+    if rows is None:
+        return prompts
+    if rows < 1:
         raise UserError(f"--rows {rows}: it takes at least 1")
-    return prompts if rows is None or rows >= len(prompts) else random.Random(0).sample(prompts, rows)
+    groups: dict[tuple[str, str], list[Prompt]] = {}
+    for prompt in prompts:
+        groups.setdefault((prompt.source, prompt.label), []).append(prompt)
+    return [
+        prompt
+        for group in groups.values()
+        for prompt in (group if rows >= len(group) else random.Random(0).sample(group, rows))
+    ]
+
+
+def _line(answer: tuple[int, Measured]) -> str:
+    number, row = answer
+    return json.dumps({"number": number, **row}, ensure_ascii=False) + "\n"
 
 
 class _Begun:
@@ -91,15 +106,19 @@ class _Begun:
             except json.JSONDecodeError:
                 continue
             rows[row.pop("number")] = row
+        self.write(rows)
         return rows
+
+    def write(self, rows: dict[int, Measured]) -> None:
+        """These answers and no others."""
+        partial = self.asked.answers.with_suffix(".partial")
+        partial.write_text("".join(map(_line, rows.items())), encoding="utf-8")
+        partial.replace(self.asked.answers)
 
     def add(self, rows: dict[int, Measured]) -> None:
         """Keep some answers more."""
         with self.asked.answers.open("a", encoding="utf-8") as file:
-            if file.tell() and not self.asked.answers.read_bytes().endswith(b"\n"):
-                file.write("\n")
-            for number, row in rows.items():
-                file.write(json.dumps({"number": number, **row}, ensure_ascii=False) + "\n")
+            file.writelines(map(_line, rows.items()))
         self._save()
 
     def part(self, name: str) -> dict[str, Any] | None:
@@ -147,7 +166,9 @@ def _answer_all(opened: Opened, prompts: list[Prompt], answer_tokens: int, begun
             new = dict(zip(chunk, measured, strict=True))
             begun.add(new)
             answers |= new
-    return [answers[i] for i in range(len(prompts))]
+    answers = {i: answers[i] for i in range(len(prompts))}
+    begun.write(answers)
+    return list(answers.values())
 
 
 def measure_model(asked: Asked) -> dict[str, Any]:
