@@ -43,8 +43,8 @@ def main(sweep: Sweep) -> None:
     import torch
 
     from dcr_lite import backend, job
-    from dcr_lite.contrastive import contrastive_refinement
-    from dcr_lite.data import Prompt, read_conversations, safety_mixture
+    from dcr_lite.contrastive import contrastive_refinement, encode_pairs, stock_geometry
+    from dcr_lite.data import Prompt, safety_mixture
     from dcr_lite.evaluation import measure
     from dcr_lite.report import method_result
     from dcr_lite.safety_sft import SafetySFT, safety_sft
@@ -62,8 +62,6 @@ def main(sweep: Sweep) -> None:
             continue
         data = job.load_data(settings)
         model, _ = job.load_model(settings)
-        instructions = read_conversations(settings.instruction_rows)
-        refusals = read_conversations(settings.refusal_rows)
         development = [Prompt(p.toxic, "toxic", "development") for p in data.development]
         development += [Prompt(p.seemingly_toxic, "seemingly_toxic", "development") for p in data.development]
         development += [p for p in data.watched if p.label == "plain"]
@@ -72,14 +70,20 @@ def main(sweep: Sweep) -> None:
         stage1 = sweep.folder / f"stage1_{seed}.pt"
         if not stage1.exists():
             how = job.contrastive_settings(settings)
-            done = contrastive_refinement(model, job.DCR, data.training, data.development, how, seed)
+            geometry = stock_geometry(model, encode_pairs(model, data.training), how)
+            done = contrastive_refinement(model, job.DCR, data.training, data.development, how, seed, geometry)
             print(f"seed {seed}: stage 1 took {done.seconds:.0f} s, unseen pairs AUROC {done.best:.3f}", flush=True)
-            save_whole(backend.adapter_weights(model, job.DCR), stage1)
-        start = {job.DCR: torch.load(stage1, weights_only=True), job.BASELINE: fresh[job.BASELINE]}
+            states = job.stage1_states(model, data, settings, geometry)
+            save_whole({"weights": backend.adapter_weights(model, job.DCR), "states": states}, stage1)
+        refined = torch.load(stage1, weights_only=True)
+        start = {job.DCR: refined["weights"], job.BASELINE: fresh[job.BASELINE]}
         for method, n in wanted:
             backend.set_adapter_weights(model, method, start[method])
-            rows = safety_mixture(instructions, refusals, settings.instructions, n, seed)
-            above = settings.layer if method == job.DCR else -1
+            if method == job.DCR:
+                rows = job.stage2_rows(data, replace(settings, refusals=n), refined["states"])
+            else:
+                rows = safety_mixture(data.instructions, data.refusals, settings.instructions, n, seed)
+            above = job.stage2_above(settings) if method == job.DCR else -1
             how_sft = SafetySFT(above, settings.sft_epochs, settings.sft_batch, settings.sft_learning_rate)
             seconds = safety_sft(model, method, rows, how_sft, seed).seconds
             backend.activate(model, method)

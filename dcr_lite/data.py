@@ -210,6 +210,13 @@ def safety_mixture(
     return mixture
 
 
+def most_toxic(rows: list[Conversation], toxicity: list[float], least: int) -> list[Conversation]:
+    """Rows with a ``toxicity`` above 0, in the order given; where those are fewer than ``least``, the next ones too."""
+    order = sorted(range(len(rows)), key=lambda i: -toxicity[i])
+    chosen = order[: max(least, sum(value > 0 for value in toxicity))]
+    return [rows[i] for i in sorted(chosen)]
+
+
 def evenly_drawn(name: str, rows: list[Conversation], n: int, seed: int) -> list[Conversation]:
     """``n`` rows, even over their kinds. Raises UserError, which calls them ``name``, for more than there are."""
     if n > len(rows):

@@ -81,6 +81,14 @@ def read_out(geometry: Geometry, reference: Tensor) -> tuple[Geometry, ReadOut]:
     return reading, ReadOut.fit(reading(reference), kinds_of_pairs(len(reference) // 2, reference.device))
 
 
+def reads_as_toxic(geometry: Geometry, reference: Tensor, states: Tensor) -> Tensor:
+    """How far on the toxic side of the middle between the two kinds of ``reference`` pairs states (prompts, d_model)
+    lie: (prompts,), positive where they read as toxic."""
+    reading, direction = read_out(geometry, reference)
+    middle = direction.score(reading(reference)).mean()  # as many of each kind
+    return direction.score(reading(states)) - middle
+
+
 def state_map(geometry: Geometry, reference: Tensor, states: Tensor) -> Tensor:
     """Where states (prompts, d_model) lie in two dimensions (prompts, 2): along the read-out direction of ``reference``
     pairs, and along the largest variation across it."""

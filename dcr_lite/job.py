@@ -34,6 +34,7 @@ from dcr_lite.data import (
     Conversation,
     Pair,
     Prompt,
+    most_toxic,
     read_conversations,
     read_pairs,
     read_prompts,
@@ -45,7 +46,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.evaluation import Measured, measure
 from dcr_lite.fit import Fit, fit, free_memory, needs, shape_of
 from dcr_lite.generation import answer
-from dcr_lite.geometry import Geometry, state_map
+from dcr_lite.geometry import Geometry, reads_as_toxic, state_map
 from dcr_lite.hidden_states import depth
 from dcr_lite.losses import Loss
 from dcr_lite.memory import KNOWN
@@ -85,8 +86,9 @@ class Data:
 
     training: list[Pair]
     development: list[Pair]
-    mixture: list[Conversation]  # of DCR's stage 2
-    baseline_mixture: list[Conversation]  # of safety SFT alone
+    instructions: list[Conversation]  # to draw from
+    refusals: list[Conversation]
+    baseline_mixture: list[Conversation]  # what safety SFT alone draws
     watched: list[Prompt]  # development prompts of the three kinds
     held_out: list[Prompt]
 
@@ -101,11 +103,10 @@ def load_data(settings: Settings) -> Data:
         raise UserError("--development-pairs: stage 1 needs some to pick its checkpoint; 1 or more")
     instructions = read_conversations(settings.instruction_rows)
     refusals = read_conversations(settings.refusal_rows)
-    mixture, baseline_mixture = (
-        safety_mixture(instructions, refusals, settings.instructions, n, settings.seed)
-        for n in (settings.refusals, settings.baseline_refusals)
-    )
-    used = {row.prompt for row in [*mixture, *baseline_mixture]}
+    safety_mixture(instructions, refusals, settings.instructions, settings.refusals, settings.seed)  # enough of them?
+    n = settings.baseline_refusals
+    baseline_mixture = safety_mixture(instructions, refusals, settings.instructions, n, settings.seed)
+    used = {row.prompt for row in baseline_mixture}
     plain = [row.prompt for row in instructions if row.prompt not in used][:CURVE_PROMPTS]
     watched = [Prompt(p.toxic, "toxic", "development") for p in development[:CURVE_PROMPTS]]
     watched += [Prompt(p.seemingly_toxic, "seemingly_toxic", "development") for p in development[:CURVE_PROMPTS]]
@@ -113,7 +114,7 @@ def load_data(settings: Settings) -> Data:
     held_out = [row for path in settings.evaluation for row in read_prompts(path)]
     if not held_out:
         raise UserError("nothing to measure on: give at least one file with --evaluation")
-    return Data(training, development, mixture, baseline_mixture, watched, held_out)
+    return Data(training, development, instructions, refusals, baseline_mixture, watched, held_out)
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ def save_adapter(model: Model, adapter: str, folder: Path) -> None:
 def _require_room(model: Model, data: Data, settings: Settings) -> None:
     """Raises UserError for a row longer than the model's window: before the work begins, not after half of it."""
     encode_pairs(model, data.training + data.development)
-    for rows in (data.mixture, data.baseline_mixture):
+    for rows in (data.baseline_mixture, data.refusals):
         encode_conversations(model.tokenizer, [r.prompt for r in rows], [r.response for r in rows], model.window)
     encode_prompts(model.tokenizer, [p.prompt for p in data.held_out], model.window - settings.answer_tokens)
 
@@ -269,7 +270,8 @@ def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None
 
 def stage1_states(model: Model, data: Data, settings: Settings, geometry: Geometry) -> dict[str, torch.Tensor]:
     """What later parts read at layer L, computed once: the geometry, and the states before (STOCK) and after (DCR)
-    stage 1 of the pairs that read-outs rest on, of development pairs and of held-out prompts."""
+    stage 1 of the pairs that read-outs rest on, of development pairs and of held-out prompts; after stage 1 also those
+    of the toxic prompts that stage 2 may draw."""
     rows = {
         "reference": first_pairs(encode_pairs(model, data.training), REFERENCE_PAIRS),
         "development": encode_pairs(model, data.development),
@@ -283,7 +285,22 @@ def stage1_states(model: Model, data: Data, settings: Settings, geometry: Geomet
     kept |= {f"{DCR}.{name}": layer_states(model, some, settings.layer) for name, some in rows.items()}
     with backend.stock(model):
         kept |= {f"{STOCK}.{name}": layer_states(model, some, settings.layer) for name, some in rows.items()}
+    if settings.discerned_refusals:
+        backend.activate(model, DCR)
+        prompts = encode_prompts(model.tokenizer, [row.prompt for row in data.refusals], model.window)
+        kept[f"{DCR}.refusals"] = layer_states(model, prompts, settings.layer)
     return {name: tensor.cpu().contiguous() for name, tensor in kept.items()}
+
+
+def stage2_rows(data: Data, settings: Settings, states: dict[str, torch.Tensor]) -> list[Conversation]:
+    """What DCR's stage 2 trains on. Stage 1 leaves some toxic prompts among the seemingly toxic ones; to refuse those
+    would teach the look that the two kinds share, so they are left out. ``states``: see ``stage1_states``."""
+    refusals = data.refusals
+    if settings.discerned_refusals:
+        geometry = _geometry_of(states, settings)
+        toxicity = reads_as_toxic(geometry, states[f"{DCR}.reference"], states[f"{DCR}.refusals"]).tolist()
+        refusals = most_toxic(refusals, toxicity, settings.refusals)
+    return safety_mixture(data.instructions, refusals, settings.instructions, settings.refusals, settings.seed)
 
 
 def _geometry_of(states: dict[str, torch.Tensor], settings: Settings) -> Geometry:
@@ -292,8 +309,8 @@ def _geometry_of(states: dict[str, torch.Tensor], settings: Settings) -> Geometr
 
 def teach_refusals(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
     """Stage 2 on the DCR adapter."""
-    above = stage2_above(settings)
-    train_safety_sft(run, model, "stage2", DCR, "Stage 2: safety SFT", data.mixture, above, data, settings)
+    rows = stage2_rows(data, settings, load_file(run.layer_states))
+    train_safety_sft(run, model, "stage2", DCR, "Stage 2: safety SFT", rows, stage2_above(settings), data, settings)
 
 
 def stage2_above(settings: Settings) -> int:

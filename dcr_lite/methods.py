@@ -78,7 +78,7 @@ class Seed:
         """Prompts of the three kinds to take directions from, and others to choose by: training and development pairs,
         instructions that safety SFT trains on and instructions that it does not."""
         trained = [row for row in self.data.baseline_mixture if not row.refuses]
-        used = {row.prompt for row in [*trained, *self.data.mixture]}
+        used = {row.prompt for row in trained}
         unused = [row for row in read_conversations(self.settings.instruction_rows) if row.prompt not in used]
 
         def kinds(pairs: list[Pair], plain: list[Conversation]) -> Kinds:
@@ -197,7 +197,8 @@ def _dcr(at: Seed, refusals: float) -> Iterator[Cost]:
     job.refine(at.run, at.model, at.data, at.settings)
     refined = backend.adapter_weights(at.model, job.DCR)
     above = job.stage2_above(at.settings)
-    trained = at.train(f"stage2_{n}", job.DCR, at.rows(n), above, refined, f"DCR stage 2, {n}")
+    rows = job.stage2_rows(at.data, replace(at.settings, refusals=n), load_file(at.run.layer_states))
+    trained = at.train(f"stage2_{n}", job.DCR, rows, above, refined, f"DCR stage 2, {n}")
     yield at.cost("stage1") + trained
 
 

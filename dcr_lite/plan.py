@@ -45,11 +45,11 @@ def operations(model: Model, data: Data, settings: Settings) -> dict[str, float]
         per_row = (prompt + words * ANSWER_WORDS) * trained * layer + words * ANSWER_WORDS * head
         return settings.sft_epochs * rows * per_row * 4
 
-    words = sum(len(r.response.split()) for r in data.mixture) / len(data.mixture)
+    words = sum(len(r.response.split()) for r in data.baseline_mixture) / len(data.baseline_mixture)
     above = layers - settings.layer if settings.sft_layers == "above" else layers
     return {
         "stage1": settings.contrastive_steps * settings.contrastive_batch * prompt * (settings.layer + 1) * layer * 4,
-        "stage2": sft(len(data.mixture), words, above),
+        "stage2": sft(settings.instructions + settings.refusals, words, above),
         "safety_sft": sft(len(data.baseline_mixture), words, layers),
         "answers": len(data.held_out) * (prompt + settings.answer_tokens) * 2 * (layers * layer + head),
     }

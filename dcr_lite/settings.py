@@ -57,6 +57,9 @@ class Settings:
     """General instructions in the mixture of safety SFT."""
     refusals: int = 24
     """Toxic prompts with refusals in the mixture of DCR's stage 2."""
+    discerned_refusals: bool = True
+    """Draw them from those prompts that read as toxic after stage 1. One that reads as seemingly toxic would teach DCR
+    to refuse what only looks toxic."""
     baseline_refusals: int = 64
     """The same for safety SFT alone, which learns nothing from a share that suffices for DCR."""
     augmentations: int = 64

@@ -24,7 +24,7 @@ SETTINGS = Settings(
     sft_batch=8,  # many small steps: with 16 rows a step there are too few to learn refusing from so few rows
     sft_learning_rate=2e-3,
     # Shares: 0.80 of toxic development prompts refused (README).
-    refusals=48,
+    refusals=80,
     baseline_refusals=128,
     augmentations=64,
 )

@@ -604,7 +604,7 @@ def test_development_pairs_share_no_prompt_with_training(tiny: Path, rows: Path,
     def prompts(pairs: list[Pair]) -> set[str]:
         return {text for p in pairs for text in (p.toxic, p.seemingly_toxic)}
 
-    training = prompts(data.training) | {row.prompt for row in [*data.mixture, *data.baseline_mixture]}
+    training = prompts(data.training) | {row.prompt for row in [*data.refusals, *data.baseline_mixture]}
     watched, held_out = {p.prompt for p in data.watched}, {p.prompt for p in data.held_out}
     assert not training & watched
     assert not (training | watched) & held_out
