@@ -24,6 +24,7 @@ from dcr_lite.data import (
     Conversation,
     Pair,
     Prompt,
+    most_toxic,
     pair_batches,
     read_conversations,
     read_jsonl,
@@ -241,6 +242,19 @@ def test_the_mixture_has_the_counts_asked_for(n: int, m: int, seed: int) -> None
     assert [row.prompt.startswith("toxic") for row in mixture] == [row.refuses for row in mixture]
     assert sum(row.refuses for row in mixture) == m
     assert mixture == safety_mixture(INSTRUCTIONS, REFUSALS, n, m, seed)
+
+
+@given(toxicity=st.lists(st.floats(-1, 1), min_size=30, max_size=30), least=st.integers(0, 30))
+def test_what_reads_as_toxic_is_drawn_first(toxicity: list[float], least: int) -> None:
+    """All rows above 0 and no other, while they are enough; else just as many as are needed, the most toxic ones."""
+    chosen = most_toxic(REFUSALS, toxicity, least)
+    reading = dict(zip(REFUSALS, toxicity, strict=True))
+    toxic = [row for row in REFUSALS if reading[row] > 0]
+    assert len(chosen) == max(least, len(toxic))
+    assert set(toxic) <= set(chosen)
+    left = [reading[row] for row in REFUSALS if row not in chosen]
+    assert not left or max(left) <= min((reading[row] for row in chosen), default=1)
+    assert chosen == [row for row in REFUSALS if row in chosen]
 
 
 def test_the_mixture_is_shuffled() -> None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcr_lite.geometry import Geometry, ReadOut, kinds_of_pairs
+from dcr_lite.geometry import Geometry, ReadOut, kinds_of_pairs, reads_as_toxic
 
 
 def stretched_states(n: int = 200, width: int = 8, seed: int = 0) -> torch.Tensor:
@@ -91,3 +91,15 @@ def test_reading_uses_one_mean_whatever_is_read_with_a_prompt() -> None:
     states = stretched_states()
     reading = Geometry.fit(states, "batch", whiten=True).around(states)
     torch.testing.assert_close(reading(states[:1]), reading(states)[:1])
+
+
+@pytest.mark.parametrize("centre", ["batch", "stock", "none"])
+def test_the_middle_lies_between_the_two_kinds(centre: str) -> None:
+    """Whatever the centre: what lies about one mean reads as that kind, and the middle between the means as neither."""
+    torch.manual_seed(0)
+    toxic, seemingly = torch.randn(8) * 20, torch.randn(8) * 20
+    reference = torch.cat([toxic + torch.randn(40, 8), seemingly + torch.randn(40, 8)])
+    geometry = Geometry.fit(reference, centre, whiten=True)  # type: ignore[arg-type]
+    assert (reads_as_toxic(geometry, reference, toxic + torch.randn(30, 8)) > 0).all()
+    assert (reads_as_toxic(geometry, reference, seemingly + torch.randn(30, 8)) < 0).all()
+    assert reads_as_toxic(geometry, reference, reference).mean().abs() < 1e-4

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,10 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from dcr_lite import discernment, job, terminal
-from dcr_lite.contrastive import Contrastive
+from dcr_lite.contrastive import Contrastive, encode_pairs, stock_geometry
 from dcr_lite.data import Pair
 from dcr_lite.errors import UserError
+from dcr_lite.geometry import reads_as_toxic
 from dcr_lite.report import read_answers, write_answers
 from dcr_lite.run_folder import RunFolder
 from dcr_lite.safety_sft import SafetySFT
@@ -330,6 +331,32 @@ def test_metrics_hold_every_step_once(finished: Finished) -> None:
     ):
         seen = [row["step"] for row in finished.metrics if row["stage"] == stage and "loss" not in row]
         assert seen == [*range(0, last, every), last]
+
+
+def test_stage_2_refuses_what_stage_1_tells_apart(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """Of the toxic prompts those that read as toxic, while they are enough; without the flag, whatever is drawn."""
+    settings = Settings(
+        str(tiny), tmp_path / "run", LAYER, development_pairs=8, instructions=12, refusals=1, baseline_refusals=6,
+        pairs=rows / "pairs.jsonl", instruction_rows=rows / "instructions.jsonl", refusal_rows=rows / "refusals.jsonl",
+        evaluation=(rows / "held_out.jsonl", rows / "plain.jsonl"),
+    )  # fmt: skip
+    data, (model, _) = job.load_data(settings), job.load_model(settings)
+    geometry = stock_geometry(model, encode_pairs(model, data.training), job.contrastive_settings(settings))
+    states = job.stage1_states(model, data, settings, geometry)
+    assert len(states["dcr.refusals"]) == len(data.refusals)
+    # Some of them lie where toxic and some where seemingly toxic sides of training pairs lie.
+    states["dcr.refusals"] = states["dcr.reference"].repeat(4, 1)[: 4 * len(data.refusals) : 4]
+    toxicity = reads_as_toxic(geometry, states["dcr.reference"], states["dcr.refusals"]).tolist()
+    toxic = {row.prompt for row, value in zip(data.refusals, toxicity, strict=True) if value > 0}
+    assert 0 < len(toxic) < len(data.refusals)  # a guard: there is something to leave out
+
+    def refused(**changes: Any) -> set[str]:
+        chosen = job.stage2_rows(data, replace(settings, **changes), states)
+        return {row.prompt for row in chosen if row.refuses}
+
+    assert refused(refusals=len(toxic)) == toxic
+    assert refused(refusals=len(toxic) + 1) > toxic
+    assert len(refused(refusals=len(data.refusals), discerned_refusals=False)) == len(data.refusals)
 
 
 def test_stage1_keeps_what_separated_best(finished: Finished) -> None:
