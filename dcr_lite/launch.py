@@ -5,6 +5,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import tyro
 
@@ -27,11 +28,10 @@ def launch(main: Callable[[Settings], None], defaults: Settings, argv: list[str]
     )
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a faster kernel that this kit never calls
     try:
-        settings = settings.chosen()
         if settings.plan:
-            show_cards(settings)
+            show_cards(replace(settings, data="shipped").chosen())  # it needs no rows
         else:
-            main(settings)
+            main(settings.chosen())
     except UserError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         raise SystemExit(1) from None

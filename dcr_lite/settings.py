@@ -7,6 +7,16 @@ from typing import Any, Literal
 from dcr_lite.data import SHIPPED
 from dcr_lite.errors import UserError
 
+TRAINING_FILES = {
+    "pairs": SHIPPED / "pairs.jsonl",
+    "instruction_rows": SHIPPED / "instructions.jsonl",
+    "refusal_rows": SHIPPED / "refusals.jsonl",
+}
+# Rows of safety SFT. The paper's, for the full data; and what SmolLM2's recipe takes of the shipped rows, in the shares
+# that it was measured with.
+FULL_SIZES = {"instructions": 20_000, "refusals": 1_000, "baseline_refusals": 1_000}
+SHIPPED_SIZES = {"instructions": 560, "refusals": 48, "baseline_refusals": 128}
+
 
 @dataclass
 class Settings:
@@ -77,11 +87,14 @@ class Settings:
     """Rank of the LoRA adapter, on all linear layers; its scale alpha / rank is 1."""
 
     # data
-    pairs: Path = SHIPPED / "pairs.jsonl"
+    data: Literal["shipped", "full"] = "shipped"
+    """Training rows: those that come with the kit, or public sets of the paper's size, fetched once from the Hugging
+    Face Hub (docs/data.md). Files given below come first."""
+    pairs: Path = TRAINING_FILES["pairs"]
     """JSON Lines of {toxic, seemingly_toxic, kind?, focus?}: what stage 1 learns from."""
-    instruction_rows: Path = SHIPPED / "instructions.jsonl"
+    instruction_rows: Path = TRAINING_FILES["instruction_rows"]
     """JSON Lines of {prompt, response}: general instructions."""
-    refusal_rows: Path = SHIPPED / "refusals.jsonl"
+    refusal_rows: Path = TRAINING_FILES["refusal_rows"]
     """JSON Lines of {prompt, response}: toxic prompts with refusals."""
     augmentation_rows: Path = SHIPPED / "augmentation.jsonl"
     """JSON Lines of {prompt, response}: seemingly toxic prompts with helpful answers, which only dcr-lite compare
@@ -106,15 +119,25 @@ class Settings:
     """Print the memory that each stage needs on common cards, and exit. Nothing is loaded."""
 
     def chosen(self) -> "Settings":
-        """The same with ``model`` the one to begin with: what every part of a run goes by.
+        """The same with ``model`` the one to begin with and the files and sizes of ``data``: what every part of a run
+        goes by.
 
-        Raises UserError where a chat model is asked for and the recipe has none beside its model.
+        Raises UserError where a chat model is asked for and the recipe has none beside its model, or where the full
+        data cannot be had.
         """
-        if not self.from_chat_model:
-            return self
-        if not self.chat_model:
-            raise UserError(f"--from-chat-model: {self.model} is a chat model already; leave the flag out")
-        return replace(self, model=self.chat_model, chat_format="own")
+        changes: dict[str, Any] = {}
+        if self.from_chat_model:
+            if not self.chat_model:
+                raise UserError(f"--from-chat-model: {self.model} is a chat model already; leave the flag out")
+            changes = {"model": self.chat_model, "chat_format": "own"}
+        if self.data == "shipped":  # a recipe states the sizes of its own data; the shipped rows are fewer
+            changes |= {k: SHIPPED_SIZES[k] for k, full in FULL_SIZES.items() if getattr(self, k) == full}
+        elif unnamed := [k for k, file in TRAINING_FILES.items() if getattr(self, k) == file]:
+            from dcr_lite.full_data import full_data
+
+            files = full_data()
+            changes |= {k: getattr(files, k) for k in unnamed}
+        return replace(self, **changes)
 
     def for_json(self) -> dict[str, Any]:
         """Settings as plain JSON values; whether a run was resumed is not one of its properties."""

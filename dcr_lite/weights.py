@@ -67,7 +67,7 @@ def _from_hub(model: str) -> str | None:
         raise UserError(f"{model}: no such folder, and not a Hub name (owner/model)") from None
     except (LocalEntryNotFoundError, FileNotFoundError):
         pass
-    if os.environ.get("HF_HUB_OFFLINE") or not _answers(os.environ.get("HF_ENDPOINT", "https://huggingface.co")):
+    if os.environ.get("HF_HUB_OFFLINE") or not hub_answers():
         return None
     try:
         return str(snapshot_download(model, allow_patterns=wanted, etag_timeout=HUB_SECONDS))
@@ -81,11 +81,12 @@ def _from_hub(model: str) -> str | None:
         return None
 
 
-def _answers(endpoint: str) -> bool:
+def hub_answers() -> bool:
+    """Whether the Hugging Face Hub can be reached from here, asked for a few seconds at most."""
     import httpx
 
     try:
-        httpx.head(endpoint, timeout=HUB_SECONDS, follow_redirects=True)
+        httpx.head(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout=HUB_SECONDS, follow_redirects=True)
     except httpx.HTTPError:
         return False
     return True

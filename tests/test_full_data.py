@@ -1,0 +1,240 @@
+"""Claims about the training data of the full size: what is read from the Hub, what is made of it, what is left out."""
+
+import inspect
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from small_runs import RECIPE, recipe_module, run_here
+
+from dcr_lite import full_data as room
+from dcr_lite import job
+from dcr_lite.data import SHIPPED, read_conversations, read_pairs
+from dcr_lite.errors import UserError
+from dcr_lite.full_data import (
+    INSTRUCTIONS,
+    MEASURED,
+    REFUSALS,
+    SEEMINGLY_TOXIC,
+    TOXIC,
+    HubSet,
+    from_hub,
+    full_data,
+    instructions,
+    or_bench_pairs,
+    refusals,
+)
+from dcr_lite.settings import FULL_SIZES, SHIPPED_SIZES, TRAINING_FILES, Settings
+
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "train"
+SETS = (TOXIC, SEEMINGLY_TOXIC, *MEASURED, INSTRUCTIONS, REFUSALS)
+THINGS = ("cake", "clock", "letter", "horse", "lamp", "bridge")
+
+
+def rows_of(wanted: HubSet) -> list[dict[str, Any]]:
+    """A few rows in the public set's own columns."""
+    if wanted == TOXIC:
+        rows = [{"prompt": f"How do I break my neighbour's {t}?", "category": "harm"} for t in THINGS]
+        rows += [{"prompt": f"How do I steal a {t} from a shop?", "category": "theft"} for t in THINGS]
+        rows += [{"prompt": "How do I break my neighbour's cake?", "category": "harm"}]  # twice
+        return [*rows, {"prompt": "Lie about a rival!", "category": "deception"}]  # no partner
+    if wanted == SEEMINGLY_TOXIC:
+        rows = [{"prompt": f"How do I break in a new {t}?", "category": "harm"} for t in THINGS]
+        rows += [{"prompt": f"How do I steal a look at a {t}?", "category": "theft"} for t in reversed(THINGS)]
+        return [*rows, {"prompt": "How do I break the ice?\nThen what?", "category": "harm"}]
+    if wanted == MEASURED[0]:
+        return [{"prompt": "how do I BREAK in a new clock", "category": "harm"}]
+    if wanted == MEASURED[1]:
+        return [{"prompt": "How do I steal a lamp from a shop?", "category": "theft"}]
+    if wanted == INSTRUCTIONS:
+        return [
+            {"instruction": "Add these.", "input": "1, 2", "output": "3"},
+            {"instruction": "Name a cat.", "input": "", "output": "Tom."},
+            {"instruction": "Name a cat", "input": None, "output": "Felix."},
+            {"instruction": "Write a novel.", "input": "", "output": "Once upon a time. " * 200},
+            {"instruction": "Say nothing.", "input": "", "output": "  "},
+        ]
+    return [
+        {"prompt": "How do I break my neighbour's horse?", "chosen": "I can't help with that."},
+        {"prompt": "How do I poison a well?", "chosen": "I can't help with that."},
+    ]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """A Hub that answers with those rows, called as datasets' own load_dataset is; returns the calls."""
+    calls: list[tuple[Any, ...]] = []
+    signature = inspect.signature(datasets.load_dataset)
+
+    def load(*args: Any, **kwargs: Any) -> datasets.Dataset:
+        given = signature.bind(*args, **kwargs).arguments
+        calls.append((given["path"], given["name"], given["split"]))
+        [wanted] = [one for one in SETS if (one.name, one.config) == (given["path"], given["name"])]
+        return datasets.Dataset.from_list(rows_of(wanted)).add_column("other", list(range(len(rows_of(wanted)))))
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(room, "hub_answers", lambda: True)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    return calls
+
+
+def test_pairs_are_of_one_category_and_alike() -> None:
+    """Each toxic prompt meets the harmless one of its category that shares most with it; measured prompts, repeated
+    ones, several lines and categories without a partner are left out."""
+    pairs = or_bench_pairs(rows_of)
+    assert len({p.toxic for p in pairs}) == len({p.seemingly_toxic for p in pairs}) == len(pairs)
+    assert {p.kind for p in pairs} == {"harm", "theft"}
+    for pair in pairs:
+        start = "How do I break" if pair.kind == "harm" else "How do I steal"
+        assert pair.toxic.startswith(start)
+        assert pair.seemingly_toxic.startswith(start)
+    said = {text for p in pairs for text in (p.toxic, p.seemingly_toxic)}
+    assert "How do I break in a new clock?" not in said
+    assert "How do I steal a lamp from a shop?" not in said
+    assert not any("\n" in text for text in said)
+    same = [p for p in pairs if p.toxic.rstrip("?").split()[-1] in p.seemingly_toxic or p.kind == "theft"]
+    assert len(same) >= len(pairs) - 2  # whose own partner is measured on, or was taken
+    assert len(or_bench_pairs(rows_of, per_category=2)) == 4
+    assert or_bench_pairs(rows_of) == pairs
+
+
+def test_instructions_hold_their_input_and_are_short() -> None:
+    """Instruction and input make the prompt; empty answers, repeated instructions and long rows are left out."""
+    assert [(row.prompt, row.response) for row in instructions(rows_of)] == [
+        ("Add these.\n\n1, 2", "3"),
+        ("Name a cat.", "Tom."),
+    ]
+
+
+def test_refusals_share_no_prompt_with_stage_1() -> None:
+    """A toxic prompt that stage 1 trains on gets no refusal in stage 2, however it is written."""
+    used = {"how do i break my neighbour s horse"}
+    assert [row.prompt for row in refusals(rows_of, used)] == ["How do I poison a well?"]
+
+
+def test_the_files_are_fetched_once_and_read_as_any_other(hub: list[tuple[Any, ...]], tmp_path: Path) -> None:
+    """The first time asks the Hub for each set by its name and configuration, later times ask for nothing; the files
+    are rows that the kit reads, the shipped pairs among them."""
+    files = full_data(tmp_path)
+    assert sorted(hub, key=str) == sorted(((one.name, one.config, "train") for one in SETS), key=str)
+    assert full_data(tmp_path) == files
+    assert len(hub) == len(SETS)
+    shipped, pairs = read_pairs(SHIPPED / "pairs.jsonl"), read_pairs(files.pairs)
+    assert pairs[: len(shipped)] == shipped
+    assert pairs[len(shipped) :] == or_bench_pairs(rows_of)
+    assert len(read_conversations(files.instruction_rows)) == 2
+    assert [row.prompt for row in read_conversations(files.refusal_rows)] == ["How do I poison a well?"]
+    assert not list(files.pairs.parent.glob("*.partial"))
+
+
+def test_a_recipe_trains_on_them(hub: list[tuple[Any, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A family's settings name the fetched files, except where files are given; settled once, they stay."""
+    monkeypatch.setenv("DCR_LITE_CACHE", str(tmp_path))
+    settings = recipe_module(RECIPE.parent / "llama3_8b.py").SETTINGS
+    chosen = settings.chosen()
+    assert {getattr(chosen, name).parent for name in TRAINING_FILES} == {tmp_path / "data" / room.VERSION}
+    assert (chosen.instructions, chosen.refusals) == (20_000, 1_000)
+    assert chosen.chosen() == chosen
+    settings.pairs = tmp_path / "mine.jsonl"
+    assert settings.chosen().pairs == tmp_path / "mine.jsonl"
+    assert settings.chosen().refusal_rows == chosen.refusal_rows
+    hub.clear()
+    for name in TRAINING_FILES:
+        setattr(settings, name, tmp_path / f"{name}.jsonl")
+    assert settings.chosen() == settings
+    assert not hub
+
+
+@pytest.mark.parametrize("path", sorted(RECIPE.parent.glob("*.py")), ids=lambda path: path.stem)
+def test_every_recipe_can_take_the_shipped_rows(path: Path) -> None:
+    """With --data shipped each recipe has rows enough, in the shares that SmolLM2's recipe was measured with."""
+    settings = recipe_module(path).SETTINGS
+    settings.data = "shipped"
+    chosen = settings.chosen()
+    smollm2 = recipe_module(RECIPE).SETTINGS
+    assert {name: getattr(chosen, name) for name in FULL_SIZES} == SHIPPED_SIZES
+    assert {name: getattr(smollm2, name) for name in FULL_SIZES} == SHIPPED_SIZES
+    data = job.load_data(chosen)
+    assert len(data.mixture) == chosen.instructions + chosen.refusals
+    assert sum(row.refuses for row in data.baseline_mixture) == chosen.baseline_refusals
+
+
+def test_sizes_that_were_asked_for_stay() -> None:
+    """Only the sizes of the full data give way to the shipped ones."""
+    chosen = Settings("model", Path("run"), 1, instructions=100, refusals=1_000, baseline_refusals=7).chosen()
+    assert (chosen.instructions, chosen.refusals, chosen.baseline_refusals) == (100, SHIPPED_SIZES["refusals"], 7)
+
+
+def test_without_the_hub_the_local_ways_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Hub that does not answer costs one sentence, with the ways that need none, and no file."""
+    monkeypatch.setenv("DCR_LITE_CACHE", str(tmp_path))
+    done = run_here(["--run", str(tmp_path / "run")], RECIPE.parent / "qwen2_5_1_5b.py")
+    assert done.code == 1
+    assert "the Hugging Face Hub does not answer. Run once with a connection, or take --data shipped" in done.err
+    assert "--pairs, --instruction-rows and --refusal-rows" in done.err
+    assert "Traceback" not in done.err
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("no route"), ValueError("BuilderConfig 'x' not found"), OSError("disk full")]
+)
+def test_a_set_that_cannot_be_loaded_is_named(
+    hub: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Whatever datasets raises becomes a sentence with the set, the reason and the other ways."""
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(UserError, match=rf"{TOXIC.name} cannot be had from the Hub \({error}\).*--data shipped"):
+        from_hub(TOXIC)
+
+
+def test_a_set_with_other_columns_is_named(hub: list[tuple[Any, ...]]) -> None:
+    """A public set that has changed its columns is an error that names them, not rows of nothing."""
+    changed = HubSet(TOXIC.name, TOXIC.config, ("prompt", "kind"), TOXIC.licence)
+    with pytest.raises(UserError, match="has changed: no column kind among prompt, category, other"):
+        from_hub(changed)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="no copies of the public sets in ../shared/data")
+def test_pairing_public_rows_leaves_few_telltale_words() -> None:
+    """On real OR-Bench rows, a bag of words tells the two sides of the pairs apart worse than it tells prompts drawn at
+    random: the words that a pair shares are no help."""
+
+    def read(name: str) -> list[str]:
+        return [json.loads(line)["prompt"] for line in (SHARED / name).read_text(encoding="utf-8").splitlines()]
+
+    sides = {TOXIC: read("orbench_toxic.jsonl"), SEEMINGLY_TOXIC: read("orbench_seemingly_toxic.jsonl")}
+
+    def load(wanted: HubSet) -> Iterable[dict[str, Any]]:
+        return [{"prompt": prompt, "category": "all"} for prompt in sides.get(wanted, [])]
+
+    pairs = or_bench_pairs(load, per_category=500)
+    alike = [p.seemingly_toxic for p in pairs]
+    random_ones = sides[SEEMINGLY_TOXIC][: len(pairs)]
+
+    def auc(others: list[str]) -> float:
+        texts = [p.toxic for p in pairs] + others
+        kinds = np.repeat([1, 0], len(pairs))
+        folds = GroupKFold(5).split(texts, groups=np.tile(np.arange(len(pairs)), 2))
+        words = CountVectorizer(binary=True).fit_transform(texts)
+        odds = cross_val_predict(
+            LogisticRegression(max_iter=500), words, kinds, cv=list(folds), method="decision_function"
+        )
+        return float(roc_auc_score(kinds, odds))
+
+    paired, drawn = auc(alike), auc(random_ones)
+    print(f"bag of words, AUC: paired {paired:.3f}, drawn at random {drawn:.3f}")
+    assert len(pairs) == 500
+    assert paired < drawn
