@@ -27,12 +27,13 @@ def last_states(model: Model, rows: list[list[int]], tokens: int = 1) -> Tensor:
     """States of the last ``tokens`` tokens of each row at every decoder layer, pre-norm: (layers, rows, tokens,
     d_model), float32 on the CPU. Rows need that many tokens of their own behind what all of them share."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    most = min(TOKENS_PER_PASS, model.tokens_per_pass)
     parts = []
     model.network.eval()
     start = 0
     while start < len(order):
         stop, size = start, 0
-        while stop < len(order) and (stop == start or size + len(rows[order[stop]]) <= TOKENS_PER_PASS):
+        while stop < len(order) and (stop == start or size + len(rows[order[stop]]) <= most):
             size += len(rows[order[stop]])
             stop += 1
         # A row shared up to its last tokens keeps them: they are asked for.

@@ -107,6 +107,9 @@ class Seed:
     ) -> Cost:
         """Safety SFT of an adapter from weights ``start``, or what it gave when it was done."""
         backend.set_adapter_weights(self.model, adapter, start)
+        planned, like = self.model.tokens_in, "stage2" if adapter == job.DCR else job.BASELINE
+        if like in planned:  # the memory that this part of a run was found to have
+            planned[name] = planned[like]
         forget_peak_memory()
         job.train_safety_sft(self.run, self.model, name, adapter, title, rows, above, self.data, self.settings)
         backend.activate(self.model, adapter)

@@ -26,7 +26,7 @@ SETTINGS = Settings(
     # Shares: 0.80 of toxic development prompts refused (README).
     refusals=80,
     baseline_refusals=128,
-    augmentations=64,
+    augmentations=110,  # all of the shipped ones: about as many as the refusals that they answer
 )
 
 
