@@ -168,7 +168,8 @@ def draw_trade_off(methods: list[dict[str, Any]], curve: list[dict[str, Any]], f
         axes.plot([0, 1], [1, 0], ":", color="#bbbbbb", lw=1)  # no discernment: both kinds refused alike
         best = [place(curve[i]) for i in frontier]
         if len(best) > 1:
-            axes.plot(*zip(*best, strict=True), color="#222222", lw=6, alpha=0.1, solid_capstyle="round")
+            style: Any = {"color": "#222222", "lw": 6, "alpha": 0.1, "solid_capstyle": "round"}
+            axes.plot(*zip(*best, strict=True), label="frontier", **style)
         for method, colour in METHOD_COLOURS.items():
             along = sorted((e for e in curve if e["method"] == method), key=lambda e: e["strength"] or 0)
             if along:
@@ -182,5 +183,5 @@ def draw_trade_off(methods: list[dict[str, Any]], curve: list[dict[str, Any]], f
         axes.set(xlim=(-0.02, 1.04), ylim=(-0.02, 1.04))
         axes.set(xlabel="answers what only sounds toxic", ylabel="refuses what is toxic")
         axes.set_title("Up and to the right is better", loc="left")
-        figure.legend(loc="outside lower center", ncols=3)
+        figure.legend(loc="outside lower center", ncols=4)
         save(figure, path)

@@ -205,6 +205,24 @@ def test_other_prompts_need_no_new_training(compared: Any, tmp_path: Path, monke
     assert heads in (out / "comparison.md").read_text()
 
 
+def test_methods_train_within_the_memory_that_was_planned(compared: Any, tmp_path: Path) -> None:
+    """Each share of a method takes as many tokens at once as that part of a run was found to have room for."""
+    recipe, _, finished, _ = compared
+    at = methods.Seed(compare.recipe_settings(recipe), shutil.copytree(finished / "seed0", tmp_path / "seed0"), 0)
+    at.model.tokens_in = {"stage1": 111, "stage2": 222, "safety_sft": 333}
+    offered = methods.methods_of(at.settings)
+    for name in ("safety_sft", "augmented", "dcr"):
+        for strength in (offered[name].usual, *offered[name].further):
+            with offered[name].model(at, strength):
+                pass
+    planned = {part: tokens for part, tokens in at.model.tokens_in.items() if part[-1].isdigit() and part != "stage1"}
+    planned.pop("stage2")
+    assert planned == {
+        "safety_sft_6": 333, "safety_sft_3": 333, "augmented_6_3": 333, "augmented_3_3": 333,
+        "stage2_4": 222, "stage2_2": 222, "stage2_6": 222,
+    }  # fmt: skip
+
+
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 

@@ -438,6 +438,7 @@ def test_the_command_prints_the_scores(
     [
         (["-m", "dcr_lite.cli", "score", "--help"], "--run"),
         (["-m", "dcr_lite.cli", "compare", "--help"], "--seeds"),
+        (["-m", "dcr_lite.cli", "diagnose", "--help"], "--projections"),
         (["app.py", "--help"], "--run"),
     ],
 )
