@@ -197,7 +197,7 @@ def export(
 def diagnose(
     run: Annotated[Path, tyro.conf.Positional],
     pairs: int = 8,
-    projections: int = 16,
+    projections: int = 8,
 ) -> None:
     """Look into a finished run: how tightly toxic and other prompts are coupled before and after each stage, at which
     layer they can be told apart, how refusal was learnt, whom it helped. Tables, pictures and JSON in RUN/diagnosis.

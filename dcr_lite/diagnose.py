@@ -170,7 +170,7 @@ def _prompts(rows: list[dict[str, Any]]) -> str:
 def _text(diagnosis: dict[str, Any]) -> str:
     """diagnosis.md."""
     kernel = diagnosis["kernel"]["stock"]
-    how = "exact" if kernel["exact"] else f"{kernel['projections']} random projections on each side, ± standard error"
+    how = "exact" if kernel["exact"] else f"± the standard error that {kernel['projections']} random projections leave"
     counts = ", ".join(f"{n} {NAMES[label]}" for label, n in kernel["prompts"].items())
     layer, suggested = diagnosis["layer"], diagnosis["suggested_layer"]
     lists = diagnosis["notable"]
@@ -182,7 +182,9 @@ def _text(diagnosis: dict[str, Any]) -> str:
 
 How far a training step on one prompt moves the first token of the answer to another, against what a step on that other
 prompt itself does: ||K(x', x)|| / ||K(x', x')||, the empirical neural tangent kernel of the first token. Lower is less
-spill-over. {counts} prompts; {how}. With respect to the output matrix alone it is the likeness of last states, exact.
+spill-over. {counts} prompts; {how}.
+With respect to the output matrix alone it is the likeness of last states, exact. The adapter of the stock model is a
+fresh one, of which only one half (B) moves at first.
 
 {_kernel_table(diagnosis["kernel"])}
 
