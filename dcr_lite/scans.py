@@ -83,6 +83,13 @@ def _transitions(model: Model, rows: list[list[int]]) -> Tensor:
     return states[:, :, 0] - states[:, :, -1]
 
 
+def _between(cosines: Tensor, cut: float) -> float:
+    """Half way between ``cut``, the lowest of the cosines that count as toxic, and the next one below: on none of
+    them, where a rounding would decide."""
+    below = cosines[cosines < cut]
+    return (cut + float(below.max())) / 2 if len(below) else cut
+
+
 def fit(model: Model, training: Kinds, validation: Kinds, strength: float | None = None) -> Scans:
     """For the model as it stands: vectors and reference from training prompts; the threshold that tells toxic from
     seemingly toxic validation prompts best, and the strength that sets their refusal probabilities furthest apart
@@ -98,8 +105,9 @@ def fit(model: Model, training: Kinds, validation: Kinds, strength: float | None
 
     n = len(validation.toxic)
     rows = [*validation.toxic, *validation.seemingly_toxic]
-    fallout, hits, thresholds = roc_curve([1] * n + [0] * (len(rows) - n), scans.cosines(model, rows).numpy())
-    scans = replace(scans, threshold=float(thresholds[(hits - fallout).argmax()]))
+    cosines = scans.cosines(model, rows)
+    fallout, hits, thresholds = roc_curve([1] * n + [0] * (len(rows) - n), cosines.numpy())
+    scans = replace(scans, threshold=_between(cosines, float(thresholds[(hits - fallout).argmax()])))
 
     def apart(candidate: Scans) -> float:
         """Mean refusal probability of toxic minus that of seemingly toxic validation prompts."""
