@@ -79,7 +79,7 @@ class Seed:
         instructions that safety SFT trains on and instructions that it does not."""
         trained = [row for row in self.data.baseline_mixture if not row.refuses]
         used = {row.prompt for row in trained}
-        unused = [row for row in read_conversations(self.settings.instruction_rows) if row.prompt not in used]
+        unused = [row for row in self.data.instructions if row.prompt not in used]
 
         def kinds(pairs: list[Pair], plain: list[Conversation]) -> Kinds:
             prompts = [p.toxic for p in pairs], [p.seemingly_toxic for p in pairs], [row.prompt for row in plain]
@@ -94,8 +94,8 @@ class Seed:
         """A mixture for safety SFT."""
         settings = self.settings
         return safety_mixture(
-            read_conversations(settings.instruction_rows),
-            read_conversations(settings.refusal_rows),
+            self.data.instructions,
+            self.data.refusals,
             settings.instructions,
             refusals,
             settings.seed,
