@@ -21,10 +21,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from dcr_lite import unsloth_backend
 from dcr_lite.errors import UserError
 from dcr_lite.fit import LEAST_TOKENS, MOST_PROMPTS, MOST_TOKENS
 from dcr_lite.hidden_states import decoder_of
 from dcr_lite.packing import ATTENTION, Batch, pack, pad
+from dcr_lite.unsloth_backend import TRANSFORMERS, Choice
 
 
 def best_precision(device: str) -> torch.dtype:
@@ -42,6 +44,7 @@ class Model:
     network: the peft model once it has adapters, before that the plain one.
     precision: the type of activations; adapter weights and everything geometric stay float32.
     tokens_per_pass: of one forward and backward pass; a larger batch goes through in several, with the same gradients.
+    backend: whose forward pass it is, transformers' or unsloth's, and why.
     tokens_in: tokens_per_pass of the stages that were planned, by their names. prompts_at_once: answered together.
     steering: for prompts as rows of token ids, what each decoder layer named by its number adds to its output from a
         prompt's last token on, {layer: (rows, d_model)}. While one is set, answers are steered; see scans.py.
@@ -56,6 +59,7 @@ class Model:
     tokens_per_pass: int = MOST_TOKENS
     tokens_in: dict[str, int] = field(default_factory=dict)
     prompts_at_once: int = MOST_PROMPTS
+    backend: Choice = TRANSFORMERS
 
     def narrow(self) -> bool:
         """From now on half as many tokens go through at once; False where it is no more than a short row already."""
@@ -67,7 +71,8 @@ class Model:
     @property
     def window(self) -> int:
         """The longest row that the model was made for, in tokens."""
-        return int(getattr(self.network.config, "max_position_embeddings", 2048))
+        longest = int(getattr(self.network.config, "max_position_embeddings", 2048))
+        return min(longest, unsloth_backend.LONGEST) if self.backend.name == "unsloth" else longest
 
     @property
     def packs(self) -> bool:
@@ -100,8 +105,14 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**30)
 
 
-def load(path: str | Path, device: str, precision: torch.dtype, four_bit: bool) -> Model:
-    """Load a causal chat model and its tokenizer from a folder or a Hub name."""
+def load(
+    path: str | Path, device: str, precision: torch.dtype, four_bit: bool, backend: Choice = TRANSFORMERS
+) -> Model:
+    """Load a causal chat model and its tokenizer from a folder or a Hub name, with transformers or with unsloth."""
+    if backend.name == "unsloth":
+        network, tokenizer = unsloth_backend.load(path, precision, four_bit, unsloth_backend.LONGEST)
+        network.requires_grad_(False)
+        return Model(network, _settled(tokenizer), device, precision, four_bit, backend=backend)
     quantization = None
     if four_bit:
         quantization = BitsAndBytesConfig(
@@ -112,10 +123,7 @@ def load(path: str | Path, device: str, precision: torch.dtype, four_bit: bool) 
         )
     if device == "cpu":
         keep_freed_memory()
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    tokenizer.clean_up_tokenization_spaces = False  # it is ignored anyway, with a long warning
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = _settled(AutoTokenizer.from_pretrained(path))
     network = AutoModelForCausalLM.from_pretrained(
         path, dtype=precision, device_map=device, quantization_config=quantization
     )
@@ -127,6 +135,15 @@ def load(path: str | Path, device: str, precision: torch.dtype, four_bit: bool) 
         _keep_weights_unpacked(network)
     network.requires_grad_(False)
     return Model(network, tokenizer, device, precision, four_bit)
+
+
+def _settled(tokenizer: Any) -> Any:
+    """The tokenizer with what both stages rely on, whoever loaded it."""
+    tokenizer.clean_up_tokenization_spaces = False  # it is ignored anyway, with a long warning
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def _plain_attention(config: Any) -> bool:
@@ -162,6 +179,8 @@ def add_adapter(model: Model, name: str, rank: int, seed: int) -> None:
         model.network.add_adapter(name, config)
     else:
         model.network = get_peft_model(model.network, config, adapter_name=name)
+        if model.backend.name == "unsloth":
+            model.network = unsloth_backend.speed_up_adapters(model.network)
     _make_ready(model, name)
 
 

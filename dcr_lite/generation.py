@@ -99,13 +99,51 @@ class _Decoding:
         return other
 
 
+class _Recomputing:
+    """The same without a cache, every token computed again for each one said: for models whose forward pass takes no
+    cache object. Rows are padded as the model wants them."""
+
+    def __init__(self, model: Model, rows: list[list[int]]):
+        self.model, self.rows = model, rows
+        self.logits = vocabulary_logits(model.network, self._last_states(1)[:, -1])
+
+    def _last_states(self, new: int) -> Tensor:
+        """Post-norm states of the last ``new`` tokens of each row: (batch, new, d_model)."""
+        batch = self.model.batch(self.rows)
+        out = decoder_of(self.model.network)(**batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+        return torch.stack([out[places[-new:]] for places in batch.index])
+
+    def feed(self, ids: Tensor) -> Tensor:
+        self.rows = [row + more for row, more in zip(self.rows, ids.tolist(), strict=True)]
+        return self._last_states(ids.shape[1])
+
+    def say(self, token: Tensor) -> None:
+        self.logits = vocabulary_logits(self.model.network, self.feed(token[:, None])[:, -1])
+
+    def keep(self, rows: Tensor) -> None:
+        self.rows, self.logits = [self.rows[i] for i in rows.tolist()], self.logits[rows]
+
+    def fork(self) -> "_Recomputing":
+        return copy.copy(self)
+
+
+def _decoding(
+    model: Model, rows: list[list[int]], prefix: list[tuple[Tensor, Tensor]], prefix_length: int
+) -> _Decoding | _Recomputing:
+    if model.library == "transformers":
+        return _Decoding(model, rows, prefix, prefix_length)
+    if model.steering:
+        raise UserError("steered answers need --backend transformers")
+    return _Recomputing(model, rows)
+
+
 def _chains(openings: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """The longest proper beginnings of the openings: feeding these reads every opening's probability on the way."""
     parents = {opening[:-1] for opening in openings if len(opening) > 1}
     return sorted(p for p in parents if not any(q != p and q[: len(p)] == p for q in parents))
 
 
-def _refusal_log_odds(decoding: _Decoding) -> Tensor:
+def _refusal_log_odds(decoding: _Decoding | _Recomputing) -> Tensor:
     """Log-odds (batch,) that the answer begins with one of REFUSING_OPENINGS."""
     model = decoding.model
     encoded = model.tokenizer(list(REFUSING_OPENINGS), add_special_tokens=False)["input_ids"]
@@ -137,7 +175,9 @@ def _end_tokens(model: Model) -> Tensor:
     return torch.tensor(sorted({t for t in [model.tokenizer.eos_token_id, *more] if t is not None}))
 
 
-def _greedy(decoding: _Decoding, max_new_tokens: int, enough: Callable[[str], bool] | None) -> list[list[int]]:
+def _greedy(
+    decoding: _Decoding | _Recomputing, max_new_tokens: int, enough: Callable[[str], bool] | None
+) -> list[list[int]]:
     """The most probable token again and again; a row that has ended, or has said enough, leaves the batch."""
     tokenizer = decoding.model.tokenizer
     ends = _end_tokens(decoding.model).to(decoding.logits.device)
@@ -185,7 +225,7 @@ def answer(
         prefix = _prefix_cache(model, rows[0][:prefix_length])
 
         def say(chosen: list[int]) -> list[Answer]:
-            decoding = _Decoding(model, [rows[i] for i in chosen], prefix, prefix_length)
+            decoding = _decoding(model, [rows[i] for i in chosen], prefix, prefix_length)
             scores = _refusal_log_odds(decoding).tolist()
             texts = model.tokenizer.batch_decode(_greedy(decoding, max_new_tokens, enough), skip_special_tokens=True)
             return [Answer(text.strip(), score) for text, score in zip(texts, scores, strict=True)]
@@ -221,7 +261,7 @@ class Speech:
     def __init__(self, model: Model, row: list[int], max_new_tokens: int):
         model.network.eval()
         with model.compute():
-            self._decoding = _Decoding(model, [row], [], 0)
+            self._decoding = _decoding(model, [row], [], 0)
             self.refusal_log_odds = float(_refusal_log_odds(self._decoding))
         self._ends = set(_end_tokens(model).tolist())
         self._tokens: list[int] = []

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
-from dcr_lite import backend, losses
+from dcr_lite import backend, losses, unsloth_backend
 from dcr_lite.backend import Model
 from dcr_lite.chat import encode_conversations, encode_prompts
 from dcr_lite.chat_formats import set_format
@@ -133,6 +133,8 @@ def machine(settings: Settings) -> Machine:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no CUDA GPU. Use --device cpu, or install a CUDA build of torch.")
+    elif device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: torch sees no GPU of a Mac. Use --device cpu.")
     precisions = {"bfloat16": torch.bfloat16, "float32": torch.float32, "auto": backend.best_precision(device)}
     four_bit = device == "cuda" if settings.four_bit is None else settings.four_bit
     return Machine(device, precisions[settings.precision], four_bit)
@@ -161,11 +163,12 @@ def load_base(settings: Settings) -> tuple[Model, str]:
     """The base model alone, and where it came from in words."""
     on = machine(settings)
     path, source = locate(settings.model)
+    choice = unsloth_backend.choose(settings.backend, on.device, unsloth_backend.architecture_of(path))
     fitting = _fit(path, settings, on)
     if not console.is_terminal:
         transformers_logging.disable_progress_bar()  # one long line of them in a file
     try:
-        model = backend.load(path, on.device, on.precision, on.four_bit)
+        model = backend.load(path, on.device, on.precision, on.four_bit, choice)
         set_format(model.tokenizer, settings.chat_format)
     except (OSError, ValueError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

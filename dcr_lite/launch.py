@@ -12,6 +12,7 @@ import tyro
 from dcr_lite.errors import UserError
 from dcr_lite.fit import show_cards
 from dcr_lite.settings import Settings
+from dcr_lite.unsloth_backend import prepare
 
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # the disk's and its owner's, not ours
 
@@ -31,6 +32,7 @@ def launch(main: Callable[[Settings], None], defaults: Settings, argv: list[str]
         if settings.plan:
             show_cards(replace(settings, data="shipped").chosen())  # it needs no rows
         else:
+            prepare(settings.backend, settings.device)
             main(settings.chosen())
     except UserError as error:
         print(f"\nerror: {error}", file=sys.stderr)

@@ -69,6 +69,7 @@ def plan(model: Model, source: str, data: Data, settings: Settings) -> dict[str,
     loss = "circle on raw states (the paper's)" if settings.paper else settings.contrastive_loss.replace("_", " ")
     return {
         "model": f"{settings.model} ({source}), {depth(model.network)} layers, {precision} on {model.device}",
+        "backend": f"{model.backend.name} ({model.backend.why})",
         "stage 1": f"{settings.contrastive_steps} steps of {settings.contrastive_batch} prompts from "
         f"{len(data.training)} pairs, {loss}, layers 0-{settings.layer} (L)",
         "stage 2": f"{settings.instructions} instructions and {settings.refusals} refusals, "

@@ -105,8 +105,11 @@ class Settings:
     """Tokens of each measured answer: enough to see whether it refuses."""
 
     # the machine
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is a GPU, else the CPU."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac."""
+    backend: Literal["auto", "unsloth", "transformers"] = "auto"
+    """auto: unsloth where a CUDA GPU of capability 7.0 or more is there and unsloth is installed, else transformers
+    with peft and bitsandbytes. The run says which, and why."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """auto: bfloat16 where the device multiplies it natively, else float32."""
     four_bit: bool | None = None

@@ -1,0 +1,122 @@
+"""unsloth, where it can help: the one room that knows its name.
+
+Its fast kernels change how a model behaves. Whoever computes with one keeps to the following, as the rest of the kit
+does; a stand-in that behaves so runs the same tests (tests/test_unsloth_backend.py).
+
+- In training it drops the attention mask, so rows are padded on the right, where a causal model sees no padding.
+- Its layers return tuples; its decoder takes no cache object, so answers are computed without one.
+- Loading and patching make adapters trainable and flip the tokenizer's padding: both are set again afterwards.
+- Its compiled forward keeps state that a pass by hand can spoil, so compilation is off; so is its checkpointing, which
+  passes of fewer tokens make needless.
+- It wants to be imported before transformers: ``prepare`` is called before anything heavy is.
+
+Nothing here has been run on a card yet. Its calls are checked against the signatures of the pinned version's source.
+"""
+
+import importlib.util
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcr_lite.errors import UserError
+
+PACKAGE = "unsloth"
+LEAST_CAPABILITY = (7, 0)  # Volta and later; a T4 has 7.5
+ARCHITECTURES = ("gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3")  # that its fast forward serves
+LONGEST = 8_192  # tokens of a row: its tables of positions and masks are as long
+INSTALL = "pip install 'dcr-lite[gpu]'"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """name: "unsloth" or "transformers". why: in words, for the plan of a run."""
+
+    name: str
+    why: str
+
+
+TRANSFORMERS = Choice("transformers", "asked for")
+
+
+def choose(wanted: str, device: str, architecture: str) -> Choice:
+    """The backend for a model of this architecture (config.json's model_type) on this device.
+
+    Raises UserError where unsloth is ``wanted`` and cannot work here.
+    """
+    if wanted == "transformers":
+        return TRANSFORMERS
+    obstacle = _obstacle(device, architecture)
+    if obstacle and wanted == "unsloth":
+        raise UserError(f"--backend unsloth: {obstacle}. Leave the flag out, and transformers with peft does the work.")
+    if obstacle:
+        return Choice("transformers", obstacle)
+    return Choice("unsloth", "asked for" if wanted == "unsloth" else "a CUDA GPU is there and it is installed")
+
+
+def _obstacle(device: str, architecture: str) -> str | None:
+    """What keeps unsloth from working, in words. It is looked for without importing it: that fails without a GPU."""
+    if device != "cuda":
+        return f"unsloth needs a CUDA GPU, and this run is on {device}"
+    capability = _capability()
+    if capability < LEAST_CAPABILITY:
+        return f"unsloth needs a GPU of capability 7.0, and this one has {capability[0]}.{capability[1]}"
+    if importlib.util.find_spec(PACKAGE) is None:
+        return f"unsloth is not installed ({INSTALL})"
+    if architecture not in ARCHITECTURES:
+        return f"unsloth has no fast path for {architecture or 'this architecture'}"
+    return None
+
+
+def _capability() -> tuple[int, int]:
+    import torch
+
+    return torch.cuda.get_device_capability()
+
+
+def architecture_of(folder: str | Path) -> str:
+    """model_type of a model folder's config.json; "" where there is none."""
+    try:
+        return str(json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("model_type", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def prepare(wanted: str, device: str) -> None:
+    """Import unsloth, before transformers is, where the run may take it. Whatever keeps it from being imported shows
+    once the model is loaded."""
+    import torch
+
+    if wanted == "transformers" or device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return
+    if _obstacle("cuda", ARCHITECTURES[0]) is None:
+        _import()
+
+
+def _import() -> Any:
+    os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "1")
+    try:
+        return importlib.import_module(PACKAGE)
+    except (ImportError, NotImplementedError, RuntimeError, OSError) as error:  # a torchvision that does not match, ...
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"unsloth is installed but cannot be imported ({reason}). Go on with --backend transformers."
+        ) from None
+
+
+def load(folder: str | Path, precision: Any, four_bit: bool, longest: int) -> tuple[Any, Any]:
+    """(network, tokenizer) of a model folder. Rows may have ``longest`` tokens: unsloth would cut longer ones."""
+    network, tokenizer = _import().FastLanguageModel.from_pretrained(
+        model_name=str(folder),
+        max_seq_length=longest,
+        dtype=precision,
+        load_in_4bit=four_bit,
+        use_gradient_checkpointing=False,
+    )
+    return network, tokenizer
+
+
+def speed_up_adapters(network: Any) -> Any:
+    """Put unsloth's kernels under the adapters of a peft model. Everything they hold is trainable afterwards."""
+    return _import().FastLanguageModel.patch_peft_model(network, use_gradient_checkpointing=False)
