@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from dcr_lite.backend import Model
+from dcr_lite.errors import UserError
 from dcr_lite.hidden_states import adding, decoder_of, vocabulary_logits
 from dcr_lite.packing import shared_prefix
 
@@ -130,7 +131,7 @@ class _Recomputing:
 def _decoding(
     model: Model, rows: list[list[int]], prefix: list[tuple[Tensor, Tensor]], prefix_length: int
 ) -> _Decoding | _Recomputing:
-    if model.library == "transformers":
+    if model.backend.name == "transformers":
         return _Decoding(model, rows, prefix, prefix_length)
     if model.steering:
         raise UserError("steered answers need --backend transformers")

@@ -1,0 +1,304 @@
+"""Two backends behind one function: which is chosen and why, and that what unsloth changes changes no result."""
+
+import ast
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import flags, run_here, save_rows
+from tiny_models import (
+    ADAPTER,
+    LAYERS,
+    PROMPTS,
+    add_random_adapter,
+    assert_close,
+    assert_far,
+    random_rows,
+    take_gradients,
+)
+from torch import Tensor
+from unsloth_stand_in import SIGNATURES, install
+
+from dcr_lite import backend, unsloth_backend
+from dcr_lite.backend import Model, activate, add_adapter, stock, train_only
+from dcr_lite.chat import encode_prompts
+from dcr_lite.data import Conversation
+from dcr_lite.errors import UserError
+from dcr_lite.generation import Speech, answer
+from dcr_lite.hidden_states import prompt_states
+from dcr_lite.packing import pad
+from dcr_lite.safety_sft import SafetySFT, safety_sft
+from dcr_lite.unsloth_backend import TRANSFORMERS, Choice, choose
+
+UNSLOTH = Choice("unsloth", "asked for")
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
+ROWS = random_rows([5, 11, 3, 8], shared=4)
+Folder = Callable[..., Path]
+
+
+@pytest.fixture
+def both(tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Model, Model]]:
+    """both(architecture) -> the same model with the same adapter, from transformers and from the stand-in."""
+    install(monkeypatch)
+
+    def load(architecture: str = "llama", four_bit: bool = False) -> tuple[Model, Model]:
+        loaded = []
+        for choice in (TRANSFORMERS, UNSLOTH):
+            folder = tiny_folder(architecture)
+            model = backend.load(folder, "cpu", torch.float32, four_bit, choice)
+            add_random_adapter(model)
+            loaded.append(model)
+        return loaded[0], loaded[1]
+
+    return load
+
+
+# --- the choice -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """machine(capability=, installed=) -> what the choice finds here."""
+
+    def pretend(capability: tuple[int, int] = (8, 9), installed: bool = True) -> None:
+        monkeypatch.setattr(unsloth_backend, "_capability", lambda: capability)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+
+    return pretend
+
+
+def test_unsloth_is_taken_where_it_can_work(machine: Callable[..., None]) -> None:
+    """A GPU of capability 7.0 or more, unsloth installed, an architecture that it serves: then it is taken, and the
+    reason says so. A T4 (7.5) is enough."""
+    for capability in ((7, 0), (7, 5), (8, 0), (12, 0)):
+        machine(capability=capability)
+        for architecture in unsloth_backend.ARCHITECTURES:
+            assert choose("auto", "cuda", architecture).name == "unsloth"
+    assert choose("auto", "cuda", "llama").why == "a CUDA GPU is there and it is installed"
+    assert choose("unsloth", "cuda", "llama").why == "asked for"
+    assert choose("transformers", "cuda", "llama") == TRANSFORMERS
+
+
+@pytest.mark.parametrize(
+    ("device", "here", "architecture", "said"),
+    [
+        ("cpu", {}, "llama", "needs a CUDA GPU, and this run is on cpu"),
+        ("mps", {}, "llama", "needs a CUDA GPU, and this run is on mps"),
+        ("cuda", {"capability": (6, 1)}, "llama", "needs a GPU of capability 7.0, and this one has 6.1"),
+        ("cuda", {"installed": False}, "llama", "is not installed (pip install 'dcr-lite[gpu]')"),
+        ("cuda", {}, "lfm2", "has no fast path for lfm2"),
+    ],
+)
+def test_an_obstacle_is_named(
+    machine: Callable[..., None], device: str, here: dict[str, Any], architecture: str, said: str
+) -> None:
+    """What keeps unsloth from working is the reason for transformers, and an error where unsloth was asked for."""
+    machine(**here)
+    choice = choose("auto", device, architecture)
+    assert choice.name == "transformers"
+    assert said in choice.why
+    with pytest.raises(UserError, match="--backend unsloth: unsloth .* Leave the flag out".replace(".*", r"[^\n]*")):
+        choose("unsloth", device, architecture)
+
+
+def test_a_run_says_its_backend_and_why(tiny_folder: Folder, tmp_path: Path) -> None:
+    """The plan names the backend and the reason; --backend unsloth without a GPU ends in a sentence."""
+    rows = save_rows(tmp_path / "rows")
+    argv = flags(tiny_folder("llama"), rows, tmp_path / "run", contrastive_steps=1, sft_epochs=1)
+    done = run_here([*argv, "--backend", "unsloth"])
+    assert done.code == 1
+    assert "--backend unsloth: unsloth needs a CUDA GPU, and this run is on cpu" in done.err
+    done = run_here([*argv, "--resume"])  # stopped before anything was done
+    assert done.code == 0, done.err
+    assert "transformers (unsloth needs a CUDA GPU, and this run is on cpu)" in " ".join(done.out.split())
+
+
+def test_looking_for_unsloth_does_not_import_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing it without a GPU raises, so it is looked for without: a package that fails on import is found."""
+    (tmp_path / "unsloth").mkdir()
+    (tmp_path / "unsloth" / "__init__.py").write_text("raise NotImplementedError('no accelerator')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "unsloth", raising=False)
+    monkeypatch.setattr(unsloth_backend, "_capability", lambda: (8, 9))
+    assert choose("auto", "cuda", "llama").name == "unsloth"
+    assert "unsloth" not in sys.modules
+    unsloth_backend.prepare("auto", "cpu")
+    unsloth_backend.prepare("transformers", "cuda")
+    assert "unsloth" not in sys.modules
+    with pytest.raises(UserError, match=r"cannot be imported \(no accelerator\). Go on with --backend transformers"):
+        unsloth_backend._import()
+
+
+def test_one_room_knows_its_name() -> None:
+    """No other module imports unsloth; the settings, the requirements and the documents may name it."""
+    for path in Path(unsloth_backend.__file__).parent.glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0].startswith("unsloth") for name in names)
+
+
+# --- its calls --------------------------------------------------------------------------------------------------------
+
+
+def calls_made() -> dict[str, set[str]]:
+    """The keyword arguments of each call on FastLanguageModel in the room that knows it."""
+    tree = ast.parse(Path(unsloth_backend.__file__).read_text(encoding="utf-8"))
+    made = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = node.func.value
+            if isinstance(owner, ast.Attribute) and owner.attr == "FastLanguageModel":
+                made[node.func.attr] = {keyword.arg or "" for keyword in node.keywords}
+    return made
+
+
+def test_every_call_fits_the_pinned_signature() -> None:
+    """Each argument passed is one of the pinned version's, as recorded from its source."""
+    made = calls_made()
+    assert made.keys() == SIGNATURES.keys()
+    for name, keywords in made.items():
+        assert keywords <= set(SIGNATURES[name])
+    pinned = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    assert '"unsloth==2026.10.7"' in pinned
+
+
+@pytest.mark.skipif(importlib.util.find_spec("unsloth") is None, reason="unsloth is not installed (an optional extra)")
+def test_the_recorded_signatures_are_the_sources() -> None:
+    """Where unsloth is installed, its source, read and not imported, has the recorded arguments."""
+    spec = importlib.util.find_spec("unsloth")
+    assert spec is not None
+    assert spec.origin is not None
+    for file, name in (("loader.py", "from_pretrained"), ("llama.py", "patch_peft_model")):
+        tree = ast.parse((Path(spec.origin).parent / "models" / file).read_text(encoding="utf-8"))
+        found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name]
+        assert SIGNATURES[name] in [tuple(a.arg for a in node.args.args) for node in found]
+
+
+# --- the same results -------------------------------------------------------------------------------------------------
+
+
+def test_the_stand_in_has_the_traps(both: Callable[..., tuple[Model, Model]]) -> None:
+    """The stand-in does what it is for: left padding is silently wrong in training, layers return tuples, a cache is
+    not understood."""
+    plain, fast = both()
+    rows = [row[:8] for row in ROWS]
+    right = pad([rows[0][:4], rows[1]], 2)
+    left = {"input_ids": right.inputs["input_ids"].clone(), "attention_mask": right.inputs["attention_mask"].flip(1)}
+    left["input_ids"][0] = left["input_ids"][0].roll(4)
+    decoder = fast.network.get_base_model().model
+    with torch.no_grad():
+        alone = decoder(input_ids=torch.tensor([rows[0][:4]])).last_hidden_state[0, -1]
+        decoder.train()
+        assert_far(decoder(**left).last_hidden_state[0, -1], alone)
+        assert_close(decoder(**right.inputs).last_hidden_state[0, 3], alone)
+        assert isinstance(
+            decoder.layers[0](
+                torch.zeros(1, 2, 64),
+                position_embeddings=decoder.rotary_emb(torch.zeros(1, 2, 64), torch.arange(2)[None]),
+            ),
+            tuple,
+        )
+        with pytest.raises(Exception, match=r".*"):
+            decoder(input_ids=torch.tensor([rows[0]]), past_key_values=object())
+
+
+@pytest.mark.parametrize("four_bit", [False, True], ids=["float32", "NF4"])
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_states_and_gradients_are_those_of_transformers(
+    both: Callable[..., tuple[Model, Model]], architecture: str, four_bit: bool
+) -> None:
+    """Last-token states at a middle layer and the adapter gradients below it, for rows of different lengths, in
+    training."""
+    found: list[tuple[Tensor, list[Tensor]]] = []
+    for model in both(architecture, four_bit):
+        parameters = train_only(model, ADAPTER, range(3))
+        model.network.train()
+        states = prompt_states(model.network, model.batch(ROWS), 2)
+        states.tanh().sum().backward()
+        found.append((states.detach(), take_gradients(parameters)))
+    (states, gradients), (fast_states, fast_gradients) = found
+    assert_close(fast_states, states)
+    assert_close(fast_gradients, gradients, 1e-4)
+
+
+@pytest.mark.parametrize("above", [-1, 1], ids=["all layers", "above layer 1"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_safety_sft_takes_the_same_steps(
+    both: Callable[..., tuple[Model, Model]], architecture: str, above: int
+) -> None:
+    """Losses of two epochs are those of transformers."""
+    rows = [Conversation(p, f"Answer {i} is here.") for i, p in enumerate(PROMPTS)]
+    losses = []
+    for model in both(architecture):
+        done = safety_sft(model, ADAPTER, rows, SafetySFT(above, 2, 3, 1e-2), seed=0)
+        losses.append([row["loss"] for row in done.metrics if "loss" in row])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[0][-1] < losses[0][0]
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_answers_are_the_same_without_a_cache(both: Callable[..., tuple[Model, Model]], architecture: str) -> None:
+    """Greedy answers and refusal scores, in a batch and as a stream, with the adapter and without."""
+    plain, fast = both(architecture)
+    rows = encode_prompts(plain.tokenizer, PROMPTS, plain.window)
+    for looking_at in (lambda model: activate(model, ADAPTER), lambda model: None):
+        said = []
+        for model in (plain, fast):
+            looking_at(model)
+            said.append(answer(model, rows, 5))
+        assert [a.text for a in said[1]] == [a.text for a in said[0]]
+        assert [a.refusal_log_odds for a in said[1]] == pytest.approx([a.refusal_log_odds for a in said[0]], abs=1e-3)
+    with stock(plain), stock(fast):
+        assert [a.text for a in answer(fast, rows, 5)] == [a.text for a in answer(plain, rows, 5)]
+    activate(fast, ADAPTER)
+    speech = Speech(fast, rows[0], 5)
+    while not speech.ended:
+        speech.step()
+    assert speech.text == answer(fast, rows[:1], 5)[0].text
+
+
+def test_nothing_trains_that_was_not_chosen(both: Callable[..., tuple[Model, Model]]) -> None:
+    """Loading and patching leave nothing trainable, a second adapter neither, and the tokenizer pads on the right."""
+    _, fast = both()
+    assert fast.tokenizer.padding_side == "right"
+    assert not any(p.requires_grad for p in fast.network.parameters())
+    add_adapter(fast, "second", rank=4, seed=1)
+    assert not any(p.requires_grad for p in fast.network.parameters())
+    chosen = train_only(fast, "second", range(2))
+    trains = [name for name, p in fast.network.named_parameters() if p.requires_grad]
+    assert len(trains) == len(chosen) == 2 * 14
+    assert all(".second." in name and ("layers.0." in name or "layers.1." in name) for name in trains)
+
+
+def test_steering_asks_for_the_other_backend(both: Callable[..., tuple[Model, Model]]) -> None:
+    """Methods that steer answers say which backend they need."""
+    _, fast = both()
+    fast.steering = lambda rows: {}
+    with pytest.raises(UserError, match="steered answers need --backend transformers"):
+        answer(fast, ROWS, 1)
+
+
+def test_a_whole_run_ends_as_with_transformers(
+    tiny_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both stages, the comparison, the measurement and the report: the same losses and the same answers."""
+    rows, found = save_rows(tmp_path / "rows"), []
+    install(monkeypatch)
+    for choice in (TRANSFORMERS, UNSLOTH):
+        monkeypatch.setattr(unsloth_backend, "choose", lambda *args, choice=choice: choice)
+        run = tmp_path / choice.name
+        done = run_here(flags(tiny_folder("llama"), rows, run, contrastive_steps=6, sft_epochs=1))
+        assert done.code == 0, done.err
+        metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+        found.append(([row["loss"] for row in metrics if "loss" in row], report["methods"]["dcr"]["overall"]))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-3)
+    assert found[1][1] == found[0][1]
+    assert len(found[0][0]) > LAYERS

@@ -1,0 +1,107 @@
+"""A stand-in for unsloth where it cannot run: real small models, with what its source and documentation say it changes.
+
+Padding masks are dropped in training, decoder layers return tuples, cache objects are not understood, the tokenizer
+pads on the left, and whatever was frozen among the adapters trains after patching. Its functions take the arguments of
+the pinned version and no others.
+"""
+
+import inspect
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+# Arguments of unsloth 2026.10.7 (unsloth/models/loader.py and llama.py), in their order.
+SIGNATURES = {
+    "from_pretrained": (
+        "model_name", "max_seq_length", "dtype", "load_in_4bit", "load_in_8bit", "load_in_16bit", "full_finetuning",
+        "token", "device_map", "device_map_planner_kwargs", "rope_scaling", "fix_tokenizer", "trust_remote_code",
+        "use_gradient_checkpointing", "resize_model_vocab", "revision", "use_exact_model_name", "offload_embedding",
+        "float32_mixed_precision", "fast_inference", "gpu_memory_utilization", "float8_kv_cache", "random_state",
+        "max_lora_rank", "disable_log_stats", "qat_scheme", "load_in_fp8", "unsloth_tiled_mlp", "text_only",
+    ),
+    "patch_peft_model": ("model", "use_gradient_checkpointing"),
+}  # fmt: skip
+
+
+def _taking(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+    """``work`` behind the pinned version's arguments: another one is a TypeError, as it would be there."""
+    keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = inspect.Signature([inspect.Parameter(p, keyword, default=None) for p in SIGNATURES[name]])
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return work(**signature.bind(*args, **kwargs).arguments)
+
+    return call
+
+
+def _from_pretrained(
+    model_name: str, max_seq_length: int, dtype: torch.dtype, load_in_4bit: bool, use_gradient_checkpointing: bool
+) -> tuple[Any, Any]:
+    assert use_gradient_checkpointing is False
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype) if load_in_4bit else None
+    network = AutoModelForCausalLM.from_pretrained(
+        model_name, dtype=dtype, quantization_config=quantization, attn_implementation="sdpa"
+    )
+    network.max_seq_length = max_seq_length
+    _make_fast(network.model)
+    tokenizer = AutoTokenizer.from_pretrained(model_name)
+    tokenizer.padding_side = "left"
+    return network, tokenizer
+
+
+def _make_fast(decoder: Any) -> None:
+    for layer in decoder.layers:
+        plain = layer.forward
+        layer.forward = lambda *args, plain=plain, **kwargs: (plain(*args, **kwargs),)
+    decoder.forward = types.MethodType(_fast_forward, decoder)
+
+
+def _fast_forward(
+    self: Any,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    past_key_values: Any = None,
+    inputs_embeds: Tensor | None = None,
+    use_cache: bool | None = None,
+) -> BaseModelOutputWithPast:
+    if past_key_values is not None:
+        past_key_values[0][0].shape[2]  # keys of the first layer, in a list of pairs
+        raise NotImplementedError("the stand-in keeps no cache")
+    states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+    rows, width = states.shape[:2]
+    seen = torch.ones(width, width, dtype=torch.bool).tril().expand(rows, 1, width, width)
+    if attention_mask is not None and not self.training:  # in training it is dropped
+        seen = seen & attention_mask[:, None, None, :].bool()
+    if position_ids is None:
+        position_ids = torch.arange(width)[None]
+    rotary = self.rotary_emb(states, position_ids)
+    for layer in self.layers:
+        (states,) = layer(states, attention_mask=seen, position_ids=position_ids, position_embeddings=rotary)
+    return BaseModelOutputWithPast(last_hidden_state=self.norm(states))
+
+
+def _patch_peft_model(model: PeftModel, use_gradient_checkpointing: bool) -> PeftModel:
+    assert isinstance(model, PeftModel)
+    assert use_gradient_checkpointing is False
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    return model
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the test at hand, `import unsloth` gives the stand-in."""
+    module = types.ModuleType("unsloth")
+    module.FastLanguageModel = types.SimpleNamespace(  # type: ignore[attr-defined]
+        from_pretrained=_taking("from_pretrained", _from_pretrained),
+        patch_peft_model=_taking("patch_peft_model", _patch_peft_model),
+    )
+    monkeypatch.setitem(sys.modules, "unsloth", module)
