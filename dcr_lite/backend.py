@@ -30,11 +30,19 @@ from dcr_lite.unsloth_backend import TRANSFORMERS, Choice
 
 
 def best_precision(device: str) -> torch.dtype:
-    """bfloat16 where the processor multiplies it natively, else float32 (emulated bfloat16 is slower than float32)."""
+    """bfloat16 where the processor multiplies it natively; else float16 on a card with units for it (a T4), and float32
+    elsewhere (emulated bfloat16 is slower)."""
+    if device == "mps":
+        return torch.float32
     if device == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        return torch.float16 if torch.cuda.get_device_capability() >= (7, 0) else torch.float32
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+FIRST_GRADIENT_SCALE = 2.0**15  # half of float16's largest number: the first overflows halve it to what fits
 
 
 @dataclass
@@ -44,6 +52,7 @@ class Model:
     network: the peft model once it has adapters, before that the plain one.
     precision: the type of activations; adapter weights and everything geometric stay float32.
     tokens_per_pass: of one forward and backward pass; a larger batch goes through in several, with the same gradients.
+    gradient_scale: what stages multiply their losses by before the backward pass; 1 unless in float16.
     backend: whose forward pass it is, transformers' or unsloth's, and why.
     tokens_in: tokens_per_pass of the stages that were planned, by their names. prompts_at_once: answered together.
     steering: for prompts as rows of token ids, what each decoder layer named by its number adds to its output from a
@@ -60,6 +69,11 @@ class Model:
     tokens_in: dict[str, int] = field(default_factory=dict)
     prompts_at_once: int = MOST_PROMPTS
     backend: Choice = TRANSFORMERS
+    gradient_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.precision == torch.float16:
+            self.gradient_scale = FIRST_GRADIENT_SCALE
 
     def narrow(self) -> bool:
         """From now on half as many tokens go through at once; False where it is no more than a short row already."""

@@ -122,10 +122,12 @@ def contrastive_refinement(
         pairs = batches[step]
         chosen = [rows[i] for i in pairs] + [rows[n + i] for i in pairs]
         is_toxic = kinds_of_pairs(len(pairs), model.device)
-        loss, _ = gradcache.backward(
-            encode, _passes(model, chosen), lambda states: settings.loss(cosine_similarity(geometry(states)), is_toxic)
-        )
-        return loss
+
+        def loss_of(states: Tensor) -> Tensor:
+            return settings.loss(cosine_similarity(geometry(states)), is_toxic) * model.gradient_scale
+
+        loss, _ = gradcache.backward(encode, _passes(model, chosen), loss_of)
+        return loss / model.gradient_scale
 
     def observe(step: int) -> dict[str, Any]:
         states = layer_states(model, reference + unseen, settings.layer)

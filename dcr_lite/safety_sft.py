@@ -128,7 +128,7 @@ def _backward_through_vocabulary(model: Model, states: Tensor, targets: Tensor, 
             total -= gradient.gather(1, wanted[:, None]).sum().item() / n_targets
             gradient.exp_()
             gradient[torch.arange(len(wanted)), wanted] -= 1
-            gradient /= n_targets
+            gradient *= model.gradient_scale / n_targets
         logits.backward(gradient)
     states.backward(leaf.grad)
     return total

@@ -110,8 +110,8 @@ class Settings:
     backend: Literal["auto", "unsloth", "transformers"] = "auto"
     """auto: unsloth where a CUDA GPU of capability 7.0 or more is there and unsloth is installed, else transformers
     with peft and bitsandbytes. The run says which, and why."""
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    """auto: bfloat16 where the device multiplies it natively, else float32."""
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """auto: bfloat16 where the device multiplies it natively, else float16 on a GPU and float32 on a CPU."""
     four_bit: bool | None = None
     """Base model in 4-bit NF4. Unset: on a GPU yes, on a CPU no (there it is slower)."""
     seed: int = 0

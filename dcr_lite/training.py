@@ -97,7 +97,7 @@ class Loop:
             self.model.network.train()
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, self.steps, self.learning_rate)
-            loss = self._backward(step)
+            loss = self._gradients(step)
             norm = float(nn.utils.clip_grad_norm_(self.parameters, CLIP))
             if not math.isfinite(loss) or not math.isfinite(norm):
                 raise UserError(
@@ -116,6 +116,22 @@ class Loop:
         if progress.best_weights is not None:
             set_adapter_weights(self.model, self.adapter, progress.best_weights)
         return progress
+
+    def _gradients(self, step: int) -> float:
+        """One batch's gradients in their true size. float16 rounds small ones away, so stages multiply their losses by
+        ``gradient_scale``; where that overflows, the batch goes through again with half of it, so no step is lost."""
+        while True:
+            loss = self._backward(step)
+            if self.model.gradient_scale == 1:
+                return loss
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            if all(bool(g.isfinite().all()) for g in gradients):
+                for gradient in gradients:
+                    gradient /= self.model.gradient_scale
+                return loss
+            self.model.gradient_scale /= 2
+            for parameter in self.parameters:
+                parameter.grad = None
 
     def _backward(self, step: int) -> float:
         """One batch's gradients; where memory runs out, from the beginning with half as many tokens at once."""

@@ -187,7 +187,7 @@ def test_the_recorded_signatures_are_the_sources() -> None:
 def test_the_stand_in_has_the_traps(both: Callable[..., tuple[Model, Model]]) -> None:
     """The stand-in does what it is for: left padding is silently wrong in training, layers return tuples, a cache is
     not understood."""
-    plain, fast = both()
+    _, fast = both()
     rows = [row[:8] for row in ROWS]
     right = pad([rows[0][:4], rows[1]], 2)
     left = {"input_ids": right.inputs["input_ids"].clone(), "attention_mask": right.inputs["attention_mask"].flip(1)}
