@@ -135,14 +135,14 @@ def machine(settings: Settings) -> Machine:
         raise UserError("--device cuda: torch sees no CUDA GPU. Use --device cpu, or install a CUDA build of torch.")
     elif device == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: torch sees no GPU of a Mac. Use --device cpu.")
-    precisions = {
+    precision = backend.best_precision(device) if settings.precision == "auto" else getattr(torch, settings.precision)
         "bfloat16": torch.bfloat16,
         "float16": torch.float16,
         "float32": torch.float32,
         "auto": backend.best_precision(device),
     }
     four_bit = device == "cuda" if settings.four_bit is None else settings.four_bit
-    return Machine(device, precisions[settings.precision], four_bit)
+    return Machine(device, precision, four_bit)
 
 
 def will_it_fit(settings: Settings) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Claims about float16, for cards that do not multiply bfloat16 (a T4): small gradients survive, nothing else changes."""
+"""Claims about float16, for cards that do not multiply bfloat16 (a T4): small gradients survive, and nothing changes."""
 
 from collections.abc import Callable
 
