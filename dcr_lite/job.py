@@ -136,11 +136,6 @@ def machine(settings: Settings) -> Machine:
     elif device == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: torch sees no GPU of a Mac. Use --device cpu.")
     precision = backend.best_precision(device) if settings.precision == "auto" else getattr(torch, settings.precision)
-        "bfloat16": torch.bfloat16,
-        "float16": torch.float16,
-        "float32": torch.float32,
-        "auto": backend.best_precision(device),
-    }
     four_bit = device == "cuda" if settings.four_bit is None else settings.four_bit
     return Machine(device, precision, four_bit)
 

@@ -1,4 +1,4 @@
-"""Claims about float16, for cards that do not multiply bfloat16 (a T4): small gradients survive, and nothing changes."""
+"""Claims about float16, for cards that do not multiply bfloat16 (a T4): small gradients are not rounded away."""
 
 from collections.abc import Callable
 
