@@ -12,10 +12,10 @@ TRAINING_FILES = {
     "instruction_rows": SHIPPED / "instructions.jsonl",
     "refusal_rows": SHIPPED / "refusals.jsonl",
 }
-# Rows of safety SFT. The paper's, for the full data; and what SmolLM2's recipe takes of the shipped rows, in the shares
-# that it was measured with.
+# Rows of safety SFT. The paper's, for the full data; and what another recipe than SmolLM2's takes of the shipped rows,
+# about the shares that SmolLM2 was measured with.
 FULL_SIZES = {"instructions": 20_000, "refusals": 1_000, "baseline_refusals": 1_000}
-SHIPPED_SIZES = {"instructions": 560, "refusals": 48, "baseline_refusals": 128}
+SHIPPED_SIZES = {"instructions": 560, "refusals": 80, "baseline_refusals": 128}
 
 
 @dataclass
