@@ -10,6 +10,7 @@ from typing import Any
 
 import _measure
 import _operations
+import card
 import evaluation
 import negatives
 import pytest
@@ -293,3 +294,14 @@ def test_whole_job(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
     assert all(r.ours >= 0 for r in results)
     assert (job.refine, contrastive.encode_prompts) == before
     assert not (tmp_path / "unused").exists()
+
+
+def test_a_recipes_geometry_on_a_card(tiny_folder: Callable[..., Path], capsys: Any) -> None:
+    """The script for a card runs on a CPU with a small shape: speeds of both ways, and the peak beside the estimate."""
+    folder = str(tiny_folder("llama"))
+    results = card.main(
+        card.Card(model=folder, tokenizer=folder, prompts=8, prompt_tokens=60, rows=2, row_tokens=100, **QUICK)
+    )
+    assert [r.name.split(":")[0] for r in results] == ["stage1", "stage1", "safety_sft", "safety_sft"]
+    assert all(r.ours > 0 and r.theirs > 0 for r in results)
+    assert "estimated peak" in capsys.readouterr().out
