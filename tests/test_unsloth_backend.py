@@ -205,7 +205,7 @@ def test_the_stand_in_has_the_traps(both: Callable[..., tuple[Model, Model]]) ->
             ),
             tuple,
         )
-        with pytest.raises(Exception, match=r".*"):
+        with pytest.raises(TypeError, match="not subscriptable"):
             decoder(input_ids=torch.tensor([rows[0]]), past_key_values=object())
 
 
@@ -248,13 +248,9 @@ def test_answers_are_the_same_without_a_cache(both: Callable[..., tuple[Model, M
     """Greedy answers and refusal scores, in a batch and as a stream, with the adapter and without."""
     plain, fast = both(architecture)
     rows = encode_prompts(plain.tokenizer, PROMPTS, plain.window)
-    for looking_at in (lambda model: activate(model, ADAPTER), lambda model: None):
-        said = []
-        for model in (plain, fast):
-            looking_at(model)
-            said.append(answer(model, rows, 5))
-        assert [a.text for a in said[1]] == [a.text for a in said[0]]
-        assert [a.refusal_log_odds for a in said[1]] == pytest.approx([a.refusal_log_odds for a in said[0]], abs=1e-3)
+    said, fast_said = (answer(model, rows, 5) for model in (plain, fast))
+    assert [a.text for a in fast_said] == [a.text for a in said]
+    assert [a.refusal_log_odds for a in fast_said] == pytest.approx([a.refusal_log_odds for a in said], abs=1e-3)
     with stock(plain), stock(fast):
         assert [a.text for a in answer(fast, rows, 5)] == [a.text for a in answer(plain, rows, 5)]
     activate(fast, ADAPTER)

@@ -46,9 +46,14 @@ def _from_pretrained(
     model_name: str, max_seq_length: int, dtype: torch.dtype, load_in_4bit: bool, use_gradient_checkpointing: bool
 ) -> tuple[Any, Any]:
     assert use_gradient_checkpointing is False
-    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype) if load_in_4bit else None
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
     network = AutoModelForCausalLM.from_pretrained(
-        model_name, dtype=dtype, quantization_config=quantization, attn_implementation="sdpa"
+        model_name, dtype=dtype, quantization_config=nf4 if load_in_4bit else None, attn_implementation="sdpa"
     )
     network.max_seq_length = max_seq_length
     _make_fast(network.model)
