@@ -216,10 +216,8 @@ def plain_sft(case: Card, precision: torch.dtype) -> Step:
 
 
 def main(case: Card) -> list[Result]:
-    results, lines = (
-        [],
-        ["| part | estimated peak, 1 GB of CUDA's own in it | allocated, GB | tokens of a pass |", "|---|---|---|---|"],
-    )
+    results: list[Result] = []
+    lines = ["| part | estimated peak, CUDA's own GB in it | allocated, GB | tokens of a pass |", "|---|---|---|---|"]
     sides = {"stage1": (stage1, plain_stage1), "safety_sft": (sft, plain_sft)}
     tokens = {"stage1": case.prompts * case.prompt_tokens, "safety_sft": case.rows * case.row_tokens}
     for part, (ours, plain) in sides.items():
