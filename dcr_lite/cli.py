@@ -141,7 +141,7 @@ def compare(
         rows: At most so many prompts of each file, drawn with a fixed seed.
         choices: JSON Lines of {question, choices, answer}: multiple choice, for general ability.
         curve_seeds: Seeds for which every method is measured at further strengths, for the trade-off curve; by default
-            the first one.
+            the first one, with nothing behind the flag none.
         out: Where everything is kept: comparison.md, comparison.json, trade_off.png, adapters and answers.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

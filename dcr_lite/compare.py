@@ -33,7 +33,7 @@ from dcr_lite.general_ability import HELD_OUT_INSTRUCTIONS, Choice, answer_loss,
 from dcr_lite.hidden_states import depth
 from dcr_lite.methods import ANCHORS, Method, Seed, methods_of
 from dcr_lite.metrics import auroc_interval
-from dcr_lite.pictures import COMPARED, draw_trade_off
+from dcr_lite.pictures import COMPARED, NAMES, draw_trade_off
 from dcr_lite.plan import ACHIEVED, matrix_rate, operations
 from dcr_lite.report import method_result, write_answers
 from dcr_lite.run_folder import hardware, versions, write_json
@@ -52,6 +52,9 @@ def recipe_settings(recipe: Path) -> Settings:
     if not isinstance(settings, Settings):
         raise UserError(f"{recipe}: not a recipe (it defines no SETTINGS)")
     return settings.chosen()
+
+
+Place = tuple[str, float, int | None]  # a method, its strength, a seed (None: the stock model has none)
 
 
 @dataclass(frozen=True)
@@ -73,18 +76,15 @@ def _prompts(files: tuple[Path, ...], rows: int | None) -> list[Prompt]:
     prompts = []
     for path in files:
         found = read_prompts(path)
-        pairs = len(found) if rows is None else min(rows, len(found))
-        prompts += found if pairs == len(found) else random.Random(0).sample(found, pairs)
-    labels = {prompt.label for prompt in prompts}
-    if not {"toxic", "seemingly_toxic"} <= labels:
-        raise UserError(
-            f"the prompts to compare on are all {', '.join(sorted(labels))}; give toxic and seemingly toxic ones"
-        )
+        prompts += found if rows is None or rows >= len(found) else random.Random(0).sample(found, rows)
+    for label in LABELS[:2]:
+        if (n := sum(prompt.label == label for prompt in prompts)) < 2:
+            raise UserError(f"{n} {NAMES[label]} prompts to compare on; give 2 or more of each kind with --prompts")
     return prompts
 
 
 class _Estimate:
-    """How long what is left will take: by the arithmetic of each point, at the speed seen so far."""
+    """How long what is left will take: by the arithmetic of each point, at the speed of this machine."""
 
     def __init__(self, at: Seed, prompts: int, methods: dict[str, Method]):
         parts = operations(at.model, at.data, at.settings)
@@ -104,10 +104,29 @@ class _Estimate:
         self.stage1 = parts["stage1"]
         self.rate = matrix_rate(at.model.device, at.model.precision) * ACHIEVED
 
-    def seconds(self, points: list[tuple[str, float, int | None]]) -> float:
+    def seconds(self, points: list[Place]) -> float:
         """Of points that are still to be measured."""
         seeds = {seed for method, _, seed in points if method == job.DCR}
         return (sum(self.of[method] for method, _, _ in points) + len(seeds) * self.stage1) / self.rate
+
+
+def _places(methods: dict[str, Method], seeds: tuple[int, ...], curve_seeds: tuple[int, ...]) -> list[Place]:
+    """Every point to measure, seed by seed, first what the table shows."""
+    trained = [(name, method) for name, method in methods.items() if name != job.STOCK]
+    places: list[Place] = [(job.STOCK, methods[job.STOCK].usual, None)]
+    for seed in seeds:
+        places += [(name, method.usual, seed) for name, method in trained]
+        places += [(name, s, seed) for name, method in trained for s in method.further if seed in curve_seeds]
+    return places
+
+
+def _check(seeds: tuple[int, ...], curve_seeds: tuple[int, ...], rows: int | None) -> None:
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError("--seeds: give one seed or more, each once")
+    if extra := set(curve_seeds) - set(seeds):
+        raise UserError(f"--curve-seeds: {', '.join(map(str, sorted(extra)))} is not among --seeds")
+    if rows is not None and rows < 1:
+        raise UserError(f"--rows {rows}: it takes at least 1")
 
 
 def compare(
@@ -123,66 +142,53 @@ def compare(
     and return what the JSON holds. ``files``: prompts to measure on, else the recipe's; at most ``rows`` of each.
     ``choices``: multiple-choice questions, for general ability. ``curve_seeds``: seeds for which every method is
     measured at further strengths."""
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError("--seeds: give one seed or more, each once")
-    if extra := set(curve_seeds) - set(seeds):
-        raise UserError(f"--curve-seeds: {', '.join(map(str, sorted(extra)))} is not among --seeds")
-    if rows is not None and rows < 1:
-        raise UserError(f"--rows {rows}: it takes at least 1")
+    _check(seeds, curve_seeds, rows)
     settings = recipe_settings(recipe)
     methods = methods_of(settings)
     files = files or settings.evaluation
     questions = [] if choices is None else read_choices(choices)
     asked = Asked(_prompts(files, rows), read_conversations(HELD_OUT_INSTRUCTIONS), questions)
-    prompts, digest = asked.prompts, asked.digest
+    folders: dict[int | None, Seed] = {None: Seed(settings, out / "stock", 0)}  # of the stock model: no seed
+    folders |= {seed: Seed(settings, out / f"seed{seed}", seed) for seed in seeds}
+    places = _places(methods, seeds, curve_seeds)
 
-    wanted: list[tuple[str, float, int | None]] = [(job.STOCK, 0.0, None)]
-    for one in seeds:
-        trained = list(methods.items())[1:]
-        wanted += [(name, method.usual, one) for name, method in trained]  # first what the table shows
-        wanted += [(name, s, one) for name, method in trained for s in method.further if one in curve_seeds]
-    folders = {seed: Seed(settings, out / f"seed{seed}", seed) for seed in seeds}
-    stock = Seed(settings, out / "stock", 0)
-
-    def measured(name: str, strength: float, seed: int | None) -> Point | None:
+    def measured(place: Place) -> Point | None:
         """A point that is done."""
-        at = stock if seed is None else folders[seed]
-        kept = at.run.finished(f"measured_{name}_{strength:g}_{digest}")
+        name, strength, seed = place
+        kept = folders[seed].run.finished(f"measured_{name}_{strength:g}_{asked.digest}")
         return None if kept is None else {**kept, "method": name, "strength": strength, "seed": seed}
 
-    left = [point for point in wanted if measured(*point) is None]
+    left = [place for place in places if measured(place) is None]
     if left:
-        estimate = _Estimate(stock, len(prompts), methods)
+        estimate = _Estimate(folders[None], len(asked.prompts), methods)
+        seeds_shown, curve = (", ".join(map(str, some)) or "-" for some in (seeds, curve_seeds))
         show_plan(
             {
                 "recipe": f"{recipe} on {settings.model}",
                 "methods": ", ".join(COMPARED[name] for name in methods),
-                "seeds": ", ".join(map(str, seeds)) + f" (trade-off curve: {', '.join(map(str, curve_seeds)) or '-'})",
-                "prompts": f"{len(prompts)} of {', '.join(str(path) for path in files)}",
-                "to do": f"{len(left)} of {len(wanted)} points",
+                "seeds": f"{seeds_shown} (trade-off curve: {curve})",
+                "prompts": f"{len(asked.prompts)} of {', '.join(str(path) for path in files)}",
+                "to do": f"{len(left)} of {len(places)} points",
                 "estimated time": f"about {max(1, round(estimate.seconds(left) / 60))} min",
                 "folder": str(out),
             }
         )
-    for name, strength, seed in list(left):
-        at = stock if seed is None else folders[seed]
-        _measure(at, methods[name], name, strength, asked)
-        left.remove((name, strength, seed))
-        point = measured(name, strength, seed)
-        assert point is not None
-        _say(point, len(wanted) - len(left), len(wanted), estimate.seconds(left))
+    while left:
+        name, strength, seed = place = left.pop(0)
+        _measure(folders[seed], methods[name], name, strength, asked)
+        if point := measured(place):
+            _say(point, len(places) - len(left), len(places), estimate.seconds(left))
         if not any(other == seed for _, _, other in left):
-            at.unload()  # the next seed brings its own
+            folders[seed].unload()  # the next seed brings its own
 
-    points = [point for place in wanted if (point := measured(*place)) is not None]
-    seconds = max(at.run.seconds() for at in (stock, *folders.values()))
+    points = [point for place in places if (point := measured(place)) is not None]
     report = _report(points, methods, seeds, curve_seeds) | {
         "recipe": recipe.stem,
         "model": settings.model,
         "command": shlex.join(["dcr-lite", *sys.argv[1:]]),
-        "prompts": {"files": [str(path) for path in files], "rows": rows, "n": len(prompts)},
+        "prompts": {"files": [str(path) for path in files], "rows": rows, "n": len(asked.prompts)},
         "general": {"instructions": len(asked.instructions), "choices": None if choices is None else str(choices)},
-        "seconds": seconds,
+        "seconds": max(at.run.seconds() for at in folders.values()),
         "hardware": hardware("cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu"),
         "versions": versions(),
         "settings": settings.for_json(),

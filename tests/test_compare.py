@@ -357,7 +357,7 @@ def test_a_mistake_is_said_before_any_work(compared: Any, tmp_path: Path, change
 
 def test_prompts_of_one_label_cannot_be_compared_on(compared: Any, tmp_path: Path) -> None:
     plain = write_rows(tmp_path / "plain.jsonl", [{"prompt": "Hi", "label": "plain"}])
-    with pytest.raises(UserError, match="are all plain; give toxic and seemingly toxic ones"):
+    with pytest.raises(UserError, match="0 toxic prompts to compare on; give 2 or more of each kind"):
         compare.compare(compared[0], (0,), (plain,), None, None, (), tmp_path / "out")
 
 
