@@ -67,7 +67,9 @@ def test_a_run_is_measured_as_it_measured_itself(demo_run: Path, tmp_path: Path)
     report = json.loads((demo_run / "report.json").read_text())
     for method in ("dcr", "safety_sft", "base"):
         out = tmp_path / f"{method}.json"
-        asked = Asked(str(demo_run), out, tuple(map(Path, settings["evaluation"])), method, answer_tokens=TOKENS, **CPU)
+        asked = Asked(
+            str(demo_run), out, tuple(map(Path, settings["evaluation"])), method=method, answer_tokens=TOKENS, **CPU
+        )
         result = measure_model(asked)
         assert result["sets"] == report["methods"][method]["sets"]
         assert result["discernment"]["j"] == report["methods"][method]["discernment"]["j"]
@@ -175,6 +177,16 @@ def test_a_measurement_is_not_continued_with_other_prompts(
         measure_model(asked)
 
 
+def test_a_place_where_nothing_can_be_written_is_named_first(asked: Asked, tmp_path: Path) -> None:
+    """A folder, or a path below a file: said before the model is opened."""
+    asked = replace(asked, model="no such model")
+    with pytest.raises(UserError, match="is a folder"):
+        measure_model(replace(asked, out=tmp_path))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot be written"):
+        measure_model(replace(asked, out=tmp_path / "file" / "result.json"))
+
+
 def test_one_label_alone_has_rates_and_no_discernment(asked: Asked, files: Path) -> None:
     """Where a side is missing, discernment is null, not a number."""
     result = measure_model(replace(asked, prompts=(files / "plain.jsonl",), choices=None))
@@ -273,3 +285,12 @@ def test_the_command_line(
         cli.main()
     assert f"error: {wrong}, line 1: label" in capsys.readouterr().err
     assert not list(tmp_path.glob("other*"))
+
+
+def test_benchmarks_by_name_are_sets_too(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their prompts are measured beside those of files, at most ``rows`` of each."""
+    rows = [Prompt(f"What is a {t}?", "seemingly_toxic", "oktest") for t in ("cake", "clock", "horse")]
+    monkeypatch.setattr(measurement, "load_benchmark", lambda name: rows if name == "oktest" else [])
+    result = measure_model(replace(asked, benchmarks=("oktest",), rows=2))
+    assert {"name": "oktest", "label": "seemingly_toxic", "n": 2}.items() <= result["sets"][1].items()
+    assert result["settings"]["benchmarks"] == ["oktest"]
