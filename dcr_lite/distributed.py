@@ -69,9 +69,9 @@ def on_main(work: Callable[[], T]) -> T:
         except UserError as error:
             said = [(None, error)]
     distributed.broadcast_object_list(said, src=0)
-    result, error = said[0]
-    if error is not None:
-        raise error
+    result, mistake = said[0]
+    if mistake is not None:
+        raise mistake
     return result  # type: ignore[return-value] # it is what work gave
 
 

@@ -53,7 +53,8 @@ def forget_peak_memory() -> None:
 
 
 class RunFolder:
-    """``runs/NAME``, written by the first process alone: settings.json, metrics.jsonl, checkpoints/, adapters, answers/, report.json, report.md, PNGs."""
+    """``runs/NAME``: settings.json, metrics.jsonl, checkpoints/, adapters, answers/, report.json, report.md, PNGs. Of
+    several processes the first alone writes."""
 
     def __init__(self, settings: Settings):
         """Open a new folder, or one to continue. Raises UserError for an existing run without ``resume``, for other
