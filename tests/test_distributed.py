@@ -13,6 +13,7 @@ import pytest
 import torch
 from small_runs import RECIPE, contents, flags, save_rows
 from tiny_models import assert_close
+from two_processes import CASES
 
 from dcr_lite import distributed
 
@@ -51,29 +52,25 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_rows(tmp_path_factory.mktemp("rows"))
 
 
-@pytest.mark.parametrize("what", ["stage1", "stage1-circle", "stage1-parts", "stage2-above", "stage2-all"])
-def test_two_processes_have_the_gradients_of_one(
-    what: str, rows: Path, tiny_folder: Callable[..., Path], tmp_path: Path
-) -> None:
-    """Every gradient of every step that two processes take, half of each batch in each, is that of one process with
-    the whole batch, in both stages, with uneven halves, with a batch of one row, and where a half goes through in
-    several parts; so are the losses, and both processes end with the same weights, bit for bit."""
+@pytest.fixture(scope="module")
+def computed(rows: Path, tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+    """What one process computed, and what two did: {number of processes: [{case: result} of each process]}."""
     found = {}
     for processes in (1, 2):
-        out = tmp_path / str(processes)
-        out.mkdir()
-        command = [
-            sys.executable,
-            str(TESTS / "two_processes.py"),
-            what,
-            str(tiny_folder("llama")),
-            str(rows),
-            str(out),
-        ]
+        out = tmp_path_factory.mktemp("computed")
+        command = [sys.executable, str(TESTS / "two_processes.py"), str(tiny_folder("llama")), str(rows), str(out)]
         for done in start(command, processes):
             assert done.returncode == 0, done.stderr[-3000:]
         found[processes] = [torch.load(out / f"{rank}.pt") for rank in range(processes)]
-    (one,), (first, second) = found[1], found[2]
+    return found
+
+
+@pytest.mark.parametrize("what", CASES)
+def test_two_processes_have_the_gradients_of_one(what: str, computed: dict[int, Any]) -> None:
+    """Every gradient of every step that two processes take, half of each batch in each, is that of one process with
+    the whole batch, in both stages, with uneven halves, with a batch of one row, and where a half goes through in
+    several parts; so are the losses, and both processes end with the same weights, bit for bit."""
+    one, first, second = computed[1][0][what], computed[2][0][what], computed[2][1][what]
     assert one["gradients"].abs().max() > 1e-3
     # Relative to each step's own size: whatever is missing or counted twice is a matter of tens of per cent.
     for a, b in zip(first["gradients"], one["gradients"], strict=True):
@@ -91,9 +88,9 @@ def test_a_whole_run_in_two_processes(
     """`accelerate launch` with two processes makes the run that one process makes: the same rates and files, each line
     of metrics once, and it speaks once."""
     argv = flags(tiny_folder("llama"), rows, tmp_path / "run", sft_learning_rate=1e-2)
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
-    command = [*launcher, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", free_port(), str(RECIPE), *argv]
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
+    command = [*launcher, "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    command += ["--dynamo_backend", "no", "--main_process_port", free_port(), str(RECIPE), *argv]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     report, alone = (json.loads((run / "report.json").read_text()) for run in (tmp_path / "run", demo_run))

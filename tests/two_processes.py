@@ -1,6 +1,6 @@
 """One process of several: what tests/test_distributed.py starts with torchrun's environment. Writes what it computed.
 
-python tests/two_processes.py WHAT MODEL_FOLDER ROWS_FOLDER OUT_FOLDER
+python tests/two_processes.py MODEL_FOLDER ROWS_FOLDER OUT_FOLDER
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from dcr_lite.launch import _several
 from dcr_lite.safety_sft import SafetySFT
 
 ADAPTER = "first"
+CASES = ("stage1", "stage1-circle", "stage1-parts", "stage2-above", "stage2-all")
 
 
 def gradients_of(model: backend.Model, what: str, rows: Path) -> dict[str, Any]:
@@ -30,6 +31,7 @@ def gradients_of(model: backend.Model, what: str, rows: Path) -> dict[str, Any]:
         return clip(parameters, most)
 
     nn.utils.clip_grad_norm_ = clip_and_keep  # type: ignore[assignment]
+    contrastive.TOKENS_PER_PASS = 64 if what.endswith("parts") else 1024  # several parts a process: GradCache
     report: list[dict[str, Any]] = []
     if what.startswith("stage1"):
         pairs = read_pairs(rows / "pairs.jsonl")
@@ -40,6 +42,7 @@ def gradients_of(model: backend.Model, what: str, rows: Path) -> dict[str, Any]:
         mixture = read_conversations(rows / "instructions.jsonl")[:13]  # the last batch has one row
         how2 = SafetySFT(above=1 if what.endswith("above") else -1, epochs=1, batch_size=4, learning_rate=1e-2)
         safety_sft.safety_sft(model, ADAPTER, mixture, how2, seed=0, report=report.append)
+    nn.utils.clip_grad_norm_ = clip
     return {
         "gradients": torch.stack(steps),
         "losses": [row["loss"] for row in report if "loss" in row],
@@ -49,14 +52,14 @@ def gradients_of(model: backend.Model, what: str, rows: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    what, folder, rows, out = sys.argv[1:]
+    folder, rows, out = sys.argv[1:]
     torch.set_num_threads(1)
-    if what.endswith("parts"):
-        contrastive.TOKENS_PER_PASS = 64  # several parts a process: the two-pass way
     with distributed.joined("cpu") if _several() else contextlib.nullcontext():
-        model = backend.load(folder, "cpu", torch.float32, four_bit=False)
-        backend.add_adapter(model, ADAPTER, rank=4, seed=0)
-        found = gradients_of(model, what, Path(rows))
+        found = {}
+        for what in CASES:
+            model = backend.load(folder, "cpu", torch.float32, four_bit=False)
+            backend.add_adapter(model, ADAPTER, rank=4, seed=0)
+            found[what] = gradients_of(model, what, Path(rows))
         torch.save(found, Path(out) / f"{distributed.rank()}.pt")
 
 
