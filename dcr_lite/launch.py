@@ -32,7 +32,7 @@ def launch(main: Callable[[Settings], None], defaults: Settings, argv: list[str]
         if settings.plan:
             show_cards(replace(settings, data="shipped").chosen())  # it needs no rows
         else:
-            _start(main, settings.chosen())
+            _start(main, settings)
     except UserError as error:
         _say(f"\nerror: {error}")
         raise SystemExit(1) from None
@@ -55,11 +55,11 @@ def _several() -> bool:
 
 def _start(main: Callable[[Settings], None], settings: Settings) -> None:
     if not _several():
-        return main(settings)
-    from dcr_lite.distributed import joined
+        return main(settings.chosen())
+    from dcr_lite.distributed import joined, on_main
 
     with joined(settings.device):
-        return main(settings)
+        return main(on_main(settings.chosen))  # what has to be fetched is fetched once
 
 
 def _say(message: str) -> None:
