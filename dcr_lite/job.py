@@ -318,7 +318,7 @@ def _geometry_of(states: dict[str, torch.Tensor], settings: Settings) -> Geometr
 
 def teach_refusals(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
     """Stage 2 on the DCR adapter."""
-    rows = stage2_rows(data, settings, load_file(run.layer_states))
+    rows = distributed.on_main(lambda: stage2_rows(data, settings, load_file(run.layer_states)))
     train_safety_sft(run, model, "stage2", DCR, "Stage 2: safety SFT", rows, stage2_above(settings), data, settings)
 
 
