@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcr_lite import gradcache
+from dcr_lite import distributed, gradcache
 from dcr_lite.backend import Model, activate, stock, train_only
 from dcr_lite.chat import encode_prompts
 from dcr_lite.data import Pair, pair_batches
@@ -123,10 +123,11 @@ def contrastive_refinement(
         chosen = [rows[i] for i in pairs] + [rows[n + i] for i in pairs]
         is_toxic = kinds_of_pairs(len(pairs), model.device)
 
-        def loss_of(states: Tensor) -> Tensor:
+        def loss_of(own: Tensor) -> Tensor:
+            states = distributed.gathered_rows(own)  # every process sees every negative
             return settings.loss(cosine_similarity(geometry(states)), is_toxic) * model.gradient_scale
 
-        loss, _ = gradcache.backward(encode, _passes(model, chosen), loss_of)
+        loss, _ = gradcache.backward(encode, _passes(model, distributed.share(chosen)), loss_of)
         return loss / model.gradient_scale
 
     def observe(step: int) -> dict[str, Any]:

@@ -18,6 +18,8 @@ def measure(
 ) -> list[Measured]:
     """Greedy answers of the model as it stands, each judged, in the order of ``prompts``. An answer whose verdict no
     continuation can change is cut there."""
+    if not prompts:
+        return []
     rows = encode_prompts(model.tokenizer, [p.prompt for p in prompts], model.window - answer_tokens)
     return [
         {

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
-from dcr_lite import backend, losses, unsloth_backend
+from dcr_lite import backend, distributed, losses, unsloth_backend
 from dcr_lite.backend import Model
 from dcr_lite.chat import encode_conversations, encode_prompts
 from dcr_lite.chat_formats import set_format
@@ -98,6 +98,8 @@ def load_data(settings: Settings) -> Data:
     for name, least in LEAST.items():
         if getattr(settings, name) < least:
             raise UserError(f"--{name.replace('_', '-')} {getattr(settings, name)}: it takes at least {least}")
+    if settings.contrastive_batch < distributed.world():
+        raise UserError(f"--contrastive-batch {settings.contrastive_batch}: at least one prompt for each process")
     training, development = split_by_focus(read_pairs(settings.pairs), settings.development_pairs, settings.seed)
     if not development:
         raise UserError("--development-pairs: stage 1 needs some to pick its checkpoint; 1 or more")
@@ -140,13 +142,19 @@ def machine(settings: Settings) -> Machine:
     return Machine(device, precision, four_bit)
 
 
+def _locate(model: str) -> tuple[str, str]:
+    """As weights.locate; of several processes the first alone fetches what is not here yet."""
+    distributed.on_main(lambda: locate(model))
+    return locate(model)
+
+
 def will_it_fit(settings: Settings) -> dict[str, str]:
     """The memory that each part of the run is estimated to take and what is free, as lines to show. Nothing is loaded.
 
     Raises UserError where the model does not fit a card even with one row at a time.
     """
     known = settings.model in KNOWN  # then not even its weights have to be fetched to know
-    return _fit(settings.model if known else locate(settings.model)[0], settings, machine(settings)).lines()
+    return _fit(settings.model if known else _locate(settings.model)[0], settings, machine(settings)).lines()
 
 
 def _fit(model: str, settings: Settings, on: Machine) -> Fit:
@@ -162,7 +170,7 @@ def _fit(model: str, settings: Settings, on: Machine) -> Fit:
 def load_base(settings: Settings) -> tuple[Model, str]:
     """The base model alone, and where it came from in words."""
     on = machine(settings)
-    path, source = locate(settings.model)
+    path, source = _locate(settings.model)
     choice = unsloth_backend.choose(settings.backend, on.device, unsloth_backend.architecture_of(path))
     fitting = _fit(path, settings, on)
     if not console.is_terminal:
@@ -218,7 +226,8 @@ def _train(
             shown.row(row)
 
         progress = train(checkpoint=run.checkpoint(name), report=told)
-    save_adapter(model, adapter, folder)
+    if distributed.is_main():
+        save_adapter(model, adapter, folder)
     facts = {"seconds": progress.seconds, "best_step": progress.best_step, "best": progress.best}
     run.finish(name, facts | {"peak_memory_bytes": peak_memory_bytes()})
 
@@ -267,7 +276,7 @@ def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None
         )
 
     _train(run, model, "stage1", DCR, "Stage 1: contrastive", how.steps, train)
-    if geometry:
+    if geometry and distributed.is_main():
         save_file(stage1_states(model, data, settings, geometry), states_file)
 
 
@@ -312,7 +321,7 @@ def _geometry_of(states: dict[str, torch.Tensor], settings: Settings) -> Geometr
 
 def teach_refusals(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
     """Stage 2 on the DCR adapter."""
-    rows = stage2_rows(data, settings, load_file(run.layer_states))
+    rows = distributed.on_main(lambda: stage2_rows(data, settings, load_file(run.layer_states)))
     train_safety_sft(run, model, "stage2", DCR, "Stage 2: safety SFT", rows, stage2_above(settings), data, settings)
 
 
@@ -353,21 +362,24 @@ def evaluate(run: RunFolder, model: Model, data: Data, settings: Settings) -> di
     """Answers of the stock model, of safety SFT alone and of DCR to every held-out prompt, judged."""
     methods = (STOCK, BASELINE, DCR)
     paths = {method: run.path / "answers" / f"{method}.jsonl" for method in methods}
-    with stage("Evaluation", len(methods) * len(data.held_out)) as shown:
+    own = distributed.share(data.held_out)
+    with stage("Evaluation", max(1, len(methods) * len(own))) as shown:
         for method in methods:
             if run.finished(f"evaluate_{method}"):
-                shown.advance(len(data.held_out))
+                shown.advance(len(own))
                 continue
             started = time.monotonic()
             if method == STOCK:
                 with backend.stock(model):
-                    measured = measure(model, data.held_out, settings.answer_tokens, shown.advance)
+                    measured = measure(model, own, settings.answer_tokens, shown.advance)
             else:
                 backend.activate(model, method)
-                measured = measure(model, data.held_out, settings.answer_tokens, shown.advance)
-            write_answers(measured, paths[method])
+                measured = measure(model, own, settings.answer_tokens, shown.advance)
+            measured = distributed.gathered(measured)
+            if distributed.is_main():
+                write_answers(measured, paths[method])
             run.finish(f"evaluate_{method}", {"seconds": time.monotonic() - started})
-    return {method: read_answers(path) for method, path in paths.items()}
+    return distributed.on_main(lambda: {method: read_answers(path) for method, path in paths.items()})
 
 
 def fit_discernments(model: Model, data: Data, settings: Settings, states: dict[str, torch.Tensor]) -> Discernments:
@@ -419,6 +431,12 @@ def write_up(
     run: RunFolder, model: Model, source: str, data: Data, settings: Settings, answers: dict[str, list[Measured]]
 ) -> dict[str, Any]:
     """report.json, report.md, the pictures and the model card; returns the report."""
+    return distributed.on_main(lambda: _write_up(run, model, source, data, settings, answers))
+
+
+def _write_up(
+    run: RunFolder, model: Model, source: str, data: Data, settings: Settings, answers: dict[str, list[Measured]]
+) -> dict[str, Any]:
     started = time.monotonic()
     results = {method: method_result(measured) for method, measured in answers.items()}
     rates = {method: result["overall"] for method, result in results.items()}
@@ -457,6 +475,7 @@ def write_up(
         "seconds": seconds,
         "peak_memory_bytes": peak_memory_bytes(),
         "hardware": hardware(model.device),
+        "processes": distributed.world(),
         "versions": versions(),
         "settings": settings.for_json(),
     }

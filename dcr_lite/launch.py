@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -33,18 +34,37 @@ def launch(main: Callable[[Settings], None], defaults: Settings, argv: list[str]
             show_cards(replace(settings, data="shipped").chosen())  # it needs no rows
         else:
             prepare(settings.backend, settings.device)
-            main(settings.chosen())
+            _start(main, settings)
     except UserError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
+        _say(f"\nerror: {error}")
         raise SystemExit(1) from None
     except OSError as error:
         if error.errno not in MACHINE_ERRORS:
             raise
-        print(
-            f"\nerror: {error.filename or settings.run}: {error.strerror}. Then go on with --resume.", file=sys.stderr
-        )
+        _say(f"\nerror: {error.filename or settings.run}: {error.strerror}. Then go on with --resume.")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        again = shlex.join(["python", *sys.argv, *([] if settings.resume else ["--resume"])])
-        print(f"\nstopped. What is done is kept; go on with:\n  {again}", file=sys.stderr)
+        start = ["accelerate", "launch"] if _several() else ["python"]
+        again = shlex.join([*start, *sys.argv, *([] if settings.resume else ["--resume"])])
+        _say(f"\nstopped. What is done is kept; go on with:\n  {again}")
         raise SystemExit(130) from None
+
+
+def _several() -> bool:
+    """Whether torchrun or accelerate launch has started several processes, of which this is one."""
+    return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _start(main: Callable[[Settings], None], settings: Settings) -> None:
+    if not _several():
+        return main(settings.chosen())
+    from dcr_lite.distributed import joined, on_main
+
+    with joined(settings.device):
+        return main(on_main(settings.chosen))  # what has to be fetched is fetched once
+
+
+def _say(message: str) -> None:
+    """Once, however many processes there are."""
+    if not _several() or os.environ.get("RANK") == "0":
+        print(message, file=sys.stderr)

@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 
 import torch
 
+from dcr_lite import distributed
 from dcr_lite.errors import UserError
 from dcr_lite.settings import Settings
 from dcr_lite.weights import require_disk
@@ -52,7 +53,8 @@ def forget_peak_memory() -> None:
 
 
 class RunFolder:
-    """``runs/NAME``: settings.json, metrics.jsonl, checkpoints/, adapters, answers/, report.json, report.md, PNGs."""
+    """``runs/NAME``: settings.json, metrics.jsonl, checkpoints/, adapters, answers/, report.json, report.md, PNGs. Of
+    several processes the first alone writes."""
 
     def __init__(self, settings: Settings):
         """Open a new folder, or one to continue. Raises UserError for an existing run without ``resume``, for other
@@ -70,8 +72,9 @@ class RunFolder:
         if not found - {"settings.json", "settings.json.partial"}:
             # New, or stopped by a mistake before anything was done: nothing to continue, so it begins afresh.
             require_disk(self.path, DISK_BYTES)
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(state, self.path / "settings.json")
+            if distributed.is_main():
+                self.path.mkdir(parents=True, exist_ok=True)
+                write_json(state, self.path / "settings.json")
         elif "settings.json" in found:
             self._continue(settings, state)
         else:
@@ -94,7 +97,8 @@ class RunFolder:
                     f"{self.path} was begun with other {part} ({details}). Restore them, or use a new --run."
                 )
         self._before = (self.finished("elapsed") or {}).get("seconds", 0.0)
-        self.tidy_metrics()  # a line cut off must not run into the next one
+        if distributed.is_main():
+            self.tidy_metrics()  # a line cut off must not run into the next one
 
     def checkpoint(self, stage: str) -> Path:
         """Where a stage keeps its checkpoint."""
@@ -112,6 +116,8 @@ class RunFolder:
 
     def finish(self, stage: str, result: dict[str, Any]) -> None:
         """Note that a stage is done, and what later ones need of it; its checkpoint goes."""
+        if not distributed.is_main():
+            return
         folder = self.path / "checkpoints"
         folder.mkdir(exist_ok=True)
         write_json(result, folder / f"{stage}.json")
@@ -124,6 +130,8 @@ class RunFolder:
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a step or an observation to metrics.jsonl."""
+        if not distributed.is_main():
+            return
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 

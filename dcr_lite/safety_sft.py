@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcr_lite import distributed
 from dcr_lite.backend import Model, train_only
 from dcr_lite.chat import encode_conversations
 from dcr_lite.data import Conversation, sft_batches
@@ -170,13 +171,14 @@ def safety_sft(
     def backward(step: int) -> float:
         batch = batches[step]
         n_targets = sum(len(tokens[i].answer) for i in batch)
-        n_passes = max(1, -(-sum(len(tokens[i].ids) for i in batch) // model.tokens_per_pass))
-        size = -(-len(batch) // n_passes)
+        own = distributed.share(batch)
+        n_passes = max(1, -(-sum(len(tokens[i].ids) for i in own) // model.tokens_per_pass))
+        size = max(1, -(-len(own) // n_passes))
         total = 0.0
-        for start in range(0, len(batch), size):
-            states, targets = final_states(batch[start : start + size])
+        for start in range(0, len(own), size):
+            states, targets = final_states(own[start : start + size])
             total += _backward_through_vocabulary(model, states, targets, n_targets)
-        return total
+        return distributed.total(total)
 
     return Loop(
         name=name,

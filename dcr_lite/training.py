@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dcr_lite import distributed
 from dcr_lite.backend import Model, adapter_weights, set_adapter_weights
 from dcr_lite.errors import UserError
 
@@ -66,7 +67,7 @@ class Loop:
     """One training stage.
 
     name: its name in metrics and messages. adapter: the adapter that it trains.
-    backward: step number -> loss; accumulates gradients in ``parameters``.
+    backward: step number -> loss; accumulates gradients in ``parameters``, of this process's share of the batch.
     observe: step number -> what was seen (a key "best" makes the loop keep the weights of its highest value).
     observe_every, checkpoint_every: in steps.
     report: is told about every step taken and everything observed.
@@ -122,6 +123,7 @@ class Loop:
         ``gradient_scale``; where that overflows, the batch goes through again with half of it, so no step is lost."""
         while True:
             loss = self._backward(step)
+            distributed.add_up(self.parameters)  # of all processes: an overflow in one is one in all
             if self.model.gradient_scale == 1:
                 return loss
             gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -141,6 +143,11 @@ class Loop:
             # Out here nothing refers to the tensors of the failed pass any more.
             for parameter in self.parameters:
                 parameter.grad = None
+            if distributed.world() > 1:  # the others wait for this pass, and would wait for ever
+                raise UserError(
+                    f"{self.name}: memory runs out in process {distributed.rank()}. With several processes nothing is "
+                    "lowered on the way: take smaller batches, or a single process, which lowers its own."
+                )
             if not self.model.narrow():
                 raise UserError(
                     f"{self.name}: memory runs out even with one row at a time. Close what else uses it, lower --rank, "
@@ -155,14 +162,14 @@ class Loop:
         self.report(row)
 
     def _observe(self, step: int, progress: Progress) -> None:
-        seen = self.observe(step)
+        seen = distributed.on_main(lambda: self.observe(step))
         if "best" in seen and seen["best"] > progress.best:
             progress.best, progress.best_step = seen["best"], step
             progress.best_weights = adapter_weights(self.model, self.adapter)
         self._tell(progress, {"step": step, **{k: v for k, v in seen.items() if k != "best"}})
 
     def _save(self, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and distributed.is_main():
             weights = adapter_weights(self.model, self.adapter)
             save_whole(
                 {"weights": weights, "optimizer": optimizer.state_dict(), "progress": vars(progress)}, self.checkpoint

@@ -35,6 +35,9 @@ NOTEBOOKS = (
     Notebook("gemma2_2b"),
     Notebook("llama3_2_3b"),
     Notebook("qwen3_4b"),
+    Notebook("mistral_7b"),
+    Notebook("qwen2_5_7b"),
+    Notebook("llama3_8b"),
 )
 
 # Each section's words stand above its code.
@@ -62,11 +65,12 @@ from pathlib import Path
 sys.path.insert(0, "recipes")
 from {recipe} import SETTINGS
 
-settings = replace(SETTINGS, run=Path("runs/notebook"), resume=True).chosen()"""
+settings = replace(SETTINGS, data="shipped", run=Path("runs/notebook"), resume=True).chosen()"""
 
 DATA = """\
 ## Data
 
+The kit's own rows, a few hundred; `data="full"` above takes the 20,000 of the paper's size, and many hours on a T4.
 Pairs of a toxic and a seemingly toxic prompt for stage 1, instructions and refusals for stage 2, and held-out prompts
 to measure on. Every row was checked before the model was loaded."""
 DATA_CODE = """\

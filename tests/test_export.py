@@ -432,6 +432,25 @@ def test_llama_cpp_reads_the_same_tokens_of_a_sentencepiece_model(prefixed: bool
             assert served.tokens(text) == tokenizer(text, add_special_tokens=False)["input_ids"], text
 
 
+def test_llama_cpp_merges_in_the_same_order(make_run: MakeRun) -> None:
+    """What is merged first here is merged first there: of two merges that overlap, the earlier one wins wherever it
+    stands in the text."""
+    pieces = ["<unk>", "<s>", "<|im_start|>", "<|im_end|>", *(f"<0x{i:02X}>" for i in range(256)), *"abcd▁", "bc", "ab"]
+    vocabulary = {piece: number for number, piece in enumerate([*pieces, "cd", "abcd"])}
+    merges = [("b", "c"), ("a", "b"), ("c", "d"), ("ab", "cd")]
+    bpe = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    bpe.normalizer = normalizers.Replace(" ", "▁")
+    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    bpe.add_special_tokens(["<unk>", "<s>", "<|im_start|>", "<|im_end|>"])
+    special = {"eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "unk_token": "<unk>", "bos_token": "<s>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, **special)
+    assert tokenizer.tokenize("abc") == ["a", "bc"]
+    assert tokenizer.tokenize("ab cd") == ["ab", "▁", "cd"]
+    with llama_cpp(export_gguf(with_tokenizer(make_run, tokenizer))) as served:
+        for text in ("abc", "abcd", "ab cd", "dcba", "ab", "abab", "bcd", "aabbccdd", "cdabc"):
+            assert served.tokens(text) == tokenizer(text, add_special_tokens=False)["input_ids"], text
+
+
 def test_an_unknown_way_of_cutting_is_refused(make_run: MakeRun) -> None:
     """A tokenizer that llama.cpp has no name for is refused with what it does, instead of being cut otherwise there."""
     cuts = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex("[aeiou]"), "isolated"), BYTES])

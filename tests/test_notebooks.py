@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 import tomllib
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from dcr_lite import data, job
 from dcr_lite.backend import Model
 from dcr_lite.errors import UserError
 from dcr_lite.export import FinishedRun
+from dcr_lite.fit import CARDS, DESKTOP, needs, shape_of
 from dcr_lite.generation import Answer
 from dcr_lite.run_folder import RunFolder
 from dcr_lite.settings import Settings
@@ -111,6 +112,16 @@ def test_a_notebook_tells_the_story_of_its_recipe(file: Path) -> None:
     places = [told.index(ast.unparse(statement)) for statement in main.body]
     assert places == sorted(places)
     assert f"from {file.stem} import SETTINGS" in told
+
+
+@pytest.mark.parametrize("notebook", MAKE.NOTEBOOKS, ids=lambda notebook: notebook.recipe)
+def test_a_notebook_is_for_a_card_that_has_room(notebook: Any) -> None:
+    """By the kit's own estimate every part of the run fits a free T4, in four bits and even with float32 activations,
+    with the batches that the recipe has."""
+    settings = replace(MAKE.recipe_module(notebook.recipe).SETTINGS, data="shipped").chosen()
+    free = next(size for card, size in CARDS.items() if card.startswith("T4")) - DESKTOP
+    for need in needs(shape_of(settings.model), settings, four_bit=True, value_bytes=4):
+        assert need.units(free) is not None, need.name
 
 
 # --- the calls --------------------------------------------------------------------------------------------------------
@@ -216,7 +227,10 @@ def test_the_smollm2_notebook_runs(
             continue
         exec(compile(source, f"cell {tag}", "exec"), known)
         if tag == "settings":
-            assert known["settings"] == known["replace"](known["SETTINGS"], run=Path("runs/notebook"), resume=True)
+            assert (
+                known["settings"]
+                == known["replace"](known["SETTINGS"], data="shipped", run=Path("runs/notebook"), resume=True).chosen()
+            )
             exec("settings = replace(settings, **small)", known)
     out = capsys.readouterr().out
     for name in ("stock model", "safety SFT alone", "DCR"):
