@@ -25,7 +25,7 @@ from recipes.smollm2_135m import SETTINGS
 class Sweep:
     """What to sweep."""
 
-    dcr: tuple[int, ...] = (40, 48, 64)
+    dcr: tuple[int, ...] = (48, 64, 80)
     """Refusals in DCR's stage 2."""
     safety_sft: tuple[int, ...] = (96, 128, 160)
     """Refusals in safety SFT alone."""

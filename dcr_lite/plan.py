@@ -65,6 +65,7 @@ def plan(model: Model, source: str, data: Data, settings: Settings) -> dict[str,
     """The plan as lines to show."""
     above = "layers above L" if settings.sft_layers == "above" else "all layers"
     precision = "4-bit NF4" if model.four_bit else str(model.precision).removeprefix("torch.")
+    epochs = "epoch" if settings.sft_epochs == 1 else "epochs"
     minutes = estimated_seconds(model, data, settings) / 60
     loss = "circle on raw states (the paper's)" if settings.paper else settings.contrastive_loss.replace("_", " ")
     return {
@@ -73,7 +74,7 @@ def plan(model: Model, source: str, data: Data, settings: Settings) -> dict[str,
         "stage 1": f"{settings.contrastive_steps} steps of {settings.contrastive_batch} prompts from "
         f"{len(data.training)} pairs, {loss}, layers 0-{settings.layer} (L)",
         "stage 2": f"{settings.instructions} instructions and {settings.refusals} refusals, "
-        f"{settings.sft_epochs} epochs of {settings.sft_batch}, {above}",
+        f"{settings.sft_epochs} {epochs} of {settings.sft_batch}, {above}",
         "safety SFT alone": f"{settings.instructions} instructions and {settings.baseline_refusals} refusals, "
         "all layers",
         "evaluation": f"{len(data.held_out)} held-out prompts, three models, {settings.answer_tokens} tokens each",
