@@ -70,6 +70,7 @@ def evaluate(
     model: str,
     out: Path,
     prompts: tuple[Path, ...] = (),
+    benchmarks: tuple[str, ...] = (),
     method: Literal["dcr", "safety_sft", "base"] = "dcr",
     rows: int | None = None,
     instructions: Path | None = None,
@@ -86,6 +87,9 @@ def evaluate(
         out: The result, as JSON. Answers lie beside it, in NAME.answers.jsonl: keep those to yourself.
         prompts: JSON Lines of {prompt, label, source?} or {toxic, seemingly_toxic}; by default the shipped held-out
             prompts.
+        benchmarks: Public ones by name, fetched once: xstest, or_bench_hard, oktest, phtest, coconot_contrast,
+            jailbreakbench_benign, or_bench_toxic, advbench, harmbench, jailbreakbench, strongreject,
+            simple_safety_tests, malicious_instruct.
         method: Which model of a run: DCR's, safety SFT alone, or the stock model.
         rows: At most so many prompts of each set and label, drawn with a fixed seed.
         instructions: JSON Lines of {prompt, response} for the answer loss; by default the shipped held-out ones.
@@ -103,7 +107,8 @@ def evaluate(
     asked = Asked(
         model,
         out,
-        prompts or Settings(model, Path(), 0).evaluation,
+        prompts or (() if benchmarks else Settings(model, Path(), 0).evaluation),
+        benchmarks,
         method,
         rows,
         instructions or HELD_OUT_INSTRUCTIONS,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dcr_lite.benchmark_sets import load_benchmark
 from dcr_lite.chat import encode_prompts
 from dcr_lite.data import Prompt, read_conversations, read_prompts
 from dcr_lite.errors import UserError
@@ -29,6 +30,7 @@ class Asked:
     model: str
     out: Path
     prompts: tuple[Path, ...]
+    benchmarks: tuple[str, ...] = ()
     method: Method = "dcr"
     rows: int | None = None
     instructions: Path = HELD_OUT_INSTRUCTIONS
@@ -181,7 +183,8 @@ def measure_model(asked: Asked) -> dict[str, Any]:
 
     Raises UserError naming file and line, a prompt that is too long, or a result that is already there.
     """
-    prompts = [prompt for path in asked.prompts for prompt in sample(read_prompts(path), asked.rows)]
+    sets = [read_prompts(path) for path in asked.prompts] + [load_benchmark(name) for name in asked.benchmarks]
+    prompts = [prompt for rows in sets for prompt in sample(rows, asked.rows)]
     instructions = read_conversations(asked.instructions)
     choices = read_choices(asked.choices) if asked.choices else []
     if asked.out.exists():
@@ -214,6 +217,7 @@ def measure_model(asked: Asked) -> dict[str, Any]:
         "general": {**general, "multiple_choice": chosen},
         "settings": {
             "prompts": [str(path) for path in asked.prompts],
+            "benchmarks": list(asked.benchmarks),
             "rows": asked.rows,
             "instructions": asked.instructions.name,
             "multiple_choice": asked.choices and asked.choices.name,

@@ -83,10 +83,15 @@ def _from_hub(model: str) -> str | None:
 
 def hub_answers() -> bool:
     """Whether the Hugging Face Hub can be reached from here, asked for a few seconds at most."""
+    return host_answers(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+
+
+def host_answers(address: str) -> bool:
+    """Whether a host answers at all, asked for a few seconds at most."""
     import httpx
 
     try:
-        httpx.head(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout=HUB_SECONDS, follow_redirects=True)
+        httpx.head(address, timeout=HUB_SECONDS, follow_redirects=True)
     except httpx.HTTPError:
         return False
     return True

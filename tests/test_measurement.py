@@ -67,7 +67,9 @@ def test_a_run_is_measured_as_it_measured_itself(demo_run: Path, tmp_path: Path)
     report = json.loads((demo_run / "report.json").read_text())
     for method in ("dcr", "safety_sft", "base"):
         out = tmp_path / f"{method}.json"
-        asked = Asked(str(demo_run), out, tuple(map(Path, settings["evaluation"])), method, answer_tokens=TOKENS, **CPU)
+        asked = Asked(
+            str(demo_run), out, tuple(map(Path, settings["evaluation"])), method=method, answer_tokens=TOKENS, **CPU
+        )
         result = measure_model(asked)
         assert result["sets"] == report["methods"][method]["sets"]
         assert result["discernment"]["j"] == report["methods"][method]["discernment"]["j"]
@@ -273,3 +275,12 @@ def test_the_command_line(
         cli.main()
     assert f"error: {wrong}, line 1: label" in capsys.readouterr().err
     assert not list(tmp_path.glob("other*"))
+
+
+def test_benchmarks_by_name_are_sets_too(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their prompts are measured beside those of files, at most ``rows`` of each."""
+    rows = [Prompt(f"What is a {t}?", "seemingly_toxic", "oktest") for t in ("cake", "clock", "horse")]
+    monkeypatch.setattr(measurement, "load_benchmark", lambda name: rows if name == "oktest" else [])
+    result = measure_model(replace(asked, benchmarks=("oktest",), rows=2))
+    assert {"name": "oktest", "label": "seemingly_toxic", "n": 2}.items() <= result["sets"][1].items()
+    assert result["settings"]["benchmarks"] == ["oktest"]
