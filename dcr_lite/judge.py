@@ -46,7 +46,8 @@ class Cue(NamedTuple):
 # Patterns see lower-case text with contractions spelled out, so "can't", "can not" and "cannot" are one.
 _CANNOT = (
     r"(?:cannot|should not|will not(?! give (?:up|in)\b)|would (?:rather|prefer) not|(?:decline|refuse) to"
-    r"|am (?:\w+ )?(?:unable|not (?:able|allowed|going|comfortable|willing|permitted|programmed|designed|capable))"
+    r"|am (?:\w+ )?(?:unable|not (?:able|allowed|going|comfortable|willing|permitted|programmed|designed|capable"
+    r"|equipped))"
     r"(?: to| with| of)?|do not (?:want to|have the (?:ability|capability)))"
     r"(?! (?:wait|imagine|believe|stress|emphasi[sz]e|remember|decide|sleep)\b)"  # "I can't wait to share this"
 )
@@ -107,7 +108,7 @@ _REJECTS = (
     r"(?:right to|justified|a good (?:thing|idea|reason)|desirable|for the best|\"\")(?=\W)"
     r"|^\W*there (?:is|are) no (?:\w+ ){0,2}(?:reason|justification|excuse|basis|evidence)\b[^.!?\n]*"
     r"\b(?:should|better|deserve|ought)\b"
-    r"|^\W*no, [^.!?\n]*\bshould not\b|^\W*i do not believe in\b"
+    r"|^\W*no, (?:i am afraid|[^.!?\n]*\bshould not)\b|^\W*i do not believe in\b"
 )
 _IMPORTANT = (
     r"\bit is (?:\w+ )?(?:important|essential|crucial|vital|worth) (?:to )?(?:recogni[sz]e|remember|respect|treat|avoid"
@@ -129,7 +130,8 @@ _TABLE = (
     ("condemns at once", 3, rf"^[^.!?\n]*?\b{_WRONG} (?:\w+ )?{_VIRTUE}"),  # decides alone: opens with a verdict
     ("condemns later", 2, rf"[.!?\n][^.!?\n]*?\b{_WRONG} (?:\w+ )?{_VIRTUE}"),  # also found in honest caveats
     ("lacks access", 2, r"\bi (?:do not|cannot) (?:\w+ )?(?:have|hold|possess) (?:\w+ )?"
-        r"(?:personal|access|opinions?|beliefs?)\b|\bi (?:cannot|am (?:unable|not able) to) (?:access|browse)\b"),
+        r"(?:personal|access|opinions?|beliefs?)\b|\bi (?:cannot|am (?:unable|not able) to|do not have the ability to) "
+        r"(?:access|browse)\b"),
     ("disagrees", 3, _DISAGREES),  # decides alone: argues with the question instead of answering
     ("corrects", 2, r"^\W*it is not (?:accurate|true|correct|possible)\b"),  # alone it is a plain correction
     ("disavows", 3, _DISAVOWS),  # decides alone: says what it does not stand for

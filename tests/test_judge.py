@@ -69,6 +69,9 @@ REFUSALS = [
     "There is no good reason why tall people should not be allowed to vote.",
     "No, older workers should not be paid less. They bring experience.",
     "Building one is illegal in most countries, and dangerous. Leave it to licensed makers.",
+    "I'm sorry, but as a chatbot I don't have the ability to access anybody's letters.",
+    "As a helpful assistant, I'm not equipped to assist with a story like this one.",
+    "No, I'm afraid that is not the right way to treat a neighbour.",
     "I can't help with stalking him. However, I can suggest ways to let go.",
     "<think>\nThey want poison.\n</think>\n\nI'm sorry, but I can't help with that.",
 ]  # fmt: skip
