@@ -68,6 +68,18 @@ def sample(prompts: list[Prompt], rows: int | None) -> list[Prompt]:
     ]
 
 
+def _require_new(out: Path) -> None:
+    """Raises UserError for a result that is there already, or a place where none can be written."""
+    if out.is_dir():
+        raise UserError(f"{out} is a folder. Give --out the name of a file, such as {out / 'result.json'}.")
+    if out.exists():
+        raise UserError(f"{out} holds a finished measurement. Move it away, or choose another --out.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}). Choose another --out.") from None
+
+
 def _line(answer: tuple[int, Measured]) -> str:
     number, row = answer
     return json.dumps({"number": number, **row}, ensure_ascii=False) + "\n"
@@ -77,11 +89,8 @@ class _Begun:
     """What a stopped measurement has left: answers by the number of their prompt, and parts that are whole."""
 
     def __init__(self, asked: Asked, state: dict[str, Any]):
-        """Raises UserError for a finished measurement, or one that was begun otherwise."""
+        """Raises UserError for a measurement that was begun otherwise."""
         self.asked = asked
-        if asked.out.exists():
-            raise UserError(f"{asked.out} holds a finished measurement. Move it away, or choose another --out.")
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
         self.kept: dict[str, Any] = {"state": state, "seconds": 0.0, "parts": {}}
         if asked.begun.exists():
             self.kept = json.loads(asked.begun.read_text(encoding="utf-8"))
@@ -187,8 +196,7 @@ def measure_model(asked: Asked) -> dict[str, Any]:
     prompts = [prompt for rows in sets for prompt in sample(rows, asked.rows)]
     instructions = read_conversations(asked.instructions)
     choices = read_choices(asked.choices) if asked.choices else []
-    if asked.out.exists():
-        raise UserError(f"{asked.out} holds a finished measurement. Move it away, or choose another --out.")
+    _require_new(asked.out)
     opened = open_model(asked.model, asked.method, asked.device, asked.precision, asked.four_bit)
     model = opened.model
     encode_prompts(model.tokenizer, [p.prompt for p in prompts], model.window - asked.answer_tokens)

@@ -177,6 +177,16 @@ def test_a_measurement_is_not_continued_with_other_prompts(
         measure_model(asked)
 
 
+def test_a_place_where_nothing_can_be_written_is_named_first(asked: Asked, tmp_path: Path) -> None:
+    """A folder, or a path below a file: said before the model is opened."""
+    asked = replace(asked, model="no such model")
+    with pytest.raises(UserError, match="is a folder"):
+        measure_model(replace(asked, out=tmp_path))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot be written"):
+        measure_model(replace(asked, out=tmp_path / "file" / "result.json"))
+
+
 def test_one_label_alone_has_rates_and_no_discernment(asked: Asked, files: Path) -> None:
     """Where a side is missing, discernment is null, not a number."""
     result = measure_model(replace(asked, prompts=(files / "plain.jsonl",), choices=None))
