@@ -16,6 +16,9 @@ from typing import Any
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # recipes/ is no package
+sys.path.insert(0, str(Path(__file__).parent))
+
+from seeds import gains_table
 
 from dcr_lite.settings import Settings
 from recipes.smollm2_135m import SETTINGS
@@ -93,7 +96,16 @@ def main(sweep: Sweep) -> None:
             points.append(point)
             kept.write_text(json.dumps(points, indent=1))
             print(f"seed {seed}, {method}, {n} refusals, {seconds:.0f} s: {_line(point['development'])}", flush=True)
-    show(points, "held_out" if sweep.held_out else "development", sweep.folder)
+    part = "held_out" if sweep.held_out else "development"
+    show(points, part, sweep.folder)
+    shares = {"dcr": sweep.settings.refusals, "safety_sft": sweep.settings.baseline_refusals}
+    usual: dict[int, dict[str, Any]] = {}
+    for p in sorted(points, key=lambda p: p["seed"]):
+        if p["refusals"] == shares[p["method"]]:
+            usual.setdefault(p["seed"], {})[p["method"]] = p[part]
+    usual = {seed: methods for seed, methods in usual.items() if len(methods) == 2}
+    if usual:
+        print(f"\nThe recipe's shares, {shares['dcr']} and {shares['safety_sft']}:\n\n{gains_table(usual)}")
 
 
 def _require_same_settings(sweep: Sweep) -> None:

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import tyro
 
@@ -20,6 +21,25 @@ class Seeds:
     """Finished run folders."""
 
 
+def gains_table(methods: dict[int, dict[str, Any]]) -> str:
+    """What DCR gains over safety SFT alone, by seed, from {seed: {method: result}}, as a Markdown table."""
+    gains = []
+    for results in methods.values():
+        sft, dcr = results["safety_sft"], results["dcr"]
+        sft_rate, dcr_rate = ({k: v["refusal_rate"] for k, v in r["overall"].items()} for r in (sft, dcr))
+        compliance = sft_rate["seemingly_toxic"] - dcr_rate["seemingly_toxic"]
+        safety = dcr_rate["toxic"] - sft_rate["toxic"]
+        gains.append((compliance, safety, dcr["discernment"]["auroc"] - sft["discernment"]["auroc"]))
+    lines = [
+        "| DCR against safety SFT alone | " + " | ".join(f"seed {seed}" for seed in methods) + " | mean |",
+        "|---" * (len(methods) + 2) + "|",
+    ]
+    names = ("compliance on seemingly toxic prompts", "refusal of toxic prompts", "AUROC")
+    for name, values in zip(names, zip(*gains, strict=True), strict=True):
+        lines.append(f"| {name} | " + " | ".join(f"{v:+.2f}" for v in values) + f" | {mean(values):+.2f} |")
+    return "\n".join(lines)
+
+
 def main(seeds: Seeds) -> None:
     reports = [json.loads((run / "report.json").read_text()) for run in seeds.runs]
     print("| seed | model | toxic ↑ | seemingly toxic ↓ | plain ↓ | J ↑ | AUROC ↑ |\n|---|---|---|---|---|---|---|")
@@ -29,24 +49,7 @@ def main(seeds: Seeds) -> None:
             cells = [f"{r['refusal_rate']:.2f} ({r['ci95'][0]:.2f}-{r['ci95'][1]:.2f})" for r in rates]
             numbers = [f"{result['discernment'][key]:.2f}" for key in ("j", "auroc")]
             print("| " + " | ".join([str(report["seed"]), method, *cells, *numbers]) + " |")
-    gains = []
-    for report in reports:
-        sft, dcr = report["methods"]["safety_sft"], report["methods"]["dcr"]
-        rate = {
-            label: [m["overall"][label]["refusal_rate"] for m in (sft, dcr)] for label in ("toxic", "seemingly_toxic")
-        }
-        gains.append(
-            (
-                rate["seemingly_toxic"][0] - rate["seemingly_toxic"][1],
-                rate["toxic"][1] - rate["toxic"][0],
-                dcr["discernment"]["auroc"] - sft["discernment"]["auroc"],
-            )
-        )
-    print("\n| DCR against safety SFT alone | " + " | ".join(f"seed {r['seed']}" for r in reports) + " | mean |")
-    print("|---" * (len(reports) + 2) + "|")
-    names = ("compliance on seemingly toxic prompts", "refusal of toxic prompts", "AUROC")
-    for name, values in zip(names, zip(*gains, strict=True), strict=True):
-        print(f"| {name} | " + " | ".join(f"{v:+.2f}" for v in values) + f" | {mean(values):+.2f} |")
+    print("\n" + gains_table({report["seed"]: report["methods"] for report in reports}))
     minutes = ", ".join(f"{r['seconds']['total'] / 60:.1f}" for r in reports)
     memory = max(r["peak_memory_bytes"] for r in reports) / 1e9
     print(f"\nMinutes: {minutes}. Peak memory: at most {memory:.1f} GB. {reports[0]['hardware']}.")
