@@ -12,7 +12,7 @@ import pytest
 from small_runs import write_rows
 from tiny_models import add_random_adapter, load_tiny
 
-from dcr_lite import cli, job, measurement
+from dcr_lite import cli, job, measurement, opening
 from dcr_lite.backend import load_adapter
 from dcr_lite.data import Prompt
 from dcr_lite.errors import UserError
@@ -247,6 +247,14 @@ def test_what_cannot_be_opened_is_said(demo_run: Path, tiny_folder: Callable[...
         open_model(str(adapter), "dcr", "cpu")
     with pytest.raises(UserError, match="not a model folder"):
         open_model(str(tmp_path), "dcr", "cpu")
+
+
+def test_an_adapter_on_the_hub_is_one_too(demo_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Hub name whose snapshot holds an adapter opens as that adapter on the base that it names."""
+    monkeypatch.setattr(opening, "locate", lambda name: (str(demo_run / "adapter"), "Hugging Face Hub"))
+    opened = open_model("somebody/adapter", "dcr", "cpu")
+    assert opened.adapter == demo_run / "adapter"
+    assert opened.base == json.loads((demo_run / "settings.json").read_text())["settings"]["model"]
 
 
 def test_an_adapter_brings_the_chat_format_that_its_base_lacks(
