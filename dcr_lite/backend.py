@@ -148,7 +148,7 @@ def load(
     if four_bit and device == "cpu":
         _keep_weights_unpacked(network)
     network.requires_grad_(False)
-    return Model(network, tokenizer, device, precision, four_bit)
+    return Model(network, tokenizer, device, precision, four_bit, backend=backend)
 
 
 def _settled(tokenizer: Any) -> Any:

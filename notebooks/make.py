@@ -77,7 +77,7 @@ DATA_CODE = """\
 pair = data.training[0]
 print("toxic:          ", pair.toxic)
 print("seemingly toxic:", pair.seemingly_toxic)
-print("instruction:    ", data.mixture[0].prompt)"""
+print("instruction:    ", data.instructions[0].prompt)"""
 
 TRAIN = """\
 ## Train
