@@ -23,7 +23,7 @@ SETTINGS = Settings(
     sft_epochs=1,
     sft_batch=8,  # many small steps: with 16 rows a step there are too few to learn refusing from so few rows
     sft_learning_rate=2e-3,
-    # Shares: 0.80 of toxic development prompts refused (README).
+    # Shares: of those tried, the nearest to refusing 0.80 of toxic development prompts; both refuse 0.84 (README).
     refusals=64,
     baseline_refusals=128,
     augmentations=110,  # all of the shipped ones: about as many as the refusals that they answer
