@@ -277,7 +277,9 @@ def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None
 
     _train(run, model, "stage1", DCR, "Stage 1: contrastive", how.steps, train)
     if geometry and distributed.is_main():
-        save_file(stage1_states(model, data, settings, geometry), states_file)
+        partial = states_file.with_suffix(".partial")  # whole or absent, whenever the machine stops
+        save_file(stage1_states(model, data, settings, geometry), partial)
+        partial.replace(states_file)
 
 
 def stage1_states(model: Model, data: Data, settings: Settings, geometry: Geometry) -> dict[str, torch.Tensor]:

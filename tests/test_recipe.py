@@ -555,6 +555,29 @@ def test_stopped_after_training_ends_as_undisturbed(
     assert_same_findings(run, finished)
 
 
+def test_stopped_while_the_states_of_stage_1_are_written(
+    finished: Finished, tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    logged: list[tuple[str, int]],
+) -> None:  # fmt: skip
+    """Half a file of states is none: they are computed again, stage 1 is not; the end is that of an undisturbed run."""
+    run = tmp_path / "run"
+
+    def halfway(tensors: dict[str, Tensor], path: Path) -> None:
+        whole(tensors, path)
+        if path.name.startswith("layer_states"):
+            path.write_bytes(path.read_bytes()[:-100])
+            raise KeyboardInterrupt
+
+    whole = job.save_file
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "save_file", halfway)
+        assert run_here(flags(tiny, rows, run)).code == 130
+    logged.clear()
+    assert run_here(flags(tiny, rows, run, resume=True)).code == 0
+    assert "stage1" not in {name for name, _ in logged}
+    assert_same_findings(run, finished)
+
+
 def test_resume_with_other_settings_names_them(stopped: Stopped, tiny: Path, rows: Path, tmp_path: Path) -> None:
     """A run is never continued with other settings: the message has each one's old and new value."""
     run = stopped.copy(tmp_path)
