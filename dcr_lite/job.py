@@ -12,14 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers.utils import logging as transformers_logging
 
-from dcr_lite import backend, distributed, losses, unsloth_backend
+from dcr_lite import backend, distributed, loading, losses
 from dcr_lite.backend import Model
 from dcr_lite.chat import encode_conversations, encode_prompts
-from dcr_lite.chat_formats import set_format
 from dcr_lite.contrastive import (
     REFERENCE_PAIRS,
     Contrastive,
@@ -44,21 +41,18 @@ from dcr_lite.data import (
 from dcr_lite.discernment import MAP_PAIRS, Discernment, Discernments
 from dcr_lite.errors import UserError
 from dcr_lite.evaluation import Measured, measure
-from dcr_lite.fit import Fit, fit, free_memory, needs, shape_of
 from dcr_lite.generation import answer
 from dcr_lite.geometry import Geometry, reads_as_toxic, state_map
 from dcr_lite.hidden_states import depth
 from dcr_lite.losses import Loss
-from dcr_lite.memory import KNOWN
 from dcr_lite.metrics import auroc
 from dcr_lite.pictures import draw_refusal_during_sft, draw_refusal_rates, draw_refusal_scores, draw_state_map
 from dcr_lite.report import method_result, model_card, read_answers, write_answers, write_report
 from dcr_lite.run_folder import RunFolder, hardware, peak_memory_bytes, versions
 from dcr_lite.safety_sft import SafetySFT, safety_sft
 from dcr_lite.settings import Settings
-from dcr_lite.terminal import console, stage
+from dcr_lite.terminal import stage
 from dcr_lite.training import Progress
-from dcr_lite.weights import locate
 
 DCR, BASELINE = "dcr", "safety_sft"  # the two adapters on the one model
 STOCK = "base"  # and the model without them
@@ -119,76 +113,9 @@ def load_data(settings: Settings) -> Data:
     return Data(training, development, instructions, refusals, baseline_mixture, watched, held_out)
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Where a run computes, and in which numbers."""
-
-    device: str
-    precision: torch.dtype
-    four_bit: bool
-
-
-def machine(settings: Settings) -> Machine:
-    """The machine that the settings choose. Raises UserError for a device that is not there."""
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA GPU. Use --device cpu, or install a CUDA build of torch.")
-    elif device == "mps" and not torch.backends.mps.is_available():
-        raise UserError("--device mps: torch sees no GPU of a Mac. Use --device cpu.")
-    precision = backend.best_precision(device) if settings.precision == "auto" else getattr(torch, settings.precision)
-    four_bit = device == "cuda" if settings.four_bit is None else settings.four_bit
-    return Machine(device, precision, four_bit)
-
-
-def _locate(model: str) -> tuple[str, str]:
-    """As weights.locate; of several processes the first alone fetches what is not here yet."""
-    distributed.on_main(lambda: locate(model))
-    return locate(model)
-
-
-def will_it_fit(settings: Settings) -> dict[str, str]:
-    """The memory that each part of the run is estimated to take and what is free, as lines to show. Nothing is loaded.
-
-    Raises UserError where the model does not fit a card even with one row at a time.
-    """
-    known = settings.model in KNOWN  # then not even its weights have to be fetched to know
-    return _fit(settings.model if known else _locate(settings.model)[0], settings, machine(settings)).lines()
-
-
-def _fit(model: str, settings: Settings, on: Machine) -> Fit:
-    free = free_memory(on.device)
-    try:
-        shape = shape_of(model)
-    except UserError:  # a model of another kind: whether it can be used is for loading it to say
-        return Fit({}, {}, free)
-    parts = needs(shape, settings, on.four_bit, on.precision.itemsize)
-    return fit(parts, free, settings.model, insist=on.device != "cpu")
-
-
-def load_base(settings: Settings) -> tuple[Model, str]:
-    """The base model alone, and where it came from in words."""
-    on = machine(settings)
-    path, source = _locate(settings.model)
-    choice = unsloth_backend.choose(settings.backend, on.device, unsloth_backend.architecture_of(path))
-    fitting = _fit(path, settings, on)
-    if not console.is_terminal:
-        transformers_logging.disable_progress_bar()  # one long line of them in a file
-    try:
-        model = backend.load(path, on.device, on.precision, on.four_bit, choice)
-        set_format(model.tokenizer, settings.chat_format)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{settings.model} cannot be loaded as a chat model: {reason}") from None
-    model.tokens_in = fitting.units
-    model.prompts_at_once = fitting.units.get("evaluation", model.prompts_at_once)
-    return model, source
-
-
 def load_model(settings: Settings) -> tuple[Model, str]:
     """The base model with both adapters on it, and where it came from in words."""
-    model, source = load_base(settings)
+    model, source = loading.load_base(settings)
     if not 0 <= settings.layer < depth(model.network) - 1:
         raise UserError(
             f"--layer {settings.layer}: {settings.model} has {depth(model.network)} layers, so L goes from 0 to "

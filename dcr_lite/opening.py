@@ -8,7 +8,7 @@ from typing import Literal
 
 from transformers import AutoTokenizer
 
-from dcr_lite import backend, job
+from dcr_lite import backend, job, loading
 from dcr_lite.backend import Model
 from dcr_lite.errors import UserError
 from dcr_lite.scoring import settings_of
@@ -62,7 +62,7 @@ def open_model(
         precision=settings.precision if precision == "auto" else precision,
         four_bit=settings.four_bit if four_bit is None else four_bit,
     )
-    model, source = job.load_base(settings)
+    model, source = loading.load_base(settings)
     if adapter is None:
         return Opened(model, settings.model, source, None, None)
     if not model.tokenizer.chat_template and (adapter / "tokenizer_config.json").exists():

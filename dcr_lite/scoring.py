@@ -18,7 +18,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from dcr_lite import backend, job
+from dcr_lite import backend, job, loading
 from dcr_lite.backend import Model
 from dcr_lite.chat import encode_prompts
 from dcr_lite.contrastive import layer_states
@@ -226,7 +226,7 @@ def open_run(folder: Path | None = None) -> OpenRun:
     """
     folder = folder or newest_run()
     if folder is None:
-        model, _ = job.load_base(Settings(model=SMOLLM2, run=Path("runs"), layer=0))
+        model, _ = loading.load_base(Settings(model=SMOLLM2, run=Path("runs"), layer=0))
         return OpenRun(model, (job.STOCK,), None, SMOLLM2, HOW_TO_GET_A_RUN)
     settings = settings_of(folder)
     weights = {job.DCR: folder / "adapter", job.BASELINE: folder / job.BASELINE}

@@ -39,7 +39,7 @@ SETTINGS = Settings(
 
 def main(settings: Settings) -> None:
     # Heavy imports come after --help has answered.
-    from dcr_lite import job
+    from dcr_lite import job, loading
     from dcr_lite.plan import plan
     from dcr_lite.run_folder import RunFolder
     from dcr_lite.terminal import show_end, show_plan
@@ -47,7 +47,7 @@ def main(settings: Settings) -> None:
     # What has to be right before any work: the run folder, every row of the data, the memory, the model, the layer.
     run = RunFolder(settings)
     data = job.load_data(settings)
-    show_plan(job.will_it_fit(settings))
+    show_plan(loading.will_it_fit(settings))
     model, source = job.load_model(settings)
     show_plan(plan(model, source, data, settings))
 

@@ -19,7 +19,7 @@ from small_runs import RECIPE, flags, recipe_module, run_here, save_rows
 from tiny_models import ADAPTER, LAYERS, add_random_adapter, assert_close, random_rows
 
 from dcr_lite import fit as fit_module
-from dcr_lite import job, memory, safety_sft
+from dcr_lite import job, loading, memory, safety_sft
 from dcr_lite.backend import Model, adapter_weights, add_adapter, train_only
 from dcr_lite.errors import UserError
 from dcr_lite.fit import CARDS, LEAST_TOKENS, MOST_TOKENS, Need, fit, needs, shape_of
@@ -338,8 +338,8 @@ def test_a_run_shows_the_estimate_and_keeps_to_it(
     settings = Settings(str(tiny), tmp_path / "run", 1, rank=4, contrastive_batch=64, sft_batch=8)
     parts = needs(shape_of(str(tiny)), settings, False, 4)
     free = max(need.total(256) for need in parts if need.name != "evaluation")
-    monkeypatch.setattr(job, "free_memory", lambda device: free)
-    shown = job.will_it_fit(settings)
+    monkeypatch.setattr(loading, "free_memory", lambda device: free)
+    shown = loading.will_it_fit(settings)
     assert shown["memory"].startswith(f"{free / 1e9:.1f} GB free")
     assert "256 tokens, lowered from 4,096 to fit" in shown["  safety SFT alone"]
     seen: dict[str, int] = {}
@@ -364,7 +364,7 @@ def test_a_model_of_another_kind_is_not_estimated(tiny_folder: Callable[..., Pat
     config = json.loads((tiny_folder("llama") / "config.json").read_text())
     del config["intermediate_size"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    shown = job.will_it_fit(Settings(str(tmp_path), tmp_path / "run", 1))
+    shown = loading.will_it_fit(Settings(str(tmp_path), tmp_path / "run", 1))
     assert list(shown) == ["memory"]
     assert "does not tell" in shown["memory"]
 
