@@ -15,14 +15,17 @@ from dcr_lite.settings import Settings
 SETTINGS = Settings(
     model="HuggingFaceTB/SmolLM2-135M-Instruct",
     run=Path("runs/smollm2_135m"),
-    layer=15,  # half of the 30 layers
+    layer=15,  # half of the 30 layers: the lowest depth at which the two kinds can be told apart well
     temperature=0.5,  # at 0.2 and below a pair's own other side drowns all else, and nothing is learnt
+    margin=0.25,  # m of Circle, for --paper: the first that was tried, and not yet settled
+    scale=16.0,  # gamma of Circle, likewise
+    contrastive_batch=32,  # that of everything tried in docs/choices.md; more takes longer by as much on a CPU
     contrastive_steps=160,  # two and a half times through the 994 pairs; unseen pairs gain until 140
-    contrastive_learning_rate=1e-3,
+    contrastive_learning_rate=1e-3,  # twice as much took unseen pairs no further
     instructions=560,  # all but 40 of the shipped ones, which are watched; many rows once beat few rows twice
     sft_epochs=1,
     sft_batch=8,  # many small steps: with 16 rows a step there are too few to learn refusing from so few rows
-    sft_learning_rate=2e-3,
+    sft_learning_rate=2e-3,  # twice stage 1's: with 1e-3 and 16 rows a step refusing was not learnt
     # Shares: of those tried, the nearest to refusing 0.80 of toxic development prompts; both refuse 0.84 (README).
     refusals=64,
     baseline_refusals=128,

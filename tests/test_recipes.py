@@ -35,6 +35,11 @@ ARCHITECTURES = {
     "qwen3_4b": "qwen3",
     "smollm2_135m": "llama",
 }
+# What a reader who trains another model has to choose.
+CHOSEN = (
+    "layer", "margin", "scale", "temperature",
+    "contrastive_batch", "contrastive_learning_rate", "sft_batch", "sft_learning_rate",
+)  # fmt: skip
 
 
 def settings_of(name: str) -> Settings:
@@ -68,12 +73,15 @@ def test_recipes_differ_in_their_configuration_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_says_how_it_is_run_and_why_its_numbers_are_so(name: str) -> None:
-    """The docstring holds the command; every number has a reason on its line or above its group;
-    the run folder is the recipe's own."""
+    """The docstring holds the command; the layer, margin, scale, temperature, batch sizes and learning rates stand
+    there, each with its own reason behind it; other numbers have theirs on their line or above their group; the run
+    folder is the recipe's own."""
     text = RECIPES[name].read_text(encoding="utf-8")
     assert f"    python recipes/{name}.py" in (ast.get_docstring(ast.parse(text), clean=False) or "")
     assert settings_of(name).run == Path("runs") / name
     lines = text.split("SETTINGS = Settings(\n")[1].split("\n)\n")[0].splitlines()
+    behind = {line.split("=")[0].strip(): line.partition("#")[2].split() for line in lines if "=" in line}
+    assert all(len(behind[name]) >= 4 for name in CHOSEN), behind
     reasoned = [i for i, line in enumerate(lines) if "#" in line]
     for i, line in enumerate(lines):
         if line.split("=")[1:2] and line.split("=")[1][:1].isdigit():
