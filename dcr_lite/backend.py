@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -28,6 +28,9 @@ from dcr_lite.hidden_states import decoder_of
 from dcr_lite.packing import ATTENTION, Batch, pack, pad
 from dcr_lite.unsloth_backend import TRANSFORMERS, Choice
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 
 def best_precision(device: str) -> torch.dtype:
     """bfloat16 where the processor multiplies it natively; else float16 on a card with units for it (a T4), and float32
@@ -35,14 +38,23 @@ def best_precision(device: str) -> torch.dtype:
     if device == "mps":
         return torch.float32
     if device == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16
-        return torch.float16 if torch.cuda.get_device_capability() >= (7, 0) else torch.float32
+        return precision_of_card(torch.cuda.get_device_capability())
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
 
 
+NO_ROOM = (
+    "memory runs out even with one row at a time. Close what else uses it, lower --rank, load the model with "
+    "--four-bit True, or take a smaller one; --plan shows what fits which card."
+)
 FIRST_GRADIENT_SCALE = 2.0**15  # half of float16's largest number: the first overflows halve it to what fits
+
+
+def precision_of_card(capability: tuple[int, int]) -> torch.dtype:
+    """What a card of this capability multiplies fast: bfloat16 from Ampere on, float16 from Volta on (a T4 is 7.5)."""
+    if capability >= (8, 0):
+        return torch.bfloat16
+    return torch.float16 if capability >= (7, 0) else torch.float32
 
 
 @dataclass
@@ -86,7 +98,9 @@ class Model:
     def window(self) -> int:
         """The longest row that the model was made for, in tokens."""
         longest = int(getattr(self.network.config, "max_position_embeddings", 2048))
-        return min(longest, unsloth_backend.LONGEST) if self.backend.name == "unsloth" else longest
+        if self.backend.name == "unsloth":
+            return min(longest, unsloth_backend.longest_row(self.network.config))
+        return longest
 
     @property
     def packs(self) -> bool:
@@ -105,6 +119,21 @@ class Model:
         cast until the block ends, so a block must not outlive the optimizer's step."""
         with torch.autocast(self.device, dtype=self.precision, enabled=self.precision != torch.float32):
             yield
+
+
+def in_halves(work: Callable[[list[Item]], list[Result]], items: list[Item]) -> list[Result]:
+    """What ``work`` gives for the items, or for their halves one after the other where memory does not suffice for all
+    at once: for passes without gradients. Those that train are halved by their loop.
+
+    Raises UserError where memory does not suffice for one item.
+    """
+    with contextlib.suppress(torch.OutOfMemoryError):
+        return work(items)
+    if len(items) == 1:
+        raise UserError(NO_ROOM)
+    torch.cuda.empty_cache()  # nothing holds the tensors of the failed pass any more: their blocks can be had again
+    half = len(items) // 2
+    return in_halves(work, items[:half]) + in_halves(work, items[half:])
 
 
 def keep_freed_memory() -> None:

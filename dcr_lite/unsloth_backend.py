@@ -5,6 +5,8 @@ does; a stand-in that behaves so runs the same tests (tests/test_unsloth_backend
 
 - In training it drops the attention mask, so rows are padded on the right, where a causal model sees no padding.
 - Its layers return tuples; its decoder takes no cache object, so answers are computed without one.
+- It tells Gemma 2's layers with a window from those without by their place, which shifts in a decoder that was cut:
+  rows stay within the window, where the two kinds do the same.
 - Loading and patching make adapters trainable and flip the tokenizer's padding: both are set again afterwards.
 - Its compiled forward keeps state that a pass by hand can spoil, so compilation is off; so is its checkpointing, which
   passes of fewer tokens make needless.
@@ -60,6 +62,8 @@ def _obstacle(device: str, architecture: str) -> str | None:
     if device != "cuda":
         return f"unsloth needs a CUDA GPU, and this run is on {device}"
     capability = _capability()
+    if capability is None:
+        return "unsloth needs a CUDA GPU, and torch sees none"
     if capability < LEAST_CAPABILITY:
         return f"unsloth needs a GPU of capability 7.0, and this one has {capability[0]}.{capability[1]}"
     if importlib.util.find_spec(PACKAGE) is None:
@@ -69,10 +73,10 @@ def _obstacle(device: str, architecture: str) -> str | None:
     return None
 
 
-def _capability() -> tuple[int, int]:
+def _capability() -> tuple[int, int] | None:
     import torch
 
-    return torch.cuda.get_device_capability()
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
 
 
 def architecture_of(folder: str | Path) -> str:
@@ -86,11 +90,7 @@ def architecture_of(folder: str | Path) -> str:
 def prepare(wanted: str, device: str) -> None:
     """Import unsloth, before transformers is, where the run may take it. Whatever keeps it from being imported shows
     once the model is loaded."""
-    import torch
-
-    if wanted == "transformers" or device not in ("auto", "cuda") or not torch.cuda.is_available():
-        return
-    if _obstacle("cuda", ARCHITECTURES[0]) is None:
+    if wanted != "transformers" and device in ("auto", "cuda") and _obstacle("cuda", ARCHITECTURES[0]) is None:
         _import()
 
 
@@ -103,6 +103,11 @@ def _import() -> Any:
         raise UserError(
             f"unsloth is installed but cannot be imported ({reason}). Go on with --backend transformers."
         ) from None
+
+
+def longest_row(config: Any) -> int:
+    """Tokens that a row may have, by a model's configuration (see above)."""
+    return min(LONGEST, getattr(config, "sliding_window", None) or LONGEST)
 
 
 def load(folder: str | Path, precision: Any, four_bit: bool, longest: int) -> tuple[Any, Any]:

@@ -192,6 +192,22 @@ def test_checkpointing_changes_neither_states_nor_gradients(tiny_model: MakeMode
         assert_close(checkpointed, plain, 1e-6)
 
 
+def test_reentrant_checkpointing_is_not_silently_wrong(tiny_model: MakeModel) -> None:
+    """Models are loaded with checkpointing off. Switched on in its reentrant form, which runs layers without a graph,
+    it ends training with an error: the states that are read carry no gradient, rather than a wrong one."""
+    model = tiny_model()
+    add_random_adapter(model)
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in model.network.modules())
+    model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    model.network.enable_input_require_grads()
+    model.network.train()
+    parameters = train_only(model, ADAPTER, range(3))
+    states = states_at_layer(model.network, model.batch(ROWS), 2)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        states.sum().backward()
+    assert all(p.grad is None for p in parameters)
+
+
 @pytest.mark.parametrize("layer", [-1, LAYERS, 99])
 def test_a_layer_that_is_not_there_is_refused(tiny_model: MakeModel, layer: int) -> None:
     """A layer out of range raises ValueError and leaves the decoder as it was."""

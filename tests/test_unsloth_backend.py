@@ -2,15 +2,19 @@
 
 import ast
 import importlib.util
+import inspect
 import json
+import os
+import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_runs import flags, run_here, save_rows
+from small_runs import RECIPE, flags, run_here, save_rows
 from tiny_models import (
     ADAPTER,
     LAYERS,
@@ -22,7 +26,7 @@ from tiny_models import (
     take_gradients,
 )
 from torch import Tensor
-from unsloth_stand_in import SIGNATURES, install
+from unsloth_stand_in import SIGNATURES, _fast_forward, install
 
 from dcr_lite import backend, unsloth_backend
 from dcr_lite.backend import Model, activate, add_adapter, stock, train_only
@@ -30,26 +34,27 @@ from dcr_lite.chat import encode_prompts
 from dcr_lite.data import Conversation
 from dcr_lite.errors import UserError
 from dcr_lite.generation import Speech, answer
-from dcr_lite.hidden_states import prompt_states
+from dcr_lite.hidden_states import prompt_states, states_above, states_at_layer
 from dcr_lite.packing import pad
 from dcr_lite.safety_sft import SafetySFT, safety_sft
 from dcr_lite.unsloth_backend import TRANSFORMERS, Choice, choose
 
 UNSLOTH = Choice("unsloth", "asked for")
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2"]
 ROWS = random_rows([5, 11, 3, 8], shared=4)
 Folder = Callable[..., Path]
 
 
 @pytest.fixture
 def both(tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Model, Model]]:
-    """both(architecture) -> the same model with the same adapter, from transformers and from the stand-in."""
+    """both(architecture, four_bit=, **config) -> the same model with the same adapter, from transformers and from
+    the stand-in."""
     install(monkeypatch)
 
-    def load(architecture: str = "llama", four_bit: bool = False) -> tuple[Model, Model]:
+    def load(architecture: str = "llama", four_bit: bool = False, **config: Any) -> tuple[Model, Model]:
         loaded = []
         for choice in (TRANSFORMERS, UNSLOTH):
-            folder = tiny_folder(architecture)
+            folder = tiny_folder(architecture, **config)
             model = backend.load(folder, "cpu", torch.float32, four_bit, choice)
             add_random_adapter(model)
             loaded.append(model)
@@ -124,6 +129,7 @@ def test_looking_for_unsloth_does_not_import_it(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "unsloth" / "__init__.py").write_text("raise NotImplementedError('no accelerator')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "unsloth", raising=False)
+    assert choose("auto", "cuda", "llama").why == "unsloth needs a CUDA GPU, and torch sees none"
     monkeypatch.setattr(unsloth_backend, "_capability", lambda: (8, 9))
     assert choose("auto", "cuda", "llama").name == "unsloth"
     assert "unsloth" not in sys.modules
@@ -132,6 +138,38 @@ def test_looking_for_unsloth_does_not_import_it(tmp_path: Path, monkeypatch: pyt
     assert "unsloth" not in sys.modules
     with pytest.raises(UserError, match=r"cannot be imported \(no accelerator\). Go on with --backend transformers"):
         unsloth_backend._import()
+
+
+def test_it_is_imported_first_and_without_its_compiler(tmp_path: Path) -> None:
+    """A recipe that may take unsloth imports it before transformers and peft, which it patches, and with its compiled
+    forward off, whose cache a pass by hand can spoil."""
+    (tmp_path / "unsloth.py").write_text(
+        "import os, sys\n"
+        "assert not {'transformers', 'peft', 'trl'} & sys.modules.keys()\n"
+        "print('compiler off:', os.environ['UNSLOTH_COMPILE_DISABLE'])\n"
+    )
+    code = (
+        "import runpy, sys\n"
+        "from dcr_lite import launch, unsloth_backend\n"
+        "unsloth_backend._capability = lambda: (8, 9)\n"
+        "launch._start = lambda main, settings: print('begins', 'unsloth' in sys.modules)\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "sys.argv = ['recipe.py']\n"
+        f"runpy.run_path({str(RECIPE)!r}, run_name='__main__')"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "UNSLOTH_COMPILE_DISABLE"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.split("\n")[:2] == ["compiler off: 1", "begins True"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [((6, 1), torch.float32), ((7, 0), torch.float16), ((7, 5), torch.float16), ((8, 0), torch.bfloat16),
+     ((8, 9), torch.bfloat16), ((12, 0), torch.bfloat16)],
+)  # fmt: skip
+def test_a_card_computes_in_what_it_multiplies_fast(capability: tuple[int, int], precision: torch.dtype) -> None:
+    """A T4 (7.5) and its like take float16, later cards bfloat16, earlier ones float32."""
+    assert backend.precision_of_card(capability) == precision
 
 
 def test_one_room_knows_its_name() -> None:
@@ -159,6 +197,9 @@ def calls_made() -> dict[str, set[str]]:
     return made
 
 
+PINNED = "unsloth==2026.10.7"
+
+
 def test_every_call_fits_the_pinned_signature() -> None:
     """Each argument passed is one of the pinned version's, as recorded from its source."""
     made = calls_made()
@@ -166,19 +207,62 @@ def test_every_call_fits_the_pinned_signature() -> None:
     for name, keywords in made.items():
         assert keywords <= set(SIGNATURES[name])
     pinned = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
-    assert '"unsloth==2026.10.7"' in pinned
+    assert f'"{PINNED}"' in pinned
 
 
-@pytest.mark.skipif(importlib.util.find_spec("unsloth") is None, reason="unsloth is not installed (an optional extra)")
-def test_the_recorded_signatures_are_the_sources() -> None:
-    """Where unsloth is installed, its source, read and not imported, has the recorded arguments."""
-    spec = importlib.util.find_spec("unsloth")
-    assert spec is not None
-    assert spec.origin is not None
-    for file, name in (("loader.py", "from_pretrained"), ("llama.py", "patch_peft_model")):
-        tree = ast.parse((Path(spec.origin).parent / "models" / file).read_text(encoding="utf-8"))
-        found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name]
-        assert SIGNATURES[name] in [tuple(a.arg for a in node.args.args) for node in found]
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ast.Module]:
+    """source(file) -> a file of the pinned version's models, read and not imported: its wheel comes from the package
+    index, without what it depends on (31 MB, which pip keeps)."""
+    folder = tmp_path_factory.mktemp("unsloth")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries", "1", "--timeout", "6", "download"]
+    command = [*pip, "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(folder), PINNED]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        pytest.skip(f"no package index gives {PINNED}: {done.stderr.strip()[-200:]}")
+    wheel = zipfile.ZipFile(wheels[0])
+    return lambda file: ast.parse(wheel.read(f"unsloth/models/{file}"))
+
+
+def function(tree: ast.Module, name: str, owner: str | None = None) -> ast.FunctionDef:
+    """The function of that name in a file, or in one of its classes."""
+    bodies = (
+        [n.body for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == owner] if owner else [tree.body]
+    )
+    [found] = [node for body in bodies for node in body if isinstance(node, ast.FunctionDef) and node.name == name]
+    return found
+
+
+def arguments(found: ast.FunctionDef) -> tuple[str, ...]:
+    return tuple(a.arg for a in found.args.args)
+
+
+def test_the_recorded_signatures_are_the_sources(source: Callable[[str], ast.Module]) -> None:
+    """The arguments that calls are checked against are those of the pinned version's source, in their order; its
+    decoder's forward pass takes by name what the kit, and the stand-in, give it."""
+    loaded = function(source("loader.py"), "from_pretrained", "FastLanguageModel")
+    patched = function(source("llama.py"), "patch_peft_model", "FastLlamaModel")
+    assert arguments(loaded) == SIGNATURES["from_pretrained"]
+    assert arguments(patched) == SIGNATURES["patch_peft_model"]
+    forward = arguments(function(source("llama.py"), "LlamaModel_fast_forward"))
+    assert {"input_ids", "inputs_embeds", "attention_mask", "use_cache"} <= set(forward)
+    assert set(inspect.signature(_fast_forward).parameters) <= set(forward)
+
+
+def test_the_stand_in_has_the_traps_of_the_source(source: Callable[[str], ast.Module]) -> None:
+    """What the stand-in does otherwise than transformers stands in the pinned version's source."""
+    llama = source("llama.py")
+    forward = function(llama, "LlamaModel_fast_forward")
+    in_training = [n for n in ast.walk(forward) if isinstance(n, ast.If) and "self.training" in ast.unparse(n.test)]
+    assert any("attention_mask = None" in map(ast.unparse, node.body) for node in in_training)
+    for where, statement in (
+        (forward, "past_key_values_length = past_key_values[0][0].shape[2]"),
+        (forward, "use_sliding_window = idx % 2 == 0"),
+        (function(llama, "LlamaDecoderLayer_fast_forward"), "outputs = (hidden_states,)"),
+        (function(llama, "from_pretrained", "FastLlamaModel"), "tokenizer.padding_side = 'left'"),
+    ):
+        assert statement in [ast.unparse(node) for node in ast.walk(where) if isinstance(node, ast.Assign)], statement
 
 
 # --- the same results -------------------------------------------------------------------------------------------------
@@ -271,6 +355,21 @@ def test_nothing_trains_that_was_not_chosen(both: Callable[..., tuple[Model, Mod
     trains = [name for name, p in fast.network.named_parameters() if p.requires_grad]
     assert len(trains) == len(chosen) == 2 * 14
     assert all(".second." in name and ("layers.0." in name or "layers.1." in name) for name in trains)
+
+
+def test_rows_stay_within_the_window_of_gemma2(both: Callable[..., tuple[Model, Model]]) -> None:
+    """Cut behind an even layer, Gemma 2's layers above change places and with that what they see, in rows longer than
+    the window: such rows are not taken. Within it the layers above give what they give in the whole model."""
+    plain, fast = both("gemma2", sliding_window=8)
+    assert (plain.window, fast.window) == (512, 8)
+    for length, agrees in ((8, True), (16, False)):
+        batch = plain.batch(random_rows([length]))
+        with torch.no_grad():
+            below = states_at_layer(plain.network, batch, 2)[None]
+            above, fast_above = (states_above(model.network, batch, below, 2) for model in (plain, fast))
+        (assert_close if agrees else assert_far)(fast_above, above)
+    with pytest.raises(UserError, match="the limit is 8"):
+        encode_prompts(fast.tokenizer, PROMPTS, fast.window)
 
 
 def test_steering_asks_for_the_other_backend(both: Callable[..., tuple[Model, Model]]) -> None:

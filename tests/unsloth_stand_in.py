@@ -1,8 +1,8 @@
 """A stand-in for unsloth where it cannot run: real small models, with what its source and documentation say it changes.
 
-Padding masks are dropped in training, decoder layers return tuples, cache objects are not understood, the tokenizer
-pads on the left, and whatever was frozen among the adapters trains after patching. Its functions take the arguments of
-the pinned version and no others.
+Padding masks are dropped in training, decoder layers return tuples, cache objects are not understood, which layers of
+Gemma 2 see a window only is told by their place, the tokenizer pads on the left, and whatever was frozen among the
+adapters trains after patching. Its functions take the arguments of the pinned version and no others.
 """
 
 import inspect
@@ -15,7 +15,7 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 # Arguments of unsloth 2026.10.7 (unsloth/models/loader.py and llama.py), in their order.
@@ -52,8 +52,12 @@ def _from_pretrained(
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
+    capped = AutoConfig.from_pretrained(model_name).model_type == "gemma2"  # its softcapping only eager attention knows
     network = AutoModelForCausalLM.from_pretrained(
-        model_name, dtype=dtype, quantization_config=nf4 if load_in_4bit else None, attn_implementation="sdpa"
+        model_name,
+        dtype=dtype,
+        quantization_config=nf4 if load_in_4bit else None,
+        attn_implementation="eager" if capped else "sdpa",
     )
     network.max_seq_length = max_seq_length
     _make_fast(network.model)
@@ -88,9 +92,13 @@ def _fast_forward(
         seen = seen & attention_mask[:, None, None, :].bool()
     if position_ids is None:
         position_ids = torch.arange(width)[None]
+    gemma2 = self.config.model_type == "gemma2"
+    near = seen & torch.ones_like(seen).triu(1 - self.config.sliding_window) if gemma2 else seen
     rotary = self.rotary_emb(states, position_ids)
-    for layer in self.layers:
-        (states,) = layer(states, attention_mask=seen, position_ids=position_ids, position_embeddings=rotary)
+    for place, layer in enumerate(self.layers):
+        visible = near if place % 2 == 0 else seen
+        mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
+        (states,) = layer(states, attention_mask=mask, position_ids=position_ids, position_embeddings=rotary)
     return BaseModelOutputWithPast(last_hidden_state=self.norm(states))
 
 
