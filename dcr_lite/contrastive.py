@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dcr_lite import distributed, gradcache
-from dcr_lite.backend import Model, activate, stock, train_only
+from dcr_lite.backend import Model, activate, in_halves, stock, train_only
 from dcr_lite.chat import encode_prompts
 from dcr_lite.data import Pair, pair_batches
 from dcr_lite.geometry import Centre, Geometry, kinds_of_pairs, read_out
@@ -60,16 +60,20 @@ def _passes(model: Model, rows: list[list[int]]) -> list[list[list[int]]]:
 
 def layer_states(model: Model, rows: list[list[int]], layer: int) -> Tensor:
     """Last-token states at ``layer`` of prompts given as token ids, without gradient: (prompts, d_model), float32."""
-    states = []
+
+    def states_of(part: list[list[int]]) -> list[Tensor]:
+        with model.compute():
+            return list(prompt_states(model.network, model.batch(part), layer))
+
+    states: list[Tensor] = []
     model.network.eval()
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     with torch.no_grad():
         for part in _passes(model, [rows[i] for i in by_length]):
-            with model.compute():
-                states.append(prompt_states(model.network, model.batch(part), layer))
+            states += in_halves(states_of, part)
     inverse = torch.empty(len(rows), dtype=torch.long)
     inverse[torch.tensor(by_length)] = torch.arange(len(rows))
-    return torch.cat(states)[inverse.to(states[0].device)]
+    return torch.stack(states)[inverse.to(states[0].device)]
 
 
 def stock_geometry(model: Model, rows: list[list[int]], settings: Contrastive) -> Geometry:

@@ -1,6 +1,5 @@
 """Greedy answers and refusal scores of many prompts, in batches of similar length behind their shared prefix."""
 
-import contextlib
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from dcr_lite.backend import Model
+from dcr_lite.backend import Model, in_halves
 from dcr_lite.errors import UserError
 from dcr_lite.hidden_states import adding, decoder_of, vocabulary_logits
 from dcr_lite.packing import shared_prefix
@@ -233,21 +232,10 @@ def answer(
 
         lengths = [len(row) for row in rows]
         for chosen in _batches(lengths, model.prompts_at_once, equal_length=not model.packs):
-            for i, said in zip(chosen, _in_halves(say, chosen), strict=True):
+            for i, said in zip(chosen, in_halves(say, chosen), strict=True):
                 answers[i] = said
             progress(len(chosen))
     return [a for a in answers if a is not None]
-
-
-def _in_halves(say: Callable[[list[int]], list[Answer]], chosen: list[int]) -> list[Answer]:
-    """Answers of a batch, or of its halves one after the other where memory does not suffice for the whole."""
-    if len(chosen) == 1:
-        return say(chosen)
-    with contextlib.suppress(torch.OutOfMemoryError):
-        return say(chosen)
-    torch.cuda.empty_cache()  # nothing holds the tensors of the failed pass any more: their blocks can be had again
-    half = len(chosen) // 2
-    return _in_halves(say, chosen[:half]) + _in_halves(say, chosen[half:])
 
 
 class Speech:

@@ -79,6 +79,11 @@ def load_base(settings: Settings) -> tuple[Model, str]:
     try:
         model = backend.load(path, on.device, on.precision, on.four_bit, choice)
         set_format(model.tokenizer, settings.chat_format)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"memory runs out while {settings.model} is loaded. Close what else uses it, load the model with "
+            "--four-bit True, or take the recipe of a smaller one; --plan shows what fits which card."
+        ) from None
     except (OSError, ValueError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{settings.model} cannot be loaded as a chat model: {reason}") from None

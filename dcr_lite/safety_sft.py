@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dcr_lite import distributed
-from dcr_lite.backend import Model, train_only
+from dcr_lite.backend import Model, in_halves, train_only
 from dcr_lite.chat import encode_conversations
 from dcr_lite.data import Conversation, sft_batches
 from dcr_lite.fit import free_memory
@@ -67,6 +67,14 @@ class _StoredStates:
         self.shared = torch.empty(0)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
         model.network.eval()
+
+        def states_of(chosen: list[int]) -> list[Tensor]:
+            batch = model.batch([rows[i].ids for i in chosen], prefix)
+            with model.compute():
+                states = states_at_layer(model.network, batch, layer).cpu()
+            self.shared = states[: batch.shared].clone()
+            return [states[places.cpu()].clone() for places in batch.index]
+
         start, most = 0, model.tokens_per_pass
         with torch.no_grad():
             while start < len(order):
@@ -74,12 +82,7 @@ class _StoredStates:
                 while stop < len(order) and (stop == start or tokens + len(rows[order[stop]].ids) <= most):
                     tokens += len(rows[order[stop]].ids)
                     stop += 1
-                batch = model.batch([rows[i].ids for i in order[start:stop]], prefix)
-                with model.compute():
-                    states = states_at_layer(model.network, batch, layer).cpu()
-                self.shared = states[: batch.shared].clone()
-                for i, places in zip(order[start:stop], batch.index, strict=True):
-                    self.rows[i] = states[places.cpu()].clone()
+                self.rows |= zip(order[start:stop], in_halves(states_of, order[start:stop]), strict=True)
                 start = stop
 
     def of(self, batch: Batch, chosen: list[int]) -> Tensor:

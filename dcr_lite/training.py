@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dcr_lite import distributed
-from dcr_lite.backend import Model, adapter_weights, set_adapter_weights
+from dcr_lite.backend import NO_ROOM, Model, adapter_weights, set_adapter_weights
 from dcr_lite.errors import UserError
 
 WARMUP = 0.1  # of all steps: Adam's second moments are not yet estimated in the first ones
@@ -149,10 +149,7 @@ class Loop:
                     "lowered on the way: take smaller batches, or a single process, which lowers its own."
                 )
             if not self.model.narrow():
-                raise UserError(
-                    f"{self.name}: memory runs out even with one row at a time. Close what else uses it, lower --rank, "
-                    "load the model with --four-bit True, or take a smaller one; --plan shows what fits which card."
-                )
+                raise UserError(f"{self.name}: {NO_ROOM}")
             torch.cuda.empty_cache()
             print(f"{self.name}: out of memory; goes on with {self.model.tokens_per_pass:,} tokens at once", flush=True)
 

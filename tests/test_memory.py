@@ -21,11 +21,14 @@ from tiny_models import ADAPTER, LAYERS, add_random_adapter, assert_close, rando
 from dcr_lite import fit as fit_module
 from dcr_lite import job, loading, memory, safety_sft
 from dcr_lite.backend import Model, adapter_weights, add_adapter, train_only
+from dcr_lite.contrastive import layer_states
+from dcr_lite.data import Conversation
 from dcr_lite.errors import UserError
 from dcr_lite.fit import CARDS, LEAST_TOKENS, MOST_TOKENS, Need, fit, needs, shape_of
 from dcr_lite.generation import answer
 from dcr_lite.hidden_states import decoder_of, states_at_layer
 from dcr_lite.memory import KNOWN
+from dcr_lite.safety_sft import SafetySFT
 from dcr_lite.settings import Settings
 from dcr_lite.training import Loop
 
@@ -275,6 +278,49 @@ def test_answers_that_do_not_fit_together_are_given_in_halves(tiny_model: MakeMo
     assert [a.text for a in got] == [a.text for a in expected]
     assert [a.refusal_log_odds for a in got] == pytest.approx([a.refusal_log_odds for a in expected], abs=1e-4)
     assert sum(done) == len(rows)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"], ids=["packed", "padded"])
+def test_states_that_do_not_fit_together_are_computed_in_halves(tiny_model: MakeModel, architecture: str) -> None:
+    """Layer-L states of prompts that cannot go through together are those of all at once, in the order given; where not
+    even one fits, the cure is named."""
+    model = tiny_model(architecture)
+    rows = random_rows([5, 1, 9, 5, 8, 2, 9], shared=3)
+    expected = layer_states(model, rows, 2)
+    with room_for(model, 30, training=False) as tried:
+        got = layer_states(model, rows, 2)
+    assert max(tried) > 30
+    assert_close(got, expected, 1e-5)
+    with room_for(model, 3, training=False), pytest.raises(UserError, match=r"even with one row at a time.*--plan"):
+        layer_states(model, rows, 2)
+
+
+def test_stored_states_that_do_not_fit_together_are_computed_in_halves(tiny_model: MakeModel) -> None:
+    """Stage 2 stores the same states, and takes the same steps, where few rows at once go through the layers below."""
+    rows = [Conversation(f"Name {n} cats.", f"Here is a list of {n} cats.") for n in range(2, 12)]
+    losses = []
+    for tokens in (10_000, 60):
+        model = tiny_model()
+        add_random_adapter(model)
+        with room_for(model, tokens, training=False) as tried:
+            done = safety_sft.safety_sft(model, ADAPTER, rows, SafetySFT(1, 1, 4, 1e-2), seed=0)
+        assert max(tried) > 60
+        losses.append([row["loss"] for row in done.metrics if "loss" in row])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_a_model_that_cannot_be_loaded_for_memory_is_a_sentence(
+    tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that runs out while weights are loaded, whatever the estimate said, ends with the cure."""
+
+    def load(*args: Any) -> Model:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(loading.backend, "load", load)
+    done = run_here(flags(tiny_folder("llama"), save_rows(tmp_path / "rows"), tmp_path / "run"))
+    assert done.code == 1
+    assert "is loaded. Close what else uses it, load the model with --four-bit True" in done.err
 
 
 def test_states_too_many_to_hold_are_computed_again(
