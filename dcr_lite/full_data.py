@@ -42,9 +42,21 @@ MEASURED = (
     HubSet("bench-llm/or-bench", "or-bench-hard-1k", ("prompt", "category"), "CC-BY-4.0"),
     HubSet("bench-llm/or-bench", "or-bench-toxic", ("prompt", "category"), "CC-BY-4.0"),
 )
-INSTRUCTIONS = HubSet("yahma/alpaca-cleaned", None, ("instruction", "input", "output"), "CC-BY-4.0")
+INSTRUCTIONS = HubSet(
+    "yahma/alpaca-cleaned",
+    None,
+    ("instruction", "input", "output"),
+    "CC-BY-4.0 (the original Alpaca: CC-BY-NC-4.0)",
+)
 # The Safety-Tuned LLaMAs refusals (github.com/vinid/safety-tuned-llamas), which the paper's stage 2 uses.
 REFUSALS = HubSet("fedyanin/safety_llamas", None, ("prompt", "chosen"), "CC-BY-NC-4.0")
+
+# By the files written below; the pairs hold the shipped ones as well.
+SOURCES = {
+    "pairs.jsonl": (TOXIC, SEEMINGLY_TOXIC),
+    "instructions.jsonl": (INSTRUCTIONS,),
+    "refusals.jsonl": (REFUSALS,),
+}
 
 Load = Callable[[HubSet], Iterable[dict[str, Any]]]
 
@@ -74,6 +86,12 @@ def full_data(cache: Path | None = None) -> Files:
         _write(files.instruction_rows, instructions(from_hub))
         _write(files.pairs, [*read_pairs(SHIPPED / "pairs.jsonl"), *pairs])
     return files
+
+
+def sources(path: str | Path) -> tuple[HubSet, ...]:
+    """The public sets that a file of training rows was made from; none for one that was not written here."""
+    *_, data, version, name = ("", "", "", *Path(path).parts)
+    return SOURCES.get(name, ()) if (data, version) == ("data", VERSION) else ()
 
 
 def from_hub(wanted: HubSet) -> Iterable[dict[str, Any]]:

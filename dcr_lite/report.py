@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from dcr_lite.data import LABELS, SHIPPED
 from dcr_lite.evaluation import Measured, discernment, overall_rate, refusal_rates
+from dcr_lite.full_data import HubSet, sources
 from dcr_lite.pictures import METHODS
+from dcr_lite.settings import TRAINING_FILES
 
 
 def method_result(measured: list[Measured]) -> dict[str, Any]:
@@ -153,12 +155,29 @@ def _front_matter(report: dict[str, Any], form: Form, licence: str | None) -> st
     lines = [f"license: {licence}"] if licence else []
     if is_hub_name(report["model"]):
         lines += [f"base_model: {report['model']}", f"base_model_relation: {RELATIONS[form]}"]
+    if sets := _public_sets(report["settings"]):
+        lines.append(f"datasets: [{', '.join(dict.fromkeys(one.name for one in sets))}]")
     lines += [f"library_name: {LIBRARIES[form]}", "pipeline_tag: text-generation", "language: en"]
     return "\n".join([*lines, "tags: [lora, safety, over-refusal, dcr]"])
 
 
+def _public_sets(settings: dict[str, Any]) -> list[HubSet]:
+    return [one for rows in TRAINING_FILES for one in sources(settings[rows])]
+
+
 def _origin(path: str) -> str:
-    return "shipped with dcr-lite, Apache-2.0" if Path(path).parent == SHIPPED else "rows of its own"
+    """Where a file of training rows comes from, and its licence. Told from the end of the path: a run folder may have
+    been copied from another machine."""
+    sets = [f"[{one.name}](https://huggingface.co/datasets/{one.name}), {one.licence}" for one in sources(path)]
+    if Path(path).parts[-3:-1] == SHIPPED.parts[-2:] or (sets and Path(path).name == "pairs.jsonl"):
+        sets.append("shipped with dcr-lite, Apache-2.0")
+    return "; ".join(sets) or "rows of its own"
+
+
+def _licences(settings: dict[str, Any]) -> str:
+    """What the licences of public rows forbid, as a sentence; nothing where they forbid nothing."""
+    bound = [f"{one.name}, {one.licence}" for one in _public_sets(settings) if "-NC-" in one.licence]
+    return f" Some training rows are licensed for non-commercial use: {'; '.join(bound)}." if bound else ""
 
 
 def model_card(report: dict[str, Any], form: Form, licence: str | None = None, place: str = PLACE) -> str:
@@ -200,7 +219,7 @@ minus that on seemingly toxic ones; AUROC says how well the log-odds of refusing
 
 ## Licence
 
-{name}'s own{f" ({licence})" if licence else ""}, which applies to weights derived from it.
+{name}'s own{f" ({licence})" if licence else ""}, which applies to weights derived from it.{_licences(settings)}
 
 ## Limits
 

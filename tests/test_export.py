@@ -19,8 +19,12 @@ from dcr_lite import cli, export
 from dcr_lite.data import SHIPPED
 from dcr_lite.errors import UserError
 from dcr_lite.export import FinishedRun, export_gguf, export_merged, push
+from dcr_lite.full_data import INSTRUCTIONS, REFUSALS, SEEMINGLY_TOXIC, TOXIC, VERSION
 from dcr_lite.merge import Merged
+from dcr_lite.settings import TRAINING_FILES
 from dcr_lite.weights import SMOLLM2
+
+FILES = {name: path.name for name, path in TRAINING_FILES.items()}
 
 
 @pytest.mark.parametrize("make", [export_merged, export_gguf])
@@ -147,6 +151,31 @@ def test_the_card_says_what_there_is_to_know(public_run: FinishedRun) -> None:
         assert str(public_run.path) not in text
     settings = public_run.report["settings"] | {"pairs": str(SHIPPED / "pairs.jsonl")}
     assert "shipped with dcr-lite" in export.model_card(public_run.report | {"settings": settings}, "adapter")
+
+
+def test_the_card_of_a_run_on_public_sets_names_them(public_run: FinishedRun) -> None:
+    """A run on the full data, wherever it was made, names each set with its licence, says what they forbid, and lists
+    them where the Hub looks for them; a run on shipped rows says nothing of the kind."""
+    files = {name: f"/home/me/.cache/dcr-lite/data/{VERSION}/{file}" for name, file in FILES.items()}
+    settings = public_run.report["settings"] | files
+    text = export.model_card(public_run.report | {"settings": settings}, "adapter")
+    for one in (TOXIC, SEEMINGLY_TOXIC, INSTRUCTIONS, REFUSALS):
+        assert f"[{one.name}](https://huggingface.co/datasets/{one.name}), {one.licence}" in text
+    assert "rows of its own" not in text
+    assert "shipped with dcr-lite" in text
+    licence = text.split("## Licence")[1].split("##")[0]
+    assert "non-commercial" in licence
+    assert INSTRUCTIONS.name in licence
+    assert REFUSALS.name in licence
+    assert TOXIC.name not in licence
+    head = huggingface_hub.ModelCard(text).data.to_dict()
+    assert head["datasets"] == [TOXIC.name, SEEMINGLY_TOXIC.name, INSTRUCTIONS.name, REFUSALS.name]
+
+    shipped = {name: f"/usr/lib/python3/site-packages/dcr_lite/data/{file}" for name, file in FILES.items()}
+    text = export.model_card(public_run.report | {"settings": settings | shipped}, "adapter")
+    assert text.count("(shipped with dcr-lite, Apache-2.0)") == 3
+    assert "non-commercial" not in text
+    assert "datasets:" not in text
 
 
 def test_what_was_exported_is_pushed(public_run: FinishedRun, hub: Any, tiny_folder: Callable[..., Path]) -> None:

@@ -24,6 +24,7 @@ from dcr_lite.full_data import (
     MEASURED,
     REFUSALS,
     SEEMINGLY_TOXIC,
+    SOURCES,
     TOXIC,
     HubSet,
     from_hub,
@@ -31,6 +32,7 @@ from dcr_lite.full_data import (
     instructions,
     or_bench_pairs,
     refusals,
+    sources,
 )
 from dcr_lite.settings import FULL_SIZES, SHIPPED_SIZES, TRAINING_FILES, Settings
 
@@ -124,6 +126,8 @@ def test_the_files_are_fetched_once_and_read_as_any_other(hub: list[tuple[Any, .
     """The first time asks the Hub for each set by its name and configuration, later times ask for nothing; the files
     are rows that the kit reads, the shipped pairs among them."""
     files = full_data(tmp_path)
+    for path in (files.pairs, files.instruction_rows, files.refusal_rows):
+        assert sources(path) == SOURCES[path.name]
     assert sorted(hub, key=str) == sorted(((one.name, one.config, "train") for one in SETS), key=str)
     assert full_data(tmp_path) == files
     assert len(hub) == len(SETS)
@@ -166,6 +170,16 @@ def test_every_recipe_can_take_the_shipped_rows(path: Path) -> None:
     assert len(data.refusals) >= chosen.refusals
     assert sum(row.refuses for row in data.baseline_mixture) == chosen.baseline_refusals
     assert "plain" in {prompt.label for prompt in data.watched}
+
+
+def test_the_documents_list_every_set() -> None:
+    """docs/data.md has a row of each set with its columns and its licence; each file that is written has its sets."""
+    lines = (RECIPE.parent.parent / "docs" / "data.md").read_text(encoding="utf-8").splitlines()
+    for one in (TOXIC, SEEMINGLY_TOXIC, INSTRUCTIONS, REFUSALS):
+        [row] = [line for line in lines if line.startswith("|") and f"datasets/{one.name})" in line]
+        assert f"| {', '.join(one.columns)} |" in row
+        assert one.licence in row
+    assert {one for sets in SOURCES.values() for one in sets} == set(SETS) - set(MEASURED)
 
 
 def test_sizes_that_were_asked_for_stay() -> None:
