@@ -299,9 +299,23 @@ def test_whole_job(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
 def test_a_recipes_geometry_on_a_card(tiny_folder: Callable[..., Path], capsys: Any) -> None:
     """The script for a card runs on a CPU with a small shape: speeds of both ways, and the peak beside the estimate."""
     folder = str(tiny_folder("llama"))
-    results = card.main(
-        card.Card(model=folder, tokenizer=folder, prompts=8, prompt_tokens=60, rows=2, row_tokens=100, **QUICK)
-    )
+    case = card.Card(model=folder, tokenizer=folder, prompts=8, prompt_tokens=60, rows=2, row_tokens=100, **QUICK)
+    results = card.main(case)
     assert [r.name.split(":")[0] for r in results] == ["stage1", "stage1", "safety_sft", "safety_sft"]
     assert all(r.ours > 0 and r.theirs > 0 for r in results)
-    assert "estimated peak" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "| part | estimated, GB | allocated, GB | off by | fits 12 GB | tokens of a pass |" in said
+    for part, result in (("stage1", results[1]), ("safety_sft", results[3])):
+        assert f"| {part} | {result.theirs:.2f} | {result.ours:.2f} |" in said
+
+
+def test_a_card_is_planned_for_what_was_asked() -> None:
+    """Llama 3 8B goes through in smaller passes where 12 GB are planned for than where 24 are, however much is free
+    here; the verdict counts CUDA's own memory."""
+    small, large = (card.estimate(card.Card(memory=gb, precision="bfloat16")) for gb in (12.0, 24.0))
+    for part in ("stage1", "safety_sft"):
+        assert small[part][0] <= 12 < large[part][0] <= 24
+        assert small[part][1] < large[part][1]
+    expected, line = card.beside_the_estimate(card.Card(precision="bfloat16"), "stage1", 11.5)
+    assert expected == pytest.approx(small["stage1"][0] - 1)
+    assert f"| {11.5 / expected - 1:+.0%} | no |" in line
