@@ -19,7 +19,9 @@ from dcr_lite.backend import activate
 from dcr_lite.chat import encode_prompts
 from dcr_lite.chat_formats import FORMATS
 from dcr_lite.errors import UserError
+from dcr_lite.fit import CARDS, DESKTOP, fit, needs
 from dcr_lite.generation import answer
+from dcr_lite.memory import KNOWN, weights
 from dcr_lite.report import read_answers
 from dcr_lite.scoring import open_run
 from dcr_lite.settings import Settings
@@ -114,6 +116,28 @@ def test_a_chat_model_is_not_asked_for_twice() -> None:
     done = run_here(["--from-chat-model"])
     assert done.code == 1
     assert "is a chat model already; leave the flag out" in done.err
+
+
+def test_the_documents_say_what_the_recipes_do() -> None:
+    """docs/families.md has of each recipe its models, format, depth, layer, width and learning rates, and the memory
+    that is estimated for it on three cards."""
+    lines = (RECIPE.parent.parent / "docs" / "families.md").read_text(encoding="utf-8").splitlines()
+    for name in RECIPES:
+        settings = settings_of(name)
+        shape = KNOWN[settings.model]
+        base, chat = (settings.model, settings.chat_model) if settings.chat_model else ("-", settings.model)
+        rates = dict.fromkeys((settings.contrastive_learning_rate, settings.sft_learning_rate))
+        said = ", ".join(f"{rate:.0e}".replace("e-0", "e-") for rate in rates)
+        chat_format = "its own" if settings.chat_format == "own" else settings.chat_format
+        kind = [name, base, chat, chat_format, f"{shape.layers}, {settings.layer}", str(shape.width), said]
+        memory = [name, f"{weights(shape, True, 2) / 1e9:.1f} GB"]
+        for card in ("T4", "RTX 3060", "RTX 3090"):
+            free = next(size for title, size in CARDS.items() if title.startswith(card)) - DESKTOP
+            found = fit(needs(shape, settings, True, 2), free, settings.model)
+            peak = max(need.total(found.units[part]) for part, need in found.needs.items())
+            memory.append(f"{peak / 1e9:.1f} GB, {found.units['safety_sft']:,}")
+        for row in (kind, memory):
+            assert "| " + " | ".join(row) + " |" in lines
 
 
 # --- whole runs -------------------------------------------------------------------------------------------------------
