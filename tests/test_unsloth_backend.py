@@ -70,7 +70,7 @@ def both(tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """machine(capability=, installed=) -> what the choice finds here."""
 
-    def pretend(capability: tuple[int, int] = (8, 9), installed: bool = True) -> None:
+    def pretend(capability: tuple[int, int] | None = (8, 9), installed: bool = True) -> None:
         monkeypatch.setattr(unsloth_backend, "_capability", lambda: capability)
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
 
@@ -94,6 +94,7 @@ def test_unsloth_is_taken_where_it_can_work(machine: Callable[..., None]) -> Non
     [
         ("cpu", {}, "llama", "needs a CUDA GPU, and this run is on cpu"),
         ("mps", {}, "llama", "needs a CUDA GPU, and this run is on mps"),
+        ("cuda", {"capability": None}, "llama", "needs a CUDA GPU, and torch sees none"),
         ("cuda", {"capability": (6, 1)}, "llama", "needs a GPU of capability 7.0, and this one has 6.1"),
         ("cuda", {"installed": False}, "llama", "is not installed (pip install 'dcr-lite[gpu]')"),
         ("cuda", {}, "lfm2", "has no fast path for lfm2"),
@@ -129,7 +130,6 @@ def test_looking_for_unsloth_does_not_import_it(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "unsloth" / "__init__.py").write_text("raise NotImplementedError('no accelerator')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "unsloth", raising=False)
-    assert choose("auto", "cuda", "llama").why == "unsloth needs a CUDA GPU, and torch sees none"
     monkeypatch.setattr(unsloth_backend, "_capability", lambda: (8, 9))
     assert choose("auto", "cuda", "llama").name == "unsloth"
     assert "unsloth" not in sys.modules
