@@ -41,13 +41,12 @@ def only_layers(decoder: Any, start: int, stop: int) -> Iterator[None]:
 
 @contextmanager
 def _output_of(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects what a decoder layer puts out, before the final norm (its first output only: a checkpointed layer
-    runs a second time in the backward pass)."""
+    """Collects what a decoder layer puts out in the block, before the final norm. Out of it the layer is not listened
+    to: a checkpointed one runs a second time in the backward pass."""
     captured: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        if not captured:
-            captured.append(output[0] if isinstance(output, tuple) else output)
+        captured.append(output[0] if isinstance(output, tuple) else output)
 
     handle = layer.register_forward_hook(keep)
     try:

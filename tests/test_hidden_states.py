@@ -169,7 +169,7 @@ def test_vocabulary_logits_are_the_models_own(
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing_changes_neither_states_nor_gradients(tiny_model: MakeModel, reentrant: bool) -> None:
     """Models are loaded without gradient checkpointing. With it, of either kind, both halves give the same states and
-    adapter gradients: the first output of a layer is kept, not that of its second run."""
+    adapter gradients, though each layer runs twice."""
     results = []
     for checkpointing in (False, True):
         model = tiny_model()
