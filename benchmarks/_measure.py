@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from dcr_lite import backend
+from dcr_lite import backend, fused
 from dcr_lite.backend import Model
+from dcr_lite.hidden_states import decoder_of
 from dcr_lite.run_folder import hardware
 from dcr_lite.training import Loop, Progress
 from dcr_lite.weights import SMOLLM2, locate
@@ -231,17 +232,19 @@ def gradients(network: torch.nn.Module) -> dict[str, Tensor]:
 # --- what both sides begin with ---------------------------------------------------------------------------------------
 
 
-def load(case: Case, precision: torch.dtype, stock_attention: bool = False, fresh: bool = False) -> Model:
+def load(case: Case, precision: torch.dtype, stock_layers: bool = False, fresh: bool = False) -> Model:
     """The model with an adapter whose every weight has a gradient; a ``fresh`` one changes nothing, and half of its
     weights have none.
 
-    stock_attention: the library's own scaled-dot-product attention in place of the packed one."""
+    stock_layers: the library's own layers and scaled-dot-product attention, nothing of the kit's."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     model = backend.load(locate(case.model)[0], case.where, precision, four_bit=False)
-    if stock_attention and model.packs:
+    if stock_layers and model.packs:
         model.network.set_attn_implementation("sdpa")
     backend.add_adapter(model, ADAPTER, RANK, case.seed)
+    if stock_layers:
+        fused.unfuse(decoder_of(model.network))
     if fresh:
         return model
     generator = torch.Generator().manual_seed(case.seed)

@@ -38,13 +38,13 @@ class Evaluation(Case):
     """A trained adapter's folder (RUN/adapter): its answers refuse as a run's do. Unset: the stock model's answers."""
 
 
-def load_adapted(case: Evaluation, precision: torch.dtype, stock_attention: bool = False) -> Any:
+def load_adapted(case: Evaluation, precision: torch.dtype, stock_layers: bool = False) -> Any:
     """The model with the adapter asked for, or one that changes nothing."""
     from safetensors.torch import load_file
 
     from dcr_lite.backend import set_adapter_weights
 
-    model = load(case, precision, stock_attention, fresh=True)
+    model = load(case, precision, stock_layers, fresh=True)
     if case.adapter:
         set_adapter_weights(model, ADAPTER, load_file(case.adapter / "adapter_model.safetensors"))
     return model
@@ -75,7 +75,7 @@ def _generate(case: Evaluation, precision: torch.dtype, batch: int) -> Step:
     from dcr_lite.chat import encode_prompts
     from dcr_lite.judge import is_refusal
 
-    model, prompts = load_adapted(case, precision, stock_attention=True), prompts_of(case)
+    model, prompts = load_adapted(case, precision, stock_layers=True), prompts_of(case)
     model.network.eval()
     filler = model.tokenizer.pad_token_id
 

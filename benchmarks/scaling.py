@@ -91,11 +91,12 @@ def weights(case: Scaling) -> int:
     return round(case.layers * case.width**2 * (2 + 2 / 3 + 8))
 
 
-def build_model(case: Scaling, precision: torch.dtype, stock_attention: bool) -> Any:
+def build_model(case: Scaling, precision: torch.dtype, stock_layers: bool) -> Any:
     """A Llama with random weights and an adapter without zeros."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from dcr_lite import backend
+    from dcr_lite import backend, fused
+    from dcr_lite.hidden_states import decoder_of
     from dcr_lite.packing import ATTENTION
 
     heads = case.width // 64
@@ -113,9 +114,11 @@ def build_model(case: Scaling, precision: torch.dtype, stock_attention: bool) ->
     if case.where == "cpu":
         backend.keep_freed_memory()
     network = AutoModelForCausalLM.from_config(config, dtype=precision).to(case.where).requires_grad_(False)
-    network.set_attn_implementation("sdpa" if stock_attention else ATTENTION)
+    network.set_attn_implementation("sdpa" if stock_layers else ATTENTION)
     model = backend.Model(network, None, case.where, precision, False)
     backend.add_adapter(model, ADAPTER, RANK, case.seed)
+    if stock_layers:
+        fused.unfuse(decoder_of(model.network))
     generator = torch.Generator().manual_seed(case.seed)
     changed = {
         key: torch.randn(value.shape, generator=generator) * 0.02
@@ -152,7 +155,7 @@ def our_step(case: Scaling, precision: torch.dtype) -> Step:
     from dcr_lite.contrastive import _passes
     from dcr_lite.hidden_states import prompt_states
 
-    model = build_model(case, precision, stock_attention=False)
+    model = build_model(case, precision, stock_layers=False)
 
     def encode(part: list[list[int]]) -> Tensor:
         with model.compute():
@@ -176,7 +179,7 @@ def _plain_states(model: Any, rows: list[list[int]], layer: int) -> Tensor:
 
 def plain_step(case: Scaling, precision: torch.dtype) -> Step:
     """The same from the whole model on padded rows."""
-    model = build_model(case, precision, stock_attention=True)
+    model = build_model(case, precision, stock_layers=True)
 
     def step(i: int) -> Outcome:
         loss = loss_of(_plain_states(model, rows_of(case, case.batch, i), case.layer))
@@ -190,13 +193,13 @@ def our_states(case: Scaling, precision: torch.dtype) -> Step:
     """States at L of many prompts, without a gradient."""
     from dcr_lite.contrastive import layer_states
 
-    model = build_model(case, precision, stock_attention=False)
+    model = build_model(case, precision, stock_layers=False)
     return lambda i: {"states": layer_states(model, rows_of(case, case.prompts, i), case.layer)}
 
 
 def plain_states(case: Scaling, precision: torch.dtype) -> Step:
     """The same from the whole model on padded batches."""
-    model = build_model(case, precision, stock_attention=True)
+    model = build_model(case, precision, stock_layers=True)
     model.network.eval()
 
     @torch.no_grad()

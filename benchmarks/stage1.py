@@ -45,14 +45,14 @@ class Stage1(Case):
     """In a batch, half of each kind."""
 
 
-def prepare(case: Stage1, precision: torch.dtype, stock_attention: bool = False) -> tuple[Any, Any, Any]:
+def prepare(case: Stage1, precision: torch.dtype, stock_layers: bool = False) -> tuple[Any, Any, Any]:
     """(model, loop of stage 1, (rows, batches, geometry, settings)): what both sides begin with."""
     from dcr_lite import contrastive
     from dcr_lite.data import SHIPPED, pair_batches, read_pairs
     from dcr_lite.hidden_states import depth
     from dcr_lite.losses import supervised_contrastive
 
-    model = load(case, precision, stock_attention=stock_attention)
+    model = load(case, precision, stock_layers=stock_layers)
     layer = depth(model.network) // 2 if case.layer is None else case.layer
     pairs = read_pairs(SHIPPED / "pairs.jsonl")
     steps = case.repetitions + 1
@@ -85,7 +85,7 @@ def plain(case: Stage1, precision: torch.dtype) -> Step:
     from dcr_lite.losses import cosine_similarity
     from dcr_lite.packing import pad
 
-    model, _, (rows, batches, geometry, how) = prepare(case, precision, stock_attention=True)
+    model, _, (rows, batches, geometry, how) = prepare(case, precision, stock_layers=True)
     model.network.train()
     n = len(rows) // 2
 

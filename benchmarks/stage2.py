@@ -111,7 +111,7 @@ def trl(case: Stage2, precision: torch.dtype) -> Step:
     from dcr_lite.data import sft_batches
 
     disable_progress_bars()
-    model = load(case, precision, stock_attention=True)
+    model = load(case, precision, stock_layers=True)
     for key, parameter in model.network.named_parameters():
         parameter.requires_grad_(f".{ADAPTER}." in key)
     rows = conversations(case)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from dcr_lite import unsloth_backend
+from dcr_lite import fused, unsloth_backend
 from dcr_lite.errors import UserError
 from dcr_lite.fit import LEAST_TOKENS, MOST_PROMPTS, MOST_TOKENS
 from dcr_lite.hidden_states import decoder_of
@@ -252,6 +252,8 @@ def _make_ready(model: Model, name: str) -> None:
         if isinstance(module, LoraLayer):
             # Autocast picks the type of each product; peft's own cast to float32 would only be undone by it.
             module.cast_input_dtype_enabled = model.precision == torch.float32
+    if model.device == "cpu":
+        fused.fuse(decoder_of(model.network))
     activate(model, name)
 
 

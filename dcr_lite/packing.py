@@ -133,7 +133,6 @@ def packed_attention(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     p, (n, width) = layout.prefix, layout.rows.shape
-    repeats = query.shape[1] // key.shape[1]
 
     def divide(x: Tensor) -> tuple[Tensor, Tensor]:
         """The prefix, and the rows side by side: (1, heads, p, d_head), (rows, heads, width, d_head)."""
@@ -145,24 +144,27 @@ def packed_attention(
     k_rows = torch.cat([k_prefix.expand(n, -1, -1, -1), k_rows], dim=2)
     v_rows = torch.cat([v_prefix.expand(n, -1, -1, -1), v_rows], dim=2)
     # A row's filling stands behind its own tokens, where the causal mask hides it; what it puts out is left out.
-    mask = _row_mask(p, width, query.device)
-    out = _attend(q_rows, repeat_kv(k_rows, repeats), repeat_kv(v_rows, repeats), mask, scaling)
+    out = _attend(q_rows, k_rows, v_rows, _row_mask(p, width, query.device), scaling)
     own = out.transpose(1, 2).flatten(0, 1).index_select(0, layout.own)  # tokens heads d_head
     if not p:
         return own[None], None
-    k, v = repeat_kv(k_prefix, repeats), repeat_kv(v_prefix, repeats)
-    shared = scaled_dot_product_attention(q_prefix, k, v, is_causal=True, scale=scaling)
+    shared = _attend(q_prefix, k_prefix, v_prefix, _row_mask(0, p, query.device), scaling)
     return torch.cat([shared[0].transpose(0, 1), own])[None], None
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
-    """Softmax attention; for short rows on a CPU as two plain products, which the fused kernel is slower than there
-    (a step of stage 1 took 0.88 s instead of 1.07 s). Longer rows are left to the kernel, which stores no scores."""
-    if query.device.type != "cpu" or query.shape[2] > SHORT_ROWS:
+    """Softmax attention. Short rows on a CPU take two plain products, which the fused kernel is slower than there;
+    query heads that share keys and values ask together, so that none is copied. Longer rows are left to the kernel,
+    which stores no scores."""
+    n, heads, new, width = query.shape
+    groups = heads // key.shape[1]
+    if query.device.type != "cpu" or new > SHORT_ROWS:
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
-    scores = query @ key.transpose(-1, -2)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * (scaling or query.shape[-1] ** -0.5)
-    return scores.masked_fill(~mask, -torch.inf).softmax(-1).to(value.dtype) @ value
+    asked = query.reshape(n * key.shape[1], groups * new, width)
+    hidden = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf).repeat(groups, 1)
+    scores = torch.baddbmm(hidden, asked, key.flatten(0, 1).transpose(1, 2), alpha=scaling or width**-0.5)
+    return (scores.softmax(-1) @ value.flatten(0, 1)).view(n, heads, new, width)
 
 
 def _few_tokens_attention(

@@ -1,0 +1,145 @@
+"""Claims about the fused layers: values and gradients of the library's own layers, with less kept in between."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft.tuners.lora import Linear as LoraLinear
+from tiny_models import ADAPTER, PACKABLE, add_random_adapter, assert_close, random_rows, take_gradients
+from torch import Tensor, nn
+from torch.nn.functional import silu
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from dcr_lite import fused
+from dcr_lite.backend import Model, stock, train_only
+from dcr_lite.hidden_states import decoder_of, states_at_layer
+
+MakeModel = Callable[..., Model]
+LAST = 3
+
+
+def unfused(model: Model) -> Model:
+    """The same model with the library's own layers."""
+    other = copy.deepcopy(model)
+    fused.unfuse(decoder_of(other.network))
+    return other
+
+
+def fused_kinds(model: Model) -> set[str]:
+    """Which layers of the decoder run through a fused function."""
+    return {type(m).__name__ for m in decoder_of(model.network).modules() if "forward" in m.__dict__}
+
+
+@pytest.mark.parametrize("architecture", PACKABLE)
+def test_a_decoder_has_the_librarys_values_and_gradients(tiny_model: MakeModel, architecture: str) -> None:
+    model = tiny_model(architecture)
+    add_random_adapter(model)
+    plain = unfused(model)
+    assert len(fused_kinds(model)) == 3
+    assert not fused_kinds(plain)
+    rows = random_rows([5, 9, 2], shared=4)
+    outcome = []
+    for each in (model, plain):
+        parameters = train_only(each, ADAPTER, range(LAST + 1))
+        states = states_at_layer(each.network, each.batch(rows), LAST)
+        states.square().sum().backward()
+        outcome.append([states.detach(), *take_gradients(parameters)])
+    for ours, theirs in zip(*outcome, strict=True):
+        assert_close(ours, theirs)
+
+
+def test_without_its_adapter_a_fused_model_is_the_stock_model(tiny_model: MakeModel) -> None:
+    model = tiny_model("llama")
+    batch = model.batch(random_rows([5, 9], shared=4))
+    with torch.no_grad():
+        bare = states_at_layer(model.network, batch, LAST)
+        add_random_adapter(model)
+        adapted = states_at_layer(model.network, batch, LAST)
+        with stock(model):
+            again = states_at_layer(model.network, batch, LAST)
+    assert_close(again, bare)
+    assert (adapted - bare).norm() > 1e-2 * bare.norm()
+
+
+def test_four_bit_weights_and_other_formulas_are_left_to_the_library(tiny_model: MakeModel) -> None:
+    four_bit = tiny_model("llama", four_bit=True)
+    add_random_adapter(four_bit)
+    assert fused_kinds(four_bit) == {"LlamaMLP", "LlamaRMSNorm"}
+    gemma = tiny_model("gemma2")
+    add_random_adapter(gemma)
+    assert all(isinstance(m, LoraLinear) for m in decoder_of(gemma.network).modules() if "forward" in m.__dict__)
+
+
+def both_gradients(ours: Callable[..., Tensor], theirs: Callable[..., Tensor], *inputs: Tensor) -> None:
+    """The two functions have the same value, and the same gradient in every input, for an arbitrary gradient behind."""
+    outcome = []
+    for function in (ours, theirs):
+        own = [x.clone().requires_grad_() for x in inputs]
+        out = function(*own)
+        (out * torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+        outcome.append([out.detach(), *(x.grad for x in own)])
+    for one, other in zip(*outcome, strict=True):
+        assert one is not None
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+sizes = st.integers(1, 9)
+
+
+@given(sizes, sizes, sizes, st.integers(1, 4), st.sampled_from([1.0, 0.5, 2.0]), st.booleans())
+def test_a_low_rank_layer(n: int, wide: int, out: int, rank: int, scaling: float, biased: bool) -> None:
+    torch.manual_seed(n * 100 + wide * 10 + out)
+    weight, bias = torch.randn(out, wide), torch.randn(out) if biased else None
+
+    def plain(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return nn.functional.linear(x, weight, bias) + scaling * (x @ a.T @ b.T)
+
+    def ours(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return fused.LowRank.apply(x, weight, bias, a, b, scaling)
+
+    both_gradients(ours, plain, torch.randn(n, wide), torch.randn(rank, wide), torch.randn(out, rank))
+
+
+@given(sizes, sizes, st.floats(0.1, 20))
+def test_a_swiglu(n: int, wide: int, size: float) -> None:
+    torch.manual_seed(n * 10 + wide)
+    gate, up = size * torch.randn(n, wide), torch.randn(n, wide)
+    both_gradients(fused.SwiGLU.apply, lambda g, u: silu(g) * u, gate, up)
+
+
+@given(sizes, st.integers(2, 9), st.floats(0.01, 100))
+def test_a_norm(n: int, wide: int, size: float) -> None:
+    torch.manual_seed(n * 10 + wide)
+    norm = LlamaRMSNorm(wide)
+    norm.weight = nn.Parameter(torch.randn(wide), requires_grad=False)
+
+    def ours(x: Tensor) -> Tensor:
+        return fused.RMSNorm.apply(x, norm.weight, norm.variance_epsilon)
+
+    both_gradients(ours, norm, size * torch.randn(n, wide))
+
+
+def test_less_is_kept_for_the_backward_pass(tiny_model: MakeModel) -> None:
+    """Bytes of activations that autograd saves in a pass over all layers, every storage counted once."""
+
+    def kept(model: Model) -> int:
+        train_only(model, ADAPTER, range(LAST + 1))
+        weights = {p.untyped_storage().data_ptr() for p in model.network.parameters()}
+        storages: dict[int, int] = {}
+
+        def pack(x: Tensor) -> Any:
+            if (place := x.untyped_storage().data_ptr()) not in weights:
+                storages[place] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), model.compute():
+            states_at_layer(model.network, model.batch(random_rows([30, 40])), LAST)
+        return sum(storages.values())
+
+    model = tiny_model("llama", torch.bfloat16)
+    add_random_adapter(model)
+    assert kept(model) < 0.9 * kept(unfused(model))
