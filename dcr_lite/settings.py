@@ -15,7 +15,7 @@ TRAINING_FILES = {
 # Rows of safety SFT. The paper's, for the full data; and what another recipe than SmolLM2's takes of the shipped rows,
 # about the shares that SmolLM2 was measured with.
 FULL_SIZES = {"instructions": 20_000, "refusals": 1_000, "baseline_refusals": 1_000}
-SHIPPED_SIZES = {"instructions": 560, "refusals": 80, "baseline_refusals": 128}
+SHIPPED_SIZES = {"instructions": 560, "refusals": 128, "baseline_refusals": 128}
 
 
 @dataclass
