@@ -1,14 +1,20 @@
-"""What stage 1's defaults rest on: separation of development pairs (AUROC of the read-out) after each variant.
+"""What stage 1's defaults rest on: how far apart unseen pairs lie after each variant of it.
 
-    python benchmarks/stage1_choices.py                      # all variants, seed 0, about two minutes each on two cores
-    python benchmarks/stage1_choices.py --only circle layer  # those whose name contains one of the words
+    python benchmarks/stage1_choices.py                        # all variants, seed 0: three minutes each on one core
+    python benchmarks/stage1_choices.py --only circle --seeds 0 1
+    python benchmarks/stage1_choices.py --layers               # the stock model's layers, one pass, no training
 
-One line a variant. Development pairs share no focus word with the pairs that stage 1 trains on; the held-out part stays
-out of it. Results are kept in --json, and variants found there are not run again.
+One line a variant: the AUROC of toxic against seemingly toxic states of the development pairs, which share no focus
+word with the pairs that stage 1 trains on, read along the difference of the two means of training pairs. "own": in the
+geometry that the variant trains in; it also picks the step that is kept. "whitened": every variant in the default's, so
+that the columns of two variants can be compared. 95 % bootstrap intervals over prompts. The held-out part stays out.
+
+Results are kept in --json, and variants found there are not run again.
 """
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,25 +23,66 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # recipes/ is no package
 
+from dcr_lite.data import SHIPPED, Pair, read_conversations
 from recipes.smollm2_135m import SETTINGS
 
+RAW: dict[str, Any] = {"centre": "none", "whiten": False}
+CENTRED: dict[str, Any] = {"centre": "batch", "whiten": False}
+CIRCLE, INFO_NCE = {"contrastive_loss": "circle"}, {"contrastive_loss": "info_nce"}
+
+
+def unmatched(pairs: list[Pair]) -> list[Pair]:
+    """Both sides as they are, but never the two of one pair in one step: the other side is half a list away."""
+    shift = len(pairs) // 2
+    return [replace(p, seemingly_toxic=pairs[i - shift].seemingly_toxic) for i, p in enumerate(pairs)]
+
+
+def other_source(pairs: list[Pair]) -> list[Pair]:
+    """Toxic prompts of another file, written without a counterpart, against the pairs' seemingly toxic sides."""
+    toxic = [row.prompt for row in read_conversations(SHIPPED / "refusals.jsonl")]
+    return [replace(p, toxic=toxic[i % len(toxic)]) for i, p in enumerate(pairs)]
+
+
+def two_to_one(pairs: list[Pair]) -> list[Pair]:
+    """Half as many seemingly toxic prompts, each twice as often: the paper's ratio, its batches balanced as there."""
+    half = len(pairs) // 2
+    return [replace(p, seemingly_toxic=pairs[i % half].seemingly_toxic) for i, p in enumerate(pairs)]
+
+
+def one_to_two(pairs: list[Pair]) -> list[Pair]:
+    """Half as many toxic prompts, each twice as often."""
+    half = len(pairs) // 2
+    return [replace(p, toxic=pairs[i % half].toxic) for i, p in enumerate(pairs)]
+
+
+# Changes of the recipe's settings; "pairs": a function that changes the training pairs.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "supervised contrastive, temperature 1": {"temperature": 1.0},
-    "supervised contrastive, temperature 0.2": {"temperature": 0.2},
-    "supervised contrastive, temperature 0.1": {"temperature": 0.1},
-    "info nce": {"contrastive_loss": "info_nce"},
-    "circle": {"contrastive_loss": "circle"},
-    "not whitened": {"whiten": False},
-    "centred by the stock mean": {"centre": "stock"},
-    "centred by the stock mean, not whitened": {"centre": "stock", "whiten": False},
-    "the paper's (circle, raw states)": {"paper": True},
-    "layer 10": {"layer": 10},
-    "layer 20": {"layer": 20},
+    "default: supervised contrastive, centred, whitened": {},
+    "supervised contrastive, centred": CENTRED,
+    "supervised contrastive, raw states": RAW,
+    "circle, centred, whitened": CIRCLE,
+    "circle, centred": CIRCLE | CENTRED,
+    "circle, raw states (the paper's)": CIRCLE | RAW,
+    "info nce, centred, whitened": INFO_NCE,
+    "info nce, centred": INFO_NCE | CENTRED,
+    "info nce, raw states": INFO_NCE | RAW,
+    "unmatched pairs": {"pairs": unmatched},
+    "toxic prompts of another source": {"pairs": other_source},
+    "two toxic to one seemingly toxic": {"pairs": two_to_one},
+    "one toxic to two seemingly toxic": {"pairs": one_to_two},
+    "layer 9": {"layer": 9},
+    "layer 12": {"layer": 12},
+    "layer 18": {"layer": 18},
+    "layer 21": {"layer": 21},
+    "temperature 0.1": {"temperature": 0.1},
+    "temperature 0.2": {"temperature": 0.2},
+    "temperature 1": {"temperature": 1.0},
+    "centred by the stock mean, whitened": {"centre": "stock"},
     "half the learning rate": {"contrastive_learning_rate": SETTINGS.contrastive_learning_rate / 2},
     "twice the learning rate": {"contrastive_learning_rate": SETTINGS.contrastive_learning_rate * 2},
-    "batch of 64": {"contrastive_batch": 64},
+    "a quarter of the steps": {"contrastive_steps": SETTINGS.contrastive_steps // 4},
     "half the steps": {"contrastive_steps": SETTINGS.contrastive_steps // 2},
+    "twice the steps": {"contrastive_steps": SETTINGS.contrastive_steps * 2},
 }
 
 
@@ -47,17 +94,83 @@ class Choices:
     """Run only variants whose name contains one of these words."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the adapter, the split and the order of pairs."""
+    layers: bool = False
+    """Read the stock model at every layer instead: which layer can tell unseen pairs apart before any training."""
     json: Path = Path("runs/stage1_choices.json")
     """Where results are kept."""
 
 
+def variant(model: Any, name: str, changes: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Stage 1 under these changes, and what it did to the development pairs."""
+    from dcr_lite import job
+    from dcr_lite.contrastive import (
+        REFERENCE_PAIRS,
+        contrastive_refinement,
+        encode_pairs,
+        first_pairs,
+        layer_states,
+        stock_geometry,
+    )  # fmt: skip
+
+    change: Callable[[list[Pair]], list[Pair]] = changes.get("pairs", lambda pairs: pairs)
+    settings = replace(SETTINGS, seed=seed, **{k: v for k, v in changes.items() if k != "pairs"})
+    data = job.load_data(settings)
+    how = job.contrastive_settings(settings)
+    training, rows = change(data.training), encode_pairs(model, data.training)
+    geometries = {
+        "own": stock_geometry(model, encode_pairs(model, training), how),
+        "whitened": stock_geometry(model, rows, replace(how, centre="batch", whiten=True)),
+    }
+    done = contrastive_refinement(model, job.DCR, training, data.development, how, seed, geometries["own"])
+    row: dict[str, Any] = {"variant": name, "seed": seed, "best_step": done.best_step, "seconds": done.seconds}
+    row["development_auroc"] = [m["development_auroc"] for m in done.metrics if "development_auroc" in m]
+    # Read by matched pairs whatever the variant trained on.
+    reference = layer_states(model, first_pairs(rows, REFERENCE_PAIRS), how.layer)
+    unseen = layer_states(model, encode_pairs(model, data.development), how.layer)
+    return row | {key: _read(geometry, reference, unseen) for key, geometry in geometries.items()}
+
+
+def stock_layers() -> None:
+    """A line for every layer of the stock model: its own states of all training pairs fit geometry and direction."""
+    from dcr_lite import job
+    from dcr_lite.contrastive import encode_pairs
+    from dcr_lite.diagnosis import layer_geometries
+    from dcr_lite.directions import last_states
+    from dcr_lite.loading import load_base
+
+    data = job.load_data(SETTINGS)
+    model, _ = load_base(SETTINGS)
+    seen, unseen = (last_states(model, encode_pairs(model, p))[:, :, 0] for p in (data.training, data.development))
+    geometries = layer_geometries(seen, SETTINGS.centre, SETTINGS.whiten)
+    print("| layer | AUROC |\n|---|---|")
+    for layer, states in enumerate(zip(geometries, seen, unseen, strict=True)):
+        print(f"| {layer} | {_cell(_read(*states))} |", flush=True)
+
+
+def _read(geometry: Any, reference: Any, unseen: Any) -> dict[str, Any]:
+    """AUROC and its interval of unseen pairs along the direction of reference pairs."""
+    from dcr_lite.geometry import read_out
+    from dcr_lite.metrics import auroc, auroc_interval
+
+    reading, direction = read_out(geometry, reference)
+    scores = direction.score(reading(unseen)).tolist()
+    sides = scores[: len(scores) // 2], scores[len(scores) // 2 :]
+    return {"auroc": auroc(*sides), "ci95": list(auroc_interval(*sides))}
+
+
+def _cell(read: dict[str, Any]) -> str:
+    return f"{read['auroc']:.3f} ({read['ci95'][0]:.3f}-{read['ci95'][1]:.3f})"
+
+
 def main(choices: Choices) -> None:
     from dcr_lite import backend, job
-    from dcr_lite.contrastive import contrastive_refinement
 
+    if choices.layers:
+        stock_layers()
+        return
     choices.json.parent.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = json.loads(choices.json.read_text()) if choices.json.exists() else []
-    print("| variant | seed | stock | best | at step | last | seconds |\n|---|---|---|---|---|---|---|")
+    print("| variant | seed | own | whitened | kept step | seconds |\n|---|---|---|---|---|---|")
     for seed in choices.seeds:
         model, fresh = None, {}
         for name, changes in VARIANTS.items():
@@ -65,25 +178,15 @@ def main(choices: Choices) -> None:
                 continue
             row = next((r for r in results if (r["variant"], r["seed"]) == (name, seed)), None)
             if row is None:
-                settings = replace(SETTINGS, seed=seed, **changes)
-                data = job.load_data(settings)
                 if model is None:
-                    model, _ = job.load_model(settings)
+                    model, _ = job.load_model(replace(SETTINGS, seed=seed))
                     fresh = backend.adapter_weights(model, job.DCR)
                 backend.set_adapter_weights(model, job.DCR, fresh)
-                how = job.contrastive_settings(settings)
-                done = contrastive_refinement(model, job.DCR, data.training, data.development, how, seed)
-                seen = [m["development_auroc"] for m in done.metrics if "development_auroc" in m]
-                row = {"variant": name, "seed": seed, "development_auroc": seen, "best": done.best}
-                row |= {"best_step": done.best_step, "seconds": done.seconds}
+                row = variant(model, name, changes, seed)
                 results.append(row)
                 choices.json.write_text(json.dumps(results, indent=1))
-            seen = row["development_auroc"]
-            print(
-                f"| {name} | {seed} | {seen[0]:.3f} | {row['best']:.3f} | {row['best_step']} | {seen[-1]:.3f} | "
-                f"{row['seconds']:.0f} |",
-                flush=True,
-            )
+            cells = [name, str(seed), _cell(row["own"]), _cell(row["whitened"]), str(row["best_step"])]
+            print(f"| {' | '.join(cells)} | {row['seconds']:.0f} |", flush=True)
 
 
 if __name__ == "__main__":
