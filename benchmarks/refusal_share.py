@@ -86,8 +86,8 @@ def main(sweep: Sweep) -> None:
                 rows = job.stage2_rows(data, replace(settings, refusals=n), refined["states"])
             else:
                 rows = safety_mixture(data.instructions, data.refusals, settings.instructions, n, seed)
-            above = job.stage2_above(settings) if method == job.DCR else -1
-            how_sft = SafetySFT(above, settings.sft_epochs, settings.sft_batch, settings.sft_learning_rate)
+            above, keep = (job.stage2_above(settings), settings.keep) if method == job.DCR else (-1, 0.0)
+            how_sft = SafetySFT(above, settings.sft_epochs, settings.sft_batch, settings.sft_learning_rate, keep)
             seconds = safety_sft(model, method, rows, how_sft, seed).seconds
             backend.activate(model, method)
             point: dict[str, Any] = {"method": method, "refusals": n, "seed": seed, "seconds": seconds}

@@ -69,6 +69,7 @@ LEAST = {
     "augmentations": 0,
     "sft_epochs": 1,
     "sft_batch": 1,
+    "keep": 0,
     "rank": 1,
     "answer_tokens": 1,
 }
@@ -269,7 +270,8 @@ def train_safety_sft(
     data: Data, settings: Settings,
 ) -> None:  # fmt: skip
     """Safety SFT on ``rows`` of an adapter above layer ``above`` (-1: all layers), as the part ``name`` of the run."""
-    how = SafetySFT(above, settings.sft_epochs, settings.sft_batch, settings.sft_learning_rate)
+    keep = settings.keep if adapter == DCR else 0.0
+    how = SafetySFT(above, settings.sft_epochs, settings.sft_batch, settings.sft_learning_rate, keep)
     watched = encode_prompts(model.tokenizer, [p.prompt for p in data.watched], model.window)
 
     def observe(step: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dcr_lite import distributed
-from dcr_lite.backend import Model, in_halves, train_only
+from dcr_lite.backend import Model, in_halves, stock, train_only
 from dcr_lite.chat import encode_conversations
 from dcr_lite.data import Conversation, sft_batches
 from dcr_lite.fit import free_memory
@@ -20,18 +20,21 @@ from dcr_lite.packing import Batch, shared_prefix
 from dcr_lite.training import Loop, Progress
 
 STORED_SHARE = 0.25  # of this computer's free memory that states of layer L may take
+STOCK_ROWS = 16  # rows whose stock states are computed together
 LOGITS_PER_PASS = 128  # answer tokens whose logits exist at once: 25 MB in float32 for a vocabulary of 49,152
 
 
 @dataclass(frozen=True)
 class SafetySFT:
     """How stage 2 trains. above: the layer above which the adapter trains, counted from 0; -1 trains all layers.
+    keep: weight of the divergence from the stock model, KL(stock || trained) in nats a token of general answers.
     looks: how often it is observed on the way to the end, and once before the first step."""
 
     above: int
     epochs: int
     batch_size: int
     learning_rate: float
+    keep: float = 0.0
     looks: int = 5
 
 
@@ -117,20 +120,62 @@ def _below(model: Model, rows: list[Tokens], prefix: int, layer: int) -> _Stored
     return _StoredStates(model, rows, prefix, layer)
 
 
-def _backward_through_vocabulary(model: Model, states: Tensor, targets: Tensor, n_targets: int) -> float:
+class _Stock:
+    """The stock model's final states, post-norm, from which it predicts every answer token of general rows: what its
+    next-token distributions are computed from when they are needed, for they themselves would fill the memory."""
+
+    def __init__(self, model: Model, rows: list[Tokens], general: list[int], prefix: int):
+        self.rows: dict[int, Tensor] = {}
+        model.network.eval()
+        with torch.no_grad(), stock(model), model.compute():
+            for start in range(0, len(general), STOCK_ROWS):
+                chosen = general[start : start + STOCK_ROWS]
+                batch = model.batch([rows[i].ids for i in chosen], prefix)
+                out = decoder_of(model.network)(**batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+                states = out[_answer_places(batch, [rows[i] for i in chosen])[0]].cpu()
+                lengths = [len(rows[i].answer) for i in chosen]
+                self.rows |= dict(zip(chosen, states.split(lengths), strict=True))
+
+    def of(self, chosen: list[int], rows: list[Tokens], like: Tensor) -> tuple[Tensor, Tensor]:
+        """For every answer token of the chosen rows the stock model's state (tokens, d_model), zeros where there is
+        none, and whether there is one (tokens,)."""
+        states = [self.rows.get(i, like.new_zeros(len(rows[i].answer), like.shape[1])).to(like) for i in chosen]
+        known = [torch.full((len(rows[i].answer),), i in self.rows, device=like.device) for i in chosen]
+        return torch.cat(states), torch.cat(known)
+
+
+def _backward_through_vocabulary(
+    model: Model,
+    states: Tensor,
+    targets: Tensor,
+    n_targets: int,
+    keep: float = 0.0,
+    of_stock: tuple[Tensor, Tensor] | None = None,
+) -> float:
     """Sum of cross-entropies over ``n_targets``, and its gradient: a few tokens' logits at a time, since all of them
-    together would be the largest tensor of the whole stage."""
+    together would be the largest tensor of the whole stage. With what ``_Stock.of`` gives, ``keep`` times the
+    divergence from the stock model is added."""
     leaf = states.detach().requires_grad_()
     total = 0.0
-    for part, wanted in zip(leaf.split(LOGITS_PER_PASS), targets.split(LOGITS_PER_PASS), strict=True):
+    for start in range(0, len(leaf), LOGITS_PER_PASS):
+        part, wanted = leaf[start : start + LOGITS_PER_PASS], targets[start : start + LOGITS_PER_PASS]
         with model.compute():
             logits = vocabulary_logits(model.network, part)
         # The gradient of cross-entropy is softmax minus one at the target: written in place of the logits' copies that
-        # autograd would keep, three passes over them instead of seven.
+        # autograd would keep, three passes over them instead of seven. That of the divergence: softmax minus stock's.
         with torch.no_grad():
-            gradient = logits.log_softmax(-1)
-            total -= gradient.gather(1, wanted[:, None]).sum().item() / n_targets
-            gradient.exp_()
+            log_q = logits.log_softmax(-1)
+            total -= log_q.gather(1, wanted[:, None]).sum().item() / n_targets
+            if of_stock is None:
+                gradient = log_q.exp_()
+            else:
+                before, known = (x[start : start + LOGITS_PER_PASS] for x in of_stock)
+                with model.compute():
+                    log_p = vocabulary_logits(model.network, before).log_softmax(-1)
+                p, weight = log_p.exp(), keep * known[:, None]
+                total += (weight * p * (log_p - log_q)).sum().item() / n_targets
+                q = log_q.exp_()
+                gradient = q + weight * (q - p)
             gradient[torch.arange(len(wanted)), wanted] -= 1
             gradient *= model.gradient_scale / n_targets
         logits.backward(gradient)
@@ -149,13 +194,16 @@ def safety_sft(
     checkpoint: Path | None = None,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Progress:
-    """Train the adapter on answers only: mean cross-entropy over all answer tokens of a batch."""
+    """Train the adapter on answers only: mean cross-entropy over all answer tokens of a batch, and where ``keep`` asks
+    for it the divergence from the stock model on general ones."""
     window = model.window
     encoded = encode_conversations(model.tokenizer, [r.prompt for r in rows], [r.response for r in rows], window)
     tokens = [Tokens(*row) for row in encoded]
     prefix = shared_prefix([row.prompt for row in tokens])
     parameters = train_only(model, adapter, range(settings.above + 1, depth(model.network)))
     below = _below(model, tokens, prefix, settings.above) if settings.above >= 0 else None
+    general = [i for i, row in enumerate(rows) if not row.refuses]
+    before = _Stock(model, tokens, general, prefix) if settings.keep else None
     batches = sft_batches(
         [len(row.ids) for row in tokens], [row.refuses for row in rows], settings.batch_size, settings.epochs, seed
     )
@@ -179,8 +227,10 @@ def safety_sft(
         size = max(1, -(-len(own) // n_passes))
         total = 0.0
         for start in range(0, len(own), size):
-            states, targets = final_states(own[start : start + size])
-            total += _backward_through_vocabulary(model, states, targets, n_targets)
+            chosen = own[start : start + size]
+            states, targets = final_states(chosen)
+            of_stock = before.of(chosen, tokens, states.detach()) if before else None
+            total += _backward_through_vocabulary(model, states, targets, n_targets, settings.keep, of_stock)
         return distributed.total(total)
 
     return Loop(

@@ -63,6 +63,9 @@ class Settings:
     # stage 2: safety SFT
     sft_layers: Literal["above", "all"] = "above"
     """Adapter layers that stage 2 of DCR trains: above L (what stage 1 separated stays separated), or all."""
+    keep: float = 0.0
+    """Weight of a term that keeps what the model knows: in DCR's stage 2, on general answers, KL(stock || trained) of
+    the next token. It takes about half as long again; 0 leaves it out. For chat models: a base model has to change."""
     instructions: int = 288
     """General instructions in the mixture of safety SFT."""
     refusals: int = 24

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import kl_div
 
 from dcr_lite import backend, safety_sft
 from dcr_lite.chat import encode_conversations
@@ -31,8 +32,10 @@ class OneStep:
     gradients: dict[str, Tensor]
 
 
-def one_step(model: Any, above: int, monkeypatch: pytest.MonkeyPatch) -> OneStep:
-    """What stage 2 computes in a step over all ROWS, the adapter moved off its zero start."""
+def one_step(
+    model: Any, above: int, monkeypatch: pytest.MonkeyPatch, rows: list[Conversation] = ROWS, keep: float = 0.0
+) -> OneStep:
+    """What stage 2 computes in a step over all rows, the adapter moved off its zero start."""
     backend.add_adapter(model, "test", rank=4, seed=0)
     torch.manual_seed(1)
     for name, parameter in model.network.named_parameters():
@@ -49,14 +52,16 @@ def one_step(model: Any, above: int, monkeypatch: pytest.MonkeyPatch) -> OneStep
             return OneStep(loss, {name: p.grad.clone() for name, p in named if p.grad is not None})
 
     monkeypatch.setattr(safety_sft, "Loop", Loop)
-    how = SafetySFT(above=above, epochs=1, batch_size=len(ROWS), learning_rate=1e-3)
-    done: Any = safety_sft.safety_sft(model, "test", ROWS, how, seed=0)
+    how = SafetySFT(above=above, epochs=1, batch_size=len(rows), learning_rate=1e-3, keep=keep)
+    done: Any = safety_sft.safety_sft(model, "test", rows, how, seed=0)
     return done
 
 
-def by_transformers(model: Any) -> OneStep:
-    """The same step as transformers computes it: full logits of right-padded rows, prompts masked out of the loss."""
-    rows = encode_conversations(model.tokenizer, [r.prompt for r in ROWS], [r.response for r in ROWS], model.window)
+def by_transformers(model: Any, conversations: list[Conversation] = ROWS, keep: float = 0.0) -> OneStep:
+    """The same step as transformers computes it: full logits of right-padded rows, prompts masked out of the loss, and
+    the divergence from the stock model by torch's own ``kl_div``."""
+    prompts, answers = [r.prompt for r in conversations], [r.response for r in conversations]
+    rows = encode_conversations(model.tokenizer, prompts, answers, model.window)
     width = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids = torch.full((len(rows), width), model.tokenizer.pad_token_id)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
@@ -65,7 +70,14 @@ def by_transformers(model: Any) -> OneStep:
         mask[i, : len(prompt + answer)] = 1
         labels[i, len(prompt) : len(prompt + answer)] = torch.tensor(answer)
     model.network.zero_grad()
-    loss = model.network(input_ids=ids, attention_mask=mask, labels=labels).loss
+    out = model.network(input_ids=ids, attention_mask=mask, labels=labels)
+    loss = out.loss
+    if keep:
+        with torch.no_grad(), backend.stock(model):
+            before = model.network(input_ids=ids, attention_mask=mask).logits
+        general = torch.tensor([not c.refuses for c in conversations])[:, None] & (labels != -100)
+        now, then = (logits[:, :-1][general[:, 1:]].log_softmax(-1) for logits in (out.logits, before))
+        loss = loss + keep * kl_div(now, then, reduction="sum", log_target=True) / (labels != -100).sum()
     loss.backward()
     named = model.network.named_parameters()
     return OneStep(loss.item(), {name: p.grad.clone() for name, p in named if p.grad is not None})
@@ -99,3 +111,25 @@ def test_only_layers_above_get_gradients(tiny_model: MakeModel, monkeypatch: pyt
     trained = {i for i in range(depth) for name in step.gradients if f".layers.{i}." in name}
     assert trained == set(range(1, depth))
     assert all(".layers." in name for name in step.gradients)
+
+
+@pytest.mark.parametrize("above", [-1, 0], ids=["all layers", "above layer 0"])
+@pytest.mark.parametrize("small_passes", [False, True])
+def test_the_divergence_from_the_stock_model_is_torchs(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch, above: int, small_passes: bool
+) -> None:
+    """Over general rows alone: a refusal has to move away from what the stock model says."""
+    rows = [*ROWS, Conversation("harm him", "sorry, not that", refuses=True)]
+    model = tiny_model()
+    if small_passes:
+        model.tokens_per_pass = 40
+        monkeypatch.setattr(safety_sft, "LOGITS_PER_PASS", 3)
+        monkeypatch.setattr(safety_sft, "STOCK_ROWS", 2)
+    ours = one_step(model, above, monkeypatch, rows, keep=0.7)
+    theirs = by_transformers(model, rows, keep=0.7)
+    without = by_transformers(model, rows)
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
+    assert abs(ours.loss - without.loss) > 1e-3 * without.loss
+    assert ours.gradients.keys() == theirs.gradients.keys()
+    for name, gradient in theirs.gradients.items():
+        torch.testing.assert_close(ours.gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
