@@ -1,0 +1,112 @@
+"""What stage 2's defaults rest on: answers to development pairs after each variant of it, from the same stage 1.
+
+    python benchmarks/stage2_choices.py --runs runs/compare/seed0 runs/compare/seed1 runs/compare/seed2
+
+Each run folder holds a finished stage 1 of its own seed. A line a variant and seed: refusal rates on the development
+pairs, J, the AUROC of the log-odds of opening with a refusal, and the loss on the answers of instructions that no
+variant trains on (nats a token). The held-out part stays out. Results are kept in --json, and found there are not run
+again.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "all layers": {"sft_layers": "all"},
+    "refusals drawn from all": {"discerned_refusals": False},
+    "kept near the stock model, 0.3": {"keep": 0.3},
+    "kept near the stock model, 1": {"keep": 1.0},
+    "a quarter of the refusals": {"share": 0.25},
+    "half of the refusals": {"share": 0.5},
+    "a half more refusals": {"share": 1.5},
+}
+
+
+@dataclass
+class Choices:
+    """What to run."""
+
+    runs: tuple[Path, ...]
+    """Run folders with a finished stage 1."""
+    only: tuple[str, ...] = ()
+    """Run only variants whose name contains one of these words."""
+    json: Path = Path("runs/stage2_choices.json")
+    """Where results are kept."""
+
+
+def variant(model: Any, data: Any, refined: dict[str, Any], states: dict[str, Any], settings: Any) -> dict[str, Any]:
+    """Stage 2 under these settings, from a refined adapter, measured on what is for development."""
+    from dcr_lite import backend, job
+    from dcr_lite.data import Prompt
+    from dcr_lite.evaluation import discernment_intervals, measure, overall_rate
+    from dcr_lite.general_ability import answer_loss
+    from dcr_lite.safety_sft import SafetySFT, safety_sft
+
+    backend.set_adapter_weights(model, job.DCR, refined)
+    rows = job.stage2_rows(data, settings, states)
+    used = {row.prompt for row in rows}
+    above = job.stage2_above(settings)
+    how = SafetySFT(above, settings.sft_epochs, settings.sft_batch, settings.sft_learning_rate, settings.keep)
+    seconds = safety_sft(model, job.DCR, rows, how, settings.seed).seconds
+    backend.activate(model, job.DCR)
+    prompts = [Prompt(p.toxic, "toxic", "development") for p in data.development]
+    prompts += [Prompt(p.seemingly_toxic, "seemingly_toxic", "development") for p in data.development]
+    measured = measure(model, prompts, settings.answer_tokens)
+    unused = [row for row in data.instructions if row.prompt not in used]
+    return {
+        **{label: overall_rate(measured, label) for label in ("toxic", "seemingly_toxic")},
+        "discernment": discernment_intervals(measured),
+        "answer_loss": answer_loss(model, unused)["answer_loss"],
+        "refusals": settings.refusals,
+        "seconds": seconds,
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    def cell(value: float, ci95: list[float]) -> str:
+        return f"{value:.2f} ({ci95[0]:.2f}-{ci95[1]:.2f})"
+
+    found = row["discernment"]
+    rates = [cell(row[label]["refusal_rate"], row[label]["ci95"]) for label in ("toxic", "seemingly_toxic")]
+    both = [cell(found[key], found[f"{key}_ci95"]) for key in ("j", "auroc")]
+    ends = [f"{row['answer_loss']:.3f}", f"{row['seconds']:.0f}"]
+    return "| " + " | ".join([row["variant"], str(row["refusals"]), str(row["seed"]), *rates, *both, *ends]) + " |"
+
+
+def main(choices: Choices) -> None:
+    from safetensors.torch import load_file
+
+    from dcr_lite import job
+    from dcr_lite.run_folder import RunFolder, read_settings
+
+    choices.json.parent.mkdir(parents=True, exist_ok=True)
+    results: list[dict[str, Any]] = json.loads(choices.json.read_text()) if choices.json.exists() else []
+    print("| stage 2 | refusals | seed | toxic ↑ | seemingly toxic ↓ | J ↑ | AUROC ↑ | answer loss ↓ | seconds |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for folder in choices.runs:
+        usual = read_settings(folder)
+        run, model = RunFolder(replace(usual, resume=True)), None
+        for name, changes in VARIANTS.items():
+            if choices.only and not any(word in name for word in choices.only):
+                continue
+            row = next((r for r in results if (r["variant"], r["seed"]) == (name, usual.seed)), None)
+            if row is None:
+                if model is None:
+                    data, (model, _) = job.load_data(usual), job.load_model(usual)
+                    refined = load_file(folder / "stage1" / "adapter_model.safetensors")
+                    states = load_file(run.layer_states)
+                share = round(usual.refusals * changes.get("share", 1))
+                settings = replace(usual, refusals=share, **{k: v for k, v in changes.items() if k != "share"})
+                row = {"variant": name, "seed": usual.seed, **variant(model, data, refined, states, settings)}
+                results.append(row)
+                choices.json.write_text(json.dumps(results, indent=1))
+            print(_line(row), flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Choices, description=__doc__))
