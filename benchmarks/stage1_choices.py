@@ -61,6 +61,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "supervised contrastive, centred": CENTRED,
     "supervised contrastive, raw states": RAW,
     "circle, centred, whitened": CIRCLE,
+    "circle, centred, whitened, scale 2": CIRCLE | {"scale": 2.0},  # as soft as the default's temperature
     "circle, centred": CIRCLE | CENTRED,
     "circle, raw states (the paper's)": CIRCLE | RAW,
     "info nce, centred, whitened": INFO_NCE,
