@@ -152,6 +152,35 @@ class Products:
         return best
 
 
+class BareLayers:
+    """The products of base weights in a few layers, forward and backward, with nothing between them: how near a step of
+    these shapes could come at best."""
+
+    LAYERS = 4  # with weights of their own, as in a step: those of one would stay in the cache
+
+    def __init__(self, shape: Shape, tokens: int, device: str, precision: torch.dtype):
+        s = shape
+        maps = [
+            (s.d, s.q),
+            (s.d, s.kv),
+            (s.d, s.kv),
+            (s.q, s.d),
+            (s.d, s.ffn),
+            (s.d, s.ffn),
+            (s.ffn, s.d),
+        ] * self.LAYERS
+        self.triples = [
+            [torch.randn(size, device=device, dtype=precision) for size in ((tokens, i), (o, i), (tokens, o))]
+            for i, o in maps
+        ]
+        self.operations = sum(4 * tokens * i * o for i, o in maps)
+
+    def __call__(self, _i: int) -> None:
+        for x, weight, gradient in self.triples:
+            x @ weight.T
+            gradient @ weight
+
+
 def compiled_results(case: Roofline) -> tuple[list[Result], str]:
     """The step of stage 1 with and without torch.compile on the decoder's layers."""
     from dcr_lite.hidden_states import decoder_of
@@ -182,7 +211,7 @@ def main(case: Roofline) -> list[Result]:
     works = [contrastive_work(case, precision), sft_work(case, precision, False), sft_work(case, precision, True)]
     shape = Shape.of(works[0].network.config, RANK)
     typical = max(64, case.prompts * 16)  # tokens, about a packed step's
-    products = Products(shape, typical, case.where, precision)
+    products, bare = Products(shape, typical, case.where, precision), BareLayers(shape, typical, case.where, precision)
     lines = ["| step 0, billions of operations | needed | whole last layer | torch counts |", "|---|---|---|---|"]
     equal = {}
     for work in works:
@@ -198,15 +227,20 @@ def main(case: Roofline) -> list[Result]:
         if i:
             limit.append(rate)
 
-    seconds = in_turns({work.name: work.step for work in works} | {"product": product}, case.repetitions, case.where)
+    sides = {work.name: work.step for work in works} | {"bare": bare, "product": product}
+    seconds = in_turns(sides, case.repetitions, case.where)
     results = []
     for work in works:
         rates = [work.needed[i + 1].total / s / 1e9 for i, s in enumerate(seconds[work.name])]
         best = [max(limit) / 1e9] * len(rates)
         results.append(Result.of(f"{work.name}: rate", rates, best, "GFLOP/s", equal[work.name]))
+    rates = [bare.operations / t / 1e9 for t in seconds["bare"]]
+    results.append(
+        Result.of("base weights' products alone: rate", rates, [max(limit) / 1e9] * len(rates), "GFLOP/s", 0.0)
+    )
     more = [f"The best product: {products.best_size}.", "\n".join(lines)]
     if case.compile:
-        del works, products
+        del works, products, bare, sides
         compiled, said = compiled_results(case)
         results += compiled
         more.append(said)
