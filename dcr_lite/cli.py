@@ -150,14 +150,11 @@ def compare(
         out: Where everything is kept: comparison.md, comparison.json, trade_off.png, adapters and answers.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from rich.markdown import Markdown
-
     from dcr_lite.compare import compare as run_comparison
-    from dcr_lite.terminal import console
+    from dcr_lite.terminal import show_page
 
     run_comparison(recipe, seeds, prompts, rows, choices, seeds[:1] if curve_seeds is None else curve_seeds, out)
-    console.print(Markdown((out / "comparison.md").read_text(encoding="utf-8")))
-    console.print(f"\n  {out / 'comparison.md'}", markup=False, soft_wrap=True)
+    show_page(out / "comparison.md")
 
 
 @app.command
@@ -213,15 +210,11 @@ def diagnose(
         projections: Random projections on each side of the kernel; from the width of the model on it is exact.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from rich.markdown import Markdown
-
     from dcr_lite.diagnose import diagnose as look_into
-    from dcr_lite.terminal import console
+    from dcr_lite.terminal import show_page
 
     look_into(run, pairs, projections)
-    text = run / "diagnosis" / "diagnosis.md"
-    console.print(Markdown(text.read_text(encoding="utf-8")))
-    console.print(f"\n  {text}", markup=False, soft_wrap=True)
+    show_page(run / "diagnosis" / "diagnosis.md")
 
 
 def _print_json(value: dict[str, Any]) -> None:

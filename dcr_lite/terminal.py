@@ -1,11 +1,13 @@
 """What a person sees while a run works: the plan, a bar for each stage, the result, and what to do next."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
@@ -83,6 +85,13 @@ def stage(title: str, total: int) -> Iterator[Stage]:
     )
     with Progress(*columns, console=console) as bar:
         yield Stage(title, total, bar)
+
+
+def show_page(page: Path) -> None:
+    """A page of Markdown, and its path below; where it has a picture, the file that it lies in."""
+    text = re.sub(r"!\[.*?\]\((.*?)\)", lambda shown: f"`{page.parent / shown[1]}`", page.read_text(encoding="utf-8"))
+    console.print(Markdown(text))
+    console.print(f"\n  {page}", markup=False, soft_wrap=True)
 
 
 def show_end(report: dict[str, Any], folder: Path) -> None:

@@ -242,6 +242,18 @@ def test_a_run_is_quiet_on_stderr(finished: Finished) -> None:
     assert finished.seen.err == ""
 
 
+def test_a_page_in_the_terminal_names_the_files_of_its_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(terminal, "console", Console(file=screen, width=400))
+    page = tmp_path / "page.md"
+    page.write_text("# Title\n\n![What it shows](picture.png)\n\n| a | b |\n|---|---|\n| 1 | 2 |\n", encoding="utf-8")
+    terminal.show_page(page)
+    assert str(tmp_path / "picture.png") in screen.getvalue()
+    assert screen.getvalue().rstrip().endswith(str(page))
+
+
 def test_a_terminal_shows_a_bar_with_the_latest_facts(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal a stage is a bar that moves, goes on where a continued stage begins, and shows losses."""
     screen = io.StringIO()
