@@ -25,6 +25,7 @@ from dcr_lite.comparison import (
     numbers_of,
     over_seeds,
     table,
+    toxic_sets,
 )
 from dcr_lite.data import LABELS, Conversation, Prompt, read_conversations, read_prompts
 from dcr_lite.errors import UserError
@@ -240,6 +241,7 @@ def _report(
     return {
         "seeds": list(seeds),
         "methods": over_seeds(usual),
+        "toxic_sets": over_seeds(toxic_sets(usual)),
         "differences": differences(usual, job.DCR),
         "curve": {"seeds": list(curve_seeds), "points": shown, "frontier": frontier(shown)},
         "points": points,
@@ -275,6 +277,10 @@ answers everything. Minutes and memory are those of training and of choosing dir
 need.
 
 {table(report["methods"], COMPARED, job.STOCK)}
+
+Safety set by set, the share of toxic prompts that are refused:
+
+{table(report["toxic_sets"], COMPARED, job.STOCK)}
 
 By what DCR is above each method, seed by seed; in bold where the interval over seeds leaves out zero:
 

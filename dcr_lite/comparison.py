@@ -82,6 +82,16 @@ def intervals_of(result: dict[str, Any], auroc_ci95: Sequence[float]) -> dict[st
     return intervals
 
 
+def toxic_sets(points: list[Point]) -> list[Point]:
+    """The same points with the refusal rate of every toxic set in place of their numbers."""
+    found = []
+    for point in points:
+        rows = _rates(point["result"]).get("toxic", {})
+        numbers = {name: row["refusal_rate"] for name, row in rows.items()}
+        found.append({**point, "numbers": numbers, "intervals": {name: row["ci95"] for name, row in rows.items()}})
+    return found
+
+
 def mean_and_interval(values: Sequence[float], alone: Sequence[float] | None = None) -> dict[str, Any]:
     """{mean, ci95, n}; the interval of a single value is ``alone``, the one over its prompts, where there is one."""
     over_prompts = None if alone is None else list(alone)
@@ -154,7 +164,7 @@ def table(entries: list[dict[str, Any]], titles: dict[str, str], reference: str)
     """Markdown, one row a method: mean and half-width of the 95 % interval over seeds, the best of a column in bold.
     ``reference``: a method that is shown and never called best (the stock model, which answers everything)."""
     first = entries[0]["numbers"]
-    sets = [key for key in first if key.startswith(SET)]
+    sets = [key for key in first if key not in COLUMNS]
     shown = {key: (key.removeprefix(SET), True, ".2f") for key in sets}
     shown |= {k: v for k, v in COLUMNS.items() if k in first and not (k == "compliance" and len(sets) == 1)}
     heads = [f"{title} {'↑' if higher else '↓'}" for title, higher, _ in shown.values()]
