@@ -64,6 +64,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "circle, centred, whitened, scale 2": CIRCLE | {"scale": 2.0},  # as soft as the default's temperature
     "circle, centred": CIRCLE | CENTRED,
     "circle, raw states (the paper's)": CIRCLE | RAW,
+    "circle, raw states, learning rate 2e-4": CIRCLE | RAW | {"contrastive_learning_rate": 2e-4},
     "info nce, centred, whitened": INFO_NCE,
     "info nce, centred": INFO_NCE | CENTRED,
     "info nce, raw states": INFO_NCE | RAW,
