@@ -19,14 +19,14 @@ SETTINGS = Settings(
     temperature=0.5,  # at 0.2 and below a pair's own other side drowns all else, and nothing is learnt
     margin=0.25,  # m of Circle, for --paper: the first that was tried, and not yet settled
     scale=16.0,  # gamma of Circle, likewise
-    contrastive_batch=32,  # that of everything tried in docs/choices.md; more takes longer by as much on a CPU
+    contrastive_batch=32,  # that of everything tried in docs/results.md; more takes longer by as much on a CPU
     contrastive_steps=160,  # twice through the 1,279 pairs; unseen pairs gain until 140
     contrastive_learning_rate=1e-3,  # twice as much took unseen pairs no further
     instructions=560,  # all but 40 of the shipped ones, which are watched; many rows once beat few rows twice
     sft_epochs=1,
     sft_batch=8,  # many small steps: with 16 rows a step there are too few to learn refusing from so few rows
     sft_learning_rate=2e-3,  # twice stage 1's: with 1e-3 and 16 rows a step refusing was not learnt
-    # As many refusals for both: then both refuse about as many toxic development prompts (docs/choices.md).
+    # As many refusals for both: then both refuse about as many toxic development prompts (docs/results.md).
     refusals=128,
     baseline_refusals=128,
     augmentations=110,  # all of the shipped ones: about as many as the refusals that they answer
