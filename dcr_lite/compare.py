@@ -260,6 +260,10 @@ def _write(report: dict[str, Any], methods: dict[str, Method], out: Path) -> Non
         if method.strength
     )
     drawn = ", ".join(map(str, curve["seeds"])) or "none"
+    toxic = ""
+    if len(report["toxic_sets"][0]["numbers"]) > 1:
+        each = table(report["toxic_sets"], COMPARED, job.STOCK)
+        toxic = f"\nSafety set by set, the share of toxic prompts that are refused:\n\n{each}\n"
     choices = report["general"]["choices"]
     questions = f"; multiple choice: {choices}, by log-likelihood" if choices else ""
     (out / "comparison.md").write_text(
@@ -277,11 +281,7 @@ answers everything. Minutes and memory are those of training and of choosing dir
 need.
 
 {table(report["methods"], COMPARED, job.STOCK)}
-
-Safety set by set, the share of toxic prompts that are refused:
-
-{table(report["toxic_sets"], COMPARED, job.STOCK)}
-
+{toxic}
 By what DCR is above each method, seed by seed; in bold where the interval over seeds leaves out zero:
 
 {differences_table(report["differences"], COMPARED, job.DCR)}
