@@ -32,7 +32,7 @@ CIRCLE, INFO_NCE = {"contrastive_loss": "circle"}, {"contrastive_loss": "info_nc
 
 
 def unmatched(pairs: list[Pair]) -> list[Pair]:
-    """Both sides as they are, but never the two of one pair in one step: the other side is half a list away."""
+    """Both sides as they are, but hardly ever the two of one pair in one step: the other is half a list away."""
     shift = len(pairs) // 2
     return [replace(p, seemingly_toxic=pairs[i - shift].seemingly_toxic) for i, p in enumerate(pairs)]
 
