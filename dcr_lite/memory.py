@@ -3,7 +3,7 @@
 A sum of what has to be there at once: weights, adapters with Adam's moments, what the backward pass of one layer keeps
 of every token, the logits of a few answer tokens, and the keys and values of prompts that are being answered. All in
 bytes. The activations are pinned by a test against what autograd really keeps; the whole has not been compared with a
-card yet. They are those of the library's own layers: on a CPU, where some are fused, a quarter less is kept.
+card yet. They are those of the library's own layers: on a CPU, where some are fused, less is kept.
 """
 
 from dataclasses import dataclass

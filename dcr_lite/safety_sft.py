@@ -127,14 +127,18 @@ class _Stock:
     def __init__(self, model: Model, rows: list[Tokens], general: list[int], prefix: int):
         self.rows: dict[int, Tensor] = {}
         model.network.eval()
-        with torch.no_grad(), stock(model), model.compute():
+
+        def states_of(chosen: list[int]) -> list[Tensor]:
+            batch = model.batch([rows[i].ids for i in chosen], prefix)
+            with model.compute():
+                out = decoder_of(model.network)(**batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+            states = out[_answer_places(batch, [rows[i] for i in chosen])[0]].cpu()
+            return list(states.split([len(rows[i].answer) for i in chosen]))
+
+        with torch.no_grad(), stock(model):
             for start in range(0, len(general), STOCK_ROWS):
                 chosen = general[start : start + STOCK_ROWS]
-                batch = model.batch([rows[i].ids for i in chosen], prefix)
-                out = decoder_of(model.network)(**batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
-                states = out[_answer_places(batch, [rows[i] for i in chosen])[0]].cpu()
-                lengths = [len(rows[i].answer) for i in chosen]
-                self.rows |= dict(zip(chosen, states.split(lengths), strict=True))
+                self.rows |= zip(chosen, in_halves(states_of, chosen), strict=True)
 
     def of(self, chosen: list[int], rows: list[Tokens], like: Tensor) -> tuple[Tensor, Tensor]:
         """For every answer token of the chosen rows the stock model's state (tokens, d_model), zeros where there is

@@ -65,7 +65,7 @@ class Settings:
     """Adapter layers that stage 2 of DCR trains: above L (what stage 1 separated stays separated), or all."""
     keep: float = 0.0
     """Weight of a term that keeps what the model knows: in DCR's stage 2, on general answers, KL(stock || trained) of
-    the next token. It takes about half as long again; 0 leaves it out. For chat models: a base model has to change."""
+    the next token. 0 leaves it out (docs/results.md says why). For chat models: a base model has to change."""
     instructions: int = 288
     """General instructions in the mixture of safety SFT."""
     refusals: int = 24

@@ -297,7 +297,8 @@ def test_states_that_do_not_fit_together_are_computed_in_halves(tiny_model: Make
         layer_states(model, rows, 2)
 
 
-def test_stored_states_that_do_not_fit_together_are_computed_in_halves(tiny_model: MakeModel) -> None:
+@pytest.mark.parametrize("keep", [0.0, 0.5], ids=["states of layer L", "and the stock model's"])
+def test_stored_states_that_do_not_fit_together_are_computed_in_halves(tiny_model: MakeModel, keep: float) -> None:
     """Stage 2 stores the same states, and takes the same steps, where few rows at once go through the layers below."""
     rows = [Conversation(f"Name {n} cats.", f"Here is a list of {n} cats.") for n in range(2, 12)]
     losses = []
@@ -305,7 +306,7 @@ def test_stored_states_that_do_not_fit_together_are_computed_in_halves(tiny_mode
         model = tiny_model()
         add_random_adapter(model)
         with room_for(model, tokens, training=False) as tried:
-            done = safety_sft.safety_sft(model, ADAPTER, rows, SafetySFT(1, 1, 4, 1e-2), seed=0)
+            done = safety_sft.safety_sft(model, ADAPTER, rows, SafetySFT(1, 1, 4, 1e-2, keep), seed=0)
         assert max(tried) > 60
         losses.append([row["loss"] for row in done.metrics if "loss" in row])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
