@@ -24,8 +24,8 @@ from dcr_lite.training import Loop, Progress
 
 REFERENCE_PAIRS = 64  # training pairs that give the read-out: enough for two means, and looked at again and again
 GEOMETRY_PAIRS = 420  # training pairs that give the stock model's geometry: 840 states for a shrunk covariance
-# Computed at once on a CPU, in tokens: about 40 prompts; more go through GradCache. A card takes what fits into it.
-TOKENS_PER_PASS = 1024
+# Computed at once on a CPU, in tokens: about 35 prompts; more go through GradCache. A card takes what fits into it.
+TOKENS_PER_PASS = 896
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dcr_lite.backend import Model
 from dcr_lite.chat import encode_conversations, encode_prompts
 from dcr_lite.data import SHIPPED, Conversation, read_jsonl
 from dcr_lite.errors import UserError
-from dcr_lite.hidden_states import adding_at, decoder_of, vocabulary_logits
+from dcr_lite.hidden_states import adding_at, final_states, vocabulary_logits
 from dcr_lite.metrics import wilson_interval
 from dcr_lite.packing import shared_prefix
 
@@ -65,10 +65,12 @@ def log_likelihoods(model: Model, rows: list[tuple[list[int], list[int]]]) -> li
     steering = model.steering([prompt for prompt, _ in rows]) if model.steering else {}
     of_row = torch.repeat_interleave(torch.tensor([len(p) for p in places])).to(places[0].device)
     added = {layer: vectors[of_row] for layer, vectors in steering.items()}
-    with model.compute(), adding_at(model.network, added, torch.cat(places)):
-        out = decoder_of(model.network)(**batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+    at = torch.cat(places)
+    with model.compute(), adding_at(model.network, added, at):
+        # What steering adds is laid out as the whole sequence.
+        states = final_states(model.network, batch)[at] if added else final_states(model.network, batch, at)
     log_p = []
-    for part, wanted in zip(out[torch.cat(places)].split(LOGITS_PER_PASS), targets.split(LOGITS_PER_PASS), strict=True):
+    for part, wanted in zip(states.split(LOGITS_PER_PASS), targets.split(LOGITS_PER_PASS), strict=True):
         with model.compute():
             logits = vocabulary_logits(model.network, part)
         log_p.append(logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0])

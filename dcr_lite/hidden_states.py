@@ -1,13 +1,17 @@
 """The decoder in two halves: layers up to L for the contrastive stage, layers above L for safety SFT."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dcr_lite.packing import Batch
+from dcr_lite.packing import Batch, filled
+
+# One formula under four names: x + attention(norm(x)), then x + mlp(norm(x)).
+PRE_NORM_LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 
 
 def _without_adapter_wrapper(model: Any) -> Any:
@@ -55,22 +59,66 @@ def _output_of(layer: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def states_at_layer(model: nn.Module, batch: Batch, layer: int) -> Tensor:
-    """The states that decoder layer ``layer`` (counted from 0) puts out: (batch * seq, d_model), pre-norm.
+def _computed_at(layer: Any, places: Tensor, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    """What a pre-norm layer puts out at ``places`` of a packed sequence: (1, places, d_model). Attention looks at every
+    token; what follows it works on each token by itself."""
+    handle = layer.self_attn.o_proj.register_forward_pre_hook(lambda _module, inputs: (inputs[0][:, places],))
+    try:
+        attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
+    finally:
+        handle.remove()
+    states = hidden_states[:, places] + attended
+    out: Tensor = states + layer.mlp(layer.post_attention_layernorm(states))
+    return out
+
+
+@contextmanager
+def _read_at(decoder: Any, batch: Batch, places: Tensor | None) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Yields what takes the states at ``places`` (all by default), (places, d_model), out of the decoder's (batch, seq,
+    d_model). Within the block its last layer computes no others, where its formula is known and the batch packed."""
+    layer = decoder.layers[-1]
+    # A checkpointed layer runs again in the backward pass, out of the block.
+    again = getattr(layer, "gradient_checkpointing", False) and layer.training
+    if places is None:
+        yield lambda states: states.flatten(0, 1)
+    elif "layout" not in batch.inputs or type(layer).__name__ not in PRE_NORM_LAYERS or again:
+        yield lambda states: states.flatten(0, 1)[places]
+    else:
+        layer.forward = partial(_computed_at, layer, filled(places))
+        try:
+            yield lambda states: states[0, : len(places)]
+        finally:
+            del layer.forward
+
+
+def states_at_layer(model: nn.Module, batch: Batch, layer: int, places: Tensor | None = None) -> Tensor:
+    """The states that decoder layer ``layer`` (counted from 0) puts out, pre-norm: (batch * seq, d_model), or at
+    ``places`` of these alone (places, d_model).
 
     The forward pass stops there: no later layer runs, and no vocabulary logits are computed.
     """
     decoder = decoder_of(model)
     if not 0 <= layer < len(decoder.layers):
         raise ValueError(f"layer {layer} is not one of the model's {len(decoder.layers)} layers")
-    with only_layers(decoder, 0, layer + 1), _output_of(decoder.layers[layer]) as captured:
+    with (
+        only_layers(decoder, 0, layer + 1),
+        _read_at(decoder, batch, places) as read,
+        _output_of(decoder.layers[layer]) as captured,
+    ):
         decoder(**batch.inputs, use_cache=False)
-    return captured[0].flatten(0, 1)
+    return read(captured[0])
 
 
 def prompt_states(model: nn.Module, batch: Batch, layer: int) -> Tensor:
     """The state of each prompt's last token at ``layer``, in float32: (prompts, d_model)."""
-    return states_at_layer(model, batch, layer)[batch.last].float()
+    return states_at_layer(model, batch, layer, batch.last).float()
+
+
+def final_states(model: nn.Module, batch: Batch, places: Tensor | None = None) -> Tensor:
+    """The states behind the final norm: (batch * seq, d_model), or at ``places`` of these alone (places, d_model)."""
+    decoder = decoder_of(model)
+    with _read_at(decoder, batch, places) as read:
+        return read(decoder(**batch.inputs, use_cache=False).last_hidden_state)
 
 
 def states_of_every_layer(model: nn.Module, batch: Batch, places: Tensor) -> Tensor:
@@ -136,14 +184,13 @@ def adding_at(model: nn.Module, vectors: dict[int, Tensor], places: Tensor) -> I
             handle.remove()
 
 
-def states_above(model: nn.Module, batch: Batch, states: Tensor, layer: int) -> Tensor:
+def states_above(model: nn.Module, batch: Batch, states: Tensor, layer: int, places: Tensor | None = None) -> Tensor:
     """Run only the layers above ``layer`` and the final norm, from ``states`` (batch, seq, d_model) put out by
-    ``layer`` for this batch: (batch * seq, d_model)."""
+    ``layer`` for this batch: (batch * seq, d_model), or at ``places`` of these alone (places, d_model)."""
     decoder = decoder_of(model)
     inputs = {k: v for k, v in batch.inputs.items() if k != "input_ids"}
-    with only_layers(decoder, layer + 1, len(decoder.layers)):
-        out = decoder(inputs_embeds=states, **inputs, use_cache=False)
-    return out.last_hidden_state.flatten(0, 1)
+    with only_layers(decoder, layer + 1, len(decoder.layers)), _read_at(decoder, batch, places) as read:
+        return read(decoder(inputs_embeds=states, **inputs, use_cache=False).last_hidden_state)
 
 
 def output_matrix(model: nn.Module) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dcr_lite.backend import Model
-from dcr_lite.hidden_states import decoder_of, output_matrix
+from dcr_lite.hidden_states import final_states, output_matrix
 
 BUCKETS = 2**16  # of the count sketch: an error of 1/256 of the product of two lengths in each inner product
 FOLD_SEED = 1
@@ -97,8 +97,7 @@ def gradients(
         for row in rows:
             batch = model.batch([row], 0)
             with model.compute():
-                out = decoder_of(network)(**batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
-            state = out[batch.last[0]].float()
+                state = final_states(network, batch, batch.last)[0].float()
             states.append(state.detach().cpu())
             for side, kept in zip(sides, found, strict=True):
                 ours: list[list[Tensor]] = [[] for _ in groups]

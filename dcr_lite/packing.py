@@ -8,6 +8,9 @@ all tokens, and padding adds more. A packed batch holds one sequence ::
 in which each row attends to the prefix and to itself. Values and gradients are those of the padded batch (the prefix
 collects the gradient of every row), since a causal model computes the prefix without looking at what follows.
 
+On a CPU a packed sequence is filled up to one of few lengths. oneDNN writes code for every new shape of a product and
+keeps it, some 13 MB for each new length of a step; one or two in a hundred tokens that nobody reads are cheaper.
+
 ``pack`` and ``pad`` lay out the same rows behind one small interface, ``Batch``; models whose attention cannot be
 replaced (softcapping, unsloth's kernels) take the padded one.
 """
@@ -34,7 +37,7 @@ class Layout:
 
     prefix: the number of shared tokens in front.
     rows: (rows, width), the places of each row's tokens behind the prefix; shorter rows are filled up with any place.
-    own: (tokens,), for each token behind the prefix its place in the flattened ``rows``.
+    own: (tokens,), for each token behind the prefix its place in the flattened ``rows``; of a filling token any.
     """
 
     prefix: int
@@ -48,7 +51,7 @@ class Batch:
 
     inputs: keyword arguments of the decoder, ``input_ids`` (batch, seq) among them.
     index: for every row, in the order given, the places (row length,) of its own tokens in the flattened
-        (batch * seq) output. A shared prefix belongs to no row.
+        (batch * seq) output. A shared prefix belongs to no row, nor does what fills the sequence up.
     shared: how many leading tokens of each row were left out of ``index`` as shared prefix.
     """
 
@@ -60,6 +63,19 @@ class Batch:
     def last(self) -> Tensor:
         """The place of each row's last token, (rows,)."""
         return torch.stack([places[-1] for places in self.index])
+
+
+def rounded(n: int) -> int:
+    """The next of few lengths: multiples of 8, at most 16 of them between a length and its double."""
+    step = max(8, 2 ** (n.bit_length() - 1) // 16)
+    return -(-n // step) * step
+
+
+def filled(places: Tensor) -> Tensor:
+    """On a CPU places (n,) with the last one repeated up to ``rounded(n)``; elsewhere as they are."""
+    if places.device.type != "cpu" or not len(places):
+        return places
+    return torch.cat([places, places[-1:].expand(rounded(len(places)) - len(places))])
 
 
 def shared_prefix(rows: list[list[int]]) -> int:
@@ -79,17 +95,22 @@ def pack(rows: list[list[int]], prefix: int | None = None, device: torch.device 
     prefix = shared_prefix(rows) if prefix is None else prefix
     own_tokens = [row[prefix:] for row in rows]
     lengths = torch.tensor([len(own) for own in own_tokens])
-    width = int(lengths.max())
+    width, filling = int(lengths.max()), 0
+    if torch.device(device).type == "cpu":
+        width, tokens = rounded(width), prefix + int(lengths.sum())
+        filling = rounded(tokens) - tokens
     in_row = torch.arange(width)[None] < lengths[:, None]  # rows width
     starts = lengths.cumsum(0) - lengths
     places = torch.where(in_row, starts[:, None] + torch.arange(width), 0)
     positions = (torch.arange(width) + prefix).expand(len(rows), -1)[in_row]
+    nowhere = torch.zeros(filling, dtype=torch.long)
+    tokens_of_all = rows[0][:prefix] + [token for own in own_tokens for token in own] + rows[0][:1] * filling
     inputs = {
-        "input_ids": torch.tensor([rows[0][:prefix] + [token for own in own_tokens for token in own]], device=device),
-        "position_ids": torch.cat([torch.arange(prefix), positions])[None].to(device),
+        "input_ids": torch.tensor([tokens_of_all], device=device),
+        "position_ids": torch.cat([torch.arange(prefix), positions, nowhere])[None].to(device),
         # A ready-made 4-D mask keeps transformers from building one; the attention below needs none.
         "attention_mask": torch.zeros(1, 1, 1, 1, device=device),
-        "layout": Layout(prefix, places.to(device), in_row.flatten().nonzero()[:, 0].to(device)),
+        "layout": Layout(prefix, places.to(device), torch.cat([in_row.flatten().nonzero()[:, 0], nowhere]).to(device)),
     }
     index = [prefix + places[i, : len(own)].to(device) for i, own in enumerate(own_tokens)]
     return Batch(inputs, index, prefix)

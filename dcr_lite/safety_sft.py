@@ -15,8 +15,8 @@ from dcr_lite.backend import Model, in_halves, stock, train_only
 from dcr_lite.chat import encode_conversations
 from dcr_lite.data import Conversation, sft_batches
 from dcr_lite.fit import free_memory
-from dcr_lite.hidden_states import decoder_of, depth, states_above, states_at_layer, vocabulary_logits
-from dcr_lite.packing import Batch, shared_prefix
+from dcr_lite.hidden_states import depth, final_states, states_above, states_at_layer, vocabulary_logits
+from dcr_lite.packing import Batch, filled, shared_prefix
 from dcr_lite.training import Loop, Progress
 
 STORED_SHARE = 0.25  # of this computer's free memory that states of layer L may take
@@ -130,9 +130,9 @@ class _Stock:
 
         def states_of(chosen: list[int]) -> list[Tensor]:
             batch = model.batch([rows[i].ids for i in chosen], prefix)
+            places, _ = _answer_places(batch, [rows[i] for i in chosen])
             with model.compute():
-                out = decoder_of(model.network)(**batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
-            states = out[_answer_places(batch, [rows[i] for i in chosen])[0]].cpu()
+                states = final_states(model.network, batch, places).cpu()
             return list(states.split([len(rows[i].answer) for i in chosen]))
 
         with torch.no_grad(), stock(model):
@@ -146,6 +146,15 @@ class _Stock:
         states = [self.rows.get(i, like.new_zeros(len(rows[i].answer), like.shape[1])).to(like) for i in chosen]
         known = [torch.full((len(rows[i].answer),), i in self.rows, device=like.device) for i in chosen]
         return torch.cat(states), torch.cat(known)
+
+
+def _logits(model: Model, states: Tensor) -> Tensor:
+    """Logits of a few states, in one of few shapes on a CPU (see packing): (tokens, vocabulary), float32."""
+    places = filled(torch.arange(len(states), device=states.device))
+    with model.compute():
+        if len(places) == len(states):
+            return vocabulary_logits(model.network, states)
+        return vocabulary_logits(model.network, states[places])[: len(states)]
 
 
 def _backward_through_vocabulary(
@@ -163,8 +172,7 @@ def _backward_through_vocabulary(
     total = 0.0
     for start in range(0, len(leaf), LOGITS_PER_PASS):
         part, wanted = leaf[start : start + LOGITS_PER_PASS], targets[start : start + LOGITS_PER_PASS]
-        with model.compute():
-            logits = vocabulary_logits(model.network, part)
+        logits = _logits(model, part)
         # The gradient of cross-entropy is softmax minus one at the target: written in place of the logits' copies that
         # autograd would keep, three passes over them instead of seven. That of the divergence: softmax minus stock's.
         with torch.no_grad():
@@ -174,8 +182,7 @@ def _backward_through_vocabulary(
                 gradient = log_q.exp_()
             else:
                 before, known = (x[start : start + LOGITS_PER_PASS] for x in of_stock)
-                with model.compute():
-                    log_p = vocabulary_logits(model.network, before).log_softmax(-1)
+                log_p = _logits(model, before).log_softmax(-1)
                 p, weight = log_p.exp(), keep * known[:, None]
                 total += (weight * p * (log_p - log_q)).sum().item() / n_targets
                 q = log_q.exp_()
@@ -212,16 +219,14 @@ def safety_sft(
         [len(row.ids) for row in tokens], [row.refuses for row in rows], settings.batch_size, settings.epochs, seed
     )
 
-    def final_states(chosen: list[int]) -> tuple[Tensor, Tensor]:
+    def predicting(chosen: list[int]) -> tuple[Tensor, Tensor]:
         """States from which the chosen rows' answer tokens are predicted (tokens, d_model), and those tokens."""
         batch = model.batch([tokens[i].ids for i in chosen], prefix)
+        places, targets = _answer_places(batch, [tokens[i] for i in chosen])
         with model.compute():
             if below is None:
-                out = decoder_of(model.network)(**batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
-            else:
-                out = states_above(model.network, batch, below.of(batch, chosen), below.layer)
-        places, targets = _answer_places(batch, [tokens[i] for i in chosen])
-        return out[places], targets
+                return final_states(model.network, batch, places), targets
+            return states_above(model.network, batch, below.of(batch, chosen), below.layer, places), targets
 
     def backward(step: int) -> float:
         batch = batches[step]
@@ -232,7 +237,7 @@ def safety_sft(
         total = 0.0
         for start in range(0, len(own), size):
             chosen = own[start : start + size]
-            states, targets = final_states(chosen)
+            states, targets = predicting(chosen)
             of_stock = before.of(chosen, tokens, states.detach()) if before else None
             total += _backward_through_vocabulary(model, states, targets, n_targets, settings.keep, of_stock)
         return distributed.total(total)

@@ -29,7 +29,7 @@ from torch.nn.functional import kl_div, normalize
 
 from dcr_lite.backend import Model
 from dcr_lite.directions import Kinds, last_states, refusal_log_odds, refused, shared_ending
-from dcr_lite.hidden_states import decoder_of, depth, vocabulary_logits
+from dcr_lite.hidden_states import decoder_of, depth, final_states, vocabulary_logits
 
 KL_LIMIT = 0.2  # nats, of the first token on plain prompts: the paper's
 DISCARDED = 0.2  # of the layers, the last ones: directions there are those of the output tokens (the paper's)
@@ -140,5 +140,5 @@ def _first_token(model: Model, rows: list[list[int]]) -> Tensor:
     """Log-probabilities of the first token of the answers: (rows, vocabulary)."""
     batch = model.batch(rows)
     with torch.no_grad(), model.compute():
-        states = decoder_of(model.network)(**batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
-        return vocabulary_logits(model.network, states[batch.last]).log_softmax(-1)
+        states = final_states(model.network, batch, batch.last)
+        return vocabulary_logits(model.network, states).log_softmax(-1)

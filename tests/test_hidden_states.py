@@ -24,19 +24,20 @@ from dcr_lite.backend import Model, train_only
 from dcr_lite.hidden_states import (
     decoder_of,
     depth,
+    final_states,
     prompt_states,
     states_above,
     states_at_layer,
     vocabulary_logits,
 )
-from dcr_lite.packing import pack, pad
+from dcr_lite.packing import filled, pack, pad
 
 MakeModel = Callable[..., Model]
 MakeReference = Callable[..., Any]
 ROWS = random_rows([5, 1, 12, 5], shared=7)
 
 
-def final_states(reference: Any, row: list[int]) -> Tensor:
+def reference_states(reference: Any, row: list[int]) -> Tensor:
     """The full model's last state of every token, after the final norm."""
     return reference(input_ids=torch.tensor([row]), output_hidden_states=True).hidden_states[-1][0]
 
@@ -129,7 +130,7 @@ def test_the_upper_half_continues_the_lower_one(
     model, plain = tiny_model(architecture), reference(architecture)
     batch = pack(ROWS) if lay == "pack" else pad(ROWS, model.tokenizer.pad_token_id)
     shape = batch.inputs["input_ids"].shape
-    alone = [final_states(plain, row)[batch.shared :] for row in ROWS]
+    alone = [reference_states(plain, row)[batch.shared :] for row in ROWS]
     for layer in range(LAYERS - 1):
         lower = states_at_layer(model.network, batch, layer).view(*shape, -1)
         upper = states_above(model.network, batch, lower, layer)
@@ -143,7 +144,7 @@ def test_the_upper_half_keeps_each_layers_own_window(tiny_model: MakeModel, refe
     model, plain = tiny_model("gemma2", **config), reference("gemma2", **config)
     batch = model.batch(ROWS)
     shape = batch.inputs["input_ids"].shape
-    alone = [final_states(plain, row)[batch.shared :] for row in ROWS]
+    alone = [reference_states(plain, row)[batch.shared :] for row in ROWS]
     for layer in range(LAYERS - 1):
         lower = own_states(states_at_layer(model.network, batch, layer), batch, ROWS, batch.shared)
         assert_close(lower, [full_states(plain, row, layer)[batch.shared :] for row in ROWS])
@@ -161,7 +162,7 @@ def test_vocabulary_logits_are_the_models_own(
     """Logits of final states equal the model's own, its final softcapping included."""
     model, plain = tiny_model(architecture), reference(architecture)
     row = ROWS[2]
-    logits = vocabulary_logits(model.network, final_states(plain, row))
+    logits = vocabulary_logits(model.network, reference_states(plain, row))
     assert logits.dtype == torch.float32
     assert_close(logits, plain(torch.tensor([row])).logits[0])
 
@@ -194,6 +195,49 @@ def test_checkpointing_changes_neither_states_nor_gradients(tiny_model: MakeMode
     for plain, checkpointed in zip(*results, strict=True):
         assert all(g.abs().max() > 0 for g in plain)
         assert_close(checkpointed, plain, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "lay"), [*((a, lay) for a in PACKABLE for lay in ("pack", "pad")), *((a, "pad") for a in PADDED)]
+)
+def test_states_at_some_places_are_those_of_all(tiny_model: MakeModel, architecture: str, lay: str) -> None:
+    """Asked for a few places, all three passes give the same states there and the same adapter gradients."""
+    model = tiny_model(architecture)
+    add_random_adapter(model)
+    batch = pack(ROWS) if lay == "pack" else pad(ROWS, model.tokenizer.pad_token_id)
+    places = torch.cat([batch.last, batch.index[2][3:7]])
+    lower = states_at_layer(model.network, batch, 1).detach().view(*batch.inputs["input_ids"].shape, -1)
+    passes: dict[str, Callable[..., Tensor]] = {
+        "at a layer": lambda at: states_at_layer(model.network, batch, 2, at),
+        "final": lambda at: final_states(model.network, batch, at),
+        "above": lambda at: states_above(model.network, batch, lower, 1, at),
+    }
+    for name, run in passes.items():
+        results = []
+        for at in (None, places):
+            parameters = train_only(
+                model, ADAPTER, range(2 if name == "above" else 0, 3 if name == "at a layer" else 4)
+            )
+            states = run(at) if at is not None else run(None)[places]
+            states.tanh().sum().backward()
+            results.append([states.detach(), *take_gradients(parameters)])
+        assert results[0][0].shape == (len(places), 64)
+        assert_close(results[1], results[0])
+    assert not any("forward" in vars(layer) for layer in decoder_of(model.network).layers)
+
+
+@pytest.mark.parametrize("architecture", PACKABLE)
+def test_the_last_layer_works_at_the_places_alone(tiny_model: MakeModel, architecture: str) -> None:
+    """Its MLP sees no other token, every other layer's sees them all."""
+    model = tiny_model(architecture)
+    batch = pack(ROWS)
+    seen: list[int] = []
+    for layer in model.network.model.layers:
+        layer.mlp.register_forward_hook(lambda _module, inputs, _out: seen.append(inputs[0].shape[1]))
+    final_states(model.network, batch, batch.last)
+    tokens = batch.inputs["input_ids"].shape[1]
+    assert seen == [tokens, tokens, tokens, len(filled(batch.last))]
+    assert tokens > seen[-1] >= len(ROWS)
 
 
 @pytest.mark.parametrize("layer", [-1, LAYERS, 99])

@@ -29,7 +29,7 @@ def by_definition(model: Model, weights: list[nn.Parameter]) -> Tensor:
     jacobians = []
     for row in ROWS:
         batch = model.batch([row], 0)
-        state = decoder_of(model.network)(**batch.inputs, use_cache=False).last_hidden_state[0, -1]
+        state = decoder_of(model.network)(**batch.inputs, use_cache=False).last_hidden_state[0, batch.last[0]]
         logits = vocabulary_logits(model.network, state[None])[0]
         slopes = [torch.autograd.grad(z, weights, retain_graph=True) for z in logits]
         jacobians.append(torch.stack([torch.cat([g.flatten() for g in one]) for one in slopes]).double())

@@ -26,7 +26,7 @@ from torch import Tensor
 from dcr_lite.backend import Model, set_adapter_weights, train_only
 from dcr_lite.chat import encode_prompts
 from dcr_lite.hidden_states import states_at_layer
-from dcr_lite.packing import Batch, pack, pad, shared_prefix
+from dcr_lite.packing import Batch, filled, pack, pad, rounded, shared_prefix
 
 MakeModel = Callable[..., Model]
 MakeReference = Callable[..., Any]
@@ -233,12 +233,14 @@ def test_the_shared_prefix_is_the_longest_one(rows: Rows) -> None:
 
 @given(rows=some_rows, data=st.data())
 def test_packing_places_every_token_exactly_once(rows: Rows, data: st.DataObject) -> None:
-    """Prefix and index together cover the sequence once; each row's places hold its tokens at its positions."""
+    """Prefix and index together cover the sequence once, up to what fills it; each row's places hold its tokens at its
+    positions."""
     prefix = data.draw(st.integers(0, shared_prefix(rows)))
     batch = pack(rows, prefix)
     tokens, positions = batch.inputs["input_ids"][0], batch.inputs["position_ids"][0]
     covered = [*range(prefix), *(int(p) for places in batch.index for p in places)]
-    assert sorted(covered) == list(range(len(tokens)))
+    assert sorted(covered) == list(range(len(covered)))
+    assert len(tokens) == len(positions) == rounded(len(covered))
     assert tokens[:prefix].tolist() == rows[0][:prefix]
     assert positions[:prefix].tolist() == list(range(prefix))
     for row, places in zip(rows, batch.index, strict=True):
@@ -246,6 +248,39 @@ def test_packing_places_every_token_exactly_once(rows: Rows, data: st.DataObject
         assert positions[places].tolist() == list(range(prefix, len(row)))
     assert batch.shared == prefix
     assert batch.last.tolist() == [int(places[-1]) for places in batch.index]
+
+
+def test_few_lengths() -> None:
+    """A sequence is filled up by less than 8 tokens or an eighth of it, to one of 16 lengths before it doubles."""
+    lengths = [rounded(n) for n in range(1, 4097)]
+    assert all(n <= length < n + max(8, n / 8) for n, length in enumerate(lengths, 1))
+    assert all(rounded(length) == length and length % 8 == 0 for length in lengths)
+    for low in (64, 256, 1024):
+        assert len({length for length in lengths if low < length <= 2 * low}) <= 16
+
+
+@given(st.lists(st.integers(0, 99), max_size=300))
+def test_filling_repeats_the_last_place(places: list[int]) -> None:
+    """On a CPU; a card's shapes cost nothing, and its places stay as they are."""
+    found = filled(torch.tensor(places, dtype=torch.long))
+    assert found[: len(places)].tolist() == places
+    assert len(found) == (rounded(len(places)) if places else 0)
+    assert all(place == places[-1] for place in found[len(places) :].tolist())
+    assert len(filled(torch.empty(13, dtype=torch.long, device="meta"))) == 13
+
+
+def test_what_fills_the_sequence_collects_no_gradient(tiny_model: MakeModel) -> None:
+    """The token that fills it, which no row has, is read by no state and by no other token."""
+    model = tiny_model()
+    embeddings = model.network.get_input_embeddings()
+    embeddings.weight.requires_grad_(True)
+    batch = pack([[5, 6, 7], [8, 9]], 0)
+    batch.inputs["input_ids"][0, 5:] = 11
+    assert (batch.inputs["input_ids"][0] == 11).sum() == 3
+    torch.cat([states_at_layer(model.network, batch, 2)[own] for own in batch.index]).tanh().sum().backward()
+    touched = embeddings.weight.grad.abs().sum(1)
+    assert touched[11] == 0
+    assert (touched[5:10] > 0).all()
 
 
 @given(rows=some_rows)
