@@ -6,13 +6,16 @@ all their gradients; attention scores and their use, of each token on those that
 tokens that are learnt, or the whitening and the cosines of the contrastive loss. Norms, activations and softmax are no
 matrix products and are left out, as in every such count.
 
-What nobody needs is not counted, even where the kit computes it: the rest of the last layer at places that no loss
-reads, and attention's hidden half. So the rate found is a lower bound of what the machine did.
+What nobody needs is not counted, even where the kit computes it: the last layer's queries at places that no loss
+reads, tokens that fill a sequence up, and attention's hidden half. So the rate found is a lower bound of what the
+machine did. ``filled`` counts these too, to compare with what torch counts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from dcr_lite.safety_sft import LOGITS_PER_PASS
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,10 @@ def linear(inside: int, outside: int, rank: int, flows: bool) -> int:
     return base + adapter_forward + adapter_weights + adapter_states
 
 
-def _layer(s: Shape, flows: bool) -> tuple[int, int]:
-    """One token through the linear layers: (keys and values, everything else)."""
-    keys = 2 * linear(s.d, s.kv, s.rank, flows)
-    rest = linear(s.d, s.q, s.rank, flows) + linear(s.q, s.d, s.rank, True)
-    rest += 2 * linear(s.d, s.ffn, s.rank, True) + linear(s.ffn, s.d, s.rank, True)
-    return keys, rest
+def _layer(s: Shape, flows: bool) -> tuple[int, int, int]:
+    """One token through the linear layers: (keys and values, queries, everything behind attention)."""
+    behind = linear(s.q, s.d, s.rank, True) + 2 * linear(s.d, s.ffn, s.rank, True) + linear(s.ffn, s.d, s.rank, True)
+    return 2 * linear(s.d, s.kv, s.rank, flows), linear(s.d, s.q, s.rank, flows), behind
 
 
 def attention(s: Shape, seen: int) -> int:
@@ -76,7 +77,13 @@ class Operations:
 
 
 def step(
-    s: Shape, prefix: int, own: Sequence[int], read: Sequence[int], layers: int, logits: bool, everywhere: bool = False
+    s: Shape,
+    prefix: int,
+    own: Sequence[int],
+    read: Sequence[int],
+    layers: int,
+    logits: bool,
+    filled: Callable[[int], int] | None = None,
 ) -> Operations:
     """Forward and backward of one step over ``layers`` trained layers, the first of which takes an input without a
     gradient.
@@ -84,20 +91,21 @@ def step(
     prefix: tokens that all rows share, which need computing once. own: each row's tokens behind it.
     read: of how many tokens of each row, its last ones, the loss reads the final state.
     logits: whether through the vocabulary, else through whitening and cosines.
-    everywhere: as if the loss read every token's final state, which is what the kit's last layer computes.
+    filled: up to how many tokens the kit fills up that many. With it all that the kit computes is counted.
     """
     tokens = prefix + sum(own)
-    ending = tokens if everywhere else sum(read)
-    (first_keys, first_rest), (keys, rest) = _layer(s, False), _layer(s, True)
-    if layers == 1:
-        linears = tokens * first_keys + ending * first_rest
-    else:
-        linears = tokens * (first_keys + first_rest) + (layers - 2) * tokens * (keys + rest)
-        linears += tokens * keys + ending * rest
+    queries = ending = predicted = sum(read)
+    if filled:
+        tokens, ending = filled(tokens), filled(ending)
+        queries = tokens
+        predicted = predicted // LOGITS_PER_PASS * LOGITS_PER_PASS + filled(predicted % LOGITS_PER_PASS)
+    before = [_layer(s, flows) for flows in [False] + [True] * (layers - 1)]
+    linears = sum(tokens * sum(parts) for parts in before[:-1])
+    linears += sum(n * part for n, part in zip((tokens, queries, ending), before[-1], strict=True))
     seen = prefix * (prefix + 1) // 2 + sum(n * prefix + n * (n + 1) // 2 for n in own)
     # A row's last r tokens see all of the row but what comes after each of them.
-    last = seen if everywhere else sum(r * (prefix + n) - r * (r - 1) // 2 for n, r in zip(own, read, strict=True))
+    last = seen if filled else sum(r * (prefix + n) - r * (r - 1) // 2 for n, r in zip(own, read, strict=True))
     # Logits forward, and the gradient of their states; or whitening and its gradient, then all cosines with two.
     n = len(own)
-    head = 4 * s.d * s.vocabulary * sum(read) if logits else 4 * n * s.d**2 + 6 * n**2 * s.d
+    head = 4 * s.d * s.vocabulary * predicted if logits else 4 * n * s.d**2 + 6 * n**2 * s.d
     return Operations(linears, attention(s, seen) * (layers - 1) + attention(s, last), head)

@@ -5,7 +5,7 @@
 
 The limit is the fastest of several matrix products, the model's own shapes among them, measured in turns with the
 steps. What a step needs is counted in ``_operations.py``; what torch itself counts in the steps is shown beside it, and
-the two agree on all linear layers to the last operation, once the last layer is counted at every token.
+the two agree on all linear layers to the last operation, once the few that nobody needs are counted too.
 """
 
 import sys
@@ -43,12 +43,12 @@ class Roofline(Stage1):
 
 @dataclass(frozen=True)
 class Work:
-    """A step of a stage; for step i the operations needed, and those with the whole last layer, as the kit has it."""
+    """A step of a stage; for step i the operations needed, and those of all that the kit computes."""
 
     name: str
     step: Step
     needed: list[Operations]
-    whole: list[Operations]
+    computed: list[Operations]
     network: Any
 
 
@@ -64,19 +64,20 @@ def _step_of(loop: Any) -> Step:
 
 def contrastive_work(case: Roofline, precision: torch.dtype) -> Work:
     """Stage 1: the loss reads each prompt's last token at layer L."""
-    from dcr_lite.packing import shared_prefix
+    from dcr_lite.packing import rounded, shared_prefix
 
     model, loop, (rows, batches, _, how) = stage1.prepare(case, precision)
     model.network.train()
     shape, n = Shape.of(model.network.config, RANK), len(rows) // 2
-    needed, whole = [], []
+    filled = rounded if case.where == "cpu" else int
+    needed, computed = [], []
     for batch in batches:
         chosen = [rows[i] for i in batch] + [rows[n + i] for i in batch]
         prefix = shared_prefix(chosen)
         own = [len(row) - prefix for row in chosen]
-        for counts, everywhere in ((needed, False), (whole, True)):
-            counts.append(operations(shape, prefix, own, [1] * len(own), how.layer + 1, False, everywhere))
-    return Work("stage 1", _step_of(loop), needed, whole, model.network)
+        for counts, filling in ((needed, None), (computed, filled)):
+            counts.append(operations(shape, prefix, own, [1] * len(own), how.layer + 1, False, filling))
+    return Work("stage 1", _step_of(loop), needed, computed, model.network)
 
 
 def sft_work(case: Roofline, precision: torch.dtype, all_layers: bool) -> Work:
@@ -87,7 +88,7 @@ def sft_work(case: Roofline, precision: torch.dtype, all_layers: bool) -> Work:
     from dcr_lite.chat import encode_conversations
     from dcr_lite.data import sft_batches
     from dcr_lite.hidden_states import depth
-    from dcr_lite.packing import shared_prefix
+    from dcr_lite.packing import rounded, shared_prefix
     from dcr_lite.safety_sft import SafetySFT, safety_sft
 
     model = load(case, precision)
@@ -102,13 +103,14 @@ def sft_work(case: Roofline, precision: torch.dtype, all_layers: bool) -> Work:
     lengths = [len(prompt) + len(answer) for prompt, answer in encoded]
     prefix = shared_prefix([prompt for prompt, _ in encoded])
     shape, layers = Shape.of(model.network.config, RANK), deep - 1 - above
-    needed, whole = [], []
+    filled = rounded if case.where == "cpu" else int
+    needed, computed = [], []
     for batch in sft_batches(lengths, [row.refuses for row in rows], case.batch, epochs, case.seed):
         read = [len(encoded[i][1]) for i in batch]
         needed.append(operations(shape, prefix, [lengths[i] - prefix - 1 for i in batch], read, layers, True))
-        whole.append(operations(shape, prefix, [lengths[i] - prefix for i in batch], read, layers, True, True))
+        computed.append(operations(shape, prefix, [lengths[i] - prefix for i in batch], read, layers, True, filled))
     name = "safety SFT, all layers" if all_layers else "stage 2, above L"
-    return Work(name, _step_of(loop), needed, whole, model.network)
+    return Work(name, _step_of(loop), needed, computed, model.network)
 
 
 def counted(work: Work) -> tuple[int, int]:
@@ -214,13 +216,16 @@ def main(case: Roofline) -> list[Result]:
     shape = Shape.of(works[0].network.config, RANK)
     typical = max(64, case.prompts * 16)  # tokens, about a packed step's
     products, bare = Products(shape, typical, case.where, precision), BareLayers(shape, typical, case.where, precision)
-    lines = ["| step 0, billions of operations | needed | whole last layer | torch counts |", "|---|---|---|---|"]
+    lines = [
+        "| step 0, billions of operations | needed | all that the kit computes | torch counts |",
+        "|---|---|---|---|",
+    ]
     equal = {}
     for work in works:
         linears, attention = counted(work)
-        whole = work.whole[0]
-        equal[work.name] = abs(linears - whole.linear - whole.head) / linears
-        counts = (work.needed[0].total, whole.total, linears + attention)
+        ours = work.computed[0]
+        equal[work.name] = abs(linears - ours.linear - ours.head) / linears
+        counts = (work.needed[0].total, ours.total, linears + attention)
         lines.append(f"| {work.name} | " + " | ".join(f"{n / 1e9:.4g}" for n in counts) + " |")
     limit: list[float] = []
 

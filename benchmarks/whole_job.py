@@ -50,6 +50,7 @@ PARTS = {
     ("safety_sft", "_StoredStates.__init__"): "stored states",
     ("safety_sft", "_backward_through_vocabulary"): "logits and backward",
     ("safety_sft", "states_above"): "forward above L",
+    ("safety_sft", "final_states"): "forward",
     ("generation", "answer"): "decoding",
     ("generation", "_refusal_log_odds"): "refusal log-odds",
     ("judge", "is_refusal"): "judging",

@@ -69,16 +69,16 @@ class RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         wide = x.float()
-        scale = wide.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+        scale = (wide * wide).mean(-1, keepdim=True).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return weight * (wide * scale).to(x.dtype)
+        return (wide * scale).to(x.dtype).mul_(weight)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         x, weight, scale = ctx.saved_tensors
-        normed, of_normed = x.float() * scale, (gradient * weight).float()
-        along = (of_normed * normed).mean(-1, keepdim=True)
-        return of_normed.sub_(normed.mul_(along)).mul_(scale).to(x.dtype), None, None
+        wide, of_normed = x.float(), (gradient * weight).float()
+        along = (of_normed * wide).mean(-1, keepdim=True).mul_(scale * scale)
+        return of_normed.addcmul_(wide, along, value=-1).mul_(scale).to(x.dtype), None, None
 
 
 def _lora(module: LoraLinear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
