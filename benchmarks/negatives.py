@@ -27,18 +27,20 @@ class Negatives(Stage1):
     sizes: tuple[int, ...] = (32, 128, 512)
     """Prompts in a batch, in ascending order."""
     tokens_per_pass: int | None = None
-    """Tokens of a part of the two-pass scheme. Unset: as the kit cuts a batch."""
+    """What goes through at once, and a part of what does not. Unset: as the kit cuts a batch."""
 
 
-def _step(case: Negatives, precision: torch.dtype, tokens_per_pass: int) -> Step:
+def _step(case: Negatives, precision: torch.dtype, tokens_per_pass: int | None) -> Step:
     from dcr_lite import contrastive
 
     model, loop, _ = prepare(case, precision)
     model.network.train()
-    model.tokens_per_pass = tokens_per_pass
+    whole = tokens_per_pass or contrastive.TOKENS_PER_PASS
+    part = tokens_per_pass or contrastive.TOKENS_PER_PART
+    model.tokens_per_pass = whole
 
     def step(i: int) -> Outcome:
-        with patch.object(contrastive, "TOKENS_PER_PASS", tokens_per_pass):
+        with patch.multiple(contrastive, TOKENS_PER_PASS=whole, TOKENS_PER_PART=part):
             return {"loss": loop.backward(i), **gradients(model.network)}
 
     return step
@@ -46,9 +48,7 @@ def _step(case: Negatives, precision: torch.dtype, tokens_per_pass: int) -> Step
 
 def two_pass(case: Negatives, precision: torch.dtype) -> Step:
     """Parts of a batch, encoded twice; a batch of one part takes one pass."""
-    from dcr_lite.contrastive import TOKENS_PER_PASS
-
-    return _step(case, precision, case.tokens_per_pass or TOKENS_PER_PASS)
+    return _step(case, precision, case.tokens_per_pass)
 
 
 def one_pass(case: Negatives, precision: torch.dtype) -> Step:

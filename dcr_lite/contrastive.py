@@ -26,6 +26,8 @@ REFERENCE_PAIRS = 64  # training pairs that give the read-out: enough for two me
 GEOMETRY_PAIRS = 420  # training pairs that give the stock model's geometry: 840 states for a shrunk covariance
 # Computed at once on a CPU, in tokens: about 35 prompts; more go through GradCache. A card takes what fits into it.
 TOKENS_PER_PASS = 896
+# Of a part of what goes through GradCache: smaller, so that 512 negatives take hardly more memory than 32 in one pass.
+TOKENS_PER_PART = 640
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,12 @@ def encode_pairs(model: Model, pairs: list[Pair]) -> list[list[int]]:
 
 
 def _passes(model: Model, rows: list[list[int]]) -> list[list[list[int]]]:
-    """Rows in order, cut into as few equal parts as keep a part under what goes through at once. What all rows share is
-    computed once a part where the model packs, and counts for nothing."""
+    """Rows in order: all at once where they fit, else cut into as few equal parts as keep a part small. What all rows
+    share is computed once a part where the model packs, and counts for nothing."""
     shared = shared_prefix(rows) if model.packs else 0
-    most = min(TOKENS_PER_PASS, model.tokens_per_pass) if model.device == "cpu" else model.tokens_per_pass
-    n = max(1, -(-sum(len(row) - shared for row in rows) // most))
+    tokens, room = sum(len(row) - shared for row in rows), model.tokens_per_pass
+    whole, part = (min(TOKENS_PER_PASS, room), min(TOKENS_PER_PART, room)) if model.device == "cpu" else (room, room)
+    n = 1 if tokens <= whole else -(-tokens // part)
     size = -(-len(rows) // n)
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 

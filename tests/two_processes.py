@@ -31,7 +31,8 @@ def gradients_of(model: backend.Model, what: str, rows: Path) -> dict[str, Any]:
         return clip(parameters, most)
 
     nn.utils.clip_grad_norm_ = clip_and_keep  # type: ignore[assignment]
-    contrastive.TOKENS_PER_PASS = 64 if what.endswith("parts") else 1024  # several parts a process: GradCache
+    if what.endswith("parts"):  # several parts a process: GradCache
+        contrastive.TOKENS_PER_PASS = contrastive.TOKENS_PER_PART = 64
     report: list[dict[str, Any]] = []
     if what.startswith("stage1"):
         pairs = read_pairs(rows / "pairs.jsonl")
