@@ -84,8 +84,8 @@ def test_layer_states_come_in_the_order_asked_for(tiny_model: Any) -> None:
 
 @pytest.mark.parametrize("shared", [0, 500])
 def test_a_batch_is_cut_by_the_tokens_that_are_computed(tiny_model: Any, shared: int) -> None:
-    """What fits goes through at once. Parts of more hold every row once, in order; none computes more than it may, and a
-    prefix that all rows share, computed once, makes no more parts of them."""
+    """What fits goes through at once. Parts of more hold every row once, in order; none computes more than it may, and
+    a prefix that all rows share, computed once, makes no more parts of them."""
     model = tiny_model()
     rows = [[1] * shared + [2 + i % 7] + [3] * (10 + i % 5) for i in range(400)]
     parts = contrastive._passes(model, rows)
