@@ -27,7 +27,7 @@ GEOMETRY_PAIRS = 420  # training pairs that give the stock model's geometry: 840
 # Computed at once on a CPU, in tokens: about 35 prompts; more go through GradCache. A card takes what fits into it.
 TOKENS_PER_PASS = 896
 # Of a part of what goes through GradCache: smaller, so that 512 negatives take hardly more memory than 32 in one pass.
-TOKENS_PER_PART = 640
+TOKENS_PER_PART = 768
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dcr_lite.hidden_states import decoder_of, depth
 from dcr_lite.job import Data
 from dcr_lite.settings import Settings
 
-ACHIEVED = 0.35  # of the matrix-product rate that whole stages reach, seen on two CPU cores: a rough guide
+ACHIEVED = 0.5  # of the matrix-product rate that whole runs reach on a CPU by the count below: a rough guide
 ANSWER_WORDS = 1.4  # tokens per word of English, near enough for an estimate
 
 
