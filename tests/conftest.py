@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that asks the network fails instead of waiting
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what a test starts: the other core has tests of its own
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
