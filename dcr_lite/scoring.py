@@ -39,7 +39,7 @@ WEIGHED_TOKENS = 1_536  # in all copies of a prompt with a piece left out: about
 MAX_ROWS = 500  # of a list
 LIST_BATCH = 16  # prompts of a list between which others have their turn
 HOW_TO_GET_A_RUN = (
-    "No finished run was found, so this is the stock model alone. `make train` makes a run in about six minutes "
+    "No finished run was found, so this is the stock model alone. `make train` makes a run in six to ten minutes "
     "on two cores; then start again to see all three models, the similarity scores and the map."
 )
 # A word, or one character of a script that puts no spaces between words.
