@@ -26,7 +26,7 @@ REFERENCE_PAIRS = 64  # training pairs that give the read-out: enough for two me
 GEOMETRY_PAIRS = 420  # training pairs that give the stock model's geometry: 840 states for a shrunk covariance
 # Computed at once on a CPU, in tokens: about 35 prompts; more go through GradCache. A card takes what fits into it.
 TOKENS_PER_PASS = 896
-# Of a part of what goes through GradCache: smaller, so that 512 negatives take hardly more memory than 32 in one pass.
+# Of a part of what goes through GradCache: so small that 512 negatives take less than 1.2 times the memory of 32.
 TOKENS_PER_PART = 768
 
 

@@ -9,7 +9,7 @@ in which each row attends to the prefix and to itself. Values and gradients are 
 collects the gradient of every row), since a causal model computes the prefix without looking at what follows.
 
 On a CPU a packed sequence is filled up to one of few lengths. oneDNN writes code for every new shape of a product and
-keeps it, some 13 MB for each new length of a step; one or two in a hundred tokens that nobody reads are cheaper.
+keeps it, some 13 MB for each new length of a step; two in a hundred tokens that nobody reads are cheaper.
 
 ``pack`` and ``pad`` lay out the same rows behind one small interface, ``Batch``; models whose attention cannot be
 replaced (softcapping, unsloth's kernels) take the padded one.

@@ -169,9 +169,8 @@ def test_attention_is_counted_for_visible_pairs_alone(quick: dict[str, Any]) -> 
     width = rounded(max(own))
     rectangles = len(own) * width * (prefix + width) + prefix**2
     visible = sum(k * prefix + k * (k + 1) // 2 for k in own) + prefix * (prefix + 1) // 2
-    rotary = (
-        rounded(prefix + sum(own)) * 16
-    )  # angles are a product of positions and 8 frequencies, which torch counts as well
+    # Angles are a product of positions and 8 frequencies, which torch counts as well.
+    rotary = rounded(prefix + sum(own)) * 16
     assert counted == _operations.attention(shape, rectangles) * (how.layer + 1) + rotary
     assert 1 / 3 < visible / rectangles < 1
 
