@@ -83,7 +83,7 @@ def kindly(work: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def build(run: Any) -> Any:
-    """The page and the API for an open run (dcr_lite.scoring.OpenRun), as gr.Blocks yet to be launched."""
+    """The page and the API for an open run (dcr_lite.demo.scoring.OpenRun), as gr.Blocks yet to be launched."""
     import gradio as gr
 
     pairs = example_pairs(run)
@@ -108,7 +108,8 @@ def build(run: Any) -> Any:
 
 def example_pairs(run: Any) -> list[Any]:
     """A few short pairs that nothing was trained on, where the run has them; else shipped ones."""
-    from dcr_lite.data import SHIPPED, read_pairs
+    from dcr_lite.data.rows import read_pairs
+    from dcr_lite.files import SHIPPED
 
     pairs = run.discernments.pairs if run.discernments else read_pairs(SHIPPED / "pairs.jsonl")
     pairs = [p for p in pairs if max(len(p.toxic), len(p.seemingly_toxic)) <= LONGEST_EXAMPLE] or pairs
@@ -119,9 +120,9 @@ def one_prompt_tab(run: Any, pairs: list[Any]) -> None:
     """A prompt, everything about it at a glance, and the models side by side."""
     import gradio as gr
 
-    from dcr_lite import markup
-    from dcr_lite.pictures import METHODS
-    from dcr_lite.scoring import Score
+    from dcr_lite.demo import markup
+    from dcr_lite.demo.scoring import Score
+    from dcr_lite.names import METHODS
 
     best, readings = run.names[0], run.discernments
     with gr.Row():
@@ -188,8 +189,8 @@ def pair_tab(run: Any, pairs: list[Any]) -> None:
     """Two prompts, both verdicts, and where both lie."""
     import gradio as gr
 
-    from dcr_lite import markup
-    from dcr_lite.scoring import Score
+    from dcr_lite.demo import markup
+    from dcr_lite.demo.scoring import Score
 
     best = run.names[0]
     with gr.Row():
@@ -238,8 +239,8 @@ def list_tab(run: Any) -> None:
     """A pasted or uploaded list, its table, and a file to download."""
     import gradio as gr
 
-    from dcr_lite.pictures import METHODS
-    from dcr_lite.prompt_list import read_prompt_file, read_prompt_list
+    from dcr_lite.demo.prompt_list import read_prompt_file, read_prompt_list
+    from dcr_lite.names import METHODS
 
     downloads = tempfile.TemporaryDirectory(prefix="dcr-lite-")  # goes when the page does
 
@@ -341,7 +342,7 @@ def launch(page: Any, **how: Any) -> Any:
     """Start the server, on this machine alone unless asked otherwise. ``how``: further arguments of Blocks.launch."""
     import gradio as gr
 
-    from dcr_lite.markup import CSS
+    from dcr_lite.demo.markup import CSS
 
     # Fonts of the system: the page asks no other server for anything.
     theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
@@ -370,8 +371,8 @@ def launch(page: Any, **how: Any) -> Any:
 def main(settings: Settings) -> None:
     # Heavy imports come after --help has answered.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from dcr_lite.demo.scoring import open_run
     from dcr_lite.errors import UserError
-    from dcr_lite.scoring import open_run
 
     try:
         run = open_run(settings.run)

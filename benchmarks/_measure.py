@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from dcr_lite import backend, fused
-from dcr_lite.backend import Model
-from dcr_lite.hidden_states import decoder_of
-from dcr_lite.run_folder import hardware
-from dcr_lite.training import Loop, Progress
-from dcr_lite.weights import SMOLLM2, locate
+from dcr_lite.data.sources import SMOLLM2, locate
+from dcr_lite.method.loop import Loop, Progress
+from dcr_lite.model import adapters, fused_layers, loading
+from dcr_lite.model.hidden_states import decoder_of
+from dcr_lite.model.loading import Model
+from dcr_lite.run.machine import hardware
 
 EQUAL = 1e-4  # largest relative difference of losses and gradients that passes for the same work, in float32
 ADAPTER, RANK = "benchmark", 16  # as in the recipes
@@ -64,7 +64,7 @@ class Case:
 
     @property
     def timed_precision(self) -> torch.dtype:
-        return backend.best_precision(self.where) if self.precision == "auto" else getattr(torch, self.precision)
+        return loading.best_precision(self.where) if self.precision == "auto" else getattr(torch, self.precision)
 
 
 @dataclass(frozen=True)
@@ -239,20 +239,20 @@ def load(case: Case, precision: torch.dtype, stock_layers: bool = False, fresh: 
     stock_layers: the library's own layers and scaled-dot-product attention, nothing of the kit's."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    model = backend.load(locate(case.model)[0], case.where, precision, four_bit=False)
+    model = loading.load(locate(case.model)[0], case.where, precision, four_bit=False)
     if stock_layers and model.packs:
         model.network.set_attn_implementation("sdpa")
-    backend.add_adapter(model, ADAPTER, RANK, case.seed)
+    adapters.add_adapter(model, ADAPTER, RANK, case.seed)
     if stock_layers:
-        fused.unfuse(decoder_of(model.network))
+        fused_layers.unfuse(decoder_of(model.network))
     if fresh:
         return model
     generator = torch.Generator().manual_seed(case.seed)
-    weights = backend.adapter_weights(model, ADAPTER)
+    weights = adapters.adapter_weights(model, ADAPTER)
     for key, value in weights.items():
         if "lora_B" in key:
             weights[key] = torch.randn(value.shape, generator=generator) * 0.01
-    backend.set_adapter_weights(model, ADAPTER, weights)
+    adapters.set_adapter_weights(model, ADAPTER, weights)
     return model
 
 

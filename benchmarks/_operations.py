@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dcr_lite.safety_sft import LOGITS_PER_PASS
+from dcr_lite.method.safety_sft import LOGITS_PER_PASS
 
 
 @dataclass(frozen=True)

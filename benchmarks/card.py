@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from _measure import ADAPTER, RANK, Case, Outcome, Result, Step, finish, in_turns, loop_of, peak_memory
 
-from dcr_lite.memory import RESERVE
-from dcr_lite.weights import SMOLLM2, locate
+from dcr_lite.data.sources import SMOLLM2, locate
+from dcr_lite.model.memory import RESERVE
 
 WORDS = ("time", "way", "year", "work", "day", "part", "place", "case", "point", "hand", "week", "group")
 
@@ -61,7 +61,7 @@ class Card(Case):
 
 
 def shape_of(case: Card) -> Any:
-    from dcr_lite.fit import shape_of as read
+    from dcr_lite.model.fit import shape_of as read
 
     shape = read(case.model)
     return replace(shape, layers=case.layers or shape.layers)
@@ -91,10 +91,10 @@ def write_weights(case: Card, folder: Path) -> None:
 
 def build(case: Card, precision: torch.dtype) -> Any:
     """The model in NF4 with an adapter, as a run loads it."""
-    from dcr_lite import backend
+    from dcr_lite.model import adapters, loading
 
-    model = backend.load(str(case.weights), case.where, precision, four_bit=True)
-    backend.add_adapter(model, ADAPTER, RANK, case.seed)
+    model = loading.load(str(case.weights), case.where, precision, four_bit=True)
+    adapters.add_adapter(model, ADAPTER, RANK, case.seed)
     return model
 
 
@@ -114,7 +114,7 @@ def units(case: Card, part: str) -> int:
 
 def estimate(case: Card) -> dict[str, tuple[float, int]]:
     """(estimated peak in GB, CUDA's own in it; tokens of a pass) of each part."""
-    from dcr_lite.fit import fit, needs
+    from dcr_lite.model.fit import fit, needs
     from dcr_lite.settings import Settings
 
     settings = Settings(case.model, Path("runs"), half(case), contrastive_batch=case.prompts, sft_batch=case.rows)
@@ -125,9 +125,9 @@ def estimate(case: Card) -> dict[str, tuple[float, int]]:
 
 def stage1(case: Card, precision: torch.dtype) -> Step:
     """The kit's step of stage 1."""
-    from dcr_lite.contrastive import Contrastive, contrastive_refinement
-    from dcr_lite.data import Pair
-    from dcr_lite.losses import supervised_contrastive
+    from dcr_lite.data.rows import Pair
+    from dcr_lite.method.contrastive import Contrastive, contrastive_refinement
+    from dcr_lite.method.losses import supervised_contrastive
 
     model = build(case, precision)
     model.tokens_per_pass = units(case, "stage1")
@@ -141,7 +141,7 @@ def stage1(case: Card, precision: torch.dtype) -> Step:
 
 def sft(case: Card, precision: torch.dtype) -> Step:
     """The kit's step of safety SFT on all layers."""
-    from dcr_lite.safety_sft import SafetySFT, safety_sft
+    from dcr_lite.method.safety_sft import SafetySFT, safety_sft
 
     model = build(case, precision)
     model.tokens_per_pass = units(case, "safety_sft")
@@ -152,29 +152,29 @@ def sft(case: Card, precision: torch.dtype) -> Step:
 
 
 def conversations(case: Card) -> list[Any]:
-    from dcr_lite.data import Conversation
+    from dcr_lite.data.rows import Conversation
 
     n = (case.row_tokens - 40) // 2
     return [Conversation(words(n, i), words(n, -i - 1)) for i in range(case.rows)]
 
 
 def _plain(case: Card, precision: torch.dtype, layers: int) -> Any:
-    from dcr_lite import backend
+    from dcr_lite.model import adapters
 
     model = build(case, precision)
     model.network.set_attn_implementation("sdpa")
-    backend.train_only(model, ADAPTER, range(layers))
+    adapters.train_only(model, ADAPTER, range(layers))
     model.network.train()
     return model
 
 
 def plain_stage1(case: Card, precision: torch.dtype) -> Step:
     """Stage 1 from the whole model: hidden states of every layer, padded rows, parts through GradCache."""
-    from dcr_lite import gradcache
-    from dcr_lite.chat import encode_prompts
-    from dcr_lite.geometry import kinds_of_pairs
-    from dcr_lite.losses import cosine_similarity, supervised_contrastive
-    from dcr_lite.packing import pad
+    from dcr_lite.method import gradcache
+    from dcr_lite.method.geometry import kinds_of_pairs
+    from dcr_lite.method.losses import cosine_similarity, supervised_contrastive
+    from dcr_lite.model.chat import encode_prompts
+    from dcr_lite.model.packing import pad
 
     model = _plain(case, precision, half(case) + 1)
     rows = encode_prompts(model.tokenizer, [words(case.prompt_tokens - 38, i) for i in range(case.prompts)], 4096)
@@ -199,8 +199,8 @@ def plain_stage1(case: Card, precision: torch.dtype) -> Step:
 
 def plain_sft(case: Card, precision: torch.dtype) -> Step:
     """Safety SFT from the whole model: padded rows and the library's own loss."""
-    from dcr_lite.chat import encode_conversations
-    from dcr_lite.packing import pad
+    from dcr_lite.model.chat import encode_conversations
+    from dcr_lite.model.packing import pad
 
     model = _plain(case, precision, shape_of(case).layers)
     chosen = conversations(case)

@@ -42,7 +42,7 @@ def load_adapted(case: Evaluation, precision: torch.dtype, stock_layers: bool = 
     """The model with the adapter asked for, or one that changes nothing."""
     from safetensors.torch import load_file
 
-    from dcr_lite.backend import set_adapter_weights
+    from dcr_lite.model.adapters import set_adapter_weights
 
     model = load(case, precision, stock_layers, fresh=True)
     if case.adapter:
@@ -52,7 +52,8 @@ def load_adapted(case: Evaluation, precision: torch.dtype, stock_layers: bool = 
 
 def prompts_of(case: Evaluation) -> list[Any]:
     """Every k-th shipped held-out prompt."""
-    from dcr_lite.data import SHIPPED, read_prompts
+    from dcr_lite.data.rows import read_prompts
+    from dcr_lite.files import SHIPPED
 
     prompts = [p for name in ("heldout_pairs", "heldout_plain") for p in read_prompts(SHIPPED / f"{name}.jsonl")]
     return prompts[:: max(1, len(prompts) // case.prompts)][: case.prompts]
@@ -60,7 +61,7 @@ def prompts_of(case: Evaluation) -> list[Any]:
 
 def ours(case: Evaluation, precision: torch.dtype) -> Step:
     """The kit's own measurement."""
-    from dcr_lite.evaluation import measure
+    from dcr_lite.measure.answers import measure
 
     model, prompts = load_adapted(case, precision), prompts_of(case)
 
@@ -72,8 +73,8 @@ def ours(case: Evaluation, precision: torch.dtype) -> Step:
 
 
 def _generate(case: Evaluation, precision: torch.dtype, batch: int) -> Step:
-    from dcr_lite.chat import encode_prompts
-    from dcr_lite.judge import is_refusal
+    from dcr_lite.measure.judge import is_refusal
+    from dcr_lite.model.chat import encode_prompts
 
     model, prompts = load_adapted(case, precision, stock_layers=True), prompts_of(case)
     model.network.eval()

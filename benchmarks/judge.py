@@ -73,7 +73,7 @@ def _row(fields: dict[str, Any], place: str, default_model: str) -> Labelled:
 
 def read_labelled(path: Path) -> list[Labelled]:
     """Answers with labels; raises UserError naming file and line."""
-    from dcr_lite.data import read_jsonl
+    from dcr_lite.data.rows import read_jsonl
 
     if path.suffix != ".csv":
         return read_jsonl(path, lambda fields, place: _row(fields, place, path.stem))
@@ -86,7 +86,7 @@ def read_labelled(path: Path) -> list[Labelled]:
 def agreement(rows: list[Labelled], verdicts: list[bool]) -> dict[str, Any]:
     """{n, agreement, ci95, precision, recall, recall of each kind}; precision and recall are of refusals, None where
     there is none."""
-    from dcr_lite.metrics import wilson_interval
+    from dcr_lite.measure.metrics import wilson_interval
 
     right = sum(v == row.refused for v, row in zip(verdicts, rows, strict=True))
     hits = sum(v and row.refused for v, row in zip(verdicts, rows, strict=True))
@@ -108,8 +108,9 @@ def refit(rows: list[Labelled], tested: str) -> list[bool]:
     """Verdicts on the answers of model ``tested`` by cues whose points were fitted without any of them."""
     from sklearn.linear_model import LogisticRegression
 
-    from dcr_lite.data import SHIPPED, read_conversations
-    from dcr_lite.judge import CUES, STEPS, evidence
+    from dcr_lite.data.rows import read_conversations
+    from dcr_lite.files import SHIPPED
+    from dcr_lite.measure.judge import CUES, STEPS, evidence
 
     names = [cue.name for cue in CUES] + [STEPS.name]
 
@@ -130,7 +131,7 @@ def refit(rows: list[Labelled], tested: str) -> list[bool]:
 def measure(rows: list[Labelled]) -> dict[str, Any]:
     """{judge name: {model: agreement, ..., "mean": ...}, "by type": {...}}; "refit" only where there are models to fit
     on."""
-    from dcr_lite.judge import is_refusal, opening_match, string_match
+    from dcr_lite.measure.judge import is_refusal, opening_match, string_match
 
     models = sorted({row.model for row in rows})
     judges: dict[str, Callable[[list[Labelled], str], list[bool]]] = {

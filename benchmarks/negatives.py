@@ -31,12 +31,13 @@ class Negatives(Stage1):
 
 
 def _step(case: Negatives, precision: torch.dtype, tokens_per_pass: int | None) -> Step:
-    from dcr_lite import contrastive
+    from dcr_lite.method import contrastive
+    from dcr_lite.model import states
 
     model, loop, _ = prepare(case, precision)
     model.network.train()
-    whole = tokens_per_pass or contrastive.TOKENS_PER_PASS
-    part = tokens_per_pass or contrastive.TOKENS_PER_PART
+    whole = tokens_per_pass or states.TOKENS_PER_PASS
+    part = tokens_per_pass or states.TOKENS_PER_PART
     model.tokens_per_pass = whole
 
     def step(i: int) -> Outcome:

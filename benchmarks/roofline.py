@@ -64,7 +64,7 @@ def _step_of(loop: Any) -> Step:
 
 def contrastive_work(case: Roofline, precision: torch.dtype) -> Work:
     """Stage 1: the loss reads each prompt's last token at layer L."""
-    from dcr_lite.packing import rounded, shared_prefix
+    from dcr_lite.model.packing import rounded, shared_prefix
 
     model, loop, (rows, batches, _, how) = stage1.prepare(case, precision)
     model.network.train()
@@ -85,11 +85,11 @@ def sft_work(case: Roofline, precision: torch.dtype, all_layers: bool) -> Work:
     nothing."""
     from stage2 import Stage2, conversations
 
-    from dcr_lite.chat import encode_conversations
-    from dcr_lite.data import sft_batches
-    from dcr_lite.hidden_states import depth
-    from dcr_lite.packing import rounded, shared_prefix
-    from dcr_lite.safety_sft import SafetySFT, safety_sft
+    from dcr_lite.data.splits import sft_batches
+    from dcr_lite.method.safety_sft import SafetySFT, safety_sft
+    from dcr_lite.model.chat import encode_conversations
+    from dcr_lite.model.hidden_states import depth
+    from dcr_lite.model.packing import rounded, shared_prefix
 
     model = load(case, precision)
     rows = conversations(Stage2(rows=case.rows, seed=case.seed))
@@ -187,7 +187,7 @@ class BareLayers:
 
 def compiled_results(case: Roofline) -> tuple[list[Result], str]:
     """The step of stage 1 with and without torch.compile on the decoder's layers."""
-    from dcr_lite.hidden_states import decoder_of
+    from dcr_lite.model.hidden_states import decoder_of
 
     def compiled(precision: torch.dtype) -> Step:
         model, loop, _ = stage1.prepare(case, precision)

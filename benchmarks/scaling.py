@@ -95,9 +95,9 @@ def build_model(case: Scaling, precision: torch.dtype, stock_layers: bool) -> An
     """A Llama with random weights and an adapter without zeros."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from dcr_lite import backend, fused
-    from dcr_lite.hidden_states import decoder_of
-    from dcr_lite.packing import ATTENTION
+    from dcr_lite.model import adapters, fused_layers, loading
+    from dcr_lite.model.hidden_states import decoder_of
+    from dcr_lite.model.packing import ATTENTION
 
     heads = case.width // 64
     config = LlamaConfig(
@@ -112,20 +112,20 @@ def build_model(case: Scaling, precision: torch.dtype, stock_layers: bool) -> An
     )
     torch.manual_seed(case.seed)
     if case.where == "cpu":
-        backend.keep_freed_memory()
+        loading.keep_freed_memory()
     network = AutoModelForCausalLM.from_config(config, dtype=precision).to(case.where).requires_grad_(False)
     network.set_attn_implementation("sdpa" if stock_layers else ATTENTION)
-    model = backend.Model(network, None, case.where, precision, False)
-    backend.add_adapter(model, ADAPTER, RANK, case.seed)
+    model = loading.Model(network, None, case.where, precision, False)
+    adapters.add_adapter(model, ADAPTER, RANK, case.seed)
     if stock_layers:
-        fused.unfuse(decoder_of(model.network))
+        fused_layers.unfuse(decoder_of(model.network))
     generator = torch.Generator().manual_seed(case.seed)
     changed = {
         key: torch.randn(value.shape, generator=generator) * 0.02
-        for key, value in backend.adapter_weights(model, ADAPTER).items()
+        for key, value in adapters.adapter_weights(model, ADAPTER).items()
     }
-    backend.set_adapter_weights(model, ADAPTER, changed)
-    backend.train_only(model, ADAPTER, range(case.layer + 1))
+    adapters.set_adapter_weights(model, ADAPTER, changed)
+    adapters.train_only(model, ADAPTER, range(case.layer + 1))
     return model
 
 
@@ -142,8 +142,8 @@ def rows_of(case: Scaling, n: int, seed: int) -> list[list[int]]:
 
 def loss_of(states: Tensor) -> Tensor:
     """Stage 1's loss on states (batch, d_model), centred by the batch."""
-    from dcr_lite.geometry import kinds_of_pairs
-    from dcr_lite.losses import cosine_similarity, supervised_contrastive
+    from dcr_lite.method.geometry import kinds_of_pairs
+    from dcr_lite.method.losses import cosine_similarity, supervised_contrastive
 
     kinds = kinds_of_pairs(len(states) // 2, states.device)
     return supervised_contrastive(0.5)(cosine_similarity(states.float() - states.float().mean(0)), kinds)
@@ -151,9 +151,9 @@ def loss_of(states: Tensor) -> Tensor:
 
 def our_step(case: Scaling, precision: torch.dtype) -> Step:
     """Stage 1's forward and backward pass."""
-    from dcr_lite import gradcache
-    from dcr_lite.contrastive import _passes
-    from dcr_lite.hidden_states import prompt_states
+    from dcr_lite.method import gradcache
+    from dcr_lite.model.hidden_states import prompt_states
+    from dcr_lite.model.states import _passes
 
     model = build_model(case, precision, stock_layers=False)
 
@@ -169,7 +169,7 @@ def our_step(case: Scaling, precision: torch.dtype) -> Step:
 
 
 def _plain_states(model: Any, rows: list[list[int]], layer: int) -> Tensor:
-    from dcr_lite.packing import pad
+    from dcr_lite.model.packing import pad
 
     inputs = pad(rows, 0, model.device).inputs
     with model.compute():
@@ -191,7 +191,7 @@ def plain_step(case: Scaling, precision: torch.dtype) -> Step:
 
 def our_states(case: Scaling, precision: torch.dtype) -> Step:
     """States at L of many prompts, without a gradient."""
-    from dcr_lite.contrastive import layer_states
+    from dcr_lite.model.states import layer_states
 
     model = build_model(case, precision, stock_layers=False)
     return lambda i: {"states": layer_states(model, rows_of(case, case.prompts, i), case.layer)}

@@ -47,10 +47,12 @@ class Stage1(Case):
 
 def prepare(case: Stage1, precision: torch.dtype, stock_layers: bool = False) -> tuple[Any, Any, Any]:
     """(model, loop of stage 1, (rows, batches, geometry, settings)): what both sides begin with."""
-    from dcr_lite import contrastive
-    from dcr_lite.data import SHIPPED, pair_batches, read_pairs
-    from dcr_lite.hidden_states import depth
-    from dcr_lite.losses import supervised_contrastive
+    from dcr_lite.data.rows import read_pairs
+    from dcr_lite.data.splits import pair_batches
+    from dcr_lite.files import SHIPPED
+    from dcr_lite.method import contrastive
+    from dcr_lite.method.losses import supervised_contrastive
+    from dcr_lite.model.hidden_states import depth
 
     model = load(case, precision, stock_layers=stock_layers)
     layer = depth(model.network) // 2 if case.layer is None else case.layer
@@ -81,9 +83,9 @@ def ours(case: Stage1, precision: torch.dtype) -> Step:
 
 def plain(case: Stage1, precision: torch.dtype) -> Step:
     """The whole model on the padded batch; training layers up to L only, as ours does."""
-    from dcr_lite.geometry import kinds_of_pairs
-    from dcr_lite.losses import cosine_similarity
-    from dcr_lite.packing import pad
+    from dcr_lite.method.geometry import kinds_of_pairs
+    from dcr_lite.method.losses import cosine_similarity
+    from dcr_lite.model.packing import pad
 
     model, _, (rows, batches, geometry, how) = prepare(case, precision, stock_layers=True)
     model.network.train()

@@ -23,7 +23,8 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # recipes/ is no package
 
-from dcr_lite.data import SHIPPED, Pair, read_conversations
+from dcr_lite.data.rows import Pair, read_conversations
+from dcr_lite.files import SHIPPED
 from recipes.smollm2_135m import SETTINGS
 
 RAW: dict[str, Any] = {"centre": "none", "whiten": False}
@@ -104,26 +105,27 @@ class Choices:
 
 def variant(model: Any, name: str, changes: dict[str, Any], seed: int) -> dict[str, Any]:
     """Stage 1 under these changes, and what it did to the development pairs."""
-    from dcr_lite import job
-    from dcr_lite.contrastive import (
+    from dcr_lite.method.contrastive import (
         REFERENCE_PAIRS,
         contrastive_refinement,
         encode_pairs,
         first_pairs,
-        layer_states,
         stock_geometry,
-    )  # fmt: skip
+    )
+    from dcr_lite.model.states import layer_states
+    from dcr_lite.names import DCR
+    from dcr_lite.run import inputs, stored_states
 
     change: Callable[[list[Pair]], list[Pair]] = changes.get("pairs", lambda pairs: pairs)
     settings = replace(SETTINGS, seed=seed, **{k: v for k, v in changes.items() if k != "pairs"})
-    data = job.load_data(settings)
-    how = job.contrastive_settings(settings)
+    data = inputs.load_data(settings)
+    how = stored_states.contrastive_settings(settings)
     training, rows = change(data.training), encode_pairs(model, data.training)
     geometries = {
         "own": stock_geometry(model, encode_pairs(model, training), how),
         "whitened": stock_geometry(model, rows, replace(how, centre="batch", whiten=True)),
     }
-    done = contrastive_refinement(model, job.DCR, training, data.development, how, seed, geometries["own"])
+    done = contrastive_refinement(model, DCR, training, data.development, how, seed, geometries["own"])
     row: dict[str, Any] = {"variant": name, "seed": seed, "best_step": done.best_step, "seconds": done.seconds}
     row["development_auroc"] = [m["development_auroc"] for m in done.metrics if "development_auroc" in m]
     # Read by matched pairs whatever the variant trained on.
@@ -134,13 +136,13 @@ def variant(model: Any, name: str, changes: dict[str, Any], seed: int) -> dict[s
 
 def stock_layers() -> None:
     """A line for every layer of the stock model: its own states of all training pairs fit geometry and direction."""
-    from dcr_lite import job
-    from dcr_lite.contrastive import encode_pairs
-    from dcr_lite.diagnosis import layer_geometries
-    from dcr_lite.directions import last_states
-    from dcr_lite.loading import load_base
+    from dcr_lite.diagnose.probes import layer_geometries
+    from dcr_lite.method.contrastive import encode_pairs
+    from dcr_lite.model.states import last_states
+    from dcr_lite.run import inputs
+    from dcr_lite.run.opening import load_base
 
-    data = job.load_data(SETTINGS)
+    data = inputs.load_data(SETTINGS)
     model, _ = load_base(SETTINGS)
     seen, unseen = (last_states(model, encode_pairs(model, p))[:, :, 0] for p in (data.training, data.development))
     geometries = layer_geometries(seen, SETTINGS.centre, SETTINGS.whiten)
@@ -151,8 +153,8 @@ def stock_layers() -> None:
 
 def _read(geometry: Any, reference: Any, unseen: Any) -> dict[str, Any]:
     """AUROC and its interval of unseen pairs along the direction of reference pairs."""
-    from dcr_lite.geometry import read_out
-    from dcr_lite.metrics import auroc, auroc_interval
+    from dcr_lite.measure.metrics import auroc, auroc_interval
+    from dcr_lite.method.geometry import read_out
 
     reading, direction = read_out(geometry, reference)
     scores = direction.score(reading(unseen)).tolist()
@@ -165,7 +167,9 @@ def _cell(read: dict[str, Any]) -> str:
 
 
 def main(choices: Choices) -> None:
-    from dcr_lite import backend, job
+    from dcr_lite.model import adapters
+    from dcr_lite.names import DCR
+    from dcr_lite.run import opening
 
     if choices.layers:
         stock_layers()
@@ -181,9 +185,9 @@ def main(choices: Choices) -> None:
             row = next((r for r in results if (r["variant"], r["seed"]) == (name, seed)), None)
             if row is None:
                 if model is None:
-                    model, _ = job.load_model(replace(SETTINGS, seed=seed))
-                    fresh = backend.adapter_weights(model, job.DCR)
-                backend.set_adapter_weights(model, job.DCR, fresh)
+                    model, _ = opening.load_model(replace(SETTINGS, seed=seed))
+                    fresh = adapters.adapter_weights(model, DCR)
+                adapters.set_adapter_weights(model, DCR, fresh)
                 row = variant(model, name, changes, seed)
                 results.append(row)
                 choices.json.write_text(json.dumps(results, indent=1))

@@ -70,15 +70,17 @@ def first_step(network: nn.Module) -> Iterator[Outcome]:
 
 def conversations(case: Stage2) -> list[Any]:
     """The first rows of the recipe's mixture."""
-    from dcr_lite.data import SHIPPED, read_conversations, safety_mixture
+    from dcr_lite.data.rows import read_conversations
+    from dcr_lite.data.splits import safety_mixture
+    from dcr_lite.files import SHIPPED
 
     instructions, refusals = (read_conversations(SHIPPED / f"{kind}.jsonl") for kind in ("instructions", "refusals"))
     return safety_mixture(instructions, refusals, 288, 20, case.seed)[: case.rows]
 
 
 def _ours(case: Stage2, precision: torch.dtype, above: Callable[[int], int]) -> Step:
-    from dcr_lite.hidden_states import depth
-    from dcr_lite.safety_sft import SafetySFT, safety_sft
+    from dcr_lite.method.safety_sft import SafetySFT, safety_sft
+    from dcr_lite.model.hidden_states import depth
 
     model, rows = load(case, precision), conversations(case)
     how = SafetySFT(above(depth(model.network)), case.epochs, case.batch, 1e-5)
@@ -107,8 +109,8 @@ def trl(case: Stage2, precision: torch.dtype) -> Step:
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from dcr_lite.chat import encode_conversations
-    from dcr_lite.data import sft_batches
+    from dcr_lite.data.splits import sft_batches
+    from dcr_lite.model.chat import encode_conversations
 
     disable_progress_bars()
     model = load(case, precision, stock_layers=True)
@@ -172,8 +174,8 @@ def tokens_of(case: Stage2) -> int:
     """Tokens of all rows in all epochs, prompt and answer, without padding: the same number for every side."""
     from transformers import AutoTokenizer
 
-    from dcr_lite.chat import encode_conversations
-    from dcr_lite.weights import locate
+    from dcr_lite.data.sources import locate
+    from dcr_lite.model.chat import encode_conversations
 
     rows, tokenizer = conversations(case), AutoTokenizer.from_pretrained(locate(case.model)[0])
     encoded = encode_conversations(tokenizer, [r.prompt for r in rows], [r.response for r in rows], 10**9)

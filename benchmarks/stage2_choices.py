@@ -41,19 +41,21 @@ class Choices:
 
 def variant(model: Any, data: Any, refined: dict[str, Any], states: dict[str, Any], settings: Any) -> dict[str, Any]:
     """Stage 2 under these settings, from a refined adapter, measured on what is for development."""
-    from dcr_lite import backend, job
-    from dcr_lite.data import Prompt
-    from dcr_lite.evaluation import discernment_intervals, measure, overall_rate
-    from dcr_lite.general_ability import answer_loss
-    from dcr_lite.safety_sft import SafetySFT, safety_sft
+    from dcr_lite.data.rows import Prompt
+    from dcr_lite.measure.answers import discernment_intervals, measure, overall_rate
+    from dcr_lite.measure.general_ability import answer_loss
+    from dcr_lite.method.safety_sft import SafetySFT, safety_sft
+    from dcr_lite.model import adapters
+    from dcr_lite.names import DCR
+    from dcr_lite.run import stored_states
 
-    backend.set_adapter_weights(model, job.DCR, refined)
-    rows = job.stage2_rows(data, settings, states)
+    adapters.set_adapter_weights(model, DCR, refined)
+    rows = stored_states.stage2_rows(data, settings, states)
     used = {row.prompt for row in rows}
-    above = job.stage2_above(settings)
+    above = stored_states.stage2_above(settings)
     how = SafetySFT(above, settings.sft_epochs, settings.sft_batch, settings.sft_learning_rate, settings.keep)
-    seconds = safety_sft(model, job.DCR, rows, how, settings.seed).seconds
-    backend.activate(model, job.DCR)
+    seconds = safety_sft(model, DCR, rows, how, settings.seed).seconds
+    adapters.activate(model, DCR)
     prompts = [Prompt(p.toxic, "toxic", "development") for p in data.development]
     prompts += [Prompt(p.seemingly_toxic, "seemingly_toxic", "development") for p in data.development]
     measured = measure(model, prompts, settings.answer_tokens)
@@ -81,8 +83,8 @@ def _line(row: dict[str, Any]) -> str:
 def main(choices: Choices) -> None:
     from safetensors.torch import load_file
 
-    from dcr_lite import job
-    from dcr_lite.run_folder import RunFolder, read_settings
+    from dcr_lite.run import inputs, opening
+    from dcr_lite.run.run_folder import RunFolder, read_settings
 
     choices.json.parent.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = json.loads(choices.json.read_text()) if choices.json.exists() else []
@@ -97,7 +99,7 @@ def main(choices: Choices) -> None:
             row = next((r for r in results if (r["variant"], r["seed"]) == (name, usual.seed)), None)
             if row is None:
                 if model is None:
-                    data, (model, _) = job.load_data(usual), job.load_model(usual)
+                    data, (model, _) = inputs.load_data(usual), opening.load_model(usual)
                     refined = load_file(folder / "stage1" / "adapter_model.safetensors")
                     states = load_file(run.layer_states)
                 share = round(usual.refusals * changes.get("share", 1))

@@ -175,7 +175,6 @@ def main(case: WholeJob) -> list[Any]:
         import torch
         from _measure import Result, emit
 
-        from dcr_lite import job, plan, terminal  # noqa: F401 - what the recipe imports when it starts
     before = time.perf_counter() - STARTED if __name__ == "__main__" else sum(clock.seconds.values())
     clock.seconds["imports",] = before  # with those at the top of this file
     if case.settings.device != "cpu" and torch.cuda.is_available():

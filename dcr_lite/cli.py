@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from dcr_lite.errors import UserError
+from dcr_lite.settings import Device, Precision, Quantization
 
 app = tyro.extras.SubcommandApp()
 BAR = 24  # characters
@@ -30,7 +31,7 @@ def score(
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 
-    from dcr_lite.scoring import open_run
+    from dcr_lite.demo.scoring import open_run
 
     transformers_logging.disable_progress_bar()
     opened = open_run(run)
@@ -54,8 +55,8 @@ def judge(
         out: Where the labelled rows go; - for standard output.
         string_match: Add the two string matches of the literature (string_match: GCG, opening_match: XSTest).
     """
-    from dcr_lite.labelling import label_answers, read_bytes, write_rows
-    from dcr_lite.metrics import wilson_interval
+    from dcr_lite.evaluate.labelling import label_answers, read_bytes, write_rows
+    from dcr_lite.measure.metrics import wilson_interval
 
     rows = label_answers(read_bytes(answers), "standard input" if answers == "-" else answers, string_match)
     write_rows(rows, out)
@@ -76,9 +77,9 @@ def evaluate(
     instructions: Path | None = None,
     multiple_choice: Path | None = None,
     answer_tokens: int = 40,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    precision: Literal["auto", "bfloat16", "float32"] = "auto",
-    four_bit: bool | None = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    quantization: Quantization = "auto",
 ) -> None:
     """Measure one model: refusal rates by set, discernment, general ability. Called again, it goes on where it stopped.
 
@@ -97,11 +98,11 @@ def evaluate(
         answer_tokens: Tokens of each answer: enough to see whether it refuses.
         device: auto takes CUDA where there is a GPU.
         precision: auto takes bfloat16 where the device multiplies it natively (of a run: what it was trained in).
-        four_bit: Base model in 4-bit NF4; by default on a GPU (of a run: as it was trained).
+        quantization: Of the base model's weights; auto: 4-bit NF4 on a CUDA GPU, none elsewhere (of a run: as trained).
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from dcr_lite.general_ability import HELD_OUT_INSTRUCTIONS
-    from dcr_lite.measurement import Asked, measure_model, show
+    from dcr_lite.evaluate.command import Asked, measure_model, show
+    from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS
     from dcr_lite.settings import Settings
 
     asked = Asked(
@@ -116,7 +117,7 @@ def evaluate(
         answer_tokens,
         device,
         precision,
-        four_bit,
+        quantization,
     )
     try:
         show(measure_model(asked), asked)
@@ -150,8 +151,8 @@ def compare(
         out: Where everything is kept: comparison.md, comparison.json, trade_off.png, adapters and answers.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from dcr_lite.compare import compare as run_comparison
-    from dcr_lite.terminal import show_page
+    from dcr_lite.compare.command import compare as run_comparison
+    from dcr_lite.run.terminal import show_page
 
     run_comparison(recipe, seeds, prompts, rows, choices, seeds[:1] if curve_seeds is None else curve_seeds, out)
     show_page(out / "comparison.md")
@@ -184,7 +185,7 @@ def export(
     if to == "hub" and repo is None:
         raise UserError("--to hub needs --repo owner/name")
 
-    from dcr_lite.export import export_gguf, export_merged, open_finished, push
+    from dcr_lite.export.command import export_gguf, export_merged, open_finished, push
 
     finished = open_finished(run)
     if to == "merged":
@@ -210,8 +211,8 @@ def diagnose(
         projections: Random projections on each side of the kernel; from the width of the model on it is exact.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from dcr_lite.diagnose import diagnose as look_into
-    from dcr_lite.terminal import show_page
+    from dcr_lite.diagnose.command import diagnose as look_into
+    from dcr_lite.run.terminal import show_page
 
     look_into(run, pairs, projections)
     show_page(run / "diagnosis" / "diagnosis.md")
@@ -225,8 +226,8 @@ def _show(title: str, note: str, scores: list[Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from dcr_lite.pictures import METHODS, NAMES
-    from dcr_lite.terminal import console
+    from dcr_lite.names import METHODS, NAMES
+    from dcr_lite.run.terminal import console
 
     first = scores[0]
     console.print(Text(title, "dim"))

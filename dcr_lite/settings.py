@@ -4,8 +4,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dcr_lite.data import SHIPPED
 from dcr_lite.errors import UserError
+from dcr_lite.files import SHIPPED
+
+# What --device, --precision and --quantization take, the same in every command.
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "bfloat16", "float16", "float32"]
+Quantization = Literal["auto", "nf4", "none"]
 
 TRAINING_FILES = {
     "pairs": SHIPPED / "pairs.jsonl",
@@ -108,15 +113,15 @@ class Settings:
     """Tokens of each measured answer: enough to see whether it refuses."""
 
     # the machine
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Device = "auto"
     """auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac."""
     backend: Literal["auto", "unsloth", "transformers"] = "auto"
     """auto: unsloth where a CUDA GPU of capability 7.0 or more is there and unsloth is installed, else transformers
     with peft and bitsandbytes. The run says which, and why."""
-    precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    precision: Precision = "auto"
     """auto: bfloat16 where the device multiplies it natively, else float16 on a GPU and float32 on a CPU."""
-    four_bit: bool | None = None
-    """Base model in 4-bit NF4. Unset: on a GPU yes, on a CPU no (there it is slower)."""
+    quantization: Quantization = "auto"
+    """Of the base model's weights. auto: 4-bit NF4 on a CUDA GPU, none elsewhere (on a CPU 4 bits are slower)."""
     seed: int = 0
     """Of the adapter's first weights, the split, and the order of rows. Same seed, same machine: same adapter."""
     resume: bool = False
@@ -139,7 +144,7 @@ class Settings:
         if self.data == "shipped":  # a recipe states the sizes of its own data; the shipped rows are fewer
             changes |= {k: SHIPPED_SIZES[k] for k, full in FULL_SIZES.items() if getattr(self, k) == full}
         elif unnamed := [k for k, file in TRAINING_FILES.items() if getattr(self, k) == file]:
-            from dcr_lite.full_data import full_data
+            from dcr_lite.data.paper_data import full_data
 
             files = full_data()
             changes |= {k: getattr(files, k) for k in unnamed}

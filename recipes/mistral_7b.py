@@ -12,7 +12,7 @@ prompts that nothing was trained on or chosen by.
 
 from pathlib import Path
 
-from dcr_lite.launch import launch
+from dcr_lite.run.launch import launch
 from dcr_lite.settings import Settings
 
 SETTINGS = Settings(
@@ -39,30 +39,30 @@ SETTINGS = Settings(
 
 def main(settings: Settings) -> None:
     # Heavy imports come after --help has answered.
-    from dcr_lite import job, loading
-    from dcr_lite.plan import plan
-    from dcr_lite.run_folder import RunFolder
-    from dcr_lite.terminal import show_end, show_plan
+    from dcr_lite.run import inputs, opening, steps
+    from dcr_lite.run.plan import plan
+    from dcr_lite.run.run_folder import RunFolder
+    from dcr_lite.run.terminal import show_end, show_plan
 
     # What has to be right before any work: the run folder, every row of the data, the memory, the model, the layer.
     run = RunFolder(settings)
-    data = job.load_data(settings)
-    show_plan(loading.will_it_fit(settings))
-    model, source = job.load_model(settings)
+    data = inputs.load_data(settings)
+    show_plan(opening.will_it_fit(settings))
+    model, source = opening.load_model(settings)
     show_plan(plan(model, source, data, settings))
 
     # Stage 1: the adapter's layers up to L learn to tell the two kinds of prompt apart.
-    job.refine(run, model, data, settings)
+    steps.refine(run, model, data, settings)
 
     # Stage 2: its layers above L learn to refuse, from few examples, since the difference is there to be seen.
-    job.teach_refusals(run, model, data, settings)
+    steps.teach_refusals(run, model, data, settings)
 
     # What everybody does, to compare with: safety SFT of the stock model on all layers.
-    job.teach_refusals_alone(run, model, data, settings)
+    steps.teach_refusals_alone(run, model, data, settings)
 
     # Three models answer the held-out prompts.
-    answers = job.evaluate(run, model, data, settings)
-    report = job.write_up(run, model, source, data, settings, answers)
+    answers = steps.evaluate(run, model, data, settings)
+    report = steps.write_up(run, model, source, data, settings, answers)
     show_end(report, run.path)
 
 

@@ -15,7 +15,7 @@ import tiny_models
 import torch
 from hypothesis import HealthCheck, settings
 
-from dcr_lite.backend import Model
+from dcr_lite.model.loading import Model
 
 torch.set_num_threads(1)  # tiny matrices: threads would only wait for each other
 settings.register_profile(  # the same examples on every machine, and no stop-watch on a busy one
@@ -82,7 +82,7 @@ def demo_run(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="session")
 def opened(demo_run: Path) -> Any:
     """That run, opened for scoring."""
-    from dcr_lite.scoring import open_run
+    from dcr_lite.demo.scoring import open_run
 
     return open_run(demo_run)
 
@@ -117,8 +117,8 @@ def smollm2(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run of the real SmolLM2-135M-Instruct with a random adapter, and the model that it holds, in float32."""
     from finished_runs import smollm2_run
 
+    from dcr_lite.data.sources import SMOLLM2, locate
     from dcr_lite.errors import UserError
-    from dcr_lite.weights import SMOLLM2, locate
 
     try:
         weights, _ = locate(SMOLLM2)

@@ -12,17 +12,10 @@ from peft.utils import get_peft_model_state_dict, save_and_load
 from tiny_models import ADAPTER, LAYERS, add_random_adapter, assert_far, random_rows, take_gradients
 from torch import Tensor
 
-from dcr_lite.backend import (
-    Model,
-    activate,
-    adapter_weights,
-    add_adapter,
-    set_adapter_weights,
-    stock,
-    train_only,
-)
 from dcr_lite.errors import UserError
-from dcr_lite.hidden_states import decoder_of, prompt_states
+from dcr_lite.model.adapters import activate, adapter_weights, add_adapter, set_adapter_weights, stock, train_only
+from dcr_lite.model.hidden_states import decoder_of, prompt_states
+from dcr_lite.model.loading import Model
 
 MakeModel = Callable[..., Model]
 IDS = torch.tensor(random_rows([12]))

@@ -15,7 +15,7 @@ import gradio as gr
 from gradio_client import Client
 
 import app
-from dcr_lite.scoring import OpenRun
+from dcr_lite.demo.scoring import OpenRun
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "Can I burn a man with a clock in 9 days?"

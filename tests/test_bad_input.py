@@ -13,7 +13,7 @@ import pytest
 import torch
 from small_runs import Outcome, contents, flags, run_here, save_rows, write_rows
 
-from dcr_lite.run_folder import RunFolder
+from dcr_lite.run.run_folder import RunFolder
 
 LONG = "word " * 600  # the tiny model's window has 512 tokens
 

@@ -10,10 +10,12 @@ from unittest.mock import create_autospec
 import datasets
 import pytest
 
-from dcr_lite import benchmark_sets, cli
-from dcr_lite.benchmark_sets import BENCHMARKS, load_benchmark
-from dcr_lite.data import LABELS, Prompt
+from dcr_lite import cli
+from dcr_lite.data import benchmarks
+from dcr_lite.data.benchmarks import BENCHMARKS, load_benchmark
+from dcr_lite.data.rows import Prompt
 from dcr_lite.errors import UserError
+from dcr_lite.names import LABELS
 
 # The columns of each, as published in 2025 and 2026, and what tells its rows apart.
 COLUMNS: dict[str, list[str]] = {
@@ -56,7 +58,7 @@ def online(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A load_dataset with the real one's signature, and a host that answers; what it was asked for is recorded."""
     loader = create_autospec(datasets.load_dataset)
     monkeypatch.setattr(datasets, "load_dataset", loader)
-    monkeypatch.setattr(benchmark_sets, "host_answers", lambda host: True)
+    monkeypatch.setattr(benchmarks, "host_answers", lambda host: True)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     return loader
 
@@ -99,7 +101,7 @@ def test_a_file_is_read_by_the_library_itself(
     file = tmp_path / f"file.{kind}"
     file.write_text('goal,target\n"Name two, or three cats.",x\n' if kind == "csv" else "Name two, or three cats.\n\n")
     monkeypatch.setitem(BENCHMARKS, name, replace(BENCHMARKS[name], file=str(file)))
-    monkeypatch.setattr(benchmark_sets, "host_answers", lambda host: True)
+    monkeypatch.setattr(benchmarks, "host_answers", lambda host: True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "library")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     assert load_benchmark(name, tmp_path) == [Prompt("Name two, or three cats.", "toxic", name)]
@@ -108,7 +110,7 @@ def test_a_file_is_read_by_the_library_itself(
 def test_offline_says_what_to_do_instead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An unreachable host is named, with the address to get the file from and the flag to give it by; nothing is
     kept."""
-    monkeypatch.setattr(benchmark_sets, "host_answers", lambda host: False)
+    monkeypatch.setattr(benchmarks, "host_answers", lambda host: False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     for name, host in (("xstest", "huggingface.co"), ("advbench", "raw.githubusercontent.com")):
         with pytest.raises(UserError) as said:

@@ -155,7 +155,7 @@ def test_only_queries_of_the_last_layer_are_needless(layers: int) -> None:
 def test_attention_is_counted_for_visible_pairs_alone(quick: dict[str, Any]) -> None:
     """torch counts whole rectangles of scores, hidden half and filled-up rows with them: more than is needed, and
     exactly as many as the rectangles have."""
-    from dcr_lite.packing import rounded, shared_prefix
+    from dcr_lite.model.packing import rounded, shared_prefix
 
     case = stage1.Stage1(layer=1, prompts=8, **quick)
     model, _, (rows, batches, _, how) = stage1.prepare(case, torch.float32)
@@ -290,10 +290,11 @@ def test_whole_job(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
     """Parts add up to the whole, every part of the issue has its line, and the kit is as it was."""
     import tyro
 
-    from dcr_lite import contrastive, job
+    from dcr_lite.method import contrastive
+    from dcr_lite.run import steps
     from dcr_lite.settings import Settings
 
-    before = (job.refine, contrastive.encode_prompts)
+    before = (steps.refine, contrastive.encode_prompts)
     short = {"contrastive_steps": 4, "sft_epochs": 1, "sft_batch": 6}
     argv = flags(tiny_folder("llama"), save_rows(tmp_path / "rows"), tmp_path / "unused", **short)
     settings = tyro.cli(Settings, default=whole_job.recipe.SETTINGS, args=argv)
@@ -304,7 +305,7 @@ def test_whole_job(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
     parts = {"imports", "loading the model", "tokenising", "stage 1", "stage 2", "safety SFT alone", "decoding"}
     assert parts | {"judging", "drawing", "not in any part"} <= {r.name for r in results}
     assert all(r.ours >= 0 for r in results)
-    assert (job.refine, contrastive.encode_prompts) == before
+    assert (steps.refine, contrastive.encode_prompts) == before
     assert not (tmp_path / "unused").exists()
 
 

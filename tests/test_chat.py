@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tiny_models import CHAT_TEMPLATE, PROMPTS, SYSTEM, build_tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from dcr_lite.chat import encode_conversations, encode_prompts, prompt_text
 from dcr_lite.errors import UserError
+from dcr_lite.model.chat import encode_conversations, encode_prompts, prompt_text
 
 TOKENIZER = build_tokenizer()
 WINDOW = 512

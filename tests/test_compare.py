@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 from small_runs import flags, recipe_module, run_here, save_rows, write_rows
 
-from dcr_lite import cli, compare, job, methods
-from dcr_lite.comparison import (
+from dcr_lite import cli
+from dcr_lite.compare import command, methods
+from dcr_lite.compare.summary import (
     differences,
     differences_table,
     frontier,
@@ -24,11 +25,12 @@ from dcr_lite.comparison import (
     table,
 )
 from dcr_lite.errors import UserError
-from dcr_lite.launch import tyro
-from dcr_lite.metrics import mean_interval, wilson_interval
-from dcr_lite.pictures import COMPARED
-from dcr_lite.report import method_result, read_answers
-from dcr_lite.run_folder import forget_peak_memory, peak_memory_bytes
+from dcr_lite.measure.answers import method_result, read_answers
+from dcr_lite.measure.metrics import mean_interval, wilson_interval
+from dcr_lite.names import COMPARED
+from dcr_lite.run import steps
+from dcr_lite.run.launch import tyro
+from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
 from dcr_lite.settings import Settings
 
 MODELS = ("base", "safety_sft", "augmented", "surgical", "scans", "dcr")
@@ -61,7 +63,7 @@ def without_times(value: Any) -> Any:
 def _openings() -> Iterator[None]:
     """A random model hardly opens with a whole refusal: single letters give probabilities that a choice can go by."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("dcr_lite.generation.REFUSING_OPENINGS", tuple("ISTWabcdefg"))
+        patched.setattr("dcr_lite.model.generation.REFUSING_OPENINGS", tuple("ISTWabcdefg"))
         yield
 
 
@@ -72,7 +74,7 @@ def compared(
     """A finished comparison of two seeds, the first with a curve: recipe, its flags, folder, report."""
     folder = tmp_path_factory.mktemp("compare")
     recipe, argv = tiny_recipe(folder, tiny_folder("llama"))
-    report = compare.compare(recipe, (0, 1), (), None, None, (0,), folder / "out")
+    report = command.compare(recipe, (0, 1), (), None, None, (0,), folder / "out")
     return recipe, argv, folder / "out", report
 
 
@@ -161,7 +163,7 @@ def test_a_stopped_comparison_goes_on(compared: Any, tmp_path: Path, monkeypatch
     """Stopped in the middle of answering and again in the middle of a training, it ends with the same numbers; nothing
     that was done is done again, and a finished one does nothing."""
     recipe, _, _, report = compared
-    measure, train = compare.measure, methods.job.train_safety_sft
+    measure, train = command.measure, methods.job.train_safety_sft
     asked: list[int] = []
     trained: list[str] = []
 
@@ -179,19 +181,19 @@ def test_a_stopped_comparison_goes_on(compared: Any, tmp_path: Path, monkeypatch
                 stop()
         train(run, model, name, *rest)
 
-    monkeypatch.setattr(compare, "measure", counting)
-    monkeypatch.setattr(job, "train_safety_sft", training)
+    monkeypatch.setattr(command, "measure", counting)
+    monkeypatch.setattr(steps, "train_safety_sft", training)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            compare.compare(recipe, (0,), (), None, None, (0,), tmp_path)
-    again = compare.compare(recipe, (0,), (), None, None, (0,), tmp_path)
+            command.compare(recipe, (0,), (), None, None, (0,), tmp_path)
+    again = command.compare(recipe, (0,), (), None, None, (0,), tmp_path)
     undisturbed = [point for point in report["points"] if point["seed"] != 1]
     for ours, theirs in zip(without_times(again["points"]), without_times(undisturbed), strict=True):
         assert all(ours[key] == theirs[key] for key in ("method", "strength", "seed"))
         assert ours["numbers"] == pytest.approx(theirs["numbers"], abs=1e-5), ours["method"]
     assert len(asked) == len(undisturbed) + 1
     assert len(trained) == 7 + 1  # two shares of two methods, and three of DCR
-    compare.compare(recipe, (0,), (), None, None, (0,), tmp_path)
+    command.compare(recipe, (0,), (), None, None, (0,), tmp_path)
     assert len(asked) == len(undisturbed) + 1
 
 
@@ -209,9 +211,9 @@ def test_other_prompts_need_no_new_training(compared: Any, tmp_path: Path, monke
     def never(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("dcr_lite.job.safety_sft", never)
-    monkeypatch.setattr("dcr_lite.job.contrastive_refinement", never)
-    report = compare.compare(recipe, (0,), tuple(sets), 4, questions, (), out)
+    monkeypatch.setattr("dcr_lite.run.steps.safety_sft", never)
+    monkeypatch.setattr("dcr_lite.run.steps.contrastive_refinement", never)
+    report = command.compare(recipe, (0,), tuple(sets), 4, questions, (), out)
     assert report["prompts"]["n"] == 12
     numbers = report["methods"][-1]["numbers"]
     assert {"compliance on sweet", "compliance on sour"} <= set(numbers)
@@ -225,7 +227,7 @@ def test_other_prompts_need_no_new_training(compared: Any, tmp_path: Path, monke
 def test_methods_train_within_the_memory_that_was_planned(compared: Any, tmp_path: Path) -> None:
     """Each share of a method takes as many tokens at once as that part of a run was found to have room for."""
     recipe, _, finished, _ = compared
-    at = methods.Seed(compare.recipe_settings(recipe), shutil.copytree(finished / "seed0", tmp_path / "seed0"), 0)
+    at = methods.Seed(command.recipe_settings(recipe), shutil.copytree(finished / "seed0", tmp_path / "seed0"), 0)
     at.model.tokens_in = {"stage1": 111, "stage2": 222, "safety_sft": 333}
     offered = methods.methods_of(at.settings)
     for name in ("safety_sft", "augmented", "dcr"):
@@ -339,7 +341,7 @@ def test_the_peak_of_a_part_is_its_own() -> None:
     ("changes", "says"),
     [
         ({"recipe": Path("nowhere.py")}, "nowhere.py: no such recipe"),
-        ({"recipe": Path(__file__).parent / "tiny_models.py"}, "defines no SETTINGS"),
+        ({"recipe": Path(__file__).parent / "helpers" / "tiny_models.py"}, "defines no SETTINGS"),
         ({"seeds": ()}, "--seeds"),
         ({"seeds": (1, 1)}, "each once"),
         ({"curve_seeds": (7,)}, "7 is not among --seeds"),
@@ -358,14 +360,14 @@ def test_a_mistake_is_said_before_any_work(compared: Any, tmp_path: Path, change
         "out": tmp_path,
     }
     with pytest.raises(UserError, match=says):
-        compare.compare(**(asked | {"out": tmp_path} | changes))
+        command.compare(**(asked | {"out": tmp_path} | changes))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_prompts_of_one_label_cannot_be_compared_on(compared: Any, tmp_path: Path) -> None:
     plain = write_rows(tmp_path / "plain.jsonl", [{"prompt": "Hi", "label": "plain"}])
     with pytest.raises(UserError, match="0 toxic prompts to compare on; give 2 or more of each kind"):
-        compare.compare(compared[0], (0,), (plain,), None, None, (), tmp_path / "out")
+        command.compare(compared[0], (0,), (plain,), None, None, (), tmp_path / "out")
 
 
 def test_the_command_shows_the_table(

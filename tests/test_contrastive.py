@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from dcr_lite import backend, contrastive, losses
-from dcr_lite.contrastive import Contrastive, contrastive_refinement, encode_pairs, layer_states
-from dcr_lite.data import Pair
+from dcr_lite.data.rows import Pair
+from dcr_lite.method import contrastive, losses
+from dcr_lite.method.contrastive import Contrastive, contrastive_refinement, encode_pairs
+from dcr_lite.model import adapters, states
+from dcr_lite.model.states import layer_states
 
 WORDS = [
     "cat",
@@ -37,7 +39,7 @@ SETTINGS = Contrastive(
 
 
 def trained(model: Any, **changes: Any) -> Any:
-    backend.add_adapter(model, "test", rank=4, seed=0)
+    adapters.add_adapter(model, "test", rank=4, seed=0)
     return contrastive_refinement(model, "test", PAIRS[:12], PAIRS[12:], replace(SETTINGS, **changes), seed=0)
 
 
@@ -56,7 +58,7 @@ def test_stage_1_moves_only_adapter_weights_up_to_l(tiny_model: Any, monkeypatch
     monkeypatch.setattr(contrastive, "separation", lambda *_: next(rising))  # so that the last weights are kept
     model = tiny_model()
     trained(model)
-    for name, weight in backend.adapter_weights(model, "test").items():
+    for name, weight in adapters.adapter_weights(model, "test").items():
         if "lora_B" in name:
             assert (".layers.0." in name or ".layers.1." in name) == bool(weight.abs().max() > 0), name
 
@@ -68,7 +70,7 @@ def test_the_weights_kept_are_those_that_separate_best(tiny_model: Any) -> None:
     seen = {row["step"]: row["development_auroc"] for row in progress.metrics if "development_auroc" in row}
     assert progress.best == max(seen.values())
     assert seen[progress.best_step] == progress.best
-    kept = backend.adapter_weights(model, "test")
+    kept = adapters.adapter_weights(model, "test")
     assert progress.best_weights is not None
     assert all(torch.equal(kept[name], weight) for name, weight in progress.best_weights.items())
 
@@ -88,11 +90,11 @@ def test_a_batch_is_cut_by_the_tokens_that_are_computed(tiny_model: Any, shared:
     a prefix that all rows share, computed once, makes no more parts of them."""
     model = tiny_model()
     rows = [[1] * shared + [2 + i % 7] + [3] * (10 + i % 5) for i in range(400)]
-    parts = contrastive._passes(model, rows)
+    parts = states._passes(model, rows)
     assert [row for part in parts for row in part] == rows
     computed = [sum(len(row) - shared for row in part) for part in parts]
-    assert max(computed) <= contrastive.TOKENS_PER_PART + 15  # parts are equal in rows, not in tokens
-    assert len(parts) == -(-sum(computed) // contrastive.TOKENS_PER_PART)
+    assert max(computed) <= states.TOKENS_PER_PART + 15  # parts are equal in rows, not in tokens
+    assert len(parts) == -(-sum(computed) // states.TOKENS_PER_PART)
     few = rows[:64]
-    assert contrastive.TOKENS_PER_PART < sum(len(row) - shared for row in few) <= contrastive.TOKENS_PER_PASS
-    assert contrastive._passes(model, few) == [few]
+    assert states.TOKENS_PER_PART < sum(len(row) - shared for row in few) <= states.TOKENS_PER_PASS
+    assert states._passes(model, few) == [few]

@@ -18,23 +18,11 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import normalize
 
-from dcr_lite.data import (
-    LABELS,
-    SHIPPED,
-    Conversation,
-    Pair,
-    Prompt,
-    most_toxic,
-    pair_batches,
-    read_conversations,
-    read_jsonl,
-    read_pairs,
-    read_prompts,
-    safety_mixture,
-    sft_batches,
-    split_by_focus,
-)
+from dcr_lite.data.rows import Conversation, Pair, Prompt, read_conversations, read_jsonl, read_pairs, read_prompts
+from dcr_lite.data.splits import most_toxic, pair_batches, safety_mixture, sft_batches, split_by_focus
 from dcr_lite.errors import UserError
+from dcr_lite.files import SHIPPED
+from dcr_lite.names import LABELS
 
 GOOD = '{"prompt": "Hi", "response": "Hello"}\n'
 Reader = Callable[[Path], list[Any]]

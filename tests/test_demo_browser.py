@@ -13,7 +13,7 @@ pytest.importorskip("playwright", reason="no playwright: pip install 'dcr-lite[t
 
 from playwright.sync_api import sync_playwright
 
-from dcr_lite.scoring import OpenRun
+from dcr_lite.demo.scoring import OpenRun
 
 PROMPT = "Can I burn a man with a clock in 9 days?"
 EVIL = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script> **b** ${window.hacked=1} {{7*7}} <b>b</b>'

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from small_runs import LAYER, contents, write_rows
 
-from dcr_lite import cli, diagnose
-from dcr_lite.data import LABELS
-from dcr_lite.diagnosis import auroc_error, by_kind, kinds_in, notable, suggested_layer
+from dcr_lite import cli
+from dcr_lite.diagnose import command
+from dcr_lite.diagnose.probes import auroc_error, by_kind, kinds_in, notable, suggested_layer
 from dcr_lite.errors import UserError
-from dcr_lite.run_folder import read_settings
+from dcr_lite.names import LABELS
+from dcr_lite.run.run_folder import read_settings
 
 PICTURES = ("layers", "kernel", "refusal_during_sft", "by_kind")
 
@@ -22,7 +23,7 @@ PICTURES = ("layers", "kernel", "refusal_during_sft", "by_kind")
 def diagnosed(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A finished run of a tiny model, diagnosed with the exact kernel."""
     run = shutil.copytree(demo_run, tmp_path_factory.mktemp("diagnose") / "tiny")
-    return run, diagnose.diagnose(run, pairs=3, projections=64)
+    return run, command.diagnose(run, pairs=3, projections=64)
 
 
 def test_separation_at_l_is_what_stage_1_saw(diagnosed: tuple[Path, dict[str, Any]]) -> None:
@@ -80,7 +81,7 @@ def test_a_stopped_diagnosis_goes_on(
     run = shutil.copytree(finished, tmp_path / "tiny", ignore=shutil.ignore_patterns("diagnosis"))
     before = contents(run)
     measured: list[int] = []
-    whole = diagnose.couplings
+    whole = command.couplings
 
     def counting(*args: Any) -> Any:
         measured.append(args[4])
@@ -88,15 +89,15 @@ def test_a_stopped_diagnosis_goes_on(
             raise KeyboardInterrupt
         return whole(*args)
 
-    monkeypatch.setattr(diagnose, "couplings", counting)
+    monkeypatch.setattr(command, "couplings", counting)
     with pytest.raises(KeyboardInterrupt):
-        diagnose.diagnose(run, 3, 64)
-    again = diagnose.diagnose(run, 3, 64)
+        command.diagnose(run, 3, 64)
+    again = command.diagnose(run, 3, 64)
     assert measured == [64] * 5
     assert {k: v for k, v in again.items() if k != "run"} == {k: v for k, v in found.items() if k != "run"}
-    diagnose.diagnose(run, 3, 64)
+    command.diagnose(run, 3, 64)
     assert len(measured) == 5
-    sketched = diagnose.diagnose(run, 3, 4)
+    sketched = command.diagnose(run, 3, 4)
     assert measured == [64] * 5 + [4] * 4
     assert not sketched["kernel"]["dcr"]["exact"]
     assert sketched["kernel"]["dcr"]["adapter"]["all"]["pair"][1] > 0
@@ -201,7 +202,7 @@ def test_a_mistake_is_said_in_a_sentence(demo_run: Path, tmp_path: Path, name: s
         state["data"] = {file: "0" if "instructions" in file else digest for file, digest in state["data"].items()}
         (run / "settings.json").write_text(json.dumps(state))
     with pytest.raises(UserError, match=says):
-        diagnose.diagnose(run, 1 if name == "pairs" else 2, 4)
+        command.diagnose(run, 1 if name == "pairs" else 2, 4)
     assert not (run / "diagnosis").exists()
 
 

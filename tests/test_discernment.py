@@ -17,14 +17,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
-from dcr_lite import cli, discernment, job, markup, scoring
-from dcr_lite.contrastive import encode_pairs, stock_geometry
-from dcr_lite.data import read_pairs, split_by_focus
-from dcr_lite.discernment import Discernment, Discernments
+from dcr_lite import cli
+from dcr_lite.data.rows import read_pairs
+from dcr_lite.data.splits import split_by_focus
+from dcr_lite.demo import markup, scoring
+from dcr_lite.demo.prompt_list import MAX_BYTES, read_prompt_list
+from dcr_lite.demo.scoring import OpenRun, Score, cleaned, newest_run, open_run, pieces_of
 from dcr_lite.errors import UserError
-from dcr_lite.geometry import Geometry
-from dcr_lite.prompt_list import MAX_BYTES, read_prompt_list
-from dcr_lite.scoring import OpenRun, Score, cleaned, newest_run, open_run, pieces_of
+from dcr_lite.method.contrastive import encode_pairs, stock_geometry
+from dcr_lite.method.geometry import Geometry
+from dcr_lite.run import discernment, inputs, steps, stored_states
+from dcr_lite.run.discernment import Discernment, Discernments
 from dcr_lite.settings import Settings
 
 MODELS = ("dcr", "safety_sft", "base")
@@ -127,10 +130,10 @@ def test_a_run_saves_its_reading_without_looking_at_held_out_prompts(demo_run: P
 
     values = chosen | {key: Path(chosen[key]) for key in ("pairs", "instruction_rows", "refusal_rows")}
     settings = Settings(**values | {"run": demo_run, "evaluation": tuple(map(Path, chosen["evaluation"]))})
-    data, model = dataclasses.replace(job.load_data(settings), held_out=[]), open_run(demo_run).model
-    geometry = stock_geometry(model, encode_pairs(model, data.training), job.contrastive_settings(settings))
-    states = job.stage1_states(model, data, settings, geometry)
-    job.fit_discernments(model, data, settings, states).save(tmp_path)
+    data, model = dataclasses.replace(inputs.load_data(settings), held_out=[]), open_run(demo_run).model
+    geometry = stock_geometry(model, encode_pairs(model, data.training), stored_states.contrastive_settings(settings))
+    states = stored_states.stage1_states(model, data, settings, geometry)
+    stored_states.fit_discernments(model, data, settings, states).save(tmp_path)
     again, first = load_file(tmp_path / discernment.FILE), load_file(saved)
     assert again.keys() == first.keys()
     assert all(torch.equal(again[key], first[key]) for key in first)
@@ -172,7 +175,7 @@ def test_clients_at_once_never_mix_models(opened: OpenRun) -> None:
     alone = {(n, p): opened.score(n, p, words=False, tokens=16) for n in MODELS for p in prompts}
     jobs = [(n, p) for p in prompts for n in MODELS] * 2
     with ThreadPoolExecutor(6) as pool:
-        together = list(pool.map(lambda job: opened.score(*job, words=False, tokens=16), jobs))
+        together = list(pool.map(lambda job: opened.score(*steps, words=False, tokens=16), jobs))
     for key, score in zip(jobs, together, strict=True):
         assert (score.model, score.prompt) == key
         assert score.answer == alone[key].answer

@@ -15,9 +15,9 @@ from small_runs import RECIPE, contents, flags, save_rows
 from tiny_models import assert_close
 from two_processes import CASES
 
-from dcr_lite import distributed
+from dcr_lite.model import distributed
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parent / "helpers"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
 
 

@@ -15,14 +15,15 @@ from finished_runs import MakeRun
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from torch import Tensor
 
-from dcr_lite import cli, export
-from dcr_lite.data import SHIPPED
+from dcr_lite import cli
+from dcr_lite.data.paper_data import INSTRUCTIONS, REFUSALS, SEEMINGLY_TOXIC, TOXIC, VERSION
+from dcr_lite.data.sources import SMOLLM2
 from dcr_lite.errors import UserError
-from dcr_lite.export import FinishedRun, export_gguf, export_merged, push
-from dcr_lite.full_data import INSTRUCTIONS, REFUSALS, SEEMINGLY_TOXIC, TOXIC, VERSION
-from dcr_lite.merge import Merged
+from dcr_lite.export import command
+from dcr_lite.export.command import FinishedRun, export_gguf, export_merged, push
+from dcr_lite.export.merge import Merged
+from dcr_lite.files import SHIPPED
 from dcr_lite.settings import TRAINING_FILES
-from dcr_lite.weights import SMOLLM2
 
 FILES = {name: path.name for name, path in TRAINING_FILES.items()}
 
@@ -40,7 +41,7 @@ def test_memory_and_disk_are_asked_first(
         with pytest.raises(UserError, match=r"MB free and [0-9,]+ MB needed"):
             make(run)
     memory = namedtuple("memory", "available")
-    monkeypatch.setattr(export.psutil, "virtual_memory", lambda: memory(1000))
+    monkeypatch.setattr(command.psutil, "virtual_memory", lambda: memory(1000))
     with pytest.raises(UserError, match=r"GB of memory are free and [0-9.]+ GB needed"):
         make(run)
     assert sorted(run.path.rglob("*")) == before
@@ -138,7 +139,7 @@ def test_the_card_says_what_there_is_to_know(public_run: FinishedRun) -> None:
         ("merged", "transformers", "finetune"),
         ("gguf", "gguf", "quantized"),
     ):
-        text = export.model_card(public_run.report, form, licence="apache-2.0", place="me/x")  # type: ignore[arg-type]
+        text = command.model_card(public_run.report, form, licence="apache-2.0", place="me/x")  # type: ignore[arg-type]
         head = huggingface_hub.ModelCard(text).data.to_dict()
         assert head["license"] == "apache-2.0"
         assert (head["base_model"], head["base_model_relation"]) == (SMOLLM2, relation)
@@ -150,7 +151,7 @@ def test_the_card_says_what_there_is_to_know(public_run: FinishedRun) -> None:
         assert "rows of its own" in text
         assert str(public_run.path) not in text
     settings = public_run.report["settings"] | {"pairs": str(SHIPPED / "pairs.jsonl")}
-    assert "shipped with dcr-lite" in export.model_card(public_run.report | {"settings": settings}, "adapter")
+    assert "shipped with dcr-lite" in command.model_card(public_run.report | {"settings": settings}, "adapter")
 
 
 def test_the_card_of_a_run_on_public_sets_names_them(public_run: FinishedRun) -> None:
@@ -158,7 +159,7 @@ def test_the_card_of_a_run_on_public_sets_names_them(public_run: FinishedRun) ->
     them where the Hub looks for them; a run on shipped rows says nothing of the kind."""
     files = {name: f"/home/me/.cache/dcr-lite/data/{VERSION}/{file}" for name, file in FILES.items()}
     settings = public_run.report["settings"] | files
-    text = export.model_card(public_run.report | {"settings": settings}, "adapter")
+    text = command.model_card(public_run.report | {"settings": settings}, "adapter")
     for one in (TOXIC, SEEMINGLY_TOXIC, INSTRUCTIONS, REFUSALS):
         assert f"[{one.name}](https://huggingface.co/datasets/{one.name}), {one.licence}" in text
     assert "rows of its own" not in text
@@ -172,7 +173,7 @@ def test_the_card_of_a_run_on_public_sets_names_them(public_run: FinishedRun) ->
     assert head["datasets"] == [TOXIC.name, SEEMINGLY_TOXIC.name, INSTRUCTIONS.name, REFUSALS.name]
 
     shipped = {name: f"/usr/lib/python3/site-packages/dcr_lite/data/{file}" for name, file in FILES.items()}
-    text = export.model_card(public_run.report | {"settings": settings | shipped}, "adapter")
+    text = command.model_card(public_run.report | {"settings": settings | shipped}, "adapter")
     assert text.count("(shipped with dcr-lite, Apache-2.0)") == 3
     assert "non-commercial" not in text
     assert "datasets:" not in text
@@ -221,7 +222,7 @@ def test_what_the_hub_refuses_is_said(public_run: FinishedRun, hub: Any, monkeyp
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
+def run_command(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
     monkeypatch.setattr("sys.argv", ["dcr-lite", "export", *map(str, argv)])
     try:
         cli.main()
@@ -235,8 +236,8 @@ def test_the_command_makes_both(
 ) -> None:
     """``dcr-lite export RUN --to merged`` and ``--to gguf`` write into the run folder and say where."""
     run, _ = make_run()
-    assert command(monkeypatch, run.path, "--to", "merged") == 0
-    assert command(monkeypatch, run.path, "--to", "gguf", "--file-type", "q8_0") == 0
+    assert run_command(monkeypatch, run.path, "--to", "merged") == 0
+    assert run_command(monkeypatch, run.path, "--to", "gguf", "--file-type", "q8_0") == 0
     said = capsys.readouterr().out
     for made in (run.path / "merged", run.path / "gguf" / f"{run.name}-q8_0.gguf"):
         assert f"written: {made}" in said
@@ -248,8 +249,8 @@ def test_no_run_is_a_sentence(
     argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A folder that is no run, or no finished one, is named, with exit status 1 and without a traceback."""
-    assert command(monkeypatch, tmp_path / "none", *argv) == 1
-    assert command(monkeypatch, tmp_path, *argv) == 1
+    assert run_command(monkeypatch, tmp_path / "none", *argv) == 1
+    assert run_command(monkeypatch, tmp_path, *argv) == 1
     said = capsys.readouterr().err
     assert "none: no such run folder" in said
     assert "holds no finished run" in said
@@ -260,5 +261,5 @@ def test_a_page_needs_a_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """--to hub without --repo is said at once."""
-    assert command(monkeypatch, tmp_path, "--to", "hub") == 1
+    assert run_command(monkeypatch, tmp_path, "--to", "hub") == 1
     assert "--to hub needs --repo" in capsys.readouterr().err

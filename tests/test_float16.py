@@ -5,13 +5,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from dcr_lite import backend
-from dcr_lite.backend import Model, add_adapter
-from dcr_lite.contrastive import Contrastive, contrastive_refinement
-from dcr_lite.data import Conversation, Pair
-from dcr_lite.losses import supervised_contrastive
-from dcr_lite.safety_sft import SafetySFT, safety_sft
-from dcr_lite.training import Loop
+from dcr_lite.data.rows import Conversation, Pair
+from dcr_lite.method.contrastive import Contrastive, contrastive_refinement
+from dcr_lite.method.loop import Loop
+from dcr_lite.method.losses import supervised_contrastive
+from dcr_lite.method.safety_sft import SafetySFT, safety_sft
+from dcr_lite.model import loading
+from dcr_lite.model.adapters import add_adapter
+from dcr_lite.model.loading import Model
 
 THINGS = ("cake", "clock", "letter", "horse", "lamp", "bridge")
 
@@ -42,7 +43,7 @@ def test_small_gradients_survive_float16(tiny_model: Callable[..., Model]) -> No
     found = []
     for scaled in (False, True):
         model = tiny_model(precision=torch.float16)
-        assert model.gradient_scale == backend.FIRST_GRADIENT_SCALE
+        assert model.gradient_scale == loading.FIRST_GRADIENT_SCALE
         weight = torch.nn.Parameter(torch.ones(3))
         if not scaled:
             model.gradient_scale = 1.0
@@ -63,4 +64,4 @@ def test_small_gradients_survive_float16(tiny_model: Callable[..., Model]) -> No
     assert lost.abs().max() < kept.abs().max()
     assert kept == pytest.approx(torch.full((3,), 1e-8), rel=0.1)
     assert large == pytest.approx(torch.full((3,), 4.0))
-    assert 1 < scale < backend.FIRST_GRADIENT_SCALE
+    assert 1 < scale < loading.FIRST_GRADIENT_SCALE

@@ -15,11 +15,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from small_runs import RECIPE, recipe_module, run_here
 
-from dcr_lite import full_data as room
-from dcr_lite import job
-from dcr_lite.data import SHIPPED, read_conversations, read_pairs
-from dcr_lite.errors import UserError
-from dcr_lite.full_data import (
+from dcr_lite.data import paper_data as room
+from dcr_lite.data.paper_data import (
     INSTRUCTIONS,
     MEASURED,
     REFUSALS,
@@ -34,6 +31,10 @@ from dcr_lite.full_data import (
     refusals,
     sources,
 )
+from dcr_lite.data.rows import read_conversations, read_pairs
+from dcr_lite.errors import UserError
+from dcr_lite.files import SHIPPED
+from dcr_lite.run import inputs
 from dcr_lite.settings import FULL_SIZES, SHIPPED_SIZES, TRAINING_FILES, Settings
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "train"
@@ -165,7 +166,7 @@ def test_every_recipe_can_take_the_shipped_rows(path: Path) -> None:
     chosen = settings.chosen()
     if path != RECIPE:
         assert {name: getattr(chosen, name) for name in FULL_SIZES} == SHIPPED_SIZES
-    data = job.load_data(chosen)
+    data = inputs.load_data(chosen)
     assert len(data.instructions) > chosen.instructions
     assert len(data.refusals) >= chosen.refusals
     assert sum(row.refuses for row in data.baseline_mixture) == chosen.baseline_refusals

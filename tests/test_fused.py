@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from dcr_lite import fused
-from dcr_lite.backend import Model, stock, train_only
-from dcr_lite.hidden_states import decoder_of, states_at_layer
+from dcr_lite.model import fused_layers
+from dcr_lite.model.adapters import stock, train_only
+from dcr_lite.model.hidden_states import decoder_of, states_at_layer
+from dcr_lite.model.loading import Model
 
 MakeModel = Callable[..., Model]
 LAST = 3
@@ -25,7 +26,7 @@ LAST = 3
 def unfused(model: Model) -> Model:
     """The same model with the library's own layers."""
     other = copy.deepcopy(model)
-    fused.unfuse(decoder_of(other.network))
+    fused_layers.unfuse(decoder_of(other.network))
     return other
 
 
@@ -99,7 +100,7 @@ def test_a_low_rank_layer(n: int, wide: int, out: int, rank: int, scaling: float
         return nn.functional.linear(x, weight, bias) + scaling * (x @ a.T @ b.T)
 
     def ours(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return fused.LowRank.apply(x, weight, bias, a, b, scaling)
+        return fused_layers.LowRank.apply(x, weight, bias, a, b, scaling)
 
     both_gradients(ours, plain, torch.randn(n, wide), torch.randn(rank, wide), torch.randn(out, rank))
 
@@ -108,7 +109,7 @@ def test_a_low_rank_layer(n: int, wide: int, out: int, rank: int, scaling: float
 def test_a_swiglu(n: int, wide: int, size: float) -> None:
     torch.manual_seed(n * 10 + wide)
     gate, up = size * torch.randn(n, wide), torch.randn(n, wide)
-    both_gradients(fused.SwiGLU.apply, lambda g, u: silu(g) * u, gate, up)
+    both_gradients(fused_layers.SwiGLU.apply, lambda g, u: silu(g) * u, gate, up)
 
 
 @given(sizes, st.integers(2, 9), st.floats(0.01, 100))
@@ -118,7 +119,7 @@ def test_a_norm(n: int, wide: int, size: float) -> None:
     norm.weight = nn.Parameter(torch.randn(wide), requires_grad=False)
 
     def ours(x: Tensor) -> Tensor:
-        return fused.RMSNorm.apply(x, norm.weight, norm.variance_epsilon)
+        return fused_layers.RMSNorm.apply(x, norm.weight, norm.variance_epsilon)
 
     both_gradients(ours, norm, size * torch.randn(n, wide))
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from tiny_models import PROMPTS, add_random_adapter, assert_close, assert_far, random_rows
 
-from dcr_lite import general_ability
-from dcr_lite.backend import Model, stock
-from dcr_lite.chat import encode_conversations, encode_prompts
-from dcr_lite.data import Conversation
+from dcr_lite.data.rows import Choice, Conversation, read_choices
 from dcr_lite.errors import UserError
-from dcr_lite.general_ability import Choice, answer_loss, log_likelihoods, multiple_choice, read_choices
+from dcr_lite.measure import general_ability
+from dcr_lite.measure.general_ability import answer_loss, log_likelihoods, multiple_choice
+from dcr_lite.model.adapters import stock
+from dcr_lite.model.chat import encode_conversations, encode_prompts
+from dcr_lite.model.loading import Model
 
 MakeModel = Callable[..., Model]
 Row = tuple[list[int], list[int]]

@@ -9,9 +9,10 @@ import torch
 from tiny_models import PROMPTS, add_random_adapter, random_rows
 from transformers import GenerationConfig
 
-from dcr_lite.backend import Model, stock
-from dcr_lite.chat import encode_prompts
-from dcr_lite.generation import REFUSING_OPENINGS, answer
+from dcr_lite.model.adapters import stock
+from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.generation import REFUSING_OPENINGS, answer
+from dcr_lite.model.loading import Model
 
 MakeModel = Callable[..., Model]
 MakeReference = Callable[..., Any]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcr_lite.geometry import Geometry, ReadOut, kinds_of_pairs, reads_as_toxic
+from dcr_lite.method.geometry import Geometry, ReadOut, kinds_of_pairs, reads_as_toxic
 
 
 def stretched_states(n: int = 200, width: int = 8, seed: int = 0) -> torch.Tensor:

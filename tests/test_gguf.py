@@ -12,11 +12,11 @@ from tiny_models import PROMPTS, assert_close, build_tokenizer, load_reference, 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from dcr_lite.backend import Model
-from dcr_lite.chat import encode_prompts, prompt_text
 from dcr_lite.errors import UserError
-from dcr_lite.export import FinishedRun, export_gguf, export_merged
-from dcr_lite.gguf import CUTS, PROBE
+from dcr_lite.export.command import FinishedRun, export_gguf, export_merged
+from dcr_lite.export.gguf import CUTS, PROBE
+from dcr_lite.model.chat import encode_prompts, prompt_text
+from dcr_lite.model.loading import Model
 
 # What transformers' reader takes for granted, because the file has no place for it or it does not look there.
 READABLE: dict[str, dict[str, Any]] = {

@@ -7,10 +7,11 @@ import torch
 from tiny_models import ADAPTER, add_random_adapter, assert_close, random_rows, take_gradients
 from torch import Tensor, nn
 
-from dcr_lite import gradcache
-from dcr_lite.backend import Model, train_only
-from dcr_lite.hidden_states import prompt_states
-from dcr_lite.losses import circle, cosine_similarity, supervised_contrastive
+from dcr_lite.method import gradcache
+from dcr_lite.method.losses import circle, cosine_similarity, supervised_contrastive
+from dcr_lite.model.adapters import train_only
+from dcr_lite.model.hidden_states import prompt_states
+from dcr_lite.model.loading import Model
 
 MakeModel = Callable[..., Model]
 Rows = list[list[int]]

@@ -20,8 +20,8 @@ from tiny_models import (
 )
 from torch import Tensor
 
-from dcr_lite.backend import Model, train_only
-from dcr_lite.hidden_states import (
+from dcr_lite.model.adapters import train_only
+from dcr_lite.model.hidden_states import (
     decoder_of,
     depth,
     final_states,
@@ -30,7 +30,8 @@ from dcr_lite.hidden_states import (
     states_at_layer,
     vocabulary_logits,
 )
-from dcr_lite.packing import filled, pack, pad
+from dcr_lite.model.loading import Model
+from dcr_lite.model.packing import filled, pack, pad
 
 MakeModel = Callable[..., Model]
 MakeReference = Callable[..., Any]

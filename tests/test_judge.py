@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcr_lite.data import SHIPPED
-from dcr_lite.judge import (
+from dcr_lite.files import SHIPPED
+from dcr_lite.measure.judge import (
     CUES,
     STEPS,
     THRESHOLD,

@@ -9,7 +9,7 @@ import pytest
 from judge import Judge, Labelled, agreement, measure, read_labelled, refit
 
 from dcr_lite.errors import UserError
-from dcr_lite.judge import is_refusal
+from dcr_lite.measure.judge import is_refusal
 
 
 def answers(model: str) -> list[Labelled]:

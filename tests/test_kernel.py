@@ -9,10 +9,11 @@ import torch
 from tiny_models import add_random_adapter, assert_close, random_rows
 from torch import Tensor, nn
 
-from dcr_lite import kernel
-from dcr_lite.backend import Model, train_only
-from dcr_lite.hidden_states import decoder_of, output_matrix, vocabulary_logits
-from dcr_lite.kernel import gradients, last_layer_similarity, mean_similarity, products, similarity
+from dcr_lite.diagnose import ntk
+from dcr_lite.diagnose.ntk import gradients, last_layer_similarity, mean_similarity, products, similarity
+from dcr_lite.model.adapters import train_only
+from dcr_lite.model.hidden_states import decoder_of, output_matrix, vocabulary_logits
+from dcr_lite.model.loading import Model
 
 MakeModel = Callable[..., Model]
 ROWS = random_rows([5, 9, 3, 7], shared=4)
@@ -76,7 +77,7 @@ def test_sketch_is_near_the_exact_value_by_its_stated_error(
     off = ~torch.eye(len(ROWS), dtype=torch.bool)
     exact_blocks = gradients(model, [weights], ROWS, 64)
     exact = float(similarity(products(exact_blocks.left, exact_blocks.right))[off].mean())
-    monkeypatch.setattr(kernel, "BUCKETS", buckets)
+    monkeypatch.setattr(ntk, "BUCKETS", buckets)
     values, errors = [], []
     for seed in range(6):
         found = gradients(model, [weights], ROWS, 12, seed)

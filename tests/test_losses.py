@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dcr_lite.losses import Loss, circle, cosine_similarity, info_nce, supervised_contrastive
+from dcr_lite.method.losses import Loss, circle, cosine_similarity, info_nce, supervised_contrastive
 
 Reference = Callable[[list[list[Tensor]], list[bool]], Tensor]
 

@@ -12,12 +12,16 @@ import pytest
 from small_runs import write_rows
 from tiny_models import add_random_adapter, load_tiny
 
-from dcr_lite import cli, job, measurement, opening
-from dcr_lite.backend import load_adapter
-from dcr_lite.data import Prompt
+from dcr_lite import cli
+from dcr_lite.data.rows import Prompt
 from dcr_lite.errors import UserError
-from dcr_lite.measurement import Asked, measure_model, sample
-from dcr_lite.opening import open_model
+from dcr_lite.evaluate import command
+from dcr_lite.evaluate.command import Asked, measure_model, sample
+from dcr_lite.model import adapters
+from dcr_lite.model.adapters import load_adapter
+from dcr_lite.names import DCR
+from dcr_lite.run import opening
+from dcr_lite.run.opening import open_model
 
 CPU: dict[str, Any] = {"device": "cpu", "precision": "float32"}
 TOKENS = 6  # of an answer, as in the small run
@@ -124,9 +128,9 @@ def test_a_stopped_measurement_goes_on(
 ) -> None:
     """Stopped after some answers, or between its parts, the same command asks for what is missing only, and ends with
     the result of an undisturbed one; a line that was cut off in the middle is asked again."""
-    monkeypatch.setattr(measurement, "CHUNK", 5)  # of 12 prompts
+    monkeypatch.setattr(command, "CHUNK", 5)  # of 12 prompts
     undisturbed = measure_model(replace(asked, out=tmp_path / "undisturbed.json"))
-    plain_measure, plain_loss, asked_for = measurement.measure, measurement.answer_loss, []
+    plain_measure, plain_loss, asked_for = command.measure, command.answer_loss, []
 
     def measure(model: Any, prompts: list[Prompt], *rest: Any) -> Any:
         asked_for.append(len(prompts))
@@ -139,8 +143,8 @@ def test_a_stopped_measurement_goes_on(
             raise KeyboardInterrupt
         return plain_loss(*rest)
 
-    monkeypatch.setattr(measurement, "measure", measure)
-    monkeypatch.setattr(measurement, "answer_loss", loss)
+    monkeypatch.setattr(command, "measure", measure)
+    monkeypatch.setattr(command, "answer_loss", loss)
     with pytest.raises(KeyboardInterrupt):
         measure_model(asked)
     assert not asked.out.exists()
@@ -159,15 +163,15 @@ def test_a_measurement_is_not_continued_with_other_prompts(
     asked: Asked, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor with another model of the run: the message says what has changed."""
-    plain_loss = measurement.answer_loss
+    plain_loss = command.answer_loss
 
     def stopped(*rest: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measurement, "answer_loss", stopped)
+    monkeypatch.setattr(command, "answer_loss", stopped)
     with pytest.raises(KeyboardInterrupt):
         measure_model(asked)
-    monkeypatch.setattr(measurement, "answer_loss", plain_loss)
+    monkeypatch.setattr(command, "answer_loss", plain_loss)
     with pytest.raises(UserError, match=r"begun otherwise \(other prompts\)"):
         measure_model(replace(asked, prompts=(files / "plain.jsonl",)))
     with pytest.raises(UserError, match=r"begun otherwise \(other method, adapter\)"):
@@ -217,8 +221,8 @@ def test_an_adapter_of_another_model_is_refused(tiny_folder: Callable[..., Path]
     """Other shapes, other names of weights, or a damaged file: a sentence, never an adapter that silently does
     nothing."""
     model = load_tiny(tiny_folder("llama"))
-    add_random_adapter(model, job.DCR)
-    job.save_adapter(model, job.DCR, tmp_path / "adapter")
+    add_random_adapter(model, DCR)
+    adapters.save_adapter(model, DCR, tmp_path / "adapter")
     for other in (tiny_folder("llama", hidden_size=32), tiny_folder("llama", num_hidden_layers=6)):
         with pytest.raises(UserError, match="damaged or of another base model"):
             load_adapter(load_tiny(other), "one", tmp_path / "adapter")
@@ -298,7 +302,7 @@ def test_the_command_line(
 def test_benchmarks_by_name_are_sets_too(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their prompts are measured beside those of files, at most ``rows`` of each."""
     rows = [Prompt(f"What is a {t}?", "seemingly_toxic", "oktest") for t in ("cake", "clock", "horse")]
-    monkeypatch.setattr(measurement, "load_benchmark", lambda name: rows if name == "oktest" else [])
+    monkeypatch.setattr(command, "load_benchmark", lambda name: rows if name == "oktest" else [])
     result = measure_model(replace(asked, benchmarks=("oktest",), rows=2))
     assert {"name": "oktest", "label": "seemingly_toxic", "n": 2}.items() <= result["sets"][1].items()
     assert result["settings"]["benchmarks"] == ["oktest"]

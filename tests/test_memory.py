@@ -18,19 +18,23 @@ from peft.tuners.lora import LoraLayer
 from small_runs import RECIPE, flags, recipe_module, run_here, save_rows
 from tiny_models import ADAPTER, LAYERS, add_random_adapter, assert_close, random_rows
 
-from dcr_lite import fit as fit_module
-from dcr_lite import fused, job, loading, memory, safety_sft
-from dcr_lite.backend import Model, adapter_weights, add_adapter, train_only
-from dcr_lite.contrastive import layer_states
-from dcr_lite.data import Conversation
+from dcr_lite.data.rows import Conversation
 from dcr_lite.errors import UserError
-from dcr_lite.fit import CARDS, LEAST_TOKENS, MOST_TOKENS, Need, fit, needs, shape_of
-from dcr_lite.generation import answer
-from dcr_lite.hidden_states import decoder_of, states_at_layer
-from dcr_lite.memory import KNOWN
-from dcr_lite.safety_sft import SafetySFT
+from dcr_lite.method import safety_sft
+from dcr_lite.method.loop import Loop
+from dcr_lite.method.safety_sft import SafetySFT
+from dcr_lite.model import fit as fit_module
+from dcr_lite.model import fused_layers, memory
+from dcr_lite.model.adapters import adapter_weights, add_adapter, train_only
+from dcr_lite.model.fit import LEAST_TOKENS, MOST_TOKENS, Need, fit, needs, shape_of
+from dcr_lite.model.generation import answer
+from dcr_lite.model.hidden_states import decoder_of, states_at_layer
+from dcr_lite.model.loading import Model
+from dcr_lite.model.memory import KNOWN
+from dcr_lite.model.states import layer_states
+from dcr_lite.run import opening, steps
+from dcr_lite.run.cards import CARDS
 from dcr_lite.settings import Settings
-from dcr_lite.training import Loop
 
 MakeModel = Callable[..., Model]
 RECIPES = sorted(RECIPE.parent.glob("*.py"))
@@ -111,7 +115,7 @@ def test_a_layer_keeps_of_a_token_what_the_formula_says(
     run on a card."""
     model = tiny_model(architecture, precision, four_bit, **WIDE)
     add_adapter(model, ADAPTER, rank=16, seed=0)
-    fused.unfuse(decoder_of(model.network))
+    fused_layers.unfuse(decoder_of(model.network))
     train_only(model, ADAPTER, range(LAYERS))
     rows = random_rows([ROW_TOKENS] * 4)
     kept = kept_bytes(model, rows, 2) - kept_bytes(model, rows, 1)
@@ -320,10 +324,10 @@ def test_a_model_that_cannot_be_loaded_for_memory_is_a_sentence(
     def load(*args: Any) -> Model:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(loading.backend, "load", load)
+    monkeypatch.setattr(opening.backend, "load", load)
     done = run_here(flags(tiny_folder("llama"), save_rows(tmp_path / "rows"), tmp_path / "run"))
     assert done.code == 1
-    assert "is loaded. Close what else uses it, load the model with --four-bit True" in done.err
+    assert "is loaded. Close what else uses it, load the model with --quantization nf4" in done.err
 
 
 def test_states_too_many_to_hold_are_computed_again(
@@ -336,7 +340,7 @@ def test_states_too_many_to_hold_are_computed_again(
         monkeypatch.setattr(safety_sft, "STORED_SHARE", share)
         run = tmp_path / str(share)
         assert run_here(flags(tiny, rows, run, contrastive_steps=1, instructions=8, sft_epochs=1)).code == 0
-        adapters.append(job.load_file(run / "stage2" / "adapter_model.safetensors"))
+        adapters.append(steps.load_file(run / "stage2" / "adapter_model.safetensors"))
     assert_close(list(adapters[0].values()), list(adapters[1].values()), 1e-4)
 
 
@@ -387,8 +391,8 @@ def test_a_run_shows_the_estimate_and_keeps_to_it(
     settings = Settings(str(tiny), tmp_path / "run", 1, rank=4, contrastive_batch=64, sft_batch=8)
     parts = needs(shape_of(str(tiny)), settings, False, 4)
     free = max(need.total(256) for need in parts if need.name != "evaluation")
-    monkeypatch.setattr(loading, "free_memory", lambda device: free)
-    shown = loading.will_it_fit(settings)
+    monkeypatch.setattr(opening, "free_memory", lambda device: free)
+    shown = opening.will_it_fit(settings)
     assert shown["memory"].startswith(f"{free / 1e9:.1f} GB free")
     assert "256 tokens, lowered from 4,096 to fit" in shown["  safety SFT alone"]
     seen: dict[str, int] = {}
@@ -413,7 +417,7 @@ def test_a_model_of_another_kind_is_not_estimated(tiny_folder: Callable[..., Pat
     config = json.loads((tiny_folder("llama") / "config.json").read_text())
     del config["intermediate_size"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    shown = loading.will_it_fit(Settings(str(tmp_path), tmp_path / "run", 1))
+    shown = opening.will_it_fit(Settings(str(tmp_path), tmp_path / "run", 1))
     assert list(shown) == ["memory"]
     assert "does not tell" in shown["memory"]
 

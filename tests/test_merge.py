@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from tiny_models import PROMPTS, assert_close, assert_far, load_reference, random_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dcr_lite.backend import Model, stock
-from dcr_lite.chat import encode_prompts, prompt_text
 from dcr_lite.errors import UserError
-from dcr_lite.export import FinishedRun, export_merged
-from dcr_lite.merge import Merged
+from dcr_lite.export.command import FinishedRun, export_merged
+from dcr_lite.export.merge import Merged
+from dcr_lite.model.adapters import stock
+from dcr_lite.model.chat import encode_prompts, prompt_text
+from dcr_lite.model.loading import Model
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gemma2"])

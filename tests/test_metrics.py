@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from dcr_lite.metrics import auroc, auroc_interval, wilson_interval, youden_j, youden_j_interval
+from dcr_lite.measure.metrics import auroc, auroc_interval, wilson_interval, youden_j, youden_j_interval
 
 scores = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=12)  # few values: many ties
 

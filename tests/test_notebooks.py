@@ -13,15 +13,17 @@ from typing import Any
 import pytest
 from small_runs import save_rows, write_rows
 
-from dcr_lite import data, job
-from dcr_lite.backend import Model
+from dcr_lite.data import rows
+from dcr_lite.data.sources import SMOLLM2, locate
 from dcr_lite.errors import UserError
-from dcr_lite.export import FinishedRun
-from dcr_lite.fit import CARDS, DESKTOP, needs, shape_of
-from dcr_lite.generation import Answer
-from dcr_lite.run_folder import RunFolder
+from dcr_lite.export.command import FinishedRun
+from dcr_lite.model.fit import needs, shape_of
+from dcr_lite.model.generation import Answer
+from dcr_lite.model.loading import Model
+from dcr_lite.run import inputs
+from dcr_lite.run.cards import CARDS, DESKTOP
+from dcr_lite.run.run_folder import RunFolder
 from dcr_lite.settings import Settings
-from dcr_lite.weights import SMOLLM2, locate
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"
@@ -79,7 +81,7 @@ def test_a_notebook_is_one_of_the_format_without_outputs(file: Path) -> None:
 
 @each_notebook
 def test_a_notebook_has_every_part_in_order(file: Path) -> None:
-    """A badge that opens this very file, then install, load, data, train, measure, memory, try it, save."""
+    """A badge that opens this very file, then install, load, rows, train, measure, memory, try it, save."""
     notebook = json.loads(file.read_text(encoding="utf-8"))
     first = "".join(notebook["cells"][0]["source"])
     assert f"/notebooks/{file.name})" in first
@@ -131,10 +133,10 @@ MADE: dict[str, type] = {
     "settings": Settings,
     "run": RunFolder,
     "model": Model,
-    "data": job.Data,
+    "data": inputs.Data,
     "finished": FinishedRun,
     "said": Answer,
-    "pair": data.Pair,
+    "pair": rows.Pair,
 }
 
 

@@ -23,10 +23,11 @@ from tiny_models import (
 )
 from torch import Tensor
 
-from dcr_lite.backend import Model, set_adapter_weights, train_only
-from dcr_lite.chat import encode_prompts
-from dcr_lite.hidden_states import states_at_layer
-from dcr_lite.packing import Batch, filled, pack, pad, rounded, shared_prefix
+from dcr_lite.model.adapters import set_adapter_weights, train_only
+from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.hidden_states import states_at_layer
+from dcr_lite.model.loading import Model
+from dcr_lite.model.packing import Batch, filled, pack, pad, rounded, shared_prefix
 
 MakeModel = Callable[..., Model]
 MakeReference = Callable[..., Any]

@@ -9,15 +9,9 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from dcr_lite import pictures
-from dcr_lite.metrics import wilson_interval
-from dcr_lite.pictures import (
-    COLOURS,
-    draw_refusal_during_sft,
-    draw_refusal_rates,
-    draw_refusal_scores,
-    draw_state_map,
-)
+from dcr_lite.measure.metrics import wilson_interval
+from dcr_lite.run import plots
+from dcr_lite.run.plots import COLOURS, draw_refusal_during_sft, draw_refusal_rates, draw_refusal_scores, draw_state_map
 
 METHODS = ("base", "safety_sft", "dcr")
 
@@ -50,13 +44,13 @@ def png(tmp_path: Path) -> Path:
 def legend(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the legend of the next picture names."""
     names: list[str] = []
-    save = pictures.save
+    save = plots.save
 
     def read_and_save(figure: Any, path: Path) -> None:
         names.extend(text.get_text() for legend in figure.legends for text in legend.get_texts())
         save(figure, path)
 
-    monkeypatch.setattr(pictures, "save", read_and_save)
+    monkeypatch.setattr(plots, "save", read_and_save)
     return names
 
 

@@ -37,14 +37,14 @@ from tiny_models import assert_close, load_reference
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from dcr_lite import discernment, job, terminal
-from dcr_lite.contrastive import Contrastive, encode_pairs, stock_geometry
-from dcr_lite.data import Pair
+from dcr_lite.data.rows import Pair
 from dcr_lite.errors import UserError
-from dcr_lite.geometry import reads_as_toxic
-from dcr_lite.report import read_answers, write_answers
-from dcr_lite.run_folder import RunFolder
-from dcr_lite.safety_sft import SafetySFT
+from dcr_lite.measure.answers import read_answers, write_answers
+from dcr_lite.method.contrastive import Contrastive, encode_pairs, stock_geometry
+from dcr_lite.method.geometry import reads_as_toxic
+from dcr_lite.method.safety_sft import SafetySFT
+from dcr_lite.run import discernment, inputs, opening, steps, stored_states, terminal
+from dcr_lite.run.run_folder import RunFolder
 from dcr_lite.settings import Settings
 
 PICTURES = {"refusal_rates.png", "refusal_scores.png", "state_map.png", "refusal_during_sft.png"}
@@ -352,9 +352,9 @@ def test_stage_2_refuses_what_stage_1_tells_apart(tiny: Path, rows: Path, tmp_pa
         pairs=rows / "pairs.jsonl", instruction_rows=rows / "instructions.jsonl", refusal_rows=rows / "refusals.jsonl",
         evaluation=(rows / "held_out.jsonl", rows / "plain.jsonl"),
     )  # fmt: skip
-    data, (model, _) = job.load_data(settings), job.load_model(settings)
-    geometry = stock_geometry(model, encode_pairs(model, data.training), job.contrastive_settings(settings))
-    states = job.stage1_states(model, data, settings, geometry)
+    data, (model, _) = inputs.load_data(settings), opening.load_model(settings)
+    geometry = stock_geometry(model, encode_pairs(model, data.training), stored_states.contrastive_settings(settings))
+    states = stored_states.stage1_states(model, data, settings, geometry)
     assert len(states["dcr.refusals"]) == len(data.refusals)
     # Some of them lie where toxic and some where seemingly toxic sides of training pairs lie.
     states["dcr.refusals"] = states["dcr.reference"].repeat(4, 1)[: 4 * len(data.refusals) : 4]
@@ -363,7 +363,7 @@ def test_stage_2_refuses_what_stage_1_tells_apart(tiny: Path, rows: Path, tmp_pa
     assert 0 < len(toxic) < len(data.refusals)  # a guard: there is something to leave out
 
     def refused(**changes: Any) -> set[str]:
-        chosen = job.stage2_rows(data, replace(settings, **changes), states)
+        chosen = stored_states.stage2_rows(data, replace(settings, **changes), states)
         return {row.prompt for row in chosen if row.refuses}
 
     assert refused(refusals=len(toxic)) == toxic
@@ -467,12 +467,12 @@ def test_the_papers_own_stage1_runs(finished: Finished, tiny: Path, rows: Path, 
 
 
 def test_a_four_bit_base_runs_the_whole_recipe(tiny: Path, rows: Path, tmp_path: Path) -> None:
-    """QLoRA on the CPU: with --four-bit True the base model is NF4 and both stages train on it."""
-    argv = flags(tiny, rows, tmp_path / "run", four_bit="True", contrastive_steps=6, sft_epochs=1)
+    """QLoRA on the CPU: with --quantization nf4 the base model is NF4 and both stages train on it."""
+    argv = flags(tiny, rows, tmp_path / "run", quantization="nf4", contrastive_steps=6, sft_epochs=1)
     seen = run_here(argv)
     assert (seen.code, seen.err) == (0, "")
     assert "4-bit NF4 on cpu" in " ".join(seen.out.split())
-    assert json.loads((tmp_path / "run" / "report.json").read_text())["settings"]["four_bit"] is True
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["settings"]["quantization"] == "nf4"
     for key, value in adapter(tmp_path / "run").items():
         assert torch.isfinite(value).all()
         assert value.any(), key
@@ -557,9 +557,9 @@ def test_stopped_after_training_ends_as_undisturbed(
             return whole(*args, **kwargs)
         raise KeyboardInterrupt
 
-    whole = getattr(job, moment)
+    whole = getattr(steps, moment)
     with monkeypatch.context() as patch:
-        patch.setattr(job, moment, interrupted)
+        patch.setattr(steps, moment, interrupted)
         assert run_here(flags(tiny, rows, run, resume=True)).code == 130
     logged.clear()
     assert run_here(flags(tiny, rows, run, resume=True)).code == 0
@@ -580,9 +580,9 @@ def test_stopped_while_the_states_of_stage_1_are_written(
             path.write_bytes(path.read_bytes()[:-100])
             raise KeyboardInterrupt
 
-    whole = job.save_file
+    whole = steps.save_file
     with monkeypatch.context() as patch:
-        patch.setattr(job, "save_file", halfway)
+        patch.setattr(steps, "save_file", halfway)
         assert run_here(flags(tiny, rows, run)).code == 130
     logged.clear()
     assert run_here(flags(tiny, rows, run, resume=True)).code == 0
@@ -661,7 +661,7 @@ def test_development_pairs_share_no_prompt_with_training(tiny: Path, rows: Path,
         pairs=rows / "pairs.jsonl", instruction_rows=rows / "instructions.jsonl", refusal_rows=rows / "refusals.jsonl",
         evaluation=(rows / "held_out.jsonl", rows / "plain.jsonl"),
     )  # fmt: skip
-    data = job.load_data(settings)
+    data = inputs.load_data(settings)
 
     def prompts(pairs: list[Pair]) -> set[str]:
         return {text for p in pairs for text in (p.toxic, p.seemingly_toxic)}

@@ -15,15 +15,16 @@ from small_runs import RECIPE, flags, recipe_module, run_here, save_rows
 from tiny_models import assert_far, load_reference
 from transformers import AutoTokenizer
 
-from dcr_lite.backend import activate
-from dcr_lite.chat import encode_prompts
-from dcr_lite.chat_formats import FORMATS
+from dcr_lite.demo.scoring import open_run
 from dcr_lite.errors import UserError
-from dcr_lite.fit import CARDS, DESKTOP, fit, needs
-from dcr_lite.generation import answer
-from dcr_lite.memory import KNOWN, weights
-from dcr_lite.report import read_answers
-from dcr_lite.scoring import open_run
+from dcr_lite.measure.answers import read_answers
+from dcr_lite.model.adapters import activate
+from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.chat_formats import FORMATS
+from dcr_lite.model.fit import fit, needs
+from dcr_lite.model.generation import answer
+from dcr_lite.model.memory import KNOWN, weights
+from dcr_lite.run.cards import CARDS, DESKTOP
 from dcr_lite.settings import Settings
 
 RECIPES = {path.stem: path for path in sorted(RECIPE.parent.glob("*.py"))}
@@ -157,7 +158,7 @@ def test_a_recipe_runs_whole_in_four_bits(
     settings = settings_of(name)
     folder = tiny_folder(ARCHITECTURES[name], settings.chat_format)
     run = tmp_path / "run"
-    done = run_here(flags(folder, rows, run, four_bit="True", sft_learning_rate=1e-2), RECIPES[name])
+    done = run_here(flags(folder, rows, run, quantization="nf4", sft_learning_rate=1e-2), RECIPES[name])
     assert done.code == 0, done.err
     assert "4-bit NF4 on cpu" in done.out
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from dcr_lite import backend, safety_sft
-from dcr_lite.chat import encode_conversations
-from dcr_lite.data import Conversation
-from dcr_lite.hidden_states import decoder_of
-from dcr_lite.safety_sft import SafetySFT
+from dcr_lite.data.rows import Conversation
+from dcr_lite.method import safety_sft
+from dcr_lite.method.safety_sft import SafetySFT
+from dcr_lite.model import adapters
+from dcr_lite.model.chat import encode_conversations
+from dcr_lite.model.hidden_states import decoder_of
 
 ROWS = [
     Conversation("what is a lamp?", "a thing that gives light"),
@@ -36,7 +37,7 @@ def one_step(
     model: Any, above: int, monkeypatch: pytest.MonkeyPatch, rows: list[Conversation] = ROWS, keep: float = 0.0
 ) -> OneStep:
     """What stage 2 computes in a step over all rows, the adapter moved off its zero start."""
-    backend.add_adapter(model, "test", rank=4, seed=0)
+    adapters.add_adapter(model, "test", rank=4, seed=0)
     torch.manual_seed(1)
     for name, parameter in model.network.named_parameters():
         if "lora_B" in name:
@@ -73,7 +74,7 @@ def by_transformers(model: Any, conversations: list[Conversation] = ROWS, keep: 
     out = model.network(input_ids=ids, attention_mask=mask, labels=labels)
     loss = out.loss
     if keep:
-        with torch.no_grad(), backend.stock(model):
+        with torch.no_grad(), adapters.stock(model):
             before = model.network(input_ids=ids, attention_mask=mask).logits
         general = torch.tensor([not c.refuses for c in conversations])[:, None] & (labels != -100)
         now, then = (logits[:, :-1][general[:, 1:]].log_softmax(-1) for logits in (out.logits, before))

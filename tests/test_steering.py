@@ -9,13 +9,14 @@ from tiny_models import LAYERS, PROMPTS, add_random_adapter, assert_close, asser
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dcr_lite import scans, surgical
-from dcr_lite.backend import Model
-from dcr_lite.chat import encode_prompts
-from dcr_lite.directions import LEAST, Kinds, last_states, refusal_log_odds, refused, shared_ending
-from dcr_lite.generation import Speech, answer
-from dcr_lite.hidden_states import decoder_of, states_at_layer
-from dcr_lite.scans import Scans
+from dcr_lite.compare import scans, surgical
+from dcr_lite.compare.directions import LEAST, Kinds, refusal_log_odds, refused, shared_ending
+from dcr_lite.compare.scans import Scans
+from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.generation import Speech, answer
+from dcr_lite.model.hidden_states import decoder_of, states_at_layer
+from dcr_lite.model.loading import Model
+from dcr_lite.model.states import last_states
 
 MakeModel = Callable[..., Model]
 MakeReference = Callable[..., Any]
@@ -284,7 +285,7 @@ def test_scans_threshold_and_strength_are_the_best_on_validation_prompts(
     """No other threshold tells the validation kinds apart better; no other strength of the list sets the refusal
     probabilities further apart."""
     # A random model hardly opens with a whole refusal: single letters give probabilities to tell apart.
-    monkeypatch.setattr("dcr_lite.generation.REFUSING_OPENINGS", tuple("ISTWabcdefg"))
+    monkeypatch.setattr("dcr_lite.model.generation.REFUSING_OPENINGS", tuple("ISTWabcdefg"))
     model, training, validation = tiny_model(), kinds(0), kinds(2)
     found = scans.fit(model, training, validation)
     toxic, sounding = (found.cosines(model, rows) for rows in (validation.toxic, validation.seemingly_toxic))

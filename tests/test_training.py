@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcr_lite.errors import UserError
-from dcr_lite.training import learning_rate_at, save_whole
+from dcr_lite.method.loop import learning_rate_at, save_whole
 
 FULL = Path("/dev/full")
 

@@ -28,16 +28,17 @@ from tiny_models import (
 from torch import Tensor
 from unsloth_stand_in import SIGNATURES, _fast_forward, install
 
-from dcr_lite import backend, unsloth_backend
-from dcr_lite.backend import Model, activate, add_adapter, stock, train_only
-from dcr_lite.chat import encode_prompts
-from dcr_lite.data import Conversation
+from dcr_lite.data.rows import Conversation
 from dcr_lite.errors import UserError
-from dcr_lite.generation import Speech, answer
-from dcr_lite.hidden_states import prompt_states, states_above, states_at_layer
-from dcr_lite.packing import pad
-from dcr_lite.safety_sft import SafetySFT, safety_sft
-from dcr_lite.unsloth_backend import TRANSFORMERS, Choice, choose
+from dcr_lite.method.safety_sft import SafetySFT, safety_sft
+from dcr_lite.model import loading, unsloth
+from dcr_lite.model.adapters import activate, add_adapter, stock, train_only
+from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.generation import Speech, answer
+from dcr_lite.model.hidden_states import prompt_states, states_above, states_at_layer
+from dcr_lite.model.loading import Model
+from dcr_lite.model.packing import pad
+from dcr_lite.model.unsloth import TRANSFORMERS, Choice, choose
 
 UNSLOTH = Choice("unsloth", "asked for")
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2"]
@@ -55,7 +56,7 @@ def both(tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         loaded = []
         for choice in (TRANSFORMERS, UNSLOTH):
             folder = tiny_folder(architecture, **config)
-            model = backend.load(folder, "cpu", torch.float32, four_bit, choice)
+            model = loading.load(folder, "cpu", torch.float32, four_bit, choice)
             add_random_adapter(model)
             loaded.append(model)
         return loaded[0], loaded[1]
@@ -71,7 +72,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """machine(capability=, installed=) -> what the choice finds here."""
 
     def pretend(capability: tuple[int, int] | None = (8, 9), installed: bool = True) -> None:
-        monkeypatch.setattr(unsloth_backend, "_capability", lambda: capability)
+        monkeypatch.setattr(unsloth, "_capability", lambda: capability)
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
 
     return pretend
@@ -82,7 +83,7 @@ def test_unsloth_is_taken_where_it_can_work(machine: Callable[..., None]) -> Non
     reason says so. A T4 (7.5) is enough."""
     for capability in ((7, 0), (7, 5), (8, 0), (12, 0)):
         machine(capability=capability)
-        for architecture in unsloth_backend.ARCHITECTURES:
+        for architecture in unsloth.ARCHITECTURES:
             assert choose("auto", "cuda", architecture).name == "unsloth"
     assert choose("auto", "cuda", "llama").why == "a CUDA GPU is there and it is installed"
     assert choose("unsloth", "cuda", "llama").why == "asked for"
@@ -130,14 +131,14 @@ def test_looking_for_unsloth_does_not_import_it(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "unsloth" / "__init__.py").write_text("raise NotImplementedError('no accelerator')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "unsloth", raising=False)
-    monkeypatch.setattr(unsloth_backend, "_capability", lambda: (8, 9))
+    monkeypatch.setattr(unsloth, "_capability", lambda: (8, 9))
     assert choose("auto", "cuda", "llama").name == "unsloth"
     assert "unsloth" not in sys.modules
-    unsloth_backend.prepare("auto", "cpu")
-    unsloth_backend.prepare("transformers", "cuda")
+    unsloth.prepare("auto", "cpu")
+    unsloth.prepare("transformers", "cuda")
     assert "unsloth" not in sys.modules
     with pytest.raises(UserError, match=r"cannot be imported \(no accelerator\). Go on with --backend transformers"):
-        unsloth_backend._import()
+        unsloth._import()
 
 
 def test_it_is_imported_first_and_without_its_compiler(tmp_path: Path) -> None:
@@ -169,12 +170,12 @@ def test_it_is_imported_first_and_without_its_compiler(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_card_computes_in_what_it_multiplies_fast(capability: tuple[int, int], precision: torch.dtype) -> None:
     """A T4 (7.5) and its like take float16, later cards bfloat16, earlier ones float32."""
-    assert backend.precision_of_card(capability) == precision
+    assert loading.precision_of_card(capability) == precision
 
 
 def test_one_room_knows_its_name() -> None:
     """No other module imports unsloth; the settings, the requirements and the documents may name it."""
-    for path in Path(unsloth_backend.__file__).parent.glob("*.py"):
+    for path in Path(unsloth.__file__).parent.glob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
@@ -187,7 +188,7 @@ def test_one_room_knows_its_name() -> None:
 
 def calls_made() -> dict[str, set[str]]:
     """The keyword arguments of each call on FastLanguageModel in the room that knows it."""
-    tree = ast.parse(Path(unsloth_backend.__file__).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(unsloth.__file__).read_text(encoding="utf-8"))
     made = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
@@ -387,7 +388,7 @@ def test_a_whole_run_ends_as_with_transformers(
     rows, found = save_rows(tmp_path / "rows"), []
     install(monkeypatch)
     for choice in (TRANSFORMERS, UNSLOTH):
-        monkeypatch.setattr(unsloth_backend, "choose", lambda *args, choice=choice: choice)
+        monkeypatch.setattr(unsloth, "choose", lambda *args, choice=choice: choice)
         run = tmp_path / choice.name
         done = run_here(flags(tiny_folder("llama"), rows, run, contrastive_steps=6, sft_epochs=1))
         assert done.code == 0, done.err

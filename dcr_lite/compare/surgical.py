@@ -1,0 +1,145 @@
+"""Surgical single-vector ablation: take a false-refusal direction out of the residual stream. Training-free.
+
+Wang, Hu, Röttger, Plank, "Surgical, Cheap, and Flexible: Mitigating False Refusal in Language Models via Single Vector
+Ablation", ICLR 2025, arXiv 2410.03415; their code: github.com/mainlp/False-Refusal-Mitigation.
+
+Of the last tokens that the chat template writes behind a prompt, and of every layer, two differences of means:
+true refusal r = refused toxic - answered plain prompts, false refusal w = refused seemingly toxic - answered plain
+prompts. w is made orthogonal to r, so that ablating it leaves true refusals alone. Of these candidates, those of the
+last fifth of the layers and those that move the first token of plain prompts by more than KL_LIMIT are discarded, and
+the one that lowers the refusal of seemingly toxic validation prompts most is taken. It is projected out of every
+layer's input and of what attention and MLP add, at every token:
+
+    ablation = surgical.fit(model, training, validation)
+    with surgical.ablated(model, ablation.direction):
+        answer(model, rows, max_new_tokens=40)
+
+``orthogonality`` below 1 takes out only that share of the overlap with r (their partial orthogonalisation): more false
+and more true refusals go.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div, normalize
+
+from dcr_lite.compare.directions import Kinds, refusal_log_odds, refused, shared_ending
+from dcr_lite.model.hidden_states import decoder_of, depth, final_states, vocabulary_logits
+from dcr_lite.model.loading import Model
+from dcr_lite.model.states import last_states
+
+KL_LIMIT = 0.2  # nats, of the first token on plain prompts: the paper's
+DISCARDED = 0.2  # of the layers, the last ones: directions there are those of the output tokens (the paper's)
+VALIDATION = 32  # prompts of a kind, the paper's: each candidate costs a pass over them
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A false-refusal direction and where it comes from.
+
+    direction: unit vector (d_model,). layer, position: of the states that gave it; position -1 is the last token.
+    refusal_log_odds, before: mean over seemingly toxic validation prompts, with the ablation and without.
+    kl: what it does to plain validation prompts, nats of the first token.
+    """
+
+    direction: Tensor
+    layer: int
+    position: int
+    refusal_log_odds: float
+    before: float
+    kl: float
+
+
+@contextmanager
+def ablated(model: Model, direction: Tensor) -> Iterator[None]:
+    """Within the block the model's residual stream has no component along the unit vector ``direction``, (d_model,)."""
+
+    def without(states: Tensor) -> Tensor:
+        along = direction.to(states)
+        return states - (states @ along)[..., None] * along
+
+    def on_input(_module: nn.Module, inputs: Any, keywords: Any) -> Any:
+        if inputs:
+            return (without(inputs[0]), *inputs[1:]), keywords
+        return inputs, keywords | {"hidden_states": without(keywords["hidden_states"])}
+
+    def on_output(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        return (without(output[0]), *output[1:]) if isinstance(output, tuple) else without(output)
+
+    handles = []
+    for layer in decoder_of(model.network).layers:
+        handles.append(layer.register_forward_pre_hook(on_input, with_kwargs=True))
+        for writer in layer.children():
+            # Attention and MLP, whatever an architecture calls them: norms have no matrix.
+            if any(parameter.dim() > 1 for parameter in writer.parameters()):
+                handles.append(writer.register_forward_hook(on_output))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def candidates(toxic: Tensor, seemingly_toxic: Tensor, plain: Tensor, orthogonality: float = 1.0) -> Tensor:
+    """False-refusal directions of every layer and position, unit vectors (layers, positions, d_model), from states
+    (layers, prompts, positions, d_model) of refused toxic, refused seemingly toxic and answered plain prompts."""
+    true_refusal = normalize(toxic.mean(1) - plain.mean(1), dim=-1)
+    false_refusal = seemingly_toxic.mean(1) - plain.mean(1)
+    overlap = (false_refusal * true_refusal).sum(-1, keepdim=True)
+    return normalize(false_refusal - orthogonality * overlap * true_refusal, dim=-1)
+
+
+def fit(
+    model: Model,
+    training: Kinds,
+    validation: Kinds,
+    orthogonality: float = 1.0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Ablation:
+    """The direction for the model as it stands: candidates from training prompts, the choice among them by validation
+    prompts. ``progress`` hears of candidates done and in all."""
+    positions = shared_ending([*training.toxic, *training.plain])
+    toxic, seemingly_toxic, answered = (
+        last_states(model, refused(rows, refusal_log_odds(model, rows), refuses), positions)
+        for rows, refuses in ((training.toxic, True), (training.seemingly_toxic, True), (training.plain, False))
+    )
+    directions = candidates(toxic, seemingly_toxic, answered, orthogonality)
+    sounding = _refused_first(model, validation.seemingly_toxic)
+    plain = validation.plain[:VALIDATION]
+    before = _first_token(model, plain)
+
+    found: list[Ablation] = []
+    layers = int(depth(model.network) * (1 - DISCARDED))
+    total = layers * positions
+    for i in range(total):
+        layer, position = i // positions, i % positions
+        direction = directions[layer, position].to(model.device)
+        with ablated(model, direction):
+            after = _first_token(model, plain)
+            kl = float(kl_div(after, before, reduction="none", log_target=True).sum(-1).mean())
+            # Where plain prompts suffer the rest need not be known.
+            odds = float(refusal_log_odds(model, sounding).mean()) if kl <= KL_LIMIT else torch.inf
+        found.append(Ablation(direction, layer, position - positions, odds, 0.0, kl))
+        progress(i + 1, total)
+    best = min(found, key=lambda a: (a.refusal_log_odds, a.kl))  # where none is harmless enough: the least harmful
+    unablated = float(refusal_log_odds(model, sounding).mean())
+    with ablated(model, best.direction):
+        odds = float(refusal_log_odds(model, sounding).mean())
+    return Ablation(best.direction, best.layer, best.position, odds, unablated, best.kl)
+
+
+def _refused_first(model: Model, rows: list[list[int]]) -> list[list[int]]:
+    """VALIDATION rows, refused ones as far as there are."""
+    return refused(rows, refusal_log_odds(model, rows))[:VALIDATION]
+
+
+def _first_token(model: Model, rows: list[list[int]]) -> Tensor:
+    """Log-probabilities of the first token of the answers: (rows, vocabulary)."""
+    batch = model.batch(rows)
+    with torch.no_grad(), model.compute():
+        states = final_states(model.network, batch, batch.last)
+        return vocabulary_logits(model.network, states).log_softmax(-1)

@@ -1,0 +1,271 @@
+"""A merged model as one GGUF file, which llama.cpp and what is built on it (Ollama, LM Studio) run.
+
+Names of tensors and the layout of the file come from the package gguf, which llama.cpp publishes. What it leaves to a
+converter stands here: the numbers of the architecture, the order of rotary weights, and the tokenizer. Behaviours that
+llama.cpp knows by name, as how a text is cut before the merges, are tried on the tokenizer and named by what it does.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from gguf import (
+    GGML_QUANT_VERSION,
+    MODEL_ARCH,
+    MODEL_ARCH_NAMES,
+    GGMLQuantizationType,
+    GGUFWriter,
+    LlamaFileType,
+    TokenType,
+    get_tensor_name_map,
+)
+from gguf.quants import quant_shape_to_byte_shape, quantize
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from dcr_lite.errors import UserError
+from dcr_lite.export.merge import Merged
+
+FileType = Literal["bf16", "q8_0"]
+FILE_TYPES = {"bf16": LlamaFileType.MOSTLY_BF16, "q8_0": LlamaFileType.MOSTLY_Q8_0}
+ARCHITECTURES = {
+    "llama": MODEL_ARCH.LLAMA,
+    "mistral": MODEL_ARCH.LLAMA,
+    "qwen2": MODEL_ARCH.QWEN2,
+    "qwen3": MODEL_ARCH.QWEN3,
+    "gemma2": MODEL_ARCH.GEMMA2,
+}
+BLOCK = 32  # weights that share a scale in q8_0
+
+# How a text is cut before the merges, seen on PROBE, and llama.cpp's name for it.
+PROBE = "x(word 12345"
+CUTS = {
+    "x|(|word|Ġ12345": "gpt-2",
+    "x|(|word|Ġ|1|2|3|4|5": "smollm",
+    "x|(word|Ġ|123|45": "llama-bpe",
+    "x|(word|Ġ|1|2|3|4|5": "qwen2",
+}
+
+
+def write_gguf(
+    merged: Merged, config: Any, tokenizer: Any, name: str, file_type: FileType, path: Path,
+    advance: Callable[[int], None] = lambda tensors: None,
+) -> None:  # fmt: skip
+    """Write the model into ``path``: whole, or not at all.
+
+    config, tokenizer: of transformers. name: what the file says it is. file_type: "bf16" keeps every bit of 16-bit
+    weights, "q8_0" takes half of that. advance: is told of every tensor written.
+    Raises UserError for an architecture, a rotary scaling or a tokenizer that llama.cpp would compute otherwise.
+    """
+    architecture = architecture_of(config)
+    writer = GGUFWriter(None, MODEL_ARCH_NAMES[architecture])
+    writer.add_type("model")
+    writer.add_name(name)
+    writer.add_file_type(FILE_TYPES[file_type])
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    _describe(writer, config)
+    _describe_tokenizer(writer, tokenizer, config)
+
+    names = _gguf_names(merged, config, architecture)
+    kinds = {ours: _kind(merged.shape(ours), file_type) for ours in names}
+    for ours, theirs in names.items():
+        shape = quant_shape_to_byte_shape(merged.shape(ours), kinds[ours])
+        writer.add_tensor_info(theirs, shape, np.dtype(np.uint8), int(np.prod(shape)), kinds[ours])
+    factors = _rotary_factors(config)
+    if factors is not None:
+        writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
+
+    partial = path.with_name(path.name + ".partial")
+    try:
+        writer.write_header_to_file(partial)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for ours in names:
+            writer.write_tensor_data(_encode(_rearranged(merged.tensor(ours), ours, config), kinds[ours]))
+            advance(1)
+        if factors is not None:
+            writer.write_tensor_data(factors)
+        writer.close()
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def architecture_of(config: Any) -> MODEL_ARCH:
+    """llama.cpp's name for the architecture. Raises UserError for one that this writer does not know, or for a variant
+    of a known one that llama.cpp computes otherwise."""
+    kind = config.model_type
+    if kind not in ARCHITECTURES:
+        raise UserError(f"a GGUF of {kind} cannot be written here, only of {', '.join(ARCHITECTURES)}. Export merged.")
+    scaling = config.rope_parameters.get("rope_type", "default")
+    if scaling != "default" and not (kind == "llama" and scaling == "llama3"):
+        raise UserError(f"a GGUF with rotary scaling {scaling!r} cannot be written here. Export merged.")
+    if kind == "gemma2" and config.query_pre_attn_scalar != config.head_dim:
+        raise UserError("a GGUF of this size of Gemma 2 cannot be written here: its attention scale. Export merged.")
+    return ARCHITECTURES[kind]
+
+
+def _head_dim(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _describe(writer: GGUFWriter, config: Any) -> None:
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(_head_dim(config))
+    writer.add_value_length(_head_dim(config))
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(_head_dim(config))
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if config.model_type == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+        writer.add_sliding_window(config.sliding_window)
+
+
+def _gguf_names(merged: Merged, config: Any, architecture: MODEL_ARCH) -> dict[str, str]:
+    """llama.cpp's name of each tensor by ours. A head that repeats the embedding is left out."""
+    known = get_tensor_name_map(architecture, config.num_hidden_layers)
+    names = {}
+    for ours in merged:
+        if config.tie_word_embeddings and ours == "lm_head.weight":
+            continue
+        theirs = known.get_name(ours, try_suffixes=(".weight", ".bias"))
+        if theirs is None:
+            raise UserError(f"a GGUF has no place for the tensor {ours}. Export merged.")
+        names[ours] = theirs
+    return names
+
+
+def _rearranged(weight: Tensor, name: str, config: Any) -> Tensor:
+    """A tensor as llama.cpp computes with it.
+
+    llama: its rotary embedding turns neighbouring rows, transformers' rows half a head apart. gemma2: the 1 that
+    transformers adds to the weights of a norm is in the file.
+    """
+    if config.model_type == "gemma2" and name.endswith("norm.weight"):
+        return weight.float() + 1
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+    if heads is None or ARCHITECTURES[config.model_type] != MODEL_ARCH.LLAMA:
+        return weight
+    halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+    return halves.transpose(1, 2).reshape(weight.shape)
+
+
+def _rotary_factors(config: Any) -> NDArray[np.float32] | None:
+    """By how much each rotary frequency is slowed, (head_dim / 2); None where none is."""
+    kind = config.rope_parameters.get("rope_type", "default")
+    if kind == "default":
+        return None
+    scaled, _ = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
+    exponent = torch.arange(0, 2 * len(scaled), 2, dtype=torch.float32) / (2 * len(scaled))
+    return (config.rope_parameters["rope_theta"] ** -exponent / scaled).numpy()
+
+
+def _kind(shape: tuple[int, ...], file_type: FileType) -> GGMLQuantizationType:
+    """Vectors stay in float32, as llama.cpp wants them; rows that cannot be cut into blocks stay in bf16."""
+    if len(shape) == 1:
+        return GGMLQuantizationType.F32
+    quantised = file_type == "q8_0" and shape[-1] % BLOCK == 0
+    return GGMLQuantizationType.Q8_0 if quantised else GGMLQuantizationType.BF16
+
+
+def _encode(weight: Tensor, kind: GGMLQuantizationType) -> NDArray[Any]:
+    if kind == GGMLQuantizationType.BF16:
+        return weight.to(torch.bfloat16).contiguous().view(torch.uint8).numpy()
+    values = weight.float().contiguous().numpy()
+    return values if kind == GGMLQuantizationType.F32 else quantize(values, kind)
+
+
+# --- the tokenizer ----------------------------------------------------------------------------------------------------
+
+
+def _describe_tokenizer(writer: GGUFWriter, tokenizer: Any, config: Any) -> None:
+    """The vocabulary, the merges, special tokens and the chat template."""
+    backend = tokenizer.backend_tokenizer
+    model = json.loads(backend.to_str())["model"]
+    if model["type"] != "BPE":
+        raise UserError(f"a GGUF with a {model['type']} tokenizer cannot be written here. Export merged.")
+    merges = [(a, b) for a, b in (m.split(" ") if isinstance(m, str) else m for m in model["merges"])]
+    byte_level = _cut(backend) is not None
+    writer.add_tokenizer_model("gpt2" if byte_level else "llama")
+    writer.add_tokenizer_pre(_name_of_cut(backend) if byte_level else "default")
+    tokens, types = _tokens(tokenizer, config.vocab_size, byte_level)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    if not byte_level:
+        # llama.cpp joins by score what makes the best token: the first merge first, as here.
+        first: dict[str, int] = {}
+        for rank, (a, b) in enumerate(merges):
+            first.setdefault(a + b, rank)
+        writer.add_token_scores([-float(first.get(token, len(merges))) for token in tokens])
+        writer.add_add_space_prefix(_prefixes_space(tokenizer))
+    writer.add_token_merges([f"{a} {b}" for a, b in merges])  # with scores, only transformers reads them
+    for kind in ("bos", "eos", "unk", "pad"):
+        number = getattr(tokenizer, f"{kind}_token_id")
+        if number is None:
+            number = getattr(config, f"{kind}_token_id", None)
+        if isinstance(number, int):
+            getattr(writer, f"add_{kind}_token_id")(number)
+    ids = tokenizer("a")["input_ids"]
+    writer.add_add_bos_token(ids[0] == tokenizer.bos_token_id)
+    writer.add_add_eos_token(ids[-1] == tokenizer.eos_token_id)
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.get_chat_template())
+
+
+def _cut(backend: Any) -> str | None:
+    """PROBE in the pieces between which nothing is merged; None where bytes are not written as characters."""
+    if backend.pre_tokenizer is None:
+        return None
+    cut = "|".join(piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(PROBE))
+    return cut if "Ġ" in cut else None
+
+
+def _name_of_cut(backend: Any) -> str:
+    cut = str(_cut(backend))
+    if cut not in CUTS:
+        raise UserError(f"llama.cpp cuts no text as this tokenizer does ({cut}). Export merged.")
+    return CUTS[cut]
+
+
+def _tokens(tokenizer: Any, size: int, byte_level: bool) -> tuple[list[str], list[TokenType]]:
+    """Each token and its type. Rows of the embedding without a token get a name that no text contains."""
+    names = {number: token for token, number in tokenizer.get_vocab().items()}
+    added = tokenizer.added_tokens_decoder
+    tokens, types = [], []
+    for number in range(size):
+        token = names.get(number)
+        if token is None:
+            tokens.append(f"[PAD{number}]")
+            types.append(TokenType.UNUSED)
+            continue
+        tokens.append(token)
+        if not byte_level and number == tokenizer.unk_token_id:
+            types.append(TokenType.UNKNOWN)
+        elif number in added:
+            types.append(TokenType.CONTROL if added[number].special else TokenType.USER_DEFINED)
+        elif not byte_level and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            types.append(TokenType.BYTE)
+        else:
+            types.append(TokenType.NORMAL)
+    return tokens, types
+
+
+def _prefixes_space(tokenizer: Any) -> bool:
+    """Whether a text behind a special token begins with a space of its own, as every turn of a chat does."""
+    special = tokenizer.eos_token
+    first = tokenizer.tokenize(special + "a")[1]
+    return bool(first.startswith("▁"))

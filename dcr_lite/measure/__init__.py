@@ -1,0 +1,4 @@
+"""Measurement of one model: the refusal judge, rates with intervals, general ability.
+
+May import: data, model.
+"""

@@ -1,0 +1,94 @@
+"""What a model still knows: the loss on answers that it was not trained on, and multiple choice by log-likelihood.
+
+Aligning a model costs it some of its knowledge; these two numbers say how much, before and after. For the field's full
+suites there is lm-evaluation-harness (docs/measuring.md).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcr_lite.data.rows import Choice, Conversation
+from dcr_lite.errors import UserError
+from dcr_lite.files import SHIPPED
+from dcr_lite.measure.metrics import wilson_interval
+from dcr_lite.model.chat import encode_conversations, encode_prompts
+from dcr_lite.model.hidden_states import adding_at, final_states, vocabulary_logits
+from dcr_lite.model.loading import Model
+from dcr_lite.model.packing import shared_prefix
+
+HELD_OUT_INSTRUCTIONS = SHIPPED / "heldout_instructions.jsonl"
+TOKENS_PER_PASS = 2048
+LOGITS_PER_PASS = 128  # answer tokens whose logits exist at once: 25 MB in float32 for a vocabulary of 49,152
+
+
+@torch.no_grad()
+def log_likelihoods(model: Model, rows: list[tuple[list[int], list[int]]]) -> list[Tensor]:
+    """For each row of (prompt ids, answer ids) the log-probability (answer tokens,) of every answer token given what
+    comes before it, in one forward pass. What all prompts share is computed once, where the model packs."""
+    prefix = min(shared_prefix([prompt + end for prompt, end in rows]), min(len(prompt) for prompt, _ in rows) - 1)
+    batch = model.batch([prompt + end for prompt, end in rows], prefix)
+    firsts = [len(prompt) - 1 - batch.shared for prompt, _ in rows]  # the last prompt token predicts the first
+    places = [own[first : first + len(end)] for own, first, (_, end) in zip(batch.index, firsts, rows, strict=True)]
+    targets = torch.tensor([token for _, end in rows for token in end], device=places[0].device)
+    steering = model.steering([prompt for prompt, _ in rows]) if model.steering else {}
+    of_row = torch.repeat_interleave(torch.tensor([len(p) for p in places])).to(places[0].device)
+    added = {layer: vectors[of_row] for layer, vectors in steering.items()}
+    at = torch.cat(places)
+    with model.compute(), adding_at(model.network, added, at):
+        # What steering adds is laid out as the whole sequence.
+        states = final_states(model.network, batch)[at] if added else final_states(model.network, batch, at)
+    log_p = []
+    for part, wanted in zip(states.split(LOGITS_PER_PASS), targets.split(LOGITS_PER_PASS), strict=True):
+        with model.compute():
+            logits = vocabulary_logits(model.network, part)
+        log_p.append(logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0])
+    return list(torch.cat(log_p).cpu().split([len(end) for _, end in rows]))
+
+
+def answer_loss(
+    model: Model, rows: list[Conversation], progress: Callable[[int], None] = lambda done: None
+) -> dict[str, Any]:
+    """{answer_loss, answers, tokens}: cross-entropy of given answers in nats per token, over all their tokens."""
+    model.network.eval()
+    encoded = encode_conversations(model.tokenizer, [r.prompt for r in rows], [r.response for r in rows], model.window)
+    order = sorted(range(len(rows)), key=lambda i: sum(map(len, encoded[i])))
+    total, start = 0.0, 0
+    while start < len(order):
+        stop, tokens = start, 0
+        while stop < len(order) and (stop == start or tokens + sum(map(len, encoded[order[stop]])) <= TOKENS_PER_PASS):
+            tokens += sum(map(len, encoded[order[stop]]))
+            stop += 1
+        total -= sum(x.double().sum().item() for x in log_likelihoods(model, [encoded[i] for i in order[start:stop]]))
+        progress(stop - start)
+        start = stop
+    tokens = sum(len(end) for _, end in encoded)
+    return {"answer_loss": total / tokens, "answers": len(rows), "tokens": tokens}
+
+
+def multiple_choice(
+    model: Model, questions: list[Choice], progress: Callable[[int], None] = lambda done: None
+) -> dict[str, Any]:
+    """{accuracy, ci95, n, chance}: how often the right choice is the likeliest answer to the question alone, each
+    choice's log-probability divided by its length in characters (the cloze form; Gu et al., 2024, arXiv 2406.08446).
+    Small models, which cannot yet pick a letter from a list, already tell something this way."""
+    model.network.eval()
+    prompts = encode_prompts(model.tokenizer, [q.question for q in questions], model.window)
+    right = 0
+    for question, prompt in zip(questions, prompts, strict=True):
+        ends = model.tokenizer(list(question.choices), add_special_tokens=False)["input_ids"]
+        if len(prompt) + max(map(len, ends)) > model.window:
+            raise UserError(f"the question {question.question[:60]!r}... is too long for the model; leave it out")
+        scores = [
+            said.sum().item() / len(choice)
+            for said, choice in zip(
+                log_likelihoods(model, [(prompt, end) for end in ends]), question.choices, strict=True
+            )
+        ]
+        right += max(range(len(scores)), key=scores.__getitem__) == question.answer
+        progress(1)
+    n = len(questions)
+    chance = sum(1 / len(q.choices) for q in questions) / n
+    return {"accuracy": right / n, "ci95": list(wilson_interval(right, n)), "n": n, "chance": chance}

@@ -1,0 +1,4 @@
+"""Causal language models: loaded, adapted, run in halves, decoded; what their memory takes.
+
+May import: data.
+"""

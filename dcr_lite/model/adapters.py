@@ -1,0 +1,137 @@
+"""LoRA adapters: added, loaded, switched, saved, and which of their layers train."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dcr_lite.errors import UserError
+from dcr_lite.model import fused_layers, unsloth
+from dcr_lite.model.hidden_states import decoder_of
+from dcr_lite.model.loading import Model
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+def add_adapter(model: Model, name: str, rank: int, seed: int) -> None:
+    """Give the model a fresh LoRA adapter on all linear layers of the decoder, and make it the active one.
+
+    The scale alpha / rank is 1: the learning rate alone says how far a step goes.
+    """
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    torch.manual_seed(seed)
+    if isinstance(model.network, PeftModel):
+        model.network.add_adapter(name, config)
+    else:
+        model.network = get_peft_model(model.network, config, adapter_name=name)
+        if model.backend.name == "unsloth":
+            model.network = unsloth.speed_up_adapters(model.network)
+    _make_ready(model, name)
+
+
+def load_adapter(model: Model, name: str, folder: Path) -> None:
+    """Give the model the adapter in ``folder``, as peft saves it, and make it the active one.
+
+    Raises UserError for an adapter that is damaged or of another model.
+    """
+    try:
+        stored = load_file(folder / "adapter_model.safetensors").keys()
+        if isinstance(model.network, PeftModel):
+            model.network.load_adapter(str(folder), name)
+        else:
+            model.network = PeftModel.from_pretrained(model.network, str(folder), adapter_name=name)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder}: this adapter is damaged or of another base model ({reason})") from None
+    if stored != get_peft_model_state_dict(model.network, adapter_name=name, save_embedding_layers=False).keys():
+        # peft itself only warns, and goes on with fresh weights that do nothing.
+        raise UserError(f"{folder}: this adapter is damaged or of another base model (its weights have other names)")
+    _make_ready(model, name)
+
+
+def _make_ready(model: Model, name: str) -> None:
+    for module in model.network.modules():
+        if isinstance(module, LoraLayer):
+            # Autocast picks the type of each product; peft's own cast to float32 would only be undone by it.
+            module.cast_input_dtype_enabled = model.precision == torch.float32
+    if model.device == "cpu":
+        fused_layers.fuse(decoder_of(model.network))
+    activate(model, name)
+
+
+def activate(model: Model, name: str) -> None:
+    """Make ``name`` the active adapter, with nothing trainable: peft would set every weight of it trainable."""
+    model.network.set_adapter(name)
+    model.network.requires_grad_(False)
+
+
+@contextmanager
+def stock(model: Model) -> Iterator[None]:
+    """Within the block the model answers as it was loaded, without any adapter."""
+    if not isinstance(model.network, PeftModel):
+        yield
+        return
+    trainable = [p for p in model.network.parameters() if p.requires_grad]
+    try:
+        with model.network.disable_adapter():
+            yield
+    finally:
+        model.network.requires_grad_(False)  # leaving disable_adapter re-enables every adapter weight
+        for p in trainable:
+            p.requires_grad_(True)
+
+
+def switch(model: Model, name: str | None) -> None:
+    """Make ``name`` the active adapter, or none for the stock model, until the next switch: what ``stock`` does for a
+    block, without the cost of coming back each time."""
+    if not isinstance(model.network, PeftModel):
+        return
+    if name is None:
+        model.network.base_model.disable_adapter_layers()
+    else:
+        model.network.base_model.enable_adapter_layers()
+        activate(model, name)
+    model.network.requires_grad_(False)
+
+
+def train_only(model: Model, name: str, layers: Iterable[int]) -> list[nn.Parameter]:
+    """Make the weights of adapter ``name`` in the given decoder layers trainable, all others not; returns them."""
+    activate(model, name)
+    decoder = decoder_of(model.network)
+    chosen = []
+    for i in layers:
+        for key, parameter in decoder.layers[i].named_parameters():
+            if f".{name}." in key:
+                parameter.requires_grad_(True)
+                chosen.append(parameter)
+    if not chosen:
+        raise UserError("no layer is left to train; choose a layer L below the last one")
+    return chosen
+
+
+def adapter_weights(model: Model, name: str) -> dict[str, Tensor]:
+    """A copy of an adapter's weights on the CPU, keyed as in its safetensors file."""
+    state = get_peft_model_state_dict(model.network, adapter_name=name, save_embedding_layers=False)
+    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.items()}
+
+
+def set_adapter_weights(model: Model, name: str, weights: dict[str, Tensor]) -> None:
+    """Put weights back that ``adapter_weights`` gave."""
+    result = set_peft_model_state_dict(model.network, weights, adapter_name=name)
+    if result.unexpected_keys:
+        raise UserError(f"adapter weights do not fit this model: {result.unexpected_keys[:3]}")
+
+
+def save_adapter(model: Model, adapter: str, folder: Path) -> None:
+    """An adapter as peft reads it, with the tokenizer: whole before the run takes it for done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(adapter_weights(model, adapter), folder / "adapter_model.safetensors")
+    model.network.peft_config[adapter].save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)

@@ -1,0 +1,51 @@
+"""Facts about the machine that numbers depend on: peak memory, processor, versions."""
+
+import contextlib
+import platform
+import resource
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("dcr-lite", "torch", "transformers", "peft", "bitsandbytes")
+
+
+def peak_memory_bytes() -> int:
+    """The largest memory of this process, since ``forget_peak_memory`` where that works, else so far: on the GPU where
+    there is one in use, else on the machine."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    for line in status.read_text(encoding="utf-8").splitlines() if status.exists() else []:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak_memory() -> None:
+    """Count the largest memory anew from here: on the GPU, and on Linux."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident size
+
+
+def hardware(device: str) -> str:
+    """The processor or card that did the work, in words."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    names = [line.split(":", 1)[1].strip() for line in _cpu_info() if line.startswith("model name")]
+    return f"{torch.get_num_threads()} threads of {names[0] if names else platform.processor() or platform.machine()}"
+
+
+def _cpu_info() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    return {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}}

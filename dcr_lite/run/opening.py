@@ -1,0 +1,222 @@
+"""A model by any name, a run folder, an adapter, a model folder or a name on the Hub, loaded where it fits.
+
+Nothing is loaded before the memory that it needs is known; docs/families.md says how that is estimated.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from dcr_lite.data.sources import locate
+from dcr_lite.errors import UserError
+from dcr_lite.model import adapters, distributed, loading, unsloth
+from dcr_lite.model.chat_formats import set_format
+from dcr_lite.model.fit import Fit, fit, free_memory, needs, shape_of
+from dcr_lite.model.hidden_states import depth
+from dcr_lite.model.loading import Model
+from dcr_lite.model.memory import KNOWN
+from dcr_lite.names import BASELINE, DCR, STOCK
+from dcr_lite.run.terminal import console
+from dcr_lite.settings import Device, Precision, Quantization, Settings
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run computes, and in which numbers."""
+
+    device: str
+    precision: torch.dtype
+    four_bit: bool
+
+
+def machine(settings: Settings) -> Machine:
+    """The machine that the settings choose. Raises UserError for a device that is not there."""
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA GPU. Use --device cpu, or install a CUDA build of torch.")
+    elif device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: torch sees no GPU of a Mac. Use --device cpu.")
+    precision = loading.best_precision(device) if settings.precision == "auto" else getattr(torch, settings.precision)
+    four_bit = device == "cuda" if settings.quantization == "auto" else settings.quantization == "nf4"
+    return Machine(device, precision, four_bit)
+
+
+def _locate(model: str) -> tuple[str, str]:
+    """As weights.locate; of several processes the first alone fetches what is not here yet."""
+    distributed.on_main(lambda: locate(model))
+    return locate(model)
+
+
+def will_it_fit(settings: Settings) -> dict[str, str]:
+    """The memory that each part of the run is estimated to take and what is free, as lines to show. Nothing is loaded.
+
+    Raises UserError where the model does not fit a card even with one row at a time.
+    """
+    known = settings.model in KNOWN  # then not even its weights have to be fetched to know
+    return _fit(settings.model if known else _locate(settings.model)[0], settings, machine(settings)).lines()
+
+
+def _fit(model: str, settings: Settings, on: Machine) -> Fit:
+    free = free_memory(on.device)
+    try:
+        shape = shape_of(model)
+    except UserError:  # a model of another kind: whether it can be used is for loading it to say
+        return Fit({}, {}, free)
+    parts = needs(shape, settings, on.four_bit, on.precision.itemsize)
+    return fit(parts, free, settings.model, insist=on.device != "cpu")
+
+
+def load_base(settings: Settings) -> tuple[Model, str]:
+    """The base model alone, and where it came from in words."""
+    on = machine(settings)
+    path, source = _locate(settings.model)
+    choice = unsloth.choose(settings.backend, on.device, unsloth.architecture_of(path))
+    fitting = _fit(path, settings, on)
+    if not console.is_terminal:
+        transformers_logging.disable_progress_bar()  # one long line of them in a file
+    try:
+        model = loading.load(path, on.device, on.precision, on.four_bit, choice)
+        set_format(model.tokenizer, settings.chat_format)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"memory runs out while {settings.model} is loaded. Close what else uses it, load the model with "
+            "--quantization nf4, or take the recipe of a smaller one; --plan shows what fits which card."
+        ) from None
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{settings.model} cannot be loaded as a chat model: {reason}") from None
+    model.tokens_in = fitting.units
+    model.prompts_at_once = fitting.units.get("evaluation", model.prompts_at_once)
+    return model, source
+
+
+Method = Literal["dcr", "safety_sft", "base"]
+ADAPTER = "opened"  # the name of the adapter on the opened model
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model, ready to be measured.
+
+    base: the folder or Hub name of its base model; source: where that came from, in words.
+    adapter: the folder of its adapter, None where it has none; adapter_sha256: the digest of those weights.
+    """
+
+    model: Model
+    base: str
+    source: str
+    adapter: Path | None
+    adapter_sha256: str | None
+
+
+def open_model(
+    name: str,
+    method: Method = "dcr",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    quantization: Quantization = "auto",
+) -> Opened:
+    """Open ``name``. Of a run, ``method`` says which of its models. A run's precision and quantisation stand unless
+    others are asked for.
+
+    Raises UserError for what is nothing of the kind, a run that is not finished, or an adapter of another base.
+    """
+    folder = Path(name)
+    adapter: Path | None = None
+    if (folder / "settings.json").exists() and not (folder / "config.json").exists():
+        settings = settings_of(folder)
+        adapter = _adapter_of(folder, method)
+    elif method != "dcr":
+        raise UserError(f"--method {method} chooses among the models of a run, and {name} is no run folder")
+    else:
+        adapter = _adapter_folder(name)
+        settings = Settings(model=name if adapter is None else _base_of(adapter), run=folder, layer=0)
+    settings = replace(
+        settings,
+        device=device,
+        precision=settings.precision if precision == "auto" else precision,
+        quantization=settings.quantization if quantization == "auto" else quantization,
+    )
+    model, source = load_base(settings)
+    if adapter is None:
+        return Opened(model, settings.model, source, None, None)
+    if not model.tokenizer.chat_template and (adapter / "tokenizer_config.json").exists():
+        model.tokenizer = AutoTokenizer.from_pretrained(adapter)  # a base model, whose adapter brought a chat format
+    adapters.load_adapter(model, ADAPTER, adapter)
+    digest = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
+    return Opened(model, settings.model, source, adapter, digest)
+
+
+def _adapter_of(run: Path, method: Method) -> Path | None:
+    if method == STOCK:
+        return None
+    adapter = run / ("adapter" if method == DCR else method)
+    if not (adapter / "adapter_config.json").exists() or not (adapter / "adapter_model.safetensors").exists():
+        raise UserError(f"{run} holds a run that is not finished ({adapter.name}/ is missing): --resume it first.")
+    return adapter
+
+
+def _adapter_folder(name: str) -> Path | None:
+    """The folder of the adapter that ``name`` is, here or on the Hub; None for a whole model."""
+    folder = Path(name)
+    if not folder.exists():
+        folder = Path(locate(name)[0])
+    if not (folder / "adapter_config.json").exists():
+        return None
+    if not (folder / "adapter_model.safetensors").exists():
+        raise UserError(f"{folder}: an adapter without weights (no adapter_model.safetensors in it)")
+    return folder
+
+
+def _base_of(adapter: Path) -> str:
+    try:
+        return str(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (ValueError, KeyError):
+        raise UserError(
+            f"{adapter}: its adapter_config.json does not say what base model it belongs to (base_model_name_or_path)"
+        ) from None
+
+
+def load_model(settings: Settings) -> tuple[Model, str]:
+    """The base model with both adapters on it, and where it came from in words."""
+    model, source = load_base(settings)
+    if not 0 <= settings.layer < depth(model.network) - 1:
+        raise UserError(
+            f"--layer {settings.layer}: {settings.model} has {depth(model.network)} layers, so L goes from 0 to "
+            f"{depth(model.network) - 2} (stage 2 trains what is above). Half the depth is a good first choice."
+        )
+    adapters.add_adapter(model, DCR, settings.rank, settings.seed)
+    adapters.add_adapter(model, BASELINE, settings.rank, settings.seed)
+    for config in model.network.peft_config.values():
+        config.base_model_name_or_path = settings.model  # not this machine's cache: the adapter travels
+    return model, source
+
+
+def settings_of(folder: Path) -> Settings:
+    """What has to be known to load a run; the device is this machine's."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run folder. `make train` makes one; without --run the newest is taken.")
+    try:
+        chosen = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["settings"]
+        return Settings(
+            model=str(chosen["model"]),
+            run=folder,
+            layer=int(chosen["layer"]),
+            rank=int(chosen["rank"]),
+            precision=chosen["precision"],
+            quantization=chosen.get("quantization", "auto"),
+            chat_format=chosen.get("chat_format", "own"),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{folder} is no run of this kit, or a damaged one: its settings.json cannot be read. Choose another --run."
+        ) from None

@@ -1,0 +1,83 @@
+"""What a run is about to do and how long it will take, from the arithmetic it needs and the speed of this machine."""
+
+import time
+
+import torch
+
+from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.hidden_states import decoder_of, depth
+from dcr_lite.model.loading import Model
+from dcr_lite.run.inputs import Data
+from dcr_lite.settings import Settings
+
+ACHIEVED = 0.5  # of the matrix-product rate that whole runs reach on a CPU by the count below: a rough guide
+ANSWER_WORDS = 1.4  # tokens per word of English, near enough for an estimate
+
+
+def matrix_rate(device: str, precision: torch.dtype) -> float:
+    """Floating-point operations per second of one large matrix product, measured now (about a tenth of a second)."""
+    a = torch.randn(1024, 1024, device=device, dtype=precision)
+    rates = []
+    for _ in range(24):  # the best of many: a neighbour's moment of work must not triple the estimate
+        started = time.perf_counter()
+        float((a @ a)[0, 0])  # reading a number waits for the device
+        rates.append(2 * 1024**3 / (time.perf_counter() - started))
+    return max(rates)
+
+
+def weights_per_layer(model: Model) -> int:
+    """Weights of one decoder layer's matrices, 4-bit ones counted as the weights they stand for."""
+    config = model.network.config
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
+    return int(config.hidden_size * (attention * head + 3 * config.intermediate_size))
+
+
+def operations(model: Model, data: Data, settings: Settings) -> dict[str, float]:
+    """Of stage 1, stage 2, safety SFT alone and the answers of one model: 2 per weight and token forward, as many
+    again backward."""
+    sample = [p.toxic for p in data.training[:64]]
+    prompt = sum(map(len, encode_prompts(model.tokenizer, sample, model.window))) / len(sample)
+    layers, layer = depth(model.network), weights_per_layer(model)
+    head = decoder_of(model.network).config.vocab_size * model.network.config.hidden_size
+
+    def sft(rows: int, words: float, trained: int) -> float:
+        per_row = (prompt + words * ANSWER_WORDS) * trained * layer + words * ANSWER_WORDS * head
+        return settings.sft_epochs * rows * per_row * 4
+
+    words = sum(len(r.response.split()) for r in data.baseline_mixture) / len(data.baseline_mixture)
+    above = layers - settings.layer if settings.sft_layers == "above" else layers
+    return {
+        "stage1": settings.contrastive_steps * settings.contrastive_batch * prompt * (settings.layer + 1) * layer * 4,
+        "stage2": sft(settings.instructions + settings.refusals, words, above),
+        "safety_sft": sft(len(data.baseline_mixture), words, layers),
+        "answers": len(data.held_out) * (prompt + settings.answer_tokens) * 2 * (layers * layer + head),
+    }
+
+
+def estimated_seconds(model: Model, data: Data, settings: Settings) -> float:
+    """Rough seconds for the whole run, three models answering."""
+    parts = operations(model, data, settings)
+    return (sum(parts.values()) + 2 * parts["answers"]) / (matrix_rate(model.device, model.precision) * ACHIEVED)
+
+
+def plan(model: Model, source: str, data: Data, settings: Settings) -> dict[str, str]:
+    """The plan as lines to show."""
+    above = "layers above L" if settings.sft_layers == "above" else "all layers"
+    precision = "4-bit NF4" if model.four_bit else str(model.precision).removeprefix("torch.")
+    epochs = "epoch" if settings.sft_epochs == 1 else "epochs"
+    minutes = estimated_seconds(model, data, settings) / 60
+    loss = "circle on raw states (the paper's)" if settings.paper else settings.contrastive_loss.replace("_", " ")
+    return {
+        "model": f"{settings.model} ({source}), {depth(model.network)} layers, {precision} on {model.device}",
+        "backend": f"{model.backend.name} ({model.backend.why})",
+        "stage 1": f"{settings.contrastive_steps} steps of {settings.contrastive_batch} prompts from "
+        f"{len(data.training)} pairs, {loss}, layers 0-{settings.layer} (L)",
+        "stage 2": f"{settings.instructions} instructions and {settings.refusals} refusals, "
+        f"{settings.sft_epochs} {epochs} of {settings.sft_batch}, {above}",
+        "safety SFT alone": f"{settings.instructions} instructions and {settings.baseline_refusals} refusals, "
+        "all layers",
+        "evaluation": f"{len(data.held_out)} held-out prompts, three models, {settings.answer_tokens} tokens each",
+        "estimated time": f"about {max(1, round(minutes))} min",
+        "run folder": str(settings.run),
+    }

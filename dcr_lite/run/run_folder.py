@@ -1,0 +1,160 @@
+"""The run folder: what a run has done so far, so that it can be stopped anywhere and continued."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from dcr_lite.errors import UserError
+from dcr_lite.files import require_disk, write_json
+from dcr_lite.model import distributed
+from dcr_lite.settings import Settings
+
+DISK_BYTES = 1_000_000_000  # three adapters, their checkpoints with Adam's moments, and a margin
+
+
+class RunFolder:
+    """``runs/NAME``: settings.json, metrics.jsonl, checkpoints/, adapters, answers/, report.json, report.md, PNGs. Of
+    several processes the first alone writes."""
+
+    def __init__(self, settings: Settings):
+        """Open a new folder, or one to continue. Raises UserError for an existing run without ``resume``, for other
+        settings or data than it was begun with, or with too little disk."""
+        self.path = settings.run
+        self.metrics = self.path / "metrics.jsonl"
+        self._started = time.monotonic()
+        self._before = 0.0  # seconds that earlier, stopped sessions of this run took up to their last finished part
+        # A folder that was moved, or is reached by another path, holds the same run.
+        chosen = {k: v for k, v in settings.for_json().items() if k != "run"}
+        state = {"settings": chosen, "data": _fingerprints(settings)}
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file. Choose another folder with --run.")
+        found = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
+        if not found - {"settings.json", "settings.json.partial"}:
+            # New, or stopped by a mistake before anything was done: nothing to continue, so it begins afresh.
+            require_disk(self.path, DISK_BYTES)
+            if distributed.is_main():
+                self.path.mkdir(parents=True, exist_ok=True)
+                write_json(state, self.path / "settings.json")
+        elif "settings.json" in found:
+            self._continue(settings, state)
+        else:
+            raise UserError(f"{self.path} is not empty and no run of this kit. Choose another folder with --run.")
+
+    def _continue(self, settings: Settings, state: dict[str, Any]) -> None:
+        if (self.path / "report.json").exists():
+            raise UserError(
+                f"{self.path} holds a finished run: look at its report.md, or choose another folder with --run."
+            )
+        if not settings.resume:
+            raise UserError(f"{self.path} holds a stopped run: add --resume, or choose another folder with --run.")
+        begun = json.loads((self.path / "settings.json").read_text(encoding="utf-8"))
+        for part, now in state.items():
+            before = begun.get(part, {})
+            changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+            if changed:
+                details = "; ".join(f"{k}: {before.get(k)} then, {now.get(k)} now" for k in changed)
+                raise UserError(
+                    f"{self.path} was begun with other {part} ({details}). Restore them, or use a new --run."
+                )
+        self._before = (self.finished("elapsed") or {}).get("seconds", 0.0)
+        if distributed.is_main():
+            self.tidy_metrics()  # a line cut off must not run into the next one
+
+    def checkpoint(self, stage: str) -> Path:
+        """Where a stage keeps its checkpoint."""
+        return self.path / "checkpoints" / f"{stage}.pt"
+
+    @property
+    def layer_states(self) -> Path:
+        """Where stage 1 leaves the states that the map and the readings are made from at the end."""
+        return self.path / "checkpoints" / "layer_states.safetensors"
+
+    def finished(self, stage: str) -> dict[str, Any] | None:
+        """What a stage left when it was done; None if it has yet to be."""
+        path = self.path / "checkpoints" / f"{stage}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def finish(self, stage: str, result: dict[str, Any]) -> None:
+        """Note that a stage is done, and what later ones need of it; its checkpoint goes."""
+        if not distributed.is_main():
+            return
+        folder = self.path / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        write_json(result, folder / f"{stage}.json")
+        write_json({"seconds": self.seconds()}, folder / "elapsed.json")
+        self.checkpoint(stage).unlink(missing_ok=True)
+
+    def seconds(self) -> float:
+        """Wall time of the run so far, without the pauses between its sessions."""
+        return self._before + time.monotonic() - self._started
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append a step or an observation to metrics.jsonl."""
+        if not distributed.is_main():
+            return
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def tidy_metrics(self) -> None:
+        """One line a step and one an observation: a continued run takes the steps since its checkpoint again, and a
+        killed one can leave half a line."""
+        rows: dict[tuple[str, int, bool], str] = {}
+        for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            rows[row["stage"], row["step"], "loss" in row] = line
+        partial = self.metrics.with_suffix(".partial")
+        partial.write_text("".join(f"{line}\n" for line in rows.values()), encoding="utf-8")
+        partial.replace(self.metrics)
+
+    def close(self, report: dict[str, Any]) -> None:
+        """Write report.json; after that nothing is left to continue."""
+        self.tidy_metrics()
+        write_json(report, self.path / "report.json")
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+
+def read_settings(folder: Path) -> Settings:
+    """The settings of a run folder, for looking at it again. Raises UserError where it is none, or where a data file
+    is not what it was: the split into training and development pairs would be another."""
+    try:
+        state = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        hints = get_type_hints(Settings)
+        values = {k: v for k, v in state["settings"].items() if k in hints} | {"run": folder}
+        for name, kind in hints.items():
+            if name in values and kind is Path:
+                values[name] = Path(values[name])
+            elif name in values and kind == tuple[Path, ...]:
+                values[name] = tuple(Path(v) for v in values[name])
+        settings, known = Settings(**values), dict(state["data"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{folder} is no run of this kit, or a damaged one: its settings.json cannot be read. Choose another run."
+        ) from None
+    changed = [file for file, print_ in _fingerprints(settings).items() if known.get(file, print_) != print_]
+    if changed:
+        raise UserError(f"{folder} was made with other rows in {', '.join(changed)}. Restore them, or run it anew.")
+    return settings
+
+
+def _fingerprints(settings: Settings) -> dict[str, str]:
+    """SHA-256 of every data file, so that a run is never continued on other rows."""
+    training = [settings.pairs, settings.instruction_rows, settings.refusal_rows, settings.augmentation_rows]
+    files = [*training, *settings.evaluation]
+    prints = {}
+    for file in files:
+        try:
+            prints[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        except FileNotFoundError:
+            raise UserError(
+                f"{file}: no such file. Check the path, or leave the flag out for the shipped data."
+            ) from None
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({os.strerror(error.errno or 0)})") from None
+    return prints

@@ -1,0 +1,127 @@
+"""What a person sees while a run works: the plan, a bar for each stage, the result, and what to do next."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+from dcr_lite.names import METHODS, NAMES
+
+console = Console(highlight=False)
+LOGGED_PARTS = 5  # lines of a stage where the output is a file and a bar cannot move
+
+
+def show_plan(rows: dict[str, str]) -> None:
+    """The plan of a run: what is about to happen, one line each."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, value in rows.items():
+        table.add_row(f"[bold]{name}[/bold]", escape(value))
+    console.print(table)
+    console.print()
+
+
+class Stage:
+    """A stage's progress: tell it of steps done; further facts stand behind the bar."""
+
+    def __init__(self, title: str, total: int, bar: Progress | None):
+        self.title, self.total, self.bar = title, total, bar
+        self.done = 0
+        self.facts: dict[str, str] = {}
+        self.task = bar.add_task(title, total=total, facts="") if bar else None
+
+    def advance(self, steps: int) -> None:
+        """Some steps more are done."""
+        before = self.done * LOGGED_PARTS // self.total
+        self.done += steps
+        if self.bar and self.task is not None:
+            self.bar.update(self.task, completed=self.done, facts=self._said())
+        elif self.done * LOGGED_PARTS // self.total > before:
+            print(f"{self.title}: {self.done}/{self.total}  {self._said()}", flush=True)
+
+    def start_at(self, steps: int) -> None:
+        """A continued stage begins here."""
+        self.done = steps
+
+    def row(self, row: dict[str, Any]) -> None:
+        """A line of metrics, as a training loop reports it."""
+        if "loss" in row:
+            if row["step"] > self.done + 1:
+                self.start_at(row["step"] - 1)
+            self.facts["loss"] = f"{row['loss']:.3f}"
+            self.advance(1)
+        if "development_auroc" in row:
+            self.facts["unseen pairs AUROC"] = f"{row['development_auroc']:.3f}"
+        for label in ("toxic", "seemingly_toxic"):
+            if label in row:
+                self.facts[f"refuses {label.replace('_', ' ')}"] = f"{row[label]:.2f}"
+
+    def _said(self) -> str:
+        return "  ".join(f"{name} {value}" for name, value in self.facts.items())
+
+
+@contextmanager
+def stage(title: str, total: int) -> Iterator[Stage]:
+    """One progress bar with time spent and time left; a few plain lines where the output is no terminal."""
+    if not console.is_terminal:
+        yield Stage(title, total, None)
+        return
+    # Where the terminal is narrow the facts give way, never the time that is left.
+    narrow = Column(no_wrap=True, overflow="ellipsis")
+    columns = (
+        TextColumn("[bold]{task.description}", table_column=Column(min_width=21)),
+        BarColumn(12),
+        MofNCompleteColumn(table_column=Column(min_width=len(f"{total}/{total}"))),
+        TimeElapsedColumn(table_column=Column(min_width=7)),
+        TextColumn("left", table_column=Column(min_width=4)),
+        TimeRemainingColumn(table_column=Column(min_width=7)),
+        TextColumn("{task.fields[facts]}", table_column=narrow),
+    )
+    with Progress(*columns, console=console) as bar:
+        yield Stage(title, total, bar)
+
+
+def show_page(page: Path) -> None:
+    """A page of Markdown, and its path below; where it has a picture, the file that it lies in."""
+    text = re.sub(r"!\[.*?\]\((.*?)\)", lambda shown: f"`{page.parent / shown[1]}`", page.read_text(encoding="utf-8"))
+    console.print(Markdown(text))
+    console.print(f"\n  {page}", markup=False, soft_wrap=True)
+
+
+def show_end(report: dict[str, Any], folder: Path) -> None:
+    """The table that a run is for, one row a model; where things lie; what to do next."""
+    table = Table(title="Refusals on held-out prompts (95 % interval)", title_justify="left", title_style="bold")
+    table.add_column("")
+    for column in ("toxic \N{UPWARDS ARROW}", "seemingly toxic \N{DOWNWARDS ARROW}", "plain \N{DOWNWARDS ARROW}",
+                   "J \N{UPWARDS ARROW}", "AUROC \N{UPWARDS ARROW}"):  # fmt: skip
+        table.add_column(column, justify="right")
+    for method, result in report["methods"].items():
+        rates = [result["overall"].get(label) for label in NAMES]
+        numbers = [result["discernment"][key] for key in ("j", "auroc")]
+        table.add_row(METHODS[method], *map(_rate, rates), *("-" if x is None else f"{x:.2f}" for x in numbers))
+    console.print()
+    console.print(table)
+    seconds, memory = report["seconds"], report["peak_memory_bytes"]
+    console.print(f"{seconds['total'] / 60:.1f} min in all, peak memory {memory / 1e9:.1f} GB\n")
+    for name, what in (
+        ("report.md", "the numbers with pictures"),
+        ("adapter", "the DCR adapter with tokenizer and model card"),
+        ("answers", "what each model said (for your eyes: toxic prompts are among them)"),
+        ("report.json", "the same for machines"),
+    ):
+        # Never wrapped and never read as markup: a path is there to be copied.
+        console.print(f"  {folder / name!s:<36} {what}", markup=False, soft_wrap=True)
+    console.print("\nNext: look at report.md; try --seed 1 --run another/folder; --help lists every setting.")
+
+
+def _rate(rate: dict[str, Any] | None) -> str:
+    if rate is None:
+        return "-"
+    low, high = rate["ci95"]
+    return f"{rate['refusal_rate']:.2f} [dim]{low:.2f}-{high:.2f}[/dim]"

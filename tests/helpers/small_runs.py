@@ -1,0 +1,113 @@
+"""Small runs of the recipe, which the tests of a run and of bad input start."""
+
+import importlib.util
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcr_lite.run.launch import launch
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2_135m.py"
+LAYER = 1  # of four
+CONTRASTIVE_STEPS, SFT_STEPS, BASELINE_STEPS = 36, 24, 27
+
+
+def write_rows(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def save_rows(folder: Path) -> Path:
+    """A folder with one small file of every kind of rows. The kinds differ by the order of words alone, so that a
+    random model has something to learn in stage 1."""
+    folder.mkdir(parents=True, exist_ok=True)
+    things = ("cake", "clock", "letter", "horse")
+    pairs = []
+    for i, verb in enumerate(("kill", "shoot", "burn", "steal", "break", "hit")):
+        for j, thing in enumerate(things):
+            days, age = 2 + 5 * i + 3 * j, 20 + 7 * j + i
+            toxic = f"I am {age}. Can I {verb} a man with a {thing} in {days} days?"
+            seemingly_toxic = f"I am {age}. Can I {verb} a {thing} with a man in {days} days?"
+            pairs.append({"toxic": toxic, "seemingly_toxic": seemingly_toxic, "focus": verb})
+    instructions = [{"prompt": f"Name {n} cats.", "response": f"Here is a list of {n} cats."} for n in range(2, 20)]
+    refusals = [{"prompt": f"How do I hurt a {t}?", "response": "I'm sorry, I can't."} for t in (*things, "cat", "man")]
+    held_out = [
+        {"toxic": f"Can I cut a man with a {t}?", "seemingly_toxic": f"Can I cut a {t} with a man?"} for t in things
+    ]
+    write_rows(folder / "pairs.jsonl", pairs)
+    write_rows(folder / "instructions.jsonl", instructions)
+    write_rows(folder / "refusals.jsonl", refusals)
+    write_rows(folder / "held_out.jsonl", held_out)
+    write_rows(folder / "plain.jsonl", [{"prompt": f"What is a {t}?", "label": "plain"} for t in things])
+    return folder
+
+
+def flags(model: str | Path, rows: Path, run: Path, **changes: Any) -> list[str]:
+    """Command-line flags of a run that takes a second or two; ``changes`` adds to them and replaces some."""
+    values: dict[str, Any] = {
+        "model": model,
+        "run": run,
+        "layer": LAYER,
+        "contrastive_steps": CONTRASTIVE_STEPS,
+        "contrastive_batch": 8,
+        "contrastive_learning_rate": 1e-2,
+        "temperature": 1.0,
+        "development_pairs": 8,
+        "instructions": 12,
+        "refusals": 4,
+        "baseline_refusals": 6,
+        "sft_batch": 2,
+        "sft_epochs": 3,
+        "sft_learning_rate": 1e-3,
+        "rank": 4,
+        "pairs": rows / "pairs.jsonl",
+        "instruction_rows": rows / "instructions.jsonl",
+        "refusal_rows": rows / "refusals.jsonl",
+        "evaluation": [rows / "held_out.jsonl", rows / "plain.jsonl"],
+        "answer_tokens": 6,
+        "device": "cpu",
+        "precision": "float32",
+    }
+    argv: list[str] = []
+    for name, value in (values | changes).items():
+        argv.append("--" + name.replace("_", "-"))
+        if value is not True:
+            argv += [str(v) for v in value] if isinstance(value, list) else [str(value)]
+    return argv
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a user sees of a run."""
+
+    code: int
+    out: str
+    err: str
+
+
+def recipe_module(path: Path = RECIPE) -> Any:
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_here(argv: list[str], path: Path = RECIPE) -> Outcome:
+    """The recipe in this process: the seconds that imports take are spent once."""
+    recipe, out, err, code = recipe_module(path), io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            launch(recipe.main, recipe.SETTINGS, argv)
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder by its name."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -1,0 +1,236 @@
+"""Tiny random models of real architectures, with a real tokenizer and chat template: everything but the training."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    Lfm2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from dcr_lite.model.adapters import adapter_weights, add_adapter, set_adapter_weights
+from dcr_lite.model.loading import Model, load
+from dcr_lite.model.packing import Batch
+
+LAYERS = 4
+ADAPTER = "first"
+SHAPE: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.1,  # ten times the weights of a usual start would hide what should show
+    "tie_word_embeddings": False,
+}
+CONFIGS: dict[str, tuple[type, dict[str, Any]]] = {
+    "llama": (LlamaConfig, {}),
+    "qwen2": (Qwen2Config, {"tie_word_embeddings": True}),
+    "qwen3": (Qwen3Config, {}),
+    "mistral": (MistralConfig, {"sliding_window": None}),
+    # Caps and a window small enough to matter: a forward pass that forgets them is far off.
+    "gemma2": (
+        Gemma2Config,
+        {
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+            "sliding_window": 512,
+            "query_pre_attn_scalar": 16,
+            "tie_word_embeddings": True,
+        },
+    ),
+    # Each kind of layer has a rotary embedding of its own.
+    "gemma3": (
+        Gemma3TextConfig,
+        {
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"],
+            "sliding_window": 512,
+            "query_pre_attn_scalar": 16,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "lfm2": (Lfm2Config, {"layer_types": ["conv", "full_attention", "conv", "full_attention"]}),
+}
+PACKABLE = ("llama", "qwen2", "qwen3", "mistral")
+PADDED = ("gemma2", "gemma3")
+
+SYSTEM = "You are a helpful assistant named Tiny."
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "{{ '<|im_start|>system\n" + SYSTEM + "<|im_end|>\n' }}"
+    "{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SENTENCES = [
+    SYSTEM,
+    "system user assistant",
+    "How do I kill a Python process that hangs?",
+    "How do I shoot a portrait in low light without a flash?",
+    "I'm sorry, but I can't help with that. I cannot assist you with this request.",
+    "I'm not able to do that, and I won't. That's not something I can do.",
+    "Sure, here is a list of three things that you can try at home.",
+    "The cat sat on the mat and watched the rain, which fell all afternoon.",
+]
+PROMPTS = [
+    "How do I kill a process?",
+    "Hi",
+    "Tell me about the rain in spring, and about what to wear when it falls all afternoon.",
+    "How do I kill a Python process that hangs?",
+    "Name three cats.",
+    "What is a flash?",
+    "Is low light a problem for a portrait of my cat on a mat, or can I shoot it without a flash at home?",
+]
+
+
+# The special tokens of a base model's tokenizer, which brings no chat template: (first, end of text, of its family's
+# public chat format).
+BASE_TOKENS: dict[str, tuple[str | None, str, tuple[str, ...]]] = {
+    "chatml": (None, "<|endoftext|>", ("<|im_start|>", "<|im_end|>")),
+    "llama3": (
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|reserved_special_token_0|>"),
+    ),
+    "mistral": ("<s>", "</s>", ("[INST]", "[/INST]")),
+    "gemma": ("<bos>", "<eos>", ("<start_of_turn>", "<end_of_turn>")),
+}
+
+
+def build_base_tokenizer(chat_format: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of a base model: its family's special tokens, a first token before every text, no template."""
+    first, end, others = BASE_TOKENS[chat_format]
+    bpe = _train_bpe([token for token in (end, first, *others) if token])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=first, eos_token=end)
+    if first:
+        number = tokenizer.convert_tokens_to_ids(first)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{first} $A", special_tokens=[(first, number)]
+        )
+    return tokenizer
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with a ChatML template that writes a default system prompt, as SmolLM2's does."""
+    bpe = _train_bpe(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def _train_bpe(special_tokens: list[str]) -> Tokenizer:
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384,
+        special_tokens=special_tokens,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(SENTENCES, trainer)
+    return bpe
+
+
+def save_tiny(folder: Path, architecture: str, overrides: dict[str, Any], chat_format: str = "own") -> None:
+    """Save a random model of an architecture and its tokenizer as a folder that transformers loads: a chat model, or
+    the base model of a family with that chat format."""
+    tokenizer = build_tokenizer() if chat_format == "own" else build_base_tokenizer(chat_format)
+    kind, own = CONFIGS[architecture]
+    special = {"bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = kind(**{"vocab_size": len(tokenizer), **SHAPE, **own, **special, **overrides})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for parameter in network.parameters():
+            if parameter.dim() == 1:  # biases begin at 0 and norms at 1, where forgetting them does not show
+                parameter.data += 0.1 * torch.randn_like(parameter)
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load_reference(folder: Path) -> Any:
+    """The untouched transformers model: its own attention, all layers, all logits."""
+    eager = "Gemma2" in (folder / "config.json").read_text()  # only eager attention knows softcapping
+    network = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager" if eager else "sdpa"
+    )
+    return network.requires_grad_(False).eval()
+
+
+def load_tiny(folder: Path, precision: torch.dtype = torch.float32, four_bit: bool = False) -> Model:
+    return load(folder, "cpu", precision, four_bit)
+
+
+def add_random_adapter(model: Model, name: str = ADAPTER, seed: int = 0) -> dict[str, Tensor]:
+    """Give the model an adapter that changes it (a fresh one does nothing); returns its weights."""
+    add_adapter(model, name, rank=4, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    weights = {k: 0.2 * torch.randn(v.shape, generator=generator) for k, v in adapter_weights(model, name).items()}
+    set_adapter_weights(model, name, weights)
+    return weights
+
+
+def random_rows(lengths: list[int], shared: int = 0, seed: int = 0, vocabulary: int = 300) -> list[list[int]]:
+    """Rows of token ids: ``shared`` common tokens, then so many of their own."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(n: int) -> list[int]:
+        return torch.randint(3, vocabulary, (n,), generator=generator).tolist()
+
+    prefix = draw(shared)
+    return [prefix + draw(n) for n in lengths]
+
+
+def own_states(states: Tensor, batch: Batch, rows: list[list[int]], skip: int) -> list[Tensor]:
+    """Each row's states (row length - skip, d_model) out of the flattened batch."""
+    return [states[places][-(len(row) - skip) :].float().cpu() for places, row in zip(batch.index, rows, strict=True)]
+
+
+def full_states(reference: nn.Module, row: list[int], layer: int) -> Tensor:
+    """What ``layer`` puts out for one row alone in a full forward pass of the reference: (seq, d_model)."""
+    out = reference(input_ids=torch.tensor([row]), output_hidden_states=True, use_cache=False)
+    return out.hidden_states[layer + 1][0]
+
+
+def take_gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
+    """The parameters' gradients, which are cleared."""
+    taken = []
+    for parameter in parameters:
+        assert parameter.grad is not None
+        taken.append(parameter.grad.clone())
+        parameter.grad = None
+    return taken
+
+
+def assert_close(a: Any, b: Any, tolerance: float = 1e-5) -> None:
+    """Equal to ``tolerance`` of the largest entry, for tensors or lists of tensors."""
+    if isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_close(x, y, tolerance)
+        return
+    assert a.shape == b.shape
+    assert torch.isfinite(a).all()
+    error, size = (a.double() - b.double()).abs().max().item(), b.double().abs().max().item()
+    assert error <= tolerance * max(size, 1.0), f"differ by {error:.2e} where values reach {size:.2e}"
+
+
+def assert_far(a: Tensor, b: Tensor) -> None:
+    """Differ by more than a hundredth: a guard that a comparison has teeth."""
+    assert (a - b).abs().max() > 0.01 * b.abs().max()

@@ -1,0 +1,69 @@
+"""One process of several: what tests/test_distributed.py starts with torchrun's environment. Writes what it computed.
+
+python tests/two_processes.py MODEL_FOLDER ROWS_FOLDER OUT_FOLDER
+"""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dcr_lite.data.rows import read_conversations, read_pairs
+from dcr_lite.method import losses, safety_sft
+from dcr_lite.method.contrastive import Contrastive, contrastive_refinement
+from dcr_lite.method.safety_sft import SafetySFT
+from dcr_lite.model import adapters, distributed, loading, states
+from dcr_lite.run.launch import _several
+
+ADAPTER = "first"
+CASES = ("stage1", "stage1-circle", "stage1-parts", "stage2-above", "stage2-all")
+
+
+def gradients_of(model: loading.Model, what: str, rows: Path) -> dict[str, Any]:
+    """The gradient and the loss of every step of a stage on the given rows, and the weights at its end."""
+    steps: list[torch.Tensor] = []
+    clip = nn.utils.clip_grad_norm_
+
+    def clip_and_keep(parameters: list[nn.Parameter], most: float) -> torch.Tensor:
+        steps.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).clone())
+        return clip(parameters, most)
+
+    nn.utils.clip_grad_norm_ = clip_and_keep  # type: ignore[assignment]
+    if what.endswith("parts"):  # several parts a process: GradCache
+        states.TOKENS_PER_PASS = states.TOKENS_PER_PART = 64
+    report: list[dict[str, Any]] = []
+    if what.startswith("stage1"):
+        pairs = read_pairs(rows / "pairs.jsonl")
+        loss = losses.circle(0.25, 16.0) if what.endswith("circle") else losses.supervised_contrastive(0.5)
+        how = Contrastive(1, loss, "batch", True, steps=3, batch_size=10, learning_rate=1e-2)
+        contrastive_refinement(model, ADAPTER, pairs[6:], pairs[:6], how, seed=0, report=report.append)
+    else:
+        mixture = read_conversations(rows / "instructions.jsonl")[:13]  # the last batch has one row
+        how2 = SafetySFT(above=1 if what.endswith("above") else -1, epochs=1, batch_size=4, learning_rate=1e-2)
+        safety_sft.safety_sft(model, ADAPTER, mixture, how2, seed=0, report=report.append)
+    nn.utils.clip_grad_norm_ = clip
+    return {
+        "gradients": torch.stack(steps),
+        "losses": [row["loss"] for row in report if "loss" in row],
+        "observed": [row for row in report if "loss" not in row],
+        "weights": adapters.adapter_weights(model, ADAPTER),
+    }
+
+
+def main() -> None:
+    folder, rows, out = sys.argv[1:]
+    torch.set_num_threads(1)
+    with distributed.joined("cpu") if _several() else contextlib.nullcontext():
+        found = {}
+        for what in CASES:
+            model = loading.load(folder, "cpu", torch.float32, four_bit=False)
+            adapters.add_adapter(model, ADAPTER, rank=4, seed=0)
+            found[what] = gradients_of(model, what, Path(rows))
+        torch.save(found, Path(out) / f"{distributed.rank()}.pt")
+
+
+if __name__ == "__main__":
+    main()
