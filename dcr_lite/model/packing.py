@@ -15,6 +15,7 @@ keeps it, some 13 MB for each new length of a step; two in a hundred tokens that
 replaced (softcapping, unsloth's kernels) take the padded one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -76,6 +77,19 @@ def filled(places: Tensor) -> Tensor:
     if places.device.type != "cpu" or not len(places):
         return places
     return torch.cat([places, places[-1:].expand(rounded(len(places)) - len(places))])
+
+
+def by_tokens(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Row numbers by length, cut into parts that hold ``most`` tokens at most; a longer row is a part of its own."""
+    parts: list[list[int]] = []
+    tokens = 0
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if not parts or tokens + lengths[i] > most:
+            parts.append([])
+            tokens = 0
+        parts[-1].append(i)
+        tokens += lengths[i]
+    return parts
 
 
 def shared_prefix(rows: list[list[int]]) -> int:

@@ -9,6 +9,11 @@ from dcr_lite.names import LABELS, METHODS
 from dcr_lite.settings import TRAINING_FILES
 
 
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table of cells."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
 def _cell(rate: dict[str, Any] | None) -> str:
     if rate is None:
         return "-"
