@@ -1,5 +1,6 @@
 """report.json, report.md and the model card: what a run found, for machines, for people and for the Hub."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
