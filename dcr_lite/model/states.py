@@ -42,14 +42,14 @@ def layer_states(model: Model, rows: list[list[int]], layer: int) -> Tensor:
     return torch.stack(states)[inverse.to(states[0].device)]
 
 
-TOKENS_PER_PASS = 4096  # of one forward pass
+PASS_OF_LAST_STATES = 4096
 
 
 def last_states(model: Model, rows: list[list[int]], tokens: int = 1) -> Tensor:
     """States of the last ``tokens`` tokens of each row at every decoder layer, pre-norm: (layers, rows, tokens,
     d_model), float32 on the CPU. Rows need that many tokens of their own behind what all of them share."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    most = min(TOKENS_PER_PASS, model.tokens_per_pass)
+    most = min(PASS_OF_LAST_STATES, model.tokens_per_pass)
     parts = []
     model.network.eval()
     start = 0
