@@ -20,7 +20,8 @@ from torch.nn.functional import normalize
 from dcr_lite.data.rows import Pair
 from dcr_lite.errors import UserError
 from dcr_lite.measure.metrics import auroc
-from dcr_lite.method.geometry import Geometry, ReadOut, kinds_of_pairs
+from dcr_lite.method.geometry import Geometry, kinds_of_pairs
+from dcr_lite.method.read_out import difference_of_means
 
 FILE = "discernment.safetensors"
 VERSION = "1"  # of the file's form
@@ -71,7 +72,7 @@ class Discernment:
         units, seen = reading(reference), reading(development)
         is_toxic = kinds_of_pairs(len(units) // 2, units.device)
         kinds = normalize(torch.stack([units[is_toxic].mean(0), units[~is_toxic].mean(0)]), dim=-1)
-        direction = ReadOut.fit(units, is_toxic).direction
+        direction = difference_of_means(units, is_toxic)
         across = units - (units @ direction)[:, None] * direction
         axes = torch.stack([direction, torch.linalg.svd(across - across.mean(0), full_matrices=False)[2][0]])
         n = len(seen) // 2
