@@ -175,7 +175,7 @@ def test_clients_at_once_never_mix_models(opened: OpenRun) -> None:
     alone = {(n, p): opened.score(n, p, words=False, tokens=16) for n in MODELS for p in prompts}
     jobs = [(n, p) for p in prompts for n in MODELS] * 2
     with ThreadPoolExecutor(6) as pool:
-        together = list(pool.map(lambda job: opened.score(*steps, words=False, tokens=16), jobs))
+        together = list(pool.map(lambda job: opened.score(*job, words=False, tokens=16), jobs))
     for key, score in zip(jobs, together, strict=True):
         assert (score.model, score.prompt) == key
         assert score.answer == alone[key].answer
