@@ -1,4 +1,5 @@
-"""The three tabs of the page: one prompt, a pair, a list. Each lays out its parts and has one method that fills them.
+"""The three tabs of the page: one prompt, a pair, a list. Each lays out its parts; ``results`` fills them.
+Its name must not be that of an API endpoint: Gradio would rename the latter.
 
 Prompts and answers are shown in plain text boxes or escaped; they are never read as HTML or Markdown.
 """
@@ -72,16 +73,16 @@ class OnePromptTab:
         outputs += [*self.verdicts.values(), *self.answers.values()]
         scroll = (files("dcr_lite.demo") / "page.js").read_text(encoding="utf-8")
         how = MODEL_WORK | {"show_progress_on": self.verdict, "js": scroll}
-        gr.on([prompt.submit, ask.click], self.score, prompt, outputs, **how)
+        gr.on([prompt.submit, ask.click], self.results, prompt, outputs, **how)
         for button in examples:
-            button.click(lambda text: text, button, prompt, **NO_WORK).then(self.score, prompt, outputs, **how)
+            button.click(lambda text: text, button, prompt, **NO_WORK).then(self.results, prompt, outputs, **how)
 
     @staticmethod
     def _buttons(pair: Pair) -> list[Any]:
         with gr.Row(elem_classes="pair"):
             return [gr.Button(text, size="sm", elem_classes="example") for text in (pair.toxic, pair.seemingly_toxic)]
 
-    def score(self, prompt: str) -> Iterator[dict[Any, Any]]:
+    def results(self, prompt: str) -> Iterator[dict[Any, Any]]:
         """What to show of a prompt, as it becomes known: the best model first, then the others in their columns."""
         changes = dict.fromkeys(self.answers.values(), "")
         changes |= {verdict: markup.empty(texts.QUEUED) for verdict in self.verdicts.values()}
@@ -144,12 +145,12 @@ class PairTab:
 
         outputs = [*self.verdicts, *self.answers, self.table, self.map]
         how = MODEL_WORK | {"show_progress_on": self.table}
-        both.click(self.score, prompts, outputs, **how)
+        both.click(self.results, prompts, outputs, **how)
         for button, pair in zip(examples, pairs, strict=True):
             chosen = button.click(lambda p=pair: (p.toxic, p.seemingly_toxic), None, prompts, **NO_WORK)
-            chosen.then(self.score, prompts, outputs, **how)
+            chosen.then(self.results, prompts, outputs, **how)
 
-    def score(self, first: str, second: str) -> Iterator[dict[Any, Any]]:
+    def results(self, first: str, second: str) -> Iterator[dict[Any, Any]]:
         """What to show of two prompts, as it becomes known: the best model's answers are streamed."""
         best, *others = self.run.names
         sides: list[Score] = []
@@ -188,11 +189,11 @@ class ListTab:
         download = gr.File(label=texts.DOWNLOAD, interactive=False, elem_id="download")
         # A queue of its own: other requests are served between the batches of a long list.
         button.click(
-            self.score, [pasted, upload, model], [table, download],
+            self.results, [pasted, upload, model], [table, download],
             concurrency_id="list", concurrency_limit=1, api_visibility="private",
         )  # fmt: skip
 
-    def score(self, text: str, file: str | None, name: str, progress: Any = gr.Progress()) -> Any:  # noqa: B008
+    def results(self, text: str, file: str | None, name: str, progress: Any = gr.Progress()) -> Any:  # noqa: B008
         """The rows of the table, and the path of a CSV file with them and the answers."""
         with user_errors_shown():
             if file:
