@@ -138,7 +138,7 @@ def test_an_example_pair_is_run_by_a_click(page: Page) -> None:
     button.click()
     page.wait_for("#pair-verdicts", "stock model")
     first, second = (page.browser.input_value(f"#{side} textarea") for side in ("first", "second"))
-    assert f"{first} / {second}" == text  # as HTML shows it
+    assert f"{first} / {second}" == text
 
 
 def test_a_list_is_uploaded_and_its_scores_downloaded(page: Page, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ class OpenRun:
 
     def _similarities(self, name: str, rows: list[list[int]]) -> list[Similarity] | list[None]:
         """The similarities of prompts given as token ids; called within ``using(name)``."""
-        if self.discernments is None or name not in self.discernments.models:
+        if self.discernments is None:
             return [None] * len(rows)
         return self.discernments.models[name].read(layer_states(self.model, rows, self.discernments.layer))
 
