@@ -200,7 +200,7 @@ def test_the_newest_finished_run_is_taken(tmp_path: Path) -> None:
 
 def test_the_title_names_no_path(opened: OpenRun, demo_run: Path, tiny_folder: Callable[..., Path]) -> None:
     """Model and run are named by their folders alone, since the page may be shared."""
-    assert opened.title == f"{tiny_folder('llama').name}, {demo_run.name}"
+    assert opened.title == f"{tiny_folder('llama').name}, run {demo_run.name}"
 
 
 def test_without_a_run_the_stock_model_answers(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_lite.data.sources import SMOLLM2
-from dcr_lite.demo.texts import EARLIER_VERSION, NO_RUN
+from dcr_lite.demo.texts import EARLIER_VERSION, NO_RUN, TITLE
 from dcr_lite.errors import UserError
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
 from dcr_lite.model import adapters
@@ -244,6 +244,6 @@ def open_run(folder: Path | None = None) -> OpenRun:
     model, _ = load_base(settings)
     for name, part in parts.items():
         adapters.load_adapter(model, name, part)
-    base = Path(settings.model)
-    title = f"{base.name if base.exists() else settings.model}, {folder.resolve().name}"  # no paths: it may be shared
+    base = Path(settings.model).name if Path(settings.model).exists() else settings.model
+    title = TITLE.format(model=base, run=folder.resolve().name)  # no paths: the page may be shared
     return OpenRun(model, (*parts, STOCK), discernments, title, "" if discernments else EARLIER_VERSION)
