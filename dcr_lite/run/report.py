@@ -1,13 +1,20 @@
-"""report.json, report.md and the model card: what a run found, for machines, for people and for the Hub."""
+"""report.json, report.md and the model card: what a run found, for programs, for readers and for the Hub."""
 
+import shlex
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from dcr_lite.data.paper_data import HubSet, sources
-from dcr_lite.files import SHIPPED
-from dcr_lite.names import LABELS, METHODS
-from dcr_lite.settings import TRAINING_FILES
+from dcr_lite.files import SHIPPED, write_text
+from dcr_lite.model import distributed
+from dcr_lite.model.loading import Model
+from dcr_lite.names import BASELINE, LABELS, METHODS, NAMES
+from dcr_lite.run.inputs import Data
+from dcr_lite.run.machine import hardware, peak_memory_bytes, versions
+from dcr_lite.run.run_folder import RunFolder
+from dcr_lite.settings import SHIPPED_FILES, Settings
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -28,32 +35,74 @@ def _number(value: float | None) -> str:
 
 def results_table(report: dict[str, Any]) -> str:
     """The three models as a Markdown table: refusal rates with 95 % Wilson intervals, J and AUROC."""
-    lines = ["| | toxic ↑ | seemingly toxic ↓ | plain ↓ | J ↑ | AUROC ↑ |", "|---|---|---|---|---|---|"]
+    rows = []
     for method, result in report["methods"].items():
         rates = [_cell(result["overall"].get(label)) for label in LABELS]
-        numbers = [_number(result["discernment"][k]) for k in ("j", "auroc")]
-        lines.append("| " + " | ".join([METHODS[method], *rates, *numbers]) + " |")
-    return "\n".join(lines)
+        rows.append([METHODS[method], *rates, *(_number(result["discernment"][key]) for key in ("j", "auroc"))])
+    return markdown_table(["", "toxic ↑", "seemingly toxic ↓", "plain ↓", "J ↑", "AUROC ↑"], rows)
 
 
 def sets_table(report: dict[str, Any]) -> str:
     """Every set by itself as a Markdown table: refusal rates of the models with 95 % Wilson intervals."""
-    methods = list(report["methods"])
-    lines = ["| set | label | n | " + " | ".join(METHODS[m] for m in methods) + " |", "|---" * (3 + len(methods)) + "|"]
-    for i, row in enumerate(report["methods"][methods[0]]["sets"]):
-        cells = [_cell(report["methods"][m]["sets"][i]) for m in methods]
-        lines.append(f"| {row['name']} | {row['label'].replace('_', ' ')} | {row['n']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    sets = [result["sets"] for result in report["methods"].values()]
+    rows = [
+        [of_models[0]["name"], NAMES[of_models[0]["label"]], str(of_models[0]["n"]), *map(_cell, of_models)]
+        for of_models in zip(*sets, strict=True)
+    ]
+    return markdown_table(["set", "label", "n", *(METHODS[method] for method in report["methods"])], rows)
 
 
-def write_report(report: dict[str, Any], command: str, path: Path) -> None:
-    """report.md: the result, the pictures, what was done."""
-    seconds, settings = report["seconds"], report["settings"]
-    done = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
-    path.write_text(
+def run_report(
+    run: RunFolder, model: Model, source: str, data: Data, settings: Settings, results: dict[str, Any],
+    drawing_seconds: float,
+) -> dict[str, Any]:  # fmt: skip
+    """report.json: what was done with what, what it took, and ``results``, ``method_result`` by model."""
+    done = {name: run.finished(name) or {} for name in ("stage1", "stage2", BASELINE)}
+    seconds = {name: float(result.get("seconds", 0)) for name, result in done.items()}
+    seconds["evaluate"] = sum(float((run.finished(f"evaluate_{m}") or {}).get("seconds", 0)) for m in results)
+    seconds |= {"draw": drawing_seconds, "total": run.seconds()}
+    return {
+        "recipe": Path(sys.argv[0]).stem,
+        "model": settings.model,
+        "source": source,
+        "four_bit": model.four_bit,
+        "seed": settings.seed,
+        "methods": results,
+        "stage1": {k: done["stage1"].get(k) for k in ("best", "best_step")},
+        "data": {"pairs": len(data.training), "development_pairs": len(data.development), **settings.sizes},
+        "seconds": seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "hardware": hardware(model.device),
+        "processes": distributed.world(),
+        "versions": versions(),
+        "settings": settings.for_json(),
+    }
+
+
+def without_folders(value: Any) -> str:
+    """A setting or an argument as text; of a path of this machine, which tells others nothing, the name alone."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(without_folders, value))
+    return (
+        Path(value).name
+        if isinstance(value, str) and (Path(value).is_absolute() or Path(value).exists())
+        else str(value)
+    )
+
+
+def write_report(report: dict[str, Any], folder: Path) -> None:
+    """report.md and the model card of the adapter: the result, the pictures, what was done."""
+    seconds = report["seconds"]
+    command = shlex.join(["python", *map(without_folders, sys.argv)])
+    settings = markdown_table(
+        ["setting", "value"], [(name, without_folders(value)) for name, value in report["settings"].items()]
+    )
+    write_text(folder / "adapter" / "README.md", model_card(report, "adapter"))
+    write_text(
+        folder / "report.md",
         f"""# {report["recipe"]}
 
-`{command}` on {report["model"]} ({report["source"]}), seed {report["seed"]}.
+`{command}` on {without_folders(report["model"])} ({report["source"]}), seed {report["seed"]}.
 
 Refusal rates with 95 % Wilson intervals. J is the refusal rate on toxic prompts minus that on seemingly toxic ones;
 AUROC says how well the log-odds of opening with a refusal tell the two apart (0.5 is chance). They are measured on
@@ -67,21 +116,21 @@ Each set by itself:
 
 {sets_table(report)}
 
-## How surely each model refuses
+## Refusal probability
 
-![Refusal scores by kind](refusal_scores.png)
+![Refusal scores by label](refusal_scores.png)
 
-## What stage 1 did to the states of layer {settings["layer"]}
+## States of layer {report["settings"]["layer"]} before and after stage 1
 
-Held-out prompts, seen along the direction that separates the training pairs.
+Held-out prompts along the direction that separates the training pairs.
 
 ![States before and after stage 1](state_map.png)
 
-## How refusal is learnt
+## Refusal probability during safety SFT
 
-Development prompts along safety SFT.
+Development prompts.
 
-![Refusal probability along safety SFT](refusal_during_sft.png)
+![Refusal probability during safety SFT](refusal_during_sft.png)
 
 ## Time and memory
 
@@ -91,13 +140,10 @@ evaluation {seconds["evaluate"]:.0f} s, in all {seconds["total"]:.0f} s on {repo
 
 ## Settings
 
-| setting | value |
-|---|---|
-{done}
+{settings}
 
 Versions: {", ".join(f"{k} {v}" for k, v in report["versions"].items())}.
 """,
-        encoding="utf-8",
     )
 
 
@@ -146,7 +192,7 @@ def _front_matter(report: dict[str, Any], form: Form, licence: str | None) -> st
 
 
 def _public_sets(settings: dict[str, Any]) -> list[HubSet]:
-    return [one for rows in TRAINING_FILES for one in sources(settings[rows])]
+    return [one for rows in SHIPPED_FILES for one in sources(settings[rows])]
 
 
 def _origin(path: str) -> str:
@@ -181,8 +227,8 @@ def model_card(report: dict[str, Any], form: Form, licence: str | None = None, p
 # {name}, aligned with DCR
 
 {WHAT[form]} trained in two stages with [dcr-lite](https://pypi.org/project/dcr-lite/): contrastive refinement up to
-layer {settings["layer"]}, then safety SFT. The aim is to refuse toxic prompts and to answer those that only sound
-toxic; the table says how far this run got. Method: Lu et al., arXiv 2603.03323.
+layer {settings["layer"]}, then safety SFT. It is meant to refuse toxic prompts and to answer those that only sound
+toxic; the table says how far it does. Method: Lu et al., arXiv 2603.03323.
 
 ## Before and after
 
@@ -208,6 +254,6 @@ minus that on seemingly toxic ones; AUROC says how well the log-odds of refusing
 ## Limits
 
 A small data set and, in the numbers above, one seed. Refusals are judged by how answers talk. Prompts in other styles
-or languages than those measured may be treated otherwise. The model is more discerning, not safe: test it on your own
+or languages than those measured may be handled differently. The model is more discerning, not safe: test it on your own
 prompts before you rely on it.{otherwise}
 """

@@ -128,7 +128,7 @@ def read_settings(folder: Path) -> Settings:
         hints = get_type_hints(Settings)
         values = {k: v for k, v in state["settings"].items() if k in hints} | {"run": folder}
         for name, kind in hints.items():
-            if name in values and kind is Path:
+            if name in values and kind in (Path, Path | None):
                 values[name] = Path(values[name])
             elif name in values and kind == tuple[Path, ...]:
                 values[name] = tuple(Path(v) for v in values[name])
@@ -145,10 +145,8 @@ def read_settings(folder: Path) -> Settings:
 
 def _fingerprints(settings: Settings) -> dict[str, str]:
     """SHA-256 of every data file, so that a run is never continued on other rows."""
-    training = [settings.pairs, settings.instruction_rows, settings.refusal_rows, settings.augmentation_rows]
-    files = [*training, *settings.evaluation]
     prints = {}
-    for file in files:
+    for file in (*settings.files.values(), settings.augmentation_rows, *settings.evaluation):
         try:
             prints[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
         except FileNotFoundError:
