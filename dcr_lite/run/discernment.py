@@ -130,7 +130,7 @@ class Discernments:
         tensors = {}
         for name, reading in self.models.items():
             for field in ("mean", "kinds", "calibration", "axes", "points"):
-                tensors[f"{name}.{field}"] = getattr(reading, field).cpu().float().contiguous()
+                tensors[f"{name}.{field}"] = getattr(reading, field).cpu().float().contiguous().clone()  # never shared
             if reading.whitening is not None:
                 tensors["whitening"] = reading.whitening.cpu().contiguous()
         facts = {"layer": self.layer, "toxic": self.toxic, "seemingly_toxic": self.seemingly_toxic}
