@@ -15,8 +15,6 @@ from dcr_lite.run.launch import launch
 from dcr_lite.run.recipes import find_recipe, load_recipe, recipe_titles
 from dcr_lite.settings import HELD_OUT_FILES, Device, Precision, Quantization
 
-BAR = 24  # characters
-
 
 def train(words: Annotated[tuple[str, ...], tyro.conf.Positional]) -> None:
     """Train a model with a recipe, whose settings are flags: dcr-lite train smollm2_135m --seed 1. Without a recipe,
@@ -64,6 +62,7 @@ def score(
     from transformers.utils import logging as transformers_logging
 
     from dcr_lite.demo.scoring import open_run
+    from dcr_lite.demo.terminal_score import show_score
 
     transformers_logging.disable_progress_bar()
     opened = open_run(run)
@@ -71,7 +70,7 @@ def score(
     if json:
         _print_json({"run": opened.title, "note": opened.note, "scores": [s.for_json() for s in scores]})
     else:
-        _show(opened.title, opened.note, scores)
+        show_score(opened.title, opened.note, scores)
 
 
 def judge(
@@ -244,45 +243,6 @@ def diagnose(
 
 def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))
-
-
-def _show(title: str, note: str, scores: list[Any]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from dcr_lite.names import METHODS, NAMES
-    from dcr_lite.run.terminal import console
-
-    first = scores[0]
-    console.print(Text(title, "dim"))
-    if note:
-        console.print(Text(note, "yellow"))
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("", "verdict", "refusal probability", "like toxic", "like seemingly toxic"):
-        table.add_column(column)
-    for one in scores:
-        like = one.similarity
-        numbers = ("-", "-") if like is None else (f"{like.toxic:.2f}", f"{like.seemingly_toxic:.2f}")
-        words = "refuses" if one.refused else "answers"
-        table.add_row(METHODS[one.model], words, f"{one.refusal_probability:.2f}", *numbers)
-    console.print(table)
-    if first.similarity:
-        console.print()
-        for kind, value in (("toxic", first.similarity.toxic), ("seemingly_toxic", first.similarity.seemingly_toxic)):
-            full = round(value * BAR)
-            console.print(Text(f"{NAMES[kind]:<16}{'█' * full}{'░' * (BAR - full)} {value:.2f}"))
-    if first.words:
-        heaviest = max(abs(word.weight) for word in first.words) or 1.0
-        marked = Text("\n" + first.prompt)
-        for word in first.words:
-            if abs(word.weight) > heaviest / 3:
-                marked.stylize("bold yellow" if word.weight > 0 else "bold green", word.start + 1, word.stop + 1)
-        console.print(marked)
-        top = sorted(first.words, key=lambda word: -abs(word.weight))[:3]
-        console.print(Text("weigh most: " + ", ".join(f"{w.text} {w.weight:+.1f}" for w in top), "dim"))
-    for one in scores:
-        console.print(Text(f"\n{METHODS[one.model]}:", "bold"))
-        console.print(Text(one.answer))  # never read as markup
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
