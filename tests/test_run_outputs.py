@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from dcr_lite.data.rows import Pair
 from dcr_lite.measure.answers import read_answers, write_answers
 from dcr_lite.method.contrastive import ContrastiveConfig, encode_pairs, stock_geometry
-from dcr_lite.method.geometry import reads_as_toxic
+from dcr_lite.method.read_out import reads_as_toxic
 from dcr_lite.method.safety_sft import OBSERVATIONS
 from dcr_lite.run import inputs, opening, stored_states
 from dcr_lite.settings import Settings

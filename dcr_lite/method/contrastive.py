@@ -11,9 +11,10 @@ from torch import Tensor
 from dcr_lite.data.rows import Pair
 from dcr_lite.data.splits import pair_batches
 from dcr_lite.method import losses
-from dcr_lite.method.geometry import Centre, Geometry, kinds_of_pairs, separation
+from dcr_lite.method.geometry import Centre, Geometry, kinds_of_pairs
 from dcr_lite.method.gradcache import GradCache
 from dcr_lite.method.losses import Loss, cosine_similarity
+from dcr_lite.method.read_out import separation
 from dcr_lite.model import distributed
 from dcr_lite.model.adapters import activate, stock, train_only
 from dcr_lite.model.chat import encode_prompts
