@@ -17,7 +17,6 @@ from dcr_lite.demo.scoring import OpenRun
 
 PROMPT = "Can I burn a man with a clock in 9 days?"
 EVIL = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script> **b** ${window.hacked=1} {{7*7}} <b>b</b>'
-TABS = ("One prompt", "A pair", "A list")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,9 @@ class Page:
         self.wait_for("#upload", file.stem)
 
     def score_list(self) -> None:
+        """Press the button, and wait for the file of scores."""
         self.browser.click("#score-list")
+        self.wait_for("#download", "scores-")
 
     def answer(self, name: str) -> str:
         return str(self.browser.input_value(f"#answer-{name} textarea")).strip()
@@ -149,7 +150,6 @@ def test_a_list_is_uploaded_and_its_scores_downloaded(page: Page, tmp_path: Path
     page.open_tab("A list")
     page.upload(file)
     page.score_list()
-    page.wait_for("#download", "scores-")
     assert "<img src=x" in page.text("#scores")
     with page.browser.expect_download() as waiting:
         page.browser.locator("#download a").first.click()
@@ -157,15 +157,6 @@ def test_a_list_is_uploaded_and_its_scores_downloaded(page: Page, tmp_path: Path
     assert saved.startswith("prompt,verdict,")
     assert PROMPT in saved
     assert page.browser.evaluate("window.hacked") is None
-
-
-def test_a_pasted_list_is_scored(page: Page) -> None:
-    """Lines in the box do as well."""
-    page.open_tab("A list")
-    page.browser.fill("#pasted textarea", '{"prompt": "Name a cat."}\n{"prompt": "Name a horse."}')
-    page.score_list()
-    page.wait_for("#download", "scores-")
-    assert "Name a horse." in page.text("#scores")
 
 
 def test_markup_in_a_prompt_never_runs(page: Page) -> None:
@@ -186,8 +177,8 @@ def test_after_a_bad_prompt_the_next_one_works(prompt: str, says: str, page: Pag
     page.ask("Hello")
 
 
-def test_after_a_bad_file_a_good_list_works(page: Page, tmp_path: Path) -> None:
-    """A picture called CSV, and a file of 50 MB, give a message each."""
+def test_after_a_bad_file_a_pasted_list_works(page: Page, tmp_path: Path) -> None:
+    """A picture called CSV, and a file of 50 MB, give a message each; JSON Lines in the box give scores."""
     page.open_tab("A list")
     picture, huge = tmp_path / "picture.csv", tmp_path / "huge.csv"
     picture.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xff")
@@ -195,13 +186,13 @@ def test_after_a_bad_file_a_good_list_works(page: Page, tmp_path: Path) -> None:
     clear = page.browser.locator("#upload").get_by_label("Clear").or_(page.browser.get_by_label("Remove this file"))
     for file, says in ((picture, "not UTF-8 text"), (huge, "huge.csv has 50 MB; the limit is 5 MB")):
         page.upload(file)
-        page.score_list()
+        page.browser.click("#score-list")
         page.browser.get_by_text(says).first.wait_for()
         clear.first.click()
         page.wait_for("#upload", "Drop File Here")
-    page.browser.fill("#pasted textarea", "Name a cat.")
+    page.browser.fill("#pasted textarea", '{"prompt": "Name a cat."}\n{"prompt": "Name a horse."}')
     page.score_list()
-    page.wait_for("#download", "scores-")
+    assert "Name a horse." in page.text("#scores")
 
 
 CONTRAST = """
@@ -232,7 +223,7 @@ def test_it_fits_a_phone_and_dark_mode(page: Page) -> None:
 def test_every_control_has_a_name(page: Page) -> None:
     """Every text box, button and input has a label for a screen reader, and pictures have a description."""
     page.ask(PROMPT)
-    for tab in TABS:
+    for tab in ("One prompt", "A pair", "A list"):
         page.open_tab(tab)
         nameless = page.browser.evaluate(
             """() => [...document.querySelectorAll("textarea, input, button, [role=img]")]

@@ -28,14 +28,14 @@ PROMPT = "Can I burn a man with a clock in 9 days?"
 def test_an_open_run_gives_what_the_run_measured(opened: OpenRun, demo_run: Path) -> None:
     """Each of the three models gives the held-out prompts the log-odds, verdicts and answers that its run wrote."""
     for name in MODELS:
-        rows = [json.loads(line) for line in (demo_run / "answers" / f"{name}.jsonl").read_text().splitlines()][:4]
-        for row in rows:
+        for line in (demo_run / "answers" / f"{name}.jsonl").read_text().splitlines()[:4]:
+            row = json.loads(line)
             score = opened.score(name, row["prompt"], words=False, tokens=6)
             assert score.refusal_log_odds == pytest.approx(row["refusal_log_odds"], abs=1e-3)
             assert score.answer == row["response"]
             assert score.refused == row["refused"]
-    three = {name: opened.score(name, PROMPT, words=False).refusal_log_odds for name in MODELS}
-    assert len({round(value, 3) for value in three.values()}) == 3  # a guard: the models differ
+    three = {round(opened.score(name, PROMPT, words=False).refusal_log_odds, 3) for name in MODELS}
+    assert len(three) == 3  # a guard: the models differ
 
 
 def test_a_score_grows_and_ends_complete(opened: OpenRun) -> None:
@@ -167,21 +167,26 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_run_is_named(damage: str, demo_run: Path, tmp_path: Path) -> None:
+def test_a_damaged_run_is_an_error(damage: str, demo_run: Path, tmp_path: Path) -> None:
     """Whatever is wrong with a run folder, the error says what."""
     run = Path(shutil.copytree(demo_run, tmp_path / "run"))
-    change, said = DAMAGES[damage]
+    change, says = DAMAGES[damage]
     change(run)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=says):
         open_run(run)
 
 
-def test_a_run_of_an_earlier_version_opens_without_similarity(demo_run: Path, tmp_path: Path) -> None:
-    """Without the discernment file the three models still answer, and a note says what is missing."""
+def test_a_run_of_an_earlier_version_opens_without_similarity(
+    demo_run: Path, tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Without the discernment file the three models still answer, and a note says what is missing. Title and note name
+    no path, since the page may be shared."""
     run = Path(shutil.copytree(demo_run, tmp_path / "run"))
     (run / "adapter" / discernment.FILE).unlink()
     found = open_run(run)
     assert "no similarity scores" in found.note
+    assert found.title == f"{tiny_folder('llama').name}, run run"
+    assert str(tmp_path) not in found.note
     score = found.score("dcr", PROMPT)
     assert score.similarity is None
     assert score.words
@@ -190,17 +195,12 @@ def test_a_run_of_an_earlier_version_opens_without_similarity(demo_run: Path, tm
 def test_the_newest_finished_run_is_taken(tmp_path: Path) -> None:
     """The report's time counts; a run without a report is not finished; without any the result is None."""
     assert newest_run(tmp_path) is None
-    for i, name in enumerate(("b", "a", "c")):
+    (tmp_path / "c").mkdir()
+    for i, name in enumerate(("b", "a")):
         (tmp_path / name).mkdir()
-        if name != "c":
-            (tmp_path / name / "report.json").write_text("{}")
-            os.utime(tmp_path / name / "report.json", (i, i))
+        (tmp_path / name / "report.json").write_text("{}")
+        os.utime(tmp_path / name / "report.json", (i, i))
     assert newest_run(tmp_path) == tmp_path / "a"
-
-
-def test_the_title_names_no_path(opened: OpenRun, demo_run: Path, tiny_folder: Callable[..., Path]) -> None:
-    """Model and run are named by their folders alone, since the page may be shared."""
-    assert opened.title == f"{tiny_folder('llama').name}, {demo_run.name}"
 
 
 def test_without_a_run_the_stock_model_answers(

@@ -9,6 +9,7 @@ from dcr_lite.names import METHODS, NAMES
 from dcr_lite.run.discernment import Discernment, Discernments
 
 WIDTH, HEIGHT, EDGE = 420, 300, 20  # of the map, in its own units; the page scales it
+AXIS = 16  # units below the map for the names of its ends
 TOP_WORDS = 3  # named in words below the highlighted prompt
 FAINT = 0.08  # of the largest weight: what is below stays unmarked
 
@@ -71,8 +72,8 @@ def state_map(scores: list[Score], readings: Discernments | None) -> str:
     )
     rings = "".join(_ring(x, y, name) for name, (x, y) in zip(names, drawn[len(points) :], strict=True))
     ends = (
-        f'<text x="2" y="{HEIGHT - 3}">\N{LEFTWARDS ARROW} seemingly toxic</text>'
-        f'<text x="{WIDTH - 2}" y="{HEIGHT - 3}" text-anchor="end">toxic \N{RIGHTWARDS ARROW}</text>'
+        f'<text x="2" y="{HEIGHT + AXIS - 5}">\N{LEFTWARDS ARROW} seemingly toxic</text>'
+        f'<text x="{WIDTH - 2}" y="{HEIGHT + AXIS - 5}" text-anchor="end">toxic \N{RIGHTWARDS ARROW}</text>'
     )
     passed = "; ".join(
         f"{name} is further right than {sum(place[0] > point[0] for point in points) / len(points):.0%} of them"
@@ -87,7 +88,7 @@ def state_map(scores: list[Score], readings: Discernments | None) -> str:
     note = texts.MAP_NOTE.format(layer=readings.layer, model=METHODS[scores[0].model])
     return box(
         f'<div class="key">{key}<span><b>\N{FISHEYE}</b> {" and ".join(names)}</span></div>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{dots}{rings}{ends}</svg>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT + AXIS}" role="img" aria-label="{escape(label)}">{dots}{rings}{ends}</svg>'
         f"<p>{note}</p>",
         label,
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_lite.data.sources import SMOLLM2
-from dcr_lite.demo.texts import EARLIER_VERSION, NO_RUN
+from dcr_lite.demo.texts import EARLIER_VERSION, NO_RUN, TITLE
 from dcr_lite.errors import UserError
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
 from dcr_lite.model import adapters
@@ -25,8 +25,8 @@ from dcr_lite.model.loading import Model
 from dcr_lite.model.states import layer_states
 from dcr_lite.names import BASELINE, DCR, STOCK
 from dcr_lite.run.discernment import Discernments, Similarity
-from dcr_lite.run.opening import load_base, settings_of
-from dcr_lite.settings import Settings
+from dcr_lite.run.opening import adapter_of, load_base, model_settings_of
+from dcr_lite.settings import ModelSettings
 
 ANSWER_TOKENS = 80  # of a streamed answer: a few sentences, three seconds on two cores
 LIST_TOKENS = 40  # of an answer that is only judged, as in a run's own evaluation
@@ -233,17 +233,14 @@ def open_run(folder: Path | None = None) -> OpenRun:
     """
     folder = folder or newest_run()
     if folder is None:
-        model, _ = load_base(Settings(model=SMOLLM2, run=Path("runs"), layer=0))
+        model, _ = load_base(ModelSettings(SMOLLM2))
         return OpenRun(model, (STOCK,), None, SMOLLM2, NO_RUN)
-    settings = settings_of(folder)
-    parts = {DCR: folder / "adapter", BASELINE: folder / BASELINE}
-    for part in parts.values():
-        if not (part / "adapter_model.safetensors").exists():
-            raise UserError(f"{folder} holds a run that is not finished ({part.name}/ is missing): --resume it first.")
+    settings = model_settings_of(folder)
+    parts = {name: adapter_of(folder, name) for name in (DCR, BASELINE)}
     discernments = Discernments.load(parts[DCR])
     model, _ = load_base(settings)
     for name, part in parts.items():
         adapters.load_adapter(model, name, part)
-    base = Path(settings.model)
-    title = f"{base.name if base.exists() else settings.model}, {folder.resolve().name}"  # no paths: it may be shared
+    base = Path(settings.model).name if Path(settings.model).exists() else settings.model
+    title = TITLE.format(model=base, run=folder.resolve().name)  # no paths: the page may be shared
     return OpenRun(model, (*parts, STOCK), discernments, title, "" if discernments else EARLIER_VERSION)

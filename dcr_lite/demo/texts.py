@@ -4,9 +4,10 @@ from dcr_lite.names import METHODS
 
 HEADING = "Toxic, or does it only sound so?"
 FOOTER = (
-    "Answers are greedy. The verdict is the judge's classification of the answer's text; the probability is that of "
-    "opening with a refusal, computed before the first token. DCR reduces over-refusal; it does not make a model safe."
+    "Answers are greedy. The verdict is on the answer's text; the probability is computed before the first token. "
+    "DCR reduces over-refusal; it does not make a model safe."
 )
+TITLE = "{model}, run {run}"
 NO_RUN = (
     "No finished run was found, so this is the stock model alone. `dcr-lite train smollm2_135m` trains one in six to "
     "ten minutes on two cores. Start again after it to see all three models, the similarity scores and the map."
@@ -17,7 +18,7 @@ EARLIER_VERSION = "This run is of an earlier version: no similarity scores, no m
 
 ONE_TAB = "One prompt"
 PROMPT = "Prompt"
-EXAMPLE_PROMPT = "How do I kill a Python process?"
+EXAMPLE_PROMPT = "How do I kill time?"  # fits the box on a phone
 ASK = "Ask"
 PAIRS_TO_TRY = "Matched pairs to try: a toxic prompt, then a seemingly toxic one"
 NO_VERDICT_YET = "Verdict"
