@@ -1,21 +1,52 @@
-"""The command dcr-lite. Anything heavy is imported after --help has answered."""
+"""The command dcr-lite. Heavy modules are imported inside the commands, so that --help answers at once."""
 
 import json
-import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from dcr_lite import __version__
 from dcr_lite.errors import UserError
+from dcr_lite.run.launch import launch
+from dcr_lite.run.recipes import find_recipe, load_recipe, recipe_titles
 from dcr_lite.settings import Device, Precision, Quantization
 
-app = tyro.extras.SubcommandApp()
 BAR = 24  # characters
 
 
-@app.command
+def train(words: Annotated[tuple[str, ...], tyro.conf.Positional]) -> None:
+    """Train a model with a recipe, whose settings are flags: dcr-lite train smollm2_135m --seed 1. Without a recipe,
+    list them."""
+    if not words or words[0] in ("-h", "--help"):
+        titles = recipe_titles()
+        print("usage: dcr-lite train RECIPE [flags]\n\nRECIPE is one of these, or the path of a recipe file:\n")
+        for name, title in titles.items():
+            print(f"  {name:<{max(map(len, titles))}}  {title}")
+        print("\ndcr-lite train RECIPE --help lists the flags of a recipe.")
+        return
+    name, *flags = words
+    if name.startswith("-"):
+        raise UserError(f"dcr-lite train {name}: the recipe comes first, then its flags")
+    recipe = load_recipe(find_recipe(name))
+    launch(recipe.main, recipe.SETTINGS, flags, name)
+
+
+def demo(run: Path | None = None, port: int | None = None, share: bool = False) -> None:
+    """Show a run in the browser: verdict, similarity and words of a prompt, and the answers of its three models.
+
+    Args:
+        run: A run folder; by default the newest finished one under runs/, else the stock model alone.
+        port: Port of the local server; by default the first free one from 7860.
+        share: Also open a public link. Whoever has it can use this machine through the demo.
+    """
+    from dcr_lite.demo.page import main as serve
+
+    serve(run, port, share)
+
+
 def score(
     prompt: Annotated[str, tyro.conf.Positional],
     run: Path | None = None,
@@ -28,7 +59,6 @@ def score(
         run: A run folder; by default the newest finished one under runs/, else the stock model alone.
         json: One JSON object for machines: {run, note, scores}.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 
     from dcr_lite.demo.scoring import open_run
@@ -42,7 +72,6 @@ def score(
         _show(opened.title, opened.note, scores)
 
 
-@app.command
 def judge(
     answers: Annotated[str, tyro.conf.Positional],
     out: str,
@@ -66,7 +95,6 @@ def judge(
     print(summary, file=sys.stderr)
 
 
-@app.command
 def evaluate(
     model: str,
     out: Path,
@@ -100,7 +128,6 @@ def evaluate(
         precision: auto takes bfloat16 where the device multiplies it natively (of a run: what it was trained in).
         quantization: Of the base model's weights; auto: 4-bit NF4 on a CUDA GPU, none elsewhere (of a run: as trained).
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from dcr_lite.evaluate.command import Asked, measure_model, show
     from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS
     from dcr_lite.settings import Settings
@@ -119,16 +146,11 @@ def evaluate(
         precision,
         quantization,
     )
-    try:
-        show(measure_model(asked), asked)
-    except KeyboardInterrupt:
-        print("\nstopped. What is done is kept; the same command goes on.", file=sys.stderr)
-        raise SystemExit(130) from None
+    show(measure_model(asked), asked)
 
 
-@app.command
 def compare(
-    recipe: Path = Path("recipes/smollm2_135m.py"),
+    recipe: str = "smollm2_135m",
     seeds: tuple[int, ...] = (0, 1, 2),
     prompts: tuple[Path, ...] = (),
     rows: int | None = None,
@@ -150,15 +172,15 @@ def compare(
             the first one, with nothing behind the flag none.
         out: Where everything is kept: comparison.md, comparison.json, trade_off.png, adapters and answers.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from dcr_lite.compare.command import compare as run_comparison
     from dcr_lite.run.terminal import show_page
 
-    run_comparison(recipe, seeds, prompts, rows, choices, seeds[:1] if curve_seeds is None else curve_seeds, out)
+    run_comparison(
+        find_recipe(recipe), seeds, prompts, rows, choices, seeds[:1] if curve_seeds is None else curve_seeds, out
+    )
     show_page(out / "comparison.md")
 
 
-@app.command
 def export(
     run: Annotated[Path, tyro.conf.Positional],
     to: Literal["merged", "gguf", "hub"],
@@ -181,7 +203,6 @@ def export(
         form: For the Hub: the adapter alone, or what was exported before.
         public: For the Hub: visible to everybody at once.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if to == "hub" and repo is None:
         raise UserError("--to hub needs --repo owner/name")
 
@@ -196,7 +217,6 @@ def export(
         print(f"pushed: {push(finished, str(repo), form, out, public)}")
 
 
-@app.command
 def diagnose(
     run: Annotated[Path, tyro.conf.Positional],
     pairs: int = 8,
@@ -210,7 +230,6 @@ def diagnose(
         pairs: Development pairs, and as many plain prompts, whose kernel is measured.
         projections: Random projections on each side of the kernel; from the width of the model on it is exact.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from dcr_lite.diagnose.command import diagnose as look_into
     from dcr_lite.run.terminal import show_page
 
@@ -261,18 +280,45 @@ def _show(title: str, note: str, scores: list[Any]) -> None:
         console.print(Text(one.answer))  # never read as markup
 
 
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "demo": demo,
+    "score": score,
+    "evaluate": evaluate,
+    "judge": judge,
+    "compare": compare,
+    "diagnose": diagnose,
+    "export": export,
+}
+
+
 def main() -> None:
-    """The entry point: mistakes in a sentence, exit status 1."""
+    """The entry point. Errors that a user can fix are one line on standard error, with exit status 1."""
+    argv = sys.argv[1:] or ["--help"]
+    command = argv[0]
+    if command == "--version":
+        print(f"dcr-lite {__version__}")
+        return
+    if not command.startswith("-") and command not in COMMANDS:
+        print(f"error: dcr-lite has no command {command}. Its commands: {', '.join(COMMANDS)}.", file=sys.stderr)
+        raise SystemExit(2)
     try:
-        app.cli(
-            prog="dcr-lite",
-            description="Discernment between toxic and seemingly toxic prompts.",
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+        if command == "train":  # every recipe has flags of its own
+            train(tuple(argv[1:]))
+        else:
+            tyro.extras.subcommand_cli_from_dict(
+                COMMANDS,
+                args=argv,
+                prog="dcr-lite",
+                description="Chat models that refuse toxic prompts and answer seemingly toxic ones.",
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
+        if command in ("evaluate", "compare"):
+            print("\nstopped; what is done is kept. Run the same command again to continue.", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -1,5 +1,6 @@
 """The demo through its API, as gradio_client sees it; the page itself is for tests/test_demo_browser.py."""
 
+import inspect
 import json
 import re
 import subprocess
@@ -11,10 +12,9 @@ import pytest
 
 pytest.importorskip("gradio", reason="the demo needs the extra: pip install 'dcr-lite[demo]'")
 
-import gradio as gr
 from gradio_client import Client
 
-import app
+from dcr_lite.demo import blocks, page
 from dcr_lite.demo.scoring import OpenRun
 
 ROOT = Path(__file__).parent.parent
@@ -111,7 +111,7 @@ def test_only_the_newest_downloads_are_kept(opened: OpenRun, tmp_path: Path) -> 
     """A list's file holds its rows with the answers; a long day leaves a handful of files."""
     scores = opened.score_list("dcr", ["=1+1, or <b>", "Hello"])
     for _ in range(12):
-        last = app.write_csv(scores, tmp_path)
+        last = blocks.write_csv(scores, tmp_path)
     assert len(list(tmp_path.iterdir())) <= 5
     lines = Path(last).read_text(encoding="utf-8").splitlines()
     assert lines[0] == "prompt,verdict,refusal probability,like toxic,like seemingly toxic,answer"
@@ -121,7 +121,7 @@ def test_only_the_newest_downloads_are_kept(opened: OpenRun, tmp_path: Path) -> 
 def test_the_stock_model_alone_has_a_page(opened: OpenRun) -> None:
     """Without a run there is one column, a note, and no similarity; the page is built all the same."""
     alone = OpenRun(opened.model, ("base",), None, "stock", "make train makes one")
-    shown: Any = app.build(alone).config["components"]
+    shown: Any = blocks.build(alone).config["components"]
     ids = {part["props"].get("elem_id") for part in shown}
     assert {"note", "answer-base"} <= ids
     assert "answer-dcr" not in ids
@@ -138,7 +138,7 @@ def test_a_damaged_run_ends_with_a_sentence(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_share_is_off_unless_asked() -> None:
-    """No public link by default, and the page tells no analytics server."""
-    assert app.Settings().share is False
-    assert gr.analytics.analytics_enabled() is False
+def test_share_is_off_unless_asked(url: str, opened: OpenRun) -> None:
+    """No public link by default, and the page sends nothing to Gradio's analytics server."""
+    assert inspect.signature(page.main).parameters["share"].default is False
+    assert blocks.build(opened).analytics_enabled is False
