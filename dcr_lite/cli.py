@@ -10,9 +10,10 @@ import tyro
 
 from dcr_lite import __version__
 from dcr_lite.errors import UserError
+from dcr_lite.names import BENCHMARK_NAMES
 from dcr_lite.run.launch import launch
 from dcr_lite.run.recipes import find_recipe, load_recipe, recipe_titles
-from dcr_lite.settings import Device, Precision, Quantization
+from dcr_lite.settings import HELD_OUT_FILES, Device, Precision, Quantization
 
 BAR = 24  # characters
 
@@ -52,12 +53,13 @@ def score(
     run: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Score one prompt with the models of a run: verdict, probability, similarity to both kinds, words, answer.
+    """Score one prompt with every model of a run: verdict, refusal probability, similarity to toxic and to seemingly
+    toxic prompts, the words that weigh most, and the answer.
 
     Args:
         prompt: The prompt, in quotes.
         run: A run folder; by default the newest finished one under runs/, else the stock model alone.
-        json: One JSON object for machines: {run, note, scores}.
+        json: Print one JSON object instead of a table: {run, note, scores}.
     """
     from transformers.utils import logging as transformers_logging
 
@@ -77,11 +79,12 @@ def judge(
     out: str,
     string_match: bool = False,
 ) -> None:
-    """Judge a file of answers: each row gets refused (true | false) and a score from 0 to 1. No model, no network.
+    """Judge a file of answers: adds refused (true or false) and a score from 0 to 1 to every row. Needs no model and no
+    network.
 
     Args:
-        answers: JSON Lines of {prompt, response}; other fields are kept. - reads from a pipe.
-        out: Where the labelled rows go; - for standard output.
+        answers: JSON Lines of {prompt, response}; other fields are kept. - reads standard input.
+        out: File for the labelled rows; - writes to standard output.
         string_match: Add the two string matches of the literature (string_match: GCG, opening_match: XSTest).
     """
     from dcr_lite.evaluate.labelling import label_answers, read_bytes, write_rows
@@ -99,7 +102,9 @@ def evaluate(
     model: str,
     out: Path,
     prompts: tuple[Path, ...] = (),
-    benchmarks: tuple[str, ...] = (),
+    benchmarks: Annotated[
+        tuple[str, ...], tyro.conf.arg(help=f"Public benchmarks, fetched once: {', '.join(BENCHMARK_NAMES)}.")
+    ] = (),
     method: Literal["dcr", "safety_sft", "base"] = "dcr",
     rows: int | None = None,
     instructions: Path | None = None,
@@ -109,33 +114,33 @@ def evaluate(
     precision: Precision = "auto",
     quantization: Quantization = "auto",
 ) -> None:
-    """Measure one model: refusal rates by set, discernment, general ability. Called again, it goes on where it stopped.
+    """Measure one model: refusal rates by set, discernment, general ability. The same command continues a stopped
+    measurement.
 
     Args:
         model: A run folder, the folder of an adapter or of a model, or a name on the Hub.
-        out: The result, as JSON. Answers lie beside it, in NAME.answers.jsonl: keep those to yourself.
+        out: File for the result, JSON. The answers go to NAME.answers.jsonl beside it. Private: contains answers to
+            toxic prompts.
         prompts: JSON Lines of {prompt, label, source?} or {toxic, seemingly_toxic}; by default the shipped held-out
             prompts.
-        benchmarks: Public ones by name, fetched once: xstest, or_bench_hard, oktest, phtest, coconot_contrast,
-            jailbreakbench_benign, or_bench_toxic, advbench, harmbench, jailbreakbench, strongreject,
-            simple_safety_tests, malicious_instruct.
         method: Which model of a run: DCR's, safety SFT alone, or the stock model.
-        rows: At most so many prompts of each set and label, drawn with a fixed seed.
+        rows: At most this many prompts of each set and label, drawn with a fixed seed.
         instructions: JSON Lines of {prompt, response} for the answer loss; by default the shipped held-out ones.
         multiple_choice: JSON Lines of {question, choices, answer}, answered by log-likelihood.
         answer_tokens: Tokens of each answer: enough to see whether it refuses.
-        device: auto takes CUDA where there is a GPU.
-        precision: auto takes bfloat16 where the device multiplies it natively (of a run: what it was trained in).
-        quantization: Of the base model's weights; auto: 4-bit NF4 on a CUDA GPU, none elsewhere (of a run: as trained).
+        device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
+        precision: auto: that of the run; of another model bfloat16 where the device multiplies it natively, else
+            float16 on a GPU and float32 on a CPU.
+        quantization: Of the base model's weights. auto: that of the run; of another model 4-bit NF4 on a CUDA GPU, none
+            elsewhere.
     """
     from dcr_lite.evaluate.command import Asked, measure_model, show
     from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS
-    from dcr_lite.settings import Settings
 
     asked = Asked(
         model,
         out,
-        prompts or (() if benchmarks else Settings(model, Path(), 0).evaluation),
+        prompts or (() if benchmarks else HELD_OUT_FILES),
         benchmarks,
         method,
         rows,
@@ -154,30 +159,29 @@ def compare(
     seeds: tuple[int, ...] = (0, 1, 2),
     prompts: tuple[Path, ...] = (),
     rows: int | None = None,
-    choices: Path | None = None,
+    multiple_choice: Path | None = None,
     curve_seeds: tuple[int, ...] | None = None,
     out: Path = Path("runs/compare"),
 ) -> None:
-    """Train and measure the stock model, safety SFT alone, data augmentation, Surgical, SCANS and DCR on one recipe:
-    one table, one trade-off picture, JSON. Called again, it goes on where it stopped.
+    """Train and measure six methods on one recipe: the stock model, safety SFT alone, data augmentation, Surgical,
+    SCANS and DCR. Writes a table, a trade-off plot and JSON. The same command continues a stopped comparison.
 
     Args:
-        recipe: The recipe whose model, data and settings all methods share.
+        recipe: Name or file of the recipe whose model, data and settings all methods share.
         seeds: Of the first weights, the split and the order of rows. Intervals are over them.
         prompts: JSON Lines of {prompt, label, source?} or {toxic, seemingly_toxic} to measure on; by default the
             recipe's held-out part.
-        rows: At most so many prompts of each file, drawn with a fixed seed.
-        choices: JSON Lines of {question, choices, answer}: multiple choice, for general ability.
+        rows: At most this many prompts of each set and label, drawn with a fixed seed.
+        multiple_choice: JSON Lines of {question, choices, answer}, answered by log-likelihood.
         curve_seeds: Seeds for which every method is measured at further strengths, for the trade-off curve; by default
             the first one, with nothing behind the flag none.
-        out: Where everything is kept: comparison.md, comparison.json, trade_off.png, adapters and answers.
+        out: Folder of the comparison: comparison.md, comparison.json, trade_off.png, adapters and answers.
     """
     from dcr_lite.compare.command import compare as run_comparison
     from dcr_lite.run.terminal import show_page
 
-    run_comparison(
-        find_recipe(recipe), seeds, prompts, rows, choices, seeds[:1] if curve_seeds is None else curve_seeds, out
-    )
+    curve_seeds = seeds[:1] if curve_seeds is None else curve_seeds
+    run_comparison(find_recipe(recipe), seeds, prompts, rows, multiple_choice, curve_seeds, out)
     show_page(out / "comparison.md")
 
 
@@ -191,17 +195,17 @@ def export(
     form: Literal["adapter", "merged", "gguf"] = "adapter",
     public: bool = False,
 ) -> None:
-    """Make the adapter of a finished run into what others load: merged weights, a GGUF file, a page on the Hub.
+    """Export the adapter of a finished run: as merged weights, as a GGUF file, or to the Hugging Face Hub.
 
     Args:
         run: The run folder.
         to: merged: a folder that transformers loads without peft. gguf: one file for llama.cpp. hub: push to the Hub.
-        out: Where it goes (hub: where the export lies); by default into the run folder.
-        base: A folder or Hub name of the base in 16 bits, where the run's own base is stored in 4.
-        file_type: Of a GGUF: bf16 keeps every bit, q8_0 halves the file.
-        repo: For the Hub: owner/name.
-        form: For the Hub: the adapter alone, or what was exported before.
-        public: For the Hub: visible to everybody at once.
+        out: Folder or file to write (hub: the export to push); by default inside the run folder.
+        base: Folder or Hub name of the base model in 16 bits, where that of the run is stored in 4 bits.
+        file_type: Of a GGUF file: bf16 keeps every bit, q8_0 halves the size.
+        repo: Of the Hub: owner/name.
+        form: What to push to the Hub: the adapter, or an earlier export.
+        public: Make the Hub repository public; otherwise it is private.
     """
     if to == "hub" and repo is None:
         raise UserError("--to hub needs --repo owner/name")
@@ -222,13 +226,14 @@ def diagnose(
     pairs: int = 8,
     projections: int = 8,
 ) -> None:
-    """Look into a finished run: how tightly toxic and other prompts are coupled before and after each stage, at which
-    layer they can be told apart, how refusal was learnt, whom it helped. Tables, pictures and JSON in RUN/diagnosis.
+    """Diagnose a finished run: how strongly toxic and other prompts are coupled before and after each stage, at which
+    layer they can be told apart, how refusal was learnt, which prompts changed most. Writes tables, plots and JSON to
+    RUN/diagnosis.
 
     Args:
         run: A finished run folder.
-        pairs: Development pairs, and as many plain prompts, whose kernel is measured.
-        projections: Random projections on each side of the kernel; from the width of the model on it is exact.
+        pairs: Development pairs, and as many plain prompts, for which the neural tangent kernel is measured.
+        projections: Random projections on each side of the kernel; with as many as the model is wide it is exact.
     """
     from dcr_lite.diagnose.command import diagnose as look_into
     from dcr_lite.run.terminal import show_page
