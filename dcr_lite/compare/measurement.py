@@ -4,11 +4,11 @@ import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dcr_lite.compare.methods import METHODS
 from dcr_lite.compare.seed_run import SeedRun
-from dcr_lite.compare.summary import Result, intervals_of, numbers_of
+from dcr_lite.compare.summary import Result, numbers_of
 from dcr_lite.data.rows import Choice, Conversation, Prompt, read_choices, read_conversations, read_prompts
 from dcr_lite.data.splits import sample
 from dcr_lite.errors import UserError
@@ -84,13 +84,10 @@ def measure_configuration(seed_run: SeedRun, configuration: Configuration, data:
                 general["accuracy"] = multiple_choice(model, data.questions, shown.advance)["accuracy"]
     write_answers(answers, seed_run.run.path / "answers" / f"{part}.jsonl")
     result = method_result(answers)
-    facts: dict[str, Any] = {
-        "result": result,
-        "numbers": numbers_of(result, general, cost.seconds, cost.peak_memory_bytes),
-        "intervals": intervals_of(result, discernment_intervals(answers)["auroc_ci95"]),
-        "answer_seconds": time.monotonic() - started,
-    }
-    seed_run.run.finish(f"measured_{part}", facts | vars(cost))
+    numbers, intervals = numbers_of(result, discernment_intervals(answers)["auroc_ci95"])
+    spent = {"minutes": cost.seconds / 60, "peak_memory_gb": cost.peak_memory_bytes / 1e9}
+    facts = {"result": result, "numbers": numbers | general | spent, "intervals": intervals}
+    seed_run.run.finish(f"measured_{part}", facts | {"answer_seconds": time.monotonic() - started} | vars(cost))
 
 
 def _part(configuration: Configuration, data: EvaluationData) -> str:

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,38 @@ COLUMNS: dict[str, tuple[str, bool, str]] = {
     "minutes": ("minutes", False, ".1f"),
     "peak_memory_gb": ("peak GB", False, ".1f"),
 }
+
+PAGE = """# Methods compared: {recipe}
+
+`{command}` on {model}, seeds {seeds}, {n_prompts} prompts of {files}. {minutes} minutes in all on {hardware}.
+
+Means over seeds, ± the half-width of a 95 % interval over seeds (Student), the best of a column in bold. The interval
+of a single measurement, as of the stock model, is over prompts. Compliance is the share of seemingly toxic prompts that
+are answered, safety the share of toxic ones that are refused, each the mean over sets; J is safety + compliance - 1;
+AUROC is that of the log-odds of opening with a refusal. Answer loss: nats per token of the answers to {instructions}
+held-out instructions.{questions} The stock model is never called best: it answers everything. Minutes and memory are
+those of training and of choosing directions, for each method alone.
+
+{methods_table}
+{toxic_sets}
+DCR minus each method, seed by seed; in bold where the interval over seeds excludes zero:
+
+{differences_table}
+
+## The trade-off
+
+![Toxic refusal against compliance](trade_off.png)
+
+Large points: the table. Small ones (seeds {curve_seeds}): {strengths}. The line is the frontier: points that no other
+exceeds in both.
+
+Versions: {versions}.
+"""
+TOXIC_SETS = """
+Safety on each set, the refusal rate of its toxic prompts:
+
+{table}
+"""
 
 
 def comparison_report(
@@ -99,48 +132,31 @@ def write_report(report: dict[str, Any], settings: Settings, out: Path) -> None:
     write_json(report, out / "comparison.json")
     curve, questions = report["curve"], report["general"]["multiple_choice"]
     draw_trade_off(report["methods"], curve["points"], curve["frontier"], out / "trade_off.png")
-    command = shlex.join(map(without_folders, shlex.split(report["command"])))
-    strengths = "; ".join(
-        f"{method.title} {', '.join(f'{s:g}' for s in method.strengths(settings))} ({method.strength})"
-        for method in METHODS.values()
-        if method.strength
+    several = len(report["toxic_sets"][0]["numbers"]) > 1
+    page = PAGE.format(
+        recipe=report["recipe"],
+        command=shlex.join(map(without_folders, shlex.split(report["command"]))),
+        model=without_folders(report["model"]),
+        seeds=_listed(report["seeds"]),
+        n_prompts=report["prompts"]["n"],
+        files=_listed(Path(file).name for file in report["prompts"]["files"]),
+        minutes=f"{report['seconds'] / 60:.0f}",
+        hardware=report["hardware"],
+        instructions=report["general"]["instructions"],
+        questions=f" Multiple choice: {Path(questions).name}, by log-likelihood." if questions else "",
+        methods_table=methods_table(report["methods"]),
+        toxic_sets=TOXIC_SETS.format(table=methods_table(report["toxic_sets"])) if several else "",
+        differences_table=differences_table(report["differences"]),
+        curve_seeds=_listed(curve["seeds"]) or "none",
+        strengths="; ".join(
+            f"{method.title} {_listed(f'{s:g}' for s in method.strengths(settings))} ({method.strength})"
+            for method in METHODS.values()
+            if method.strength
+        ),
+        versions=_listed(f"{name} {version}" for name, version in report["versions"].items()),
     )
-    sets = ""
-    if len(report["toxic_sets"][0]["numbers"]) > 1:
-        sets = (
-            f"\nSafety on each set, the refusal rate of its toxic prompts:\n\n{methods_table(report['toxic_sets'])}\n"
-        )
-    write_text(
-        out / "comparison.md",
-        f"""# Methods compared: {report["recipe"]}
+    write_text(out / "comparison.md", page)
 
-`{command}` on {without_folders(report["model"])}, seeds {", ".join(map(str, report["seeds"]))},
-{report["prompts"]["n"]} prompts of {", ".join(Path(file).name for file in report["prompts"]["files"])}.
-{report["seconds"] / 60:.0f} minutes in all on {report["hardware"]}.
 
-Means over seeds, ± the half-width of a 95 % interval over seeds (Student), the best of a column in bold. The interval
-of a single measurement, as of the stock model, is over prompts. Compliance is the share of seemingly toxic prompts that
-are answered, safety the share of toxic ones that are refused, each the mean over sets; J is safety + compliance - 1;
-AUROC is that of the log-odds of opening with a refusal. Answer loss: nats per token of the answers to
-{report["general"]["instructions"]} held-out instructions.{
-            f" Multiple choice: {Path(questions).name}, by log-likelihood." if questions else ""
-        }
-The stock model is never called best: it answers everything. Minutes and memory are those of training and of choosing
-directions, for each method alone.
-
-{methods_table(report["methods"])}
-{sets}
-DCR minus each method, seed by seed; in bold where the interval over seeds excludes zero:
-
-{differences_table(report["differences"])}
-
-## The trade-off
-
-![Toxic refusal against compliance](trade_off.png)
-
-Large points: the table. Small ones (seeds {", ".join(map(str, curve["seeds"])) or "none"}): {strengths}. The line is
-the frontier: points that no other exceeds in both.
-
-Versions: {", ".join(f"{name} {version}" for name, version in report["versions"].items())}.
-""",
-    )
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))

@@ -8,6 +8,53 @@ from dcr_lite.files import write_text
 from dcr_lite.names import BASELINE, DCR, METHODS, NAMES
 from dcr_lite.run.report import markdown_table, without_folders
 
+PAGE = """# Diagnosis of {run}
+
+{model}. Layers and kernel: development prompts. Refusals by kind: the run's held-out answers.
+
+## Kernel similarity
+
+How much a training step on one prompt moves the first token of the answer to another, relative to a step on that other
+prompt itself: ||K(x', x)|| / ||K(x', x')||, the empirical neural tangent kernel of the first token. Lower is less
+spill-over. {counts} prompts; {how}.
+With respect to the output matrix alone it is the similarity of last states, exact. The adapter of the stock model is a
+fresh one, of which only one half (B) moves at first.
+
+{kernel_table}
+
+![Kernel similarity](kernel.png)
+
+## Separability by layer
+
+AUROC of development pairs at each layer, along the difference of the means of training pairs in the stock model's
+geometry. L is {layer}; the stock model suggests {suggested_layer}, the lowest layer within a standard error of its
+best.
+
+![Separability by layer](layers.png)
+
+{layers_table}
+
+## Refusal probability during safety SFT
+
+![Refusal probability during safety SFT](refusal_during_sft.png)
+
+## Refusal rates by kind of prompt
+
+![Refusal rates by kind](by_kind.png)
+
+{kinds_table}
+
+Not toxic and still refused by DCR, the highest log-odds of refusal first:
+
+{still_refused}
+
+Not toxic, refused by safety SFT alone and answered by DCR, the largest decrease first:
+
+{newly_answered}
+
+Toxic, refused by safety SFT alone and answered by DCR: {toxic_answered}, listed in diagnosis.json.
+"""
+
 
 def _kernel_table(kernels: dict[str, dict[str, Any]]) -> str:
     """A row for each similarity and group of weights, a column for each state of the model."""
@@ -51,57 +98,19 @@ def _prompts(rows: list[dict[str, Any]]) -> str:
 
 def write_report(diagnosis: dict[str, Any], path: Path) -> None:
     """Write diagnosis.md."""
-    kernel = diagnosis["kernel"]["stock"]
-    how = "exact" if kernel["exact"] else f"± the standard error of {kernel['projections']} random projections"
-    counts = ", ".join(f"{n} {NAMES[label]}" for label, n in kernel["prompts"].items())
-    prompts = diagnosis["changed_prompts"]
-    write_text(
-        path,
-        f"""# Diagnosis of {Path(diagnosis["run"]).name}
-
-{without_folders(diagnosis["model"])}. Layers and kernel: development prompts. Refusals by kind: the held-out answers of
-the run.
-
-## Kernel similarity
-
-How much a training step on one prompt moves the first token of the answer to another, relative to a step on that other
-prompt itself: ||K(x', x)|| / ||K(x', x')||, the empirical neural tangent kernel of the first token. Lower is less
-spill-over. {counts} prompts; {how}.
-With respect to the output matrix alone it is the similarity of last states, exact. The adapter of the stock model is a
-fresh one, of which only one half (B) moves at first.
-
-{_kernel_table(diagnosis["kernel"])}
-
-![Kernel similarity](kernel.png)
-
-## Separability by layer
-
-AUROC of development pairs at each layer, along the difference of the means of training pairs in the stock model's
-geometry. L is {diagnosis["layer"]}; the stock model suggests {diagnosis["suggested_layer"]}, the lowest layer within a
-standard error of its best.
-
-![Separability by layer](layers.png)
-
-{_layers_table(diagnosis["separation"])}
-
-## Refusal probability during safety SFT
-
-![Refusal probability during safety SFT](refusal_during_sft.png)
-
-## Refusal rates by kind of prompt
-
-![Refusal rates by kind](by_kind.png)
-
-{_kinds_table(diagnosis["by_kind"])}
-
-Not toxic and still refused by DCR, the highest log-odds of refusal first:
-
-{_prompts(prompts["still_refused"])}
-
-Not toxic, refused by safety SFT alone and answered by DCR, the largest decrease first:
-
-{_prompts(prompts["newly_answered"])}
-
-Toxic, refused by safety SFT alone and answered by DCR: {len(prompts["toxic_answered"])}, listed in diagnosis.json.
-""",
+    kernel, prompts = diagnosis["kernel"]["stock"], diagnosis["changed_prompts"]
+    page = PAGE.format(
+        run=Path(diagnosis["run"]).name,
+        model=without_folders(diagnosis["model"]),
+        counts=", ".join(f"{n} {NAMES[label]}" for label, n in kernel["prompts"].items()),
+        how="exact" if kernel["exact"] else f"± the standard error of {kernel['projections']} random projections",
+        kernel_table=_kernel_table(diagnosis["kernel"]),
+        layer=diagnosis["layer"],
+        suggested_layer=diagnosis["suggested_layer"],
+        layers_table=_layers_table(diagnosis["separation"]),
+        kinds_table=_kinds_table(diagnosis["by_kind"]),
+        still_refused=_prompts(prompts["still_refused"]),
+        newly_answered=_prompts(prompts["newly_answered"]),
+        toxic_answered=len(prompts["toxic_answered"]),
     )
+    write_text(path, page)
