@@ -14,9 +14,10 @@ from tiny_models import add_random_adapter, load_tiny
 
 from dcr_lite import cli
 from dcr_lite.data.rows import Prompt
+from dcr_lite.data.splits import sample
 from dcr_lite.errors import UserError
 from dcr_lite.evaluate import command
-from dcr_lite.evaluate.command import Asked, measure_model, sample
+from dcr_lite.evaluate.command import Asked, measure_model
 from dcr_lite.model import adapters
 from dcr_lite.model.adapters import load_adapter
 from dcr_lite.names import DCR

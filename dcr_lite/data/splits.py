@@ -1,11 +1,11 @@
-"""Which rows train, in which order: splits by focus word, mixtures, batches."""
+"""Which rows are trained and measured on, in which order: splits by focus word, samples, mixtures, batches."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice, zip_longest
 
-from dcr_lite.data.rows import Conversation, Pair
+from dcr_lite.data.rows import Conversation, Pair, Prompt
 from dcr_lite.errors import UserError
 
 
@@ -97,6 +97,26 @@ def evenly_drawn(name: str, rows: list[Conversation], n: int, seed: int) -> list
     if n > len(rows):
         raise UserError(f"{n} {name} asked for and {len(rows)} given; lower the number or give more rows")
     return _evenly(rows, random.Random(seed))[:n]
+
+
+def sample(prompts: list[Prompt], rows: int | None) -> list[Prompt]:
+    """At most ``rows`` prompts of each set and label, all of them for None.
+
+    Drawn with a fixed seed, since some sets are sorted by topic. Both sides of matched pairs are drawn. Raises UserError
+    for ``rows`` below 1.
+    """
+    if rows is None:
+        return prompts
+    if rows < 1:
+        raise UserError(f"--rows {rows}: at least 1 is needed")
+    groups: dict[tuple[str, str], list[Prompt]] = {}
+    for prompt in prompts:
+        groups.setdefault((prompt.source, prompt.label), []).append(prompt)
+    return [
+        prompt
+        for group in groups.values()
+        for prompt in (group if rows >= len(group) else random.Random(0).sample(group, rows))
+    ]
 
 
 def sft_batches(lengths: list[int], refuses: list[bool], batch_size: int, epochs: int, seed: int) -> list[list[int]]:

@@ -3,7 +3,6 @@ answers lie in a file beside the result, and the same command goes on where it w
 
 import hashlib
 import json
-import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from dcr_lite.data.benchmarks import load_benchmark
 from dcr_lite.data.rows import Prompt, read_choices, read_conversations, read_prompts
+from dcr_lite.data.splits import sample
 from dcr_lite.errors import UserError
 from dcr_lite.files import write_json
 from dcr_lite.measure.answers import Measured, discernment_intervals, measure, method_result
@@ -50,23 +50,6 @@ class Asked:
     def begun(self) -> Path:
         """What was begun, while it is not finished."""
         return self.out.with_suffix(".begun.json")
-
-
-def sample(prompts: list[Prompt], rows: int | None) -> list[Prompt]:
-    """At most ``rows`` prompts of every set and label: drawn with a fixed seed, since some sets are sorted by topic.
-    Of matched pairs both sides are drawn."""
-    if rows is None:
-        return prompts
-    if rows < 1:
-        raise UserError(f"--rows {rows}: it takes at least 1")
-    groups: dict[tuple[str, str], list[Prompt]] = {}
-    for prompt in prompts:
-        groups.setdefault((prompt.source, prompt.label), []).append(prompt)
-    return [
-        prompt
-        for group in groups.values()
-        for prompt in (group if rows >= len(group) else random.Random(0).sample(group, rows))
-    ]
 
 
 def _require_new(out: Path) -> None:
@@ -194,7 +177,7 @@ def measure_model(asked: Asked) -> dict[str, Any]:
     Raises UserError naming file and line, a prompt that is too long, or a result that is already there.
     """
     sets = [read_prompts(path) for path in asked.prompts] + [load_benchmark(name) for name in asked.benchmarks]
-    prompts = [prompt for rows in sets for prompt in sample(rows, asked.rows)]
+    prompts = sample([prompt for rows in sets for prompt in rows], asked.rows)
     instructions = read_conversations(asked.instructions)
     choices = read_choices(asked.choices) if asked.choices else []
     _require_new(asked.out)
