@@ -102,8 +102,8 @@ def evenly_drawn(name: str, rows: list[Conversation], n: int, seed: int) -> list
 def sample(prompts: list[Prompt], rows: int | None) -> list[Prompt]:
     """At most ``rows`` prompts of each set and label, all of them for None.
 
-    Drawn with a fixed seed, since some sets are sorted by topic. Both sides of matched pairs are drawn. Raises UserError
-    for ``rows`` below 1.
+    Drawn with a fixed seed, since some sets are sorted by topic. Both sides of matched pairs are drawn.
+    Raises UserError for ``rows`` below 1.
     """
     if rows is None:
         return prompts
