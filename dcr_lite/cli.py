@@ -55,10 +55,10 @@ def judge(
         out: Where the labelled rows go; - for standard output.
         string_match: Add the two string matches of the literature (string_match: GCG, opening_match: XSTest).
     """
-    from dcr_lite.evaluate.labelling import label_answers, read_bytes, write_rows
+    from dcr_lite.evaluate.labelling import label_answers, write_rows
     from dcr_lite.measure.metrics import wilson_interval
 
-    rows = label_answers(read_bytes(answers), "standard input" if answers == "-" else answers, string_match)
+    rows = label_answers(answers, string_match)
     write_rows(rows, out)
     refused = sum(row["refused"] for row in rows)
     low, high = wilson_interval(refused, len(rows))
@@ -101,11 +101,12 @@ def evaluate(
         quantization: Of the base model's weights; auto: 4-bit NF4 on a CUDA GPU, none elsewhere (of a run: as trained).
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from dcr_lite.evaluate.command import Asked, measure_model, show
+    from dcr_lite.evaluate.command import Evaluation, measure_model
+    from dcr_lite.evaluate.table import show
     from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS
     from dcr_lite.settings import Settings
 
-    asked = Asked(
+    asked = Evaluation(
         model,
         out,
         prompts or (() if benchmarks else Settings(model, Path(), 0).evaluation),
