@@ -165,9 +165,9 @@ def export(
     to: Literal["merged", "gguf", "hub"],
     out: Path | None = None,
     base: str | None = None,
-    file_type: Literal["bf16", "q8_0"] = "bf16",
+    file_type: Literal["bf16", "q8_0"] | None = None,
     repo: str | None = None,
-    form: Literal["adapter", "merged", "gguf"] = "adapter",
+    form: Literal["adapter", "merged", "gguf"] | None = None,
     public: bool = False,
 ) -> None:
     """Make the adapter of a finished run into what others load: merged weights, a GGUF file, a page on the Hub.
@@ -177,24 +177,24 @@ def export(
         to: merged: a folder that transformers loads without peft. gguf: one file for llama.cpp. hub: push to the Hub.
         out: Where it goes (hub: where the export lies); by default into the run folder.
         base: A folder or Hub name of the base in 16 bits, where the run's own base is stored in 4.
-        file_type: Of a GGUF: bf16 keeps every bit, q8_0 halves the file.
+        file_type: Of a GGUF: bf16 (the default) keeps every bit, q8_0 halves the file.
         repo: For the Hub: owner/name.
-        form: For the Hub: the adapter alone, or what was exported before.
+        form: For the Hub: the adapter alone (the default), or what was exported before.
         public: For the Hub: visible to everybody at once.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if to == "hub" and repo is None:
-        raise UserError("--to hub needs --repo owner/name")
+    from dcr_lite.export.command import check_flags, export_gguf, export_merged, open_finished
 
-    from dcr_lite.export.command import export_gguf, export_merged, open_finished, push
-
+    check_flags(to, base=base, file_type=file_type, repo=repo, form=form, public=public)
     finished = open_finished(run)
     if to == "merged":
         print(f"written: {export_merged(finished, out, base)}")
     elif to == "gguf":
-        print(f"written: {export_gguf(finished, out, base, file_type)}")
+        print(f"written: {export_gguf(finished, out, base, file_type or 'bf16')}")
     else:
-        print(f"pushed: {push(finished, str(repo), form, out, public)}")
+        from dcr_lite.export.hub import push
+
+        print(f"pushed: {push(finished, str(repo), form or 'adapter', out, public)}")
 
 
 @app.command
