@@ -1,4 +1,4 @@
-"""What the state of one prompt at layer L says: how like the two kinds it is, and where it lies among others.
+"""Reading the state of one prompt at layer L: its similarity to the two kinds, and its place among other prompts.
 
 Fitted at the end of a run and saved beside the adapter, so that reading a prompt needs none of the training data:
 the whitening of the run's geometry, and for each model its own centre, the means of both kinds (from training pairs),
