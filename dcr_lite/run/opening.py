@@ -171,6 +171,8 @@ def model_settings_of(run: Path) -> ModelSettings:
         raise UserError(f"{run}: no such run folder. `dcr-lite train smollm2_135m` makes one.")
     try:
         chosen = json.loads((run / "settings.json").read_text(encoding="utf-8"))["settings"]
+        # Version 0.1 wrote four_bit: true, false or null.
+        chosen.setdefault("quantization", {True: "nf4", False: "none"}.get(chosen.get("four_bit"), "auto"))
         kept = {field.name: chosen[field.name] for field in fields(ModelSettings)}
         return ModelSettings(**kept | {"device": "auto", "backend": "auto"})
     except (OSError, ValueError, KeyError, TypeError):
