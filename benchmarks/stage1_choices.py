@@ -136,7 +136,7 @@ def variant(model: Any, name: str, changes: dict[str, Any], seed: int) -> dict[s
 
 def stock_layers() -> None:
     """A line for every layer of the stock model: its own states of all training pairs fit geometry and direction."""
-    from dcr_lite.diagnose.probes import layer_geometries
+    from dcr_lite.diagnose.layers import layer_geometries
     from dcr_lite.method.contrastive import encode_pairs
     from dcr_lite.model.states import last_states
     from dcr_lite.run import inputs

@@ -24,7 +24,8 @@ def browser() -> Iterator[Any]:
     with sync_playwright() as playwright:
         path = shutil.which("chromium") or playwright.chromium.executable_path  # Debian's, or playwright's own
         if not os.access(path, os.X_OK):
-            pytest.skip("no Chromium here: apt-get install chromium, or playwright install chromium")
+            missing = pytest.fail if os.environ.get("DCR_LITE_REQUIRE_BROWSER") else pytest.skip
+            missing("no Chromium here: apt-get install chromium, or playwright install chromium")
         chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield chromium
         chromium.close()
