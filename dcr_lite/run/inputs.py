@@ -7,7 +7,6 @@ from dcr_lite.data.paper_data import full_data
 from dcr_lite.data.rows import Conversation, Pair, Prompt, read_conversations, read_pairs, read_prompts
 from dcr_lite.data.splits import safety_mixture, split_by_focus
 from dcr_lite.errors import UserError
-from dcr_lite.model import distributed
 from dcr_lite.names import LABELS
 from dcr_lite.settings import Settings
 
@@ -106,6 +105,8 @@ def load_data(settings: Settings) -> Data:
 
 
 def _check_numbers(settings: Settings) -> None:
+    from dcr_lite.model import distributed  # torch, which --plan answers without
+
     for name, least in LEAST.items():
         value = settings.sizes.get(name, getattr(settings, name))
         if value < least:
