@@ -155,7 +155,7 @@ def test_a_curve_adds_strengths_for_its_seeds_alone(compared: Compared) -> None:
 def test_a_stopped_comparison_goes_on(compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped while answering and again before a training, it ends with the same numbers; nothing that was finished is
     done again, and a finished one does nothing."""
-    recipe, _, finished, report = compared
+    recipe, _, _, report = compared
     measure, train = measurement.measure, steps.train_safety_sft
     answered: list[int] = []
     trained: list[str] = []
@@ -190,7 +190,9 @@ def test_a_stopped_comparison_goes_on(compared: Compared, tmp_path: Path, monkey
     assert len(answered) == len(METHODS) + 1
 
 
-def test_other_prompts_need_no_new_training(compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_prompts_need_no_new_training(
+    compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The adapters stay; each set has a column of its own, ``rows`` draws from each set and label, and multiple choice
     adds a column."""
     recipe, _, finished, _ = compared

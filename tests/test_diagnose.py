@@ -22,9 +22,9 @@ PLOTS = ("layers", "kernel", "refusal_during_sft", "by_kind")
 
 @pytest.fixture(scope="module")
 def diagnosed(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A finished run of a tiny model, diagnosed with the exact kernel."""
+    """A finished run of a tiny model, diagnosed with few projections."""
     run = shutil.copytree(demo_run, tmp_path_factory.mktemp("diagnose") / "tiny")
-    return run, command.diagnose(run, pairs=2, projections=64)
+    return run, command.diagnose(run, pairs=2, projections=4)
 
 
 def test_separation_at_l_is_what_stage_1_saw(diagnosed: tuple[Path, dict[str, Any]]) -> None:
@@ -42,15 +42,16 @@ def test_separation_at_l_is_what_stage_1_saw(diagnosed: tuple[Path, dict[str, An
 
 
 def test_the_kernel_of_every_state_is_measured(diagnosed: tuple[Path, dict[str, Any]]) -> None:
-    """All similarities of the three kinds, exact; stage 1 and stage 2 each change them, and above L they are a part."""
+    """All similarities of the three kinds with their errors; stage 1 and stage 2 each change them, and above L they are
+    a part."""
     _, found = diagnosed
     assert list(found["kernel"]) == ["stock", "stage1", "dcr", "safety_sft"]
     for kernel in found["kernel"].values():
-        assert kernel["exact"]
+        assert not kernel["exact"]
         assert kernel["prompts"] == {"toxic": 2, "seemingly_toxic": 2, "plain": 2}
         for part in (*kernel["adapter"].values(), kernel["last_layer"]):
             values = [part["means"][a][b] for a in LABELS for b in LABELS] + [part["pair"]]
-            assert all(value > 0 and error == 0 for value, error in values)
+            assert all(value > 0 and (error == 0) == (part is kernel["last_layer"]) for value, error in values)
     pairs = {
         (state, group): kernel["adapter"][group]["pair"][0]
         for state, kernel in found["kernel"].items()
@@ -82,36 +83,28 @@ def test_a_stopped_diagnosis_goes_on(
 ) -> None:
     """Each state is measured once; the numbers are the same; the run itself is not touched. With other projections
     everything is measured anew."""
-    run = shutil.copytree(diagnosed[0], tmp_path / "tiny")
+    finished, found = diagnosed
+    run = shutil.copytree(finished, tmp_path / "tiny", ignore=shutil.ignore_patterns("diagnosis"))
     before = contents(run)
     measured: list[int] = []
-    measure, stops = command.label_similarities, [3]
+    measure = command.label_similarities
 
     def counting(*args: Any) -> Any:
         measured.append(args[4])
-        if len(measured) in stops:
+        if len(measured) == 3:
             raise KeyboardInterrupt
         return measure(*args)
 
     monkeypatch.setattr(command, "label_similarities", counting)
     with pytest.raises(KeyboardInterrupt):
         command.diagnose(run, 2, 4)
-    again = command.diagnose(run, 2, 4)
+    assert command.diagnose(run, 2, 4) | {"run": ""} == found | {"run": ""}
     assert measured == [4] * 5
-    assert command.diagnose(run, 2, 4) == again
+    command.diagnose(run, 2, 4)
     assert measured == [4] * 5
-    shutil.rmtree(run / "diagnosis")
-    assert command.diagnose(run, 2, 4) == again
-    kernel = again["kernel"]["dcr"]
-    assert not kernel["exact"]
-    assert kernel["adapter"]["all"]["pair"][1] > 0
-    assert command.diagnose(run, 2, 3) != again
-    assert measured == [4] * 9 + [3] * 4
-
-    def untouched(files: dict[str, bytes]) -> dict[str, bytes]:
-        return {name: data for name, data in files.items() if not name.startswith("diagnosis")}
-
-    assert untouched(contents(run)) == untouched(before)
+    command.diagnose(run, 2, 3)
+    assert measured == [4] * 5 + [3] * 4
+    assert {name: data for name, data in contents(run).items() if not name.startswith("diagnosis")} == before
 
 
 def test_settings_of_a_run_are_read_back(diagnosed: tuple[Path, dict[str, Any]]) -> None:
@@ -136,8 +129,14 @@ BEFORE = [
     measured("e", "toxic", False, -2.0),
     measured("f", "plain", True, 1.0),
 ]
-VERDICTS = [(False, -1.0), (True, 2.5), (False, -3.0), (False, -1.0), (True, 2.0), (False, -5.0)]
-AFTER = [row | {"refused": refused, "refusal_log_odds": odds} for row, (refused, odds) in zip(BEFORE, VERDICTS)]
+AFTER = [
+    measured("a", "seemingly_toxic", False, -1.0),
+    measured("b", "seemingly_toxic", True, 2.5),
+    measured("c", "seemingly_toxic", False, -3.0),
+    measured("d", "toxic", False, -1.0),
+    measured("e", "toxic", True, 2.0),
+    measured("f", "plain", False, -5.0),
+]
 KINDS = {"a": "puns", "b": "puns", "c": "law", "d": "puns"}
 
 
@@ -216,7 +215,7 @@ def test_the_command_shows_the_diagnosis(
 ) -> None:
     """``dcr-lite diagnose RUN``, on a run that is diagnosed already."""
     run, _ = diagnosed
-    monkeypatch.setattr(sys, "argv", ["dcr-lite", "diagnose", str(run), "--pairs", "2", "--projections", "64"])
+    monkeypatch.setattr(sys, "argv", ["dcr-lite", "diagnose", str(run), "--pairs", "2", "--projections", "4"])
     cli.main()
     shown = capsys.readouterr().out
     assert "Kernel similarity" in shown

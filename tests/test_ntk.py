@@ -9,7 +9,15 @@ from tiny_models import add_random_adapter, assert_close, random_rows
 from torch import Tensor, nn
 
 from dcr_lite.diagnose import ntk
-from dcr_lite.diagnose.ntk import Gradients, gradients, last_layer_similarity, mean_similarity, products, similarity
+from dcr_lite.diagnose.ntk import (
+    Gradients,
+    gradients,
+    label_similarities,
+    last_layer_similarity,
+    mean_similarity,
+    products,
+    similarity,
+)
 from dcr_lite.model.adapters import train_only
 from dcr_lite.model.hidden_states import decoder_of, output_matrix, vocabulary_logits
 from dcr_lite.model.loading import Model
@@ -127,3 +135,27 @@ def test_similarity_is_directed() -> None:
     """Orthogonal gradients give 0, and the direction counts: a strong gradient moves a weak one more."""
     left = [torch.tensor([[[1.0, 0.0]], [[0.0, 3.0]], [[2.0, 0.0]]])]  # prompts 1 weights
     assert_close(similarity(products(left, left)), torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 0.0], [0.5, 0.0, 1.0]]))
+
+
+def test_means_by_label_are_those_of_their_pairs_of_prompts(tiny_model: MakeModel) -> None:
+    """Of all layers, of those above L, and of the output matrix; no prompt is compared with itself, and a seemingly
+    toxic one with its own toxic side. Exact, so without an error."""
+    model, weights = prepared(tiny_model)
+    prompts = {"toxic": ROWS[:2], "seemingly_toxic": ROWS[2:], "plain": random_rows([6], 4, vocabulary=VOCABULARY)}
+    found = label_similarities(model, "first", 0, prompts, D_MODEL)
+    assert found["exact"]
+    assert found["prompts"] == {"toxic": 2, "seemingly_toxic": 2, "plain": 1}
+    rows, of_label = ROWS + prompts["plain"], {"toxic": [0, 1], "seemingly_toxic": [2, 3], "plain": [4]}
+    groups = {"all": weights, "above": train_only(model, "first", [1])}
+    kernels = {name: gradients(model, [group], rows, D_MODEL) for name, group in groups.items()}
+    expected = {name: similarity(blocks(kernel)) for name, kernel in kernels.items()}
+    expected["last_layer"] = last_layer_similarity(kernels["all"].states)
+    for name, part in {**found["adapter"], "last_layer": found["last_layer"]}.items():
+        for moved, i in of_label.items():
+            for by, j in of_label.items():
+                values = [float(expected[name][a, b]) for a in i for b in j if a != b]
+                if values:
+                    assert part["means"][moved][by] == [pytest.approx(sum(values) / len(values), rel=1e-4), 0]
+        pair = (expected[name][2, 0] + expected[name][3, 1]) / 2
+        assert part["pair"] == [pytest.approx(float(pair), rel=1e-4), 0]
+    assert "plain" not in found["last_layer"]["means"]["plain"]
