@@ -154,10 +154,10 @@ def stock_layers() -> None:
 def _read(geometry: Any, reference: Any, unseen: Any) -> dict[str, Any]:
     """AUROC and its interval of unseen pairs along the direction of reference pairs."""
     from dcr_lite.measure.metrics import auroc, auroc_interval
-    from dcr_lite.method.geometry import read_out
+    from dcr_lite.method.read_out import read_out
 
     reading, direction = read_out(geometry, reference)
-    scores = direction.score(reading(unseen)).tolist()
+    scores = (reading(unseen) @ direction).tolist()
     sides = scores[: len(scores) // 2], scores[len(scores) // 2 :]
     return {"auroc": auroc(*sides), "ci95": list(auroc_interval(*sides))}
 

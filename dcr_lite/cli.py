@@ -15,8 +15,6 @@ from dcr_lite.run.launch import launch
 from dcr_lite.run.recipes import find_recipe, load_recipe, recipe_titles
 from dcr_lite.settings import HELD_OUT_FILES, Device, Precision, Quantization
 
-BAR = 24  # characters
-
 
 def train(words: Annotated[tuple[str, ...], tyro.conf.Positional]) -> None:
     """Train a model with a recipe, whose settings are flags: dcr-lite train smollm2_135m --seed 1. Without a recipe,
@@ -64,6 +62,7 @@ def score(
     from transformers.utils import logging as transformers_logging
 
     from dcr_lite.demo.scoring import open_run
+    from dcr_lite.demo.terminal_score import show_score
 
     transformers_logging.disable_progress_bar()
     opened = open_run(run)
@@ -71,7 +70,7 @@ def score(
     if json:
         _print_json({"run": opened.title, "note": opened.note, "scores": [s.for_json() for s in scores]})
     else:
-        _show(opened.title, opened.note, scores)
+        show_score(opened.title, opened.note, scores)
 
 
 def judge(
@@ -87,10 +86,10 @@ def judge(
         out: File for the labelled rows; - writes to standard output.
         string_match: Add the two string matches of the literature (string_match: GCG, opening_match: XSTest).
     """
-    from dcr_lite.evaluate.labelling import label_answers, read_bytes, write_rows
+    from dcr_lite.evaluate.labelling import label_answers, write_rows
     from dcr_lite.measure.metrics import wilson_interval
 
-    rows = label_answers(read_bytes(answers), "standard input" if answers == "-" else answers, string_match)
+    rows = label_answers(answers, string_match)
     write_rows(rows, out)
     refused = sum(row["refused"] for row in rows)
     low, high = wilson_interval(refused, len(rows))
@@ -134,10 +133,11 @@ def evaluate(
         quantization: Of the base model's weights. auto: that of the run; of another model 4-bit NF4 on a CUDA GPU, none
             elsewhere.
     """
-    from dcr_lite.evaluate.command import Asked, measure_model, show
+    from dcr_lite.evaluate.command import Evaluation, measure_model
+    from dcr_lite.evaluate.table import show
     from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS
 
-    asked = Asked(
+    asked = Evaluation(
         model,
         out,
         prompts or (() if benchmarks else HELD_OUT_FILES),
@@ -190,9 +190,9 @@ def export(
     to: Literal["merged", "gguf", "hub"],
     out: Path | None = None,
     base: str | None = None,
-    file_type: Literal["bf16", "q8_0"] = "bf16",
+    file_type: Literal["bf16", "q8_0"] | None = None,
     repo: str | None = None,
-    form: Literal["adapter", "merged", "gguf"] = "adapter",
+    form: Literal["adapter", "merged", "gguf"] | None = None,
     public: bool = False,
 ) -> None:
     """Export the adapter of a finished run: as merged weights, as a GGUF file, or to the Hugging Face Hub.
@@ -202,23 +202,23 @@ def export(
         to: merged: a folder that transformers loads without peft. gguf: one file for llama.cpp. hub: push to the Hub.
         out: Folder or file to write (hub: the export to push); by default inside the run folder.
         base: Folder or Hub name of the base model in 16 bits, where that of the run is stored in 4 bits.
-        file_type: Of a GGUF file: bf16 keeps every bit, q8_0 halves the size.
+        file_type: Of a GGUF file: bf16 (the default) keeps every bit, q8_0 halves the size.
         repo: Of the Hub: owner/name.
-        form: What to push to the Hub: the adapter, or an earlier export.
+        form: What to push to the Hub: the adapter (the default), or an earlier export.
         public: Make the Hub repository public; otherwise it is private.
     """
-    if to == "hub" and repo is None:
-        raise UserError("--to hub needs --repo owner/name")
+    from dcr_lite.export.command import check_flags, export_gguf, export_merged, open_finished
 
-    from dcr_lite.export.command import export_gguf, export_merged, open_finished, push
-
+    check_flags(to, base=base, file_type=file_type, repo=repo, form=form, public=public)
     finished = open_finished(run)
     if to == "merged":
         print(f"written: {export_merged(finished, out, base)}")
     elif to == "gguf":
-        print(f"written: {export_gguf(finished, out, base, file_type)}")
+        print(f"written: {export_gguf(finished, out, base, file_type or 'bf16')}")
     else:
-        print(f"pushed: {push(finished, str(repo), form, out, public)}")
+        from dcr_lite.export.hub import push
+
+        print(f"pushed: {push(finished, str(repo), form or 'adapter', out, public)}")
 
 
 def diagnose(
@@ -244,45 +244,6 @@ def diagnose(
 
 def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))
-
-
-def _show(title: str, note: str, scores: list[Any]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from dcr_lite.names import METHODS, NAMES
-    from dcr_lite.run.terminal import console
-
-    first = scores[0]
-    console.print(Text(title, "dim"))
-    if note:
-        console.print(Text(note, "yellow"))
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("", "verdict", "refusal probability", "like toxic", "like seemingly toxic"):
-        table.add_column(column)
-    for one in scores:
-        like = one.similarity
-        numbers = ("-", "-") if like is None else (f"{like.toxic:.2f}", f"{like.seemingly_toxic:.2f}")
-        words = "refuses" if one.refused else "answers"
-        table.add_row(METHODS[one.model], words, f"{one.refusal_probability:.2f}", *numbers)
-    console.print(table)
-    if first.similarity:
-        console.print()
-        for kind, value in (("toxic", first.similarity.toxic), ("seemingly_toxic", first.similarity.seemingly_toxic)):
-            full = round(value * BAR)
-            console.print(Text(f"{NAMES[kind]:<16}{'█' * full}{'░' * (BAR - full)} {value:.2f}"))
-    if first.words:
-        heaviest = max(abs(word.weight) for word in first.words) or 1.0
-        marked = Text("\n" + first.prompt)
-        for word in first.words:
-            if abs(word.weight) > heaviest / 3:
-                marked.stylize("bold yellow" if word.weight > 0 else "bold green", word.start + 1, word.stop + 1)
-        console.print(marked)
-        top = sorted(first.words, key=lambda word: -abs(word.weight))[:3]
-        console.print(Text("weigh most: " + ", ".join(f"{w.text} {w.weight:+.1f}" for w in top), "dim"))
-    for one in scores:
-        console.print(Text(f"\n{METHODS[one.model]}:", "bold"))
-        console.print(Text(one.answer))  # never read as markup
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

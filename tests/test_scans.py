@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from dcr_lite.compare import scans
 from dcr_lite.compare.directions import refusal_log_odds
-from dcr_lite.model.generation import Speech, answer
+from dcr_lite.model.generation import StreamedAnswer, answer
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import last_states
 
@@ -71,7 +71,7 @@ def test_steered_answers_are_those_of_prompts_alone(
     model.steering = steering
     assert [a.text for a in answer(model, rows, NEW)] == expected(steered=True)
     assert expected(steered=True) != expected(steered=False)
-    speech = Speech(model, rows[2], NEW)
+    speech = StreamedAnswer(model, rows[2], NEW)
     alone = answer(model, [rows[2]], NEW)[0]
     assert speech.refusal_log_odds == pytest.approx(alone.refusal_log_odds, abs=1e-3)
     while not speech.ended:

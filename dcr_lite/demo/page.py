@@ -1,4 +1,4 @@
-"""The demo in a browser: opens a run, builds the page and serves it. Gradio is imported after --help has answered."""
+"""The demo in a browser: opens a run, builds the page and serves it. --help answers before gradio is imported."""
 
 import logging
 from importlib.util import find_spec

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from dcr_lite.method.geometry import Centre, Geometry, separation
+from dcr_lite.method.geometry import Centre, Geometry
+from dcr_lite.method.read_out import separation
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import last_states
 

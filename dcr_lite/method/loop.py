@@ -9,18 +9,18 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dcr_lite.errors import UserError
-from dcr_lite.files import write_whole
+from dcr_lite.method.checkpoint import Progress, restore_checkpoint, save_checkpoint
 from dcr_lite.model import distributed
 from dcr_lite.model.adapters import adapter_weights, set_adapter_weights
-from dcr_lite.model.loading import NO_ROOM, Model
+from dcr_lite.model.loading import OUT_OF_MEMORY, Model
 
 WARMUP = 0.1  # of all steps: Adam's second moments are not yet estimated in the first ones
 CLIP = 1.0  # gradient norm: one odd batch cannot throw the adapter far
@@ -34,27 +34,6 @@ def learning_rate_at(step: int, steps: int, peak: float) -> float:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - 1 - warmup)
     return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-@dataclass
-class Progress:
-    """Where a stage stands: what a checkpoint holds besides the weights."""
-
-    step: int = 0
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    best: float = -math.inf
-    best_step: int = 0
-    best_weights: dict[str, Tensor] | None = None
-    seconds: float = 0.0
-
-
-def save_checkpoint(value: Any, path: Path) -> None:
-    """torch.save that leaves the old file or the whole new one. Raises UserError where the disk is full."""
-    try:
-        write_whole(path, lambda partial: torch.save(value, partial))
-    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError where the disk is full
-        reason = getattr(error, "strerror", None) or "the disk took only a part"
-        raise UserError(f"{path}: cannot be written ({reason}); free some disk, then go on with --resume") from None
 
 
 class Stage(Protocol):
@@ -97,7 +76,7 @@ class Loop:
         are in place afterwards, else the last ones."""
         stage = self.stage
         optimizer = torch.optim.AdamW(stage.parameters, lr=stage.learning_rate, weight_decay=0.0)
-        progress = self._restore(optimizer)
+        progress = restore_checkpoint(self.checkpoint, stage.model, stage.adapter, optimizer)
         started = time.monotonic() - progress.seconds
         for number in range(progress.step, stage.steps):
             if number % stage.observe_every == 0:
@@ -121,8 +100,8 @@ class Loop:
             progress.step = number + 1
             self._tell(progress, {"step": number + 1, "loss": loss, "gradient_norm": norm})
             progress.seconds = time.monotonic() - started
-            if progress.step % CHECKPOINT_EVERY == 0 and progress.step < stage.steps:
-                self._save(optimizer, progress)
+            if self.checkpoint and progress.step % CHECKPOINT_EVERY == 0 and progress.step < stage.steps:
+                save_checkpoint(self.checkpoint, stage.model, stage.adapter, optimizer, progress)
         self._observe(stage.steps, progress)
         progress.seconds = time.monotonic() - started
         if progress.best_weights is not None:
@@ -158,8 +137,8 @@ class Loop:
                 f"{name}: memory runs out in process {distributed.rank()}. With several processes nothing is "
                 "lowered on the way: take smaller batches, or a single process, which lowers its own."
             )
-        if not model.narrow():
-            raise UserError(f"{name}: {NO_ROOM}")
+        if not model.halve_pass():
+            raise UserError(f"{name}: {OUT_OF_MEMORY}")
         torch.cuda.empty_cache()
         print(f"{name}: out of memory; goes on with {model.tokens_per_pass:,} tokens at once", flush=True)
 
@@ -178,18 +157,3 @@ class Loop:
             progress.best, progress.best_step = seen["best"], step
             progress.best_weights = adapter_weights(self.stage.model, self.stage.adapter)
         self._tell(progress, {"step": step, **{k: v for k, v in seen.items() if k != "best"}})
-
-    def _save(self, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-        if self.checkpoint is not None and distributed.is_main():
-            weights = adapter_weights(self.stage.model, self.stage.adapter)
-            save_checkpoint(
-                {"weights": weights, "optimizer": optimizer.state_dict(), "progress": vars(progress)}, self.checkpoint
-            )
-
-    def _restore(self, optimizer: torch.optim.Optimizer) -> Progress:
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return Progress()
-        saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        set_adapter_weights(self.stage.model, self.stage.adapter, saved["weights"])
-        optimizer.load_state_dict(saved["optimizer"])
-        return Progress(**saved["progress"])

@@ -1,4 +1,4 @@
-"""What a run is about to do and how long it will take, from the arithmetic it needs and the speed of this machine."""
+"""The plan of a run and its estimated time, from the operations it needs and the speed of this machine."""
 
 import time
 
@@ -62,7 +62,7 @@ def estimated_seconds(model: Model, data: Data, settings: Settings) -> float:
 
 
 def plan(model: Model, source: str, data: Data, settings: Settings) -> dict[str, str]:
-    """The plan as lines to show."""
+    """The plan by part, in words."""
     above = "layers above L" if settings.sft_layers == "above" else "all layers"
     precision = "4-bit NF4" if model.four_bit else str(model.precision).removeprefix("torch.")
     epochs = "epoch" if settings.sft_epochs == 1 else "epochs"

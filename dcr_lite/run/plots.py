@@ -1,4 +1,4 @@
-"""The pictures of a run, drawn for looking at."""
+"""The plots of a run."""
 
 import json
 from pathlib import Path
@@ -29,13 +29,13 @@ STYLE: Any = {
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure and forget it."""
+    """Write a figure to a file and close it."""
     figure.savefig(path, facecolor="white")
     plt.close(figure)
 
 
 def _legend(figure: Any) -> None:
-    """Below the panels, each kind that some panel shows once."""
+    """A legend below the panels with each label once."""
     shown: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):

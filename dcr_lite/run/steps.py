@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from dcr_lite.data.rows import Conversation
+from dcr_lite.files import write_text
 from dcr_lite.measure.answers import Measured, measure, method_result, read_answers, write_answers
 from dcr_lite.method.contrastive import ContrastiveConfig, ContrastiveRefinement, encode_pairs, stock_geometry
 from dcr_lite.method.loop import Loop, Stage
@@ -20,6 +21,7 @@ from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, DCR, STOCK
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.machine import peak_memory_bytes
+from dcr_lite.run.model_card import model_card
 from dcr_lite.run.plots import draw_run
 from dcr_lite.run.report import run_report, write_report
 from dcr_lite.run.run_folder import RunFolder
@@ -156,6 +158,7 @@ def write_up(
         report = run_report(run, model, source, data, settings, results, time.monotonic() - started)
         adapters.save_adapter(model, DCR, run.path / "adapter")
         fit_discernments(model, data, settings, states).save(run.path / "adapter")
+        write_text(run.path / "adapter" / "README.md", model_card(report, "adapter"))
         write_report(report, run.path)
         run.close(report)
         return report

@@ -9,7 +9,8 @@ from dcr_lite.data.splits import most_toxic, safety_mixture
 from dcr_lite.files import write_whole
 from dcr_lite.measure.metrics import auroc
 from dcr_lite.method.contrastive import REFERENCE_PAIRS, ContrastiveConfig, encode_pairs, first_pairs
-from dcr_lite.method.geometry import Geometry, reads_as_toxic, state_map
+from dcr_lite.method.geometry import Geometry
+from dcr_lite.method.read_out import reads_as_toxic, state_map
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.loading import Model
