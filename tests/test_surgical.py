@@ -1,4 +1,4 @@
-"""Claims about Surgical ablation: what directions are taken from, what an ablation changes, which candidate is chosen."""
+"""Claims about Surgical ablation: where its directions come from, what it changes, which candidate is chosen."""
 
 from collections.abc import Callable
 from typing import Any
