@@ -148,6 +148,7 @@ def _reset_peak() -> int:
 
 
 def _measure_memory(build: Build, case: Any, steps: int, threads: int, out: Any) -> None:
+    gc.freeze()  # a collection would write to all objects of the fork server, and so copy them
     torch.set_num_threads(threads)
     step = build(case, case.timed_precision)
     before = _reset_peak()
