@@ -17,6 +17,8 @@ from hypothesis import HealthCheck, settings
 
 from dcr_lite.model.loading import Model
 
+pytest_plugins = ["recipe_runs"]
+
 torch.set_num_threads(1)  # tiny matrices: threads would only wait for each other
 settings.register_profile(  # the same examples on every machine, and no stop-watch on a busy one
     "dcr", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

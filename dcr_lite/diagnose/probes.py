@@ -12,7 +12,8 @@ from torch import Tensor
 from dcr_lite.data.rows import read_jsonl
 from dcr_lite.diagnose.ntk import gradients, last_layer_similarity, mean_similarity, products
 from dcr_lite.measure.answers import Measured
-from dcr_lite.method.geometry import Centre, Geometry, separation
+from dcr_lite.method.geometry import Centre, Geometry
+from dcr_lite.method.read_out import separation
 from dcr_lite.model.adapters import train_only
 from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model

@@ -31,7 +31,9 @@ def launch(main: Callable[[Settings], None], defaults: Settings, argv: list[str]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a faster kernel that this kit never calls
     try:
         if settings.plan:
-            show_cards(replace(settings, data="shipped").chosen())  # it needs no rows
+            from dcr_lite.run.inputs import resolved
+
+            show_cards(resolved(replace(settings, data="shipped")))  # it needs no rows
         else:
             prepare(settings.backend, settings.device)
             _start(main, settings)
@@ -56,12 +58,13 @@ def _several() -> bool:
 
 
 def _start(main: Callable[[Settings], None], settings: Settings) -> None:
-    if not _several():
-        return main(settings.chosen())
     from dcr_lite.model.distributed import joined, on_main
+    from dcr_lite.run.inputs import resolved
 
+    if not _several():
+        return main(resolved(settings))
     with joined(settings.device):
-        return main(on_main(settings.chosen))  # what has to be fetched is fetched once
+        return main(on_main(lambda: resolved(settings)))  # what has to be fetched is fetched once
 
 
 def _say(message: str) -> None:
