@@ -91,11 +91,11 @@ def test_a_batch_is_cut_by_the_tokens_that_are_computed(tiny_model: Any, shared:
     a prefix that all rows share, computed once, makes no more parts of them."""
     model = tiny_model()
     rows = [[1] * shared + [2 + i % 7] + [3] * (10 + i % 5) for i in range(400)]
-    parts = states._passes(model, rows)
+    parts = states.passes(model, rows)
     assert [row for part in parts for row in part] == rows
     computed = [sum(len(row) - shared for row in part) for part in parts]
     assert max(computed) <= states.TOKENS_PER_PART + 15  # parts are equal in rows, not in tokens
     assert len(parts) == -(-sum(computed) // states.TOKENS_PER_PART)
     few = rows[:64]
     assert states.TOKENS_PER_PART < sum(len(row) - shared for row in few) <= states.TOKENS_PER_PASS
-    assert states._passes(model, few) == [few]
+    assert states.passes(model, few) == [few]

@@ -135,7 +135,7 @@ def test_an_answer_that_has_said_enough_stops_alone(tiny_model: MakeModel) -> No
     whole = [a.text for a in answer(model, rows, NEW)]
     early = {c: [t.index(c) for t in whole if c in t] for c in "abcdefghijklmnopqrstuvwxyz"}
     letter = next(c for c, places in early.items() if 0 < len(places) < len(rows) and min(places) < NEW // 3)
-    cut = [a.text for a in answer(model, rows, NEW, enough=lambda text: letter in text)]
+    cut = [a.text for a in answer(model, rows, NEW, stop=lambda text: letter in text)]
     for short, long in zip(cut, whole, strict=True):
         if letter in long:
             assert short[: short.index(letter) + 1] == long[: long.index(letter) + 1]

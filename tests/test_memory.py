@@ -23,14 +23,12 @@ from dcr_lite.errors import UserError
 from dcr_lite.method import safety_sft
 from dcr_lite.method.loop import Loop
 from dcr_lite.method.safety_sft import SafetySFT
-from dcr_lite.model import fit as fit_module
 from dcr_lite.model import fused_layers, memory
 from dcr_lite.model.adapters import adapter_weights, add_adapter, train_only
-from dcr_lite.model.fit import LEAST_TOKENS, MOST_TOKENS, Need, fit, needs, shape_of
 from dcr_lite.model.generation import answer
 from dcr_lite.model.hidden_states import decoder_of, states_at_layer
 from dcr_lite.model.loading import Model
-from dcr_lite.model.memory import KNOWN
+from dcr_lite.model.memory import KNOWN, LEAST_TOKENS, MOST_TOKENS, Need, fit, needs, shape_of
 from dcr_lite.model.states import layer_states
 from dcr_lite.run import opening, steps
 from dcr_lite.run.cards import CARDS
@@ -324,7 +322,7 @@ def test_a_model_that_cannot_be_loaded_for_memory_is_a_sentence(
     def load(*args: Any) -> Model:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(opening.backend, "load", load)
+    monkeypatch.setattr(opening.loading, "load", load)
     done = run_here(flags(tiny_folder("llama"), save_rows(tmp_path / "rows"), tmp_path / "run"))
     assert done.code == 1
     assert "is loaded. Close what else uses it, load the model with --quantization nf4" in done.err
@@ -419,10 +417,10 @@ def test_a_model_of_another_kind_is_not_estimated(tiny_folder: Callable[..., Pat
     (tmp_path / "config.json").write_text(json.dumps(config))
     shown = opening.will_it_fit(Settings(str(tmp_path), tmp_path / "run", 1))
     assert list(shown) == ["memory"]
-    assert "does not tell" in shown["memory"]
+    assert "cannot be estimated" in shown["memory"]
 
 
 def test_free_memory_of_this_computer_is_plausible() -> None:
     """More than this process could do without, and less than there is."""
-    free = fit_module.free_memory("cpu")
+    free = memory.free_memory("cpu")
     assert 1e8 < free < 1e14

@@ -17,9 +17,9 @@ from dcr_lite.data import rows
 from dcr_lite.data.sources import SMOLLM2, locate
 from dcr_lite.errors import UserError
 from dcr_lite.export.command import FinishedRun
-from dcr_lite.model.fit import needs, shape_of
 from dcr_lite.model.generation import Answer
 from dcr_lite.model.loading import Model
+from dcr_lite.model.memory import needs, shape_of
 from dcr_lite.run import inputs
 from dcr_lite.run.cards import CARDS, DESKTOP
 from dcr_lite.run.run_folder import RunFolder

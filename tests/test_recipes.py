@@ -19,11 +19,9 @@ from dcr_lite.demo.scoring import open_run
 from dcr_lite.errors import UserError
 from dcr_lite.measure.answers import read_answers
 from dcr_lite.model.adapters import activate
-from dcr_lite.model.chat import encode_prompts
-from dcr_lite.model.chat_formats import FORMATS
-from dcr_lite.model.fit import fit, needs
+from dcr_lite.model.chat import FORMATS, encode_prompts
 from dcr_lite.model.generation import answer
-from dcr_lite.model.memory import KNOWN, weights
+from dcr_lite.model.memory import KNOWN, fit, needs, weights
 from dcr_lite.run.cards import CARDS, DESKTOP
 from dcr_lite.settings import Settings
 

@@ -13,7 +13,7 @@ from dcr_lite.compare import scans, surgical
 from dcr_lite.compare.directions import LEAST, Kinds, refusal_log_odds, refused, shared_ending
 from dcr_lite.compare.scans import Scans
 from dcr_lite.model.chat import encode_prompts
-from dcr_lite.model.generation import Speech, answer
+from dcr_lite.model.generation import StreamedAnswer, answer
 from dcr_lite.model.hidden_states import decoder_of, states_at_layer
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import last_states
@@ -224,7 +224,7 @@ def test_steered_answers_are_those_of_prompts_alone(
     model.steering = steering
     assert [a.text for a in answer(model, rows, NEW)] == expected(steered=True)
     assert expected(steered=True) != expected(steered=False)
-    speech = Speech(model, rows[2], NEW)
+    speech = StreamedAnswer(model, rows[2], NEW)
     alone = answer(model, [rows[2]], NEW)[0]
     assert speech.refusal_log_odds == pytest.approx(alone.refusal_log_odds, abs=1e-3)
     while not speech.ended:

@@ -22,7 +22,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
-from dcr_lite.model.generation import Speech, answer
+from dcr_lite.model.generation import StreamedAnswer, answer
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import layer_states
 from dcr_lite.names import BASELINE, DCR, STOCK
@@ -163,7 +163,7 @@ class OpenRun:
         row = self._encode([prompt], tokens)[0]
         with self.using(name) as model:
             similarity = self._similarities(name, [row])[0]
-            speech = Speech(model, row, tokens)
+            speech = StreamedAnswer(model, row, tokens)
         score = Score(name, prompt, speech.refusal_log_odds, similarity)
         yield score
         if words:
@@ -203,7 +203,7 @@ class OpenRun:
         for start in range(0, len(rows), LIST_BATCH):
             batch = rows[start : start + LIST_BATCH]
             with self.using(name) as model:
-                said = answer(model, batch, LIST_TOKENS, enough=verdict_is_final)
+                said = answer(model, batch, LIST_TOKENS, stop=verdict_is_final)
                 similarities = self._similarities(name, batch)
             for text, one, similarity in zip(texts[start:], said, similarities, strict=False):
                 refused = is_refusal(one.text)

@@ -20,7 +20,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.method.checkpoint import Progress, restore_checkpoint, save_checkpoint
 from dcr_lite.model import distributed
 from dcr_lite.model.adapters import adapter_weights, set_adapter_weights
-from dcr_lite.model.loading import NO_ROOM, Model
+from dcr_lite.model.loading import OUT_OF_MEMORY, Model
 
 WARMUP = 0.1  # of all steps: Adam's second moments are not yet estimated in the first ones
 CLIP = 1.0  # gradient norm: one odd batch cannot throw the adapter far
@@ -137,8 +137,8 @@ class Loop:
                 f"{name}: memory runs out in process {distributed.rank()}. With several processes nothing is "
                 "lowered on the way: take smaller batches, or a single process, which lowers its own."
             )
-        if not model.narrow():
-            raise UserError(f"{name}: {NO_ROOM}")
+        if not model.halve_pass():
+            raise UserError(f"{name}: {OUT_OF_MEMORY}")
         torch.cuda.empty_cache()
         print(f"{name}: out of memory; goes on with {model.tokens_per_pass:,} tokens at once", flush=True)
 

@@ -14,9 +14,9 @@ from dcr_lite.data.splits import sft_batches
 from dcr_lite.model import distributed
 from dcr_lite.model.adapters import train_only
 from dcr_lite.model.chat import encode_conversations
-from dcr_lite.model.fit import free_memory
 from dcr_lite.model.hidden_states import depth, final_states, states_above, states_at_layer, vocabulary_logits
 from dcr_lite.model.loading import Model, in_halves
+from dcr_lite.model.memory import free_memory
 from dcr_lite.model.packing import Batch, by_tokens, filled, shared_prefix
 
 STORED_SHARE = 0.25  # of this computer's free memory that states of layer L may take

@@ -17,11 +17,10 @@ from transformers.utils import logging as transformers_logging
 from dcr_lite.data.sources import locate
 from dcr_lite.errors import UserError, first_line
 from dcr_lite.model import adapters, distributed, loading, unsloth
-from dcr_lite.model.chat_formats import set_format
-from dcr_lite.model.fit import Fit, fit, free_memory, needs, shape_of
+from dcr_lite.model.chat import set_format
 from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model
-from dcr_lite.model.memory import KNOWN
+from dcr_lite.model.memory import KNOWN, Fit, fit, free_memory, needs, shape_of
 from dcr_lite.names import BASELINE, DCR, STOCK
 from dcr_lite.run.terminal import console
 from dcr_lite.settings import ModelSettings, Settings
