@@ -27,7 +27,7 @@ from dcr_lite.files import write_json, write_text
 from dcr_lite.run.machine import forget_peak_memory, hardware, peak_memory_bytes
 from dcr_lite.run.opening import Machine, machine
 from dcr_lite.run.report import markdown_table
-from dcr_lite.settings import Device, Precision, Settings
+from dcr_lite.settings import Device, ModelSettings, Precision
 
 EQUAL = 1e-4  # largest relative difference of losses and gradients in float32 that counts as the same work
 # Imported once by the process that the memory measurements are forked from.
@@ -58,7 +58,7 @@ class Case:
 
     @property
     def machine(self) -> Machine:
-        return machine(Settings(self.model, Path(), 0, device=self.device, precision=self.precision))
+        return machine(ModelSettings(model=self.model, device=self.device, precision=self.precision))
 
     @property
     def where(self) -> str:

@@ -1,9 +1,7 @@
-"""What the sides of a benchmark are made of: the model with an adapter, the step of a stage, and the plain way to the
-states of stage 1 that it is compared with."""
+"""What the sides of a benchmark are made of: the model with an adapter, its gradients, and the plain way to the states
+of stage 1."""
 
-from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from _measure import Case
@@ -12,7 +10,6 @@ from transformers.utils import logging
 
 from dcr_lite.data.sources import locate
 from dcr_lite.method.geometry import kinds_of_pairs
-from dcr_lite.method.loop import Loop, Progress
 from dcr_lite.method.losses import cosine_similarity, supervised_contrastive
 from dcr_lite.model import adapters, fused_layers, loading
 from dcr_lite.model.hidden_states import decoder_of
@@ -49,14 +46,6 @@ def give_adapter(model: Model, seed: int, stock_layers: bool = False, fresh: boo
         if "lora_B" in key:
             weights[key] = torch.randn(value.shape, generator=generator) * 0.01
     adapters.set_adapter_weights(model, ADAPTER, weights)
-
-
-def loop_of(stage: Callable[[], Progress]) -> Loop:
-    """The loop that a training stage has prepared, without running it: its ``backward(i)`` is the very step that the
-    package takes."""
-    with patch.object(Loop, "run", lambda loop: loop):
-        loop: Any = stage()
-    return loop
 
 
 def gradients(network: torch.nn.Module) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ Not run on a card yet.
 
 import gc
 import random
+import sys
 import tempfile
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,22 +24,25 @@ from pathlib import Path
 import torch
 import tyro
 from _measure import Build, Case, Outcome, Result, Step, finish, peak_memory, rates, time_sides
-from _sides import ADAPTER, RANK, batch_loss, loop_of, padded_states
+from _sides import ADAPTER, RANK, batch_loss, padded_states
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from dcr_lite.data.rows import Conversation, Pair
 from dcr_lite.data.sources import SMOLLM2, locate
-from dcr_lite.method import gradcache
-from dcr_lite.method.contrastive import Contrastive, contrastive_refinement
+from dcr_lite.method.contrastive import ContrastiveConfig, ContrastiveRefinement, encode_pairs, stock_geometry
+from dcr_lite.method.gradcache import GradCache
 from dcr_lite.method.losses import supervised_contrastive
-from dcr_lite.method.safety_sft import SafetySFT, safety_sft
-from dcr_lite.model import adapters, fit, loading
+from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
+from dcr_lite.model import adapters, loading, memory
 from dcr_lite.model.chat import encode_conversations, encode_prompts
 from dcr_lite.model.loading import Model
 from dcr_lite.model.memory import RESERVE, Shape
 from dcr_lite.model.packing import pad
 from dcr_lite.run.report import markdown_table
-from dcr_lite.settings import Settings
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # recipes/ is no package
+
+from recipes.smollm2_135m import SETTINGS
 
 WORDS = ("time", "way", "year", "work", "day", "part", "place", "case", "point", "hand", "week", "group")
 TEMPLATE = 38  # tokens of SmolLM2's chat template around a prompt, about
@@ -71,7 +75,7 @@ class Card(Case):
 
 def shape_of(case: Card) -> Shape:
     """The model's shape, with the decoder layers of the case."""
-    shape = fit.shape_of(case.model)
+    shape = memory.shape_of(case.model)
     return replace(shape, layers=case.layers or shape.layers)
 
 
@@ -114,9 +118,11 @@ def half(case: Card) -> int:
 
 def estimate(case: Card) -> dict[str, tuple[float, int]]:
     """(estimated peak in GB, with CUDA's own memory; tokens of a pass) of each part of a run."""
-    settings = Settings(case.model, Path("runs"), half(case), contrastive_batch=case.prompts, sft_batch=case.rows)
-    parts = fit.needs(shape_of(case), settings, True, case.timed_precision.itemsize)
-    found = fit.fit(parts, case.memory * 1e9, case.model, insist=False)
+    settings = replace(
+        SETTINGS, model=case.model, layer=half(case), contrastive_batch=case.prompts, sft_batch=case.rows
+    )
+    parts = memory.needs(shape_of(case), settings, True, case.timed_precision.itemsize)
+    found = memory.fit(parts, case.memory * 1e9, case.model, insist=False)
     return {name: (need.total(found.units[name]) / 1e9, found.units[name]) for name, need in found.needs.items()}
 
 
@@ -126,10 +132,12 @@ def stage1(case: Card, precision: torch.dtype) -> Step:
     model.tokens_per_pass = estimate(case)["stage1"][1]
     prompt = partial(words, case.prompt_tokens - TEMPLATE)
     pairs = [Pair(prompt(i), prompt(-i - 1)) for i in range(case.prompts // 2)]
-    how = Contrastive(half(case), supervised_contrastive(0.5), "batch", False, case.repetitions + 2, case.prompts, 1e-4)
-    loop = loop_of(lambda: contrastive_refinement(model, ADAPTER, pairs, pairs[:2], how, case.seed))
+    steps = case.repetitions + 2
+    config = ContrastiveConfig(half(case), supervised_contrastive(0.5), "batch", False, steps, case.prompts, 1e-4)
+    geometry = stock_geometry(model, encode_pairs(model, pairs), config)
+    stage = ContrastiveRefinement(model, ADAPTER, pairs, pairs[:2], config, geometry, case.seed)
     model.network.train()
-    return lambda i: {"loss": loop.backward(i)}
+    return lambda i: {"loss": stage.step(i)}
 
 
 def conversations(case: Card) -> list[Conversation]:
@@ -142,10 +150,10 @@ def sft(case: Card, precision: torch.dtype) -> Step:
     """The package's step of safety SFT on all layers."""
     model = build(case, precision)
     model.tokens_per_pass = estimate(case)["safety_sft"][1]
-    how = SafetySFT(-1, case.repetitions + 2, case.rows, 1e-4)
-    loop = loop_of(lambda: safety_sft(model, ADAPTER, conversations(case), how, case.seed))
+    config = SafetySFTConfig(-1, case.repetitions + 2, case.rows, 1e-4)
+    stage = SafetySFT("safety_sft", model, ADAPTER, conversations(case), config, case.seed)
     model.network.train()
-    return lambda i: {"loss": loop.backward(i)}
+    return lambda i: {"loss": stage.step(i)}
 
 
 def _plain(case: Card, precision: torch.dtype, layers: int) -> Model:
@@ -167,7 +175,14 @@ def plain_stage1(case: Card, precision: torch.dtype) -> Step:
     def encode(part: list[list[int]]) -> torch.Tensor:
         return padded_states(model, part, half(case), logits_to_keep=1)
 
-    return lambda i: {"loss": gradcache.backward(encode, parts, batch_loss)[0]}
+    def step(i: int) -> Outcome:
+        cache = GradCache(encode, parts)
+        loss = batch_loss(cache.states)
+        loss.backward()
+        cache.backward()
+        return {"loss": loss.item()}
+
+    return step
 
 
 def plain_sft(case: Card, precision: torch.dtype) -> Step:

@@ -30,14 +30,14 @@ class Negatives(Stage1):
 
 
 def _step(case: Negatives, precision: torch.dtype, tokens_per_pass: int | None) -> Step:
-    ready = prepare(case, precision)
+    stage = prepare(case, precision)
     whole = tokens_per_pass or states.TOKENS_PER_PASS
     part = tokens_per_pass or states.TOKENS_PER_PART
-    ready.model.tokens_per_pass = whole
+    stage.model.tokens_per_pass = whole
 
     def step(i: int) -> Outcome:
         with patch.multiple(states, TOKENS_PER_PASS=whole, TOKENS_PER_PART=part):
-            return {"loss": ready.loop.backward(i), **gradients(ready.model.network)}
+            return {"loss": stage.step(i), **gradients(stage.model.network)}
 
     return step
 

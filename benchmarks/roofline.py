@@ -17,13 +17,13 @@ import tyro
 from _measure import Outcome, Result, Step, difference, finish, in_turns, rates, seconds_of
 from _operations import Operations, Shape
 from _operations import step as operations
-from _sides import ADAPTER, RANK, gradients, load, loop_of
+from _sides import ADAPTER, RANK, gradients, load
 from stage1 import Stage1
-from stage2 import Stage2, conversations, encoded
+from stage2 import Stage2, conversations
 from torch.utils.flop_counter import FlopCounterMode, mm_flop
 
-from dcr_lite.data.splits import sft_batches
-from dcr_lite.method.safety_sft import SafetySFT, safety_sft
+from dcr_lite.method.loop import Stage
+from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model.hidden_states import decoder_of, depth
 from dcr_lite.model.packing import rounded, shared_prefix
 from dcr_lite.run.report import markdown_table
@@ -56,10 +56,10 @@ class Work:
     network: Any
 
 
-def _step_of(loop: Any) -> Step:
+def _step_of(stage: Stage) -> Step:
     def step(i: int) -> Outcome:
-        loss = loop.backward(i)
-        for parameter in loop.parameters:
+        loss = stage.step(i)
+        for parameter in stage.parameters:
             parameter.grad = None
         return {"loss": loss}
 
@@ -68,42 +68,39 @@ def _step_of(loop: Any) -> Step:
 
 def contrastive_work(case: Roofline, precision: torch.dtype) -> Work:
     """Stage 1: the loss reads each prompt's last token at layer L."""
-    ready = stage1.prepare(case, precision)
-    shape = Shape.of(ready.model.network.config, RANK)
+    stage = stage1.prepare(case, precision)
+    shape = Shape.of(stage.model.network.config, RANK)
     filled = rounded if case.where == "cpu" else int
     needed, computed = [], []
-    for i in range(len(ready.batches)):
-        chosen = ready.batch(i)
-        prefix = shared_prefix(chosen)
-        own = [len(row) - prefix for row in chosen]
+    for i in range(stage.steps):
+        rows = stage1.rows_of(stage, i)
+        prefix = shared_prefix(rows)
+        own = [len(row) - prefix for row in rows]
         for counts, filling in ((needed, None), (computed, filled)):
-            counts.append(operations(shape, prefix, own, [1] * len(own), ready.how.layer + 1, False, filling))
-    return Work("stage 1", _step_of(ready.loop), needed, computed, ready.model.network)
+            counts.append(operations(shape, prefix, own, [1] * len(own), stage.config.layer + 1, False, filling))
+    return Work("stage 1", _step_of(stage), needed, computed, stage.model.network)
 
 
 def sft_work(case: Roofline, precision: torch.dtype, all_layers: bool) -> Work:
     """Stage 2: the loss reads where an answer's token comes next, through the vocabulary. A row's last token predicts
     nothing."""
     model = load(case, precision)
-    rows = conversations(Stage2(rows=case.rows, seed=case.seed))
     deep = depth(model.network)
     above = -1 if all_layers else deep // 2 if case.layer is None else case.layer
     epochs = -(-(case.repetitions + 1) * case.batch // case.rows)
-    how = SafetySFT(above, epochs, case.batch, 1e-5)
-    loop = loop_of(lambda: safety_sft(model, ADAPTER, rows, how, case.seed))
+    rows = conversations(Stage2(rows=case.rows, seed=case.seed))
+    stage = SafetySFT("stage2", model, ADAPTER, rows, SafetySFTConfig(above, epochs, case.batch, 1e-5), case.seed)
     model.network.train()
-    tokens = encoded(model.tokenizer, rows, model.window)
-    lengths = [len(prompt) + len(answer) for prompt, answer in tokens]
-    prefix = shared_prefix([prompt for prompt, _ in tokens])
     shape, layers = Shape.of(model.network.config, RANK), deep - 1 - above
     filled = rounded if case.where == "cpu" else int
     needed, computed = [], []
-    for batch in sft_batches(lengths, [row.refuses for row in rows], case.batch, epochs, case.seed):
-        read = [len(tokens[i][1]) for i in batch]
-        needed.append(operations(shape, prefix, [lengths[i] - prefix - 1 for i in batch], read, layers, True))
-        computed.append(operations(shape, prefix, [lengths[i] - prefix for i in batch], read, layers, True, filled))
+    for batch in stage.batches:
+        read = [len(stage.rows[i].answer) for i in batch]
+        own = [len(stage.rows[i].ids) - stage.prefix for i in batch]
+        needed.append(operations(shape, stage.prefix, [n - 1 for n in own], read, layers, True))
+        computed.append(operations(shape, stage.prefix, own, read, layers, True, filled))
     name = "safety SFT, all layers" if all_layers else "stage 2, above L"
-    return Work(name, _step_of(loop), needed, computed, model.network)
+    return Work(name, _step_of(stage), needed, computed, model.network)
 
 
 def counted(work: Work) -> tuple[int, int]:
@@ -171,10 +168,10 @@ class BareLayers:
 
 def compiled(case: Roofline, precision: torch.dtype) -> Step:
     """The step of stage 1 with torch.compile on the decoder's layers."""
-    ready = stage1.prepare(case, precision)
-    for layer in decoder_of(ready.model.network).layers:
+    stage = stage1.prepare(case, precision)
+    for layer in decoder_of(stage.model.network).layers:
         layer.compile(dynamic=True)  # rows differ in length from step to step
-    return lambda i: {"loss": ready.loop.backward(i), **gradients(ready.model.network)}
+    return lambda i: {"loss": stage.step(i), **gradients(stage.model.network)}
 
 
 def compiled_results(case: Roofline) -> tuple[list[Result], str]:

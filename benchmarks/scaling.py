@@ -22,12 +22,12 @@ from _sides import ADAPTER, batch_loss, give_adapter, gradients, padded_states
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from dcr_lite.method import gradcache
+from dcr_lite.method.gradcache import GradCache
 from dcr_lite.model import adapters, loading
 from dcr_lite.model.hidden_states import prompt_states
 from dcr_lite.model.loading import Model
 from dcr_lite.model.packing import ATTENTION
-from dcr_lite.model.states import _passes, layer_states
+from dcr_lite.model.states import layer_states, passes
 from dcr_lite.run.report import markdown_table
 
 SMALLEST_MEMORY = 1e-3  # GB; below a megabyte is the allocator's noise
@@ -127,8 +127,11 @@ def our_step(case: Scaling, precision: torch.dtype) -> Step:
             return prompt_states(model.network, model.batch(part), case.layer)
 
     def step(i: int) -> Outcome:
-        loss, _ = gradcache.backward(encode, _passes(model, rows_of(case, case.batch, i)), batch_loss)
-        return {"loss": loss, **gradients(model.network)}
+        cache = GradCache(encode, passes(model, rows_of(case, case.batch, i)))
+        loss = batch_loss(cache.states)
+        loss.backward()
+        cache.backward()
+        return {"loss": loss.item(), **gradients(model.network)}
 
     return step
 

@@ -11,19 +11,17 @@ and autocast.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
 from _measure import Case, Outcome, Result, Step, finish, memory_results, rates, require_equal, time_sides
-from _sides import ADAPTER, gradients, load, loop_of, padded_states
+from _sides import ADAPTER, gradients, load, padded_states
 
 from dcr_lite.data.rows import read_pairs
 from dcr_lite.data.splits import pair_batches
 from dcr_lite.files import SHIPPED
-from dcr_lite.method import contrastive
-from dcr_lite.method.geometry import Geometry, kinds_of_pairs
-from dcr_lite.method.loop import Loop
+from dcr_lite.method.contrastive import ContrastiveConfig, ContrastiveRefinement, encode_pairs, stock_geometry
+from dcr_lite.method.geometry import kinds_of_pairs
 from dcr_lite.method.losses import cosine_similarity, supervised_contrastive
 from dcr_lite.model.hidden_states import depth
 
@@ -40,58 +38,44 @@ class Stage1(Case):
     """JSON Lines of {toxic, seemingly_toxic} to draw batches from."""
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What both sides begin with. rows: token ids of all toxic sides, then of all seemingly toxic ones."""
-
-    model: Any
-    loop: Loop
-    rows: list[list[int]]
-    batches: list[list[int]]
-    geometry: Geometry
-    how: contrastive.Contrastive
-
-    def batch(self, step: int) -> list[list[int]]:
-        """The rows of a step, in the order of ``rows``."""
-        n = len(self.rows) // 2
-        return [self.rows[i] for i in self.batches[step]] + [self.rows[n + i] for i in self.batches[step]]
-
-
-def prepare(case: Stage1, precision: torch.dtype, stock_layers: bool = False) -> Prepared:
-    """The model, ready to train, with stage 1's loop, batches and geometry."""
+def prepare(case: Stage1, precision: torch.dtype, stock_layers: bool = False) -> ContrastiveRefinement:
+    """Stage 1, ready to take its steps."""
     model = load(case, precision, stock_layers=stock_layers)
     layer = depth(model.network) // 2 if case.layer is None else case.layer
     pairs = read_pairs(case.pairs)
     steps = case.repetitions + 1
-    how = contrastive.Contrastive(layer, supervised_contrastive(0.5), "batch", True, steps, case.prompts, 1e-3)
-    rows = contrastive.encode_pairs(model, pairs)
-    n = len(pairs)
-    batches = pair_batches(n, case.prompts, steps, case.seed)
+    config = ContrastiveConfig(layer, supervised_contrastive(0.5), "batch", True, steps, case.prompts, 1e-3)
+    batches = pair_batches(len(pairs), case.prompts, steps, case.seed)
     seen = sorted({i for batch in batches for i in batch})[:128]  # enough for a geometry
-    geometry = contrastive.stock_geometry(model, [rows[i] for i in seen] + [rows[n + i] for i in seen], how)
-    loop = loop_of(
-        lambda: contrastive.contrastive_refinement(model, ADAPTER, pairs, pairs[:2], how, case.seed, geometry)
-    )
+    geometry = stock_geometry(model, encode_pairs(model, [pairs[i] for i in seen]), config)
+    stage = ContrastiveRefinement(model, ADAPTER, pairs, pairs[:2], config, geometry, case.seed)
     model.network.train()
-    return Prepared(model, loop, rows, batches, geometry, how)
+    return stage
+
+
+def rows_of(stage: ContrastiveRefinement, step: int) -> list[list[int]]:
+    """The token ids of a step's prompts: toxic sides, then seemingly toxic ones."""
+    pairs, n = stage.batches[step], len(stage.rows) // 2
+    return [stage.rows[i] for i in pairs] + [stage.rows[n + i] for i in pairs]
 
 
 def ours(case: Stage1, precision: torch.dtype) -> Step:
     """The package's own step."""
-    ready = prepare(case, precision)
-    return lambda i: {"loss": ready.loop.backward(i), **gradients(ready.model.network)}
+    stage = prepare(case, precision)
+    return lambda i: {"loss": stage.step(i), **gradients(stage.model.network)}
 
 
 def plain(case: Stage1, precision: torch.dtype) -> Step:
     """The whole model on the padded batch; only layers up to L train, as in ours."""
-    ready = prepare(case, precision, stock_layers=True)
+    stage = prepare(case, precision, stock_layers=True)
+    model, config = stage.model, stage.config
 
     def step(i: int) -> Outcome:
-        states = padded_states(ready.model, ready.batch(i), ready.how.layer)
-        kinds = kinds_of_pairs(len(ready.batches[i]), ready.model.device)
-        loss = ready.how.loss(cosine_similarity(ready.geometry(states)), kinds)
+        rows = rows_of(stage, i)
+        states = padded_states(model, rows, config.layer)
+        loss = config.loss(cosine_similarity(stage.geometry(states)), kinds_of_pairs(len(rows) // 2, model.device))
         loss.backward()
-        return {"loss": loss.item(), **gradients(ready.model.network)}
+        return {"loss": loss.item(), **gradients(model.network)}
 
     return step
 

@@ -27,16 +27,18 @@ from dcr_lite.files import SHIPPED
 from dcr_lite.measure.metrics import auroc, auroc_interval
 from dcr_lite.method.contrastive import (
     REFERENCE_PAIRS,
-    contrastive_refinement,
+    ContrastiveConfig,
+    ContrastiveRefinement,
     encode_pairs,
     first_pairs,
     stock_geometry,
 )
-from dcr_lite.method.geometry import read_out
+from dcr_lite.method.loop import Loop
+from dcr_lite.method.read_out import read_out
 from dcr_lite.model import adapters
 from dcr_lite.model.states import last_states, layer_states
 from dcr_lite.names import DCR
-from dcr_lite.run import inputs, opening, stored_states
+from dcr_lite.run import inputs, opening
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # recipes/ is no package
 
@@ -130,18 +132,19 @@ def variant(changes: dict[str, Any], seed: int) -> dict[str, Any]:
     change: Callable[[list[Pair]], list[Pair]] = changes.get("pairs", lambda pairs: pairs)
     settings = replace(SETTINGS, seed=seed, **{k: v for k, v in changes.items() if k != "pairs"})
     data = inputs.load_data(settings)
-    how = stored_states.contrastive_settings(settings)
+    config = ContrastiveConfig.of(settings)
     training, rows = change(data.training), encode_pairs(model, data.training)
     geometries = {
-        "own": stock_geometry(model, encode_pairs(model, training), how),
-        "whitened": stock_geometry(model, rows, replace(how, centre="batch", whiten=True)),
+        "own": stock_geometry(model, encode_pairs(model, training), config),
+        "whitened": stock_geometry(model, rows, replace(config, centre="batch", whiten=True)),
     }
-    done = contrastive_refinement(model, DCR, training, data.development, how, seed, geometries["own"])
+    stage = ContrastiveRefinement(model, DCR, training, data.development, config, geometries["own"], seed)
+    done = Loop(stage).run()
     row: dict[str, Any] = {"best_step": done.best_step, "seconds": done.seconds}
     row["development_auroc"] = [m["development_auroc"] for m in done.metrics if "development_auroc" in m]
     # Read by matched pairs whatever the variant trained on.
-    reference = layer_states(model, first_pairs(rows, REFERENCE_PAIRS), how.layer)
-    unseen = layer_states(model, encode_pairs(model, data.development), how.layer)
+    reference = layer_states(model, first_pairs(rows, REFERENCE_PAIRS), config.layer)
+    unseen = layer_states(model, encode_pairs(model, data.development), config.layer)
     return row | {key: _read(geometry, reference, unseen) for key, geometry in geometries.items()}
 
 
@@ -159,7 +162,7 @@ def stock_layers() -> None:
 def _read(geometry: Any, reference: Any, unseen: Any) -> dict[str, Any]:
     """AUROC and its interval of unseen pairs along the direction of reference pairs."""
     reading, direction = read_out(geometry, reference)
-    scores = direction.score(reading(unseen)).tolist()
+    scores = (reading(unseen) @ direction).tolist()
     sides = scores[: len(scores) // 2], scores[len(scores) // 2 :]
     return {"auroc": auroc(*sides), "ci95": list(auroc_interval(*sides))}
 

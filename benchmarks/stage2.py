@@ -10,7 +10,7 @@ Two comparisons, which mean different things:
 - *recipe against recipe*: DCR's stage 2 trains the adapter above layer L only, from states computed once for all
   epochs. That is less work, not equal work, and what a user of either waits for. Ours includes computing the states.
 
-Each turn is a whole training of some batches, through ``safety_sft`` and ``SFTTrainer.train``. TRL gets the same token
+Each turn is a whole training of some batches, through ``Loop.run`` and ``SFTTrainer.train``. TRL gets the same token
 ids in the same batches (rows of similar length together, which it would not do by itself), completion-only loss, the
 same LoRA configuration and autocast to the same precision; its own choices stay (chunked loss, fused AdamW).
 """
@@ -33,7 +33,8 @@ from dcr_lite.data.rows import Conversation, read_conversations
 from dcr_lite.data.sources import locate
 from dcr_lite.data.splits import safety_mixture, sft_batches
 from dcr_lite.files import SHIPPED
-from dcr_lite.method.safety_sft import SafetySFT, safety_sft
+from dcr_lite.method.loop import Loop
+from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model.chat import encode_conversations
 from dcr_lite.model.hidden_states import depth
 
@@ -85,11 +86,11 @@ def encoded(tokenizer: Any, rows: list[Conversation], window: int) -> list[tuple
 
 def _ours(case: Stage2, precision: torch.dtype, above: Callable[[int], int]) -> Step:
     model, rows = load(case, precision), conversations(case)
-    how = SafetySFT(above(depth(model.network)), case.epochs, case.batch, 1e-5)
+    config = SafetySFTConfig(above(depth(model.network)), case.epochs, case.batch, 1e-5)
 
     def train(_i: int) -> Outcome:
         with first_step(model.network) as seen:
-            progress = safety_sft(model, ADAPTER, rows, how, case.seed)
+            progress = Loop(SafetySFT("stage2", model, ADAPTER, rows, config, case.seed)).run()
         return {"loss": progress.metrics[1]["loss"], **seen}  # entry 0 is the evaluation before the first step
 
     return train

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from dcr_lite.data.rows import Prompt
 from dcr_lite.measure.answers import discernment_intervals, measure, overall_rate
 from dcr_lite.measure.general_ability import answer_loss
-from dcr_lite.method.safety_sft import SafetySFT, safety_sft
+from dcr_lite.method.safety_sft import SafetySFT
 from dcr_lite.model import adapters
 from dcr_lite.names import DCR
 from dcr_lite.run import inputs, opening, stored_states
@@ -61,9 +61,9 @@ def variant(folder: Path, settings: Settings) -> dict[str, Any]:
     adapters.set_adapter_weights(model, DCR, refined)
     rows = stored_states.stage2_rows(data, settings, states)
     used = {row.prompt for row in rows}
-    above = stored_states.stage2_above(settings)
-    how = SafetySFT(above, settings.sft_epochs, settings.sft_batch, settings.sft_learning_rate)
-    seconds = safety_sft(model, DCR, rows, how, settings.seed).seconds
+    above = steps.stage2_above(settings)
+    config = SafetySFTConfig(above, settings.sft_epochs, settings.sft_batch, settings.sft_learning_rate)
+    seconds = Loop(SafetySFT("stage2", model, DCR, rows, config, settings.seed)).run().seconds
     adapters.activate(model, DCR)
     prompts = [Prompt(p.toxic, "toxic", "development") for p in data.development]
     prompts += [Prompt(p.seemingly_toxic, "seemingly_toxic", "development") for p in data.development]
@@ -73,7 +73,7 @@ def variant(folder: Path, settings: Settings) -> dict[str, Any]:
         **{label: overall_rate(measured, label) for label in ("toxic", "seemingly_toxic")},
         "discernment": discernment_intervals(measured),
         "answer_loss": answer_loss(model, unused)["answer_loss"],
-        "refusals": settings.refusals,
+        "refusals": settings.sizes["refusals"],
         "seconds": seconds,
     }
 
@@ -95,7 +95,7 @@ def main(choices: Choices) -> None:
     for folder in choices.runs:
         usual = read_settings(folder)
         for name, changes in choices.named(VARIANTS):
-            share = round(usual.refusals * changes.get("share", 1))
+            share = round(usual.sizes["refusals"] * changes.get("share", 1))
             settings = replace(usual, refusals=share, **{k: v for k, v in changes.items() if k != "share"})
             row = choices.stored(name, usual.seed) or choices.store(name, usual.seed, variant(folder, settings))
             print(_line(row), flush=True)

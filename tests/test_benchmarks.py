@@ -17,7 +17,9 @@ import pytest
 import roofline
 import scaling
 import stage1
+import stage1_choices
 import stage2
+import stage2_choices
 import torch
 import tyro
 import whole_job
@@ -172,19 +174,19 @@ def test_only_queries_of_the_last_layer_are_needless(layers: int) -> None:
 def test_attention_is_counted_for_visible_pairs_alone(works: list[roofline.Work], small: dict[str, Any]) -> None:
     """torch counts whole rectangles of scores, with their hidden half and filled-up rows: more than is needed, and
     exactly as many as the rectangles have."""
-    ready = stage1.prepare(stage1.Stage1(**small), torch.float32)
+    stage = stage1.prepare(stage1.Stage1(**small), torch.float32)
     _, counted = roofline.counted(works[0])
-    chosen = ready.batch(0)
+    chosen = stage1.rows_of(stage, 0)
     prefix = shared_prefix(chosen)
     own = [len(row) - prefix for row in chosen]
     assert max(prefix, *own) <= SHORT_ROWS  # torch does not count the kernel that longer rows go to
-    shape = _operations.Shape.of(ready.model.network.config, RANK)
+    shape = _operations.Shape.of(stage.model.network.config, RANK)
     width = rounded(max(own))
     rectangles = len(own) * width * (prefix + width) + prefix**2
     visible = sum(k * prefix + k * (k + 1) // 2 for k in own) + prefix * (prefix + 1) // 2
     # Rotary angles are a product of positions and 8 frequencies, which torch counts as well.
     rotary = rounded(prefix + sum(own)) * 16
-    assert counted == _operations.attention(shape, rectangles) * (ready.how.layer + 1) + rotary
+    assert counted == _operations.attention(shape, rectangles) * (stage.config.layer + 1) + rotary
     assert 1 / 3 < visible / rectangles < 1
 
 
@@ -311,6 +313,34 @@ def test_whole_job(tiny_folder: Callable[..., Path], tmp_path: Path, out: dict[s
     assert all(r.ours >= 0 for r in results)
     assert {path: getattr(*whole_job.owner_of(path)) for path in whole_job.PARTS} == before
     assert not (tmp_path / "unused").exists()
+
+
+def test_stage1_choices(
+    tiny_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A line for each variant that was asked for, and one that is stored is not run again; a line for each layer."""
+    argv = flags(tiny_folder("llama"), save_rows(tmp_path / "rows"), tmp_path / "run", contrastive_steps=2)
+    monkeypatch.setattr(stage1_choices, "SETTINGS", tyro.cli(Settings, default=stage1_choices.SETTINGS, args=argv))
+    case = stage1_choices.Choices(only=("unmatched", "info nce, raw"), json=tmp_path / "found.json")
+    stage1_choices.main(case)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| info nce, raw states", "| unmatched pairs"]
+    monkeypatch.delattr(stage1_choices, "variant")
+    stage1_choices.main(case)
+    assert capsys.readouterr().out.splitlines() == lines
+    stage1_choices.main(stage1_choices.Choices(layers=True))
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 4
+
+
+def test_stage2_choices(demo_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for each variant, from the stage 1 of a finished run; a share of the refusals is a number of them."""
+    only = ("default", "half of the refusals")
+    stage2_choices.main(stage2_choices.Choices(runs=(demo_run,), only=only, json=tmp_path / "found.json"))
+    cells = [line.split(" | ")[:3] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert cells == [["| default", "4", "0"], ["| half of the refusals", "2", "0"]]
 
 
 def test_a_recipes_geometry_on_a_card(tiny_folder: Callable[..., Path], capsys: Any) -> None:
