@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from dcr_lite.data.rows import Prompt
 from dcr_lite.measure.answers import discernment_intervals, measure, overall_rate
 from dcr_lite.measure.general_ability import answer_loss
-from dcr_lite.method.safety_sft import SafetySFT
+from dcr_lite.method.loop import Loop
+from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import adapters
 from dcr_lite.names import DCR
-from dcr_lite.run import inputs, opening, stored_states
+from dcr_lite.run import inputs, opening, steps, stored_states
 from dcr_lite.run.run_folder import RunFolder, read_settings
 from dcr_lite.settings import Settings
 

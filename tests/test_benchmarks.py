@@ -21,14 +21,12 @@ import stage1_choices
 import stage2
 import stage2_choices
 import torch
-import tyro
 import whole_job
 from _measure import EQUAL, Case, Outcome, Result, Step
 from _sides import RANK
-from small_runs import flags, save_rows
+from recipe_runs import small_settings
 
 from dcr_lite.model.packing import SHORT_ROWS, rounded, shared_prefix
-from dcr_lite.settings import Settings
 
 KEYS = {"name", "ours", "theirs", "unit", "ratio", "ratio_min", "ratio_max", "equal_to"}
 QUICK: dict[str, Any] = {"repetitions": 1, "device": "cpu", "precision": "float32"}
@@ -125,14 +123,14 @@ def test_a_side_that_fails_in_its_own_process_is_reported() -> None:
 
 
 @pytest.fixture(scope="module")
-def quick(tiny_folder: Callable[..., Path]) -> dict[str, Any]:
-    return {"model": str(tiny_folder("llama")), **QUICK}
+def quick(tiny: Path) -> dict[str, Any]:
+    return {"model": str(tiny), **QUICK}
 
 
 @pytest.fixture(scope="module")
-def small(quick: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def small(quick: dict[str, Any], rows: Path) -> dict[str, Any]:
     """Stage 1 on few pairs."""
-    return {**quick, "layer": 1, "prompts": 8, "pairs": save_rows(tmp_path_factory.mktemp("rows")) / "pairs.jsonl"}
+    return {**quick, "layer": 1, "prompts": 8, "pairs": rows / "pairs.jsonl"}
 
 
 @pytest.fixture(scope="module")
@@ -300,12 +298,10 @@ def test_a_timed_function_exists(path: str) -> None:
     assert callable(getattr(owner, name))
 
 
-def test_whole_job(tiny_folder: Callable[..., Path], tmp_path: Path, out: dict[str, Path]) -> None:
+def test_whole_job(tiny: Path, rows: Path, tmp_path: Path, out: dict[str, Path]) -> None:
     """Parts add up to the whole, every part of a run has its line, and no timer is left behind."""
     before = {path: getattr(*whole_job.owner_of(path)) for path in whole_job.PARTS}
-    short = {"contrastive_steps": 4, "sft_epochs": 1, "sft_batch": 6}
-    argv = flags(tiny_folder("llama"), save_rows(tmp_path / "rows"), tmp_path / "unused", **short)
-    settings = tyro.cli(Settings, default=whole_job.recipe.SETTINGS, args=argv)
+    settings = small_settings(tiny, rows, tmp_path / "unused", sft_batch=6, answer_tokens=6)
     results = checked(whole_job.main(whole_job.WholeJob(settings, **out)), out["json"])
     assert sum(r.ours for r in results) == pytest.approx(results[0].theirs)
     parts = {"imports", "loading the model", "tokenising", "stage 1", "stage 2", "safety SFT alone", "decoding"}
@@ -316,14 +312,10 @@ def test_whole_job(tiny_folder: Callable[..., Path], tmp_path: Path, out: dict[s
 
 
 def test_stage1_choices(
-    tiny_folder: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A line for each variant that was asked for, and one that is stored is not run again; a line for each layer."""
-    argv = flags(tiny_folder("llama"), save_rows(tmp_path / "rows"), tmp_path / "run", contrastive_steps=2)
-    monkeypatch.setattr(stage1_choices, "SETTINGS", tyro.cli(Settings, default=stage1_choices.SETTINGS, args=argv))
+    monkeypatch.setattr(stage1_choices, "SETTINGS", small_settings(tiny, rows, tmp_path / "run", contrastive_steps=2))
     case = stage1_choices.Choices(only=("unmatched", "info nce, raw"), json=tmp_path / "found.json")
     stage1_choices.main(case)
     lines = capsys.readouterr().out.splitlines()
@@ -343,10 +335,9 @@ def test_stage2_choices(demo_run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert cells == [["| default", "4", "0"], ["| half of the refusals", "2", "0"]]
 
 
-def test_a_recipes_geometry_on_a_card(tiny_folder: Callable[..., Path], capsys: Any) -> None:
+def test_a_recipes_geometry_on_a_card(tiny: Path, capsys: Any) -> None:
     """The script for a card runs on a CPU with a small shape: speeds of both ways, and the peak beside the estimate."""
-    folder = str(tiny_folder("llama"))
-    case = card.Card(model=folder, tokenizer=folder, prompts=8, prompt_tokens=60, rows=2, row_tokens=100, **QUICK)
+    case = card.Card(model=str(tiny), tokenizer=str(tiny), prompts=8, prompt_tokens=60, rows=2, row_tokens=100, **QUICK)
     results = card.main(case)
     assert [r.name.split(":")[0] for r in results] == ["stage1", "stage1", "safety_sft", "safety_sft"]
     assert all(r.ours > 0 and r.theirs > 0 for r in results)
