@@ -15,3 +15,19 @@ COMPARED = {
     "scans": "SCANS",
     DCR: "DCR",
 }
+# Public prompt sets of dcr-lite evaluate --benchmarks; data/benchmarks.py has their addresses.
+BENCHMARK_NAMES = (
+    "xstest",
+    "or_bench_hard",
+    "oktest",
+    "phtest",
+    "coconot_contrast",
+    "jailbreakbench_benign",
+    "or_bench_toxic",
+    "advbench",
+    "harmbench",
+    "jailbreakbench",
+    "strongreject",
+    "simple_safety_tests",
+    "malicious_instruct",
+)

@@ -92,10 +92,10 @@ def opened(demo_run: Path) -> Any:
 @pytest.fixture(scope="module")
 def url(opened: Any) -> Iterator[str]:
     """The address of the demo, served on that run."""
-    import app
+    from dcr_lite.demo.blocks import build, launch
 
-    page = app.build(opened)
-    _, address, _ = app.launch(page, prevent_thread_lock=True, quiet=True)
+    page = build(opened)
+    _, address, _ = launch(page, prevent_thread_lock=True, quiet=True)
     yield address
     page.close()
 

@@ -1,6 +1,5 @@
 """Small runs of the recipe, which the tests of a run and of bad input start."""
 
-import importlib.util
 import io
 import json
 from contextlib import redirect_stderr, redirect_stdout
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_lite.run.launch import launch
+from dcr_lite.run.recipes import load_recipe
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2_135m.py"
 LAYER = 1  # of four
@@ -89,12 +89,7 @@ class Outcome:
 
 
 def recipe_module(path: Path = RECIPE) -> Any:
-    spec = importlib.util.spec_from_file_location("recipe", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe(path)
 
 
 def run_here(argv: list[str], path: Path = RECIPE) -> Outcome:
