@@ -1,4 +1,4 @@
-"""Judged answers to held-out prompts: the kit's decoding against ``generate``, one by one and in unsorted batches.
+"""Judged answers to held-out prompts: the package's decoding against ``generate``, one by one and in unsorted batches.
 
     python benchmarks/evaluation.py --prompts 60     # one by one is what takes the time
 

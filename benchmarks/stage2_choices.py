@@ -19,12 +19,13 @@ from safetensors.torch import load_file
 from dcr_lite.data.rows import Prompt
 from dcr_lite.measure.answers import discernment_intervals, measure, overall_rate
 from dcr_lite.measure.general_ability import answer_loss
+from dcr_lite.method.contrastive import ContrastiveConfig, encode_pairs, stock_geometry
 from dcr_lite.method.loop import Loop
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import adapters
 from dcr_lite.names import DCR
 from dcr_lite.run import inputs, opening, steps, stored_states
-from dcr_lite.run.run_folder import RunFolder, read_settings
+from dcr_lite.run.run_folder import read_settings
 from dcr_lite.settings import Settings
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -49,11 +50,13 @@ class Choices(_choices.Choices):
 
 @lru_cache(maxsize=1)
 def opened(folder: Path) -> tuple[Any, ...]:
-    """(model, data, adapter after stage 1, stored states) of a run."""
+    """(model, data, adapter after stage 1, states that stage 2 chooses refusals by) of a run."""
     settings = read_settings(folder)
-    run = RunFolder(replace(settings, resume=True))
+    data, (model, _) = inputs.load_data(settings), opening.load_model(settings)
     refined = load_file(folder / "stage1" / "adapter_model.safetensors")
-    return opening.load_model(settings)[0], inputs.load_data(settings), refined, load_file(run.layer_states)
+    adapters.set_adapter_weights(model, DCR, refined)
+    geometry = stock_geometry(model, encode_pairs(model, data.training), ContrastiveConfig.of(settings))
+    return model, data, refined, stored_states.compute_states(model, data, settings, geometry)
 
 
 def variant(folder: Path, settings: Settings) -> dict[str, Any]:
