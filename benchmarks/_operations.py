@@ -3,11 +3,10 @@
 A product of (m, k) and (k, n) matrices counts 2 m k n operations. Counted are: the linear layers forward; the gradient
 of their inputs where one flows (base weights are frozen); the adapter's products with all their gradients; attention
 scores and their use, of each token on those that it sees; the logits of the answer tokens, or the whitening and the
-cosines of the contrastive loss. Norms, activations and softmax are no
-matrix products and are left out, as in every such count.
+cosines of the contrastive loss. Norms, activations and softmax are no matrix products and are left out.
 
-What is not needed is not counted, even where the package computes it: the last layer's queries at places that no
-loss reads, tokens that fill a sequence up, and the masked half of attention. So the measured rate is a lower bound.
+What is not needed is not counted, even where the package computes it: the last layer's queries at places that no loss
+reads, tokens that fill a sequence up, and the masked half of attention. So the measured rate is a lower bound.
 ``filled`` counts these too, for a comparison with the count of torch.
 """
 

@@ -221,7 +221,7 @@ def main(case: Roofline) -> list[Result]:
         results.append(Result.of(f"{work.name}: rate", reached, best, "GFLOP/s", equal))
     alone = rates(bare.operations / 1e9, seconds["bare"])
     results.append(Result.of("base weights' products alone: rate", alone, best, "GFLOP/s", 0.0))
-    head = ["step 0, billions of operations", "needed", "all that is computed", "torch counts"]
+    head = ["step 0, billions of operations", "needed", "all that the kit computes", "torch counts"]
     more = [f"The best product: {products.best_size}.", markdown_table(head, rows)]
     if case.compile:
         del works, products, bare, sides

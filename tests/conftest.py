@@ -14,6 +14,7 @@ import pytest
 import tiny_models
 import torch
 from hypothesis import HealthCheck, settings
+from small_runs import flags, run_here
 
 from dcr_lite.model.loading import Model
 
@@ -70,15 +71,12 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture(scope="session")
-def demo_run(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_run(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a tiny model, to read only."""
-    from small_runs import flags, run_here, save_rows
-
-    folder = tmp_path_factory.mktemp("demo")
-    rows = save_rows(folder / "rows")
-    done = run_here(flags(tiny_folder("llama"), rows, folder / "runs" / "tiny", sft_learning_rate=1e-2))
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    done = run_here(flags(tiny, rows, run, sft_learning_rate=1e-2))
     assert done.code == 0, done.err
-    return folder / "runs" / "tiny"
+    return run
 
 
 @pytest.fixture(scope="session")

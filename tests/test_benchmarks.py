@@ -301,7 +301,7 @@ def test_a_timed_function_exists(path: str) -> None:
 def test_whole_job(tiny: Path, rows: Path, tmp_path: Path, out: dict[str, Path]) -> None:
     """Parts add up to the whole, every part of a run has its line, and no timer is left behind."""
     before = {path: getattr(*whole_job.owner_of(path)) for path in whole_job.PARTS}
-    settings = small_settings(tiny, rows, tmp_path / "unused", sft_batch=6, answer_tokens=6)
+    settings = small_settings(tiny, rows, tmp_path / "unused", sft_batch=6)
     results = checked(whole_job.main(whole_job.WholeJob(settings, **out)), out["json"])
     assert sum(r.ours for r in results) == pytest.approx(results[0].theirs)
     parts = {"imports", "loading the model", "tokenising", "stage 1", "stage 2", "safety SFT alone", "decoding"}
