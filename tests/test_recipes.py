@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 
 from dcr_lite.demo.scoring import open_run
 from dcr_lite.measure.answers import read_answers
+from dcr_lite.method import safety_sft
 from dcr_lite.model.adapters import activate
 from dcr_lite.model.chat import FORMATS, encode_prompts
 from dcr_lite.model.generation import answer
@@ -135,12 +136,17 @@ def test_the_document_of_the_families_is_true(name: str) -> None:
 # --- whole runs -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# One recipe for each architecture and chat format: the flags of the tests set all that two of a kind differ in.
+KINDS = {(ARCHITECTURES[name], settings_of(name).chat_format): name for name in RECIPES}
+
+
+@pytest.mark.parametrize("name", sorted(KINDS.values()))
 def test_a_recipe_runs_whole_in_four_bits(
-    name: str, rows: Path, tiny_folder: Callable[..., Path], tmp_path: Path
+    name: str, rows: Path, tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both stages, the baseline, the evaluation and the report, in NF4: stage 1 separates unseen pairs better than the
     stock model, stage 2 lowers its loss, and the adapter can be loaded again."""
+    monkeypatch.setattr(safety_sft, "OBSERVATIONS", 1)  # of the answers, which take longer than the steps
     settings = settings_of(name)
     folder = tiny_folder(ARCHITECTURES[name], settings.chat_format)
     run = tmp_path / "run"
