@@ -27,6 +27,18 @@ settings.register_profile(  # the same examples on every machine, and no stop-wa
 settings.load_profile("dcr")
 
 
+SLOW = Path(__file__).parent / "slow.txt"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that slow.txt lists: by file, by function or by one of its parameters."""
+    listed = {line for line in SLOW.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")}
+    for item in items:
+        name = f"{item.path.name}::{item.nodeid.partition('::')[2]}"
+        if listed & {item.path.name, name, name.partition("[")[0]}:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """tiny_folder(architecture, chat_format=, **config) -> the folder of a saved random model and its tokenizer."""
