@@ -22,7 +22,7 @@ import _choices
 import tyro
 
 from dcr_lite.data.rows import Pair, read_conversations
-from dcr_lite.diagnose.probes import layer_geometries
+from dcr_lite.diagnose.layers import layer_geometries
 from dcr_lite.files import SHIPPED
 from dcr_lite.measure.metrics import auroc, auroc_interval
 from dcr_lite.method.contrastive import (

@@ -86,10 +86,10 @@ def judge(
         out: File for the labelled rows; - writes to standard output.
         string_match: Add the two string matches of the literature (string_match: GCG, opening_match: XSTest).
     """
-    from dcr_lite.evaluate.labelling import label_answers, read_bytes, write_rows
+    from dcr_lite.evaluate.labelling import label_answers, write_rows
     from dcr_lite.measure.metrics import wilson_interval
 
-    rows = label_answers(read_bytes(answers), "standard input" if answers == "-" else answers, string_match)
+    rows = label_answers(answers, string_match)
     write_rows(rows, out)
     refused = sum(row["refused"] for row in rows)
     low, high = wilson_interval(refused, len(rows))
@@ -133,10 +133,11 @@ def evaluate(
         quantization: Of the base model's weights. auto: that of the run; of another model 4-bit NF4 on a CUDA GPU, none
             elsewhere.
     """
-    from dcr_lite.evaluate.command import Asked, measure_model, show
+    from dcr_lite.evaluate.command import Evaluation, measure_model
+    from dcr_lite.evaluate.table import show
     from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS
 
-    asked = Asked(
+    asked = Evaluation(
         model,
         out,
         prompts or (() if benchmarks else HELD_OUT_FILES),
@@ -189,9 +190,9 @@ def export(
     to: Literal["merged", "gguf", "hub"],
     out: Path | None = None,
     base: str | None = None,
-    file_type: Literal["bf16", "q8_0"] = "bf16",
+    file_type: Literal["bf16", "q8_0"] | None = None,
     repo: str | None = None,
-    form: Literal["adapter", "merged", "gguf"] = "adapter",
+    form: Literal["adapter", "merged", "gguf"] | None = None,
     public: bool = False,
 ) -> None:
     """Export the adapter of a finished run: as merged weights, as a GGUF file, or to the Hugging Face Hub.
@@ -201,23 +202,23 @@ def export(
         to: merged: a folder that transformers loads without peft. gguf: one file for llama.cpp. hub: push to the Hub.
         out: Folder or file to write (hub: the export to push); by default inside the run folder.
         base: Folder or Hub name of the base model in 16 bits, where that of the run is stored in 4 bits.
-        file_type: Of a GGUF file: bf16 keeps every bit, q8_0 halves the size.
+        file_type: Of a GGUF file: bf16 (the default) keeps every bit, q8_0 halves the size.
         repo: Of the Hub: owner/name.
-        form: What to push to the Hub: the adapter, or an earlier export.
+        form: What to push to the Hub: the adapter (the default), or an earlier export.
         public: Make the Hub repository public; otherwise it is private.
     """
-    if to == "hub" and repo is None:
-        raise UserError("--to hub needs --repo owner/name")
+    from dcr_lite.export.command import check_flags, export_gguf, export_merged, open_finished
 
-    from dcr_lite.export.command import export_gguf, export_merged, open_finished, push
-
+    check_flags(to, base=base, file_type=file_type, repo=repo, form=form, public=public)
     finished = open_finished(run)
     if to == "merged":
         print(f"written: {export_merged(finished, out, base)}")
     elif to == "gguf":
-        print(f"written: {export_gguf(finished, out, base, file_type)}")
+        print(f"written: {export_gguf(finished, out, base, file_type or 'bf16')}")
     else:
-        print(f"pushed: {push(finished, str(repo), form, out, public)}")
+        from dcr_lite.export.hub import push
+
+        print(f"pushed: {push(finished, str(repo), form or 'adapter', out, public)}")
 
 
 def diagnose(

@@ -54,4 +54,15 @@ def write_json(value: Any, path: Path) -> None:
 
 def write_jsonl(rows: Iterable[dict[str, Any]], path: Path) -> None:
     """Write JSON Lines that are whole or absent."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, jsonl(rows))
+
+
+def jsonl(rows: Iterable[dict[str, Any]]) -> str:
+    """JSON Lines: one object a line."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def load_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects that ``write_jsonl`` wrote. An unfinished last line, which a killed process can leave, is dropped."""
+    # Not splitlines(): it also cuts at the line separators of Unicode, which answers may hold.
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]

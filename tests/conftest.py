@@ -1,5 +1,6 @@
 """Fixtures: tiny random models on disk, built once, loaded afresh for every test that changes them."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that asks the network fails instead of waiting
@@ -37,6 +38,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         name = f"{item.path.name}::{item.nodeid.partition('::')[2]}"
         if listed & {item.path.name, name, name.partition("[")[0]}:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """Spare later garbage collections the objects of all imported libraries."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What a finished run becomes: folders and files that are whole or absent, and a page on the Hub."""
 
+import inspect
 import json
 import shutil
 from collections import namedtuple
@@ -20,9 +21,11 @@ from dcr_lite.data.paper_data import INSTRUCTIONS, REFUSALS, SEEMINGLY_TOXIC, TO
 from dcr_lite.data.sources import SMOLLM2
 from dcr_lite.errors import UserError
 from dcr_lite.export import command
-from dcr_lite.export.command import FinishedRun, export_gguf, export_merged, push
+from dcr_lite.export.command import FLAGS, FinishedRun, export_gguf, export_merged
+from dcr_lite.export.hub import push
 from dcr_lite.export.merge import Merged
 from dcr_lite.files import SHIPPED
+from dcr_lite.run.model_card import model_card
 from dcr_lite.settings import TRAINING_FILES
 
 FILES = {name: path.name for name, path in TRAINING_FILES.items()}
@@ -139,7 +142,7 @@ def test_the_card_says_what_there_is_to_know(public_run: FinishedRun) -> None:
         ("merged", "transformers", "finetune"),
         ("gguf", "gguf", "quantized"),
     ):
-        text = command.model_card(public_run.report, form, licence="apache-2.0", place="me/x")  # type: ignore[arg-type]
+        text = model_card(public_run.report, form, licence="apache-2.0", place="me/x")  # type: ignore[arg-type]
         head = huggingface_hub.ModelCard(text).data.to_dict()
         assert head["license"] == "apache-2.0"
         assert (head["base_model"], head["base_model_relation"]) == (SMOLLM2, relation)
@@ -151,7 +154,7 @@ def test_the_card_says_what_there_is_to_know(public_run: FinishedRun) -> None:
         assert "rows of its own" in text
         assert str(public_run.path) not in text
     settings = public_run.report["settings"] | {"pairs": str(SHIPPED / "pairs.jsonl")}
-    assert "shipped with dcr-lite" in command.model_card(public_run.report | {"settings": settings}, "adapter")
+    assert "shipped with dcr-lite" in model_card(public_run.report | {"settings": settings}, "adapter")
 
 
 def test_the_card_of_a_run_on_public_sets_names_them(public_run: FinishedRun) -> None:
@@ -159,7 +162,7 @@ def test_the_card_of_a_run_on_public_sets_names_them(public_run: FinishedRun) ->
     them where the Hub looks for them; a run on shipped rows says nothing of the kind."""
     files = {name: f"/home/me/.cache/dcr-lite/data/{VERSION}/{file}" for name, file in FILES.items()}
     settings = public_run.report["settings"] | files
-    text = command.model_card(public_run.report | {"settings": settings}, "adapter")
+    text = model_card(public_run.report | {"settings": settings}, "adapter")
     for one in (TOXIC, SEEMINGLY_TOXIC, INSTRUCTIONS, REFUSALS):
         assert f"[{one.name}](https://huggingface.co/datasets/{one.name}), {one.licence}" in text
     assert "rows of its own" not in text
@@ -172,8 +175,8 @@ def test_the_card_of_a_run_on_public_sets_names_them(public_run: FinishedRun) ->
     head = huggingface_hub.ModelCard(text).data.to_dict()
     assert head["datasets"] == [TOXIC.name, SEEMINGLY_TOXIC.name, INSTRUCTIONS.name, REFUSALS.name]
 
-    shipped = {name: f"/usr/lib/python3/site-packages/dcr_lite/data/{file}" for name, file in FILES.items()}
-    text = command.model_card(public_run.report | {"settings": settings | shipped}, "adapter")
+    shipped = {name: f"/usr/lib/python3/site-packages/dcr_lite/data/shipped/{file}" for name, file in FILES.items()}
+    text = model_card(public_run.report | {"settings": settings | shipped}, "adapter")
     assert text.count("(shipped with dcr-lite, Apache-2.0)") == 3
     assert "non-commercial" not in text
     assert "datasets:" not in text
@@ -203,7 +206,7 @@ def test_what_the_hub_refuses_is_said(public_run: FinishedRun, hub: Any, monkeyp
     response = httpx.Response(403, request=httpx.Request("POST", "https://huggingface.co/api/repos/create"))
     forbidden = HfHubHTTPError("403", response=response, server_message="You don't have the rights to create a model")
     for error, said in (
-        (forbidden, r"refused me/x: You don't have the rights.*right to write"),
+        (forbidden, r"refused me/x: You don't have the rights.*needs write access"),
         (HFValidationError("no"), r"not a name on the Hub \(owner/name\)"),
         (httpx.ConnectError("no route"), "does not answer"),
     ):
@@ -257,9 +260,28 @@ def test_no_run_is_a_sentence(
     assert "Traceback" not in said
 
 
-def test_a_page_needs_a_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("hub", "--to hub needs --repo owner/name"),
+        ("merged --file-type bf16", "--file-type has no effect with --to merged, only with --to gguf. Leave it out."),
+        ("hub --repo me/x --file-type q8_0", "--file-type has no effect with --to hub, only with --to gguf"),
+        ("hub --repo me/x --base b", "--base has no effect with --to hub, only with --to merged or --to gguf"),
+        ("merged --repo me/x", "--repo has no effect with --to merged, only with --to hub"),
+        ("gguf --form gguf", "--form has no effect with --to gguf, only with --to hub"),
+        ("gguf --public", "--public has no effect with --to gguf, only with --to hub"),
+    ],
+)
+def test_a_flag_without_effect_is_an_error(
+    argv: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """--to hub without --repo is said at once."""
-    assert run_command(monkeypatch, tmp_path, "--to", "hub") == 1
-    assert "--to hub needs --repo" in capsys.readouterr().err
+    """A flag that the chosen export does not take is an error before the run is opened, and so is a push without a
+    name."""
+    assert run_command(monkeypatch, tmp_path, "--to", *argv.split()) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_every_flag_of_the_command_is_checked() -> None:
+    """Each flag of dcr-lite export belongs to all exports or is listed with those that take it."""
+    flags = set(inspect.signature(cli.export).parameters) - {"run", "to", "out"}
+    assert flags == set().union(*FLAGS.values())

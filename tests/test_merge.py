@@ -99,7 +99,7 @@ def test_a_quantised_base_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
     base = Path(shutil.copytree(run.report["model"], tmp_path / "base"))
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes"}}))
-    with pytest.raises(UserError, match=r"quantised weights.*Give --base"):
+    with pytest.raises(UserError, match=r"quantised weights.*with --base"):
         export_merged(run, base=str(base))
     assert not (run.path / "merged").exists()
 

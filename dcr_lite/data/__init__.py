@@ -1,4 +1,4 @@
-"""Rows of data: read and checked, split into batches, fetched from public sources; the shipped ones lie in shipped/.
+"""Rows of data, read, checked, split and drawn; public data sets and models, fetched; the shipped rows in shipped/.
 
 May import: nothing.
 """

@@ -1,30 +1,23 @@
-"""Public benchmarks by name: where each lies, what its columns mean, under which licence. Fetched once, then kept.
+"""Public benchmarks by name: address, columns and licence of each. Fetched once, then kept in the cache folder.
 
-All of them can be had without an account. Gated copies (walledai/...) exist of some; none is needed here.
+None needs an account: some have gated copies (walledai/...), which are not used.
 """
 
-import json
-import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
+from dcr_lite.data.hub import HUB, public_rows
 from dcr_lite.data.rows import Prompt, read_prompts
-from dcr_lite.data.sources import host_answers
 from dcr_lite.errors import UserError
-from dcr_lite.files import cache_folder
-
-HUB = "https://huggingface.co"
-GITHUB = "https://raw.githubusercontent.com"
+from dcr_lite.files import cache_folder, write_jsonl
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where a benchmark lies and how its rows become prompts.
+    """Address and columns of a benchmark.
 
-    path: a data set of the Hub, or "csv" or "text" for a file, whose address is ``file``. column: of the prompts.
-    label: of every row; or with ``label_column`` that of the rows with each of its values, other rows are left out.
+    path: a data set of the Hub, or "csv" or "text" for a file, whose address is ``file``. column: holds the prompts.
+    label: of all rows; with ``label_column`` the label for each of its values, and other rows are left out.
     paper: its arXiv number.
     """
 
@@ -40,12 +33,12 @@ class Benchmark:
 
     @property
     def address(self) -> str:
-        """Where a person finds it."""
+        """Where a person can download it."""
         return self.file or f"{HUB}/datasets/{self.path}"
 
 
 def _github(repository: str, file: str) -> str:
-    return f"{GITHUB}/{repository}/HEAD/{file}"
+    return f"https://raw.githubusercontent.com/{repository}/HEAD/{file}"
 
 
 SEEMINGLY, TOXIC = "seemingly_toxic", "toxic"
@@ -80,7 +73,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "csv", "goal", TOXIC, "MIT", "2307.15043",
         file=_github("llm-attacks/llm-attacks", "data/advbench/harmful_behaviors.csv"),
     ),
-    "harmbench": Benchmark(  # the behaviours that stand alone: no copyright, no context
+    "harmbench": Benchmark(  # its standard behaviours: no copyright, no context
         "csv", "Behavior", {"standard": TOXIC}, "MIT", "2402.04249",
         file=_github("centerforaisafety/HarmBench", "data/behavior_datasets/harmbench_behaviors_text_all.csv"),
         label_column="FunctionalCategory",
@@ -103,57 +96,27 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def load_benchmark(name: str, cache: Path | None = None) -> list[Prompt]:
-    """The prompts of a benchmark: from the cache, else fetched and kept there.
+    """The prompts of a benchmark, from the cache or fetched and kept there.
 
-    Raises UserError for an unknown name, an unreachable source (with the way to do without), or a file whose columns
-    have changed.
+    Raises UserError for an unknown name, an unreachable source (with what to do instead), or a file whose columns have
+    changed.
     """
     if name not in BENCHMARKS:
-        raise UserError(f"--benchmarks {name}: there is no such one. There are {', '.join(BENCHMARKS)}.")
+        raise UserError(f"--benchmarks {name}: no such benchmark. Choose from {', '.join(BENCHMARKS)}.")
     kept = (cache or cache_folder()) / "benchmarks" / f"{name}.jsonl"
     if not kept.exists():
-        prompts = _fetch(name)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_suffix(".partial")
-        rows = ({"prompt": p.prompt, "label": p.label, "source": p.source} for p in prompts)
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        partial.replace(kept)
+        write_jsonl(map(asdict, _fetch(name, BENCHMARKS[name])), kept)
     return read_prompts(kept)
 
 
-def _fetch(name: str) -> list[Prompt]:
-    benchmark = BENCHMARKS[name]
-    host = benchmark.file or os.environ.get("HF_ENDPOINT", HUB)
-    if os.environ.get("HF_HUB_OFFLINE") or not host_answers(host):
-        raise _unreachable(name, f"{urlsplit(host).netloc} does not answer")
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(
-            benchmark.path, name=benchmark.config, data_files=benchmark.file, split=benchmark.split
-        )
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise _unreachable(name, (str(error).strip().splitlines() or [type(error).__name__])[0]) from None
-    return _prompts(name, rows)
-
-
-def _unreachable(name: str, why: str) -> UserError:
-    benchmark = BENCHMARKS[name]
-    return UserError(
-        f"{name} cannot be fetched ({why}). Get {benchmark.address} where there is a connection, and give its prompts "
-        'as --prompts FILE: JSON Lines of {"prompt": ..., "label": "toxic" or "seemingly_toxic"}.'
+def _fetch(name: str, benchmark: Benchmark) -> list[Prompt]:
+    """The prompts of a benchmark from its source, repeated ones once."""
+    instead = (
+        f"Download {benchmark.address} on a machine with a connection, and give its prompts with --prompts FILE: "
+        'JSON Lines of {"prompt": ..., "label": "toxic" or "seemingly_toxic"}.'
     )
-
-
-def _prompts(name: str, rows: Any) -> list[Prompt]:
-    """Rows of a benchmark as prompts, repeated ones once."""
-    benchmark = BENCHMARKS[name]
-    needed = {benchmark.column, *filter(None, [benchmark.label_column])}
-    if missing := needed - set(rows.column_names):
-        raise UserError(
-            f"{name}: {benchmark.address} has changed; no column {', '.join(sorted(missing))} among "
-            f"{', '.join(rows.column_names)}. Give its prompts with --prompts FILE."
-        )
+    columns = [benchmark.column, *filter(None, [benchmark.label_column])]
+    rows = public_rows(name, benchmark.path, columns, instead, benchmark.config, benchmark.split, benchmark.file)
     prompts: dict[str, Prompt] = {}
     for row in rows:
         value = str(row[benchmark.label_column]).strip() if benchmark.label_column else ""
@@ -162,5 +125,5 @@ def _prompts(name: str, rows: Any) -> list[Prompt]:
         if label and text:
             prompts.setdefault(text, Prompt(text, label, name))
     if not prompts:
-        raise UserError(f"{name}: no prompts at {benchmark.address}; it has changed. Give them with --prompts FILE.")
+        raise UserError(f"{name} has changed: no prompts among its rows. {instead}")
     return list(prompts.values())

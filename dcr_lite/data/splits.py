@@ -1,17 +1,20 @@
-"""Which rows train, in which order: splits by focus word, mixtures, batches."""
+"""Which rows are trained and measured on, in which order: splits by focus word, samples, mixtures, batches."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice, zip_longest
 
-from dcr_lite.data.rows import Conversation, Pair
+from dcr_lite.data.rows import Conversation, Pair, Prompt
 from dcr_lite.errors import UserError
 
 
 def split_by_focus(pairs: list[Pair], development: int, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """(training, development) pairs, no focus word on both sides, so that the development part asks what the final
-    measurement asks: does the separation reach words never trained on? About ``development`` pairs are held back."""
+    """(training, development) pairs without a common focus word; about ``development`` pairs are held back. As in the
+    final measurement, development pairs test whether the separation generalises to focus words never trained on.
+
+    Raises UserError for fewer than 4 pairs or a single focus word.
+    """
     if len(pairs) < 4:
         raise UserError(f"{len(pairs)} pairs are too few to train on and to hold some back; give at least 4")
     groups: dict[str, list[Pair]] = {}
@@ -31,9 +34,11 @@ def split_by_focus(pairs: list[Pair], development: int, seed: int) -> tuple[list
 
 
 def pair_batches(n_pairs: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:
-    """For every step the numbers of the pairs whose two sides make the batch: balanced between the kinds by
-    construction, both sides of a pair always together, no pair twice in a batch, every pair once before any comes
-    again."""
+    """The numbers of the pairs in the batch of each step. A batch holds both sides of its pairs, so it is balanced. No
+    pair comes twice in a batch, and every pair comes once before any comes again.
+
+    Raises UserError for a batch of fewer than 2 pairs.
+    """
     per_step = min(batch_size // 2, n_pairs)
     if per_step < 2:
         raise UserError(
@@ -46,21 +51,12 @@ def pair_batches(n_pairs: int, batch_size: int, steps: int, seed: int) -> list[l
         if len(queue) < per_step:
             fresh = list(range(n_pairs))
             rng.shuffle(fresh)
-            # What is left of the last pass goes first; the batch that it shares must not hold one of it twice.
+            # The rest of the last pass goes first. No pair of it may come again in the same batch.
             beside = [i for i in fresh if i not in queue][: per_step - len(queue)]
             queue = queue + beside + [i for i in fresh if i not in beside]
         batches.append(queue[:per_step])
         queue = queue[per_step:]
     return batches
-
-
-def _evenly(rows: list[Conversation], rng: random.Random) -> list[Conversation]:
-    """All rows in random order, one of every kind before any kind comes again: the first few stand for all."""
-    kinds: dict[str, list[Conversation]] = {}
-    for row in rng.sample(rows, len(rows)):
-        kinds.setdefault(row.kind, []).append(row)
-    rounds = zip_longest(*(kinds[kind] for kind in rng.sample(sorted(kinds), len(kinds))))
-    return [row for one_of_each in rounds for row in one_of_each if row is not None]
 
 
 def safety_mixture(
@@ -71,12 +67,11 @@ def safety_mixture(
     seed: int,
     augmentation: Sequence[Conversation] = (),
 ) -> list[Conversation]:
-    """Rows for safety SFT: the first ``n`` of each list in an order of its own by ``seed``, even over the kinds, then
-    shuffled together. So a larger number adds rows and exchanges none, and the number of one list does not change the
-    other's. Even, since twenty refusals drawn at random leave out whole kinds, other ones for every seed.
+    """Rows for safety SFT: instructions and refusals, each list as ``evenly_drawn``, and ``augmentation``, shuffled.
 
-    ``augmentation``: seemingly toxic prompts with helpful answers (see ``evenly_drawn``), all of which are mixed in:
-    the data-augmentation baseline.
+    A larger number adds rows and replaces none, and the number drawn of one list does not change the rows of the other.
+    Even, since twenty refusals drawn at random would leave out whole kinds, which differ from seed to seed.
+    augmentation: seemingly toxic prompts with helpful answers, for the data-augmentation baseline.
     """
     mixture = evenly_drawn("instructions", instructions, n_instructions, seed)
     mixture += [replace(row, refuses=True) for row in evenly_drawn("refusals", refusals, n_refusals, seed)]
@@ -86,22 +81,48 @@ def safety_mixture(
 
 
 def most_toxic(rows: list[Conversation], toxicity: list[float], least: int) -> list[Conversation]:
-    """Rows with a ``toxicity`` above 0, in the order given; where those are fewer than ``least``, the next ones too."""
+    """The rows with a ``toxicity`` above 0, in the order given; at least ``least`` rows, the most toxic ones."""
     order = sorted(range(len(rows)), key=lambda i: -toxicity[i])
     chosen = order[: max(least, sum(value > 0 for value in toxicity))]
     return [rows[i] for i in sorted(chosen)]
 
 
 def evenly_drawn(name: str, rows: list[Conversation], n: int, seed: int) -> list[Conversation]:
-    """``n`` rows, even over their kinds. Raises UserError, which calls them ``name``, for more than there are."""
+    """``n`` rows in random order, one of every kind before any kind comes again, so that the first few cover the kinds.
+    Raises UserError where there are fewer; the message calls them ``name``."""
     if n > len(rows):
         raise UserError(f"{n} {name} asked for and {len(rows)} given; lower the number or give more rows")
-    return _evenly(rows, random.Random(seed))[:n]
+    rng = random.Random(seed)
+    kinds: dict[str, list[Conversation]] = {}
+    for row in rng.sample(rows, len(rows)):
+        kinds.setdefault(row.kind, []).append(row)
+    rounds = zip_longest(*(kinds[kind] for kind in rng.sample(sorted(kinds), len(kinds))))
+    return [row for one_of_each in rounds for row in one_of_each if row is not None][:n]
+
+
+def sample(prompts: list[Prompt], rows: int | None) -> list[Prompt]:
+    """At most ``rows`` prompts of each set and label, all of them for None.
+
+    Drawn with a fixed seed, since some sets are sorted by topic. Both sides of matched pairs are drawn.
+    Raises UserError for ``rows`` below 1.
+    """
+    if rows is None:
+        return prompts
+    if rows < 1:
+        raise UserError(f"--rows {rows}: at least 1 is needed")
+    groups: dict[tuple[str, str], list[Prompt]] = {}
+    for prompt in prompts:
+        groups.setdefault((prompt.source, prompt.label), []).append(prompt)
+    return [
+        prompt
+        for group in groups.values()
+        for prompt in (group if rows >= len(group) else random.Random(0).sample(group, rows))
+    ]
 
 
 def sft_batches(lengths: list[int], refuses: list[bool], batch_size: int, epochs: int, seed: int) -> list[list[int]]:
-    """Batches of row numbers for all epochs. Refusals are spread evenly over the steps: bunched, as short answers of
-    similar length would be, the last bunch decides how much the model refuses. Other rows meet in similar lengths."""
+    """Batches of row numbers for all epochs. Refusals are spread evenly over the steps: grouped by length they would
+    come in bunches, and the last bunch would decide how much the model refuses. Others are grouped by length."""
     rng = random.Random(seed)
     n, n_batches = len(lengths), -(-len(lengths) // batch_size)
     batches: list[list[int]] = []
@@ -117,8 +138,8 @@ def sft_batches(lengths: list[int], refuses: list[bool], batch_size: int, epochs
 
 
 def _similar_together(rows: list[int], lengths: list[int], batch_size: int, rng: random.Random) -> list[int]:
-    """Rows of similar length next to each other: sorted within windows of eight batches, for a fresh mix every epoch,
-    and the batches shuffled."""
+    """Rows with those of similar length next to each other: sorted within windows of eight batches, so that every epoch
+    has other batches, and the batches shuffled."""
     groups = []
     for start in range(0, len(rows), 8 * batch_size):
         window = sorted(rows[start : start + 8 * batch_size], key=lambda i: lengths[i])

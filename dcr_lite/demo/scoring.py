@@ -233,7 +233,7 @@ def open_run(folder: Path | None = None) -> OpenRun:
     """
     folder = folder or newest_run()
     if folder is None:
-        model, _ = load_base(ModelSettings(SMOLLM2))
+        model, _ = load_base(ModelSettings(model=SMOLLM2))
         return OpenRun(model, (STOCK,), None, SMOLLM2, NO_RUN)
     settings = model_settings_of(folder)
     parts = {name: adapter_of(folder, name) for name in (DCR, BASELINE)}

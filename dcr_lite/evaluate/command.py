@@ -1,32 +1,40 @@
-"""One model measured whole: refusal rates by set, discernment with intervals, general ability. What is done stays done:
-answers lie in a file beside the result, and the same command goes on where it was stopped."""
+"""Measures one model: refusal rates by set, discernment with intervals, general ability: ``dcr-lite evaluate``.
+
+What is done is kept in files beside the result, so that the same command continues where it was stopped.
+"""
 
 import hashlib
 import json
-import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dcr_lite.data.benchmarks import load_benchmark
 from dcr_lite.data.rows import Prompt, read_choices, read_conversations, read_prompts
+from dcr_lite.data.splits import sample
 from dcr_lite.errors import UserError
-from dcr_lite.files import write_json
+from dcr_lite.files import load_jsonl, write_json, write_jsonl
 from dcr_lite.measure.answers import Measured, discernment_intervals, measure, method_result
 from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS, answer_loss, multiple_choice
 from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.loading import Model
 from dcr_lite.run.machine import hardware, peak_memory_bytes, versions
 from dcr_lite.run.opening import Method, Opened, open_model
-from dcr_lite.run.terminal import console, stage
+from dcr_lite.run.terminal import stage
 from dcr_lite.settings import Device, Precision, Quantization
 
 CHUNK = 256  # prompts between two savings: two full batches, so that saving costs no speed
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What to measure, and how. rows: at most so many prompts of each set and label, drawn with a fixed seed."""
+class Evaluation:
+    """What to measure, on what, and how.
+
+    model, method: as ``open_model`` takes them. rows: at most so many prompts of each set and label, see ``sample``.
+    out: the result; the other files lie beside it.
+    """
 
     model: str
     out: Path
@@ -43,34 +51,97 @@ class Asked:
 
     @property
     def answers(self) -> Path:
-        """Where the answers lie: for your eyes, since answers to toxic prompts are among them."""
+        """The file of answers. Private: contains answers to toxic prompts."""
         return self.out.with_suffix(".answers.jsonl")
 
     @property
-    def begun(self) -> Path:
-        """What was begun, while it is not finished."""
+    def unfinished(self) -> Path:
+        """The file that is there until the evaluation is finished."""
         return self.out.with_suffix(".begun.json")
 
 
-def sample(prompts: list[Prompt], rows: int | None) -> list[Prompt]:
-    """At most ``rows`` prompts of every set and label: drawn with a fixed seed, since some sets are sorted by topic.
-    Of matched pairs both sides are drawn."""
-    if rows is None:
-        return prompts
-    if rows < 1:
-        raise UserError(f"--rows {rows}: it takes at least 1")
-    groups: dict[tuple[str, str], list[Prompt]] = {}
-    for prompt in prompts:
-        groups.setdefault((prompt.source, prompt.label), []).append(prompt)
-    return [
-        prompt
-        for group in groups.values()
-        for prompt in (group if rows >= len(group) else random.Random(0).sample(group, rows))
-    ]
+class Progress:
+    """What an unfinished evaluation has done: the results of its parts, and the seconds they took."""
+
+    def __init__(self, evaluation: Evaluation, inputs: dict[str, Any]):
+        """Begin, or continue what a stopped process has left. Raises UserError where that had other ``inputs``."""
+        self.path, self.answers_path = evaluation.unfinished, evaluation.answers
+        self.started = time.monotonic()
+        if self.path.exists():
+            kept = json.loads(self.path.read_text(encoding="utf-8"))
+            changed = [name for name in inputs if kept["state"].get(name) != inputs[name]]
+            if changed:
+                raise UserError(
+                    f"{evaluation.out} was begun with other inputs ({', '.join(changed)}). Restore them, choose "
+                    f"another --out, or delete {self.path} to start over."
+                )
+        else:
+            kept = {"state": inputs, "seconds": 0.0, "parts": {}}
+            write_jsonl([], self.answers_path)
+        self.inputs, self.parts, self.before = inputs, kept["parts"], kept["seconds"]
+        self.save()
+
+    def part(self, name: str, compute: Callable[..., dict[str, Any]], model: Model, rows: list[Any]) -> dict[str, Any]:
+        """The result of a part: kept from a stopped process, or computed now and kept."""
+        if name not in self.parts:
+            with stage(name, len(rows)) as shown:
+                self.parts[name] = compute(model, rows, shown.advance)
+            self.save()
+        result: dict[str, Any] = self.parts[name]
+        return result
+
+    def answers(self) -> list[Measured]:
+        """The answers so far, in any order; ``number`` is that of the prompt."""
+        return load_jsonl(self.answers_path)
+
+    def keep_answers(self, answers: list[Measured]) -> None:
+        """Write all answers so far."""
+        write_jsonl(answers, self.answers_path)
+        self.save()
+
+    def seconds(self) -> float:
+        """Wall time so far, without the pauses."""
+        return self.before + time.monotonic() - self.started
+
+    def save(self) -> None:
+        """Write everything but the answers."""
+        write_json({"state": self.inputs, "seconds": self.seconds(), "parts": self.parts}, self.path)
+
+
+def _inputs(evaluation: Evaluation, opened: Opened, prompts: list[Prompt]) -> dict[str, Any]:
+    """What has to be the same for an evaluation to be continued."""
+    texts = json.dumps([[p.prompt, p.label, p.source] for p in prompts]).encode()
+    files = {"instructions": evaluation.instructions, "multiple choice": evaluation.choices}
+    return {
+        "model": evaluation.model,
+        "method": evaluation.method,
+        "adapter": opened.adapter_sha256,
+        "prompts": hashlib.sha256(texts).hexdigest(),
+        "answer tokens": evaluation.answer_tokens,
+        "precision": str(opened.model.precision),
+        "quantisation": opened.model.four_bit,
+        **{name: hashlib.sha256(path.read_bytes()).hexdigest() if path else None for name, path in files.items()},
+    }
+
+
+def _answer_all(opened: Opened, prompts: list[Prompt], answer_tokens: int, progress: Progress) -> list[Measured]:
+    """The judged answers in the order of ``prompts``; generated in the order of length, so that batches are even."""
+    done = progress.answers()
+    numbers = {row["number"] for row in done}
+    todo = sorted((i for i in range(len(prompts)) if i not in numbers), key=lambda i: len(prompts[i].prompt))
+    with stage("Answers", len(prompts)) as shown:
+        shown.advance(len(done))
+        for start in range(0, len(todo), CHUNK):
+            chunk = todo[start : start + CHUNK]
+            measured = measure(opened.model, [prompts[i] for i in chunk], answer_tokens, shown.advance)
+            done += [{"number": i, **row} for i, row in zip(chunk, measured, strict=True)]
+            progress.keep_answers(done)
+    done.sort(key=lambda row: row["number"])
+    progress.keep_answers(done)
+    return done
 
 
 def _require_new(out: Path) -> None:
-    """Raises UserError for a result that is there already, or a place where none can be written."""
     if out.is_dir():
         raise UserError(f"{out} is a folder. Give --out the name of a file, such as {out / 'result.json'}.")
     if out.exists():
@@ -81,194 +152,59 @@ def _require_new(out: Path) -> None:
         raise UserError(f"{out} cannot be written ({error.strerror}). Choose another --out.") from None
 
 
-def _line(answer: tuple[int, Measured]) -> str:
-    number, row = answer
-    return json.dumps({"number": number, **row}, ensure_ascii=False) + "\n"
-
-
-class _Begun:
-    """What a stopped measurement has left: answers by the number of their prompt, and parts that are whole."""
-
-    def __init__(self, asked: Asked, state: dict[str, Any]):
-        """Raises UserError for a measurement that was begun otherwise."""
-        self.asked = asked
-        self.kept: dict[str, Any] = {"state": state, "seconds": 0.0, "parts": {}}
-        if asked.begun.exists():
-            self.kept = json.loads(asked.begun.read_text(encoding="utf-8"))
-            changed = [k for k in state if self.kept["state"].get(k) != state[k]]
-            if changed:
-                raise UserError(
-                    f"{asked.out} was begun otherwise (other {', '.join(changed)}). Restore that, choose another "
-                    f"--out, or delete {asked.begun} to begin anew."
-                )
-        else:
-            asked.answers.unlink(missing_ok=True)
-            write_json(self.kept, asked.begun)
-        self.started = time.monotonic()
-        self.before = float(self.kept["seconds"])
-
-    def answers(self) -> dict[int, Measured]:
-        """Answers so far; half a line, which a killed process can leave, is dropped."""
-        rows = {}
-        # Not splitlines(): it also cuts at the line separators of Unicode, which answers may hold.
-        text = self.asked.answers.read_text(encoding="utf-8") if self.asked.answers.exists() else ""
-        for line in text.split("\n"):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            rows[row.pop("number")] = row
-        self.write(rows)
-        return rows
-
-    def write(self, rows: dict[int, Measured]) -> None:
-        """These answers and no others."""
-        partial = self.asked.answers.with_suffix(".partial")
-        partial.write_text("".join(map(_line, rows.items())), encoding="utf-8")
-        partial.replace(self.asked.answers)
-
-    def add(self, rows: dict[int, Measured]) -> None:
-        """Keep some answers more."""
-        with self.asked.answers.open("a", encoding="utf-8") as file:
-            file.writelines(map(_line, rows.items()))
-        self._save()
-
-    def part(self, name: str) -> dict[str, Any] | None:
-        found: dict[str, Any] | None = self.kept["parts"].get(name)
-        return found
-
-    def finish(self, name: str, result: dict[str, Any]) -> None:
-        self.kept["parts"][name] = result
-        self._save()
-
-    def seconds(self) -> float:
-        return self.before + time.monotonic() - self.started
-
-    def _save(self) -> None:
-        self.kept["seconds"] = self.seconds()
-        write_json(self.kept, self.asked.begun)
-
-
-def _state(asked: Asked, opened: Opened, prompts: list[Prompt]) -> dict[str, Any]:
-    """What has to be the same when a measurement goes on."""
-    texts = json.dumps([[p.prompt, p.label, p.source] for p in prompts]).encode()
-    files = {"instructions": asked.instructions, "multiple choice": asked.choices}
-    return {
-        "model": asked.model,
-        "method": asked.method,
-        "adapter": opened.adapter_sha256,
-        "prompts": hashlib.sha256(texts).hexdigest(),
-        "answer tokens": asked.answer_tokens,
-        "precision": str(opened.model.precision),
-        "quantisation": opened.model.four_bit,
-        **{name: hashlib.sha256(path.read_bytes()).hexdigest() if path else None for name, path in files.items()},
-    }
-
-
-def _answer_all(opened: Opened, prompts: list[Prompt], answer_tokens: int, begun: _Begun) -> list[Measured]:
-    """Every prompt's judged answer in the order given; prompts of similar length together, saved as they come."""
-    answers = begun.answers()
-    todo = sorted((i for i in range(len(prompts)) if i not in answers), key=lambda i: len(prompts[i].prompt))
-    with stage("Answers", len(prompts)) as shown:
-        if answers:
-            shown.advance(len(answers))
-        for start in range(0, len(todo), CHUNK):
-            chunk = todo[start : start + CHUNK]
-            measured = measure(opened.model, [prompts[i] for i in chunk], answer_tokens, shown.advance)
-            new = dict(zip(chunk, measured, strict=True))
-            begun.add(new)
-            answers |= new
-    answers = {i: answers[i] for i in range(len(prompts))}
-    begun.write(answers)
-    return list(answers.values())
-
-
-def measure_model(asked: Asked) -> dict[str, Any]:
-    """Measure as asked; writes ``asked.out`` and returns what is in it:
+def measure_model(evaluation: Evaluation) -> dict[str, Any]:
+    """Measure a model, write the result to ``evaluation.out`` and return it:
 
     sets: [{name, label, n, refusal_rate, ci95}], 95 % Wilson intervals; overall: the same by label.
     discernment: {auroc, auroc_ci95, j, j_ci95}, 95 % bootstrap intervals over prompts.
     general: {answer_loss, answers, tokens, multiple_choice: {accuracy, ci95, n, chance} or None}.
-    And what was measured with what: model, base, adapter_sha256, settings, seconds, memory, hardware, versions.
+    Beside these model, base, adapter_sha256, settings, seconds, memory, hardware, versions.
 
-    Raises UserError naming file and line, a prompt that is too long, or a result that is already there.
+    Raises UserError for a wrong row (with file and line), a prompt that is too long, or a finished result in ``out``.
     """
-    sets = [read_prompts(path) for path in asked.prompts] + [load_benchmark(name) for name in asked.benchmarks]
-    prompts = [prompt for rows in sets for prompt in sample(rows, asked.rows)]
-    instructions = read_conversations(asked.instructions)
-    choices = read_choices(asked.choices) if asked.choices else []
-    _require_new(asked.out)
-    opened = open_model(asked.model, asked.method, asked.device, asked.precision, asked.quantization)
+    sets = [read_prompts(path) for path in evaluation.prompts] + [load_benchmark(b) for b in evaluation.benchmarks]
+    prompts = sample([prompt for rows in sets for prompt in rows], evaluation.rows)
+    instructions = read_conversations(evaluation.instructions)
+    questions = read_choices(evaluation.choices) if evaluation.choices else []
+    _require_new(evaluation.out)
+    opened = open_model(
+        evaluation.model, evaluation.method, device=evaluation.device, precision=evaluation.precision,
+        quantization=evaluation.quantization,
+    )  # fmt: skip
     model = opened.model
-    encode_prompts(model.tokenizer, [p.prompt for p in prompts], model.window - asked.answer_tokens)
-    begun = _Begun(asked, _state(asked, opened, prompts))
-    measured = _answer_all(opened, prompts, asked.answer_tokens, begun)
-
-    general = begun.part("answer loss")
-    if general is None:
-        with stage("Answer loss", len(instructions)) as shown:
-            general = answer_loss(model, instructions, shown.advance)
-        begun.finish("answer loss", general)
-    chosen = begun.part("multiple choice")
-    if choices and chosen is None:
-        with stage("Multiple choice", len(choices)) as shown:
-            chosen = multiple_choice(model, choices, shown.advance)
-        begun.finish("multiple choice", chosen)
-
+    encode_prompts(model.tokenizer, [p.prompt for p in prompts], model.window - evaluation.answer_tokens)
+    progress = Progress(evaluation, _inputs(evaluation, opened, prompts))
+    measured = _answer_all(opened, prompts, evaluation.answer_tokens, progress)
+    general = progress.part("Answer loss", answer_loss, model, instructions)
+    chosen = progress.part("Multiple choice", multiple_choice, model, questions) if questions else None
     result = {
-        "model": asked.model,
-        "method": asked.method if opened.adapter else "base",
+        "model": evaluation.model,
+        "method": evaluation.method if opened.adapter else "base",
         "base": opened.base,
         "source": opened.source,
         "adapter_sha256": opened.adapter_sha256,
         **method_result(measured),
         "discernment": discernment_intervals(measured),
         "general": {**general, "multiple_choice": chosen},
-        "settings": {
-            "prompts": [str(path) for path in asked.prompts],
-            "benchmarks": list(asked.benchmarks),
-            "rows": asked.rows,
-            "instructions": asked.instructions.name,
-            "multiple_choice": asked.choices and asked.choices.name,
-            "answer_tokens": asked.answer_tokens,
-            "precision": str(model.precision).removeprefix("torch."),
-            "four_bit": model.four_bit,
-        },
-        "seconds": begun.seconds(),
+        "settings": _settings(evaluation, opened),
+        "seconds": progress.seconds(),
         "peak_memory_bytes": peak_memory_bytes(),
         "hardware": hardware(model.device),
         "versions": versions(),
     }
-    write_json(result, asked.out)
-    asked.begun.unlink()
+    write_json(result, evaluation.out)
+    evaluation.unfinished.unlink()
     return result
 
 
-def show(result: dict[str, Any], asked: Asked) -> None:
-    """The result as a table, and where things lie."""
-    from rich.table import Table
-
-    table = Table(title="Refusal rates (95 % interval)", title_justify="left", title_style="bold")
-    for column, side in (("set", "left"), ("label", "left"), ("n", "right"), ("refused", "right")):
-        table.add_column(column, justify=side)  # type: ignore[arg-type]
-    for row in result["sets"]:
-        low, high = row["ci95"]
-        rate = f"{row['refusal_rate']:.3f} [dim]{low:.3f}-{high:.3f}[/dim]"
-        table.add_row(row["name"], row["label"].replace("_", " "), str(row["n"]), rate)
-    console.print(table)
-    found = result["discernment"]
-    for name, key in (("J", "j"), ("AUROC", "auroc")):
-        if found[f"{key}_ci95"]:
-            low, high = found[f"{key}_ci95"]
-            console.print(f"{name} {found[key]:.3f} [dim]{low:.3f}-{high:.3f}[/dim]")
-    general = result["general"]
-    console.print(f"answer loss {general['answer_loss']:.3f} nats per token on {general['answers']} held-out answers")
-    if chosen := general["multiple_choice"]:
-        low, high = chosen["ci95"]
-        console.print(
-            f"multiple choice {chosen['accuracy']:.3f} [dim]{low:.3f}-{high:.3f}[/dim] of {chosen['n']}, "
-            f"chance {chosen['chance']:.2f}"
-        )
-    console.print()
-    for path, what in ((asked.out, "the numbers"), (asked.answers, "what the model said: for your eyes")):
-        console.print(f"  {path!s:<36} {what}", markup=False, soft_wrap=True)
+def _settings(evaluation: Evaluation, opened: Opened) -> dict[str, Any]:
+    return {
+        "prompts": [str(path) for path in evaluation.prompts],
+        "benchmarks": list(evaluation.benchmarks),
+        "rows": evaluation.rows,
+        "instructions": evaluation.instructions.name,
+        "multiple_choice": evaluation.choices and evaluation.choices.name,
+        "answer_tokens": evaluation.answer_tokens,
+        "precision": str(opened.model.precision).removeprefix("torch."),
+        "four_bit": opened.model.four_bit,
+    }

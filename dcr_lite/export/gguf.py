@@ -1,8 +1,8 @@
-"""A merged model as one GGUF file, which llama.cpp and what is built on it (Ollama, LM Studio) run.
+"""Writes a merged model as one GGUF file for llama.cpp and the programs built on it (Ollama, LM Studio).
 
-Names of tensors and the layout of the file come from the package gguf, which llama.cpp publishes. What it leaves to a
-converter stands here: the numbers of the architecture, the order of rotary weights, and the tokenizer. Behaviours that
-llama.cpp knows by name, as how a text is cut before the merges, are tried on the tokenizer and named by what it does.
+The package gguf, published by llama.cpp, knows the names of tensors and the layout of the file. This module adds what
+a converter has to: the numbers of the architecture, the order of rotary weights, and the tokenizer. llama.cpp has a
+name for each way of splitting a text before the merges (its "pre-tokenizer"); it is found by trying the tokenizer.
 """
 
 import json
@@ -29,6 +29,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from dcr_lite.errors import UserError
 from dcr_lite.export.merge import Merged
+from dcr_lite.files import write_whole
 
 FileType = Literal["bf16", "q8_0"]
 FILE_TYPES = {"bf16": LlamaFileType.MOSTLY_BF16, "q8_0": LlamaFileType.MOSTLY_Q8_0}
@@ -41,7 +42,7 @@ ARCHITECTURES = {
 }
 BLOCK = 32  # weights that share a scale in q8_0
 
-# How a text is cut before the merges, seen on PROBE, and llama.cpp's name for it.
+# How PROBE is split before the merges, and llama.cpp's name for that.
 PROBE = "x(word 12345"
 CUTS = {
     "x|(|word|Ġ12345": "gpt-2",
@@ -55,11 +56,11 @@ def write_gguf(
     merged: Merged, config: Any, tokenizer: Any, name: str, file_type: FileType, path: Path,
     advance: Callable[[int], None] = lambda tensors: None,
 ) -> None:  # fmt: skip
-    """Write the model into ``path``: whole, or not at all.
+    """Write the model to ``path``, whole or absent.
 
-    config, tokenizer: of transformers. name: what the file says it is. file_type: "bf16" keeps every bit of 16-bit
-    weights, "q8_0" takes half of that. advance: is told of every tensor written.
-    Raises UserError for an architecture, a rotary scaling or a tokenizer that llama.cpp would compute otherwise.
+    config, tokenizer: of transformers. name: of the model, in the file. file_type: "bf16" keeps every bit of 16-bit
+    weights, "q8_0" takes half the space. advance: called with 1 after each tensor.
+    Raises UserError for an architecture, a rotary scaling or a tokenizer that llama.cpp would compute differently.
     """
     architecture = architecture_of(config)
     writer = GGUFWriter(None, MODEL_ARCH_NAMES[architecture])
@@ -79,8 +80,7 @@ def write_gguf(
     if factors is not None:
         writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
 
-    partial = path.with_name(path.name + ".partial")
-    try:
+    def write(partial: Path) -> None:
         writer.write_header_to_file(partial)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -90,25 +90,24 @@ def write_gguf(
         if factors is not None:
             writer.write_tensor_data(factors)
         writer.close()
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+
+    write_whole(path, write)
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
 
 
 def architecture_of(config: Any) -> MODEL_ARCH:
-    """llama.cpp's name for the architecture. Raises UserError for one that this writer does not know, or for a variant
-    of a known one that llama.cpp computes otherwise."""
+    """llama.cpp's name for the architecture. Raises UserError for an unknown one, and for a variant of a known one that
+    llama.cpp computes differently."""
     kind = config.model_type
     if kind not in ARCHITECTURES:
-        raise UserError(f"a GGUF of {kind} cannot be written here, only of {', '.join(ARCHITECTURES)}. Export merged.")
+        raise UserError(f"GGUF is not supported for {kind}, only for {', '.join(ARCHITECTURES)}. Use --to merged.")
     scaling = config.rope_parameters.get("rope_type", "default")
     if scaling != "default" and not (kind == "llama" and scaling == "llama3"):
-        raise UserError(f"a GGUF with rotary scaling {scaling!r} cannot be written here. Export merged.")
+        raise UserError(f"GGUF is not supported for rotary scaling {scaling!r}. Use --to merged.")
     if kind == "gemma2" and config.query_pre_attn_scalar != config.head_dim:
-        raise UserError("a GGUF of this size of Gemma 2 cannot be written here: its attention scale. Export merged.")
+        raise UserError("GGUF is not supported for the attention scale of this Gemma 2. Use --to merged.")
     return ARCHITECTURES[kind]
 
 
@@ -136,7 +135,7 @@ def _describe(writer: GGUFWriter, config: Any) -> None:
 
 
 def _gguf_names(merged: Merged, config: Any, architecture: MODEL_ARCH) -> dict[str, str]:
-    """llama.cpp's name of each tensor by ours. A head that repeats the embedding is left out."""
+    """llama.cpp's names of the tensors by those of transformers. An output matrix tied to the embedding is left out."""
     known = get_tensor_name_map(architecture, config.num_hidden_layers)
     names = {}
     for ours in merged:
@@ -144,16 +143,16 @@ def _gguf_names(merged: Merged, config: Any, architecture: MODEL_ARCH) -> dict[s
             continue
         theirs = known.get_name(ours, try_suffixes=(".weight", ".bias"))
         if theirs is None:
-            raise UserError(f"a GGUF has no place for the tensor {ours}. Export merged.")
+            raise UserError(f"GGUF has no place for the tensor {ours}. Use --to merged.")
         names[ours] = theirs
     return names
 
 
 def _rearranged(weight: Tensor, name: str, config: Any) -> Tensor:
-    """A tensor as llama.cpp computes with it.
+    """A tensor in llama.cpp's layout.
 
-    llama: its rotary embedding turns neighbouring rows, transformers' rows half a head apart. gemma2: the 1 that
-    transformers adds to the weights of a norm is in the file.
+    llama: the rotary embedding rotates pairs of neighbouring rows, in transformers pairs half a head apart. gemma2: the
+    file includes the 1 that transformers adds to the weights of a norm.
     """
     if config.model_type == "gemma2" and name.endswith("norm.weight"):
         return weight.float() + 1
@@ -165,7 +164,7 @@ def _rearranged(weight: Tensor, name: str, config: Any) -> Tensor:
 
 
 def _rotary_factors(config: Any) -> NDArray[np.float32] | None:
-    """By how much each rotary frequency is slowed, (head_dim / 2); None where none is."""
+    """The divisor of each rotary frequency, (head_dim / 2,); None without rotary scaling."""
     kind = config.rope_parameters.get("rope_type", "default")
     if kind == "default":
         return None
@@ -175,7 +174,8 @@ def _rotary_factors(config: Any) -> NDArray[np.float32] | None:
 
 
 def _kind(shape: tuple[int, ...], file_type: FileType) -> GGMLQuantizationType:
-    """Vectors stay in float32, as llama.cpp wants them; rows that cannot be cut into blocks stay in bf16."""
+    """The type that a tensor is stored in: float32 for vectors, as llama.cpp requires; bf16 for rows that cannot be cut
+    into blocks."""
     if len(shape) == 1:
         return GGMLQuantizationType.F32
     quantised = file_type == "q8_0" and shape[-1] % BLOCK == 0
@@ -193,11 +193,11 @@ def _encode(weight: Tensor, kind: GGMLQuantizationType) -> NDArray[Any]:
 
 
 def _describe_tokenizer(writer: GGUFWriter, tokenizer: Any, config: Any) -> None:
-    """The vocabulary, the merges, special tokens and the chat template."""
+    """Add the vocabulary, the merges, special tokens and the chat template."""
     backend = tokenizer.backend_tokenizer
     model = json.loads(backend.to_str())["model"]
     if model["type"] != "BPE":
-        raise UserError(f"a GGUF with a {model['type']} tokenizer cannot be written here. Export merged.")
+        raise UserError(f"GGUF is not supported for a {model['type']} tokenizer. Use --to merged.")
     merges = [(a, b) for a, b in (m.split(" ") if isinstance(m, str) else m for m in model["merges"])]
     byte_level = _cut(backend) is not None
     writer.add_tokenizer_model("gpt2" if byte_level else "llama")
@@ -206,13 +206,13 @@ def _describe_tokenizer(writer: GGUFWriter, tokenizer: Any, config: Any) -> None
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     if not byte_level:
-        # llama.cpp joins by score what makes the best token: the first merge first, as here.
+        # llama.cpp merges by score: the first merge gets the highest.
         first: dict[str, int] = {}
         for rank, (a, b) in enumerate(merges):
             first.setdefault(a + b, rank)
         writer.add_token_scores([-float(first.get(token, len(merges))) for token in tokens])
         writer.add_add_space_prefix(_prefixes_space(tokenizer))
-    writer.add_token_merges([f"{a} {b}" for a, b in merges])  # with scores, only transformers reads them
+    writer.add_token_merges([f"{a} {b}" for a, b in merges])  # beside scores, read by transformers only
     for kind in ("bos", "eos", "unk", "pad"):
         number = getattr(tokenizer, f"{kind}_token_id")
         if number is None:
@@ -227,7 +227,7 @@ def _describe_tokenizer(writer: GGUFWriter, tokenizer: Any, config: Any) -> None
 
 
 def _cut(backend: Any) -> str | None:
-    """PROBE in the pieces between which nothing is merged; None where bytes are not written as characters."""
+    """PROBE split as before the merges; None for a tokenizer that is not byte-level."""
     if backend.pre_tokenizer is None:
         return None
     cut = "|".join(piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(PROBE))
@@ -237,12 +237,12 @@ def _cut(backend: Any) -> str | None:
 def _name_of_cut(backend: Any) -> str:
     cut = str(_cut(backend))
     if cut not in CUTS:
-        raise UserError(f"llama.cpp cuts no text as this tokenizer does ({cut}). Export merged.")
+        raise UserError(f"llama.cpp has no pre-tokenizer that splits text like this one ({cut}). Use --to merged.")
     return CUTS[cut]
 
 
 def _tokens(tokenizer: Any, size: int, byte_level: bool) -> tuple[list[str], list[TokenType]]:
-    """Each token and its type. Rows of the embedding without a token get a name that no text contains."""
+    """Tokens and their types. Rows of the embedding without a token get a placeholder that is never matched."""
     names = {number: token for token, number in tokenizer.get_vocab().items()}
     added = tokenizer.added_tokens_decoder
     tokens, types = [], []
@@ -265,7 +265,7 @@ def _tokens(tokenizer: Any, size: int, byte_level: bool) -> tuple[list[str], lis
 
 
 def _prefixes_space(tokenizer: Any) -> bool:
-    """Whether a text behind a special token begins with a space of its own, as every turn of a chat does."""
+    """Whether the tokenizer puts a space before a text that follows a special token, as in every turn of a chat."""
     special = tokenizer.eos_token
     first = tokenizer.tokenize(special + "a")[1]
     return bool(first.startswith("▁"))

@@ -1,4 +1,4 @@
-"""Measurement of one model: the refusal judge, rates with intervals, general ability.
+"""Measures one model: refusal judge, refusal rates with intervals, general ability.
 
 May import: data, model.
 """

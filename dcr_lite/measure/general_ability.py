@@ -1,7 +1,7 @@
-"""What a model still knows: the loss on answers that it was not trained on, and multiple choice by log-likelihood.
+"""General ability: the loss on held-out answers, and multiple choice by log-likelihood.
 
-Aligning a model costs it some of its knowledge; these two numbers say how much, before and after. For the field's full
-suites there is lm-evaluation-harness (docs/measuring.md).
+Alignment can cost general ability; these two numbers, before and after, say how much. For the usual suites use
+lm-evaluation-harness (docs/measuring.md).
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from dcr_lite.measure.metrics import wilson_interval
 from dcr_lite.model.chat import encode_conversations, encode_prompts
 from dcr_lite.model.hidden_states import adding, final_states, vocabulary_logits
 from dcr_lite.model.loading import Model
-from dcr_lite.model.packing import shared_prefix
+from dcr_lite.model.packing import by_tokens, shared_prefix
 
 HELD_OUT_INSTRUCTIONS = SHIPPED / "heldout_instructions.jsonl"
 TOKENS_PER_PASS = 2048
@@ -26,8 +26,8 @@ LOGITS_PER_PASS = 128  # answer tokens whose logits exist at once: 25 MB in floa
 
 @torch.no_grad()
 def log_likelihoods(model: Model, rows: list[tuple[list[int], list[int]]]) -> list[Tensor]:
-    """For each row of (prompt ids, answer ids) the log-probability (answer tokens,) of every answer token given what
-    comes before it, in one forward pass. What all prompts share is computed once, where the model packs."""
+    """The log-probability (answer tokens,) of each answer token given the tokens before it, for each row of (prompt
+    ids, answer ids), in one forward pass. A prefix that all prompts share is computed once where the model packs."""
     prefix = min(shared_prefix([prompt + end for prompt, end in rows]), min(len(prompt) for prompt, _ in rows) - 1)
     batch = model.batch([prompt + end for prompt, end in rows], prefix)
     firsts = [len(prompt) - 1 - batch.shared for prompt, _ in rows]  # the last prompt token predicts the first
@@ -36,7 +36,7 @@ def log_likelihoods(model: Model, rows: list[tuple[list[int], list[int]]]) -> li
     steering = model.steering([prompt for prompt, _ in rows]) if model.steering else {}
     at = torch.cat(places)
     with model.compute(), adding(model.network, steering, places):
-        # What steering adds is laid out as the whole sequence.
+        # Steering adds to places of the whole sequence, so the last layer has to compute all of them.
         states = final_states(model.network, batch)[at] if steering else final_states(model.network, batch, at)
     log_p = []
     for part, wanted in zip(states.split(LOGITS_PER_PASS), targets.split(LOGITS_PER_PASS), strict=True):
@@ -49,19 +49,13 @@ def log_likelihoods(model: Model, rows: list[tuple[list[int], list[int]]]) -> li
 def answer_loss(
     model: Model, rows: list[Conversation], progress: Callable[[int], None] = lambda done: None
 ) -> dict[str, Any]:
-    """{answer_loss, answers, tokens}: cross-entropy of given answers in nats per token, over all their tokens."""
+    """{answer_loss, answers, tokens}: mean cross-entropy of the given answers, in nats per token."""
     model.network.eval()
     encoded = encode_conversations(model.tokenizer, [r.prompt for r in rows], [r.response for r in rows], model.window)
-    order = sorted(range(len(rows)), key=lambda i: sum(map(len, encoded[i])))
-    total, start = 0.0, 0
-    while start < len(order):
-        stop, tokens = start, 0
-        while stop < len(order) and (stop == start or tokens + sum(map(len, encoded[order[stop]])) <= TOKENS_PER_PASS):
-            tokens += sum(map(len, encoded[order[stop]]))
-            stop += 1
-        total -= sum(x.double().sum().item() for x in log_likelihoods(model, [encoded[i] for i in order[start:stop]]))
-        progress(stop - start)
-        start = stop
+    total = 0.0
+    for part in by_tokens([len(prompt) + len(end) for prompt, end in encoded], TOKENS_PER_PASS):
+        total -= sum(x.double().sum().item() for x in log_likelihoods(model, [encoded[i] for i in part]))
+        progress(len(part))
     tokens = sum(len(end) for _, end in encoded)
     return {"answer_loss": total / tokens, "answers": len(rows), "tokens": tokens}
 
@@ -69,9 +63,12 @@ def answer_loss(
 def multiple_choice(
     model: Model, questions: list[Choice], progress: Callable[[int], None] = lambda done: None
 ) -> dict[str, Any]:
-    """{accuracy, ci95, n, chance}: how often the right choice is the likeliest answer to the question alone, each
-    choice's log-probability divided by its length in characters (the cloze form; Gu et al., 2024, arXiv 2406.08446).
-    Small models, which cannot yet pick a letter from a list, already tell something this way."""
+    """{accuracy, ci95, n, chance}: how often the right choice has the highest log-probability per character as the
+    answer to the question alone (the cloze form; Gu et al., 2024, arXiv 2406.08446). This also works for small models,
+    which cannot pick a letter from a list.
+
+    Raises UserError for a question that is too long for the model.
+    """
     model.network.eval()
     prompts = encode_prompts(model.tokenizer, [q.question for q in questions], model.window)
     right = 0
@@ -79,12 +76,8 @@ def multiple_choice(
         ends = model.tokenizer(list(question.choices), add_special_tokens=False)["input_ids"]
         if len(prompt) + max(map(len, ends)) > model.window:
             raise UserError(f"the question {question.question[:60]!r}... is too long for the model; leave it out")
-        scores = [
-            said.sum().item() / len(choice)
-            for said, choice in zip(
-                log_likelihoods(model, [(prompt, end) for end in ends]), question.choices, strict=True
-            )
-        ]
+        log_p = log_likelihoods(model, [(prompt, end) for end in ends])
+        scores = [x.sum().item() / len(choice) for x, choice in zip(log_p, question.choices, strict=True)]
         right += max(range(len(scores)), key=scores.__getitem__) == question.answer
         progress(1)
     n = len(questions)

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from small_runs import RECIPE, recipe_module, run_here
 
-from dcr_lite.data import paper_data as room
+from dcr_lite.data import hub as hub_module
 from dcr_lite.data.paper_data import (
     INSTRUCTIONS,
     MEASURED,
@@ -23,6 +23,7 @@ from dcr_lite.data.paper_data import (
     SEEMINGLY_TOXIC,
     SOURCES,
     TOXIC,
+    VERSION,
     HubSet,
     from_hub,
     full_data,
@@ -84,7 +85,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         return datasets.Dataset.from_list(rows_of(wanted)).add_column("other", list(range(len(rows_of(wanted)))))
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr(room, "hub_answers", lambda: True)
+    monkeypatch.setattr(hub_module, "answers", lambda address: True)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     return calls
 
@@ -145,7 +146,7 @@ def test_a_recipe_trains_on_them(hub: list[tuple[Any, ...]], tmp_path: Path, mon
     monkeypatch.setenv("DCR_LITE_CACHE", str(tmp_path))
     settings = recipe_module(RECIPE.parent / "llama3_8b.py").SETTINGS
     chosen = settings.chosen()
-    assert {getattr(chosen, name).parent for name in TRAINING_FILES} == {tmp_path / "data" / room.VERSION}
+    assert {getattr(chosen, name).parent for name in TRAINING_FILES} == {tmp_path / "data" / VERSION}
     assert (chosen.instructions, chosen.refusals) == (20_000, 1_000)
     assert chosen.chosen() == chosen
     settings.pairs = tmp_path / "mine.jsonl"
@@ -194,7 +195,7 @@ def test_without_the_hub_the_local_ways_are_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("DCR_LITE_CACHE", str(tmp_path))
     done = run_here(["--run", str(tmp_path / "run")], RECIPE.parent / "qwen2_5_1_5b.py")
     assert done.code == 1
-    assert "the Hugging Face Hub does not answer. Run once with a connection, or take --data shipped" in done.err
+    assert "cannot be fetched (huggingface.co does not answer). Run once with a connection, use --data" in done.err
     assert "--pairs, --instruction-rows and --refusal-rows" in done.err
     assert "Traceback" not in done.err
     assert not list(tmp_path.rglob("*.jsonl"))
@@ -212,7 +213,7 @@ def test_a_set_that_cannot_be_loaded_is_named(
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(UserError, match=rf"{TOXIC.name} cannot be had from the Hub \({error}\).*--data shipped"):
+    with pytest.raises(UserError, match=rf"{TOXIC.name} cannot be fetched \({error}\).*--data shipped"):
         from_hub(TOXIC)
 
 

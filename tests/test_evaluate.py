@@ -14,9 +14,10 @@ from tiny_models import add_random_adapter, load_tiny
 
 from dcr_lite import cli
 from dcr_lite.data.rows import Prompt
+from dcr_lite.data.splits import sample
 from dcr_lite.errors import UserError
 from dcr_lite.evaluate import command
-from dcr_lite.evaluate.command import Asked, measure_model, sample
+from dcr_lite.evaluate.command import Evaluation, measure_model
 from dcr_lite.model import adapters
 from dcr_lite.model.adapters import load_adapter
 from dcr_lite.names import DCR
@@ -46,16 +47,16 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def asked(demo_run: Path, files: Path, tmp_path: Path) -> Asked:
+def asked(demo_run: Path, files: Path, tmp_path: Path) -> Evaluation:
     """A measurement of the small run."""
     prompts = (files / "pairs.jsonl", files / "plain.jsonl")
-    return Asked(
+    return Evaluation(
         str(demo_run), tmp_path / "result.json", prompts, instructions=files / "talks.jsonl",
         choices=files / "choices.jsonl", answer_tokens=TOKENS, **CPU,
     )  # fmt: skip
 
 
-def answers(asked: Asked) -> list[dict[str, Any]]:
+def answers(asked: Evaluation) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in asked.answers.read_text(encoding="utf-8").split("\n") if line]
     assert [row["number"] for row in rows] == list(range(len(rows)))
     return rows
@@ -71,7 +72,7 @@ def test_a_run_is_measured_as_it_measured_itself(demo_run: Path, tmp_path: Path)
     report = json.loads((demo_run / "report.json").read_text())
     for method in ("dcr", "safety_sft", "base"):
         out = tmp_path / f"{method}.json"
-        asked = Asked(
+        asked = Evaluation(
             str(demo_run), out, tuple(map(Path, settings["evaluation"])), method=method, answer_tokens=TOKENS, **CPU
         )
         result = measure_model(asked)
@@ -84,7 +85,7 @@ def test_a_run_is_measured_as_it_measured_itself(demo_run: Path, tmp_path: Path)
     assert len({(tmp_path / f"{m}.answers.jsonl").read_bytes() for m in ("dcr", "safety_sft", "base")}) == 3
 
 
-def test_the_result_says_all_that_it_promises(asked: Asked) -> None:
+def test_the_result_says_all_that_it_promises(asked: Evaluation) -> None:
     """Sets with intervals, discernment with intervals, general ability, and what was measured with what."""
     result = measure_model(asked)
     assert result == json.loads(asked.out.read_text())
@@ -102,11 +103,11 @@ def test_the_result_says_all_that_it_promises(asked: Asked) -> None:
     assert result["general"]["multiple_choice"]["n"] == 4
     assert result["general"]["multiple_choice"]["chance"] == 0.5
     assert (result["method"], result["settings"]["precision"]) == ("dcr", "float32")
-    assert not asked.begun.exists()
+    assert not asked.unfinished.exists()
 
 
 def test_an_adapter_and_a_model_folder_are_models_too(
-    asked: Asked, demo_run: Path, tiny_folder: Callable[..., Path], tmp_path: Path
+    asked: Evaluation, demo_run: Path, tiny_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     """The adapter's folder gives what the run gives; the base's folder gives what the run's stock model gives."""
     of_run = measure_model(asked)
@@ -124,7 +125,7 @@ def test_an_adapter_and_a_model_folder_are_models_too(
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3])
 def test_a_stopped_measurement_goes_on(
-    asked: Asked, stop_at: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    asked: Evaluation, stop_at: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Stopped after some answers, or between its parts, the same command asks for what is missing only, and ends with
     the result of an undisturbed one; a line that was cut off in the middle is asked again."""
@@ -160,7 +161,7 @@ def test_a_stopped_measurement_goes_on(
 
 
 def test_a_measurement_is_not_continued_with_other_prompts(
-    asked: Asked, files: Path, monkeypatch: pytest.MonkeyPatch
+    asked: Evaluation, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor with another model of the run: the message says what has changed."""
     plain_loss = command.answer_loss
@@ -172,16 +173,16 @@ def test_a_measurement_is_not_continued_with_other_prompts(
     with pytest.raises(KeyboardInterrupt):
         measure_model(asked)
     monkeypatch.setattr(command, "answer_loss", plain_loss)
-    with pytest.raises(UserError, match=r"begun otherwise \(other prompts\)"):
+    with pytest.raises(UserError, match=r"begun with other inputs \(prompts\)"):
         measure_model(replace(asked, prompts=(files / "plain.jsonl",)))
-    with pytest.raises(UserError, match=r"begun otherwise \(other method, adapter\)"):
+    with pytest.raises(UserError, match=r"begun with other inputs \(method, adapter\)"):
         measure_model(replace(asked, method="safety_sft"))
     measure_model(asked)
     with pytest.raises(UserError, match="holds a finished measurement"):
         measure_model(asked)
 
 
-def test_a_place_where_nothing_can_be_written_is_named_first(asked: Asked, tmp_path: Path) -> None:
+def test_a_place_where_nothing_can_be_written_is_named_first(asked: Evaluation, tmp_path: Path) -> None:
     """A folder, or a path below a file: said before the model is opened."""
     asked = replace(asked, model="no such model")
     with pytest.raises(UserError, match="is a folder"):
@@ -191,7 +192,7 @@ def test_a_place_where_nothing_can_be_written_is_named_first(asked: Asked, tmp_p
         measure_model(replace(asked, out=tmp_path / "file" / "result.json"))
 
 
-def test_one_label_alone_has_rates_and_no_discernment(asked: Asked, files: Path) -> None:
+def test_one_label_alone_has_rates_and_no_discernment(asked: Evaluation, files: Path) -> None:
     """Where a side is missing, discernment is null, not a number."""
     result = measure_model(replace(asked, prompts=(files / "plain.jsonl",), choices=None))
     assert result["discernment"] == {"auroc": None, "auroc_ci95": None, "j": None, "j_ci95": None}
@@ -278,7 +279,7 @@ def test_an_adapter_brings_the_chat_format_that_its_base_lacks(
 
 
 def test_the_command_line(
-    asked: Asked, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    asked: Evaluation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """The command prints the table and says where the answers lie; a wrong row is named and nothing is begun."""
     argv = ["dcr-lite", "evaluate", "--model", asked.model, "--out", str(asked.out), "--device", "cpu"]
@@ -299,7 +300,7 @@ def test_the_command_line(
     assert not list(tmp_path.glob("other*"))
 
 
-def test_benchmarks_by_name_are_sets_too(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_benchmarks_by_name_are_sets_too(asked: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their prompts are measured beside those of files, at most ``rows`` of each."""
     rows = [Prompt(f"What is a {t}?", "seemingly_toxic", "oktest") for t in ("cake", "clock", "horse")]
     monkeypatch.setattr(command, "load_benchmark", lambda name: rows if name == "oktest" else [])

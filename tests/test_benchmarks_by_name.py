@@ -11,7 +11,7 @@ import datasets
 import pytest
 
 from dcr_lite import cli
-from dcr_lite.data import benchmarks
+from dcr_lite.data import hub
 from dcr_lite.data.benchmarks import BENCHMARKS, load_benchmark
 from dcr_lite.data.rows import Prompt
 from dcr_lite.errors import UserError
@@ -58,7 +58,7 @@ def online(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A load_dataset with the real one's signature, and a host that answers; what it was asked for is recorded."""
     loader = create_autospec(datasets.load_dataset)
     monkeypatch.setattr(datasets, "load_dataset", loader)
-    monkeypatch.setattr(benchmarks, "host_answers", lambda host: True)
+    monkeypatch.setattr(hub, "answers", lambda host: True)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     return loader
 
@@ -101,7 +101,7 @@ def test_a_file_is_read_by_the_library_itself(
     file = tmp_path / f"file.{kind}"
     file.write_text('goal,target\n"Name two, or three cats.",x\n' if kind == "csv" else "Name two, or three cats.\n\n")
     monkeypatch.setitem(BENCHMARKS, name, replace(BENCHMARKS[name], file=str(file)))
-    monkeypatch.setattr(benchmarks, "host_answers", lambda host: True)
+    monkeypatch.setattr(hub, "answers", lambda host: True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "library")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     assert load_benchmark(name, tmp_path) == [Prompt("Name two, or three cats.", "toxic", name)]
@@ -110,7 +110,7 @@ def test_a_file_is_read_by_the_library_itself(
 def test_offline_says_what_to_do_instead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An unreachable host is named, with the address to get the file from and the flag to give it by; nothing is
     kept."""
-    monkeypatch.setattr(benchmarks, "host_answers", lambda host: False)
+    monkeypatch.setattr(hub, "answers", lambda host: False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     for name, host in (("xstest", "huggingface.co"), ("advbench", "raw.githubusercontent.com")):
         with pytest.raises(UserError) as said:
@@ -131,16 +131,16 @@ def test_a_failed_download_is_a_sentence(error: Exception, online: Any, tmp_path
 def test_changed_columns_are_noticed(online: Any, tmp_path: Path) -> None:
     """A benchmark that was rebuilt with other columns is named with the columns found."""
     online.return_value = datasets.Dataset.from_list([{"text": "a", "label": "safe"}])
-    with pytest.raises(UserError, match=r"xstest: .*has changed; no column prompt among text, label"):
+    with pytest.raises(UserError, match=r"xstest has changed: no column prompt among text, label"):
         load_benchmark("xstest", tmp_path)
     online.return_value = datasets.Dataset.from_list([{"prompt": "a", "label": "fine"}])
-    with pytest.raises(UserError, match="xstest: no prompts"):
+    with pytest.raises(UserError, match="xstest has changed: no prompts"):
         load_benchmark("xstest", tmp_path)
 
 
 def test_an_unknown_name_lists_those_that_there_are(tmp_path: Path) -> None:
     """A typing mistake costs no search."""
-    with pytest.raises(UserError, match=r"xtest: there is no such one\. There are xstest, "):
+    with pytest.raises(UserError, match=r"xtest: no such benchmark\. Choose from xstest, "):
         load_benchmark("xtest", tmp_path)
 
 

@@ -1,0 +1,70 @@
+"""Pushes a finished run to the Hugging Face Hub: ``dcr-lite export --to hub``."""
+
+from pathlib import Path
+
+import huggingface_hub
+from httpx import HTTPError
+from huggingface_hub import CommitOperationAdd
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+from dcr_lite.errors import UserError
+from dcr_lite.export.command import FinishedRun
+from dcr_lite.run.model_card import Form, is_hub_name, model_card
+
+# The files pushed of each form. Others in the folder may contain texts of the training data.
+PUSHED: dict[Form, tuple[str, ...]] = {
+    "adapter": ("adapter_model.safetensors", "adapter_config.json", "tokenizer*", "*.jinja", "special_tokens_map.json"),
+    "merged": ("*.safetensors", "*.json", "*.jinja", "tokenizer*"),
+    "gguf": ("*.gguf",),
+}
+
+
+def push(run: FinishedRun, repo: str, form: Form = "adapter", folder: Path | None = None, public: bool = False) -> str:
+    """Push the adapter, or an earlier export, to the Hub with a model card, in one commit; returns its address.
+
+    repo: owner/name; created if need be, private unless ``public``. folder: of the export, by default in the run
+    folder.
+    Raises UserError without a token or an export, for an adapter whose base is a local folder, and for what the Hub
+    refuses.
+    """
+    files = _files(run, form, folder or run.path / form)
+    if not huggingface_hub.get_token():
+        raise UserError("no token for the Hugging Face Hub. Run `hf auth login`, or set HF_TOKEN.")
+    api = huggingface_hub.HfApi()
+    try:
+        card = model_card(run.report, form, licence=_licence(api, run.report["model"]), place=repo)
+        api.create_repo(repo, private=not public, exist_ok=True)
+        operations = [CommitOperationAdd(file.name, str(file)) for file in files]
+        operations.append(CommitOperationAdd("README.md", card.encode()))
+        api.create_commit(repo, operations, commit_message=f"{run.name}, {form}")
+    except HFValidationError:
+        raise UserError(f"{repo}: not a name on the Hub (owner/name)") from None
+    except HfHubHTTPError as error:
+        reason = (error.server_message or str(error)).strip().split("\n")[0]
+        raise UserError(f"the Hub refused {repo}: {reason}. The token needs write access to it.") from None
+    except (OfflineModeIsEnabled, HTTPError):
+        raise UserError("the Hugging Face Hub does not answer. Try again with a connection.") from None
+    return f"{api.endpoint}/{repo}"
+
+
+def _files(run: FinishedRun, form: Form, folder: Path) -> list[Path]:
+    files = sorted({file for pattern in PUSHED[form] for file in folder.glob(pattern)})
+    if not any(file.suffix in (".safetensors", ".gguf") for file in files):
+        raise UserError(f"{folder} holds nothing to push. First: dcr-lite export {run.path} --to {form}")
+    if form == "adapter" and not is_hub_name(run.report["model"]):
+        raise UserError(
+            f"the adapter belongs to {run.report['model']}, a folder that nobody else has. Push the whole model: "
+            f"dcr-lite export {run.path} --to merged, then --to hub --form merged."
+        )
+    return files
+
+
+def _licence(api: huggingface_hub.HfApi, model: str) -> str | None:
+    """The licence on the base's page on the Hub; None where it has none."""
+    if not is_hub_name(model):
+        return None
+    try:
+        card = api.model_info(model).card_data
+    except RepositoryNotFoundError:
+        return None
+    return card.get("license") if card else None
