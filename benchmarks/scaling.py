@@ -208,7 +208,8 @@ def main(case: Scaling) -> list[Result]:
         found, rows = measure_axis(case, name)
         results += found
         points += rows
-        print(*rows, sep="\n", flush=True)
+        for row in rows:
+            print(f"| {' | '.join(row)} |", flush=True)
     head = ["axis", "value", "ours, ms", "plain, ms", "ours, GB", "plain, GB"]
     return finish(case, results, "ours", "whole model, padded", markdown_table(head, points))
 

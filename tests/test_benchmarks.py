@@ -3,8 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import stage2
 import stage2_choices
 import torch
 import whole_job
-from _measure import EQUAL, Case, Outcome, Result, Step
+from _measure import EQUAL, Build, Case, Outcome, Result, Step
 from _sides import RANK
 from recipe_runs import small_settings
 
@@ -35,16 +35,13 @@ QUICK: dict[str, Any] = {"repetitions": 1, "device": "cpu", "precision": "float3
 # --- the shared measure -----------------------------------------------------------------------------------------------
 
 
-def right(case: Case, precision: torch.dtype) -> Step:
-    return lambda i: {"loss": 1.0, "gradient": torch.tensor([3.0, 4.0])}
-
-
-def wrong(case: Case, precision: torch.dtype) -> Step:
-    return lambda i: {"loss": 1.0, "gradient": torch.tensor([3.0, 4.01])}
+def side(*gradient: float) -> Build:
+    """A side that computes this gradient."""
+    return lambda case, precision: lambda i: {"loss": 1.0, "gradient": torch.tensor(gradient)}
 
 
 def greedy(case: Case, precision: torch.dtype) -> Step:
-    """Uses much while it is built, which does not count, and 200 MB in each step."""
+    """400 MB while it is built, which does not count, and 200 MB in each step."""
     torch.ones(100_000_000).sum()
 
     def step(i: int) -> Outcome:
@@ -57,26 +54,18 @@ def failing(case: Case, precision: torch.dtype) -> Step:
     raise ValueError("no such side")
 
 
-def test_other_work_is_no_comparison() -> None:
-    """Sides whose gradients differ by more than EQUAL stop the benchmark; the same result passes as equal."""
-    case = Case(**QUICK)
-    assert _measure.require_equal(right, right, case) == 0
-    assert _measure.difference(wrong(case, torch.float32)(0), right(case, torch.float32)(0)) == pytest.approx(
-        0.002, rel=1e-3
-    )
+def test_the_same_work_is_equal() -> None:
+    """Equal results differ by nothing, others by the norm of the difference over the norm."""
+    assert _measure.require_equal(side(3.0, 4.0), side(3.0, 4.0), Case(**QUICK)) == 0
+    outcomes = ({"gradient": torch.tensor([3.0, last])} for last in (4.01, 4.0))
+    assert _measure.difference(*outcomes) == pytest.approx(0.002, rel=1e-3)
+
+
+@pytest.mark.parametrize("gradient", [(3.0, 4.01), (float("nan"), 4.0), (0.0, 0.0)])
+def test_other_work_is_no_comparison(gradient: tuple[float, float]) -> None:
+    """Gradients that differ by more than EQUAL, are lost or are not numbers stop the benchmark."""
     with pytest.raises(RuntimeError, match="not the same work"):
-        _measure.require_equal(wrong, right, case)
-
-
-@pytest.mark.parametrize("bad", [torch.tensor([float("nan"), 4.0]), torch.tensor([0.0, 0.0])])
-def test_nan_or_nothing_is_not_equal(bad: torch.Tensor) -> None:
-    """Gradients that are lost or not numbers never pass for equal."""
-
-    def side(case: Case, precision: torch.dtype) -> Step:
-        return lambda i: {"loss": 1.0, "gradient": bad}
-
-    with pytest.raises(RuntimeError, match="not the same work"):
-        _measure.require_equal(side, right, Case(**QUICK))
+        _measure.require_equal(side(*gradient), side(3.0, 4.0), Case(**QUICK))
 
 
 def test_a_side_that_leaves_a_gradient_out_is_noticed() -> None:
@@ -88,9 +77,7 @@ def test_a_side_that_leaves_a_gradient_out_is_noticed() -> None:
 def test_sides_take_turns_and_change_who_begins() -> None:
     """Every side does every step once, the warm-up apart, and neither always comes first."""
     order: list[tuple[str, int]] = []
-    steps: dict[str, Callable[[int], Any]] = {
-        name: (lambda i, name=name: order.append((name, i))) for name in ("a", "b")
-    }
+    steps = {name: partial(lambda name, i: order.append((name, i)), name) for name in ("a", "b")}
     seconds = _measure.in_turns(steps, 3, "cpu")
     assert order == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("b", 2), ("a", 2), ("a", 3), ("b", 3)]
     assert {name: len(turns) for name, turns in seconds.items()} == {"a": 3, "b": 3}
@@ -236,33 +223,28 @@ def test_negatives(small: dict[str, Any], out: dict[str, Path]) -> None:
     """Parts of a batch give the gradients of the whole."""
     case = negatives.Negatives(sizes=(4, 12), tokens_per_pass=150, **small, **out)
     results = checked(negatives.main(case), out["json"])
-    assert [r.name for r in results if r.unit == "ms/prompt"] == [
-        "4 prompts: step", "12 prompts: step", "two passes, 12 against 4 prompts: step",
-    ]  # fmt: skip
-    assert results[3].equal_to > 0  # the large batch went through in parts, whose sums round differently
+    steps = [r for r in results if r.unit == "ms/prompt"]
+    assert [r.name.split(":")[0] for r in steps] == ["4 prompts", "12 prompts", "two passes, 12 against 4 prompts"]
+    assert steps[1].equal_to > 0  # the large batch went through in parts, whose sums round differently
 
 
 def test_evaluation(quick: dict[str, Any], out: dict[str, Path]) -> None:
-    """All three ways give the same verdicts."""
+    """All three ways give the same verdicts; one of four that differs is a quarter."""
     results = checked(evaluation.main(evaluation.Evaluation(prompts=5, tokens=8, batch=3, **quick, **out)), out["json"])
     assert len(results) == 6
     assert {r.equal_to for r in results} == {0.0}
-
-
-def test_evaluation_notices_another_verdict() -> None:
-    """One of four verdicts differs: a quarter."""
     assert evaluation.differing({"refused": [True, False, True, True]}, {"refused": [True] * 4}) == 0.25
 
 
 def test_roofline(small: dict[str, Any], out: dict[str, Path]) -> None:
     """No stage beats the machine, and the count is torch's."""
-    case = roofline.Roofline(rows=8, batch=4, squares=(512,), **small, **out)
-    results = checked(roofline.main(case), out["json"])
+    results = checked(roofline.main(roofline.Roofline(rows=8, batch=4, squares=(512,), **small, **out)), out["json"])
     assert all(0 < r.ratio < 1 and r.equal_to == 0 for r in results)
 
 
 def test_scaling(out: dict[str, Path]) -> None:
-    """Equal work at the smallest point of an axis, and one slope of time and of memory each."""
+    """Equal work at the smallest point of an axis, and one slope of time and of memory each; y = 3 x^1.5 has slope
+    1.5."""
     case = scaling.Scaling(
         width=192, layers=3, vocabulary=256, layer=1, batch=4, prompts=6, length=12, shared=6, factors=(1, 2),
         only=("length", "prompts"), **QUICK, **out,
@@ -271,6 +253,7 @@ def test_scaling(out: dict[str, Path]) -> None:
     rows = json.loads(out["json"].read_text())
     assert [r["name"] for r in rows] == [f"{what} against {axis}" for axis in case.only for what in ("time", "memory")]
     assert all(r.equal_to <= EQUAL for r in results)
+    assert scaling.slope([1, 2, 4], [3 * x**1.5 for x in (1, 2, 4)]) == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize("axis", scaling.AXES)
@@ -286,16 +269,18 @@ def test_an_axis_changes_its_number_alone(axis: str) -> None:
         assert scaling.AXES[other][1](at(base, 2)) == scaling.AXES[other][1](base)
 
 
-def test_slope_is_the_exponent() -> None:
-    """y = 3 x^1.5 has slope 1.5."""
-    assert scaling.slope([1, 2, 4], [3 * x**1.5 for x in (1, 2, 4)]) == pytest.approx(1.5)
-
-
 @pytest.mark.parametrize("path", whole_job.PARTS)
 def test_a_timed_function_exists(path: str) -> None:
     """Every function that whole_job.py puts a timer around is in the package."""
-    owner, name = whole_job.owner_of(path)
-    assert callable(getattr(owner, name))
+    assert callable(getattr(*whole_job.owner_of(path)))
+
+
+def test_every_script_is_in_the_documents() -> None:
+    """A script whose figures nobody cites is dead."""
+    root = Path(stage1.__file__).parents[1]
+    text = "".join(page.read_text(encoding="utf-8") for page in (root / "README.md", *root.glob("docs/*.md")))
+    scripts = {path.name for path in (root / "benchmarks").glob("[!_]*.py")}
+    assert {name for name in scripts if f"benchmarks/{name}" not in text} == set()
 
 
 def test_whole_job(tiny: Path, rows: Path, tmp_path: Path, out: dict[str, Path]) -> None:
