@@ -15,7 +15,6 @@ Not run on a card yet.
 
 import gc
 import random
-import sys
 import tempfile
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,12 +37,10 @@ from dcr_lite.model.chat import encode_conversations, encode_prompts
 from dcr_lite.model.loading import Model
 from dcr_lite.model.memory import RESERVE, Shape
 from dcr_lite.model.packing import pad
+from dcr_lite.run.recipes import find_recipe, load_recipe
 from dcr_lite.run.report import markdown_table
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # recipes/ is no package
-
-from recipes.smollm2_135m import SETTINGS
-
+SETTINGS = load_recipe(find_recipe("smollm2_135m")).SETTINGS
 WORDS = ("time", "way", "year", "work", "day", "part", "place", "case", "point", "hand", "week", "group")
 TEMPLATE = 38  # tokens of SmolLM2's chat template around a prompt, about
 

@@ -11,7 +11,6 @@ that the columns of two variants can be compared. 95 % bootstrap intervals over 
 used.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -39,11 +38,9 @@ from dcr_lite.model import adapters
 from dcr_lite.model.states import last_states, layer_states
 from dcr_lite.names import DCR
 from dcr_lite.run import inputs, opening
+from dcr_lite.run.recipes import find_recipe, load_recipe
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # recipes/ is no package
-
-from recipes.smollm2_135m import SETTINGS
-
+SETTINGS = load_recipe(find_recipe("smollm2_135m")).SETTINGS
 RAW: dict[str, Any] = {"centre": "none", "whiten": False}
 CENTRED: dict[str, Any] = {"centre": "batch", "whiten": False}
 CIRCLE, INFO_NCE = {"contrastive_loss": "circle"}, {"contrastive_loss": "info_nce"}

@@ -23,10 +23,10 @@ STARTED = time.perf_counter()  # before the heavy imports: they are part of what
 
 import tyro  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # recipes/ is no package
-
+from dcr_lite.run.recipes import find_recipe, load_recipe  # noqa: E402
 from dcr_lite.settings import Settings  # noqa: E402
-from recipes import smollm2_135m as recipe  # noqa: E402
+
+RECIPE = load_recipe(find_recipe("smollm2_135m"))
 
 BAR = 24  # characters of the whole
 
@@ -68,7 +68,7 @@ PARTS = {
 class WholeJob:
     """What to run."""
 
-    settings: Settings = field(default_factory=lambda: recipe.SETTINGS)
+    settings: Settings = field(default_factory=lambda: RECIPE.SETTINGS)
     """Those of the recipe; the run folder is replaced by a temporary one."""
     json: Path | None = None
     """File for the results as JSON."""
@@ -187,7 +187,7 @@ def main(case: WholeJob) -> list[Any]:
         clock.device = "cuda"
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, timers(clock):
-        recipe.main(replace(case.settings, run=Path(folder) / "run", resume=False))
+        RECIPE.main(replace(case.settings, run=Path(folder) / "run", resume=False))
     total = before + time.perf_counter() - started
     # Summed over all places of a part, its own seconds add up to the whole.
     own: dict[str, float] = {}
