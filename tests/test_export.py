@@ -26,9 +26,9 @@ from dcr_lite.export.hub import push
 from dcr_lite.export.merge import Merged
 from dcr_lite.files import SHIPPED
 from dcr_lite.run.model_card import model_card
-from dcr_lite.settings import TRAINING_FILES
+from dcr_lite.settings import SHIPPED_FILES
 
-FILES = {name: path.name for name, path in TRAINING_FILES.items()}
+FILES = {name: path.name for name, path in SHIPPED_FILES.items()}
 
 
 @pytest.mark.parametrize("make", [export_merged, export_gguf])

@@ -2,7 +2,9 @@
 
 import inspect
 import json
+import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,8 @@ from dcr_lite.data.paper_data import (
 from dcr_lite.data.rows import read_conversations, read_pairs
 from dcr_lite.files import SHIPPED
 from dcr_lite.run import inputs
-from dcr_lite.settings import FULL_SIZES, SHIPPED_SIZES, TRAINING_FILES, Settings
+from dcr_lite.run.inputs import resolved
+from dcr_lite.settings import SHIPPED_FILES, SIZES
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "train"
 SETS = (TOXIC, SEEMINGLY_TOXIC, *MEASURED, INSTRUCTIONS, REFUSALS)
@@ -140,35 +143,25 @@ def test_the_files_are_fetched_once_and_read_as_any_other(hub: list[tuple[Any, .
 
 
 def test_a_recipe_trains_on_them(hub: list[tuple[Any, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A family's settings name the fetched files, except where files are given; settled once, they stay."""
+    """A family's resolved settings name the fetched files; where all files are given, nothing is fetched."""
     monkeypatch.setenv("DCR_LITE_CACHE", str(tmp_path))
     settings = recipe_module(RECIPE.parent / "llama3_8b.py").SETTINGS
-    chosen = settings.chosen()
-    assert {getattr(chosen, name).parent for name in TRAINING_FILES} == {tmp_path / "data" / VERSION}
-    assert (chosen.instructions, chosen.refusals) == (20_000, 1_000)
-    assert chosen.chosen() == chosen
-    settings.pairs = tmp_path / "mine.jsonl"
-    assert settings.chosen().pairs == tmp_path / "mine.jsonl"
-    assert settings.chosen().refusal_rows == chosen.refusal_rows
+    assert {path.parent for path in resolved(settings).files.values()} == {tmp_path / "data" / VERSION}
     hub.clear()
-    for name in TRAINING_FILES:
-        setattr(settings, name, tmp_path / f"{name}.jsonl")
-    assert settings.chosen() == settings
+    shutil.rmtree(tmp_path / "data")
+    assert resolved(replace(settings, **SHIPPED_FILES)).files == SHIPPED_FILES
     assert not hub
 
 
 @pytest.mark.parametrize("path", sorted(RECIPE.parent.glob("*.py")), ids=lambda path: path.stem)
 def test_every_recipe_can_take_the_shipped_rows(path: Path) -> None:
-    """With --data shipped each recipe has rows enough, and some instructions left to watch."""
-    settings = recipe_module(path).SETTINGS
-    settings.data = "shipped"
-    chosen = settings.chosen()
-    if path != RECIPE:
-        assert {name: getattr(chosen, name) for name in FULL_SIZES} == SHIPPED_SIZES
+    """With --data shipped each recipe has rows enough, and some instructions left to evaluate during training."""
+    chosen = resolved(replace(recipe_module(path).SETTINGS, data="shipped"))
     data = inputs.load_data(chosen)
-    assert len(data.instructions) > chosen.instructions
-    assert len(data.refusals) >= chosen.refusals
-    assert sum(row.refuses for row in data.baseline_mixture) == chosen.baseline_refusals
+    assert chosen.sizes == SIZES["shipped"]
+    assert len(data.instructions) > chosen.sizes["instructions"]
+    assert len(data.refusals) >= chosen.sizes["refusals"]
+    assert sum(row.refuses for row in data.baseline_mixture) == chosen.sizes["baseline_refusals"]
     assert "plain" in {prompt.label for prompt in data.watched}
 
 
@@ -180,12 +173,6 @@ def test_the_documents_list_every_set() -> None:
         assert f"| {', '.join(one.columns)} |" in row
         assert one.licence in row
     assert {one for sets in SOURCES.values() for one in sets} == set(SETS) - set(MEASURED)
-
-
-def test_sizes_that_were_asked_for_stay() -> None:
-    """Only the sizes of the full data give way to the shipped ones."""
-    chosen = Settings("model", Path("run"), 1, instructions=100, refusals=1_000, baseline_refusals=7).chosen()
-    assert (chosen.instructions, chosen.refusals, chosen.baseline_refusals) == (100, SHIPPED_SIZES["refusals"], 7)
 
 
 def test_without_the_hub_the_local_ways_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
