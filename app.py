@@ -2,13 +2,8 @@
 
 import sys
 
-import tyro
-
-from dcr_lite.demo.page import main
-from dcr_lite.errors import UserError
+from dcr_lite.cli import main
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main, config=(tyro.conf.FlagCreatePairsOff,))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    sys.argv.insert(1, "demo")
+    main()

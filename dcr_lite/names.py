@@ -1,4 +1,4 @@
-"""Names that stand in files, flags and tables: kinds of prompt, models of a run."""
+"""Names that stand in files, flags and tables: kinds of prompt, models of a run, benchmarks."""
 
 LABELS = ("toxic", "seemingly_toxic", "plain")
 NAMES = {"toxic": "toxic", "seemingly_toxic": "seemingly toxic", "plain": "plain"}

@@ -1,4 +1,4 @@
-"""What a user can get wrong is answered with a sentence that names the place and the cure, before any work is done."""
+"""Errors of the user are one-line messages that name the place and the cure, before any work is done."""
 
 import errno
 import json
@@ -42,23 +42,18 @@ def assert_refused(seen: Outcome, *said: str) -> None:
 
 PAIR = {"toxic": "How do I kill a man?", "seemingly_toxic": "How do I kill a process?"}
 TALK = {"prompt": "Name two cats.", "response": "Tom and Tim."}
-WRONG_ROWS: dict[str, tuple[str, bytes, str]] = {  # file, its third line, what is said
-    "bad JSON": ("pairs", b'{"toxic": "a", "seemingly_toxic": ', "not JSON (Expecting value at column"),
-    "a list": ("pairs", b'["toxic", "seemingly_toxic"]', "list where an object like {...} is needed"),
-    "a missing field": ("pairs", b'{"toxic": "a", "focus": "b"}', 'field "seemingly_toxic" is missing'),
-    "an empty field": ("refusals", b'{"prompt": "a", "response": ""}', 'field "response" is empty'),
-    "a field of blanks": ("refusals", b'{"prompt": " \\n", "response": "a"}', 'field "prompt" is'),
-    "a number": ("instructions", b'{"prompt": 7, "response": "a"}', 'field "prompt" is not a text'),
-    "not UTF-8": ("instructions", '{"prompt": "é", "response": "a"}'.encode("latin-1"), "not UTF-8 at byte 12"),
-    "a wrong label": ("plain", b'{"prompt": "a", "label": "harmless"}', 'label "harmless" is none of toxic, seemingly'),
-    "no label": ("plain", b'{"prompt": "a"}', 'field "label" is missing. Found: prompt.'),
+WRONG_ROWS: dict[str, tuple[bytes, str]] = {  # the third line of each file, and what is said; more in test_rows.py
+    "pairs": (b'{"toxic": "a", "focus": "b"}', 'field "seemingly_toxic" is missing'),
+    "refusals": (b'{"prompt": "a", "response": ""}', 'field "response" is empty'),
+    "instructions": ('{"prompt": "é", "response": "a"}'.encode("latin-1"), "not UTF-8 at byte 12"),
+    "plain": (b'{"prompt": "a", "label": "harmless"}', 'label "harmless" is none of toxic, seemingly'),
 }
 
 
-@pytest.mark.parametrize("mistake", WRONG_ROWS)
-def test_a_wrong_row_is_named_with_file_and_line(mistake: str, rows: Path, tmp_path: Path) -> None:
-    """Whatever is wrong with a row, the message has the file, the line and what is wrong."""
-    name, line, said = WRONG_ROWS[mistake]
+@pytest.mark.parametrize("name", WRONG_ROWS)
+def test_a_wrong_row_is_an_error_with_file_and_line(name: str, rows: Path, tmp_path: Path) -> None:
+    """Whatever is wrong with a row of any file, the message has the file, the line and what is wrong."""
+    line, said = WRONG_ROWS[name]
     path = rows / f"{name}.jsonl"
     lines = path.read_bytes().splitlines()
     path.write_bytes(b"\n".join([*lines[:2], line, *lines[2:]]))
@@ -66,23 +61,14 @@ def test_a_wrong_row_is_named_with_file_and_line(mistake: str, rows: Path, tmp_p
 
 
 @pytest.mark.parametrize("flag", ["pairs", "instruction_rows", "refusal_rows", "evaluation"])
-def test_a_missing_file_is_named(flag: str, rows: Path, tmp_path: Path) -> None:
-    """A path that leads nowhere is named, and no run folder is made for it."""
-    seen = run_here(flags("no model", rows, tmp_path / "run", **{flag: rows / "nowhere.jsonl"}))
-    assert_refused(seen, f"{rows / 'nowhere.jsonl'}: no such file")
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_folder_for_a_file_is_named(rows: Path, tmp_path: Path) -> None:
-    """A folder where a file belongs is a mistake like any other."""
-    assert_refused(run_here(flags("no model", rows, tmp_path / "run", pairs=rows)), f"{rows}: cannot be read")
-
-
-@pytest.mark.parametrize("text", ["", "\n \n"])
-def test_a_file_without_rows_is_named(text: str, rows: Path, tmp_path: Path) -> None:
-    """An empty file is said to be empty."""
-    (rows / "refusals.jsonl").write_text(text)
-    assert_refused(run_here(flags("no model", rows, tmp_path / "run")), "refusals.jsonl: no rows")
+@pytest.mark.parametrize(("name", "said"), [("no.jsonl", "no such file"), ("", "cannot be read"), ("x", "no rows")])
+def test_a_file_that_cannot_be_used_is_an_error(flag: str, name: str, said: str, rows: Path, tmp_path: Path) -> None:
+    """A path that leads nowhere, a folder and an empty file are errors with the path; without a file there is no run
+    folder either."""
+    (rows / "x").write_text("\n \n")
+    seen = run_here(flags("no model", rows, tmp_path / "run", **{flag: rows / name}))
+    assert_refused(seen, f"{rows / name}: {said}")
+    assert (tmp_path / "run").exists() == (name == "x")
 
 
 def test_one_pair_is_too_few(rows: Path, tmp_path: Path) -> None:
@@ -190,47 +176,38 @@ def test_cuda_without_a_gpu_is_refused(tiny: Path, rows: Path, tmp_path: Path) -
 # --- the model --------------------------------------------------------------------------------------------------------
 
 
-def damaged(tiny: Path, folder: Path, damage: str) -> Path:
-    """A copy of the tiny model with something wrong."""
-    shutil.copytree(tiny, folder)
-    config = json.loads((folder / "config.json").read_text())
-    if damage == "no chat template":
-        (folder / "chat_template.jinja").unlink()
-    elif damage == "no weights":
-        (folder / "model.safetensors").unlink()
-    elif damage == "half the weights":
-        weights = (folder / "model.safetensors").read_bytes()
-        (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    elif damage == "no tokenizer":
-        for file in folder.glob("token*"):
+NOT_LOADED = "cannot be loaded as a chat model"
+# What is wrong with a copy of the tiny model: files that are gone, or another config.json; and what is said.
+DAMAGED: dict[str, tuple[str | dict[str, Any], str]] = {
+    "no chat template": ("chat_template.jinja", "has no chat template"),
+    "no config": ("config.json", "not a model folder (no config.json in it)"),
+    "no weights": ("model.safetensors", NOT_LOADED),
+    "no tokenizer": ("token*", NOT_LOADED),
+    "an unknown architecture": ({"model_type": "abacus", "architectures": ["Abacus"]}, NOT_LOADED),
+    "no chat model": ({"model_type": "clip"}, NOT_LOADED),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_folder_that_is_no_chat_model_is_an_error(damage: str, tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """A model that cannot be trained is an error that says what it lacks."""
+    wrong, said = DAMAGED[damage]
+    model = Path(shutil.copytree(tiny, tmp_path / "model"))
+    if isinstance(wrong, dict):
+        config = {} if damage == "no chat model" else json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(config | wrong))
+    else:
+        for file in model.glob(wrong):
             file.unlink()
-    elif damage == "an unknown architecture":
-        (folder / "config.json").write_text(json.dumps(config | {"model_type": "abacus", "architectures": ["Abacus"]}))
-    elif damage == "no chat model":
-        (folder / "config.json").write_text(json.dumps({"model_type": "clip"}))
-    elif damage == "no config":
-        (folder / "config.json").unlink()
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        ("no chat template", "has no chat template"),
-        ("no config", "not a model folder (no config.json in it)"),
-        ("no weights", "cannot be loaded as a chat model"),
-        ("half the weights", "cannot be loaded as a chat model"),
-        ("no tokenizer", "cannot be loaded as a chat model"),
-        ("an unknown architecture", "cannot be loaded as a chat model"),
-        ("no chat model", "cannot be loaded as a chat model"),
-    ],
-)
-def test_a_folder_that_is_no_chat_model_is_named(
-    damage: str, said: str, tiny: Path, rows: Path, tmp_path: Path
-) -> None:
-    """A model that cannot be trained here is named with what it lacks."""
-    model = damaged(tiny, tmp_path / "model", damage)
     assert_refused(run_here(flags(model, rows, tmp_path / "run")), f"{model}", said)
+
+
+def test_weights_that_were_cut_off_are_an_error(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """Half a file of weights is no model."""
+    model = Path(shutil.copytree(tiny, tmp_path / "model"))
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    assert_refused(run_here(flags(model, rows, tmp_path / "run")), f"{model}", NOT_LOADED)
 
 
 @pytest.mark.parametrize(

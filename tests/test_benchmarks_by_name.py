@@ -1,7 +1,5 @@
 """Public benchmarks by name, offline: their columns as published, with rows of our own."""
 
-import inspect
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +8,11 @@ from unittest.mock import create_autospec
 import datasets
 import pytest
 
-from dcr_lite import cli
 from dcr_lite.data import hub
 from dcr_lite.data.benchmarks import BENCHMARKS, load_benchmark
-from dcr_lite.data.rows import Prompt
+from dcr_lite.data.rows import Prompt, read_prompts
 from dcr_lite.errors import UserError
-from dcr_lite.names import LABELS
+from dcr_lite.names import BENCHMARK_NAMES, LABELS
 
 # The columns of each, as published in 2025 and 2026, and what tells its rows apart.
 COLUMNS: dict[str, list[str]] = {
@@ -63,12 +60,9 @@ def online(monkeypatch: pytest.MonkeyPatch) -> Any:
     return loader
 
 
-def test_every_benchmark_of_the_command_is_known() -> None:
-    """The names in the command's help are the names that there are, and both labels are among them."""
-    said = inspect.getdoc(cli.evaluate)
-    assert said is not None
-    assert all(name in said for name in BENCHMARKS)
-    assert set(COLUMNS) == set(BENCHMARKS)
+def test_every_benchmark_has_a_name_and_both_labels_occur() -> None:
+    """The names that the command line offers are those of the benchmarks; both labels are among theirs."""
+    assert tuple(BENCHMARKS) == tuple(COLUMNS) == BENCHMARK_NAMES
     labels = {x for b in BENCHMARKS.values() for x in ([b.label] if isinstance(b.label, str) else b.label.values())}
     assert labels == {"toxic", "seemingly_toxic"} < set(LABELS)
 
@@ -76,7 +70,8 @@ def test_every_benchmark_of_the_command_is_known() -> None:
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_published_columns_become_prompts(name: str, online: Any, tmp_path: Path) -> None:
     """Each prompt once, without the space around it, with the label its row has; rows of no label are left out. The
-    library is asked for the config, split and file that the benchmark names, and only once."""
+    library is asked for the config, split and file that the benchmark names, and only once: then the prompts are in
+    the cache folder, as --prompts takes them."""
     benchmark = BENCHMARKS[name]
     online.return_value = published(name)
     prompts = load_benchmark(name, tmp_path)
@@ -90,7 +85,7 @@ def test_published_columns_become_prompts(name: str, online: Any, tmp_path: Path
         for i in range(3)
     ]
     online.side_effect = AssertionError("fetched twice")
-    assert load_benchmark(name, tmp_path) == prompts
+    assert load_benchmark(name, tmp_path) == prompts == read_prompts(tmp_path / "benchmarks" / f"{name}.jsonl")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("advbench", "csv"), ("malicious_instruct", "text")])
@@ -108,47 +103,23 @@ def test_a_file_is_read_by_the_library_itself(
 
 
 def test_offline_says_what_to_do_instead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An unreachable host is named, with the address to get the file from and the flag to give it by; nothing is
-    kept."""
+    """For an unreachable host the error has the address to download from and the flag to use; nothing is kept."""
     monkeypatch.setattr(hub, "answers", lambda host: False)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    for name, host in (("xstest", "huggingface.co"), ("advbench", "raw.githubusercontent.com")):
-        with pytest.raises(UserError) as said:
-            load_benchmark(name, tmp_path)
-        for part in (f"{name} cannot be fetched ({host} does not answer)", BENCHMARKS[name].address, "--prompts FILE"):
-            assert part in str(said.value)
+    with pytest.raises(UserError, match="cannot be fetched") as said:
+        load_benchmark("advbench", tmp_path)
+    assert f"Download {BENCHMARKS['advbench'].address} " in str(said.value)
+    assert "--prompts FILE" in str(said.value)
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
-@pytest.mark.parametrize("error", [ConnectionError("no route"), datasets.exceptions.DatasetNotFoundError("gone")])
-def test_a_failed_download_is_a_sentence(error: Exception, online: Any, tmp_path: Path) -> None:
-    """What the library raises is said in one line with the way to do without."""
-    online.side_effect = error
-    with pytest.raises(UserError, match=rf"phtest cannot be fetched \({error}\).*--prompts FILE"):
-        load_benchmark("phtest", tmp_path)
-
-
-def test_changed_columns_are_noticed(online: Any, tmp_path: Path) -> None:
-    """A benchmark that was rebuilt with other columns is named with the columns found."""
-    online.return_value = datasets.Dataset.from_list([{"text": "a", "label": "safe"}])
-    with pytest.raises(UserError, match=r"xstest has changed: no column prompt among text, label"):
-        load_benchmark("xstest", tmp_path)
+def test_changed_labels_are_an_error(online: Any, tmp_path: Path) -> None:
+    """A benchmark whose rows have other labels is an error, not an empty set."""
     online.return_value = datasets.Dataset.from_list([{"prompt": "a", "label": "fine"}])
     with pytest.raises(UserError, match="xstest has changed: no prompts"):
         load_benchmark("xstest", tmp_path)
 
 
-def test_an_unknown_name_lists_those_that_there_are(tmp_path: Path) -> None:
-    """A typing mistake costs no search."""
+def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
+    """The error for an unknown name lists the benchmarks."""
     with pytest.raises(UserError, match=r"xtest: no such benchmark\. Choose from xstest, "):
         load_benchmark("xtest", tmp_path)
-
-
-def test_a_kept_benchmark_can_be_read_as_prompts(online: Any, tmp_path: Path) -> None:
-    """What is kept is a file as --prompts takes it."""
-    online.return_value = published("xstest")
-    prompts = load_benchmark("xstest", tmp_path)
-    lines = (tmp_path / "benchmarks" / "xstest.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == [
-        {"prompt": p.prompt, "label": p.label, "source": "xstest"} for p in prompts
-    ]

@@ -14,7 +14,7 @@ from dcr_lite.data.rows import read_pairs
 from dcr_lite.data.splits import split_by_focus
 from dcr_lite.demo.scoring import open_run
 from dcr_lite.errors import UserError
-from dcr_lite.method.contrastive import encode_pairs, stock_geometry
+from dcr_lite.method.contrastive import ContrastiveConfig, encode_pairs, stock_geometry
 from dcr_lite.method.geometry import Geometry
 from dcr_lite.run import discernment, inputs, stored_states
 from dcr_lite.run.discernment import Discernment, Discernments
@@ -117,8 +117,8 @@ def test_a_run_saves_its_reading_without_looking_at_held_out_prompts(demo_run: P
     values = chosen | {key: Path(chosen[key]) for key in ("pairs", "instruction_rows", "refusal_rows")}
     settings = Settings(**values | {"run": demo_run, "evaluation": tuple(map(Path, chosen["evaluation"]))})
     data, model = dataclasses.replace(inputs.load_data(settings), held_out=[]), open_run(demo_run).model
-    geometry = stock_geometry(model, encode_pairs(model, data.training), stored_states.contrastive_settings(settings))
-    states = stored_states.stage1_states(model, data, settings, geometry)
+    geometry = stock_geometry(model, encode_pairs(model, data.training), ContrastiveConfig.of(settings))
+    states = stored_states.compute_states(model, data, settings, geometry)
     stored_states.fit_discernments(model, data, settings, states).save(tmp_path)
     again, first = load_file(tmp_path / discernment.FILE), load_file(saved)
     assert again.keys() == first.keys()

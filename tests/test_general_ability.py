@@ -1,16 +1,14 @@
 """Claims about what a model still knows: log-likelihoods are those of each row alone, and the two numbers follow."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny_models import PROMPTS, add_random_adapter, assert_close, assert_far, random_rows
 
-from dcr_lite.data.rows import Choice, Conversation, read_choices
+from dcr_lite.data.rows import Choice, Conversation
 from dcr_lite.errors import UserError
 from dcr_lite.measure import general_ability
 from dcr_lite.measure.general_ability import answer_loss, log_likelihoods, multiple_choice
@@ -130,33 +128,6 @@ def test_the_choice_is_the_likeliest_for_its_length(tiny_model: MakeModel, refer
     result = multiple_choice(model, wrong)
     assert result["accuracy"] == pytest.approx(2 / 3)
     assert result["ci95"][0] < 2 / 3 < result["ci95"][1]
-
-
-def test_answers_may_be_numbers_or_letters(tmp_path: Path) -> None:
-    """MMLU's files give a number, others a letter."""
-    path = tmp_path / "choices.jsonl"
-    rows = [{"question": "q", "choices": ["a", "b", "c"], "answer": answer} for answer in (1, "C", "b")]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [q.answer for q in read_choices(path)] == [1, 2, 1]
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [
-        ({"choices": ["a", "b"], "answer": 0}, 'field "question"'),
-        ({"question": "q", "choices": ["a"], "answer": 0}, 'field "choices" has to be a list of two'),
-        ({"question": "q", "choices": ["a", 2], "answer": 0}, 'field "choices"'),
-        ({"question": "q", "choices": ["a", "b"], "answer": 2}, 'field "answer" has to be 0 to 1'),
-        ({"question": "q", "choices": ["a", "b"], "answer": "D"}, 'field "answer"'),
-        ({"question": "q", "choices": ["a", "b"], "answer": True}, 'field "answer"'),
-    ],
-)
-def test_a_wrong_question_is_named(row: dict[str, Any], said: str, tmp_path: Path) -> None:
-    """File, line, field."""
-    path = tmp_path / "choices.jsonl"
-    path.write_text(json.dumps({"question": "q", "choices": ["a", "b"], "answer": 0}) + "\n" + json.dumps(row) + "\n")
-    with pytest.raises(UserError, match=f"line 2: {said}"):
-        read_choices(path)
 
 
 def test_a_question_too_long_for_the_model_is_named(tiny_model: MakeModel) -> None:

@@ -25,7 +25,6 @@ from dcr_lite.data.paper_data import (
     TOXIC,
     VERSION,
     HubSet,
-    from_hub,
     full_data,
     instructions,
     or_bench_pairs,
@@ -33,7 +32,6 @@ from dcr_lite.data.paper_data import (
     sources,
 )
 from dcr_lite.data.rows import read_conversations, read_pairs
-from dcr_lite.errors import UserError
 from dcr_lite.files import SHIPPED
 from dcr_lite.run import inputs
 from dcr_lite.settings import FULL_SIZES, SHIPPED_SIZES, TRAINING_FILES, Settings
@@ -125,8 +123,8 @@ def test_refusals_share_no_prompt_with_stage_1() -> None:
 
 
 def test_the_files_are_fetched_once_and_read_as_any_other(hub: list[tuple[Any, ...]], tmp_path: Path) -> None:
-    """The first time asks the Hub for each set by its name and configuration, later times ask for nothing; the files
-    are rows that the kit reads, the shipped pairs among them."""
+    """The first time the Hub is asked for each set by its name and configuration, later not at all; the files are rows
+    that the kit reads, the shipped pairs among them."""
     files = full_data(tmp_path)
     for path in (files.pairs, files.instruction_rows, files.refusal_rows):
         assert sources(path) == SOURCES[path.name]
@@ -191,7 +189,7 @@ def test_sizes_that_were_asked_for_stay() -> None:
 
 
 def test_without_the_hub_the_local_ways_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Hub that does not answer costs one sentence, with the ways that need none, and no file."""
+    """A Hub that does not answer is a one-line error with what to do instead, and leaves no file."""
     monkeypatch.setenv("DCR_LITE_CACHE", str(tmp_path))
     done = run_here(["--run", str(tmp_path / "run")], RECIPE.parent / "qwen2_5_1_5b.py")
     assert done.code == 1
@@ -199,29 +197,6 @@ def test_without_the_hub_the_local_ways_are_named(tmp_path: Path, monkeypatch: p
     assert "--pairs, --instruction-rows and --refusal-rows" in done.err
     assert "Traceback" not in done.err
     assert not list(tmp_path.rglob("*.jsonl"))
-
-
-@pytest.mark.parametrize(
-    "error", [ConnectionError("no route"), ValueError("BuilderConfig 'x' not found"), OSError("disk full")]
-)
-def test_a_set_that_cannot_be_loaded_is_named(
-    hub: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    """Whatever datasets raises becomes a sentence with the set, the reason and the other ways."""
-
-    def load(*args: Any, **kwargs: Any) -> Any:
-        raise error
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(UserError, match=rf"{TOXIC.name} cannot be fetched \({error}\).*--data shipped"):
-        from_hub(TOXIC)
-
-
-def test_a_set_with_other_columns_is_named(hub: list[tuple[Any, ...]]) -> None:
-    """A public set that has changed its columns is an error that names them, not rows of nothing."""
-    changed = HubSet(TOXIC.name, TOXIC.config, ("prompt", "kind"), TOXIC.licence)
-    with pytest.raises(UserError, match="has changed: no column kind among prompt, category, other"):
-        from_hub(changed)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="no copies of the public sets in ../shared/data")

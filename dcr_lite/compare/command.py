@@ -4,7 +4,6 @@ The stock model is measured once. Every training and every measurement is kept w
 comparison can be continued.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from dcr_lite.compare.measurement import (
     measure_configuration,
 )
 from dcr_lite.compare.methods import METHODS
-from dcr_lite.compare.report import comparison_report, write_report
+from dcr_lite.compare.report import comparison_report, listed, write_report
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import Result
 from dcr_lite.errors import UserError
@@ -57,8 +56,8 @@ def compare(
             {
                 "recipe": f"{recipe} on {settings.model}",
                 "methods": ", ".join(method.title for method in METHODS.values()),
-                "seeds": f"{_listed(seeds)} (trade-off curve: {_listed(curve_seeds)})",
-                "prompts": f"{len(data.prompts)} of {_listed(files)}",
+                "seeds": f"{listed(seeds)} (trade-off curve: {listed(curve_seeds) or '-'})",
+                "prompts": f"{len(data.prompts)} of {listed(files)}",
                 "to do": f"{len(left)} of {len(every)} configurations",
                 "estimated time": f"about {_minutes(seconds_left[0])} min",
                 "folder": str(out),
@@ -82,7 +81,7 @@ def _check_seeds(seeds: tuple[int, ...], curve_seeds: tuple[int, ...]) -> None:
     if not seeds or len(set(seeds)) < len(seeds):
         raise UserError("--seeds: give one seed or more, each once")
     if extra := set(curve_seeds) - set(seeds):
-        raise UserError(f"--curve-seeds: {_listed(sorted(extra))} is not among --seeds")
+        raise UserError(f"--curve-seeds: {listed(sorted(extra))} is not among --seeds")
 
 
 def _estimated_seconds(seed_run: SeedRun, left: list[Configuration], prompts: int) -> list[float]:
@@ -119,7 +118,3 @@ def _line(result: Result) -> str:
 
 def _minutes(seconds: float) -> int:
     return max(1, round(seconds / 60))
-
-
-def _listed(values: Sequence[object]) -> str:
-    return ", ".join(map(str, values)) or "-"

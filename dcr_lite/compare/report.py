@@ -85,6 +85,11 @@ def comparison_report(
     }
 
 
+def listed(values: Iterable[object]) -> str:
+    """The values with commas between them."""
+    return ", ".join(map(str, values))
+
+
 def _cell(value: dict[str, Any], form: str, bold: bool) -> str:
     text = f"{value['mean']:{form}}"
     if value["ci95"] is not None:
@@ -137,9 +142,9 @@ def write_report(report: dict[str, Any], settings: Settings, out: Path) -> None:
         recipe=report["recipe"],
         command=shlex.join(map(without_folders, shlex.split(report["command"]))),
         model=without_folders(report["model"]),
-        seeds=_listed(report["seeds"]),
+        seeds=listed(report["seeds"]),
         n_prompts=report["prompts"]["n"],
-        files=_listed(Path(file).name for file in report["prompts"]["files"]),
+        files=listed(Path(file).name for file in report["prompts"]["files"]),
         minutes=f"{report['seconds'] / 60:.0f}",
         hardware=report["hardware"],
         instructions=report["general"]["instructions"],
@@ -147,16 +152,12 @@ def write_report(report: dict[str, Any], settings: Settings, out: Path) -> None:
         methods_table=methods_table(report["methods"]),
         toxic_sets=TOXIC_SETS.format(table=methods_table(report["toxic_sets"])) if several else "",
         differences_table=differences_table(report["differences"]),
-        curve_seeds=_listed(curve["seeds"]) or "none",
+        curve_seeds=listed(curve["seeds"]) or "none",
         strengths="; ".join(
-            f"{method.title} {_listed(f'{s:g}' for s in method.strengths(settings))} ({method.strength})"
+            f"{method.title} {listed(f'{s:g}' for s in method.strengths(settings))} ({method.strength})"
             for method in METHODS.values()
             if method.strength
         ),
-        versions=_listed(f"{name} {version}" for name, version in report["versions"].items()),
+        versions=listed(f"{name} {version}" for name, version in report["versions"].items()),
     )
     write_text(out / "comparison.md", page)
-
-
-def _listed(values: Iterable[object]) -> str:
-    return ", ".join(map(str, values))

@@ -91,10 +91,9 @@ def _between(cosines: Tensor, cut: float) -> float:
     return (cut + float(below.max())) / 2 if len(below) else cut
 
 
-def fit(model: Model, training: Kinds, validation: Kinds, strength: float | None = None) -> Scans:
+def fit(model: Model, training: Kinds, validation: Kinds) -> Scans:
     """For the model as it stands: vectors and reference from training prompts; the threshold that tells toxic from
-    seemingly toxic validation prompts best, and the strength that sets their refusal probabilities furthest apart
-    (or the one given)."""
+    seemingly toxic validation prompts best, and the strength that sets their refusal probabilities furthest apart."""
     toxic, plain = (last_states(model, rows)[:, :, 0] for rows in (training.toxic, training.plain))
     both = torch.cat([toxic, plain], 1)
     spread = (both - both.mean(1, keepdim=True)).norm(dim=-1).square().mean(1).sqrt()
@@ -116,5 +115,4 @@ def fit(model: Model, training: Kinds, validation: Kinds, strength: float | None
             probability = refusal_log_odds(model, rows).sigmoid()
         return float(probability[:n].mean() - probability[n:].mean())
 
-    tried = [replace(scans, strength=s) for s in (STRENGTHS if strength is None else (strength,))]
-    return max(tried, key=apart) if len(tried) > 1 else tried[0]
+    return max((replace(scans, strength=strength) for strength in STRENGTHS), key=apart)

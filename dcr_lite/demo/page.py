@@ -1,6 +1,5 @@
 """The demo in a browser: opens a run, builds the page and serves it. --help answers before gradio is imported."""
 
-import logging
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,19 +7,13 @@ from dcr_lite.errors import UserError
 
 
 def main(run: Path | None = None, port: int | None = None, share: bool = False) -> None:
-    """Serve the demo: verdict, similarity, map and words for one prompt, with the models of a run side by side.
+    """Serve the demo of a run folder: by default of the newest finished one under runs/, else of the stock model alone.
 
-    Args:
-        run: A run folder; by default the newest finished one under runs/, else the stock model alone.
-        port: Port of the local server; by default the first free one from 7860.
-        share: Also open a public link: whoever has it can use this machine through the demo.
-
-    Raises:
-        UserError: gradio is missing, the folder holds no finished run, or the port is in use.
+    port: of the local server; by default the first free one from 7860. share: also open a public link.
+    Raises UserError where gradio is missing, for a folder without a finished run, and for a port that is in use.
     """
     if find_spec("gradio") is None:
         raise UserError("the demo needs gradio: pip install 'dcr-lite[demo]'")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from dcr_lite.demo.blocks import build, launch
     from dcr_lite.demo.scoring import open_run
 
@@ -33,5 +26,5 @@ def main(run: Path | None = None, port: int | None = None, share: bool = False) 
     try:
         launch(build(opened), server_port=port, share=share)
     except (OSError, OverflowError):  # OverflowError: a number that is no port
-        place = "no port from 7860 to 7959 is free" if port is None else f"port {port} is in use or not allowed"
+        place = "no port from 7860 on is free" if port is None else f"port {port} is in use or not allowed"
         raise UserError(f"{place}. Choose another --port.") from None

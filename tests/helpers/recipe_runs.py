@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import LAYER, RECIPE, Outcome, contents, flags, save_rows
+from small_runs import RECIPE, Outcome, contents, flags, save_rows, small_values
 from torch import Tensor
 
 from dcr_lite.run import discernment
@@ -79,16 +79,9 @@ def run_and_stop(moment: tuple[str, str, int], how: signal.Signals, argv: list[s
 
 
 def small_settings(model: Path | str, rows: Path, run: Path, **changes: Any) -> Settings:
-    """The settings that ``flags`` gives on the command line, as far as tests of parts need them."""
-    values: dict[str, Any] = {
-        "layer": LAYER, "temperature": 1.0, "margin": 0.25, "scale": 16.0, "contrastive_steps": 4,
-        "contrastive_batch": 8, "contrastive_learning_rate": 1e-2, "development_pairs": 8, "instructions": 12,
-        "refusals": 4, "baseline_refusals": 6, "sft_epochs": 1, "sft_batch": 2, "sft_learning_rate": 1e-3, "rank": 4,
-        "pairs": rows / "pairs.jsonl", "instruction_rows": rows / "instructions.jsonl",
-        "refusal_rows": rows / "refusals.jsonl", "evaluation": (rows / "held_out.jsonl", rows / "plain.jsonl"),
-        "device": "cpu", "precision": "float32",
-    }  # fmt: skip
-    return Settings(**{"model": str(model), "run": run} | values | changes)
+    """The settings that ``flags`` gives on the command line, with fewer steps, for tests of parts of a run."""
+    fewer = {"contrastive_steps": 4, "sft_epochs": 1, "margin": 0.25, "scale": 16.0}
+    return Settings(**{"model": str(model), "run": run} | small_values(rows) | fewer | changes)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from dcr_lite.compare.directions import Kinds
 from dcr_lite.model.adapters import adapter_weights, add_adapter, set_adapter_weights
 from dcr_lite.model.hidden_states import states_at_layer
 from dcr_lite.model.loading import Model, load
@@ -198,6 +199,17 @@ def random_rows(lengths: list[int], shared: int = 0, seed: int = 0, vocabulary: 
 
     prefix = draw(shared)
     return [prefix + draw(n) for n in lengths]
+
+
+def random_kinds(seed: int, n: int = 12) -> Kinds:
+    """Rows of three kinds with the beginning and the ending that a chat template gives them."""
+    beginning, ending = random_rows([6], seed=99)[0], random_rows([3], seed=98)[0]
+
+    def some(kind: int) -> list[list[int]]:
+        lengths = [4 + (i * 5 + kind) % 9 for i in range(n)]
+        return [beginning + row + ending for row in random_rows(lengths, seed=10 * seed + kind)]
+
+    return Kinds(some(1), some(2), some(3))
 
 
 def own_states(states: Tensor, batch: Batch, rows: list[list[int]], skip: int) -> list[Tensor]:

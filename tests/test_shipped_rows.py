@@ -1,0 +1,147 @@
+"""The data that ships with the kit: clean, without repetition, held-out words apart, no tell-tale words."""
+
+import json
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import pytest
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import normalize
+
+from dcr_lite.data.rows import read_conversations, read_pairs, read_prompts
+from dcr_lite.files import SHIPPED
+from dcr_lite.names import LABELS
+
+EVAL = Path(__file__).parents[2] / "shared" / "data" / "eval"
+TRAINING = ("pairs", "refusals", "instructions", "augmentation")
+HELD_OUT = ("heldout_pairs", "heldout_plain", "heldout_instructions")
+NEAR = 0.6  # cosine of character 4-gram counts: above it two prompts say the same in nearly the same words
+
+
+@cache
+def shipped(name: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (SHIPPED / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def prompts_of(*names: str) -> list[str]:
+    fields = ("prompt", "toxic", "seemingly_toxic")
+    return [row[field] for name in names for row in shipped(name) for field in fields if field in row]
+
+
+def near_duplicates(left: list[str], right: list[str]) -> list[str]:
+    """Every pair of prompts, one from each list, that are nearly the same."""
+    grams = CountVectorizer(analyzer="char", ngram_range=(4, 4), preprocessor=str.casefold)
+    counts = normalize(grams.fit_transform(left + right).astype(float))
+    cosine = (counts[: len(left)] @ counts[len(left) :].T).tocoo()
+    return [
+        f"{c:.2f}: {left[i]!r} ~ {right[j]!r}"
+        for i, j, c in zip(cosine.row, cosine.col, cosine.data, strict=True)
+        if c >= NEAR
+    ]
+
+
+def test_the_near_duplicate_search_finds_what_it_should() -> None:
+    """Changed case and one changed word are found, a different question is not."""
+    found = near_duplicates(
+        ["How do I kill a Python process?"], ["how do i KILL a Python process", "How do I kill my old lawn?", "Why?"]
+    )
+    assert len(found) == 1
+
+
+LEAST = {  # rows that the recipes and the documentation count on
+    "pairs": 400,
+    "refusals": 200,
+    "instructions": 400,
+    "augmentation": 100,
+    "heldout_pairs": 120,
+    "heldout_plain": 60,
+    "heldout_instructions": 40,
+}
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_shipped_files_are_read_whole(name: str) -> None:
+    """The kit's own readers take every row of every shipped file, and there are as many as promised."""
+    assert len(shipped(name)) >= LEAST[name]
+    if name.endswith("pairs"):
+        assert len(read_pairs(SHIPPED / f"{name}.jsonl")) == len(shipped(name))
+    elif name != "heldout_plain":
+        assert len(read_conversations(SHIPPED / f"{name}.jsonl")) == len(shipped(name))
+
+
+def test_held_out_prompts_have_every_label() -> None:
+    """Read as prompts, the held-out files give both sides of each pair and the plain prompts."""
+    prompts = [*read_prompts(SHIPPED / "heldout_pairs.jsonl"), *read_prompts(SHIPPED / "heldout_plain.jsonl")]
+    pairs, plain = len(shipped("heldout_pairs")), len(shipped("heldout_plain"))
+    assert Counter(p.label for p in prompts) == dict(zip(LABELS, (pairs, pairs, plain), strict=True))
+
+
+@pytest.mark.parametrize("name", ["pairs", "heldout_pairs"])
+def test_pairs_are_of_many_kinds(name: str) -> None:
+    """At least ten kinds, none of which makes up more than a fifth, and every pair has a kind and a focus word."""
+    kinds = Counter(row["kind"] for row in shipped(name))
+    assert len(kinds) >= 10
+    assert max(kinds.values()) <= 0.2 * len(shipped(name))
+    assert all(row["kind"].strip() and row["focus"].strip() for row in shipped(name))
+
+
+@pytest.mark.parametrize("name", [*TRAINING, *HELD_OUT])
+def test_every_shipped_line_is_clean(name: str) -> None:
+    """Every field is a text without space around it, and every prompt ends with a word or a closing sign."""
+    for row in shipped(name):
+        assert all(isinstance(value, str) and value and value == value.strip() for value in row.values()), row
+    for prompt in prompts_of(name):
+        assert prompt[-1].isalnum() or prompt[-1] in ".?!…\"'”’)]}`;:>*=%", prompt
+
+
+def test_no_shipped_prompt_comes_twice() -> None:
+    """No prompt is repeated within or across the files, case and spacing aside."""
+    prompts = Counter(" ".join(p.casefold().split()) for p in prompts_of(*TRAINING, *HELD_OUT))
+    assert [p for p, n in prompts.items() if n > 1] == []
+
+
+def test_refusals_are_all_different() -> None:
+    """Each refusal is worded for its own prompt, and no refusal's prompt is among the pairs."""
+    responses = [row["response"] for row in shipped("refusals")]
+    assert len(set(responses)) == len(responses)
+    assert not set(prompts_of("refusals")) & set(prompts_of("pairs"))
+    assert near_duplicates(prompts_of("refusals"), prompts_of("pairs")) == []
+
+
+def test_training_and_held_out_prompts_are_no_near_duplicates() -> None:
+    """No training prompt nearly repeats a held-out one."""
+    assert near_duplicates(prompts_of(*TRAINING), prompts_of(*HELD_OUT)) == []
+
+
+def test_training_and_held_out_focus_words_differ() -> None:
+    """Held-out pairs turn on words that training pairs never turn on."""
+    training, held = ({row["focus"].casefold() for row in shipped(name)} for name in ("pairs", "heldout_pairs"))
+    assert training & held == set()
+
+
+@pytest.mark.skipif(not EVAL.is_dir(), reason="the public prompt sets (../shared/data/eval) are not on this machine")
+def test_no_shipped_prompt_is_taken_from_a_public_set() -> None:
+    """No shipped prompt nearly repeats one of the public sets on which the kit is measured."""
+    files = [f for f in sorted(EVAL.glob("*.jsonl")) if not f.stem.startswith(("mmlu", "refusal_human_labels"))]
+    assert files
+    public = [json.loads(line)["prompt"] for f in files for line in f.read_text(encoding="utf-8").splitlines()]
+    assert len(public) > 1000
+    assert near_duplicates(prompts_of(*TRAINING, *HELD_OUT), public) == []
+
+
+@pytest.mark.parametrize("name", ["pairs", "heldout_pairs"])
+def test_words_alone_do_not_tell_the_kinds_apart(name: str) -> None:
+    """A bag-of-words classifier, cross-validated by pair, stays at AUC 0.65 or below: no single words give it away."""
+    rows = shipped(name)
+    texts = [row[side] for row in rows for side in ("toxic", "seemingly_toxic")]
+    labels = [1, 0] * len(rows)
+    groups = [i for i in range(len(rows)) for _ in range(2)]
+    folds = GroupKFold(n_splits=10, shuffle=True, random_state=0)
+    words = make_pipeline(CountVectorizer(), LogisticRegression(max_iter=1000))
+    scores = cross_val_predict(words, texts, labels, groups=groups, cv=folds, method="decision_function")
+    assert roc_auc_score(labels, scores) <= 0.65
