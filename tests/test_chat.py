@@ -86,13 +86,6 @@ def test_any_text_comes_through_the_template(prompt: str, response: str) -> None
     assert TOKENIZER.decode(answer) == response + TOKENIZER.eos_token
 
 
-def test_special_tokens_are_not_added_twice() -> None:
-    """A template that writes its own first token keeps it single."""
-    tokenizer = with_template("Mistral's")
-    [row] = encode_prompts(tokenizer, ["Hi"], WINDOW)
-    assert row.count(tokenizer.convert_tokens_to_ids("<|endoftext|>")) == 1
-
-
 def test_a_tokenizer_without_a_template_is_a_user_error() -> None:
     """A base model's tokenizer raises UserError that says what to use instead."""
     tokenizer = build_tokenizer()
