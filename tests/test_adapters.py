@@ -1,5 +1,6 @@
-"""Claims about adapters and quantisation: what trains, what does not, and what the stock model says."""
+"""Claims about adapters and quantisation: what trains, what does not, and the stock model's answers."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_choosing_again_forgets_the_first_choice(tiny_model: MakeModel) -> None:
 
 
 def test_no_layer_to_train_is_an_error(tiny_model: MakeModel) -> None:
-    """Training above the last layer is a mistake that its reader can mend."""
+    """Training above the last layer is a UserError."""
     model = tiny_model()
     add_random_adapter(model)
     with pytest.raises(UserError, match="no layer is left"):
@@ -67,30 +68,26 @@ def test_no_layer_to_train_is_an_error(tiny_model: MakeModel) -> None:
 
 
 def test_loading_and_activating_leave_nothing_trainable(tiny_model: MakeModel) -> None:
-    """A loaded model, a fresh adapter and an activated one have no trainable weight."""
+    """A loaded model, a fresh adapter, a second one and an activated one have no trainable weight."""
     model = tiny_model()
     assert trainable(model) == set()
-    add_adapter(model, "first", rank=4, seed=0)
-    assert trainable(model) == set()
-    add_adapter(model, "second", rank=4, seed=0)
-    assert trainable(model) == set()
+    for name in ("first", "second"):
+        add_adapter(model, name, rank=4, seed=0)
+        assert trainable(model) == set()
     activate(model, "first")
     assert trainable(model) == set()
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["ends well", "raises"])
-def test_a_look_at_the_stock_model_leaves_training_as_it_was(tiny_model: MakeModel, fails: bool) -> None:
+def test_using_the_stock_model_leaves_training_as_it_was(tiny_model: MakeModel, fails: bool) -> None:
     """After stock(), whether its block ends or raises, the same weights train as before and the adapter is on."""
     model = tiny_model()
     add_random_adapter(model)
     train_only(model, ADAPTER, range(2))
     before, adapted = trainable(model), logits(model)
-    if fails:
-        with pytest.raises(KeyboardInterrupt), stock(model):
+    with contextlib.suppress(KeyboardInterrupt), stock(model):
+        if fails:
             raise KeyboardInterrupt
-    else:
-        with stock(model):
-            pass
     assert trainable(model) == before
     assert torch.equal(logits(model), adapted)
 
@@ -112,11 +109,14 @@ def test_the_stock_model_is_what_was_loaded(tiny_model: MakeModel, four_bit: boo
 
 
 def test_a_fresh_adapter_changes_nothing(tiny_model: MakeModel) -> None:
-    """LoRA begins at zero: logits are those of the loaded model."""
+    """LoRA begins at zero, on the seven linear maps of every layer with scale 1, and not on the vocabulary."""
     model = tiny_model()
     loaded = logits(model)
     add_adapter(model, ADAPTER, rank=4, seed=0)
     torch.testing.assert_close(logits(model), loaded, rtol=1e-6, atol=1e-6)
+    carrying = {name: m for name, m in model.network.named_modules() if isinstance(m, LoraLayer)}
+    assert len(carrying) == 7 * LAYERS
+    assert all(".layers." in name and m.scaling[ADAPTER] == 1 for name, m in carrying.items())
 
 
 def test_adapters_are_drawn_from_their_seed(tiny_model: MakeModel) -> None:
@@ -214,9 +214,9 @@ def linears_in_four_bit(model: Model) -> list[Any]:
     return [m for m in model.network.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
 
 
-def first_layer_gradients(model: Model, look_first: bool) -> list[Tensor]:
+def first_layer_gradients(model: Model, evaluate_first: bool) -> list[Tensor]:
     """Adapter gradients at layer 0 of a loss on the states of layer 2, perhaps after an evaluation pass."""
-    if look_first:
+    if evaluate_first:
         with model.compute():
             logits(model)
     model.network.train()
@@ -246,20 +246,20 @@ def test_all_decoder_maps_are_in_four_bits(tiny_model: MakeModel) -> None:
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_an_evaluation_pass_does_not_spoil_training_in_four_bits(tiny_model: MakeModel, precision: torch.dtype) -> None:
     """Gradients at layer 0 are the same, bit for bit, whether or not an evaluation pass came first."""
-    plain = first_layer_gradients(make_four_bit(tiny_model, precision), look_first=False)
-    after = first_layer_gradients(make_four_bit(tiny_model, precision), look_first=True)
+    plain = first_layer_gradients(make_four_bit(tiny_model, precision), evaluate_first=False)
+    after = first_layer_gradients(make_four_bit(tiny_model, precision), evaluate_first=True)
     assert all(g.abs().max() > 0 for g in plain)
     assert all(torch.equal(a, b) for a, b in zip(after, plain, strict=True))
 
 
 @pytest.mark.skipif(not has_avx512bf16(), reason="bitsandbytes repacks weights on AVX512-BF16 processors only")
 def test_repacked_weights_would_spoil_training(tiny_model: MakeModel) -> None:
-    """The trap itself, so that the test above has teeth: with repacking allowed the gradients are others."""
-    plain = first_layer_gradients(make_four_bit(tiny_model, torch.bfloat16), look_first=False)
+    """So that the test above cannot pass idly: with repacking allowed the gradients are others."""
+    plain = first_layer_gradients(make_four_bit(tiny_model, torch.bfloat16), evaluate_first=False)
     model = make_four_bit(tiny_model, torch.bfloat16)
     for module in linears_in_four_bit(model):
         module.support_avx512bf16_for_cpu = True
-    spoilt = first_layer_gradients(model, look_first=True)
+    spoilt = first_layer_gradients(model, evaluate_first=True)
     assert any((a - b).norm() > 0.1 * b.norm() for a, b in zip(spoilt, plain, strict=True))
 
 
@@ -298,19 +298,10 @@ def test_four_bit_states_stay_near_the_full_ones(tiny_model: MakeModel) -> None:
     assert torch.nn.functional.cosine_similarity(a, b).min() > 0.9
 
 
-def test_all_linear_maps_of_the_decoder_carry_the_adapter(tiny_model: MakeModel) -> None:
-    """LoRA sits on the seven linear maps of every layer with scale 1, and not on the vocabulary."""
-    model = tiny_model()
-    add_adapter(model, ADAPTER, rank=4, seed=0)
-    carrying = {name: m for name, m in model.network.named_modules() if isinstance(m, LoraLayer)}
-    assert len(carrying) == 7 * LAYERS
-    assert all(".layers." in name and m.scaling[ADAPTER] == 1 for name, m in carrying.items())
-
-
 def test_an_adapters_weights_are_read_without_asking_the_hub(
     tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An adapter that names its base model on the Hub is saved without a look there: every checkpoint would wait."""
+    """An adapter that names its base model on the Hub is saved without a request there: every checkpoint would wait."""
     asked: list[Any] = []
     monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", lambda *args, **kwargs: asked.append(args))
     model = tiny_model()

@@ -1,15 +1,16 @@
-"""Claims about the chat template: training and evaluation see the same tokens, split at the same place."""
+"""Claims about chat templates: training and evaluation see the same tokens, split at the same place; base models get
+their family's public format."""
 
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import CHAT_TEMPLATE, PROMPTS, SYSTEM, build_tokenizer
+from tiny_models import BASE_TOKENS, CHAT_TEMPLATE, PROMPTS, SYSTEM, build_base_tokenizer, build_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from dcr_lite.errors import UserError
-from dcr_lite.model.chat import encode_conversations, encode_prompts, prompt_text
+from dcr_lite.model.chat import FORMATS, OWN, encode_conversations, encode_prompts, prompt_text, set_format
 
 TOKENIZER = build_tokenizer()
 WINDOW = 512
@@ -63,10 +64,14 @@ def test_the_answer_ends_with_the_end_of_the_turn(template: str, response: str) 
 
 
 def test_a_finished_turn_is_what_the_template_writes() -> None:
-    """With ChatML, prompt and answer together are the template's own text up to the last newline."""
+    """With ChatML, prompt and answer together are the template's own text up to the last newline: its default system
+    prompt first, the header of the answer at the end of the prompt."""
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there."}]
     whole = TOKENIZER.apply_chat_template(turns, tokenize=False)
     [(start, answer)] = encode_conversations(TOKENIZER, ["Hi"], ["Hello there."], WINDOW)
+    text = prompt_text(TOKENIZER, "Hi")
+    assert SYSTEM in text
+    assert text.endswith("<|im_start|>assistant\n")
     assert TOKENIZER.decode(start + answer) == whole.rstrip()
     assert TOKENIZER(whole.rstrip(), add_special_tokens=False)["input_ids"] == start + answer
 
@@ -81,20 +86,6 @@ def test_any_text_comes_through_the_template(prompt: str, response: str) -> None
     assert TOKENIZER.decode(answer) == response + TOKENIZER.eos_token
 
 
-def test_the_prompt_keeps_the_default_system_prompt_and_asks_for_the_answer() -> None:
-    """The template's own system prompt comes first, the header of the answer last."""
-    text = prompt_text(TOKENIZER, "Hi")
-    assert SYSTEM in text
-    assert text.endswith("<|im_start|>assistant\n")
-
-
-def test_special_tokens_are_not_added_twice() -> None:
-    """A template that writes its own first token keeps it single."""
-    tokenizer = with_template("Mistral's")
-    [row] = encode_prompts(tokenizer, ["Hi"], WINDOW)
-    assert row.count(tokenizer.convert_tokens_to_ids("<|endoftext|>")) == 1
-
-
 def test_a_tokenizer_without_a_template_is_a_user_error() -> None:
     """A base model's tokenizer raises UserError that says what to use instead."""
     tokenizer = build_tokenizer()
@@ -105,20 +96,105 @@ def test_a_tokenizer_without_a_template_is_a_user_error() -> None:
         encode_conversations(tokenizer, ["Hi"], ["Hello"], WINDOW)
 
 
-def test_a_prompt_that_is_too_long_is_named() -> None:
-    """A prompt over the limit raises UserError with its beginning and both lengths; one at the limit passes."""
-    long = "Tell me about rain. " * 10
-    n = len(encode_prompts(TOKENIZER, [long], WINDOW)[0])
-    assert len(encode_prompts(TOKENIZER, ["Hi", long], n)[1]) == n
-    with pytest.raises(UserError, match=f"Tell me about rain.*{n} tokens.*limit is {n - 1}"):
-        encode_prompts(TOKENIZER, ["Hi", long], n - 1)
+def test_a_row_that_is_too_long_is_named() -> None:
+    """A prompt over the limit, alone or only with its answer, raises UserError with its beginning and both lengths; one
+    at the limit passes."""
+    prompts, responses = ["Hi", "Tell me about rain. " * 10], ["Hello.", "Rain falls. " * 10]
+    n = len(encode_prompts(TOKENIZER, prompts, WINDOW)[1])
+    assert len(encode_prompts(TOKENIZER, prompts, n)[1]) == n
+    with pytest.raises(UserError, match=f"Tell me about rain.*{n} tokens in the chat.*limit is {n - 1}"):
+        encode_prompts(TOKENIZER, prompts, n - 1)
+    n = sum(map(len, encode_conversations(TOKENIZER, prompts, responses, WINDOW)[1]))
+    assert encode_conversations(TOKENIZER, prompts, responses, n)
+    with pytest.raises(UserError, match=f"Tell me about rain.*{n} tokens with its answer.*limit is {n - 1}"):
+        encode_conversations(TOKENIZER, prompts, responses, n - 1)
 
 
-def test_an_answer_that_is_too_long_names_its_prompt() -> None:
-    """A row over the limit only with its answer raises UserError naming the prompt."""
-    response = "Rain falls. " * 10
-    [(start, answer)] = encode_conversations(TOKENIZER, ["Tell me about rain."], [response], WINDOW)
-    n = len(start) + len(answer)
-    assert encode_conversations(TOKENIZER, ["Tell me about rain."], [response], n)
-    with pytest.raises(UserError, match=f"Tell me about rain.*{n} tokens with its answer.*{n - 1}"):
-        encode_conversations(TOKENIZER, ["Tell me about rain."], [response], n - 1)
+# --- the formats of base models ---------------------------------------------------------------------------------------
+
+# What each family publishes for one user turn, up to where the model answers.
+PUBLISHED = {
+    "chatml": "<|im_start|>user\nHi there<|im_end|>\n<|im_start|>assistant\n",
+    "llama3": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi there<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "mistral": "<s>[INST] Hi there[/INST]",
+    "gemma": "<bos><start_of_turn>user\nHi there<end_of_turn>\n<start_of_turn>model\n",
+}
+
+
+def formatted(name: str) -> Any:
+    tokenizer = build_base_tokenizer(name)
+    set_format(tokenizer, name)
+    return tokenizer
+
+
+def test_every_format_is_tested() -> None:
+    """Each format of the kit has a tokenizer here and the text that its family publishes."""
+    assert FORMATS.keys() == BASE_TOKENS.keys() == PUBLISHED.keys()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_prompt_reads_as_the_family_publishes_it(name: str) -> None:
+    """One user turn is the published text, its special tokens one id each and the first token there once."""
+    tokenizer = formatted(name)
+    for prompt in ("Hi there", "  Hi there\n"):
+        [row] = encode_prompts(tokenizer, [prompt], WINDOW)
+        assert tokenizer.decode(row) == PUBLISHED[name]
+    first, _, special = BASE_TOKENS[name]
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in special if token in PUBLISHED[name]]
+    assert set(ids) <= set(row)
+    assert row.count(tokenizer.bos_token_id) == (first is not None)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_answer_ends_with_the_token_that_ends_texts(name: str) -> None:
+    """A base model knows one end, that of a text: each answer ends with it, once, and the prompt holds none."""
+    tokenizer = formatted(name)
+    for prompt, (start, answer) in zip(
+        PROMPTS, encode_conversations(tokenizer, PROMPTS, ["Sure. Here it is."] * len(PROMPTS), WINDOW), strict=True
+    ):
+        assert [start] == encode_prompts(tokenizer, [prompt], WINDOW)
+        assert tokenizer.decode(answer).strip() == "Sure. Here it is." + BASE_TOKENS[name][1]
+        assert answer[-1] == tokenizer.eos_token_id
+        assert (start + answer).count(tokenizer.eos_token_id) == 1
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_several_turns_follow_each_other(name: str) -> None:
+    """A conversation of several turns is its turns in a row, each answer ended, and then the model's turn."""
+    tokenizer = formatted(name)
+    turns = [("user", "Hi there"), ("assistant", "Hello."), ("user", "Bye now")]
+    text = tokenizer.apply_chat_template(
+        [{"role": role, "content": content} for role, content in turns], tokenize=False, add_generation_prompt=True
+    )
+    places = [text.index(content) for _, content in turns]
+    assert places == sorted(places)
+    assert text.startswith(PUBLISHED[name])
+    assert text.count(BASE_TOKENS[name][1]) == 1
+    assert text[places[1] :].startswith("Hello." + BASE_TOKENS[name][1])
+    opening = PUBLISHED[name][PUBLISHED[name].index("Hi there") + len("Hi there") :]
+    assert text.endswith("Bye now" + opening)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_model_of_another_family_is_refused(name: str) -> None:
+    """A tokenizer without the format's special tokens would cut them into letters: an error that names them."""
+    for other in FORMATS.keys() - {name}:
+        with pytest.raises(UserError, match=r"does not know .* of the chat format"):
+            set_format(build_base_tokenizer(other), name)
+
+
+def test_a_chat_model_keeps_its_own_format() -> None:
+    """OWN changes nothing, whether the tokenizer has a template or not."""
+    for tokenizer in (build_tokenizer(), build_base_tokenizer("llama3")):
+        before = tokenizer.chat_template
+        set_format(tokenizer, OWN)
+        assert tokenizer.chat_template == before
+
+
+def test_a_tokenizer_without_an_end_is_refused() -> None:
+    """Without an end-of-text token no answer would end."""
+    tokenizer = build_base_tokenizer("gemma")
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="no end-of-text token"):
+        set_format(tokenizer, "gemma")

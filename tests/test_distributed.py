@@ -1,4 +1,4 @@
-"""Several processes as one: the same gradients, the same run, one of them writing."""
+"""Claims about several processes: the same gradients as of one, the same run, one of them writing."""
 
 import json
 import os
@@ -6,12 +6,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_runs import RECIPE, contents, flags, save_rows
+from small_runs import RECIPE, contents, flags
 from tiny_models import assert_close
 from two_processes import CASES
 
@@ -28,28 +29,15 @@ def free_port() -> str:
 
 
 def start(command: list[str], processes: int) -> list[subprocess.CompletedProcess[str]]:
-    """Start one command in so many processes that know of each other, as torchrun does, and wait for them."""
-    port, started = free_port(), []
-    for rank in range(processes):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
-        environment = ENVIRONMENT | {k: str(v) for k, v in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
-        started.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        )
-    done = []
-    try:
-        for process in started:
-            out, err = process.communicate(timeout=240)
-            done.append(subprocess.CompletedProcess(command, process.returncode, out, err))
-    finally:
-        for process in started:
-            process.kill()
-    return done
+    """Start one command in so many processes with torchrun's environment, and wait for them."""
+    shared = {"WORLD_SIZE": str(processes), "MASTER_PORT": free_port(), "MASTER_ADDR": "127.0.0.1"}
 
+    def run(rank: int) -> subprocess.CompletedProcess[str]:
+        environment = ENVIRONMENT | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
 
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_rows(tmp_path_factory.mktemp("rows"))
+    with ThreadPoolExecutor(processes) as pool:
+        return list(pool.map(run, range(processes)))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +74,7 @@ def test_a_whole_run_in_two_processes(
     rows: Path, demo_run: Path, tiny_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     """`accelerate launch` with two processes makes the run that one process makes: the same rates and files, each line
-    of metrics once, and it speaks once."""
+    of metrics once, and output once."""
     argv = flags(tiny_folder("llama"), rows, tmp_path / "run", sft_learning_rate=1e-2)
     launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
     command = [*launcher, "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
@@ -109,14 +97,14 @@ def test_a_whole_run_in_two_processes(
     assert done.stdout.count("estimated time") == 1
 
 
-def test_a_mistake_is_said_once(rows: Path, tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
-    """What a user can mend ends all processes with exit status 1, and the sentence stands there once."""
+def test_an_error_is_printed_once(rows: Path, tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """An error that a user can fix ends all processes with exit status 1, and its message is printed once."""
     argv = flags(tiny_folder("llama"), rows, tmp_path / "run", pairs=tmp_path / "none.jsonl")
     done = start([sys.executable, str(RECIPE), *argv], 2)
     assert [process.returncode for process in done] == [1, 1]
-    said = "".join(process.stdout + process.stderr for process in done)
-    assert said.count("none.jsonl: no such file") == 1
-    assert "Traceback" not in said
+    printed = "".join(process.stdout + process.stderr for process in done)
+    assert printed.count("none.jsonl: no such file") == 1
+    assert "Traceback" not in printed
     assert not (tmp_path / "run").exists()
 
 

@@ -44,6 +44,7 @@ def fused_kinds(model: Model) -> set[str]:
 
 @pytest.mark.parametrize("architecture", PACKABLE)
 def test_a_decoder_has_the_librarys_values_and_gradients(tiny_model: MakeModel, architecture: str) -> None:
+    """All three kinds of layers are fused, and states and adapter gradients are those of the library's own layers."""
     model = tiny_model(architecture)
     add_random_adapter(model)
     plain = unfused(model)
@@ -61,6 +62,7 @@ def test_a_decoder_has_the_librarys_values_and_gradients(tiny_model: MakeModel, 
 
 
 def test_without_its_adapter_a_fused_model_is_the_stock_model(tiny_model: MakeModel) -> None:
+    """Within stock() the states are those from before the adapter came."""
     model = tiny_model("llama")
     batch = model.batch(random_rows([5, 9], shared=4))
     with torch.no_grad():
@@ -74,6 +76,7 @@ def test_without_its_adapter_a_fused_model_is_the_stock_model(tiny_model: MakeMo
 
 
 def test_four_bit_weights_and_other_formulas_are_left_to_the_library(tiny_model: MakeModel) -> None:
+    """Linear maps in NF4, and Gemma's MLP and norms, keep their own forward pass."""
     four_bit = tiny_model("llama", four_bit=True)
     add_random_adapter(four_bit)
     assert fused_kinds(four_bit) == {"LlamaMLP", "LlamaRMSNorm"}
@@ -100,6 +103,7 @@ sizes = st.integers(1, 9)
 
 @given(sizes, sizes, sizes, st.integers(1, 4), st.sampled_from([1.0, 0.5, 2.0]), st.booleans())
 def test_a_low_rank_layer(n: int, wide: int, out: int, rank: int, scaling: float, biased: bool) -> None:
+    """Value and gradients of LowRank are those of the plain formula."""
     torch.manual_seed(n * 100 + wide * 10 + out)
     weight, bias = torch.randn(out, wide), torch.randn(out) if biased else None
 
@@ -114,6 +118,7 @@ def test_a_low_rank_layer(n: int, wide: int, out: int, rank: int, scaling: float
 
 @given(sizes, sizes, st.floats(0.1, 20))
 def test_a_swiglu(n: int, wide: int, size: float) -> None:
+    """Value and gradients of SwiGLU are those of the plain formula."""
     torch.manual_seed(n * 10 + wide)
     gate, up = size * torch.randn(n, wide), torch.randn(n, wide)
     both_gradients(fused_layers.SwiGLU.apply, lambda g, u: silu(g) * u, gate, up)
@@ -121,6 +126,7 @@ def test_a_swiglu(n: int, wide: int, size: float) -> None:
 
 @given(sizes, st.integers(2, 9), st.floats(0.01, 100))
 def test_a_norm(n: int, wide: int, size: float) -> None:
+    """Value and gradients of RMSNorm are those of transformers' LlamaRMSNorm."""
     torch.manual_seed(n * 10 + wide)
     norm = LlamaRMSNorm(wide)
     norm.weight = nn.Parameter(torch.randn(wide), requires_grad=False)

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import PROMPTS, add_random_adapter, random_rows
+from tiny_models import add_random_adapter, random_rows
 from transformers import GenerationConfig
 
 from dcr_lite.model.adapters import stock
-from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import REFUSING_OPENINGS, answer
 from dcr_lite.model.loading import Model
 
@@ -74,15 +73,6 @@ def test_answers_are_those_of_transformers(
     window, a short row's window is not spent on its padding."""
     model, plain, rows = tiny_model(architecture, **config), reference(architecture, **config), SHAPES[shape]
     assert [a.text for a in answer(model, rows, NEW)] == texts_alone(model, plain, rows)
-
-
-def test_answers_to_chat_prompts_are_those_of_transformers(tiny_model: MakeModel, reference: MakeReference) -> None:
-    """The same through the chat template, and different prompts get different answers."""
-    model, plain = tiny_model(), reference()
-    rows = encode_prompts(model.tokenizer, PROMPTS, model.window)
-    texts = [a.text for a in answer(model, rows, NEW)]
-    assert texts == texts_alone(model, plain, rows)
-    assert len(set(texts)) == len(PROMPTS)
 
 
 def test_rows_that_leave_early_change_no_other(tiny_model: MakeModel, reference: MakeReference) -> None:
@@ -214,13 +204,3 @@ def test_the_adapter_answers_and_stock_does_not(tiny_model: MakeModel) -> None:
     assert [a.text for a in answer(model, rows, 8)] != loaded
     with stock(model):
         assert [a.text for a in answer(model, rows, 8)] == loaded
-
-
-def test_answering_leaves_no_gradient_behind(tiny_model: MakeModel) -> None:
-    """Answers are computed without a graph, and prompts given are not changed."""
-    model = tiny_model()
-    rows = random_rows([5, 1], shared=3)
-    copy = [list(row) for row in rows]
-    answer(model, rows, 4)
-    assert rows == copy
-    assert all(p.grad is None for p in model.network.parameters())

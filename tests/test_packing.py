@@ -15,7 +15,6 @@ from tiny_models import (
     PROMPTS,
     add_random_adapter,
     assert_close,
-    assert_far,
     full_states,
     own_states,
     random_rows,
@@ -117,22 +116,6 @@ def test_the_shared_prefix_collects_gradients(tiny_model: MakeModel) -> None:
     assert (embeddings.weight.grad[prefix].abs().sum(1) > 0).all()
 
 
-@pytest.mark.parametrize("lay", ["pack", "pad"])
-def test_rows_keep_the_order_given(tiny_model: MakeModel, lay: str) -> None:
-    """``last`` and ``index`` follow the order given, whatever the lengths: reversed rows, reversed states."""
-    model = tiny_model()
-    rows = random_rows([9, 2, 7, 1, 2, 12], shared=3)
-
-    def last_states(chosen: Rows) -> Tensor:
-        batch = pack(chosen) if lay == "pack" else pad(chosen, 2)
-        with torch.no_grad():
-            return states_at_layer(model.network, batch, 2)[batch.last]
-
-    forwards, backwards = last_states(rows), last_states(rows[::-1])
-    assert_far(forwards[0], forwards[1])
-    assert_close(forwards, backwards.flip(0))
-
-
 @pytest.mark.parametrize("architecture", [*PACKABLE, *PADDED])
 @pytest.mark.parametrize("training", [False, True])
 def test_longer_neighbours_change_nothing(tiny_model: MakeModel, architecture: str, training: bool) -> None:
@@ -201,13 +184,6 @@ def test_rows_without_tokens_are_refused(rows: Rows) -> None:
     """No row, or an empty one, raises ValueError instead of reading another row's state."""
     with pytest.raises(ValueError, match="at least one token"):
         pack(rows)
-
-
-def test_a_row_that_equals_the_prefix_keeps_one_token() -> None:
-    """The prefix ends one token early rather than leave a row without a state of its own."""
-    rows = [[1, 2, 3], [1, 2, 3, 4], [1, 2, 3]]
-    assert shared_prefix(rows) == 2
-    assert [len(places) for places in pack(rows).index] == [1, 2, 1]
 
 
 some_rows = st.tuples(

@@ -1,4 +1,4 @@
-"""Two backends behind one function: which is chosen and why, and that what unsloth changes changes no result."""
+"""Claims about the two backends: which is chosen and why, and that with unsloth every result is the same."""
 
 import ast
 import importlib.util
@@ -22,15 +22,17 @@ from tiny_models import (
     add_random_adapter,
     assert_close,
     assert_far,
+    losses_of,
     random_rows,
     take_gradients,
 )
 from torch import Tensor
-from unsloth_stand_in import SIGNATURES, _fast_forward, install
+from unsloth_stub import SIGNATURES, _fast_forward, install
 
 from dcr_lite.data.rows import Conversation
 from dcr_lite.errors import UserError
-from dcr_lite.method.safety_sft import SafetySFT, safety_sft
+from dcr_lite.method.loop import Loop
+from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import loading, unsloth
 from dcr_lite.model.adapters import activate, add_adapter, stock, train_only
 from dcr_lite.model.chat import encode_prompts
@@ -49,7 +51,7 @@ Folder = Callable[..., Path]
 @pytest.fixture
 def both(tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Model, Model]]:
     """both(architecture, four_bit=, **config) -> the same model with the same adapter, from transformers and from
-    the stand-in."""
+    the stub."""
     install(monkeypatch)
 
     def load(architecture: str = "llama", four_bit: bool = False, **config: Any) -> tuple[Model, Model]:
@@ -91,7 +93,7 @@ def test_unsloth_is_taken_where_it_can_work(machine: Callable[..., None]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("device", "here", "architecture", "said"),
+    ("device", "here", "architecture", "reason"),
     [
         ("cpu", {}, "llama", "needs a CUDA GPU, and this run is on cpu"),
         ("mps", {}, "llama", "needs a CUDA GPU, and this run is on mps"),
@@ -102,19 +104,19 @@ def test_unsloth_is_taken_where_it_can_work(machine: Callable[..., None]) -> Non
     ],
 )
 def test_an_obstacle_is_named(
-    machine: Callable[..., None], device: str, here: dict[str, Any], architecture: str, said: str
+    machine: Callable[..., None], device: str, here: dict[str, Any], architecture: str, reason: str
 ) -> None:
     """What keeps unsloth from working is the reason for transformers, and an error where unsloth was asked for."""
     machine(**here)
     choice = choose("auto", device, architecture)
     assert choice.name == "transformers"
-    assert said in choice.why
-    with pytest.raises(UserError, match="--backend unsloth: unsloth .* Leave the flag out".replace(".*", r"[^\n]*")):
+    assert reason in choice.why
+    with pytest.raises(UserError, match=r"--backend unsloth: unsloth [^\n]* Leave the flag out"):
         choose("unsloth", device, architecture)
 
 
 def test_a_run_says_its_backend_and_why(tiny_folder: Folder, tmp_path: Path) -> None:
-    """The plan names the backend and the reason; --backend unsloth without a GPU ends in a sentence."""
+    """The plan names the backend and the reason; --backend unsloth without a GPU is a one-line error."""
     rows = save_rows(tmp_path / "rows")
     argv = flags(tiny_folder("llama"), rows, tmp_path / "run", contrastive_steps=1, sft_epochs=1)
     done = run_here([*argv, "--backend", "unsloth"])
@@ -174,9 +176,9 @@ def test_a_card_computes_in_what_it_multiplies_fast(capability: tuple[int, int],
     assert loading.precision_of_card(capability) == precision
 
 
-def test_one_room_knows_its_name() -> None:
-    """No other module imports unsloth; the settings, the requirements and the documents may name it."""
-    for path in Path(unsloth.__file__).parent.glob("*.py"):
+def test_no_module_imports_unsloth_by_a_statement() -> None:
+    """model/unsloth.py alone imports it, when it is needed."""
+    for path in Path(unsloth.__file__).parents[1].rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
@@ -187,29 +189,7 @@ def test_one_room_knows_its_name() -> None:
 # --- its calls --------------------------------------------------------------------------------------------------------
 
 
-def calls_made() -> dict[str, set[str]]:
-    """The keyword arguments of each call on FastLanguageModel in the room that knows it."""
-    tree = ast.parse(Path(unsloth.__file__).read_text(encoding="utf-8"))
-    made = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            owner = node.func.value
-            if isinstance(owner, ast.Attribute) and owner.attr == "FastLanguageModel":
-                made[node.func.attr] = {keyword.arg or "" for keyword in node.keywords}
-    return made
-
-
 PINNED = "unsloth==2026.10.7"
-
-
-def test_every_call_fits_the_pinned_signature() -> None:
-    """Each argument passed is one of the pinned version's, as recorded from its source."""
-    made = calls_made()
-    assert made.keys() == SIGNATURES.keys()
-    for name, keywords in made.items():
-        assert keywords <= set(SIGNATURES[name])
-    pinned = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
-    assert f'"{PINNED}"' in pinned
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +222,7 @@ def arguments(found: ast.FunctionDef) -> tuple[str, ...]:
 
 def test_the_recorded_signatures_are_the_sources(source: Callable[[str], ast.Module]) -> None:
     """The arguments that calls are checked against are those of the pinned version's source, in their order; its
-    decoder's forward pass takes by name what the kit, and the stand-in, give it."""
+    decoder's forward pass takes by name what the kit, and the stub, give it."""
     loaded = function(source("loader.py"), "from_pretrained", "FastLanguageModel")
     patched = function(source("llama.py"), "patch_peft_model", "FastLlamaModel")
     assert arguments(loaded) == SIGNATURES["from_pretrained"]
@@ -252,8 +232,13 @@ def test_the_recorded_signatures_are_the_sources(source: Callable[[str], ast.Mod
     assert set(inspect.signature(_fast_forward).parameters) <= set(forward)
 
 
-def test_the_stand_in_has_the_traps_of_the_source(source: Callable[[str], ast.Module]) -> None:
-    """What the stand-in does otherwise than transformers stands in the pinned version's source."""
+def test_the_tested_version_is_the_one_that_is_installed() -> None:
+    """pyproject.toml pins the version whose signatures are recorded; the stub refuses all other arguments."""
+    assert f'"{PINNED}"' in (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_the_stub_has_the_traps_of_the_source(source: Callable[[str], ast.Module]) -> None:
+    """What the stub does differently from transformers is in the pinned version's source."""
     llama = source("llama.py")
     forward = function(llama, "LlamaModel_fast_forward")
     in_training = [n for n in ast.walk(forward) if isinstance(n, ast.If) and "self.training" in ast.unparse(n.test)]
@@ -270,9 +255,9 @@ def test_the_stand_in_has_the_traps_of_the_source(source: Callable[[str], ast.Mo
 # --- the same results -------------------------------------------------------------------------------------------------
 
 
-def test_the_stand_in_has_the_traps(both: Callable[..., tuple[Model, Model]]) -> None:
-    """The stand-in does what it is for: left padding is silently wrong in training, layers return tuples, a cache is
-    not understood."""
+def test_the_stub_has_the_traps(both: Callable[..., tuple[Model, Model]]) -> None:
+    """The stub behaves as unsloth: left padding is silently wrong in training, layers return tuples, a cache object
+    raises."""
     _, fast = both()
     rows = [row[:8] for row in ROWS]
     right = pad([rows[0][:4], rows[1]], 2)
@@ -321,10 +306,11 @@ def test_safety_sft_takes_the_same_steps(
 ) -> None:
     """Losses of two epochs are those of transformers."""
     rows = [Conversation(p, f"Answer {i} is here.") for i, p in enumerate(PROMPTS)]
-    losses = []
-    for model in both(architecture):
-        done = safety_sft(model, ADAPTER, rows, SafetySFT(above, 2, 3, 1e-2), seed=0)
-        losses.append([row["loss"] for row in done.metrics if "loss" in row])
+    config = SafetySFTConfig(above, epochs=2, batch_size=3, learning_rate=1e-2)
+    losses = [
+        losses_of(Loop(SafetySFT("stage2", model, ADAPTER, rows, config, seed=0)).run().metrics)
+        for model in both(architecture)
+    ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert losses[0][-1] < losses[0][0]
 
@@ -334,9 +320,9 @@ def test_answers_are_the_same_without_a_cache(both: Callable[..., tuple[Model, M
     """Greedy answers and refusal scores, in a batch and as a stream, with the adapter and without."""
     plain, fast = both(architecture)
     rows = encode_prompts(plain.tokenizer, PROMPTS, plain.window)
-    said, fast_said = (answer(model, rows, 5) for model in (plain, fast))
-    assert [a.text for a in fast_said] == [a.text for a in said]
-    assert [a.refusal_log_odds for a in fast_said] == pytest.approx([a.refusal_log_odds for a in said], abs=1e-3)
+    expected, found = (answer(model, rows, 5) for model in (plain, fast))
+    assert [a.text for a in found] == [a.text for a in expected]
+    assert [a.refusal_log_odds for a in found] == pytest.approx([a.refusal_log_odds for a in expected], abs=1e-3)
     with stock(plain), stock(fast):
         assert [a.text for a in answer(fast, rows, 5)] == [a.text for a in answer(plain, rows, 5)]
     activate(fast, ADAPTER)
@@ -374,8 +360,8 @@ def test_rows_stay_within_the_window_of_gemma2(both: Callable[..., tuple[Model, 
         encode_prompts(fast.tokenizer, PROMPTS, fast.window)
 
 
-def test_steering_asks_for_the_other_backend(both: Callable[..., tuple[Model, Model]]) -> None:
-    """Methods that steer answers say which backend they need."""
+def test_steering_needs_the_other_backend(both: Callable[..., tuple[Model, Model]]) -> None:
+    """The message names the backend that steering needs."""
     _, fast = both()
     fast.steering = lambda rows: {}
     with pytest.raises(UserError, match="steered answers need --backend transformers"):
@@ -395,7 +381,7 @@ def test_a_whole_run_ends_as_with_transformers(
         assert done.code == 0, done.err
         metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         report = json.loads((run / "report.json").read_text(encoding="utf-8"))
-        found.append(([row["loss"] for row in metrics if "loss" in row], report["methods"]["dcr"]["overall"]))
+        found.append((losses_of(metrics), report["methods"]["dcr"]["overall"]))
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-3)
     assert found[1][1] == found[0][1]
     assert len(found[0][0]) > LAYERS

@@ -1,6 +1,6 @@
 """One process of several: what tests/test_distributed.py starts with torchrun's environment. Writes what it computed.
 
-python tests/two_processes.py MODEL_FOLDER ROWS_FOLDER OUT_FOLDER
+python tests/helpers/two_processes.py MODEL_FOLDER ROWS_FOLDER OUT_FOLDER
 """
 
 import contextlib
@@ -12,14 +12,28 @@ import torch
 from torch import nn
 
 from dcr_lite.data.rows import read_conversations, read_pairs
-from dcr_lite.method import losses, safety_sft
-from dcr_lite.method.contrastive import Contrastive, contrastive_refinement
-from dcr_lite.method.safety_sft import SafetySFT
+from dcr_lite.method import losses
+from dcr_lite.method.contrastive import ContrastiveConfig, ContrastiveRefinement, encode_pairs, stock_geometry
+from dcr_lite.method.loop import Loop, Stage
+from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import adapters, distributed, loading, states
 from dcr_lite.run.launch import _several
 
 ADAPTER = "first"
 CASES = ("stage1", "stage1-circle", "stage1-parts", "stage2-above", "stage2-all")
+
+
+def stage_of(model: loading.Model, what: str, rows: Path) -> Stage:
+    if what.startswith("stage2"):
+        mixture = read_conversations(rows / "instructions.jsonl")[:13]  # the last batch has one row
+        above = 1 if what.endswith("above") else -1
+        sft = SafetySFTConfig(above, epochs=1, batch_size=4, learning_rate=1e-2)
+        return SafetySFT("stage2", model, ADAPTER, mixture, sft, seed=0)
+    pairs = read_pairs(rows / "pairs.jsonl")
+    loss = losses.circle(0.25, 16.0) if what.endswith("circle") else losses.supervised_contrastive(0.5)
+    config = ContrastiveConfig(1, loss, "batch", True, steps=3, batch_size=10, learning_rate=1e-2)
+    geometry = stock_geometry(model, encode_pairs(model, pairs[6:]), config)
+    return ContrastiveRefinement(model, ADAPTER, pairs[6:], pairs[:6], config, geometry, seed=0)
 
 
 def gradients_of(model: loading.Model, what: str, rows: Path) -> dict[str, Any]:
@@ -34,21 +48,12 @@ def gradients_of(model: loading.Model, what: str, rows: Path) -> dict[str, Any]:
     nn.utils.clip_grad_norm_ = clip_and_keep  # type: ignore[assignment]
     if what.endswith("parts"):  # several parts a process: GradCache
         states.TOKENS_PER_PASS = states.TOKENS_PER_PART = 64
-    report: list[dict[str, Any]] = []
-    if what.startswith("stage1"):
-        pairs = read_pairs(rows / "pairs.jsonl")
-        loss = losses.circle(0.25, 16.0) if what.endswith("circle") else losses.supervised_contrastive(0.5)
-        how = Contrastive(1, loss, "batch", True, steps=3, batch_size=10, learning_rate=1e-2)
-        contrastive_refinement(model, ADAPTER, pairs[6:], pairs[:6], how, seed=0, report=report.append)
-    else:
-        mixture = read_conversations(rows / "instructions.jsonl")[:13]  # the last batch has one row
-        how2 = SafetySFT(above=1 if what.endswith("above") else -1, epochs=1, batch_size=4, learning_rate=1e-2)
-        safety_sft.safety_sft(model, ADAPTER, mixture, how2, seed=0, report=report.append)
+    metrics = Loop(stage_of(model, what, rows)).run().metrics
     nn.utils.clip_grad_norm_ = clip
     return {
         "gradients": torch.stack(steps),
-        "losses": [row["loss"] for row in report if "loss" in row],
-        "observed": [row for row in report if "loss" not in row],
+        "losses": [row["loss"] for row in metrics if "loss" in row],
+        "observed": [row for row in metrics if "loss" not in row],
         "weights": adapters.adapter_weights(model, ADAPTER),
     }
 

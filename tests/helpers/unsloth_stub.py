@@ -1,4 +1,4 @@
-"""A stand-in for unsloth where it cannot run: real small models, with what its source and documentation say it changes.
+"""A stub of unsloth where it cannot run: real small models, with what its source and documentation say it changes.
 
 Padding masks are dropped in training, decoder layers return tuples, cache objects are not understood, which layers of
 Gemma 2 see a window only is told by their place, the tokenizer pads on the left, and whatever was frozen among the
@@ -84,7 +84,7 @@ def _fast_forward(
 ) -> BaseModelOutputWithPast:
     if past_key_values is not None:
         past_key_values[0][0].shape[2]  # keys of the first layer, in a list of pairs
-        raise NotImplementedError("the stand-in keeps no cache")
+        raise NotImplementedError("the stub keeps no cache")
     states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
     rows, width = states.shape[:2]
     seen = torch.ones(width, width, dtype=torch.bool).tril().expand(rows, 1, width, width)
@@ -111,7 +111,7 @@ def _patch_peft_model(model: PeftModel, use_gradient_checkpointing: bool) -> Pef
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the test at hand, `import unsloth` gives the stand-in."""
+    """Within the test, `import unsloth` gives the stub."""
     module = types.ModuleType("unsloth")
     module.FastLanguageModel = types.SimpleNamespace(  # type: ignore[attr-defined]
         from_pretrained=_taking("from_pretrained", _from_pretrained),
