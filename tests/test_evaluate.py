@@ -1,18 +1,17 @@
-"""dcr-lite evaluate: one model under any name, measured whole, stopped and continued."""
+"""dcr-lite evaluate: a run, an adapter or a model, measured whole, stopped and continued."""
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import run_command
 from small_runs import write_rows
 from tiny_models import add_random_adapter, load_tiny
 
-from dcr_lite import cli
 from dcr_lite.data.rows import Prompt
 from dcr_lite.errors import UserError
 from dcr_lite.evaluate import command
@@ -262,20 +261,17 @@ def test_the_command_line(
     asked: Evaluation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """The command prints the table and says where the answers lie; a wrong row is named and nothing is begun."""
-    argv = ["dcr-lite", "evaluate", "--model", asked.model, "--out", str(asked.out), "--device", "cpu"]
+    argv = ["evaluate", "--model", asked.model, "--device", "cpu", "--out", str(asked.out)]
     argv += ["--prompts", *map(str, asked.prompts), "--answer-tokens", "6", "--rows", "2"]
     argv += ["--instructions", str(asked.instructions), "--multiple-choice", str(asked.choices)]
-    monkeypatch.setattr(sys, "argv", argv)
-    cli.main()
+    assert run_command(monkeypatch, *argv) == 0
     said = capsys.readouterr().out
     for part in ("seemingly toxic", "AUROC", "answer loss", "multiple choice", str(asked.answers)):
         assert part in said
     assert len(answers(asked)) == 6
     wrong = tmp_path / "wrong.jsonl"
     wrong.write_text('{"prompt": "a", "label": "harmless"}\n')
-    monkeypatch.setattr(sys, "argv", [*argv[:5], str(tmp_path / "other.json"), "--prompts", str(wrong)])
-    with pytest.raises(SystemExit):
-        cli.main()
+    assert run_command(monkeypatch, *argv[:6], tmp_path / "other.json", "--prompts", wrong) == 1
     assert f"error: {wrong}, line 1: label" in capsys.readouterr().err
     assert not list(tmp_path.glob("other*"))
 
