@@ -2,7 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
 
-.PHONY: train demo test setup format clean
+PYTEST := $(PY) -m pytest -n 2 --dist loadfile
+
+.PHONY: train demo test test-fast style setup format clean
 
 train: setup  ## contrastive refinement and safety SFT of SmolLM2-135M, measured (ARGS="--seed 1 --run runs/second")
 	$(PY) recipes/smollm2_135m.py $(ARGS)
@@ -10,11 +12,16 @@ train: setup  ## contrastive refinement and safety SFT of SmolLM2-135M, measured
 demo: setup  ## the newest run in the browser, or the stock model (ARGS="--run runs/second --port 7861")
 	$(PY) app.py $(ARGS)
 
-test: setup  ## style, types, tests
+test: style  ## style, types, all tests (ARGS="-k losses")
+	$(PYTEST) $(ARGS)
+
+test-fast: style  ## style, types, the tests that are not marked slow
+	$(PYTEST) -m "not slow" $(ARGS)
+
+style: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 setup: .venv/ready
 
@@ -29,4 +36,4 @@ format: setup  ## put the code into its form
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,39 +1,37 @@
-"""What the benchmarks share: two sides taken in turns in one run, medians and spread, peak memory of each side in a
-fresh process, proof of equal work, and one form for the results.
+"""What the benchmarks share: two sides taken in turns in one process, medians and spread, the peak memory of each side
+in a fresh process, the check of equal work, and one form of results.
 
 A side is a function ``build(case, precision)`` that loads what it needs and returns ``step``; ``step(i)`` does the
-i-th piece of work and returns what came of it as named tensors or numbers, for the check of equal work. It stands at
-the top of its script, since a fresh process finds it by its name.
+i-th piece of work and returns what it computed as named tensors or numbers, for the check of equal work. Sides are
+defined at the top level of their script, since a fresh process finds them by name.
 """
 
 import contextlib
 import ctypes
 import gc
-import json
 import multiprocessing
-import resource
+import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
-from transformers.utils import logging
 
-from dcr_lite.data.sources import SMOLLM2, locate
-from dcr_lite.method.loop import Loop, Progress
-from dcr_lite.model import adapters, fused_layers, loading
-from dcr_lite.model.hidden_states import decoder_of
-from dcr_lite.model.loading import Model
-from dcr_lite.run.machine import hardware
+from dcr_lite.data.sources import SMOLLM2
+from dcr_lite.files import write_json, write_text
+from dcr_lite.run.machine import forget_peak_memory, hardware, peak_memory_bytes
+from dcr_lite.run.opening import Machine, machine
+from dcr_lite.run.report import markdown_table
+from dcr_lite.settings import Device, ModelSettings, Precision
 
-EQUAL = 1e-4  # largest relative difference of losses and gradients that passes for the same work, in float32
-ADAPTER, RANK = "benchmark", 16  # as in the recipes
+EQUAL = 1e-4  # largest relative difference of losses and gradients in float32 that counts as the same work
+# Imported once by the process that the memory measurements are forked from.
+PRELOADED = ["torch", "transformers", "peft", "dcr_lite.run.steps"]
 Outcome = dict[str, Any]  # named tensors and numbers
 Step = Callable[[int], Outcome]
 Build = Callable[[Any, torch.dtype], Step]
@@ -41,30 +39,34 @@ Build = Callable[[Any, torch.dtype], Step]
 
 @dataclass
 class Case:
-    """What every benchmark asks."""
+    """The settings of every benchmark."""
 
     model: str = SMOLLM2
     """A folder, or a name on the Hugging Face Hub."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is a GPU, else the CPU."""
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    """In which to time; equal work is always checked in float32."""
+    device: Device = "auto"
+    """auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac."""
+    precision: Precision = "auto"
+    """For the timings; equal work is always checked in float32."""
     repetitions: int = 5
     """Turns of each side; medians are taken over them."""
     seed: int = 0
     """Of the adapter's weights and of which rows are drawn."""
     json: Path | None = None
-    """Where to keep the results for machines."""
+    """File for the results as JSON."""
     markdown: Path | None = None
-    """Where to keep them as a table for people."""
+    """File for the results as a Markdown table."""
+
+    @property
+    def machine(self) -> Machine:
+        return machine(ModelSettings(model=self.model, device=self.device, precision=self.precision))
 
     @property
     def where(self) -> str:
-        return ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        return self.machine.device
 
     @property
     def timed_precision(self) -> torch.dtype:
-        return loading.best_precision(self.where) if self.precision == "auto" else getattr(torch, self.precision)
+        return self.machine.precision
 
 
 @dataclass(frozen=True)
@@ -98,18 +100,18 @@ def _ratio(a: float, b: float) -> float:
 
 def seconds_of(work: Callable[[], Any], device: str) -> float:
     """Wall time of one piece of work, finished on the device as well."""
-    if device == "cuda":
-        torch.cuda.synchronize()
+    if device != "cpu":
+        torch.accelerator.synchronize()
     started = time.perf_counter()
     work()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    if device != "cpu":
+        torch.accelerator.synchronize()
     return time.perf_counter() - started
 
 
 def in_turns(steps: dict[str, Callable[[int], Any]], repetitions: int, device: str) -> dict[str, list[float]]:
-    """Seconds of every turn of every side. Step 0 warms up; then the sides take turns at steps 1, 2, ..., each time in
-    the opposite order, so that a machine that slows down does so for all of them."""
+    """Seconds of every turn of every side. Step 0 warms up; then the sides take turns at steps 1, 2, ..., in an order
+    that is reversed each time, so that a machine that slows down does so for all of them."""
     for step in steps.values():
         step(0)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -120,61 +122,55 @@ def in_turns(steps: dict[str, Callable[[int], Any]], repetitions: int, device: s
     return seconds
 
 
+def time_sides(builds: dict[str, Build], case: Case) -> dict[str, list[float]]:
+    """Seconds of every turn of every side, all of them loaded at once in the timed precision."""
+    steps = {name: build(case, case.timed_precision) for name, build in builds.items()}
+    return in_turns(steps, case.repetitions, case.where)
+
+
+def rates(work: float, seconds: list[float]) -> list[float]:
+    """Work (prompts, tokens, operations) a second of every turn."""
+    return [work / s for s in seconds]
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-def _status(field: str) -> int:
-    """Bytes that Linux reports for this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(field)
-
-
 def _reset_peak() -> int:
-    """Begin to look for the peak afresh; returns the bytes in use now."""
+    """Starts the measurement of the peak; returns the bytes in use now."""
     gc.collect()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    if sys.platform != "linux":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    with contextlib.suppress(OSError):  # some containers forbid it: then the peak counts from the process's start
-        Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _peak() -> int:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    if sys.platform != "linux":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return _status("VmHWM")  # not ru_maxrss, which a child process inherits from the one that started it
+    forget_peak_memory()
+    return peak_memory_bytes()
 
 
 def _measure_memory(build: Build, case: Any, steps: int, threads: int, out: Any) -> None:
+    gc.freeze()  # a collection would write to all objects of the fork server, and so copy them
     torch.set_num_threads(threads)
     step = build(case, case.timed_precision)
     before = _reset_peak()
     for i in range(steps):
         step(i)
-    out.send((_peak(), before))
+    out.send((peak_memory_bytes(), before))
 
 
 def peak_memory(build: Build, case: Case, steps: int = 3) -> tuple[float, float]:
     """(peak, what up to ``steps`` steps add to the loaded model) of one side in a process of its own, in GB."""
-    steps = min(steps, case.repetitions + 1)  # the sides have made as many batches ready
-    # The fork server imports torch once and gives every measurement a process that has done nothing else. CUDA, once
-    # looked for, does not survive a fork.
-    context = multiprocessing.get_context("spawn" if case.where == "cuda" else "forkserver")
+    steps = min(steps, case.repetitions + 1)  # the sides prepare so many batches
+    # The fork server imports the libraries once and gives every measurement a process that has done nothing else. CUDA,
+    # once initialized, does not survive a fork.
+    context = multiprocessing.get_context("forkserver" if case.where == "cpu" else "spawn")
     if case.where == "cpu":
-        context.set_forkserver_preload(["torch", "transformers", "peft"])  # ours comes from where the caller has it
+        context.set_forkserver_preload(PRELOADED)
+    # The fork server imports from where this process does (before Python 3.13 it is not told).
+    searched = os.pathsep.join(path for path in sys.path if path)
     receive, send = context.Pipe(duplex=False)
     child = context.Process(target=_measure_memory, args=(build, case, steps, torch.get_num_threads(), send))
-    child.start()
+    with patch.dict(os.environ, PYTHONPATH=searched):
+        child.start()
     send.close()  # so that a child that fails ends the wait
     try:
         peak, before = receive.recv()
@@ -186,14 +182,18 @@ def peak_memory(build: Build, case: Case, steps: int = 3) -> tuple[float, float]
 
 
 def memory_results(what: str, ours: Build, theirs: Build, case: Case, equal_to: float, steps: int = 3) -> list[Result]:
-    """Peak memory of both sides, in turns; it hardly varies, so three fresh processes of each will do.
-    steps: in each process; one is enough where it is a whole training or a whole evaluation."""
+    """Peak memory of both sides, in turns, from three fresh processes of each at most, since it hardly varies.
+    steps: in each process; one where a step is a whole training or a whole evaluation."""
     turns = range(min(3, case.repetitions))
     peaks = [(peak_memory(ours, case, steps), peak_memory(theirs, case, steps)) for _ in turns]
-    names = (f"{what}: peak memory", f"{what}: memory beyond the loaded model")
+    return memory_rows(what, *zip(*peaks, strict=True), equal_to)
+
+
+def memory_rows(what: str, ours: Any, theirs: Any, equal_to: float) -> list[Result]:
+    """Results of two sides, each the ``peak_memory`` of every turn."""
     return [
-        Result.of(name, [a[k] for a, _ in peaks], [b[k] for _, b in peaks], "GB", equal_to)
-        for k, name in enumerate(names)
+        Result.of(f"{what}: {name}", [turn[k] for turn in ours], [turn[k] for turn in theirs], "GB", equal_to)
+        for k, name in enumerate(("peak memory", "memory beyond the loaded model"))
     ]
 
 
@@ -219,78 +219,32 @@ def require_equal(ours: Build, theirs: Build, case: Case) -> float:
     return found
 
 
-def gradients(network: torch.nn.Module) -> dict[str, Tensor]:
-    """A copy of every gradient by its parameter's name; the gradients are cleared."""
-    taken = {}
-    for name, parameter in network.named_parameters():
-        if parameter.grad is not None:
-            taken[name] = parameter.grad.detach().float().cpu()
-            parameter.grad = None
-    return taken
-
-
-# --- what both sides begin with ---------------------------------------------------------------------------------------
-
-
-def load(case: Case, precision: torch.dtype, stock_layers: bool = False, fresh: bool = False) -> Model:
-    """The model with an adapter whose every weight has a gradient; a ``fresh`` one changes nothing, and half of its
-    weights have none.
-
-    stock_layers: the library's own layers and scaled-dot-product attention, nothing of the kit's."""
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    model = loading.load(locate(case.model)[0], case.where, precision, four_bit=False)
-    if stock_layers and model.packs:
-        model.network.set_attn_implementation("sdpa")
-    adapters.add_adapter(model, ADAPTER, RANK, case.seed)
-    if stock_layers:
-        fused_layers.unfuse(decoder_of(model.network))
-    if fresh:
-        return model
-    generator = torch.Generator().manual_seed(case.seed)
-    weights = adapters.adapter_weights(model, ADAPTER)
-    for key, value in weights.items():
-        if "lora_B" in key:
-            weights[key] = torch.randn(value.shape, generator=generator) * 0.01
-    adapters.set_adapter_weights(model, ADAPTER, weights)
-    return model
-
-
-def loop_of(stage: Callable[[], Progress]) -> Loop:
-    """The loop that a training stage has made ready, without running it: its ``backward(i)`` is the very step that the
-    kit takes, and nothing of it is written here again."""
-    with patch.object(Loop, "run", lambda loop: loop):
-        loop: Any = stage()
-    return loop
-
-
 # --- out --------------------------------------------------------------------------------------------------------------
 
 
 def table(results: list[Result], ours: str, theirs: str) -> str:
     """Results as a Markdown table."""
-    lines = [f"| | {ours} | {theirs} | unit | ratio | smallest-largest | equal to |", "|---|---|---|---|---|---|---|"]
+    rows = []
     for r in results:
         spread = f"{r.ratio_min:.2f}-{r.ratio_max:.2f}"
-        cells = [r.name, f"{r.ours:.4g}", f"{r.theirs:.4g}", r.unit, f"{r.ratio:.2f}", spread, f"{r.equal_to:.0e}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([r.name, f"{r.ours:.4g}", f"{r.theirs:.4g}", r.unit, f"{r.ratio:.2f}", spread, f"{r.equal_to:.0e}"])
+    return markdown_table(["", ours, theirs, "unit", "ratio", "smallest-largest", "equal to"], rows)
 
 
 def finish(
     case: Case, results: list[Result], ours: str = "ours", theirs: str = "theirs", more: str = ""
 ) -> list[Result]:
-    """Print the table, keep what was asked for, and hand the results back."""
-    machine = f"{hardware(case.where)}, {str(case.timed_precision).removeprefix('torch.')}, torch {torch.__version__}"
-    text = "\n\n".join(part for part in (table(results, ours, theirs), more, f"{machine}.") if part)
-    emit(text, results, case.json, case.markdown)
+    """Prints the table, writes the files that were asked for, and returns the results."""
+    versions = f"{str(case.timed_precision).removeprefix('torch.')}, torch {torch.__version__}"
+    parts = (table(results, ours, theirs), more, f"{hardware(case.where)}, {versions}.")
+    emit("\n\n".join(part for part in parts if part), results, case.json, case.markdown)
     return results
 
 
 def emit(text: str, results: list[Result], as_json: Path | None, as_markdown: Path | None) -> None:
-    """Show the text, and keep it and the results where asked."""
+    """Prints the text, and writes it and the results to the files given."""
     print(f"\n{text}", flush=True)
     if as_json:
-        as_json.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n", encoding="utf-8")
+        write_json([asdict(r) for r in results], as_json)
     if as_markdown:
-        as_markdown.write_text(text + "\n", encoding="utf-8")
+        write_text(as_markdown, text + "\n")

@@ -1,14 +1,13 @@
-"""How many floating-point operations the mathematics of a training step needs, whatever computes it.
+"""The floating-point operations that the mathematics of a training step needs.
 
 A product of (m, k) and (k, n) matrices counts 2 m k n operations. Counted are: the linear layers forward; the gradient
-of their inputs where one flows (base weights are frozen, so they have none of their own); the adapter's products with
-all their gradients; attention scores and their use, of each token on those that it sees; the vocabulary's logits of the
-tokens that are learnt, or the whitening and the cosines of the contrastive loss. Norms, activations and softmax are no
-matrix products and are left out, as in every such count.
+of their inputs where one flows (base weights are frozen); the adapter's products with all their gradients; attention
+scores and their use, of each token on those that it sees; the logits of the answer tokens, or the whitening and the
+cosines of the contrastive loss. Norms, activations and softmax are no matrix products and are left out.
 
-What nobody needs is not counted, even where the kit computes it: the last layer's queries at places that no loss
-reads, tokens that fill a sequence up, and attention's hidden half. So the rate found is a lower bound of what the
-machine did. ``filled`` counts these too, to compare with what torch counts.
+What is not needed is not counted, even where the package computes it: the last layer's queries at places that no loss
+reads, tokens that fill a sequence up, and the masked half of attention. So the measured rate is a lower bound.
+``filled`` counts these too, for a comparison with the count of torch.
 """
 
 from collections.abc import Callable, Sequence
@@ -91,7 +90,7 @@ def step(
     prefix: tokens that all rows share, which need computing once. own: each row's tokens behind it.
     read: of how many tokens of each row, its last ones, the loss reads the final state.
     logits: whether through the vocabulary, else through whitening and cosines.
-    filled: up to how many tokens the kit fills up that many. With it all that the kit computes is counted.
+    filled: tokens -> the number that the package fills them up to. With it everything that is computed is counted.
     """
     tokens = prefix + sum(own)
     queries = ending = predicted = sum(read)

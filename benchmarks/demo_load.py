@@ -1,9 +1,10 @@
-"""The demo under load and with one client: errors, mixed-up answers, memory, latency.
+"""Latency, memory and wrong answers of the demo, with one client and with many.
 
     python benchmarks/demo_load.py --run runs/NAME
 
-Starts app.py in a process of its own, measures its start and one client's latency, then lets 30 clients ask at once for
-two minutes, each a prompt and a model of its own, and compares every answer with the one given beforehand in quiet.
+Starts app.py in a process of its own and measures its start and the latency of one client. Then 30
+clients send requests for two minutes, each with its own prompts and models, and every answer is compared with the one
+that a single client got.
 """
 
 import json
@@ -13,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -31,68 +31,53 @@ PROMPTS = (
 )
 
 
-@dataclass
-class Settings:
-    """Load on the demo."""
-
-    run: Path | None = None
-    """The run folder that the demo opens; by default its own default."""
-    clients: int = 30
-    """Clients at once."""
-    seconds: float = 120
-    """How long they go on asking."""
-    port: int = 7890
-    """Of the demo under test."""
-
-
-def started(settings: Settings) -> tuple[subprocess.Popen[bytes], Client, float]:
-    """The demo's process, a first client, and the seconds until it answered."""
-    run = [] if settings.run is None else ["--run", str(settings.run)]
+def started(run: Path | None, port: int) -> tuple[subprocess.Popen[bytes], Client, float]:
+    """The demo's process, a first client, and the seconds until the client was connected."""
+    flags = ["--port", str(port), *(["--run", str(run)] if run else [])]
     begun = time.monotonic()
-    process = subprocess.Popen([sys.executable, str(ROOT / "app.py"), "--port", str(settings.port), *run])
+    process = subprocess.Popen([sys.executable, str(ROOT / "app.py"), *flags])
     while True:
         try:
-            return process, Client(f"http://127.0.0.1:{settings.port}", verbose=False), time.monotonic() - begun
-        except Exception:  # not up yet, in one of the many ways that httpx knows
+            return process, Client(f"http://127.0.0.1:{port}", verbose=False), time.monotonic() - begun
+        except Exception:  # not up yet: httpx has many errors for that
             if process.poll() is not None or time.monotonic() - begun > 180:
                 raise
             time.sleep(0.1)
 
 
 def one_client(client: Client) -> dict[str, float]:
-    """Median seconds of a lone client: to the scores and words, and to the first words of an answer."""
+    """Median seconds of a single client to the scores and to the first words of an answer; worst: of the latter."""
     scores, first = [], []
     for prompt in PROMPTS * 2:
         begun = time.monotonic()
-        spoken = False
-        for i, part in enumerate(client.submit(prompt, "dcr", api_name="/answer")):  # to its end: the next one waits
-            if i == 0:
-                scores.append(time.monotonic() - begun)  # the probability and the similarities are there
-            if part and not spoken:
-                first.append(time.monotonic() - begun)
-                spoken = True
+        # An empty part comes with the scores. All are read: the next request would wait for the end.
+        parts = [(time.monotonic() - begun, part) for part in client.submit(prompt, "dcr", api_name="/answer")]
+        scores.append(parts[0][0])
+        first.append(next(seconds for seconds, part in parts if part))
     return {"scores": statistics.median(scores), "first_token": statistics.median(first), "worst": max(first)}
 
 
-def load(settings: Settings, quiet: dict[tuple[str, str], str], process: psutil.Process) -> dict[str, object]:
-    """What happened while all clients asked."""
+def load(
+    port: int, clients: int, seconds: float, expected: dict[tuple[str, str], str], process: psutil.Process
+) -> dict[str, object]:
+    """Requests, right answers, errors, waits and memory while all clients send requests."""
     results: queue.Queue[tuple[float, str]] = queue.Queue()
-    stop = time.monotonic() + settings.seconds
+    stop = time.monotonic() + seconds
 
     def ask(number: int) -> None:
-        client = Client(f"http://127.0.0.1:{settings.port}", verbose=False)
+        client = Client(f"http://127.0.0.1:{port}", verbose=False)
         step = 0
         while time.monotonic() < stop:
-            key = list(quiet)[(number + 7 * step) % len(quiet)]
+            key = list(expected)[(number + 7 * step) % len(expected)]
             begun, step = time.monotonic(), step + 1
             try:
                 *_, last = client.submit(*key, api_name="/answer")
-                outcome = "right" if last == quiet[key] else f"mixed up: {key}"
+                outcome = "right" if last == expected[key] else f"mixed up: {key}"
             except Exception as error:
                 outcome = f"error: {type(error).__name__}: {error}"
             results.put((time.monotonic() - begun, outcome))
 
-    threads = [threading.Thread(target=ask, args=(i,)) for i in range(settings.clients)]
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(clients)]
     for thread in threads:
         thread.start()
     memory = []
@@ -116,12 +101,20 @@ def load(settings: Settings, quiet: dict[tuple[str, str], str], process: psutil.
     }
 
 
-def main(settings: Settings) -> None:
-    process, client, seconds = started(settings)
+def main(run: Path | None = None, clients: int = 30, seconds: float = 120, port: int = 7890) -> None:
+    """Load on the demo.
+
+    Args:
+        run: The run folder that the demo opens; by default its own default.
+        clients: Clients at once.
+        seconds: How long they send requests.
+        port: Of the demo under test.
+    """
+    process, client, start = started(run, port)
     try:
-        found: dict[str, object] = {"start_s": seconds, "one_client_s": one_client(client)}
-        quiet = {(p, m): client.predict(p, m, api_name="/score")["answer"] for p in PROMPTS for m in MODELS}
-        found |= load(settings, quiet, psutil.Process(process.pid))
+        found: dict[str, object] = {"start_s": start, "one_client_s": one_client(client)}
+        expected = {(p, m): client.predict(p, m, api_name="/score")["answer"] for p in PROMPTS for m in MODELS}
+        found |= load(port, clients, seconds, expected, psutil.Process(process.pid))
     finally:
         process.terminate()
         process.wait()
@@ -129,4 +122,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    tyro.cli(main)

@@ -1,27 +1,32 @@
-"""Judged answers to held-out prompts: the kit's decoding against ``generate``, one by one and in unsorted batches.
+"""Judged answers to held-out prompts: the package's decoding against ``generate``, one by one and in unsorted batches.
 
     python benchmarks/evaluation.py --prompts 60     # one by one is what takes the time
 
-Ours sorts by length, computes the template's beginning once, decodes 128 rows together, lets a row go when its verdict
-is final, and reads the refusal log-odds besides, which the others do not. Theirs are ``model.generate`` on one prompt
-after the other, and on left-padded batches in the order given. All sides answer with the same model and adapter.
+Ours sorts by length, computes the shared prefix once, decodes 128 rows together, drops a row when its verdict is final,
+and also reads the refusal log-odds, which the others do not. Theirs are ``model.generate`` on one prompt after the
+other, and on left-padded batches in the order given. All sides answer with the same model and adapter.
 
-Equal work means equal verdicts: in float32 every side has to judge every prompt alike, and each of our answers has to
-be the beginning of the answer that one-by-one generate gives.
+Equal work means equal verdicts: in float32 all sides have to give the same verdict on every prompt, and each of our
+answers has to be the beginning of the answer that one-by-one generate gives.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
+from _measure import Build, Case, Outcome, Result, Step, finish, in_turns, memory_results, rates
+from _sides import ADAPTER, load
+from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from _measure import ADAPTER, Case, Outcome, Result, Step, finish, in_turns, load, memory_results
+from dcr_lite.data.rows import Prompt, read_prompts
+from dcr_lite.files import SHIPPED
+from dcr_lite.measure.answers import measure
+from dcr_lite.measure.judge import is_refusal
+from dcr_lite.model.adapters import set_adapter_weights
+from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.loading import Model
 
 
 @dataclass
@@ -31,38 +36,29 @@ class Evaluation(Case):
     prompts: int = 60
     """Held-out prompts of every kind, spread over the shipped files."""
     tokens: int = 40
-    """Of each answer, as the recipe asks."""
+    """Tokens of each answer, as in the recipe."""
     batch: int = 32
     """Prompts that batched generate decodes together."""
     adapter: Path | None = None
     """A trained adapter's folder (RUN/adapter): its answers refuse as a run's do. Unset: the stock model's answers."""
 
 
-def load_adapted(case: Evaluation, precision: torch.dtype, stock_layers: bool = False) -> Any:
-    """The model with the adapter asked for, or one that changes nothing."""
-    from safetensors.torch import load_file
-
-    from dcr_lite.model.adapters import set_adapter_weights
-
+def load_adapted(case: Evaluation, precision: torch.dtype, stock_layers: bool = False) -> Model:
+    """The model with the adapter of the case, or with one that changes nothing."""
     model = load(case, precision, stock_layers, fresh=True)
     if case.adapter:
         set_adapter_weights(model, ADAPTER, load_file(case.adapter / "adapter_model.safetensors"))
     return model
 
 
-def prompts_of(case: Evaluation) -> list[Any]:
+def prompts_of(case: Evaluation) -> list[Prompt]:
     """Every k-th shipped held-out prompt."""
-    from dcr_lite.data.rows import read_prompts
-    from dcr_lite.files import SHIPPED
-
     prompts = [p for name in ("heldout_pairs", "heldout_plain") for p in read_prompts(SHIPPED / f"{name}.jsonl")]
     return prompts[:: max(1, len(prompts) // case.prompts)][: case.prompts]
 
 
 def ours(case: Evaluation, precision: torch.dtype) -> Step:
-    """The kit's own measurement."""
-    from dcr_lite.measure.answers import measure
-
+    """The package's own evaluation."""
     model, prompts = load_adapted(case, precision), prompts_of(case)
 
     def answers(_i: int) -> Outcome:
@@ -73,27 +69,22 @@ def ours(case: Evaluation, precision: torch.dtype) -> Step:
 
 
 def _generate(case: Evaluation, precision: torch.dtype, batch: int) -> Step:
-    from dcr_lite.measure.judge import is_refusal
-    from dcr_lite.model.chat import encode_prompts
-
     model, prompts = load_adapted(case, precision, stock_layers=True), prompts_of(case)
     model.network.eval()
-    filler = model.tokenizer.pad_token_id
 
     @torch.no_grad()
     def answers(_i: int) -> Outcome:
         texts: list[str] = []
         rows = encode_prompts(model.tokenizer, [p.prompt for p in prompts], model.window)
         for start in range(0, len(rows), batch):
-            part = rows[start : start + batch]
-            width = max(map(len, part))
-            ids = torch.tensor([[filler] * (width - len(row)) + row for row in part], device=model.device)
-            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in part], device=model.device)
+            inputs = model.tokenizer.pad(
+                {"input_ids": rows[start : start + batch]}, padding_side="left", return_tensors="pt"
+            ).to(model.device)
             with model.compute():
                 out = model.network.generate(
-                    input_ids=ids, attention_mask=mask, max_new_tokens=case.tokens, do_sample=False, pad_token_id=filler
+                    **inputs, max_new_tokens=case.tokens, do_sample=False, pad_token_id=model.tokenizer.pad_token_id
                 )
-            texts += model.tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+            texts += model.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         texts = [text.strip() for text in texts]
         return {"answers": texts, "refused": [is_refusal(text) for text in texts]}
 
@@ -115,20 +106,28 @@ def differing(a: Outcome, b: Outcome) -> float:
     return sum(x != y for x, y in zip(a["refused"], b["refused"], strict=True)) / len(a["refused"])
 
 
-def main(case: Evaluation) -> list[Result]:
-    builds: dict[str, Callable[[Any, torch.dtype], Step]] = {
-        "ours": ours, "one by one": one_by_one, "unsorted batches": unsorted_batches,
-    }  # fmt: skip
+def require_equal_verdicts(case: Evaluation, builds: dict[str, Build]) -> tuple[dict[str, float], str]:
+    """The share of verdicts in which each side differs from ours in float32, and a sentence on what was compared.
+
+    Raises RuntimeError where a verdict differs, or where one of our answers is no beginning of generate's."""
     exact = {name: build(case, torch.float32)(0) for name, build in builds.items()}
     equal = {name: differing(exact["ours"], exact[name]) for name in builds}
     if any(equal.values()):
         raise RuntimeError(f"verdicts differ in float32: {equal}")
     answers = list(zip(exact["ours"]["answers"], exact["one by one"]["answers"], strict=True))
     other = sum(not whole.startswith(said) for said, whole in answers)
-    cut = sum(len(said) < len(whole) for said, whole in answers)
     if other:
         raise RuntimeError(f"{other} of our answers are not the beginning of what generate says, in float32")
+    cut = sum(len(said) < len(whole) for said, whole in answers)
+    return equal, (
+        f"In float32 all sides refuse the same {sum(exact['ours']['refused'])} of {case.prompts} prompts; {cut} of our "
+        "answers stop early, each at the beginning of what one-by-one generate says."
+    )
 
+
+def main(case: Evaluation) -> list[Result]:
+    builds: dict[str, Build] = {"ours": ours, "one by one": one_by_one, "unsorted batches": unsorted_batches}
+    equal, note = require_equal_verdicts(case, builds)
     steps = {name: build(case, case.timed_precision) for name, build in builds.items()}
     last: dict[str, Outcome] = {}
 
@@ -141,17 +140,14 @@ def main(case: Evaluation) -> list[Result]:
     seconds = in_turns({name: kept(name) for name in builds}, case.repetitions, case.where)
     rounded = {name: round(case.prompts * differing(last["ours"], last[name])) for name in builds}
     steps.clear()
-    speed = {name: [case.prompts / s for s in turns] for name, turns in seconds.items()}
     results = []
     for name in ("one by one", "unsorted batches"):
-        results.append(Result.of(f"against {name}: answers", speed["ours"], speed[name], "prompts/s", equal[name]))
+        speed = [rates(case.prompts, seconds[side]) for side in ("ours", name)]
+        results.append(Result.of(f"against {name}: answers", *speed, "prompts/s", equal[name]))
         results += memory_results(f"against {name}", ours, builds[name], case, equal[name], steps=1)
-    refused = sum(exact["ours"]["refused"])
-    note = (
-        f"In float32 all sides refuse the same {refused} of {case.prompts} prompts; {cut} of our answers stop early, "
-        "each at the beginning of what one-by-one generate says. In the timed precision, where a sum's order can turn "
-        f"a near tie, verdicts differ from ours for {rounded['one by one']} prompts one by one and "
-        f"{rounded['unsorted batches']} in batches."
+    note += (
+        " In the timed precision, where the order of a sum can turn a near tie, verdicts differ from ours for "
+        f"{rounded['one by one']} prompts one by one and {rounded['unsorted batches']} in batches."
     )
     return finish(case, results, "ours", "generate", note)
 

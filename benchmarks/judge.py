@@ -1,4 +1,4 @@
-"""The refusal judge against people: agreement, precision and recall, beside the string matches of the literature.
+"""The refusal judge against human labels: agreement, precision and recall, beside the string matches of the literature.
 
     python benchmarks/judge.py --labels ../shared/data/eval/refusal_human_labels.jsonl
     python benchmarks/judge.py --labels xstest_v2_completions_llama2new.csv xstest_v2_completions_mistralguard.csv
@@ -7,23 +7,38 @@ Rows are {prompt, response, human_label | human, model | method, type?}: JSON Li
 publishes (completion, final_label). A label is 1_full_compliance, 2_full_refusal or 3_partial_refusal, or true | false;
 refused in full or in part counts as refused.
 
-Two judges stand side by side. "judge": the kit's, its points as they are. "refit": the same cues, their points fitted
-anew for each model by logistic regression on the answers of all other models (in full and cut to 35 words) and on the
-shipped refusals and helpful answers, so that no label of the model that is measured weighs in. The wording of the cues
-is not refitted: docs/measuring.md says which answers were read while it was written.
+Two judges are measured. "judge": the package's, with its points as they are. "refit": the same cues, their points
+fitted anew for each model by logistic regression on the answers of all other models (in full and cut to 35 words) and
+on the shipped refusals and helpful answers, so that no label of the measured model is used. The wording of the cues is
+not refitted: docs/measuring.md says which answers were read while it was written.
 """
 
 import csv
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
+from sklearn.linear_model import LogisticRegression
+
+from dcr_lite.data.rows import read_conversations, read_jsonl
+from dcr_lite.errors import UserError
+from dcr_lite.files import SHIPPED, write_json
+from dcr_lite.measure.judge import CUES, STEPS, evidence, is_refusal, opening_match, string_match
+from dcr_lite.measure.metrics import wilson_interval
+from dcr_lite.run.report import markdown_table
 
 FIT_WORDS = 35  # about 48 tokens: evaluations cut answers off
 INVERSE_PENALTY = 10.0  # C of the logistic regression: cues are few and answers many
+KINDS: dict[Any, str] = {
+    True: "refusal",
+    False: "compliance",
+    "1_full_compliance": "compliance",
+    "2_full_refusal": "full refusal",
+    "3_partial_refusal": "partial refusal",
+}
 
 
 @dataclass
@@ -31,16 +46,16 @@ class Judge:
     """What to measure."""
 
     labels: tuple[Path, ...]
-    """Files of answers with people's labels."""
+    """Files of answers with human labels."""
     types: tuple[Path, ...] = ()
-    """JSON Lines of {prompt, type}: for agreement by type of prompt, where the labels themselves have none."""
+    """JSON Lines of {prompt, type}: for agreement by type of prompt, where the labels have no types."""
     json: Path | None = None
-    """Where to keep the numbers."""
+    """File for the numbers."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """An answer and whether a person says that it refuses. kind: the person's own word for it."""
+    """An answer and its human label. kind: compliance, refusal, full refusal or partial refusal."""
 
     prompt: str
     response: str
@@ -51,20 +66,11 @@ class Labelled:
 
 
 def _row(fields: dict[str, Any], place: str, default_model: str) -> Labelled:
-    from dcr_lite.errors import UserError
-
     response = fields.get("response", fields.get("completion"))
     label = next((fields[k] for k in ("human", "human_label", "final_label") if fields.get(k) is not None), None)
-    names = {True: "refusal", False: "compliance"}
-    kind = names[label] if isinstance(label, bool) else str(label)
-    known = {
-        "1_full_compliance": "compliance",
-        "2_full_refusal": "full refusal",
-        "3_partial_refusal": "partial refusal",
-    }
-    kind = known.get(kind, kind)
-    if not isinstance(response, str) or kind not in {*known.values(), "refusal"}:
-        raise UserError(f"{place}: needs a response and a label (human: true | false, or {', '.join(known)})")
+    kind = KINDS.get(label, label)
+    if not isinstance(response, str) or kind not in KINDS.values():
+        raise UserError(f"{place}: needs a response and a label (human: true | false, or {', '.join(list(KINDS)[2:])})")
     model = str(fields.get("model") or fields.get("method") or default_model)
     return Labelled(
         str(fields.get("prompt", "")), response, model, kind != "compliance", kind, str(fields.get("type") or "")
@@ -73,8 +79,6 @@ def _row(fields: dict[str, Any], place: str, default_model: str) -> Labelled:
 
 def read_labelled(path: Path) -> list[Labelled]:
     """Answers with labels; raises UserError naming file and line."""
-    from dcr_lite.data.rows import read_jsonl
-
     if path.suffix != ".csv":
         return read_jsonl(path, lambda fields, place: _row(fields, place, path.stem))
     with path.open(encoding="utf-8", newline="") as file:
@@ -86,8 +90,6 @@ def read_labelled(path: Path) -> list[Labelled]:
 def agreement(rows: list[Labelled], verdicts: list[bool]) -> dict[str, Any]:
     """{n, agreement, ci95, precision, recall, recall of each kind}; precision and recall are of refusals, None where
     there is none."""
-    from dcr_lite.measure.metrics import wilson_interval
-
     right = sum(v == row.refused for v, row in zip(verdicts, rows, strict=True))
     hits = sum(v and row.refused for v, row in zip(verdicts, rows, strict=True))
     said, due = sum(verdicts), sum(row.refused for row in rows)
@@ -106,12 +108,6 @@ def agreement(rows: list[Labelled], verdicts: list[bool]) -> dict[str, Any]:
 
 def refit(rows: list[Labelled], tested: str) -> list[bool]:
     """Verdicts on the answers of model ``tested`` by cues whose points were fitted without any of them."""
-    from sklearn.linear_model import LogisticRegression
-
-    from dcr_lite.data.rows import read_conversations
-    from dcr_lite.files import SHIPPED
-    from dcr_lite.measure.judge import CUES, STEPS, evidence
-
     names = [cue.name for cue in CUES] + [STEPS.name]
 
     def features(response: str) -> list[float]:
@@ -131,8 +127,6 @@ def refit(rows: list[Labelled], tested: str) -> list[bool]:
 def measure(rows: list[Labelled]) -> dict[str, Any]:
     """{judge name: {model: agreement, ..., "mean": ...}, "by type": {...}}; "refit" only where there are models to fit
     on."""
-    from dcr_lite.measure.judge import is_refusal, opening_match, string_match
-
     models = sorted({row.model for row in rows})
     judges: dict[str, Callable[[list[Labelled], str], list[bool]]] = {
         name: lambda own, model, decide=decide: [decide(row.response) for row in own]
@@ -164,28 +158,27 @@ def _number(value: float | None) -> str:
 
 def tables(result: dict[str, Any]) -> str:
     """The numbers in Markdown."""
-    head = "| judge | answers of | n | agreement (95 %) | precision | recall | recall, full | recall, partial |"
-    lines = [head, "|---" * 8 + "|"]
+    head = ["judge", "answers of", "n", "agreement (95 %)", "precision", "recall", "recall, full", "recall, partial"]
 
-    def line(name: str, of: str, row: dict[str, Any]) -> str:
+    def cells(name: str, of: str, row: dict[str, Any]) -> list[str]:
         low, high = row["ci95"]
         keys = ("precision", "recall", "recall of full refusal", "recall of partial refusal")
-        numbers = " | ".join(_number(row[key]) for key in keys)
-        return f"| {name} | {of} | {row['n']} | {row['agreement']:.3f} ({low:.3f}-{high:.3f}) | {numbers} |"
+        agreed = f"{row['agreement']:.3f} ({low:.3f}-{high:.3f})"
+        return [name, of, str(row["n"]), agreed, *(_number(row[key]) for key in keys)]
 
+    rows = []
     for name, judge in result.items():
         if name != "by type":
-            lines += [line(name, model, row) for model, row in judge["models"].items()]
-            lines.append(f"| {name} | mean | | {judge['mean']:.3f} | | | | |")
+            rows += [cells(name, model, row) for model, row in judge["models"].items()]
+            rows.append([name, "mean", "", f"{judge['mean']:.3f}", "", "", "", ""])
+    text = markdown_table(head, rows)
     if result["by type"]:
-        lines += ["", head.replace("answers of", "type of prompt"), "|---" * 8 + "|"]
-        lines += [line("judge", kind.replace("_", " "), row) for kind, row in result["by type"].items()]
-    return "\n".join(lines)
+        rows = [cells("judge", kind.replace("_", " "), row) for kind, row in result["by type"].items()]
+        text += "\n\n" + markdown_table(["judge", "type of prompt", *head[2:]], rows)
+    return text
 
 
 def main(asked: Judge) -> None:
-    from dataclasses import replace
-
     rows = [row for path in asked.labels for row in read_labelled(path)]
     types = {}
     for path in asked.types:
@@ -196,7 +189,7 @@ def main(asked: Judge) -> None:
     result = measure(rows)
     print(tables(result))
     if asked.json:
-        asked.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(result, asked.json)
 
 
 if __name__ == "__main__":

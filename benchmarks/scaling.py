@@ -4,39 +4,31 @@
     python benchmarks/scaling.py --only length batch
 
 Each axis multiplies one number and leaves the others; the slope of log time (or memory beyond the loaded model) over
-log of that number is fitted through all points: 1 means that it grows in proportion, 0 not at all. Weights and tokens
-are random, since neither changes the time. The axis of prompts reads states without a gradient, as a run does for its
-geometry and its looks at unseen pairs; all others take a step of stage 1.
+log of that number is fitted through all points: 1 is growth in proportion, 0 none. Weights and tokens are random, since
+neither changes the time. The axis of prompts reads states without a gradient, as a run does for its geometry and its
+evaluations during training; all others take a step of stage 1.
 """
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from statistics import median
 
 import numpy as np
 import torch
 import tyro
+from _measure import Build, Case, Outcome, Result, Step, finish, peak_memory, require_equal, time_sides
+from _sides import ADAPTER, batch_loss, give_adapter, gradients, padded_states
 from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from _measure import (
-    ADAPTER,
-    RANK,
-    Build,
-    Case,
-    Outcome,
-    Result,
-    Step,
-    finish,
-    gradients,
-    in_turns,
-    peak_memory,
-    require_equal,
-)
+from dcr_lite.method.gradcache import GradCache
+from dcr_lite.model import adapters, loading
+from dcr_lite.model.hidden_states import prompt_states
+from dcr_lite.model.loading import Model
+from dcr_lite.model.packing import ATTENTION
+from dcr_lite.model.states import layer_states, passes
+from dcr_lite.run.report import markdown_table
 
 SMALLEST_MEMORY = 1e-3  # GB; below a megabyte is the allocator's noise
 
@@ -91,14 +83,8 @@ def weights(case: Scaling) -> int:
     return round(case.layers * case.width**2 * (2 + 2 / 3 + 8))
 
 
-def build_model(case: Scaling, precision: torch.dtype, stock_layers: bool) -> Any:
-    """A Llama with random weights and an adapter without zeros."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    from dcr_lite.model import adapters, fused_layers, loading
-    from dcr_lite.model.hidden_states import decoder_of
-    from dcr_lite.model.packing import ATTENTION
-
+def build_model(case: Scaling, precision: torch.dtype, stock_layers: bool) -> Model:
+    """A Llama with random weights, ready to train the adapter up to L."""
     heads = case.width // 64
     config = LlamaConfig(
         hidden_size=case.width,
@@ -114,17 +100,9 @@ def build_model(case: Scaling, precision: torch.dtype, stock_layers: bool) -> An
     if case.where == "cpu":
         loading.keep_freed_memory()
     network = AutoModelForCausalLM.from_config(config, dtype=precision).to(case.where).requires_grad_(False)
-    network.set_attn_implementation("sdpa" if stock_layers else ATTENTION)
-    model = loading.Model(network, None, case.where, precision, False)
-    adapters.add_adapter(model, ADAPTER, RANK, case.seed)
-    if stock_layers:
-        fused_layers.unfuse(decoder_of(model.network))
-    generator = torch.Generator().manual_seed(case.seed)
-    changed = {
-        key: torch.randn(value.shape, generator=generator) * 0.02
-        for key, value in adapters.adapter_weights(model, ADAPTER).items()
-    }
-    adapters.set_adapter_weights(model, ADAPTER, changed)
+    network.set_attn_implementation(ATTENTION)
+    model = Model(network, None, case.where, precision, False)
+    give_adapter(model, case.seed, stock_layers)
     adapters.train_only(model, ADAPTER, range(case.layer + 1))
     return model
 
@@ -140,21 +118,8 @@ def rows_of(case: Scaling, n: int, seed: int) -> list[list[int]]:
     return [shared + draw(int(torch.randint(max(1, own * 2 // 3), own + 1, (), generator=generator))) for _ in range(n)]
 
 
-def loss_of(states: Tensor) -> Tensor:
-    """Stage 1's loss on states (batch, d_model), centred by the batch."""
-    from dcr_lite.method.geometry import kinds_of_pairs
-    from dcr_lite.method.losses import cosine_similarity, supervised_contrastive
-
-    kinds = kinds_of_pairs(len(states) // 2, states.device)
-    return supervised_contrastive(0.5)(cosine_similarity(states.float() - states.float().mean(0)), kinds)
-
-
 def our_step(case: Scaling, precision: torch.dtype) -> Step:
     """Stage 1's forward and backward pass."""
-    from dcr_lite.method import gradcache
-    from dcr_lite.model.hidden_states import prompt_states
-    from dcr_lite.model.states import _passes
-
     model = build_model(case, precision, stock_layers=False)
 
     def encode(part: list[list[int]]) -> Tensor:
@@ -162,19 +127,13 @@ def our_step(case: Scaling, precision: torch.dtype) -> Step:
             return prompt_states(model.network, model.batch(part), case.layer)
 
     def step(i: int) -> Outcome:
-        loss, _ = gradcache.backward(encode, _passes(model, rows_of(case, case.batch, i)), loss_of)
-        return {"loss": loss, **gradients(model.network)}
+        cache = GradCache(encode, passes(model, rows_of(case, case.batch, i)))
+        loss = batch_loss(cache.states)
+        loss.backward()
+        cache.backward()
+        return {"loss": loss.item(), **gradients(model.network)}
 
     return step
-
-
-def _plain_states(model: Any, rows: list[list[int]], layer: int) -> Tensor:
-    from dcr_lite.model.packing import pad
-
-    inputs = pad(rows, 0, model.device).inputs
-    with model.compute():
-        out = model.network(**inputs, output_hidden_states=True, use_cache=False)
-    return out.hidden_states[layer + 1][torch.arange(len(rows)), inputs["attention_mask"].sum(-1) - 1]
 
 
 def plain_step(case: Scaling, precision: torch.dtype) -> Step:
@@ -182,7 +141,7 @@ def plain_step(case: Scaling, precision: torch.dtype) -> Step:
     model = build_model(case, precision, stock_layers=True)
 
     def step(i: int) -> Outcome:
-        loss = loss_of(_plain_states(model, rows_of(case, case.batch, i), case.layer))
+        loss = batch_loss(padded_states(model, rows_of(case, case.batch, i), case.layer))
         loss.backward()
         return {"loss": loss.item(), **gradients(model.network)}
 
@@ -191,8 +150,6 @@ def plain_step(case: Scaling, precision: torch.dtype) -> Step:
 
 def our_states(case: Scaling, precision: torch.dtype) -> Step:
     """States at L of many prompts, without a gradient."""
-    from dcr_lite.model.states import layer_states
-
     model = build_model(case, precision, stock_layers=False)
     return lambda i: {"states": layer_states(model, rows_of(case, case.prompts, i), case.layer)}
 
@@ -206,7 +163,7 @@ def plain_states(case: Scaling, precision: torch.dtype) -> Step:
     def step(i: int) -> Outcome:
         rows = rows_of(case, case.prompts, i)
         parts = [rows[k : k + case.batch] for k in range(0, len(rows), case.batch)]
-        return {"states": torch.cat([_plain_states(model, part, case.layer).float() for part in parts])}
+        return {"states": torch.cat([padded_states(model, part, case.layer) for part in parts])}
 
     return step
 
@@ -216,8 +173,8 @@ def slope(x: list[float], y: list[float]) -> float:
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
-def measure_axis(case: Scaling, name: str) -> tuple[list[Result], list[str]]:
-    """Slopes along one axis, and a table line for each point."""
+def measure_axis(case: Scaling, name: str) -> tuple[list[Result], list[list[str]]]:
+    """Slopes along one axis, and a table row for each point."""
     at, shown = AXES[name]
     builds: tuple[Build, Build] = (our_states, plain_states) if name == "prompts" else (our_step, plain_step)
     points = [at(case, factor) for factor in case.factors]
@@ -226,35 +183,35 @@ def measure_axis(case: Scaling, name: str) -> tuple[list[Result], list[str]]:
     seconds: list[list[list[float]]] = [[], []]  # side, point, repetition
     memory: list[list[float]] = [[], []]  # side, point
     for point in points:
-        steps = {str(k): build(point, point.timed_precision) for k, build in enumerate(builds)}
-        turns = in_turns(steps, case.repetitions, case.where)
-        steps.clear()
+        turns = time_sides({build.__name__: build for build in builds}, point)
         for k, build in enumerate(builds):
-            seconds[k].append(turns[str(k)])
+            seconds[k].append(turns[build.__name__])
             memory[k].append(max(SMALLEST_MEMORY, peak_memory(build, point)[1]))
     slopes = [[slope(x, list(turn)) for turn in zip(*side, strict=True)] for side in seconds]
     results = [
         Result.of(f"time against {name}", *slopes, "log-log slope", equal_to),
         Result.of(f"memory against {name}", *([slope(x, side)] for side in memory), "log-log slope", equal_to),
     ]
-    lines = []
+    rows = []
     for i, value in enumerate(x):
-        times = [f"{1e3 * sorted(side[i])[len(side[i]) // 2]:.4g}" for side in seconds]
-        lines.append("| " + " | ".join([name, f"{value:.4g}", *times, *(f"{m[i]:.3f}" for m in memory)]) + " |")
-    return results, lines
+        times = [f"{1e3 * median(side[i]):.4g}" for side in seconds]
+        rows.append([name, f"{value:.4g}", *times, *(f"{side[i]:.3f}" for side in memory)])
+    return results, rows
 
 
 def main(case: Scaling) -> list[Result]:
     if len(case.factors) < 2 or math.prod(case.factors) <= 0:
         raise ValueError("a slope needs at least two positive factors")
     results: list[Result] = []
-    lines = ["| axis | value | ours, ms | plain, ms | ours, GB | plain, GB |", "|---|---|---|---|---|---|"]
+    points: list[list[str]] = []
     for name in case.only or tuple(AXES):
-        found, points = measure_axis(case, name)
+        found, rows = measure_axis(case, name)
         results += found
-        lines += points
-        print("\n".join(points), flush=True)
-    return finish(case, results, "ours", "whole model, padded", "\n".join(lines))
+        points += rows
+        for row in rows:
+            print(f"| {' | '.join(row)} |", flush=True)
+    head = ["axis", "value", "ours, ms", "plain, ms", "ours, GB", "plain, GB"]
+    return finish(case, results, "ours", "whole model, padded", markdown_table(head, points))
 
 
 if __name__ == "__main__":

@@ -4,29 +4,43 @@
     python benchmarks/stage1_choices.py --only circle --seeds 0 1
     python benchmarks/stage1_choices.py --layers               # the stock model's layers, one pass, no training
 
-One line a variant: the AUROC of toxic against seemingly toxic states of the development pairs, which share no focus
+One line per variant: the AUROC of toxic against seemingly toxic states of the development pairs, which share no focus
 word with the pairs that stage 1 trains on, read along the difference of the two means of training pairs. "own": in the
 geometry that the variant trains in; it also picks the step that is kept. "whitened": every variant in the default's, so
-that the columns of two variants can be compared. 95 % bootstrap intervals over prompts. The held-out part stays out.
-
-Results are kept in --json, and variants found there are not run again.
+that the columns of two variants can be compared. 95 % bootstrap intervals over prompts. The held-out prompts are not
+used.
 """
 
-import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import _choices
 import tyro
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # recipes/ is no package
-
 from dcr_lite.data.rows import Pair, read_conversations
+from dcr_lite.diagnose.layers import layer_geometries
 from dcr_lite.files import SHIPPED
-from recipes.smollm2_135m import SETTINGS
+from dcr_lite.measure.metrics import auroc, auroc_interval
+from dcr_lite.method.contrastive import (
+    REFERENCE_PAIRS,
+    ContrastiveConfig,
+    ContrastiveRefinement,
+    encode_pairs,
+    first_pairs,
+    stock_geometry,
+)
+from dcr_lite.method.loop import Loop
+from dcr_lite.method.read_out import read_out
+from dcr_lite.model import adapters
+from dcr_lite.model.states import last_states, layer_states
+from dcr_lite.names import DCR
+from dcr_lite.run import inputs, opening
+from dcr_lite.run.recipes import find_recipe, load_recipe
 
+SETTINGS = load_recipe(find_recipe("smollm2_135m")).SETTINGS
 RAW: dict[str, Any] = {"centre": "none", "whiten": False}
 CENTRED: dict[str, Any] = {"centre": "batch", "whiten": False}
 CIRCLE, INFO_NCE = {"contrastive_loss": "circle"}, {"contrastive_loss": "info_nce"}
@@ -90,60 +104,51 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @dataclass
-class Choices:
+class Choices(_choices.Choices):
     """What to run."""
 
-    only: tuple[str, ...] = ()
-    """Run only variants whose name contains one of these words."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the adapter, the split and the order of pairs."""
     layers: bool = False
-    """Read the stock model at every layer instead: which layer can tell unseen pairs apart before any training."""
+    """Read the stock model at every layer instead: which layers separate unseen pairs before any training."""
     json: Path = Path("runs/stage1_choices.json")
-    """Where results are kept."""
+    """File of the results; variants found there are not run again."""
 
 
-def variant(model: Any, name: str, changes: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Stage 1 under these changes, and what it did to the development pairs."""
-    from dcr_lite.method.contrastive import (
-        REFERENCE_PAIRS,
-        contrastive_refinement,
-        encode_pairs,
-        first_pairs,
-        stock_geometry,
-    )
-    from dcr_lite.model.states import layer_states
-    from dcr_lite.names import DCR
-    from dcr_lite.run import inputs, stored_states
+@lru_cache(maxsize=1)
+def fresh_model(seed: int) -> tuple[Any, dict[str, Any]]:
+    """The model of a seed, and the weights that its adapter begins with."""
+    model, _ = opening.load_model(replace(SETTINGS, seed=seed))
+    return model, adapters.adapter_weights(model, DCR)
 
+
+def variant(changes: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Stage 1 under these changes, and how well the development pairs are separated afterwards."""
+    model, weights = fresh_model(seed)
+    adapters.set_adapter_weights(model, DCR, weights)
     change: Callable[[list[Pair]], list[Pair]] = changes.get("pairs", lambda pairs: pairs)
     settings = replace(SETTINGS, seed=seed, **{k: v for k, v in changes.items() if k != "pairs"})
     data = inputs.load_data(settings)
-    how = stored_states.contrastive_settings(settings)
+    config = ContrastiveConfig.of(settings)
     training, rows = change(data.training), encode_pairs(model, data.training)
     geometries = {
-        "own": stock_geometry(model, encode_pairs(model, training), how),
-        "whitened": stock_geometry(model, rows, replace(how, centre="batch", whiten=True)),
+        "own": stock_geometry(model, encode_pairs(model, training), config),
+        "whitened": stock_geometry(model, rows, replace(config, centre="batch", whiten=True)),
     }
-    done = contrastive_refinement(model, DCR, training, data.development, how, seed, geometries["own"])
-    row: dict[str, Any] = {"variant": name, "seed": seed, "best_step": done.best_step, "seconds": done.seconds}
+    stage = ContrastiveRefinement(model, DCR, training, data.development, config, geometries["own"], seed)
+    done = Loop(stage).run()
+    row: dict[str, Any] = {"best_step": done.best_step, "seconds": done.seconds}
     row["development_auroc"] = [m["development_auroc"] for m in done.metrics if "development_auroc" in m]
     # Read by matched pairs whatever the variant trained on.
-    reference = layer_states(model, first_pairs(rows, REFERENCE_PAIRS), how.layer)
-    unseen = layer_states(model, encode_pairs(model, data.development), how.layer)
+    reference = layer_states(model, first_pairs(rows, REFERENCE_PAIRS), config.layer)
+    unseen = layer_states(model, encode_pairs(model, data.development), config.layer)
     return row | {key: _read(geometry, reference, unseen) for key, geometry in geometries.items()}
 
 
 def stock_layers() -> None:
-    """A line for every layer of the stock model: its own states of all training pairs fit geometry and direction."""
-    from dcr_lite.diagnose.probes import layer_geometries
-    from dcr_lite.method.contrastive import encode_pairs
-    from dcr_lite.model.states import last_states
-    from dcr_lite.run import inputs
-    from dcr_lite.run.opening import load_base
-
+    """Prints a line for every layer of the stock model, with geometry and direction from all training pairs."""
     data = inputs.load_data(SETTINGS)
-    model, _ = load_base(SETTINGS)
+    model, _ = opening.load_base(SETTINGS)
     seen, unseen = (last_states(model, encode_pairs(model, p))[:, :, 0] for p in (data.training, data.development))
     geometries = layer_geometries(seen, SETTINGS.centre, SETTINGS.whiten)
     print("| layer | AUROC |\n|---|---|")
@@ -153,11 +158,8 @@ def stock_layers() -> None:
 
 def _read(geometry: Any, reference: Any, unseen: Any) -> dict[str, Any]:
     """AUROC and its interval of unseen pairs along the direction of reference pairs."""
-    from dcr_lite.measure.metrics import auroc, auroc_interval
-    from dcr_lite.method.geometry import read_out
-
     reading, direction = read_out(geometry, reference)
-    scores = direction.score(reading(unseen)).tolist()
+    scores = (reading(unseen) @ direction).tolist()
     sides = scores[: len(scores) // 2], scores[len(scores) // 2 :]
     return {"auroc": auroc(*sides), "ci95": list(auroc_interval(*sides))}
 
@@ -167,30 +169,13 @@ def _cell(read: dict[str, Any]) -> str:
 
 
 def main(choices: Choices) -> None:
-    from dcr_lite.model import adapters
-    from dcr_lite.names import DCR
-    from dcr_lite.run import opening
-
     if choices.layers:
         stock_layers()
         return
-    choices.json.parent.mkdir(parents=True, exist_ok=True)
-    results: list[dict[str, Any]] = json.loads(choices.json.read_text()) if choices.json.exists() else []
     print("| variant | seed | own | whitened | kept step | seconds |\n|---|---|---|---|---|---|")
     for seed in choices.seeds:
-        model, fresh = None, {}
-        for name, changes in VARIANTS.items():
-            if choices.only and not any(word in name for word in choices.only):
-                continue
-            row = next((r for r in results if (r["variant"], r["seed"]) == (name, seed)), None)
-            if row is None:
-                if model is None:
-                    model, _ = opening.load_model(replace(SETTINGS, seed=seed))
-                    fresh = adapters.adapter_weights(model, DCR)
-                adapters.set_adapter_weights(model, DCR, fresh)
-                row = variant(model, name, changes, seed)
-                results.append(row)
-                choices.json.write_text(json.dumps(results, indent=1))
+        for name, changes in choices.named(VARIANTS):
+            row = choices.stored(name, seed) or choices.store(name, seed, variant(changes, seed))
             cells = [name, str(seed), _cell(row["own"]), _cell(row["whitened"]), str(row["best_step"])]
             print(f"| {' | '.join(cells)} | {row['seconds']:.0f} |", flush=True)
 

@@ -8,28 +8,35 @@ Two comparisons, which mean different things:
 
 - *all layers against all layers*: the same work to the last gradient; the gain is how it is done.
 - *recipe against recipe*: DCR's stage 2 trains the adapter above layer L only, from states computed once for all
-  epochs. That is less work, not the same, and what a user of either waits for. The stored states count as ours.
+  epochs. That is less work, not equal work, and what a user of either waits for. Ours includes computing the states.
 
-Each turn is a whole training of some batches, through ``safety_sft`` and ``SFTTrainer.train``. TRL gets the same token
+Each turn is a whole training of some batches, through ``Loop.run`` and ``SFTTrainer.train``. TRL gets the same token
 ids in the same batches (rows of similar length together, which it would not do by itself), completion-only loss, the
 same LoRA configuration and autocast to the same precision; its own choices stay (chunked loss, fused AdamW).
 """
 
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
+from _measure import Case, Outcome, Result, Step, finish, memory_results, rates, require_equal, time_sides
+from _sides import ADAPTER, load
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from transformers import AutoTokenizer
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from _measure import ADAPTER, Case, Outcome, Result, Step, finish, in_turns, load, memory_results, require_equal
+from dcr_lite.data.rows import Conversation, read_conversations
+from dcr_lite.data.sources import locate
+from dcr_lite.data.splits import safety_mixture, sft_batches
+from dcr_lite.files import SHIPPED
+from dcr_lite.method.loop import Loop
+from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
+from dcr_lite.model.chat import encode_conversations
+from dcr_lite.model.hidden_states import depth
 
 
 @dataclass
@@ -43,9 +50,9 @@ class Stage2(Case):
     batch: int = 8
     """Rows in a step."""
     epochs: int = 2
-    """Passes over the rows: stored states are computed once for all of them."""
+    """Passes over the rows; stored states are computed once for all of them."""
     checkpointing: bool = False
-    """Gradient checkpointing in TRL, its own default: less memory, a second forward pass."""
+    """Gradient checkpointing in TRL, which is its default: less memory, a second forward pass."""
 
 
 @contextmanager
@@ -54,81 +61,70 @@ def first_step(network: nn.Module) -> Iterator[Outcome]:
     seen: Outcome = {}
     names = {id(p): name for name, p in network.named_parameters()}
 
-    def look(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+    def keep(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         if not seen:
             for group in optimizer.param_groups:
                 seen.update({names[id(p)]: p.grad.detach().float().cpu() for p in group["params"]})
 
-    from torch.optim.optimizer import register_optimizer_step_pre_hook
-
-    handle = register_optimizer_step_pre_hook(look)
+    handle = register_optimizer_step_pre_hook(keep)
     try:
         yield seen
     finally:
         handle.remove()
 
 
-def conversations(case: Stage2) -> list[Any]:
+def conversations(case: Stage2) -> list[Conversation]:
     """The first rows of the recipe's mixture."""
-    from dcr_lite.data.rows import read_conversations
-    from dcr_lite.data.splits import safety_mixture
-    from dcr_lite.files import SHIPPED
-
     instructions, refusals = (read_conversations(SHIPPED / f"{kind}.jsonl") for kind in ("instructions", "refusals"))
     return safety_mixture(instructions, refusals, 288, 20, case.seed)[: case.rows]
 
 
-def _ours(case: Stage2, precision: torch.dtype, above: Callable[[int], int]) -> Step:
-    from dcr_lite.method.safety_sft import SafetySFT, safety_sft
-    from dcr_lite.model.hidden_states import depth
+def encoded(tokenizer: Any, rows: list[Conversation], window: int) -> list[tuple[list[int], list[int]]]:
+    """(prompt, answer) of each row as token ids."""
+    return encode_conversations(tokenizer, [r.prompt for r in rows], [r.response for r in rows], window)
 
+
+def _ours(case: Stage2, precision: torch.dtype, above: Callable[[int], int]) -> Step:
     model, rows = load(case, precision), conversations(case)
-    how = SafetySFT(above(depth(model.network)), case.epochs, case.batch, 1e-5)
+    config = SafetySFTConfig(above(depth(model.network)), case.epochs, case.batch, 1e-5)
 
     def train(_i: int) -> Outcome:
         with first_step(model.network) as seen:
-            progress = safety_sft(model, ADAPTER, rows, how, case.seed)
-        return {"loss": progress.metrics[1]["loss"], **seen}  # entry 0 is the look before the first step
+            progress = Loop(SafetySFT("stage2", model, ADAPTER, rows, config, case.seed)).run()
+        return {"loss": progress.metrics[1]["loss"], **seen}  # entry 0 is the evaluation before the first step
 
     return train
 
 
 def all_layers(case: Stage2, precision: torch.dtype) -> Step:
-    """The kit's safety SFT on all layers."""
+    """The package's safety SFT on all layers."""
     return _ours(case, precision, lambda depth: -1)
 
 
 def above_layer(case: Stage2, precision: torch.dtype) -> Step:
-    """The kit's stage 2 as the recipe runs it: above L, from stored states."""
+    """The package's stage 2 as the recipe runs it: above L, from stored states."""
     return _ours(case, precision, lambda depth: depth // 2 if case.layer is None else case.layer)
 
 
-def trl(case: Stage2, precision: torch.dtype) -> Step:
-    """TRL's SFTTrainer on the same model, rows and batches."""
-    from datasets import Dataset, disable_progress_bars
-    from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
-
-    from dcr_lite.data.splits import sft_batches
-    from dcr_lite.model.chat import encode_conversations
-
-    disable_progress_bars()
-    model = load(case, precision, stock_layers=True)
-    for key, parameter in model.network.named_parameters():
-        parameter.requires_grad_(f".{ADAPTER}." in key)
+def _batches_in_a_row(case: Stage2, tokenizer: Any, window: int) -> list[dict[str, list[int]]]:
+    """The rows of our batches of all epochs, one after the other, as TRL reads them."""
     rows = conversations(case)
-    encoded = encode_conversations(model.tokenizer, [r.prompt for r in rows], [r.response for r in rows], model.window)
-    batches = sft_batches(
-        [len(p) + len(a) for p, a in encoded], [r.refuses for r in rows], case.batch, case.epochs, case.seed
-    )
-    ordered = [encoded[i] for batch in batches for i in batch]
-    dataset = Dataset.from_list(
-        [{"input_ids": p + a, "completion_mask": [0] * len(p) + [1] * len(a)} for p, a in ordered]
-    )
-    config = SFTConfig(
+    tokens = encoded(tokenizer, rows, window)
+    lengths, refuses = [len(p) + len(a) for p, a in tokens], [r.refuses for r in rows]
+    batches = sft_batches(lengths, refuses, case.batch, case.epochs, case.seed)
+    ordered = [tokens[i] for batch in batches for i in batch]
+    return [{"input_ids": p + a, "completion_mask": [0] * len(p) + [1] * len(a)} for p, a in ordered]
+
+
+def trl_config(case: Stage2, precision: torch.dtype) -> Any:
+    """TRL's settings: our batches in our order, and its own choices else."""
+    from trl import SFTConfig
+
+    return SFTConfig(
         output_dir=tempfile.mkdtemp(prefix="trl_"),
         use_cpu=case.where == "cpu",
         bf16=precision == torch.bfloat16,
+        fp16=precision == torch.float16,
         gradient_checkpointing=case.checkpointing,
         per_device_train_batch_size=case.batch,
         num_train_epochs=1,  # the data set holds every epoch's batches one after the other
@@ -145,8 +141,15 @@ def trl(case: Stage2, precision: torch.dtype) -> Step:
         dataloader_pin_memory=False,
     )
 
+
+def trl(case: Stage2, precision: torch.dtype) -> Step:
+    """TRL's SFTTrainer on the same model, rows and batches."""
+    from datasets import Dataset, disable_progress_bars
+    from transformers import TrainerCallback
+    from trl import SFTTrainer
+
     class Losses(TrainerCallback):
-        """What the trainer logs, kept instead of printed."""
+        """Keeps what the trainer logs."""
 
         def __init__(self) -> None:
             self.seen: list[float] = []
@@ -155,9 +158,17 @@ def trl(case: Stage2, precision: torch.dtype) -> Step:
             if logs and "loss" in logs:
                 self.seen.append(float(logs["loss"]))
 
+    disable_progress_bars()
+    model = load(case, precision, stock_layers=True)
+    for key, parameter in model.network.named_parameters():
+        parameter.requires_grad_(f".{ADAPTER}." in key)
     losses = Losses()
     trainer = SFTTrainer(
-        model.network, config, train_dataset=dataset, processing_class=model.tokenizer, callbacks=[losses]
+        model.network,
+        trl_config(case, precision),
+        train_dataset=Dataset.from_list(_batches_in_a_row(case, model.tokenizer, model.window)),
+        processing_class=model.tokenizer,
+        callbacks=[losses],
     )
     trainer.remove_callback(next(type(c) for c in trainer.callback_handler.callbacks if "Printer" in type(c).__name__))
 
@@ -172,26 +183,17 @@ def trl(case: Stage2, precision: torch.dtype) -> Step:
 
 def tokens_of(case: Stage2) -> int:
     """Tokens of all rows in all epochs, prompt and answer, without padding: the same number for every side."""
-    from transformers import AutoTokenizer
-
-    from dcr_lite.data.sources import locate
-    from dcr_lite.model.chat import encode_conversations
-
-    rows, tokenizer = conversations(case), AutoTokenizer.from_pretrained(locate(case.model)[0])
-    encoded = encode_conversations(tokenizer, [r.prompt for r in rows], [r.response for r in rows], 10**9)
-    return case.epochs * sum(len(p) + len(a) for p, a in encoded)
+    tokenizer = AutoTokenizer.from_pretrained(locate(case.model)[0])
+    return case.epochs * sum(len(p) + len(a) for p, a in encoded(tokenizer, conversations(case), 10**9))
 
 
 def main(case: Stage2) -> list[Result]:
-    # Rows of whole batches only: TRL would fill an epoch's last batch up from the next epoch's first.
+    # Whole batches only: TRL would fill an epoch's last batch up with rows of the next epoch.
     case = replace(case, rows=case.rows // case.batch * case.batch)
     equal_to = require_equal(all_layers, trl, case)
-    builds = {"all": all_layers, "recipe": above_layer, "trl": trl}
-    sides = {name: build(case, case.timed_precision) for name, build in builds.items()}
-    seconds = in_turns(sides, case.repetitions, case.where)
-    sides.clear()
+    seconds = time_sides({"all": all_layers, "recipe": above_layer, "trl": trl}, case)
     tokens = tokens_of(case)
-    speed = {name: [tokens / s for s in turns] for name, turns in seconds.items()}
+    speed = {name: rates(tokens, turns) for name, turns in seconds.items()}
     like, recipe = "all layers against all layers", "recipe against recipe (above L, all layers)"
     results = [
         Result.of(f"{like}: training", speed["all"], speed["trl"], "tokens/s", equal_to),

@@ -2,59 +2,72 @@
 
     python benchmarks/stage2_choices.py --runs runs/compare/seed0 runs/compare/seed1 runs/compare/seed2
 
-Each run folder holds a finished stage 1 of its own seed. A line a variant and seed: refusal rates on the development
-pairs, J, the AUROC of the log-odds of opening with a refusal, and the loss on the answers of instructions that no
-variant trains on (nats a token). The held-out part stays out. Results are kept in --json, and found there are not run
-again.
+Each run folder holds a finished stage 1 of its own seed. One line per variant and seed: refusal rates on the
+development pairs, J, the AUROC of the log-odds of opening with a refusal, and the loss on the answers of instructions
+that no variant trains on (nats a token). The held-out prompts are not used.
 """
 
-import json
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import _choices
 import tyro
+from safetensors.torch import load_file
+
+from dcr_lite.data.rows import Prompt
+from dcr_lite.measure.answers import discernment_intervals, measure, overall_rate
+from dcr_lite.measure.general_ability import answer_loss
+from dcr_lite.method.contrastive import ContrastiveConfig, encode_pairs, stock_geometry
+from dcr_lite.method.loop import Loop
+from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
+from dcr_lite.model import adapters
+from dcr_lite.names import DCR
+from dcr_lite.run import inputs, opening, steps, stored_states
+from dcr_lite.run.run_folder import read_settings
+from dcr_lite.settings import Settings
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "all layers": {"sft_layers": "all"},
     "refusals drawn from all": {"discerned_refusals": False},
-    "kept near the stock model, 0.3": {"keep": 0.3},
-    "kept near the stock model, 1": {"keep": 1.0},
     "a quarter of the refusals": {"share": 0.25},
     "half of the refusals": {"share": 0.5},
     "a half more refusals": {"share": 1.5},
 }
 
 
-@dataclass
-class Choices:
+@dataclass(kw_only=True)
+class Choices(_choices.Choices):
     """What to run."""
 
     runs: tuple[Path, ...]
     """Run folders with a finished stage 1."""
-    only: tuple[str, ...] = ()
-    """Run only variants whose name contains one of these words."""
     json: Path = Path("runs/stage2_choices.json")
-    """Where results are kept."""
+    """File of the results; variants found there are not run again."""
 
 
-def variant(model: Any, data: Any, refined: dict[str, Any], states: dict[str, Any], settings: Any) -> dict[str, Any]:
-    """Stage 2 under these settings, from a refined adapter, measured on what is for development."""
-    from dcr_lite.data.rows import Prompt
-    from dcr_lite.measure.answers import discernment_intervals, measure, overall_rate
-    from dcr_lite.measure.general_ability import answer_loss
-    from dcr_lite.method.safety_sft import SafetySFT, safety_sft
-    from dcr_lite.model import adapters
-    from dcr_lite.names import DCR
-    from dcr_lite.run import stored_states
+@lru_cache(maxsize=1)
+def opened(folder: Path) -> tuple[Any, ...]:
+    """(model, data, adapter after stage 1, states that stage 2 chooses refusals by) of a run."""
+    settings = read_settings(folder)
+    data, (model, _) = inputs.load_data(settings), opening.load_model(settings)
+    refined = load_file(folder / "stage1" / "adapter_model.safetensors")
+    adapters.set_adapter_weights(model, DCR, refined)
+    geometry = stock_geometry(model, encode_pairs(model, data.training), ContrastiveConfig.of(settings))
+    return model, data, refined, stored_states.compute_states(model, data, settings, geometry)
 
+
+def variant(folder: Path, settings: Settings) -> dict[str, Any]:
+    """Stage 2 under these settings, from the stage 1 of a run, measured on what is for development."""
+    model, data, refined, states = opened(folder)
     adapters.set_adapter_weights(model, DCR, refined)
     rows = stored_states.stage2_rows(data, settings, states)
     used = {row.prompt for row in rows}
-    above = stored_states.stage2_above(settings)
-    how = SafetySFT(above, settings.sft_epochs, settings.sft_batch, settings.sft_learning_rate, settings.keep)
-    seconds = safety_sft(model, DCR, rows, how, settings.seed).seconds
+    above = steps.stage2_above(settings)
+    config = SafetySFTConfig(above, settings.sft_epochs, settings.sft_batch, settings.sft_learning_rate)
+    seconds = Loop(SafetySFT("stage2", model, DCR, rows, config, settings.seed)).run().seconds
     adapters.activate(model, DCR)
     prompts = [Prompt(p.toxic, "toxic", "development") for p in data.development]
     prompts += [Prompt(p.seemingly_toxic, "seemingly_toxic", "development") for p in data.development]
@@ -64,7 +77,7 @@ def variant(model: Any, data: Any, refined: dict[str, Any], states: dict[str, An
         **{label: overall_rate(measured, label) for label in ("toxic", "seemingly_toxic")},
         "discernment": discernment_intervals(measured),
         "answer_loss": answer_loss(model, unused)["answer_loss"],
-        "refusals": settings.refusals,
+        "refusals": settings.sizes["refusals"],
         "seconds": seconds,
     }
 
@@ -81,32 +94,14 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def main(choices: Choices) -> None:
-    from safetensors.torch import load_file
-
-    from dcr_lite.run import inputs, opening
-    from dcr_lite.run.run_folder import RunFolder, read_settings
-
-    choices.json.parent.mkdir(parents=True, exist_ok=True)
-    results: list[dict[str, Any]] = json.loads(choices.json.read_text()) if choices.json.exists() else []
     print("| stage 2 | refusals | seed | toxic ↑ | seemingly toxic ↓ | J ↑ | AUROC ↑ | answer loss ↓ | seconds |")
     print("|---|---|---|---|---|---|---|---|---|")
     for folder in choices.runs:
         usual = read_settings(folder)
-        run, model = RunFolder(replace(usual, resume=True)), None
-        for name, changes in VARIANTS.items():
-            if choices.only and not any(word in name for word in choices.only):
-                continue
-            row = next((r for r in results if (r["variant"], r["seed"]) == (name, usual.seed)), None)
-            if row is None:
-                if model is None:
-                    data, (model, _) = inputs.load_data(usual), opening.load_model(usual)
-                    refined = load_file(folder / "stage1" / "adapter_model.safetensors")
-                    states = load_file(run.layer_states)
-                share = round(usual.refusals * changes.get("share", 1))
-                settings = replace(usual, refusals=share, **{k: v for k, v in changes.items() if k != "share"})
-                row = {"variant": name, "seed": usual.seed, **variant(model, data, refined, states, settings)}
-                results.append(row)
-                choices.json.write_text(json.dumps(results, indent=1))
+        for name, changes in choices.named(VARIANTS):
+            share = round(usual.sizes["refusals"] * changes.get("share", 1))
+            settings = replace(usual, refusals=share, **{k: v for k, v in changes.items() if k != "share"})
+            row = choices.stored(name, usual.seed) or choices.store(name, usual.seed, variant(folder, settings))
             print(_line(row), flush=True)
 
 

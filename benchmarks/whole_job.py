@@ -1,14 +1,14 @@
-"""Where each second of a whole run goes: the recipe itself, watched from outside.
+"""Where the seconds of a whole run go: the recipe itself, with timers around functions of the package.
 
     python benchmarks/whole_job.py                               # a fresh run in a temporary folder
     python benchmarks/whole_job.py --settings.seed 1
 
-Timers are put around functions of the kit from here; the kit knows nothing of them. A line stands below the part that
-called it, with its seconds in all and those that no line below it explains; times below a part add up to it.
+Each part is listed below the part that called it, with its seconds in total and those that no part below it accounts
+for.
 """
 
 import functools
-import importlib
+import pkgutil
 import sys
 import tempfile
 import time
@@ -16,51 +16,51 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 STARTED = time.perf_counter()  # before the heavy imports: they are part of what a user waits for
 
 import tyro  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]  # recipes/ is no package
-
+from dcr_lite.run.recipes import find_recipe, load_recipe  # noqa: E402
 from dcr_lite.settings import Settings  # noqa: E402
-from recipes import smollm2_135m as recipe  # noqa: E402
+
+RECIPE = load_recipe(find_recipe("smollm2_135m"))
 
 BAR = 24  # characters of the whole
 
-# module, function -> the part that it is. Wherever a module has imported the function, the timer goes along.
+# Function, as module:name -> the part that it is. The timer is put wherever a module has imported the function.
 PARTS = {
-    ("job", "load_data"): "reading data",
-    ("job", "load_model"): "loading the model",
-    ("plan", "plan"): "the plan",
-    ("job", "refine"): "stage 1",
-    ("job", "teach_refusals"): "stage 2",
-    ("job", "teach_refusals_alone"): "safety SFT alone",
-    ("job", "evaluate"): "evaluation",
-    ("job", "write_up"): "report",
-    ("chat", "encode_prompts"): "tokenising",
-    ("chat", "encode_conversations"): "tokenising",
-    ("contrastive", "stock_geometry"): "geometry of the stock model",
-    ("contrastive", "layer_states"): "states without gradient",
-    ("job", "stage1_states"): "states for map and readings",
-    ("job", "fit_discernments"): "readings of the three models",
-    ("gradcache", "backward"): "forward and backward",
-    ("safety_sft", "_StoredStates.__init__"): "stored states",
-    ("safety_sft", "_backward_through_vocabulary"): "logits and backward",
-    ("safety_sft", "states_above"): "forward above L",
-    ("safety_sft", "final_states"): "forward",
-    ("generation", "answer"): "decoding",
-    ("generation", "_refusal_log_odds"): "refusal log-odds",
-    ("judge", "is_refusal"): "judging",
-    ("judge", "verdict_is_final"): "judging",
-    ("training", "save_whole"): "checkpoints",
-    ("job", "save_adapter"): "saving adapters",
-    ("pictures", "draw_refusal_rates"): "drawing",
-    ("pictures", "draw_refusal_scores"): "drawing",
-    ("pictures", "draw_refusal_during_sft"): "drawing",
-    ("pictures", "draw_state_map"): "drawing",
+    "run.inputs:load_data": "reading data",
+    "run.opening:load_model": "loading the model",
+    "run.plan:plan": "the plan",
+    "run.steps:refine": "stage 1",
+    "run.steps:teach_refusals": "stage 2",
+    "run.steps:teach_refusals_alone": "safety SFT alone",
+    "run.steps:evaluate": "evaluation",
+    "run.steps:write_up": "report",
+    "model.chat:encode_prompts": "tokenising",
+    "model.chat:encode_conversations": "tokenising",
+    "method.contrastive:stock_geometry": "geometry of the stock model",
+    "model.states:layer_states": "states without gradient",
+    "run.stored_states:compute_states": "states for map and readings",
+    "run.stored_states:fit_discernments": "readings of the three models",
+    "method.contrastive:ContrastiveRefinement.step": "forward and backward",
+    "method.safety_sft:_StoredStates.__init__": "stored states",
+    "method.safety_sft:_backward_through_vocabulary": "logits and backward",
+    "model.hidden_states:states_above": "forward above L",
+    "model.hidden_states:final_states": "forward",
+    "model.generation:answer": "decoding",
+    "model.generation:_refusal_log_odds": "refusal log-odds",
+    "measure.judge:is_refusal": "judging",
+    "measure.judge:verdict_is_final": "judging",
+    "method.checkpoint:save_checkpoint": "checkpoints",
+    "model.adapters:save_adapter": "saving adapters",
+    "run.plots:draw_refusal_rates": "drawing",
+    "run.plots:draw_refusal_scores": "drawing",
+    "run.plots:draw_refusal_during_sft": "drawing",
+    "run.plots:draw_state_map": "drawing",
 }
 
 
@@ -68,12 +68,12 @@ PARTS = {
 class WholeJob:
     """What to run."""
 
-    settings: Settings = field(default_factory=lambda: recipe.SETTINGS)
-    """The recipe's own; its run folder is replaced by a temporary one."""
+    settings: Settings = field(default_factory=lambda: RECIPE.SETTINGS)
+    """Those of the recipe; the run folder is replaced by a temporary one."""
     json: Path | None = None
-    """Where to keep the results for machines."""
+    """File for the results as JSON."""
     markdown: Path | None = None
-    """Where to keep them as a table for people."""
+    """File for the results as a Markdown table."""
 
 
 Place = tuple[str, ...]  # a part's name behind those of the parts that called it
@@ -89,7 +89,7 @@ class Clock:
         self.device = device
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function with a timer around it; a part inside itself counts once."""
+        """The function with a timer; a part that calls itself counts once."""
 
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -121,52 +121,58 @@ class Clock:
         return time.perf_counter()
 
     def own(self, place: Place) -> float:
-        """Seconds of a part that no part below it explains."""
+        """Seconds of a part that no part below it accounts for."""
         return self.seconds[place] - sum(s for p, s in self.seconds.items() if p[:-1] == place)
 
     def table(self, total: float) -> str:
-        """A flame on its side: a part's bar is its share of the whole, and parts below it stand under it."""
-        lines = ["| part | seconds | of these its own | share | calls | |", "|---|---|---|---|---|---|"]
+        """A table with each part below the one that called it; its bar is its share of the whole."""
+        from dcr_lite.run.report import markdown_table
 
-        def show(place: Place) -> None:
+        rows: list[list[str]] = []
+
+        def add(place: Place) -> None:
             seconds = self.seconds[place]
             bar = "█" * max(1, round(BAR * seconds / total)) if seconds >= total / BAR / 2 else ""
             name = "&nbsp;" * 4 * (len(place) - 1) + place[-1]
-            cells = [name, f"{seconds:.1f}", f"{self.own(place):.1f}", f"{seconds / total:.1%}"]
-            lines.append("| " + " | ".join([*cells, str(self.calls[place]), bar]) + " |")
+            shares = [f"{seconds:.1f}", f"{self.own(place):.1f}", f"{seconds / total:.1%}"]
+            rows.append([name, *shares, str(self.calls[place]), bar])
             for below in sorted((p for p in self.seconds if p[:-1] == place), key=lambda p: -self.seconds[p]):
-                show(below)
+                add(below)
 
         for top in (p for p in self.seconds if len(p) == 1):
-            show(top)
-        explained = sum(s for p, s in self.seconds.items() if len(p) == 1)
-        lines.append(f"| not in any part | {total - explained:.1f} | | {1 - explained / total:.1%} | | |")
-        return "\n".join(lines)
+            add(top)
+        rest = total - sum(s for p, s in self.seconds.items() if len(p) == 1)
+        rows.append(["not in any part", f"{rest:.1f}", "", f"{rest / total:.1%}", "", ""])
+        return markdown_table(["part", "seconds", "of these its own", "share", "calls", ""], rows)
+
+
+def owner_of(path: str) -> tuple[Any, str]:
+    """The module or class that holds a function of PARTS, and its name there."""
+    module, _, name = path.partition(":")
+    classes, _, name = name.rpartition(".")
+    return pkgutil.resolve_name(f"dcr_lite.{module}:{classes}"), name
+
+
+def _exchange(functions: dict[Any, Any], classes: list[Any]) -> None:
+    """Puts the values of ``functions`` in place of its keys, in the classes and in every module of the package."""
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("dcr_lite.")]
+    for place in [*classes, *modules]:
+        for name, value in list(vars(place).items()):
+            if isinstance(value, FunctionType) and value in functions:
+                setattr(place, name, functions[value])
 
 
 @contextmanager
 def timers(clock: Clock) -> Iterator[None]:
-    """Within the block every function of PARTS is timed, in every room that has imported it."""
-    modules = {name: importlib.import_module(f"dcr_lite.{name}") for name, _ in PARTS}
-    rooms = [m for name, m in sys.modules.items() if name.startswith("dcr_lite.")]
-    changed: list[tuple[Any, str, Any]] = []
-    for (module, function), part in PARTS.items():
-        owner: Any = modules[module]
-        *classes, name = function.split(".")
-        for cls in classes:
-            owner = getattr(owner, cls)
-        original = getattr(owner, name)
-        wrapped = clock.timed(part, original)
-        for place in [owner] if classes else rooms:
-            for key, value in list(vars(place).items()):
-                if value is original:
-                    changed.append((place, key, original))
-                    setattr(place, key, wrapped)
+    """Within the block every function of PARTS is timed. Raises AttributeError for one that is not there."""
+    owners = [(*owner_of(path), part) for path, part in PARTS.items()]
+    timed = {getattr(owner, name): clock.timed(part, getattr(owner, name)) for owner, name, part in owners}
+    classes = [owner for owner, _, _ in owners if isinstance(owner, type)]
+    _exchange(timed, classes)
     try:
         yield
     finally:
-        for place, key, original in changed:
-            setattr(place, key, original)
+        _exchange({after: before for before, after in timed.items()}, classes)
 
 
 def main(case: WholeJob) -> list[Any]:
@@ -181,9 +187,9 @@ def main(case: WholeJob) -> list[Any]:
         clock.device = "cuda"
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, timers(clock):
-        recipe.main(replace(case.settings, run=Path(folder) / "run", resume=False))
+        RECIPE.main(replace(case.settings, run=Path(folder) / "run", resume=False))
     total = before + time.perf_counter() - started
-    # Parts of the same name in all places, without a part's own repeats above it: they add up to the whole.
+    # Summed over all places of a part, its own seconds add up to the whole.
     own: dict[str, float] = {}
     for place in clock.seconds:
         own[place[-1]] = own.get(place[-1], 0.0) + clock.own(place)

@@ -1,37 +1,68 @@
-"""The command dcr-lite. Anything heavy is imported after --help has answered."""
+"""The command dcr-lite. Heavy modules are imported inside the commands, so that --help answers at once."""
 
 import json
-import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from dcr_lite import __version__
 from dcr_lite.errors import UserError
-from dcr_lite.settings import Device, Precision, Quantization
+from dcr_lite.names import BENCHMARK_NAMES
+from dcr_lite.run.launch import launch
+from dcr_lite.run.recipes import find_recipe, load_recipe, recipe_titles
+from dcr_lite.settings import HELD_OUT_FILES, Device, Precision, Quantization
 
-app = tyro.extras.SubcommandApp()
-BAR = 24  # characters
+
+def train(words: Annotated[tuple[str, ...], tyro.conf.Positional]) -> None:
+    """Train a model with a recipe, whose settings are flags: dcr-lite train smollm2_135m --seed 1. Without a recipe,
+    list them."""
+    if not words or words[0] in ("-h", "--help"):
+        titles = recipe_titles()
+        print("usage: dcr-lite train RECIPE [flags]\n\nRECIPE is one of these, or the path of a recipe file:\n")
+        for name, title in titles.items():
+            print(f"  {name:<{max(map(len, titles))}}  {title}")
+        print("\ndcr-lite train RECIPE --help lists the flags of a recipe.")
+        return
+    name, *flags = words
+    if name.startswith("-"):
+        raise UserError(f"dcr-lite train {name}: the recipe comes first, then its flags")
+    recipe = load_recipe(find_recipe(name))
+    launch(recipe.main, recipe.SETTINGS, flags, name)
 
 
-@app.command
+def demo(run: Path | None = None, port: int | None = None, share: bool = False) -> None:
+    """Show a run in the browser: verdict, similarity and words of a prompt, and the answers of its three models.
+
+    Args:
+        run: A run folder; by default the newest finished one under runs/, else the stock model alone.
+        port: Port of the local server; by default the first free one from 7860.
+        share: Also open a public link. Whoever has it can use this machine through the demo.
+    """
+    from dcr_lite.demo.page import main as serve
+
+    serve(run, port, share)
+
+
 def score(
     prompt: Annotated[str, tyro.conf.Positional],
     run: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Score one prompt with the models of a run: verdict, probability, similarity to both kinds, words, answer.
+    """Score one prompt with every model of a run: verdict, refusal probability, similarity to toxic and to seemingly
+    toxic prompts, the words that weigh most, and the answer.
 
     Args:
         prompt: The prompt, in quotes.
         run: A run folder; by default the newest finished one under runs/, else the stock model alone.
-        json: One JSON object for machines: {run, note, scores}.
+        json: Print one JSON object instead of a table: {run, note, scores}.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 
     from dcr_lite.demo.scoring import open_run
+    from dcr_lite.demo.terminal_score import show_score
 
     transformers_logging.disable_progress_bar()
     opened = open_run(run)
@@ -39,20 +70,20 @@ def score(
     if json:
         _print_json({"run": opened.title, "note": opened.note, "scores": [s.for_json() for s in scores]})
     else:
-        _show(opened.title, opened.note, scores)
+        show_score(opened.title, opened.note, scores)
 
 
-@app.command
 def judge(
     answers: Annotated[str, tyro.conf.Positional],
     out: str,
     string_match: bool = False,
 ) -> None:
-    """Judge a file of answers: each row gets refused (true | false) and a score from 0 to 1. No model, no network.
+    """Judge a file of answers: adds refused (true or false) and a score from 0 to 1 to every row. Needs no model and no
+    network.
 
     Args:
-        answers: JSON Lines of {prompt, response}; other fields are kept. - reads from a pipe.
-        out: Where the labelled rows go; - for standard output.
+        answers: JSON Lines of {prompt, response}; other fields are kept. - reads standard input.
+        out: File for the labelled rows; - writes to standard output.
         string_match: Add the two string matches of the literature (string_match: GCG, opening_match: XSTest).
     """
     from dcr_lite.evaluate.labelling import label_answers, write_rows
@@ -66,12 +97,13 @@ def judge(
     print(summary, file=sys.stderr)
 
 
-@app.command
 def evaluate(
     model: str,
     out: Path,
     prompts: tuple[Path, ...] = (),
-    benchmarks: tuple[str, ...] = (),
+    benchmarks: Annotated[
+        tuple[str, ...], tyro.conf.arg(help=f"Public benchmarks, fetched once: {', '.join(BENCHMARK_NAMES)}.")
+    ] = (),
     method: Literal["dcr", "safety_sft", "base"] = "dcr",
     rows: int | None = None,
     instructions: Path | None = None,
@@ -81,35 +113,34 @@ def evaluate(
     precision: Precision = "auto",
     quantization: Quantization = "auto",
 ) -> None:
-    """Measure one model: refusal rates by set, discernment, general ability. Called again, it goes on where it stopped.
+    """Measure one model: refusal rates by set, discernment, general ability. The same command continues a stopped
+    measurement.
 
     Args:
         model: A run folder, the folder of an adapter or of a model, or a name on the Hub.
-        out: The result, as JSON. Answers lie beside it, in NAME.answers.jsonl: keep those to yourself.
+        out: File for the result, JSON. The answers go to NAME.answers.jsonl beside it. Private: contains answers to
+            toxic prompts.
         prompts: JSON Lines of {prompt, label, source?} or {toxic, seemingly_toxic}; by default the shipped held-out
             prompts.
-        benchmarks: Public ones by name, fetched once: xstest, or_bench_hard, oktest, phtest, coconot_contrast,
-            jailbreakbench_benign, or_bench_toxic, advbench, harmbench, jailbreakbench, strongreject,
-            simple_safety_tests, malicious_instruct.
         method: Which model of a run: DCR's, safety SFT alone, or the stock model.
-        rows: At most so many prompts of each set and label, drawn with a fixed seed.
+        rows: At most this many prompts of each set and label, drawn with a fixed seed.
         instructions: JSON Lines of {prompt, response} for the answer loss; by default the shipped held-out ones.
         multiple_choice: JSON Lines of {question, choices, answer}, answered by log-likelihood.
         answer_tokens: Tokens of each answer: enough to see whether it refuses.
-        device: auto takes CUDA where there is a GPU.
-        precision: auto takes bfloat16 where the device multiplies it natively (of a run: what it was trained in).
-        quantization: Of the base model's weights; auto: 4-bit NF4 on a CUDA GPU, none elsewhere (of a run: as trained).
+        device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
+        precision: auto: that of the run; of another model bfloat16 where the device multiplies it natively, else
+            float16 on a GPU and float32 on a CPU.
+        quantization: Of the base model's weights. auto: that of the run; of another model 4-bit NF4 on a CUDA GPU, none
+            elsewhere.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from dcr_lite.evaluate.command import Evaluation, measure_model
     from dcr_lite.evaluate.table import show
     from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS
-    from dcr_lite.settings import Settings
 
     asked = Evaluation(
         model,
         out,
-        prompts or (() if benchmarks else Settings(model, Path(), 0).evaluation),
+        prompts or (() if benchmarks else HELD_OUT_FILES),
         benchmarks,
         method,
         rows,
@@ -120,46 +151,40 @@ def evaluate(
         precision,
         quantization,
     )
-    try:
-        show(measure_model(asked), asked)
-    except KeyboardInterrupt:
-        print("\nstopped. What is done is kept; the same command goes on.", file=sys.stderr)
-        raise SystemExit(130) from None
+    show(measure_model(asked), asked)
 
 
-@app.command
 def compare(
-    recipe: Path = Path("recipes/smollm2_135m.py"),
+    recipe: str = "smollm2_135m",
     seeds: tuple[int, ...] = (0, 1, 2),
     prompts: tuple[Path, ...] = (),
     rows: int | None = None,
-    choices: Path | None = None,
+    multiple_choice: Path | None = None,
     curve_seeds: tuple[int, ...] | None = None,
     out: Path = Path("runs/compare"),
 ) -> None:
-    """Train and measure the stock model, safety SFT alone, data augmentation, Surgical, SCANS and DCR on one recipe:
-    one table, one trade-off picture, JSON. Called again, it goes on where it stopped.
+    """Train and measure six methods on one recipe: the stock model, safety SFT alone, data augmentation, Surgical,
+    SCANS and DCR. Writes a table, a trade-off plot and JSON. The same command continues a stopped comparison.
 
     Args:
-        recipe: The recipe whose model, data and settings all methods share.
+        recipe: Name or file of the recipe whose model, data and settings all methods share.
         seeds: Of the first weights, the split and the order of rows. Intervals are over them.
         prompts: JSON Lines of {prompt, label, source?} or {toxic, seemingly_toxic} to measure on; by default the
             recipe's held-out part.
-        rows: At most so many prompts of each file, drawn with a fixed seed.
-        choices: JSON Lines of {question, choices, answer}: multiple choice, for general ability.
+        rows: At most this many prompts of each set and label, drawn with a fixed seed.
+        multiple_choice: JSON Lines of {question, choices, answer}, answered by log-likelihood.
         curve_seeds: Seeds for which every method is measured at further strengths, for the trade-off curve; by default
             the first one, with nothing behind the flag none.
-        out: Where everything is kept: comparison.md, comparison.json, trade_off.png, adapters and answers.
+        out: Folder of the comparison: comparison.md, comparison.json, trade_off.png, adapters and answers.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from dcr_lite.compare.command import compare as run_comparison
     from dcr_lite.run.terminal import show_page
 
-    run_comparison(recipe, seeds, prompts, rows, choices, seeds[:1] if curve_seeds is None else curve_seeds, out)
+    curve_seeds = seeds[:1] if curve_seeds is None else curve_seeds
+    run_comparison(find_recipe(recipe), seeds, prompts, rows, multiple_choice, curve_seeds, out)
     show_page(out / "comparison.md")
 
 
-@app.command
 def export(
     run: Annotated[Path, tyro.conf.Positional],
     to: Literal["merged", "gguf", "hub"],
@@ -170,19 +195,18 @@ def export(
     form: Literal["adapter", "merged", "gguf"] | None = None,
     public: bool = False,
 ) -> None:
-    """Make the adapter of a finished run into what others load: merged weights, a GGUF file, a page on the Hub.
+    """Export the adapter of a finished run: as merged weights, as a GGUF file, or to the Hugging Face Hub.
 
     Args:
         run: The run folder.
         to: merged: a folder that transformers loads without peft. gguf: one file for llama.cpp. hub: push to the Hub.
-        out: Where it goes (hub: where the export lies); by default into the run folder.
-        base: A folder or Hub name of the base in 16 bits, where the run's own base is stored in 4.
-        file_type: Of a GGUF: bf16 (the default) keeps every bit, q8_0 halves the file.
-        repo: For the Hub: owner/name.
-        form: For the Hub: the adapter alone (the default), or what was exported before.
-        public: For the Hub: visible to everybody at once.
+        out: Folder or file to write (hub: the export to push); by default inside the run folder.
+        base: Folder or Hub name of the base model in 16 bits, where that of the run is stored in 4 bits.
+        file_type: Of a GGUF file: bf16 (the default) keeps every bit, q8_0 halves the size.
+        repo: Of the Hub: owner/name.
+        form: What to push to the Hub: the adapter (the default), or an earlier export.
+        public: Make the Hub repository public; otherwise it is private.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from dcr_lite.export.command import check_flags, export_gguf, export_merged, open_finished
 
     check_flags(to, base=base, file_type=file_type, repo=repo, form=form, public=public)
@@ -197,21 +221,20 @@ def export(
         print(f"pushed: {push(finished, str(repo), form or 'adapter', out, public)}")
 
 
-@app.command
 def diagnose(
     run: Annotated[Path, tyro.conf.Positional],
     pairs: int = 8,
     projections: int = 8,
 ) -> None:
-    """Look into a finished run: how tightly toxic and other prompts are coupled before and after each stage, at which
-    layer they can be told apart, how refusal was learnt, whom it helped. Tables, pictures and JSON in RUN/diagnosis.
+    """Diagnose a finished run: how strongly toxic and other prompts are coupled before and after each stage, at which
+    layer they can be told apart, how refusal was learnt, which prompts changed most. Writes tables, plots and JSON to
+    RUN/diagnosis.
 
     Args:
         run: A finished run folder.
-        pairs: Development pairs, and as many plain prompts, whose kernel is measured.
-        projections: Random projections on each side of the kernel; from the width of the model on it is exact.
+        pairs: Development pairs, and as many plain prompts, for which the neural tangent kernel is measured.
+        projections: Random projections on each side of the kernel; with as many as the model is wide it is exact.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from dcr_lite.diagnose.command import diagnose as look_into
     from dcr_lite.run.terminal import show_page
 
@@ -223,57 +246,45 @@ def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))
 
 
-def _show(title: str, note: str, scores: list[Any]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from dcr_lite.names import METHODS, NAMES
-    from dcr_lite.run.terminal import console
-
-    first = scores[0]
-    console.print(Text(title, "dim"))
-    if note:
-        console.print(Text(note, "yellow"))
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("", "verdict", "refusal probability", "like toxic", "like seemingly toxic"):
-        table.add_column(column)
-    for one in scores:
-        like = one.similarity
-        numbers = ("-", "-") if like is None else (f"{like.toxic:.2f}", f"{like.seemingly_toxic:.2f}")
-        words = "refuses" if one.refused else "answers"
-        table.add_row(METHODS[one.model], words, f"{one.refusal_probability:.2f}", *numbers)
-    console.print(table)
-    if first.similarity:
-        console.print()
-        for kind, value in (("toxic", first.similarity.toxic), ("seemingly_toxic", first.similarity.seemingly_toxic)):
-            full = round(value * BAR)
-            console.print(Text(f"{NAMES[kind]:<16}{'█' * full}{'░' * (BAR - full)} {value:.2f}"))
-    if first.words:
-        heaviest = max(abs(word.weight) for word in first.words) or 1.0
-        marked = Text("\n" + first.prompt)
-        for word in first.words:
-            if abs(word.weight) > heaviest / 3:
-                marked.stylize("bold yellow" if word.weight > 0 else "bold green", word.start + 1, word.stop + 1)
-        console.print(marked)
-        top = sorted(first.words, key=lambda word: -abs(word.weight))[:3]
-        console.print(Text("weigh most: " + ", ".join(f"{w.text} {w.weight:+.1f}" for w in top), "dim"))
-    for one in scores:
-        console.print(Text(f"\n{METHODS[one.model]}:", "bold"))
-        console.print(Text(one.answer))  # never read as markup
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "demo": demo,
+    "score": score,
+    "evaluate": evaluate,
+    "judge": judge,
+    "compare": compare,
+    "diagnose": diagnose,
+    "export": export,
+}
 
 
 def main() -> None:
-    """The entry point: mistakes in a sentence, exit status 1."""
+    """The entry point. Errors that a user can fix are one line on standard error, with exit status 1."""
+    argv = sys.argv[1:] or ["--help"]
+    command = argv[0]
+    if command == "--version":
+        print(f"dcr-lite {__version__}")
+        return
+    if not command.startswith("-") and command not in COMMANDS:
+        print(f"error: dcr-lite has no command {command}. Its commands: {', '.join(COMMANDS)}.", file=sys.stderr)
+        raise SystemExit(2)
     try:
-        app.cli(
-            prog="dcr-lite",
-            description="Discernment between toxic and seemingly toxic prompts.",
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+        if command == "train":  # every recipe has flags of its own
+            train(tuple(argv[1:]))
+        else:
+            tyro.extras.subcommand_cli_from_dict(
+                COMMANDS,
+                args=argv,
+                prog="dcr-lite",
+                description="Chat models that refuse toxic prompts and answer seemingly toxic ones.",
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
+        if command in ("evaluate", "compare"):
+            print("\nstopped; what is done is kept. Run the same command again to continue.", file=sys.stderr)
         raise SystemExit(130) from None
 
 

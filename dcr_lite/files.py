@@ -34,6 +34,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         write(partial)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -22,16 +22,13 @@ SETTINGS = Settings(
     chat_format="llama3",
     run=Path("runs/llama3_2_3b"),
     layer=14,  # half of the 28 layers: on SmolLM2 the lowest depth at which the two kinds can be told apart well
-    temperature=0.5,  # as on SmolLM2: at 0.2 and below a pair's own other side drowns all else
+    temperature=0.5,  # as on SmolLM2: at 0.2 and below a pair's own other side dominates the loss
     margin=0.25,  # m of Circle, for --paper: the value tried on SmolLM2
     scale=16.0,  # gamma of Circle, likewise
-    contrastive_batch=64,  # more negatives than SmolLM2's 32; the batch goes through in parts, so it takes no memory
+    contrastive_batch=64,  # more negatives than SmolLM2's 32; the batch goes through in parts
     contrastive_steps=80,  # once through 2,200 pairs and a little more; kept is what separates unseen pairs best
     contrastive_learning_rate=3e-4,  # width 3072, between SmolLM2's 1e-3 at 576 and QLoRA's 2e-4 at 4096
-    data="full",  # the paper's 20,000 instructions and 1,000 refusals; --data shipped takes the rows of the kit
-    instructions=20_000,
-    refusals=1_000,
-    baseline_refusals=1_000,  # both methods the same rows, as in the paper
+    data="full",  # the paper's 20,000 instructions and 1,000 refusals; --data shipped trains on those of the kit
     sft_epochs=1,  # on SmolLM2 many rows once taught more than few rows twice
     sft_batch=8,  # many small steps, as there
     sft_learning_rate=3e-4,  # as in stage 1
@@ -45,7 +42,7 @@ def main(settings: Settings) -> None:
     from dcr_lite.run.run_folder import RunFolder
     from dcr_lite.run.terminal import show_end, show_plan
 
-    # What has to be right before any work: the run folder, every row of the data, the memory, the model, the layer.
+    # Checked before any work: the run folder, every row of the data, the memory, the model, the layer.
     run = RunFolder(settings)
     data = inputs.load_data(settings)
     show_plan(opening.will_it_fit(settings))
@@ -55,10 +52,10 @@ def main(settings: Settings) -> None:
     # Stage 1: the adapter's layers up to L learn to tell the two kinds of prompt apart.
     steps.refine(run, model, data, settings)
 
-    # Stage 2: its layers above L learn to refuse, from few examples, since the difference is there to be seen.
+    # Stage 2: its layers above L learn to refuse.
     steps.teach_refusals(run, model, data, settings)
 
-    # What everybody does, to compare with: safety SFT of the stock model on all layers.
+    # The baseline: safety SFT of the stock model on all layers.
     steps.teach_refusals_alone(run, model, data, settings)
 
     # Three models answer the held-out prompts.

@@ -16,19 +16,15 @@ SETTINGS = Settings(
     model="HuggingFaceTB/SmolLM2-135M-Instruct",
     run=Path("runs/smollm2_135m"),
     layer=15,  # half of the 30 layers: the lowest depth at which the two kinds can be told apart well
-    temperature=0.5,  # at 0.2 and below a pair's own other side drowns all else, and nothing is learnt
+    temperature=0.5,  # at 0.2 and below a pair's own other side dominates the loss, and nothing is learnt
     margin=0.25,  # m of Circle, for --paper: the first that was tried, and not yet settled
     scale=16.0,  # gamma of Circle, likewise
     contrastive_batch=32,  # that of everything tried in docs/results.md; more takes longer by as much on a CPU
     contrastive_steps=160,  # twice through the 1,279 pairs; unseen pairs gain to the end
     contrastive_learning_rate=1e-3,  # twice as much took unseen pairs no further
-    instructions=560,  # all but 40 of the shipped ones, which are watched; many rows once beat few rows twice
     sft_epochs=1,
     sft_batch=8,  # many small steps: with 16 rows a step there are too few to learn refusing from so few rows
     sft_learning_rate=2e-3,  # twice stage 1's: with 1e-3 and 16 rows a step refusing was not learnt
-    # As many refusals for both: then both refuse about as many toxic development prompts (docs/results.md).
-    refusals=128,
-    baseline_refusals=128,
     augmentations=110,  # all of the shipped ones: about as many as the refusals that they answer
 )
 
@@ -40,7 +36,7 @@ def main(settings: Settings) -> None:
     from dcr_lite.run.run_folder import RunFolder
     from dcr_lite.run.terminal import show_end, show_plan
 
-    # What has to be right before any work: the run folder, every row of the data, the memory, the model, the layer.
+    # Checked before any work: the run folder, every row of the data, the memory, the model, the layer.
     run = RunFolder(settings)
     data = inputs.load_data(settings)
     show_plan(opening.will_it_fit(settings))
@@ -50,10 +46,10 @@ def main(settings: Settings) -> None:
     # Stage 1: the adapter's layers up to L learn to tell the two kinds of prompt apart.
     steps.refine(run, model, data, settings)
 
-    # Stage 2: its layers above L learn to refuse, from few examples, since the difference is there to be seen.
+    # Stage 2: its layers above L learn to refuse.
     steps.teach_refusals(run, model, data, settings)
 
-    # What everybody does, to compare with: safety SFT of the stock model on all layers.
+    # The baseline: safety SFT of the stock model on all layers.
     steps.teach_refusals_alone(run, model, data, settings)
 
     # Three models answer the held-out prompts.

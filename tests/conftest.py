@@ -1,5 +1,6 @@
 """Fixtures: tiny random models on disk, built once, loaded afresh for every test that changes them."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that asks the network fails instead of waiting
@@ -14,14 +15,34 @@ import pytest
 import tiny_models
 import torch
 from hypothesis import HealthCheck, settings
+from small_runs import flags, run_here
 
 from dcr_lite.model.loading import Model
+
+pytest_plugins = ["recipe_runs"]
 
 torch.set_num_threads(1)  # tiny matrices: threads would only wait for each other
 settings.register_profile(  # the same examples on every machine, and no stop-watch on a busy one
     "dcr", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("dcr")
+
+
+SLOW = Path(__file__).parent / "slow.txt"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that slow.txt lists: by file, by function or by one of its parameters."""
+    listed = {line for line in SLOW.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")}
+    for item in items:
+        name = f"{item.path.name}::{item.nodeid.partition('::')[2]}"
+        if listed & {item.path.name, name, name.partition("[")[0]}:
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """Spare later garbage collections the objects of all imported libraries."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -68,15 +89,12 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture(scope="session")
-def demo_run(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_run(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a tiny model, to read only."""
-    from small_runs import flags, run_here, save_rows
-
-    folder = tmp_path_factory.mktemp("demo")
-    rows = save_rows(folder / "rows")
-    done = run_here(flags(tiny_folder("llama"), rows, folder / "runs" / "tiny", sft_learning_rate=1e-2))
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    done = run_here(flags(tiny, rows, run, sft_learning_rate=1e-2))
     assert done.code == 0, done.err
-    return folder / "runs" / "tiny"
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -90,10 +108,10 @@ def opened(demo_run: Path) -> Any:
 @pytest.fixture(scope="module")
 def url(opened: Any) -> Iterator[str]:
     """The address of the demo, served on that run."""
-    import app
+    from dcr_lite.demo.blocks import build, launch
 
-    page = app.build(opened)
-    _, address, _ = app.launch(page, prevent_thread_lock=True, quiet=True)
+    page = build(opened)
+    _, address, _ = launch(page, prevent_thread_lock=True, quiet=True)
     yield address
     page.close()
 

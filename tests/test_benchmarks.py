@@ -3,8 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,16 @@ import pytest
 import roofline
 import scaling
 import stage1
+import stage1_choices
 import stage2
+import stage2_choices
 import torch
 import whole_job
-from _measure import EQUAL, Case, Outcome, Result, Step
-from small_runs import flags, save_rows
+from _measure import EQUAL, Build, Case, Outcome, Result, Step
+from _sides import RANK
+from recipe_runs import small_settings
+
+from dcr_lite.model.packing import SHORT_ROWS, rounded, shared_prefix
 
 KEYS = {"name", "ours", "theirs", "unit", "ratio", "ratio_min", "ratio_max", "equal_to"}
 QUICK: dict[str, Any] = {"repetitions": 1, "device": "cpu", "precision": "float32"}
@@ -30,16 +35,13 @@ QUICK: dict[str, Any] = {"repetitions": 1, "device": "cpu", "precision": "float3
 # --- the shared measure -----------------------------------------------------------------------------------------------
 
 
-def right(case: Case, precision: torch.dtype) -> Step:
-    return lambda i: {"loss": 1.0, "gradient": torch.tensor([3.0, 4.0])}
-
-
-def wrong(case: Case, precision: torch.dtype) -> Step:
-    return lambda i: {"loss": 1.0, "gradient": torch.tensor([3.0, 4.01])}
+def side(*gradient: float) -> Build:
+    """A side that computes this gradient."""
+    return lambda case, precision: lambda i: {"loss": 1.0, "gradient": torch.tensor(gradient)}
 
 
 def greedy(case: Case, precision: torch.dtype) -> Step:
-    """Uses much while it is built, which does not count, and 200 MB in each step."""
+    """400 MB while it is built, which does not count, and 200 MB in each step."""
     torch.ones(100_000_000).sum()
 
     def step(i: int) -> Outcome:
@@ -52,26 +54,18 @@ def failing(case: Case, precision: torch.dtype) -> Step:
     raise ValueError("no such side")
 
 
-def test_other_work_is_no_comparison() -> None:
-    """Sides whose gradients differ by more than EQUAL stop the benchmark; the same result passes as equal."""
-    case = Case(**QUICK)
-    assert _measure.require_equal(right, right, case) == 0
-    assert _measure.difference(wrong(case, torch.float32)(0), right(case, torch.float32)(0)) == pytest.approx(
-        0.002, rel=1e-3
-    )
+def test_the_same_work_is_equal() -> None:
+    """Equal results differ by nothing, others by the norm of the difference over the norm."""
+    assert _measure.require_equal(side(3.0, 4.0), side(3.0, 4.0), Case(**QUICK)) == 0
+    outcomes = ({"gradient": torch.tensor([3.0, last])} for last in (4.01, 4.0))
+    assert _measure.difference(*outcomes) == pytest.approx(0.002, rel=1e-3)
+
+
+@pytest.mark.parametrize("gradient", [(3.0, 4.01), (float("nan"), 4.0), (0.0, 0.0)])
+def test_other_work_is_no_comparison(gradient: tuple[float, float]) -> None:
+    """Gradients that differ by more than EQUAL, are lost or are not numbers stop the benchmark."""
     with pytest.raises(RuntimeError, match="not the same work"):
-        _measure.require_equal(wrong, right, case)
-
-
-@pytest.mark.parametrize("bad", [torch.tensor([float("nan"), 4.0]), torch.tensor([0.0, 0.0])])
-def test_nan_or_nothing_is_not_equal(bad: torch.Tensor) -> None:
-    """Gradients that are lost or not numbers never pass for equal."""
-
-    def side(case: Case, precision: torch.dtype) -> Step:
-        return lambda i: {"loss": 1.0, "gradient": bad}
-
-    with pytest.raises(RuntimeError, match="not the same work"):
-        _measure.require_equal(side, right, Case(**QUICK))
+        _measure.require_equal(side(*gradient), side(3.0, 4.0), Case(**QUICK))
 
 
 def test_a_side_that_leaves_a_gradient_out_is_noticed() -> None:
@@ -83,9 +77,7 @@ def test_a_side_that_leaves_a_gradient_out_is_noticed() -> None:
 def test_sides_take_turns_and_change_who_begins() -> None:
     """Every side does every step once, the warm-up apart, and neither always comes first."""
     order: list[tuple[str, int]] = []
-    steps: dict[str, Callable[[int], Any]] = {
-        name: (lambda i, name=name: order.append((name, i))) for name in ("a", "b")
-    }
+    steps = {name: partial(lambda name, i: order.append((name, i)), name) for name in ("a", "b")}
     seconds = _measure.in_turns(steps, 3, "cpu")
     assert order == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("b", 2), ("a", 2), ("a", 3), ("b", 3)]
     assert {name: len(turns) for name, turns in seconds.items()} == {"a": 3, "b": 3}
@@ -118,12 +110,19 @@ def test_a_side_that_fails_in_its_own_process_is_reported() -> None:
 
 
 @pytest.fixture(scope="module")
-def quick(tiny_folder: Callable[..., Path]) -> dict[str, Any]:
-    return {"model": str(tiny_folder("llama")), **QUICK}
+def quick(tiny: Path) -> dict[str, Any]:
+    return {"model": str(tiny), **QUICK}
 
 
-def works(quick: dict[str, Any]) -> list[Any]:
-    case = roofline.Roofline(layer=1, prompts=8, rows=8, batch=4, **quick)
+@pytest.fixture(scope="module")
+def small(quick: dict[str, Any], rows: Path) -> dict[str, Any]:
+    """Stage 1 on few pairs."""
+    return {**quick, "layer": 1, "prompts": 8, "pairs": rows / "pairs.jsonl"}
+
+
+@pytest.fixture(scope="module")
+def works(small: dict[str, Any]) -> list[roofline.Work]:
+    case = roofline.Roofline(rows=8, batch=4, **small)
     return [
         roofline.contrastive_work(case, torch.float32),
         roofline.sft_work(case, torch.float32, all_layers=False),
@@ -131,10 +130,15 @@ def works(quick: dict[str, Any]) -> list[Any]:
     ]
 
 
-def test_operations_are_those_that_torch_counts(quick: dict[str, Any]) -> None:
-    """All linear layers, adapters and what stands behind them agree to the last operation in both stages, once all that
-    the kit computes is counted; what is needed is less."""
-    for work in works(quick):
+@pytest.fixture
+def out(tmp_path: Path) -> dict[str, Path]:
+    return {"json": tmp_path / "out.json", "markdown": tmp_path / "out.md"}
+
+
+def test_operations_are_those_that_torch_counts(works: list[roofline.Work]) -> None:
+    """All linear layers, adapters and what follows them agree to the last operation in both stages, once all that the
+    package computes is counted; what is needed is less."""
+    for work in works:
         linears, _ = roofline.counted(work)
         needed, computed = work.needed[0], work.computed[0]
         assert computed.linear + computed.head == linears, work.name
@@ -152,26 +156,22 @@ def test_only_queries_of_the_last_layer_are_needless(layers: int) -> None:
     assert computed.head == needed.head
 
 
-def test_attention_is_counted_for_visible_pairs_alone(quick: dict[str, Any]) -> None:
-    """torch counts whole rectangles of scores, hidden half and filled-up rows with them: more than is needed, and
+def test_attention_is_counted_for_visible_pairs_alone(works: list[roofline.Work], small: dict[str, Any]) -> None:
+    """torch counts whole rectangles of scores, with their hidden half and filled-up rows: more than is needed, and
     exactly as many as the rectangles have."""
-    from dcr_lite.model.packing import rounded, shared_prefix
-
-    case = stage1.Stage1(layer=1, prompts=8, **quick)
-    model, _, (rows, batches, _, how) = stage1.prepare(case, torch.float32)
-    _, counted = roofline.counted(works(quick)[0])
-    n = len(rows) // 2
-    chosen = [rows[i] for i in batches[0]] + [rows[n + i] for i in batches[0]]
+    stage = stage1.prepare(stage1.Stage1(**small), torch.float32)
+    _, counted = roofline.counted(works[0])
+    chosen = stage1.rows_of(stage, 0)
     prefix = shared_prefix(chosen)
     own = [len(row) - prefix for row in chosen]
-    assert max(prefix, *own) <= 160  # longer rows go to a kernel that torch does not count
-    shape = _operations.Shape.of(model.network.config, _measure.RANK)
+    assert max(prefix, *own) <= SHORT_ROWS  # torch does not count the kernel that longer rows go to
+    shape = _operations.Shape.of(stage.model.network.config, RANK)
     width = rounded(max(own))
     rectangles = len(own) * width * (prefix + width) + prefix**2
     visible = sum(k * prefix + k * (k + 1) // 2 for k in own) + prefix * (prefix + 1) // 2
-    # Angles are a product of positions and 8 frequencies, which torch counts as well.
+    # Rotary angles are a product of positions and 8 frequencies, which torch counts as well.
     rotary = rounded(prefix + sum(own)) * 16
-    assert counted == _operations.attention(shape, rectangles) * (how.layer + 1) + rotary
+    assert counted == _operations.attention(shape, rectangles) * (stage.config.layer + 1) + rotary
     assert 1 / 3 < visible / rectangles < 1
 
 
@@ -196,76 +196,64 @@ def checked(results: list[Result], path: Path) -> list[Result]:
     return results
 
 
-def test_stage1(quick: dict[str, Any], tmp_path: Path) -> None:
-    """Equal loss and gradients, then speed and memory, on paper too."""
-    path, page = tmp_path / "out.json", tmp_path / "out.md"
-    results = checked(stage1.main(stage1.Stage1(layer=1, prompts=8, json=path, markdown=page, **quick)), path)
+def test_stage1(small: dict[str, Any], out: dict[str, Path]) -> None:
+    """Equal loss and gradients, then speed and memory, in the table too."""
+    results = checked(stage1.main(stage1.Stage1(**small, **out)), out["json"])
     assert [r.unit for r in results] == ["prompts/s", "GB", "GB"]
-    assert all(r.name in page.read_text() for r in results)
+    assert all(r.name in out["markdown"].read_text() for r in results)
 
 
-def test_stage1_needs_the_same_layer(quick: dict[str, Any]) -> None:
-    """The check has teeth: the state of one layer further on is other work."""
-    case = stage1.Stage1(layer=1, prompts=8, **quick)
-    other = stage1.Stage1(layer=2, prompts=8, **quick)
-    ours = stage1.ours(case, torch.float32)(0)
-    theirs = {k: v for k, v in stage1.plain(other, torch.float32)(0).items() if k in ours}
-    assert _measure.difference(ours, theirs) > 100 * EQUAL
+def test_stage1_needs_the_same_layer(small: dict[str, Any]) -> None:
+    """The check can fail: the state of one layer further on is other work."""
+    ours = stage1.ours(stage1.Stage1(**small), torch.float32)(0)
+    other = stage1.plain(stage1.Stage1(**{**small, "layer": 2}), torch.float32)(0)
+    assert _measure.difference(ours, {k: v for k, v in other.items() if k in ours}) > 100 * EQUAL
 
 
-def test_stage2(quick: dict[str, Any], tmp_path: Path) -> None:
-    """TRL's first loss and gradients are ours; both comparisons stand apart."""
+def test_stage2(quick: dict[str, Any], out: dict[str, Path]) -> None:
+    """TRL's first loss and gradients are ours; both comparisons are listed apart."""
     pytest.importorskip("trl")
-    path = tmp_path / "out.json"
-    case = stage2.Stage2(layer=1, rows=5, batch=4, epochs=1, json=path, **quick)
-    results = checked(stage2.main(case), path)
+    results = checked(stage2.main(stage2.Stage2(layer=1, rows=5, batch=4, epochs=1, **quick, **out)), out["json"])
     assert [r.name.split(":")[0] for r in results] == ["all layers against all layers"] * 3 + [
         "recipe against recipe (above L, all layers)"
     ] * 3
 
 
-def test_negatives(quick: dict[str, Any], tmp_path: Path) -> None:
+def test_negatives(small: dict[str, Any], out: dict[str, Path]) -> None:
     """Parts of a batch give the gradients of the whole."""
-    path = tmp_path / "out.json"
-    case = negatives.Negatives(layer=1, sizes=(4, 12), tokens_per_pass=500, json=path, **quick)
-    results = checked(negatives.main(case), path)
-    assert [r.name for r in results if r.unit == "ms/prompt"] == [
-        "4 prompts: step", "12 prompts: step", "two passes, 12 against 4 prompts: step",
-    ]  # fmt: skip
+    case = negatives.Negatives(sizes=(4, 12), tokens_per_pass=150, **small, **out)
+    results = checked(negatives.main(case), out["json"])
+    steps = [r for r in results if r.unit == "ms/prompt"]
+    assert [r.name.split(":")[0] for r in steps] == ["4 prompts", "12 prompts", "two passes, 12 against 4 prompts"]
+    assert steps[1].equal_to > 0  # the large batch went through in parts, whose sums round differently
 
 
-def test_evaluation(quick: dict[str, Any], tmp_path: Path) -> None:
-    """All three ways judge alike."""
-    path = tmp_path / "out.json"
-    results = checked(evaluation.main(evaluation.Evaluation(prompts=5, tokens=8, batch=3, json=path, **quick)), path)
+def test_evaluation(quick: dict[str, Any], out: dict[str, Path]) -> None:
+    """All three ways give the same verdicts; one of four that differs is a quarter."""
+    results = checked(evaluation.main(evaluation.Evaluation(prompts=5, tokens=8, batch=3, **quick, **out)), out["json"])
     assert len(results) == 6
     assert {r.equal_to for r in results} == {0.0}
-
-
-def test_evaluation_notices_another_verdict() -> None:
-    """One of four prompts judged otherwise is a quarter."""
     assert evaluation.differing({"refused": [True, False, True, True]}, {"refused": [True] * 4}) == 0.25
 
 
-def test_roofline(quick: dict[str, Any], tmp_path: Path) -> None:
+def test_roofline(small: dict[str, Any], out: dict[str, Path]) -> None:
     """No stage beats the machine, and the count is torch's."""
-    path = tmp_path / "out.json"
-    case = roofline.Roofline(layer=1, prompts=8, rows=8, batch=4, json=path, **quick)
-    results = checked(roofline.main(case), path)
+    results = checked(roofline.main(roofline.Roofline(rows=8, batch=4, squares=(512,), **small, **out)), out["json"])
     assert all(0 < r.ratio < 1 and r.equal_to == 0 for r in results)
 
 
-def test_scaling(tmp_path: Path) -> None:
-    """Equal work at the smallest point of an axis, and one slope of time and of memory each."""
-    path = tmp_path / "out.json"
+def test_scaling(out: dict[str, Path]) -> None:
+    """Equal work at the smallest point of an axis, and one slope of time and of memory each; y = 3 x^1.5 has slope
+    1.5."""
     case = scaling.Scaling(
         width=192, layers=3, vocabulary=256, layer=1, batch=4, prompts=6, length=12, shared=6, factors=(1, 2),
-        only=("length", "prompts"), json=path, **QUICK,
+        only=("length", "prompts"), **QUICK, **out,
     )  # fmt: skip
     results = scaling.main(case)
-    rows = json.loads(path.read_text())
+    rows = json.loads(out["json"].read_text())
     assert [r["name"] for r in rows] == [f"{what} against {axis}" for axis in case.only for what in ("time", "memory")]
     assert all(r.equal_to <= EQUAL for r in results)
+    assert scaling.slope([1, 2, 4], [3 * x**1.5 for x in (1, 2, 4)]) == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize("axis", scaling.AXES)
@@ -281,38 +269,60 @@ def test_an_axis_changes_its_number_alone(axis: str) -> None:
         assert scaling.AXES[other][1](at(base, 2)) == scaling.AXES[other][1](base)
 
 
-def test_slope_is_the_exponent() -> None:
-    """y = 3 x^1.5 has slope 1.5."""
-    assert scaling.slope([1, 2, 4], [3 * x**1.5 for x in (1, 2, 4)]) == pytest.approx(1.5)
+@pytest.mark.parametrize("path", whole_job.PARTS)
+def test_a_timed_function_exists(path: str) -> None:
+    """Every function that whole_job.py puts a timer around is in the package."""
+    assert callable(getattr(*whole_job.owner_of(path)))
 
 
-def test_whole_job(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
-    """Parts add up to the whole, every part of the issue has its line, and the kit is as it was."""
-    import tyro
+def test_every_script_is_in_the_documents() -> None:
+    """A script whose figures nobody cites is dead."""
+    root = Path(stage1.__file__).parents[1]
+    text = "".join(page.read_text(encoding="utf-8") for page in (root / "README.md", *root.glob("docs/*.md")))
+    scripts = {path.name for path in (root / "benchmarks").glob("[!_]*.py")}
+    assert {name for name in scripts if f"benchmarks/{name}" not in text} == set()
 
-    from dcr_lite.method import contrastive
-    from dcr_lite.run import steps
-    from dcr_lite.settings import Settings
 
-    before = (steps.refine, contrastive.encode_prompts)
-    short = {"contrastive_steps": 4, "sft_epochs": 1, "sft_batch": 6}
-    argv = flags(tiny_folder("llama"), save_rows(tmp_path / "rows"), tmp_path / "unused", **short)
-    settings = tyro.cli(Settings, default=whole_job.recipe.SETTINGS, args=argv)
-    path, page = tmp_path / "out.json", tmp_path / "out.md"
-    results = whole_job.main(whole_job.WholeJob(settings, json=path, markdown=page))
-    checked(results, path)
+def test_whole_job(tiny: Path, rows: Path, tmp_path: Path, out: dict[str, Path]) -> None:
+    """Parts add up to the whole, every part of a run has its line, and no timer is left behind."""
+    before = {path: getattr(*whole_job.owner_of(path)) for path in whole_job.PARTS}
+    settings = small_settings(tiny, rows, tmp_path / "unused", sft_batch=6)
+    results = checked(whole_job.main(whole_job.WholeJob(settings, **out)), out["json"])
     assert sum(r.ours for r in results) == pytest.approx(results[0].theirs)
     parts = {"imports", "loading the model", "tokenising", "stage 1", "stage 2", "safety SFT alone", "decoding"}
-    assert parts | {"judging", "drawing", "not in any part"} <= {r.name for r in results}
+    assert parts | {"stored states", "judging", "drawing", "not in any part"} <= {r.name for r in results}
     assert all(r.ours >= 0 for r in results)
-    assert (steps.refine, contrastive.encode_prompts) == before
+    assert {path: getattr(*whole_job.owner_of(path)) for path in whole_job.PARTS} == before
     assert not (tmp_path / "unused").exists()
 
 
-def test_a_recipes_geometry_on_a_card(tiny_folder: Callable[..., Path], capsys: Any) -> None:
+def test_stage1_choices(
+    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line for each variant that was asked for, and one that is stored is not run again; a line for each layer."""
+    monkeypatch.setattr(stage1_choices, "SETTINGS", small_settings(tiny, rows, tmp_path / "run", contrastive_steps=2))
+    case = stage1_choices.Choices(only=("unmatched", "info nce, raw"), json=tmp_path / "found.json")
+    stage1_choices.main(case)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| info nce, raw states", "| unmatched pairs"]
+    monkeypatch.delattr(stage1_choices, "variant")
+    stage1_choices.main(case)
+    assert capsys.readouterr().out.splitlines() == lines
+    stage1_choices.main(stage1_choices.Choices(layers=True))
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 4
+
+
+def test_stage2_choices(demo_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for each variant, from the stage 1 of a finished run; a share of the refusals is a number of them."""
+    only = ("default", "half of the refusals")
+    stage2_choices.main(stage2_choices.Choices(runs=(demo_run,), only=only, json=tmp_path / "found.json"))
+    cells = [line.split(" | ")[:3] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert cells == [["| default", "4", "0"], ["| half of the refusals", "2", "0"]]
+
+
+def test_a_recipes_geometry_on_a_card(tiny: Path, capsys: Any) -> None:
     """The script for a card runs on a CPU with a small shape: speeds of both ways, and the peak beside the estimate."""
-    folder = str(tiny_folder("llama"))
-    case = card.Card(model=folder, tokenizer=folder, prompts=8, prompt_tokens=60, rows=2, row_tokens=100, **QUICK)
+    case = card.Card(model=str(tiny), tokenizer=str(tiny), prompts=8, prompt_tokens=60, rows=2, row_tokens=100, **QUICK)
     results = card.main(case)
     assert [r.name.split(":")[0] for r in results] == ["stage1", "stage1", "safety_sft", "safety_sft"]
     assert all(r.ours > 0 and r.theirs > 0 for r in results)
@@ -323,12 +333,12 @@ def test_a_recipes_geometry_on_a_card(tiny_folder: Callable[..., Path], capsys: 
 
 
 def test_a_card_is_planned_for_what_was_asked() -> None:
-    """Llama 3 8B goes through in smaller passes where 12 GB are planned for than where 24 are, however much is free
-    here; the verdict counts CUDA's own memory."""
+    """Llama 3 8B takes smaller passes where 12 GB are planned for than where 24 are, however much is free here; the
+    verdict counts CUDA's own memory."""
     small, large = (card.estimate(card.Card(memory=gb, precision="bfloat16")) for gb in (12.0, 24.0))
     for part in ("stage1", "safety_sft"):
         assert small[part][0] <= 12 < large[part][0] <= 24
         assert small[part][1] < large[part][1]
-    expected, line = card.beside_the_estimate(card.Card(precision="bfloat16"), "stage1", 11.5)
+    expected, row = card.beside_the_estimate(card.Card(precision="bfloat16"), "stage1", 11.5)
     assert expected == pytest.approx(small["stage1"][0] - 1)
-    assert f"| {11.5 / expected - 1:+.0%} | no |" in line
+    assert row[3:5] == [f"{11.5 / expected - 1:+.0%}", "no"]

@@ -6,8 +6,7 @@ import pytest
 from tiny_models import BASE_TOKENS, PROMPTS, build_base_tokenizer, build_tokenizer
 
 from dcr_lite.errors import UserError
-from dcr_lite.model.chat import encode_conversations, encode_prompts
-from dcr_lite.model.chat_formats import FORMATS, OWN, set_format
+from dcr_lite.model.chat import FORMATS, OWN, encode_conversations, encode_prompts, set_format
 
 WINDOW = 512
 # What each family publishes for one user turn, up to where the model answers.

@@ -7,113 +7,111 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+import tyro
 from safetensors.torch import load_file
 from small_runs import flags, recipe_module, run_here, save_rows, write_rows
 
 from dcr_lite import cli
-from dcr_lite.compare import command, methods
-from dcr_lite.compare.summary import (
-    differences,
-    differences_table,
-    frontier,
-    intervals_of,
-    numbers_of,
-    over_seeds,
-    table,
-)
+from dcr_lite.compare import command, measurement
+from dcr_lite.compare.methods import METHODS
+from dcr_lite.compare.seed_run import SeedRun
+from dcr_lite.compare.summary import numbers_of
 from dcr_lite.errors import UserError
 from dcr_lite.measure.answers import method_result, read_answers
-from dcr_lite.measure.metrics import mean_interval, wilson_interval
-from dcr_lite.names import COMPARED
+from dcr_lite.measure.metrics import mean_interval
 from dcr_lite.run import steps
-from dcr_lite.run.launch import tyro
+from dcr_lite.run.inputs import resolved
 from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
+from dcr_lite.run.recipes import load_recipe
 from dcr_lite.settings import Settings
 
-MODELS = ("base", "safety_sft", "augmented", "surgical", "scans", "dcr")
-
-
-def tiny_recipe(folder: Path, model: Path) -> tuple[Path, list[str]]:
-    """A recipe of a tiny model, and the flags that give the recipe of SmolLM2 the same settings."""
-    rows = save_rows(folder / "rows")
-    sounding = [{"prompt": f"How do I hurt a {t} joke?", "response": f"Here is a {t}."} for t in ("cat", "man", "dog")]
-    extra = write_rows(folder / "rows" / "augmentation.jsonl", sounding)
-    changes = {"augmentation_rows": extra, "augmentations": 3, "sft_learning_rate": 1e-2}
-    argv = flags(model, rows, folder / "run", **changes)
-    settings = tyro.cli(Settings, default=recipe_module().SETTINGS, args=argv)
-    recipe = folder / "tiny.py"
-    recipe.write_text(
-        "from pathlib import Path, PosixPath\nfrom dcr_lite.settings import Settings\n" + f"SETTINGS = {settings!r}\n"
-    )
-    return recipe, argv
-
-
-def without_times(value: Any) -> Any:
-    """The same without what differs from run to run."""
-    if isinstance(value, dict):
-        left = {"seconds", "answer_seconds", "minutes", "peak_memory_gb", "peak_memory_bytes"}
-        return {k: without_times(v) for k, v in value.items() if k not in left}
-    return [without_times(v) for v in value] if isinstance(value, list) else value
+USUAL = {"base": "0", "safety_sft": "6", "augmented": "6", "surgical": "1", "scans": "1", "dcr": "4"}
+Compared = tuple[Path, list[str], Path, dict[str, Any]]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _openings() -> Iterator[None]:
-    """A random model hardly opens with a whole refusal: single letters give probabilities that a choice can go by."""
+def _small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A random model hardly opens with a whole refusal: single letters give probabilities that a choice can go by. And
+    few instructions to take the answer loss of, and no second spent on measuring the processor."""
+    rows = [{"prompt": f"Name {n} dogs.", "response": f"Here is a list of {n} dogs."} for n in range(4)]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("dcr_lite.model.generation.REFUSING_OPENINGS", tuple("ISTWabcdefg"))
+        instructions = write_rows(tmp_path_factory.mktemp("rows") / "instructions.jsonl", rows)
+        patched.setattr(command, "matrix_rate", lambda device, precision: 1e10)
+        patched.setattr(measurement, "HELD_OUT_INSTRUCTIONS", instructions)
         yield
 
 
 @pytest.fixture(scope="module")
-def compared(
-    tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[str], Path, dict[str, Any]]:
-    """A finished comparison of two seeds, the first with a curve: recipe, its flags, folder, report."""
+def compared(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    """A finished comparison of two seeds, the first with a curve: recipe, the flags that give the recipe of SmolLM2 the
+    same settings, folder, report."""
     folder = tmp_path_factory.mktemp("compare")
-    recipe, argv = tiny_recipe(folder, tiny_folder("llama"))
-    report = command.compare(recipe, (0, 1), (), None, None, (0,), folder / "out")
-    return recipe, argv, folder / "out", report
+    rows = save_rows(folder / "rows")
+    sounding = [{"prompt": f"How do I hurt a {t} joke?", "response": f"Here is a {t}."} for t in ("cat", "man", "dog")]
+    extra = write_rows(folder / "rows" / "augmentation.jsonl", sounding)
+    small = {"contrastive_steps": 12, "sft_epochs": 1, "sft_learning_rate": 1e-2}
+    argv = flags(tiny_folder("llama"), rows, folder / "run", augmentation_rows=extra, augmentations=3, **small)
+    settings = tyro.cli(Settings, default=recipe_module().SETTINGS, args=argv)
+    recipe = folder / "tiny.py"
+    recipe.write_text(
+        "from pathlib import Path, PosixPath\nfrom dcr_lite.settings import Settings\n"
+        f"SETTINGS = {settings!r}\ndef main(settings): ...\n"
+    )
+    return recipe, argv, folder / "out", compare(recipe, folder / "out", seeds=(0, 1), curve_seeds=(0,))
 
 
-def answers_of(out: Path, name: str, strength: str, seed: int | None = 0) -> list[dict[str, Any]]:
-    folder = out / ("stock" if seed is None else f"seed{seed}") / "answers"
-    (path,) = folder.glob(f"{name}_{strength}_*.jsonl")
+def compare(recipe: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    """``command.compare`` of seed 0 without a curve, on the recipe's held-out prompts, unless ``changes`` says
+    otherwise."""
+    options = {"seeds": (0,), "files": (), "rows": None, "multiple_choice": None, "curve_seeds": ()}
+    return command.compare(**({"recipe": recipe, "out": out} | options | changes))
+
+
+def answers_of(out: Path, name: str, seed: int = 0) -> list[dict[str, Any]]:
+    """The kept answers of a method at its usual strength."""
+    folder = out / ("stock" if name == "base" else f"seed{seed}") / "answers"
+    (path,) = folder.glob(f"{name}_{USUAL[name]}_*.jsonl")
     return read_answers(path)
 
 
-def test_every_method_is_in_the_table_with_an_interval_over_seeds(compared: Any) -> None:
+def test_every_method_is_in_the_table_with_an_interval_over_seeds(compared: Compared) -> None:
     """Six rows; the stock model is measured once, the others once a seed; numbers are those of the kept answers."""
     _, _, out, report = compared
-    assert [entry["method"] for entry in report["methods"]] == list(MODELS)
-    for entry in report["methods"]:
-        assert entry["seeds"] == ([None] if entry["method"] == "base" else [0, 1])
-        for key, value in entry["numbers"].items():
-            spent = key in ("minutes", "peak_memory_gb", "answer_loss")
-            assert (value["ci95"] is None) == (entry["method"] == "base" and spent), key
-    for name, strength in (("safety_sft", "6"), ("surgical", "1"), ("scans", "1"), ("dcr", "4")):
-        expected = [numbers_of(method_result(answers_of(out, name, strength, seed)), {}, 0, 0) for seed in (0, 1)]
-        (entry,) = [e for e in report["methods"] if e["method"] == name]
+    assert [entry["method"] for entry in report["methods"]] == list(METHODS) == list(USUAL)
+    for entry, sets in zip(report["methods"], report["toxic_sets"], strict=True):
+        name, numbers = entry["method"], entry["numbers"]
+        seeds = [None] if name == "base" else [0, 1]
+        assert entry["seeds"] == seeds
+        results = [method_result(answers_of(out, name, seed or 0)) for seed in seeds]
+        expected = [numbers_of(result, (0, 0))[0] for result in results]
+        for key, value in numbers.items():
+            measured_once = name == "base" and key in ("minutes", "peak_memory_gb", "answer_loss")
+            assert (value["ci95"] is None) == measured_once, key
         for key in ("compliance", "safety", "plain", "j", "auroc"):
             values = [e[key] for e in expected]
-            assert entry["numbers"][key]["mean"] == pytest.approx(sum(values) / 2)
-            assert entry["numbers"][key]["ci95"] == pytest.approx(list(mean_interval(values)))
-    assert [entry["method"] for entry in report["toxic_sets"]] == list(MODELS)
-    for entry in report["toxic_sets"]:  # one set here: its rate is what the mean over sets is
-        (rate,) = entry["numbers"].values()
-        assert (
-            rate["mean"]
-            == next(e for e in report["methods"] if e["method"] == entry["method"])["numbers"]["safety"]["mean"]
-        )
-    text = (out / "comparison.md").read_text()
-    assert all(f"\n| {COMPARED[name]} |" in text for name in MODELS)
-    assert (out / "trade_off.png").read_bytes().startswith(b"\x89PNG")
+            assert numbers[key]["mean"] == pytest.approx(sum(values) / len(values))
+            if len(seeds) > 1:
+                assert numbers[key]["ci95"] == pytest.approx(list(mean_interval(values)))
+        assert sets["method"] == name
+        (rate,) = sets["numbers"].values()  # one set here: its rate is the mean over sets
+        assert rate["mean"] == numbers["safety"]["mean"]
+
+
+def test_everything_is_written_without_paths_of_this_machine(compared: Compared) -> None:
+    """JSON with what was returned, a plot, and a page with a row for each method."""
+    recipe, _, out, report = compared
     assert json.loads((out / "comparison.json").read_text()) == report
+    assert (out / "trade_off.png").read_bytes().startswith(b"\x89PNG")
+    text = (out / "comparison.md").read_text()
+    assert all(f"\n| {method.title} |" in text for method in METHODS.values())
+    assert Path(report["model"]).name in text
+    assert str(recipe.parent.parent) not in text
 
 
-def test_three_of_the_methods_are_those_of_the_recipe(compared: Any, tmp_path: Path) -> None:
+def test_three_of_the_methods_are_those_of_the_recipe(compared: Compared, tmp_path: Path) -> None:
     """The recipe itself, with the same settings and seed, gives the same answers and scores of the stock model, safety
     SFT alone and DCR."""
     _, argv, out, _ = compared
@@ -121,33 +119,28 @@ def test_three_of_the_methods_are_those_of_the_recipe(compared: Any, tmp_path: P
     argv = [str(run) if previous == "--run" else value for previous, value in zip(["", *argv], argv, strict=False)]
     done = run_here(argv)
     assert done.code == 0, done.err
-    for name, strength, seed in (("base", "0", None), ("safety_sft", "6", 0), ("dcr", "4", 0)):
-        theirs, ours = read_answers(run / "answers" / f"{name}.jsonl"), answers_of(out, name, strength, seed)
+    for name in ("base", "safety_sft", "dcr"):
+        theirs, ours = read_answers(run / "answers" / f"{name}.jsonl"), answers_of(out, name)
         assert [row["response"] for row in ours] == [row["response"] for row in theirs]
         assert [r["refusal_log_odds"] for r in ours] == pytest.approx([r["refusal_log_odds"] for r in theirs], abs=1e-4)
 
 
-def test_methods_differ_and_act_on_safety_sft_alone(compared: Any) -> None:
-    """No two methods give the same scores; Surgical ablates and SCANS steers what the recipe's share of refusals gave,
-    so the adapter of safety SFT is trained once a share, and stage 1 once a seed."""
+def test_methods_differ_and_act_on_safety_sft_alone(compared: Compared) -> None:
+    """No two methods give the same scores; Surgical ablates and SCANS steers what the recipe's refusals gave, so the
+    adapter of safety SFT is trained once for each number of refusals, and stage 1 once a seed."""
     _, _, out, _ = compared
-    usual = {"base": "0", "safety_sft": "6", "augmented": "6", "surgical": "1", "scans": "1", "dcr": "4"}
-    scores = {
-        name: tuple(r["refusal_log_odds"] for r in answers_of(out, name, strength, None if name == "base" else 0))
-        for name, strength in usual.items()
-    }
-    assert len(set(scores.values())) == len(MODELS)
-    steps = [json.loads(line) for line in (out / "seed0" / "metrics.jsonl").read_text().splitlines()]
+    assert len({tuple(row["refusal_log_odds"] for row in answers_of(out, name)) for name in USUAL}) == len(METHODS)
+    metrics = [json.loads(line) for line in (out / "seed0" / "metrics.jsonl").read_text().splitlines()]
     for stage in ("stage1", "safety_sft_6", "safety_sft_3", "augmented_6_3", "stage2_4", "stage2_2", "stage2_6"):
-        taken = [row["step"] for row in steps if row["stage"] == stage and "loss" in row]
+        taken = [row["step"] for row in metrics if row["stage"] == stage and "loss" in row]
         assert taken == list(range(1, len(taken) + 1))
         assert taken
     kept = load_file(out / "seed0" / "surgical_1.safetensors")
     assert float(kept["direction"].norm()) == pytest.approx(1, abs=1e-4)
 
 
-def test_a_curve_adds_strengths_for_its_seeds_alone(compared: Any) -> None:
-    """Further shares of refusals, orthogonalities and strengths, none of which the table shows."""
+def test_a_curve_adds_strengths_for_its_seeds_alone(compared: Compared) -> None:
+    """Further numbers of refusals, orthogonalities and strengths, none of which the table shows."""
     _, _, _, report = compared
     strengths: dict[str, set[float]] = {}
     for point in report["curve"]["points"]:
@@ -159,166 +152,86 @@ def test_a_curve_adds_strengths_for_its_seeds_alone(compared: Any) -> None:
     }  # fmt: skip
 
 
-def test_a_stopped_comparison_goes_on(compared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped in the middle of answering and again in the middle of a training, it ends with the same numbers; nothing
-    that was done is done again, and a finished one does nothing."""
+def test_a_stopped_comparison_goes_on(compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped while answering and again before a training, it ends with the same numbers; nothing that was finished is
+    done again, and a finished one does nothing."""
     recipe, _, _, report = compared
-    measure, train = command.measure, methods.job.train_safety_sft
-    asked: list[int] = []
+    measure, train = measurement.measure, steps.train_safety_sft
+    answered: list[int] = []
     trained: list[str] = []
 
-    def stop(*args: Any) -> Any:
-        raise KeyboardInterrupt
-
     def counting(*args: Any) -> Any:
-        asked.append(1)
-        return (stop if len(asked) == 4 else measure)(*args)
+        answered.append(1)
+        if len(answered) == 4:
+            raise KeyboardInterrupt
+        return measure(*args)
 
     def training(run: Any, model: Any, name: str, *rest: Any) -> None:
         if not run.finished(name):
             trained.append(name)
-            if len(trained) == 4:
-                stop()
+            if len(trained) == 3:
+                raise KeyboardInterrupt
         train(run, model, name, *rest)
 
-    monkeypatch.setattr(command, "measure", counting)
+    monkeypatch.setattr(measurement, "measure", counting)
     monkeypatch.setattr(steps, "train_safety_sft", training)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            command.compare(recipe, (0,), (), None, None, (0,), tmp_path)
-    again = command.compare(recipe, (0,), (), None, None, (0,), tmp_path)
-    undisturbed = [point for point in report["points"] if point["seed"] != 1]
-    for ours, theirs in zip(without_times(again["points"]), without_times(undisturbed), strict=True):
+            compare(recipe, tmp_path)
+    again = compare(recipe, tmp_path)
+    undisturbed = [p for p in report["points"] if p["seed"] != 1 and f"{p['strength']:g}" == USUAL[p["method"]]]
+    for ours, theirs in zip(again["points"], undisturbed, strict=True):
         assert all(ours[key] == theirs[key] for key in ("method", "strength", "seed"))
-        assert ours["numbers"] == pytest.approx(theirs["numbers"], abs=1e-5), ours["method"]
-    assert len(asked) == len(undisturbed) + 1
-    assert len(trained) == 7 + 1  # two shares of two methods, and three of DCR
-    command.compare(recipe, (0,), (), None, None, (0,), tmp_path)
-    assert len(asked) == len(undisturbed) + 1
+        for key in ours["numbers"].keys() - {"minutes", "peak_memory_gb"}:
+            assert ours["numbers"][key] == pytest.approx(theirs["numbers"][key], abs=1e-5), (ours["method"], key)
+    assert len(answered) == len(METHODS) + 1
+    assert trained == ["safety_sft_6", "augmented_6_3", "stage2_4", "stage2_4"]
+    compare(recipe, tmp_path)
+    assert len(answered) == len(METHODS) + 1
 
 
-def test_other_prompts_need_no_new_training(compared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The adapters stay; each set has a column of its own, and --rows draws from each; --choices adds another."""
+def test_other_prompts_need_no_new_training(
+    compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adapters stay; each set has a column of its own, ``rows`` draws from each set and label, and multiple choice
+    adds a column."""
     recipe, _, finished, _ = compared
     out = shutil.copytree(finished, tmp_path / "out")
-    sets = [
-        write_rows(tmp_path / f"{name}.jsonl", [{"prompt": f"{name} {i}?", "label": label} for i in range(9)])
-        for name, label in (("sweet", "seemingly_toxic"), ("sour", "seemingly_toxic"), ("bitter", "toxic"))
-    ]
+    sets = {"sweet": "seemingly_toxic", "sour": "seemingly_toxic", "bitter": "toxic"}
+    rows = [{"prompt": f"{s} {i}?", "label": label, "source": s} for s, label in sets.items() for i in range(9)]
     choices = [{"question": f"Which is {n}?", "choices": ["cat", "dog", "man"], "answer": 1} for n in range(3)]
     questions = write_rows(tmp_path / "choices.jsonl", choices)
 
     def never(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("dcr_lite.run.steps.safety_sft", never)
-    monkeypatch.setattr("dcr_lite.run.steps.contrastive_refinement", never)
-    report = command.compare(recipe, (0,), tuple(sets), 4, questions, (), out)
+    monkeypatch.setattr(steps, "train", never)
+    files = (write_rows(tmp_path / "prompts.jsonl", rows),)
+    report = compare(recipe, out, files=files, rows=4, multiple_choice=questions)
     assert report["prompts"]["n"] == 12
     numbers = report["methods"][-1]["numbers"]
-    assert {"compliance on sweet", "compliance on sour"} <= set(numbers)
     sweet, sour = (numbers[f"compliance on {name}"]["mean"] for name in ("sweet", "sour"))
     assert numbers["compliance"]["mean"] == pytest.approx((sweet + sour) / 2)
     assert numbers["accuracy"]["mean"] in (0, 1 / 3, 2 / 3, 1)
-    heads = "| | sour ↑ | sweet ↑ | compliance, mean ↑ | safety ↑ | J ↑ | AUROC ↑ | answer loss ↓ | multiple choice ↑ |"
+    heads = "| sour ↑ | sweet ↑ | compliance, mean ↑ | safety ↑ | J ↑ | AUROC ↑ | answer loss ↓ | multiple choice ↑ |"
     assert heads in (out / "comparison.md").read_text()
 
 
-def test_methods_train_within_the_memory_that_was_planned(compared: Any, tmp_path: Path) -> None:
-    """Each share of a method takes as many tokens at once as that part of a run was found to have room for."""
+def test_methods_train_within_the_memory_that_was_planned(compared: Compared, tmp_path: Path) -> None:
+    """Each training of a method takes as many tokens per pass as that part of a run has memory for."""
     recipe, _, finished, _ = compared
-    at = methods.Seed(command.recipe_settings(recipe), shutil.copytree(finished / "seed0", tmp_path / "seed0"), 0)
-    at.model.tokens_in = {"stage1": 111, "stage2": 222, "safety_sft": 333}
-    offered = methods.methods_of(at.settings)
+    settings = resolved(load_recipe(recipe).SETTINGS)
+    seed_run = SeedRun(settings, shutil.copytree(finished / "seed0", tmp_path / "seed0"), 0)
+    seed_run.model.tokens_in = {"stage1": 111, "stage2": 222, "safety_sft": 333}
     for name in ("safety_sft", "augmented", "dcr"):
-        for strength in (offered[name].usual, *offered[name].further):
-            with offered[name].model(at, strength):
+        for strength in METHODS[name].strengths(settings):
+            with METHODS[name].model(seed_run, strength):
                 pass
-    planned = {part: tokens for part, tokens in at.model.tokens_in.items() if part[-1].isdigit() and part != "stage1"}
-    planned.pop("stage2")
-    assert planned == {
+    assert seed_run.model.tokens_in == {
+        "stage1": 111, "stage2": 222, "safety_sft": 333,
         "safety_sft_6": 333, "safety_sft_3": 333, "augmented_6_3": 333, "augmented_3_3": 333,
         "stage2_4": 222, "stage2_2": 222, "stage2_6": 222,
     }  # fmt: skip
-
-
-# --- numbers ---------------------------------------------------------------------------------------------------------
-
-
-def point(method: str, seed: int | None, compliance: float, safety: float, strength: float = 1) -> dict[str, Any]:
-    numbers = {"compliance": compliance, "safety": safety, "j": compliance + safety - 1, "auroc": 0.5, "minutes": 2.0}
-    intervals = {"compliance": [compliance - 0.1, compliance + 0.1]}
-    return {"method": method, "strength": strength, "seed": seed, "numbers": numbers, "intervals": intervals}
-
-
-POINTS = [
-    point("base", None, 1.0, 0.0),
-    *(point("safety_sft", s, c, 0.8) for s, c in ((0, 0.2), (1, 0.3), (2, 0.4))),
-    *(point("dcr", s, c, t) for s, c, t in ((0, 0.5, 0.8), (1, 0.6, 0.7), (2, 0.7, 0.9))),
-]
-
-
-def test_differences_are_taken_seed_by_seed() -> None:
-    """A gain that is the same for every seed has no width, whatever the seeds do; the stock model stands for all."""
-    found = differences(POINTS, "dcr")
-    assert found["safety_sft"]["compliance"]["mean"] == pytest.approx(0.3)
-    assert found["safety_sft"]["compliance"]["ci95"] == pytest.approx([0.3, 0.3])
-    low, high = found["safety_sft"]["safety"]["ci95"]
-    assert low < 0 < high
-    assert found["base"]["compliance"]["mean"] == pytest.approx(-0.4)
-    assert found["base"]["compliance"]["n"] == 3
-    text = differences_table(found, COMPARED, "dcr")
-    assert "**+0.30 (+0.30 to +0.30)**" in text
-    assert "| +0.00 (-0.25 to +0.25) |" in text
-
-
-def test_the_best_of_a_column_is_bold_and_never_the_stock_model() -> None:
-    """By the column's direction; ties are all best; a single value has the interval over its prompts, if any."""
-    lines = table(over_seeds(POINTS), COMPARED, "base").splitlines()
-    assert lines[0] == "| | compliance, mean ↑ | safety ↑ | J ↑ | AUROC ↑ | minutes ↓ |"
-    assert lines[2] == "| stock model | 1.00 ±0.10 | 0.00 | 0.00 | 0.50 | 2.0 |"
-    assert lines[3].startswith("| safety SFT alone | 0.30 ±0.25 | **0.80 ±0.00** | 0.10 ±0.25 | **0.50 ±0.00** |")
-    assert lines[4].startswith("| DCR | **0.60 ±0.25** | **0.80 ±0.25** | **0.40 ±")
-
-
-def test_the_frontier_is_what_nothing_beats_in_both() -> None:
-    """Ordered by compliance; equal points share it; a point beaten in one and equal in the other is off it."""
-    entries = over_seeds([point(f"m{i}", 0, *place) for i, place in enumerate(
-        [(1.0, 0.0), (0.5, 0.8), (0.5, 0.7), (0.2, 0.9), (0.4, 0.8), (0.9, 0.3), (0.1, 0.1)]
-    )])  # fmt: skip
-    assert frontier(entries) == [3, 1, 5, 0]
-
-
-def test_sets_weigh_alike_in_a_mean() -> None:
-    """However many prompts they have: as papers give it."""
-    rows = [("a", "seemingly_toxic", 0.5, 10), ("b", "seemingly_toxic", 0.1, 990), ("c", "toxic", 0.9, 10)]
-    sets = [{"name": n, "label": label, "refusal_rate": rate, "n": size} for n, label, rate, size in rows]
-    result = {"sets": sets, "discernment": {"auroc": 0.7, "j": 0.0}}
-    numbers = numbers_of(result, {"answer_loss": 1.2}, 90.0, 2_500_000_000)
-    assert numbers == pytest.approx(
-        {"compliance on a": 0.5, "compliance on b": 0.9, "compliance": 0.7, "safety": 0.9, "j": 0.6, "auroc": 0.7,
-         "answer_loss": 1.2, "minutes": 1.5, "peak_memory_gb": 2.5}
-    )  # fmt: skip
-
-
-def test_intervals_over_prompts_hold_what_they_promise() -> None:
-    """A set's is Wilson's; of the mean over two sets and of J about 95 % of simulated measurements cover the truth."""
-    generator = np.random.default_rng(0)
-    truth = {"a": ("seemingly_toxic", 0.3, 40), "b": ("seemingly_toxic", 0.1, 120), "c": ("toxic", 0.8, 60)}
-    covered = {"compliance": 0, "j": 0}
-    for _ in range(400):
-        sets = []
-        for name, (label, rate, n) in truth.items():
-            hits = int(generator.binomial(n, rate))
-            ci95 = list(wilson_interval(hits, n))
-            sets.append({"name": name, "label": label, "n": n, "refusal_rate": hits / n, "ci95": ci95})
-        found = intervals_of({"sets": sets, "discernment": {"auroc": 0.5}}, (0.4, 0.6))
-        assert found["compliance on a"] == pytest.approx([1 - sets[0]["ci95"][1], 1 - sets[0]["ci95"][0]])
-        assert found["auroc"] == [0.4, 0.6]
-        covered["compliance"] += found["compliance"][0] <= 0.8 <= found["compliance"][1]
-        covered["j"] += found["j"][0] <= 0.6 <= found["j"][1]
-    assert 0.92 * 400 < covered["compliance"] < 0.985 * 400
-    assert 0.92 * 400 < covered["j"] < 0.985 * 400
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a process's peak")
@@ -334,50 +247,33 @@ def test_the_peak_of_a_part_is_its_own() -> None:
     assert peak_memory_bytes() < before + 100e6
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"recipe": Path("nowhere.py")}, "nowhere.py: no such recipe"),
         ({"recipe": Path(__file__).parent / "helpers" / "tiny_models.py"}, "defines no SETTINGS"),
         ({"seeds": ()}, "--seeds"),
         ({"seeds": (1, 1)}, "each once"),
         ({"curve_seeds": (7,)}, "7 is not among --seeds"),
         ({"rows": 0}, "--rows 0"),
         ({"files": (Path("nowhere.jsonl"),)}, "nowhere.jsonl: no such file"),
+        ({"files": ("plain",)}, "0 toxic prompts to measure on; at least 2 of each label are needed"),
     ],
 )
-def test_a_mistake_is_said_before_any_work(compared: Any, tmp_path: Path, changes: dict[str, Any], says: str) -> None:
-    asked = {
-        "recipe": compared[0],
-        "seeds": (0,),
-        "files": (),
-        "rows": None,
-        "choices": None,
-        "curve_seeds": (),
-        "out": tmp_path,
-    }
+def test_errors_come_before_any_work(compared: Compared, tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    if changes.get("files") == ("plain",):
+        changes = {"files": (compared[0].parent / "rows" / "plain.jsonl",)}
     with pytest.raises(UserError, match=says):
-        command.compare(**(asked | {"out": tmp_path} | changes))
+        compare(**({"recipe": compared[0], "out": tmp_path} | changes))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_prompts_of_one_label_cannot_be_compared_on(compared: Any, tmp_path: Path) -> None:
-    plain = write_rows(tmp_path / "plain.jsonl", [{"prompt": "Hi", "label": "plain"}])
-    with pytest.raises(UserError, match="0 toxic prompts to compare on; give 2 or more of each kind"):
-        command.compare(compared[0], (0,), (plain,), None, None, (), tmp_path / "out")
-
-
 def test_the_command_shows_the_table(
-    compared: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    compared: Compared, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """``dcr-lite compare`` on a finished comparison shows it, and asks for nothing twice."""
+    """``dcr-lite compare`` on a finished comparison shows it, and measures nothing again."""
     recipe, _, out, _ = compared
-    monkeypatch.setattr(
-        sys, "argv", ["dcr-lite", "compare", "--recipe", str(recipe), "--out", str(out), "--seeds", "0"]
-    )
+    argv = ["dcr-lite", "compare", "--recipe", str(recipe), "--out", str(out), "--seeds", "0"]
+    monkeypatch.setattr(sys, "argv", argv)
     cli.main()
     shown = capsys.readouterr().out
     assert "SCANS" in shown

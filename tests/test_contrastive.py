@@ -1,7 +1,6 @@
 """Stage 1 on a tiny model: what it moves, what it leaves alone, which weights it keeps."""
 
 import itertools
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +8,8 @@ import torch
 
 from dcr_lite.data.rows import Pair
 from dcr_lite.method import contrastive, losses
-from dcr_lite.method.contrastive import Contrastive, contrastive_refinement, encode_pairs
+from dcr_lite.method.contrastive import ContrastiveConfig, ContrastiveRefinement, encode_pairs, stock_geometry
+from dcr_lite.method.loop import Loop, Progress
 from dcr_lite.model import adapters, states
 from dcr_lite.model.states import layer_states
 
@@ -32,15 +32,16 @@ WORDS = [
     "wind",
 ]
 PAIRS = [Pair(f"harm the {w} now", f"draw the {w} now", focus=w) for w in WORDS]
-SETTINGS = Contrastive(
+CONFIG = ContrastiveConfig(
     layer=1, loss=losses.supervised_contrastive(0.5), centre="batch", whiten=True, steps=24, batch_size=16,
     learning_rate=5e-3, observe_every=8,
 )  # fmt: skip
 
 
-def trained(model: Any, **changes: Any) -> Any:
+def trained(model: Any) -> Progress:
     adapters.add_adapter(model, "test", rank=4, seed=0)
-    return contrastive_refinement(model, "test", PAIRS[:12], PAIRS[12:], replace(SETTINGS, **changes), seed=0)
+    geometry = stock_geometry(model, encode_pairs(model, PAIRS[:12]), CONFIG)
+    return Loop(ContrastiveRefinement(model, "test", PAIRS[:12], PAIRS[12:], CONFIG, geometry, seed=0)).run()
 
 
 def test_stage_1_separates_pairs_that_it_has_not_seen(tiny_model: Any) -> None:
@@ -90,11 +91,11 @@ def test_a_batch_is_cut_by_the_tokens_that_are_computed(tiny_model: Any, shared:
     a prefix that all rows share, computed once, makes no more parts of them."""
     model = tiny_model()
     rows = [[1] * shared + [2 + i % 7] + [3] * (10 + i % 5) for i in range(400)]
-    parts = states._passes(model, rows)
+    parts = states.passes(model, rows)
     assert [row for part in parts for row in part] == rows
     computed = [sum(len(row) - shared for row in part) for part in parts]
     assert max(computed) <= states.TOKENS_PER_PART + 15  # parts are equal in rows, not in tokens
     assert len(parts) == -(-sum(computed) // states.TOKENS_PER_PART)
     few = rows[:64]
     assert states.TOKENS_PER_PART < sum(len(row) - shared for row in few) <= states.TOKENS_PER_PASS
-    assert states._passes(model, few) == [few]
+    assert states.passes(model, few) == [few]

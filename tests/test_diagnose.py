@@ -1,4 +1,4 @@
-"""Claims about ``dcr-lite diagnose``: its numbers are those that the run itself measured, its lists say who changed."""
+"""Claims about ``dcr-lite diagnose``: its numbers are those that the run itself measured, a stopped one goes on."""
 
 import json
 import shutil
@@ -11,19 +11,20 @@ from small_runs import LAYER, contents, write_rows
 
 from dcr_lite import cli
 from dcr_lite.diagnose import command
-from dcr_lite.diagnose.probes import auroc_error, by_kind, kinds_in, notable, suggested_layer
+from dcr_lite.diagnose.layers import auroc_error, suggested_layer
+from dcr_lite.diagnose.refusals import changed_prompts, kinds_in, rates_by_kind
 from dcr_lite.errors import UserError
 from dcr_lite.names import LABELS
 from dcr_lite.run.run_folder import read_settings
 
-PICTURES = ("layers", "kernel", "refusal_during_sft", "by_kind")
+PLOTS = ("layers", "kernel", "refusal_during_sft", "by_kind")
 
 
 @pytest.fixture(scope="module")
 def diagnosed(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A finished run of a tiny model, diagnosed with the exact kernel."""
+    """A finished run of a tiny model, diagnosed with few projections."""
     run = shutil.copytree(demo_run, tmp_path_factory.mktemp("diagnose") / "tiny")
-    return run, command.diagnose(run, pairs=3, projections=64)
+    return run, command.diagnose(run, pairs=2, projections=4)
 
 
 def test_separation_at_l_is_what_stage_1_saw(diagnosed: tuple[Path, dict[str, Any]]) -> None:
@@ -41,15 +42,16 @@ def test_separation_at_l_is_what_stage_1_saw(diagnosed: tuple[Path, dict[str, An
 
 
 def test_the_kernel_of_every_state_is_measured(diagnosed: tuple[Path, dict[str, Any]]) -> None:
-    """All couplings of the three kinds, exact; stage 1 and stage 2 each change them, and above L they are a part."""
+    """All similarities of the three kinds with their errors; stage 1 and stage 2 each change them, and above L they are
+    a part."""
     _, found = diagnosed
     assert list(found["kernel"]) == ["stock", "stage1", "dcr", "safety_sft"]
     for kernel in found["kernel"].values():
-        assert kernel["exact"]
-        assert kernel["prompts"] == {"toxic": 3, "seemingly_toxic": 3, "plain": 3}
+        assert not kernel["exact"]
+        assert kernel["prompts"] == {"toxic": 2, "seemingly_toxic": 2, "plain": 2}
         for part in (*kernel["adapter"].values(), kernel["last_layer"]):
             values = [part["means"][a][b] for a in LABELS for b in LABELS] + [part["pair"]]
-            assert all(value > 0 and error == 0 for value, error in values)
+            assert all(value > 0 and (error == 0) == (part is kernel["last_layer"]) for value, error in values)
     pairs = {
         (state, group): kernel["adapter"][group]["pair"][0]
         for state, kernel in found["kernel"].items()
@@ -59,16 +61,20 @@ def test_the_kernel_of_every_state_is_measured(diagnosed: tuple[Path, dict[str, 
 
 
 def test_everything_is_written(diagnosed: tuple[Path, dict[str, Any]]) -> None:
-    """JSON with what was returned, four pictures, and a text that shows them and the tables."""
+    """JSON with what was returned, four plots, and a page that shows them and the tables, without paths of this
+    machine."""
     run, found = diagnosed
     folder = run / "diagnosis"
     assert json.loads((folder / "diagnosis.json").read_text()) == json.loads(json.dumps(found))
     text = (folder / "diagnosis.md").read_text()
-    for name in PICTURES:
+    for name in PLOTS:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"]({name}.png)" in text
     assert "| seemingly toxic by toxic | above L |" in text
     assert f"L is {LAYER}" in text
+    assert text.startswith(f"# Diagnosis of {run.name}\n\n{Path(found['model']).name}.")
+    assert str(run.parent) not in text
+    assert str(Path(found["model"]).parent) not in text
     assert set(found["refusal_during_sft"]) == {"safety_sft", "dcr"}
 
 
@@ -81,26 +87,23 @@ def test_a_stopped_diagnosis_goes_on(
     run = shutil.copytree(finished, tmp_path / "tiny", ignore=shutil.ignore_patterns("diagnosis"))
     before = contents(run)
     measured: list[int] = []
-    whole = command.couplings
+    measure = command.label_similarities
 
     def counting(*args: Any) -> Any:
         measured.append(args[4])
         if len(measured) == 3:
             raise KeyboardInterrupt
-        return whole(*args)
+        return measure(*args)
 
-    monkeypatch.setattr(command, "couplings", counting)
+    monkeypatch.setattr(command, "label_similarities", counting)
     with pytest.raises(KeyboardInterrupt):
-        command.diagnose(run, 3, 64)
-    again = command.diagnose(run, 3, 64)
-    assert measured == [64] * 5
-    assert {k: v for k, v in again.items() if k != "run"} == {k: v for k, v in found.items() if k != "run"}
-    command.diagnose(run, 3, 64)
-    assert len(measured) == 5
-    sketched = command.diagnose(run, 3, 4)
-    assert measured == [64] * 5 + [4] * 4
-    assert not sketched["kernel"]["dcr"]["exact"]
-    assert sketched["kernel"]["dcr"]["adapter"]["all"]["pair"][1] > 0
+        command.diagnose(run, 2, 4)
+    assert command.diagnose(run, 2, 4) | {"run": ""} == found | {"run": ""}
+    assert measured == [4] * 5
+    command.diagnose(run, 2, 4)
+    assert measured == [4] * 5
+    command.diagnose(run, 2, 3)
+    assert measured == [4] * 5 + [3] * 4
     assert {name: data for name, data in contents(run).items() if not name.startswith("diagnosis")} == before
 
 
@@ -111,28 +114,28 @@ def test_settings_of_a_run_are_read_back(diagnosed: tuple[Path, dict[str, Any]])
     assert settings.for_json() | {"run": ""} == stated | {"run": ""}
 
 
-# --- who was helped ---------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def said(prompt: str, label: str, refused: bool, odds: float, source: str = "set") -> dict[str, Any]:
-    return {"prompt": prompt, "label": label, "source": source, "refused": refused, "refusal_log_odds": odds}
+def measured(prompt: str, label: str, refused: bool, odds: float) -> dict[str, Any]:
+    return {"prompt": prompt, "label": label, "source": "set", "refused": refused, "refusal_log_odds": odds}
 
 
 BEFORE = [
-    said("a", "seemingly_toxic", True, 3.0),
-    said("b", "seemingly_toxic", True, 2.0),
-    said("c", "seemingly_toxic", False, -1.0),
-    said("d", "toxic", True, 4.0),
-    said("e", "toxic", False, -2.0),
-    said("f", "plain", True, 1.0),
+    measured("a", "seemingly_toxic", True, 3.0),
+    measured("b", "seemingly_toxic", True, 2.0),
+    measured("c", "seemingly_toxic", False, -1.0),
+    measured("d", "toxic", True, 4.0),
+    measured("e", "toxic", False, -2.0),
+    measured("f", "plain", True, 1.0),
 ]
 AFTER = [
-    said("a", "seemingly_toxic", False, -1.0),
-    said("b", "seemingly_toxic", True, 2.5),
-    said("c", "seemingly_toxic", False, -3.0),
-    said("d", "toxic", False, -1.0),
-    said("e", "toxic", True, 2.0),
-    said("f", "plain", False, -5.0),
+    measured("a", "seemingly_toxic", False, -1.0),
+    measured("b", "seemingly_toxic", True, 2.5),
+    measured("c", "seemingly_toxic", False, -3.0),
+    measured("d", "toxic", False, -1.0),
+    measured("e", "toxic", True, 2.0),
+    measured("f", "plain", False, -5.0),
 ]
 KINDS = {"a": "puns", "b": "puns", "c": "law", "d": "puns"}
 
@@ -140,7 +143,7 @@ KINDS = {"a": "puns", "b": "puns", "c": "law", "d": "puns"}
 def test_rates_are_grouped_by_label_and_kind() -> None:
     """The most improved kind first: fewer refusals, or more where prompts are toxic; unknown prompts under their
     set."""
-    rows = [(r["label"], r["kind"], r["n"], r["before"], r["after"]) for r in by_kind(BEFORE, AFTER, KINDS)]
+    rows = [(r["label"], r["kind"], r["n"], r["before"], r["after"]) for r in rates_by_kind(BEFORE, AFTER, KINDS)]
     assert rows == [
         ("toxic", "set", 1, 0.0, 1.0),
         ("toxic", "puns", 1, 1.0, 0.0),
@@ -150,12 +153,13 @@ def test_rates_are_grouped_by_label_and_kind() -> None:
     ]
 
 
-def test_lists_say_who_is_refused_helped_and_lost() -> None:
+def test_lists_hold_the_prompts_that_changed() -> None:
     """By the verdicts before and after; the largest changes first."""
-    lists = notable(BEFORE, AFTER, KINDS)
+    lists = changed_prompts(BEFORE, AFTER, KINDS)
     names = {name: [row["prompt"] for row in rows] for name, rows in lists.items()}
-    assert names == {"still_refused": ["b"], "helped": ["f", "a"], "lost": ["d"]}
-    assert lists["helped"][1] == {"prompt": "a", "kind": "puns", "label": "seemingly_toxic", "before": 3, "after": -1}
+    assert names == {"still_refused": ["b"], "newly_answered": ["f", "a"], "toxic_answered": ["d"]}
+    row = {"prompt": "a", "kind": "puns", "label": "seemingly_toxic", "before": 3, "after": -1}
+    assert lists["newly_answered"][1] == row
 
 
 def test_kinds_come_from_the_measured_files(tmp_path: Path) -> None:
@@ -179,7 +183,7 @@ def test_the_lowest_layer_that_is_good_enough_is_suggested() -> None:
     assert suggested_layer(values, 10) == 1
 
 
-# --- mistakes ---------------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -188,10 +192,10 @@ def test_the_lowest_layer_that_is_good_enough_is_suggested() -> None:
         ("nothing", "is no run of this kit"),
         ("unfinished", "not finished: --resume"),
         ("changed", "made with other rows in .*instructions.jsonl"),
-        ("pairs", "--pairs 1: it takes at least 2"),
+        ("pairs", "--pairs 1: at least 2 are needed"),
     ],
 )
-def test_a_mistake_is_said_in_a_sentence(demo_run: Path, tmp_path: Path, name: str, says: str) -> None:
+def test_errors_come_before_any_work(demo_run: Path, tmp_path: Path, name: str, says: str) -> None:
     run = tmp_path / "tiny"
     if name != "nothing":
         shutil.copytree(demo_run, run)
@@ -211,8 +215,8 @@ def test_the_command_shows_the_diagnosis(
 ) -> None:
     """``dcr-lite diagnose RUN``, on a run that is diagnosed already."""
     run, _ = diagnosed
-    monkeypatch.setattr(sys, "argv", ["dcr-lite", "diagnose", str(run), "--pairs", "3", "--projections", "64"])
+    monkeypatch.setattr(sys, "argv", ["dcr-lite", "diagnose", str(run), "--pairs", "2", "--projections", "4"])
     cli.main()
     shown = capsys.readouterr().out
-    assert "How tightly prompts are coupled" in shown
+    assert "Kernel similarity" in shown
     assert str(run / "diagnosis" / "diagnosis.md") in shown

@@ -26,7 +26,7 @@ from dcr_lite.export.command import FLAGS, FinishedRun, export_gguf, export_merg
 from dcr_lite.export.hub import push
 from dcr_lite.export.merge import Merged
 from dcr_lite.files import SHIPPED
-from dcr_lite.run.report import Form, model_card
+from dcr_lite.run.model_card import Form, model_card
 from dcr_lite.settings import TRAINING_FILES
 
 FILES = {name: path.name for name, path in TRAINING_FILES.items()}

@@ -59,24 +59,20 @@ def ending_often(model: Model, reference: Any, rows: Rows) -> list[int]:
     return lengths(token)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2", "gemma3"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("architecture", "config", "shape"),
+    [
+        *((architecture, {}, shape) for architecture in ("llama", "qwen3", "gemma2", "gemma3") for shape in SHAPES),
+        ("mistral", {"sliding_window": 8}, "a shared prefix"),
+        ("gemma3", {"sliding_window": 8}, "a shared prefix"),
+    ],
+)
 def test_answers_are_those_of_transformers(
-    tiny_model: MakeModel, reference: MakeReference, architecture: str, shape: str
+    tiny_model: MakeModel, reference: MakeReference, architecture: str, config: dict[str, Any], shape: str
 ) -> None:
-    """Greedy answers of a batch equal transformers' generate on each prompt alone."""
-    model, plain, rows = tiny_model(architecture), reference(architecture), SHAPES[shape]
-    assert [a.text for a in answer(model, rows, NEW)] == texts_alone(model, plain, rows)
-
-
-@pytest.mark.parametrize("architecture", ["mistral", "gemma3"])
-def test_answers_beyond_a_sliding_window_are_those_of_transformers(
-    tiny_model: MakeModel, reference: MakeReference, architecture: str
-) -> None:
-    """Where rows are longer than the sliding window, a short row's window is not spent on its padding."""
-    config = {"sliding_window": 8}
-    model, plain = tiny_model(architecture, **config), reference(architecture, **config)
-    rows = random_rows([5, 1, 9, 5, 30, 2], shared=11)
+    """Greedy answers of a batch equal transformers' generate on each prompt alone. Where rows are longer than a sliding
+    window, a short row's window is not spent on its padding."""
+    model, plain, rows = tiny_model(architecture, **config), reference(architecture, **config), SHAPES[shape]
     assert [a.text for a in answer(model, rows, NEW)] == texts_alone(model, plain, rows)
 
 
@@ -115,7 +111,7 @@ def test_every_end_token_of_the_model_ends_the_answer(tiny_model: MakeModel, ref
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_batch_size_changes_nothing(tiny_model: MakeModel, batch_size: int) -> None:
-    """Smaller batches give the same answers and scores, and ``progress`` hears of every prompt once."""
+    """Smaller batches give the same answers and scores, and ``progress`` counts every prompt once."""
     model = tiny_model()
     rows = random_rows([5, 1, 9, 5, 30, 2, 14], shared=3)
     expected = answer(model, rows, 8)
@@ -128,14 +124,14 @@ def test_batch_size_changes_nothing(tiny_model: MakeModel, batch_size: int) -> N
     assert max(done) <= batch_size
 
 
-def test_an_answer_that_has_said_enough_stops_alone(tiny_model: MakeModel) -> None:
-    """An answer of which ``enough`` is true stops early, behind what made it so; the others are as without it."""
+def test_an_answer_for_which_stop_is_true_stops_alone(tiny_model: MakeModel) -> None:
+    """It ends early, after the text for which ``stop`` is true; the others are as without it."""
     model = tiny_model()
     rows = random_rows([5, 1, 9, 5, 30, 2, 14], shared=3)
     whole = [a.text for a in answer(model, rows, NEW)]
     early = {c: [t.index(c) for t in whole if c in t] for c in "abcdefghijklmnopqrstuvwxyz"}
     letter = next(c for c, places in early.items() if 0 < len(places) < len(rows) and min(places) < NEW // 3)
-    cut = [a.text for a in answer(model, rows, NEW, enough=lambda text: letter in text)]
+    cut = [a.text for a in answer(model, rows, NEW, stop=lambda text: letter in text)]
     for short, long in zip(cut, whole, strict=True):
         if letter in long:
             assert short[: short.index(letter) + 1] == long[: long.index(letter) + 1]
@@ -145,8 +141,9 @@ def test_an_answer_that_has_said_enough_stops_alone(tiny_model: MakeModel) -> No
 
 
 def test_answers_keep_the_order_of_the_prompts(tiny_model: MakeModel) -> None:
-    """Prompts are sorted by length inside; answers come in the order given."""
+    """Prompts are sorted by length inside; answers come in the order given, and no prompts have none."""
     model = tiny_model()
+    assert answer(model, [], NEW) == []
     rows = random_rows([12, 1, 7, 7, 3], shared=2)
     forwards, backwards = answer(model, rows, 8), answer(model, rows[::-1], 8)
     assert [a.text for a in forwards] == [a.text for a in backwards[::-1]]
@@ -197,11 +194,6 @@ def test_no_opening_is_the_beginning_of_another() -> None:
         assert not any(a != b and b.startswith(a) for b in REFUSING_OPENINGS)
 
 
-def test_no_prompts_have_no_answers(tiny_model: MakeModel) -> None:
-    """An empty list gives an empty list."""
-    assert answer(tiny_model(), [], NEW) == []
-
-
 def test_scores_need_no_answer(tiny_model: MakeModel) -> None:
     """max_new_tokens=0 gives empty texts and the same scores; 1 gives one token."""
     model = tiny_model()
@@ -214,7 +206,7 @@ def test_scores_need_no_answer(tiny_model: MakeModel) -> None:
 
 
 def test_the_adapter_answers_and_stock_does_not(tiny_model: MakeModel) -> None:
-    """answer() speaks for the active adapter, and inside stock() for the model as it was loaded."""
+    """answer() is of the active adapter, and inside stock() of the model as it was loaded."""
     model = tiny_model()
     rows = random_rows([5, 1, 9], shared=3)
     loaded = [a.text for a in answer(model, rows, 8)]

@@ -31,11 +31,16 @@ from dcr_lite.model.hidden_states import (
     vocabulary_logits,
 )
 from dcr_lite.model.loading import Model
-from dcr_lite.model.packing import filled, pack, pad
+from dcr_lite.model.packing import Batch, filled, pack, pad
 
 MakeModel = Callable[..., Model]
 MakeReference = Callable[..., Any]
 ROWS = random_rows([5, 1, 12, 5], shared=7)
+LAID_OUT = [*((a, lay) for a in PACKABLE for lay in ("pack", "pad")), *((a, "pad") for a in PADDED)]
+
+
+def laid_out(model: Model, lay: str) -> Batch:
+    return pack(ROWS) if lay == "pack" else pad(ROWS, model.tokenizer.pad_token_id)
 
 
 def reference_states(reference: Any, row: list[int]) -> Tensor:
@@ -52,49 +57,27 @@ def test_the_state_at_a_layer_is_that_of_the_full_model(
     """Stopping at layer L gives what L puts out in the full model, before the norm, for the last layer as well."""
     model, plain = tiny_model(architecture), reference(architecture)
     seen: list[Tensor] = []
-    plain.model.layers[layer].register_forward_hook(lambda _m, _i, out: seen.append(out))
-    batch = model.batch(ROWS)
-    got = prompt_states(model.network, batch, layer)
-    for row, state in zip(ROWS, got, strict=True):
-        seen.clear()
+    plain.model.layers[layer].register_forward_hook(lambda _m, _i, out: seen.append(out[0, -1]))
+    for row, state in zip(ROWS, prompt_states(model.network, model.batch(ROWS), layer), strict=True):
         from_list = full_states(plain, row, layer)[-1]
-        assert_close(state, seen[0][0, -1])
-        if layer < LAYERS - 1:
-            assert_close(state, from_list)
-        else:
-            assert_far(state, from_list)  # the list's last entry is behind the norm
+        assert_close(state, seen[-1])
+        # The last entry of transformers' list is after the norm.
+        (assert_close if layer < LAYERS - 1 else assert_far)(state, from_list)
 
 
-def test_nothing_runs_above_the_layer(tiny_model: MakeModel) -> None:
-    """States at layer 1 run layers 0 and 1 once each, no later layer, and compute no vocabulary logits."""
-    model = tiny_model()
-    counts = dict.fromkeys(range(LAYERS), 0)
-    heads: list[int] = []
-
-    def counter(i: int) -> Callable[..., None]:
-        def count(*_: Any) -> None:
-            counts[i] += 1
-
-        return count
-
-    for i, layer in enumerate(model.network.model.layers):
-        layer.register_forward_hook(counter(i))
-    model.network.lm_head.register_forward_hook(lambda *_: heads.append(1))
-    prompt_states(model.network, model.batch(ROWS), 1)
-    assert counts == {0: 1, 1: 1, 2: 0, 3: 0}
-    assert heads == []
-
-
-def test_states_above_run_only_the_layers_above(tiny_model: MakeModel) -> None:
-    """Continuing from layer 1 runs layers 2 and 3 once each and no earlier one."""
+def test_each_half_runs_its_own_layers_alone(tiny_model: MakeModel) -> None:
+    """States at layer 1 run layers 0 and 1 once each, and compute no vocabulary logits; continuing from there runs
+    layers 2 and 3 once each."""
     model = tiny_model()
     batch = model.batch(ROWS)
-    states = states_at_layer(model.network, batch, 1)[None]
-    ran: list[int] = []
+    ran: list[Any] = []
     for i, layer in enumerate(model.network.model.layers):
         layer.register_forward_hook(lambda *_, i=i: ran.append(i))
-    states_above(model.network, batch, states, 1)
-    assert ran == [2, 3]
+    model.network.lm_head.register_forward_hook(lambda *_: ran.append("head"))
+    states = states_at_layer(model.network, batch, 1)
+    assert ran == [0, 1]
+    states_above(model.network, batch, states[None], 1)
+    assert ran == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("half", ["below", "above"])
@@ -120,39 +103,33 @@ def test_the_decoder_is_whole_again_after_an_exception(tiny_model: MakeModel, ha
     assert torch.equal(model.network(ids).logits, before)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "lay"), [*((a, lay) for a in PACKABLE for lay in ("pack", "pad")), *((a, "pad") for a in PADDED)]
-)
+def assert_halves_are_the_model(model: Model, plain: Any, batch: Batch) -> None:
+    """States of every layer L, and these carried through the layers above, are the full model's, row by row."""
+    shape, skip = batch.inputs["input_ids"].shape, batch.shared
+    final = [reference_states(plain, row)[skip:] for row in ROWS]
+    for layer in range(LAYERS - 1):
+        lower = states_at_layer(model.network, batch, layer)
+        assert_close(own_states(lower, batch, ROWS, skip), [full_states(plain, row, layer)[skip:] for row in ROWS])
+        upper = states_above(model.network, batch, lower.view(*shape, -1), layer)
+        assert_close(own_states(upper, batch, ROWS, skip), final)
+
+
+@pytest.mark.parametrize(("architecture", "lay"), LAID_OUT)
 @torch.no_grad()
 def test_the_upper_half_continues_the_lower_one(
     tiny_model: MakeModel, reference: MakeReference, architecture: str, lay: str
 ) -> None:
-    """States of every layer L, carried through the layers above, are the full model's final states, row by row."""
-    model, plain = tiny_model(architecture), reference(architecture)
-    batch = pack(ROWS) if lay == "pack" else pad(ROWS, model.tokenizer.pad_token_id)
-    shape = batch.inputs["input_ids"].shape
-    alone = [reference_states(plain, row)[batch.shared :] for row in ROWS]
-    for layer in range(LAYERS - 1):
-        lower = states_at_layer(model.network, batch, layer).view(*shape, -1)
-        upper = states_above(model.network, batch, lower, layer)
-        assert_close(own_states(upper, batch, ROWS, batch.shared), alone)
+    """Packed or padded, both halves together are the full model."""
+    model = tiny_model(architecture)
+    assert_halves_are_the_model(model, reference(architecture), laid_out(model, lay))
 
 
 @torch.no_grad()
 def test_the_upper_half_keeps_each_layers_own_window(tiny_model: MakeModel, reference: MakeReference) -> None:
     """Gemma 2's layers alternate between a sliding window and full attention; those above L keep theirs."""
     config = {"sliding_window": 4, "attn_logit_softcapping": None}
-    model, plain = tiny_model("gemma2", **config), reference("gemma2", **config)
-    batch = model.batch(ROWS)
-    shape = batch.inputs["input_ids"].shape
-    alone = [reference_states(plain, row)[batch.shared :] for row in ROWS]
-    for layer in range(LAYERS - 1):
-        lower = own_states(states_at_layer(model.network, batch, layer), batch, ROWS, batch.shared)
-        assert_close(lower, [full_states(plain, row, layer)[batch.shared :] for row in ROWS])
-    for layer in range(LAYERS - 1):
-        lower = states_at_layer(model.network, batch, layer).view(*shape, -1)
-        upper = states_above(model.network, batch, lower, layer)
-        assert_close(own_states(upper, batch, ROWS, batch.shared), alone)
+    model = tiny_model("gemma2", **config)
+    assert_halves_are_the_model(model, reference("gemma2", **config), model.batch(ROWS))
 
 
 @pytest.mark.parametrize("architecture", [*PACKABLE, *PADDED])
@@ -198,14 +175,12 @@ def test_checkpointing_changes_neither_states_nor_gradients(tiny_model: MakeMode
         assert_close(checkpointed, plain, 1e-6)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "lay"), [*((a, lay) for a in PACKABLE for lay in ("pack", "pad")), *((a, "pad") for a in PADDED)]
-)
+@pytest.mark.parametrize(("architecture", "lay"), LAID_OUT)
 def test_states_at_some_places_are_those_of_all(tiny_model: MakeModel, architecture: str, lay: str) -> None:
     """Asked for a few places, all three passes give the same states there and the same adapter gradients."""
     model = tiny_model(architecture)
     add_random_adapter(model)
-    batch = pack(ROWS) if lay == "pack" else pad(ROWS, model.tokenizer.pad_token_id)
+    batch = laid_out(model, lay)
     places = torch.cat([batch.last, batch.index[2][3:7]])
     lower = states_at_layer(model.network, batch, 1).detach().view(*batch.inputs["input_ids"].shape, -1)
     passes: dict[str, Callable[..., Tensor]] = {

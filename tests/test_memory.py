@@ -10,31 +10,39 @@ from pathlib import Path
 from typing import Any
 
 import bitsandbytes
+import psutil
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft.tuners.lora import LoraLayer
+from recipe_runs import small_settings
 from small_runs import RECIPE, flags, recipe_module, run_here, save_rows
-from tiny_models import ADAPTER, LAYERS, add_random_adapter, assert_close, random_rows
+from tiny_models import (
+    ADAPTER,
+    LAYERS,
+    GivenStage,
+    add_random_adapter,
+    assert_close,
+    kept_bytes,
+    losses_of,
+    random_rows,
+)
 
 from dcr_lite.data.rows import Conversation
 from dcr_lite.errors import UserError
 from dcr_lite.method import safety_sft
 from dcr_lite.method.loop import Loop
-from dcr_lite.method.safety_sft import SafetySFT
-from dcr_lite.model import fit as fit_module
+from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import fused_layers, memory
 from dcr_lite.model.adapters import adapter_weights, add_adapter, train_only
-from dcr_lite.model.fit import LEAST_TOKENS, MOST_TOKENS, Need, fit, needs, shape_of
 from dcr_lite.model.generation import answer
-from dcr_lite.model.hidden_states import decoder_of, states_at_layer
+from dcr_lite.model.hidden_states import decoder_of
 from dcr_lite.model.loading import Model
-from dcr_lite.model.memory import KNOWN
+from dcr_lite.model.memory import KNOWN, LEAST_TOKENS, MOST_TOKENS, Need, fit, needs, shape_of
 from dcr_lite.model.states import layer_states
-from dcr_lite.run import opening, steps
+from dcr_lite.run import opening
 from dcr_lite.run.cards import CARDS
-from dcr_lite.settings import Settings
 
 MakeModel = Callable[..., Model]
 RECIPES = sorted(RECIPE.parent.glob("*.py"))
@@ -84,24 +92,6 @@ def test_a_config_is_read_as_the_model_is_built(
     assert norms.count(shape.width) == shape.norms
     assert norms.count(shape.head_width) == 2 * shape.head_norms
     assert shape.scores == (architecture == "gemma2")
-
-
-def kept_bytes(model: Model, rows: list[list[int]], layer: int) -> int:
-    """Bytes of all tensors, the network's own apart, that autograd keeps of a pass up to ``layer``."""
-    own = {p.untyped_storage().data_ptr() for p in [*model.network.parameters(), *model.network.buffers()]}
-    kept: dict[int, tuple[int, torch.Tensor]] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # holding it, so that its place is not used again
-        return tensor
-
-    model.network.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), model.compute():
-        states = states_at_layer(model.network, model.batch(rows), layer)
-    assert states.requires_grad
-    return sum(size for size, _ in kept.values())
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gemma2"])
@@ -175,9 +165,9 @@ def test_what_is_said_to_fit_fits(fixed: float, each: float, free: float, least:
 
 
 @contextmanager
-def room_for(model: Model, tokens: int, training: bool) -> Iterator[list[int]]:
-    """A device that has room for so many tokens of a pass and no more, of passes that train or of those that answer;
-    yields the sizes that were tried."""
+def memory_for(model: Model, tokens: int, training: bool) -> Iterator[list[int]]:
+    """A device with memory for so many tokens of a pass, of passes that train or of those that answer; yields the sizes
+    that were tried."""
     tried: list[int] = []
 
     def allocate(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -193,65 +183,59 @@ def room_for(model: Model, tokens: int, training: bool) -> Iterator[list[int]]:
         handle.remove()
 
 
-def trained_run(tiny: Path, rows: Path, run: Path, tokens: int | None, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A whole run, on a device with room for ``tokens`` tokens of a training pass."""
-    if tokens is not None:
-        train = Loop.run
-
-        def train_in_little_room(loop: Loop) -> Any:
-            with room_for(loop.model, tokens, training=True):
-                return train(loop)
-
-        monkeypatch.setattr(Loop, "run", train_in_little_room)
-    argv = flags(tiny, rows, run, contrastive_steps=4, instructions=8, sft_epochs=1, sft_batch=4)
-    done = run_here(argv)
+def trained_run(tiny: Path, rows: Path, run: Path) -> tuple[str, list[float]]:
+    """What a whole run prints, and its losses."""
+    done = run_here(flags(tiny, rows, run, contrastive_steps=4, instructions=8, sft_epochs=1, sft_batch=4))
     assert done.code == 0, done.err
-    assert ("out of memory; goes on with" in done.out) == (tokens is not None)
-    return run
+    return done.out, losses_of([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()])
 
 
 def test_a_run_that_runs_out_of_memory_halves_and_ends_the_same(
     tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a pass does not fit, all stages go on with half as much at once, and their losses and adapters are those
-    of a run with room enough."""
-    tiny, rows = tiny_folder("llama"), save_rows(tmp_path / "rows")
-    with monkeypatch.context() as patch:
-        little = trained_run(tiny, rows, tmp_path / "little", 300, patch)
-    enough = trained_run(tiny, rows, tmp_path / "enough", None, monkeypatch)
-    losses = [
-        [row["loss"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
-        for run in (little, enough)
-    ]
-    assert len(losses[0]) == 4 + 3 + 4
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    """Where a pass does not fit, all stages go on with half as much at once, and their losses are those of a run with
+    memory for all of it."""
+    tiny, rows, train = tiny_folder("llama"), save_rows(tmp_path / "rows"), Loop.run
+    printed, expected = trained_run(tiny, rows, tmp_path / "much")
+    assert "out of memory" not in printed
+
+    def train_in_little_memory(loop: Loop) -> Any:
+        with memory_for(loop.stage.model, 300, training=True):
+            return train(loop)
+
+    monkeypatch.setattr(Loop, "run", train_in_little_memory)
+    printed, losses = trained_run(tiny, rows, tmp_path / "little")
+    assert "out of memory; goes on with" in printed
+    assert len(losses) == 4 + 3 + 4
+    assert losses == pytest.approx(expected, rel=1e-4)
 
 
-def loop_of(model: Model, backward: Callable[[int], float]) -> Loop:
-    parameters = train_only(model, ADAPTER, range(LAYERS))
-    return Loop("stage1", model, ADAPTER, parameters, 1, 1e-2, backward, lambda step: {}, 10)
+def loop_of(model: Model, step: Callable[[int], float]) -> Loop:
+    return Loop(GivenStage(model, train_only(model, ADAPTER, range(LAYERS)), step))
 
 
 def test_gradients_of_a_failed_pass_are_not_counted(tiny_model: MakeModel, capsys: pytest.CaptureFixture[str]) -> None:
     """What a pass had accumulated before memory ran out is dropped: the step is that of an undisturbed one."""
-    trained = []
-    for fails in (False, True):
+
+    def trained(tokens_per_pass: int) -> dict[str, torch.Tensor]:
         model = tiny_model()
         add_random_adapter(model)
-        model.tokens_per_pass = 512
+        model.tokens_per_pass = tokens_per_pass
 
-        def backward(step: int, model: Model = model, fails: bool = fails) -> float:
+        def step(number: int) -> float:
             decoder = decoder_of(model.network)
             loss = decoder(**model.batch(random_rows([9, 5])).inputs).last_hidden_state.square().mean()
             loss.backward()
-            if fails and model.tokens_per_pass > 128:
+            if model.tokens_per_pass > 128:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return float(loss)
 
-        loop_of(model, backward).run()
-        trained.append(adapter_weights(model, ADAPTER))
-        assert model.tokens_per_pass == (128 if fails else 512)
-    assert all(torch.equal(trained[0][k], trained[1][k]) for k in trained[0])
+        loop_of(model, step).run()
+        assert model.tokens_per_pass == 128
+        return adapter_weights(model, ADAPTER)
+
+    disturbed, undisturbed = trained(512), trained(128)
+    assert all(torch.equal(disturbed[k], undisturbed[k]) for k in undisturbed)
     assert capsys.readouterr().out.splitlines() == [
         "stage1: out of memory; goes on with 256 tokens at once",
         "stage1: out of memory; goes on with 128 tokens at once",
@@ -259,28 +243,28 @@ def test_gradients_of_a_failed_pass_are_not_counted(tiny_model: MakeModel, capsy
 
 
 def test_where_not_even_a_row_fits_the_cure_is_named(tiny_model: MakeModel) -> None:
-    """Halving ends at about a row, with a sentence instead of a traceback."""
+    """Halving ends at about a row, with a one-line message."""
     model = tiny_model()
     add_random_adapter(model)
 
-    def backward(step: int) -> float:
+    def step(number: int) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     with pytest.raises(UserError, match=r"memory runs out even with one row at a time.*--plan"):
-        loop_of(model, backward).run()
+        loop_of(model, step).run()
     assert model.tokens_per_pass <= LEAST_TOKENS // 4
 
 
-@pytest.mark.parametrize("room", [20, 45])
-def test_answers_that_do_not_fit_together_are_given_in_halves(tiny_model: MakeModel, room: int) -> None:
+@pytest.mark.parametrize("tokens", [20, 45])
+def test_answers_that_do_not_fit_together_are_given_in_halves(tiny_model: MakeModel, tokens: int) -> None:
     """Prompts that cannot be answered together are answered in smaller batches: same answers, same scores."""
     model = tiny_model()
     rows = random_rows([5, 1, 9, 5, 8, 2, 9], shared=3)
     expected = answer(model, rows, 4)
     done: list[int] = []
-    with room_for(model, room, training=False) as tried:
+    with memory_for(model, tokens, training=False) as tried:
         got = answer(model, rows, 4, done.append)
-    assert max(tried) > room
+    assert max(tried) > tokens
     assert [a.text for a in got] == [a.text for a in expected]
     assert [a.refusal_log_odds for a in got] == pytest.approx([a.refusal_log_odds for a in expected], abs=1e-4)
     assert sum(done) == len(rows)
@@ -293,55 +277,48 @@ def test_states_that_do_not_fit_together_are_computed_in_halves(tiny_model: Make
     model = tiny_model(architecture)
     rows = random_rows([5, 1, 9, 5, 8, 2, 9], shared=3)
     expected = layer_states(model, rows, 2)
-    with room_for(model, 30, training=False) as tried:
+    with memory_for(model, 30, training=False) as tried:
         got = layer_states(model, rows, 2)
     assert max(tried) > 30
     assert_close(got, expected, 1e-5)
-    with room_for(model, 3, training=False), pytest.raises(UserError, match=r"even with one row at a time.*--plan"):
+    with memory_for(model, 3, training=False), pytest.raises(UserError, match=r"even with one row at a time.*--plan"):
         layer_states(model, rows, 2)
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.5], ids=["states of layer L", "and the stock model's"])
-def test_stored_states_that_do_not_fit_together_are_computed_in_halves(tiny_model: MakeModel, keep: float) -> None:
-    """Stage 2 stores the same states, and takes the same steps, where few rows at once go through the layers below."""
+def safety_sft_losses(model: Model) -> list[float]:
+    add_random_adapter(model)
     rows = [Conversation(f"Name {n} cats.", f"Here is a list of {n} cats.") for n in range(2, 12)]
-    losses = []
-    for tokens in (10_000, 60):
-        model = tiny_model()
-        add_random_adapter(model)
-        with room_for(model, tokens, training=False) as tried:
-            done = safety_sft.safety_sft(model, ADAPTER, rows, SafetySFT(1, 1, 4, 1e-2, keep), seed=0)
-        assert max(tried) > 60
-        losses.append([row["loss"] for row in done.metrics if "loss" in row])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    config = SafetySFTConfig(above=1, epochs=1, batch_size=4, learning_rate=1e-2)
+    return losses_of(Loop(SafetySFT("stage2", model, ADAPTER, rows, config, seed=0)).run().metrics)
 
 
-def test_a_model_that_cannot_be_loaded_for_memory_is_a_sentence(
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_stage_2_is_the_same_in_little_memory(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    """Stage 2 takes the same steps where few rows at once go through the layers below L, and where their states are
+    too many to be stored and are computed for each batch."""
+    expected = safety_sft_losses(tiny_model(architecture))
+    model = tiny_model(architecture)
+    with memory_for(model, 60, training=False) as tried:
+        assert safety_sft_losses(model) == pytest.approx(expected, rel=1e-5)
+    assert max(tried) > 60
+    monkeypatch.setattr(safety_sft, "STORED_SHARE", 0.0)
+    assert safety_sft_losses(tiny_model(architecture)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_memory_that_runs_out_while_loading_is_a_user_error(
     tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory that runs out while weights are loaded, whatever the estimate said, ends with the cure."""
+    """Whatever the estimate was, the message names the cure."""
 
     def load(*args: Any) -> Model:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(opening.backend, "load", load)
+    monkeypatch.setattr(opening.loading, "load", load)
     done = run_here(flags(tiny_folder("llama"), save_rows(tmp_path / "rows"), tmp_path / "run"))
     assert done.code == 1
     assert "is loaded. Close what else uses it, load the model with --quantization nf4" in done.err
-
-
-def test_states_too_many_to_hold_are_computed_again(
-    tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stage 2 with states computed for each batch learns what it learns from stored ones."""
-    tiny, rows = tiny_folder("qwen3"), save_rows(tmp_path / "rows")
-    adapters = []
-    for share in (0.25, 0.0):
-        monkeypatch.setattr(safety_sft, "STORED_SHARE", share)
-        run = tmp_path / str(share)
-        assert run_here(flags(tiny, rows, run, contrastive_steps=1, instructions=8, sft_epochs=1)).code == 0
-        adapters.append(steps.load_file(run / "stage2" / "adapter_model.safetensors"))
-    assert_close(list(adapters[0].values()), list(adapters[1].values()), 1e-4)
 
 
 # --- what a user sees -------------------------------------------------------------------------------------------------
@@ -361,13 +338,12 @@ def test_the_plan_names_every_card(path: Path, capsys: pytest.CaptureFixture[str
 
 def test_the_plan_of_a_model_without_a_config_says_so(tmp_path: Path) -> None:
     """A folder that holds no model, and one that holds another kind, are named."""
-    done = run_here(["--plan", "--model", str(tmp_path)])
-    assert done.code == 1
-    assert "no config.json in it" in done.err
-    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
-    done = run_here(["--plan", "--model", str(tmp_path)])
-    assert done.code == 1
-    assert "describes no decoder" in done.err
+    for config, message in ((None, "no config.json in it"), ('{"model_type": "mamba"}', "describes no decoder")):
+        if config:
+            (tmp_path / "config.json").write_text(config)
+        done = run_here(["--plan", "--model", str(tmp_path)])
+        assert done.code == 1
+        assert message in done.err
 
 
 def test_the_plan_needs_no_torch() -> None:
@@ -388,7 +364,7 @@ def test_a_run_shows_the_estimate_and_keeps_to_it(
     """Before the model is loaded the run prints what each part needs and what is free, and how far it went down;
     training then puts no more through at once."""
     tiny, rows = tiny_folder("llama"), save_rows(tmp_path / "rows")
-    settings = Settings(str(tiny), tmp_path / "run", 1, rank=4, contrastive_batch=64, sft_batch=8)
+    settings = small_settings(tiny, rows, tmp_path / "run", contrastive_batch=64, sft_batch=8)
     parts = needs(shape_of(str(tiny)), settings, False, 4)
     free = max(need.total(256) for need in parts if need.name != "evaluation")
     monkeypatch.setattr(opening, "free_memory", lambda device: free)
@@ -399,7 +375,7 @@ def test_a_run_shows_the_estimate_and_keeps_to_it(
     train = Loop.run
 
     def watch(loop: Loop) -> Any:
-        seen[loop.name] = loop.model.tokens_per_pass
+        seen[loop.stage.name] = loop.stage.model.tokens_per_pass
         return train(loop)
 
     monkeypatch.setattr(Loop, "run", watch)
@@ -413,16 +389,15 @@ def test_a_run_shows_the_estimate_and_keeps_to_it(
 
 
 def test_a_model_of_another_kind_is_not_estimated(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
-    """A model whose config.json tells no shape is not turned away for it: the run says that it cannot tell."""
+    """A model whose config.json gives no shape can be used; the run says that its need cannot be estimated."""
     config = json.loads((tiny_folder("llama") / "config.json").read_text())
     del config["intermediate_size"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    shown = opening.will_it_fit(Settings(str(tmp_path), tmp_path / "run", 1))
+    shown = opening.will_it_fit(small_settings(tmp_path, tmp_path, tmp_path / "run"))
     assert list(shown) == ["memory"]
-    assert "does not tell" in shown["memory"]
+    assert "cannot be estimated" in shown["memory"]
 
 
 def test_free_memory_of_this_computer_is_plausible() -> None:
-    """More than this process could do without, and less than there is."""
-    free = fit_module.free_memory("cpu")
-    assert 1e8 < free < 1e14
+    """More than nothing, and less than this computer has."""
+    assert 1e8 < memory.free_memory("cpu") < psutil.virtual_memory().total

@@ -147,7 +147,7 @@ def test_longer_neighbours_change_nothing(tiny_model: MakeModel, architecture: s
         assert_close(beside, alone)
 
 
-def test_what_padding_is_made_of_changes_nothing(tiny_model: MakeModel) -> None:
+def test_the_padding_token_changes_nothing(tiny_model: MakeModel) -> None:
     """Padding with another token gives the same states."""
     model, rows = tiny_model(), random_rows([4, 9, 1])
     assert_close(states_by_row(model, pad(rows, 2), rows, 2, 0), states_by_row(model, pad(rows, 77), rows, 2, 0))
@@ -166,43 +166,34 @@ def test_a_shorter_prefix_gives_the_same_states(tiny_model: MakeModel, prefix: i
 def test_the_model_packs_by_itself_where_it_can(tiny_model: MakeModel) -> None:
     """Model.batch packs for Llama and pads for Gemma 2, whose softcapping the packed attention does not know."""
     rows = random_rows([4, 9], shared=5)
-    llama, gemma = tiny_model(), tiny_model("gemma2")
-    assert llama.batch(rows).shared == 5
-    assert "layout" in llama.batch(rows).inputs
-    assert gemma.batch(rows).shared == 0
-    assert "layout" not in gemma.batch(rows).inputs
-    assert not gemma.packs
-
-
-@pytest.mark.parametrize("layer", range(LAYERS - 1))
-def test_softcapped_models_agree_with_their_own_eager_attention(
-    tiny_model: MakeModel, reference: MakeReference, layer: int
-) -> None:
-    """Gemma 2's states equal its own full eager forward pass, softcapping of the attention scores included."""
-    model, plain = tiny_model("gemma2"), reference("gemma2")
-    rows = random_rows([12, 30, 1], shared=5)
-    batch = model.batch(rows)
-    assert_close(states_by_row(model, batch, rows, layer, 0), states_alone(plain, rows, layer, 0))
+    for architecture, packs in (("llama", True), ("gemma2", False)):
+        model = tiny_model(architecture)
+        batch = model.batch(rows)
+        assert (model.packs, batch.shared, "layout" in batch.inputs) == (packs, 5 * packs, packs)
 
 
 @pytest.mark.parametrize(
     ("architecture", "config"),
     [
+        ("gemma2", {}),
         ("mistral", {"sliding_window": 8}),
         ("qwen2", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}),
         ("gemma3", {"sliding_window": 8}),
         ("lfm2", {}),
     ],
-    ids=["mistral's window", "qwen2's window", "gemma3's window", "lfm2's convolutions"],
+    ids=["gemma2's softcapping", "mistral's window", "qwen2's window", "gemma3's window", "lfm2's convolutions"],
 )
 def test_models_with_other_than_full_attention_are_not_packed_wrongly(
     tiny_model: MakeModel, reference: MakeReference, architecture: str, config: dict[str, Any]
 ) -> None:
-    """A model with a sliding window or with convolutions gives the states of each row alone, packed or not."""
+    """A model with softcapping, a sliding window or convolutions gives the states of each row alone at every layer,
+    packed or not."""
     model, plain = tiny_model(architecture, **config), reference(architecture, **config)
     rows = random_rows([12, 30, 2], shared=6)
     batch = model.batch(rows)
-    assert_close(states_by_row(model, batch, rows, 2, batch.shared), states_alone(plain, rows, 2, batch.shared))
+    for layer in range(LAYERS - 1):
+        alone = states_alone(plain, rows, layer, batch.shared)
+        assert_close(states_by_row(model, batch, rows, layer, batch.shared), alone)
 
 
 @pytest.mark.parametrize("rows", [[], [[]], [[1, 2], []]])

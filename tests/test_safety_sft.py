@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import kl_div
 
 from dcr_lite.data.rows import Conversation
 from dcr_lite.method import safety_sft
-from dcr_lite.method.safety_sft import SafetySFT
+from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_conversations
 from dcr_lite.model.hidden_states import decoder_of
@@ -27,41 +26,31 @@ MakeModel = Callable[..., Any]
 
 @dataclass
 class OneStep:
-    """In place of the training loop: the loss and the gradients of the first step."""
+    """The loss and the gradients of a step."""
 
     loss: float
     gradients: dict[str, Tensor]
 
 
-def one_step(
-    model: Any, above: int, monkeypatch: pytest.MonkeyPatch, rows: list[Conversation] = ROWS, keep: float = 0.0
-) -> OneStep:
-    """What stage 2 computes in a step over all rows, the adapter moved off its zero start."""
+def gradients(model: Any) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.network.named_parameters() if p.grad is not None}
+
+
+def one_step(model: Any, above: int) -> OneStep:
+    """What safety SFT computes in a step over all rows, the adapter moved off its zero start."""
     adapters.add_adapter(model, "test", rank=4, seed=0)
     torch.manual_seed(1)
     for name, parameter in model.network.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.05)
-
-    class Loop:
-        def __init__(self, **kwargs: Any):
-            self.backward = kwargs["backward"]
-
-        def run(self) -> Any:
-            loss = self.backward(0)
-            named = model.network.named_parameters()
-            return OneStep(loss, {name: p.grad.clone() for name, p in named if p.grad is not None})
-
-    monkeypatch.setattr(safety_sft, "Loop", Loop)
-    how = SafetySFT(above=above, epochs=1, batch_size=len(rows), learning_rate=1e-3, keep=keep)
-    done: Any = safety_sft.safety_sft(model, "test", rows, how, seed=0)
-    return done
+    config = SafetySFTConfig(above=above, epochs=1, batch_size=len(ROWS), learning_rate=1e-3)
+    loss = SafetySFT("stage2", model, "test", ROWS, config, seed=0).step(0)
+    return OneStep(loss, gradients(model))
 
 
-def by_transformers(model: Any, conversations: list[Conversation] = ROWS, keep: float = 0.0) -> OneStep:
-    """The same step as transformers computes it: full logits of right-padded rows, prompts masked out of the loss, and
-    the divergence from the stock model by torch's own ``kl_div``."""
-    prompts, answers = [r.prompt for r in conversations], [r.response for r in conversations]
+def by_transformers(model: Any) -> OneStep:
+    """The same step as transformers computes it: full logits of right-padded rows, prompts masked out of the loss."""
+    prompts, answers = [r.prompt for r in ROWS], [r.response for r in ROWS]
     rows = encode_conversations(model.tokenizer, prompts, answers, model.window)
     width = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids = torch.full((len(rows), width), model.tokenizer.pad_token_id)
@@ -71,17 +60,9 @@ def by_transformers(model: Any, conversations: list[Conversation] = ROWS, keep: 
         mask[i, : len(prompt + answer)] = 1
         labels[i, len(prompt) : len(prompt + answer)] = torch.tensor(answer)
     model.network.zero_grad()
-    out = model.network(input_ids=ids, attention_mask=mask, labels=labels)
-    loss = out.loss
-    if keep:
-        with torch.no_grad(), adapters.stock(model):
-            before = model.network(input_ids=ids, attention_mask=mask).logits
-        general = torch.tensor([not c.refuses for c in conversations])[:, None] & (labels != -100)
-        now, then = (logits[:, :-1][general[:, 1:]].log_softmax(-1) for logits in (out.logits, before))
-        loss = loss + keep * kl_div(now, then, reduction="sum", log_target=True) / (labels != -100).sum()
+    loss = model.network(input_ids=ids, attention_mask=mask, labels=labels).loss
     loss.backward()
-    named = model.network.named_parameters()
-    return OneStep(loss.item(), {name: p.grad.clone() for name, p in named if p.grad is not None})
+    return OneStep(loss.item(), gradients(model))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2"])
@@ -95,7 +76,7 @@ def test_a_step_is_that_of_transformers(
     if small_passes:
         model.tokens_per_pass = 40
         monkeypatch.setattr(safety_sft, "LOGITS_PER_PASS", 3)
-    ours = one_step(model, above, monkeypatch)
+    ours = one_step(model, above)
     theirs = by_transformers(model)
     assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
     assert ours.gradients.keys() == theirs.gradients.keys()
@@ -104,33 +85,11 @@ def test_a_step_is_that_of_transformers(
         torch.testing.assert_close(ours.gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_only_layers_above_get_gradients(tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_layers_above_get_gradients(tiny_model: MakeModel) -> None:
     """Above layer 0 of a model, every gradient belongs to a later layer and every later layer has some."""
     model = tiny_model()
-    step = one_step(model, 0, monkeypatch)
+    step = one_step(model, 0)
     depth = len(decoder_of(model.network).layers)
     trained = {i for i in range(depth) for name in step.gradients if f".layers.{i}." in name}
     assert trained == set(range(1, depth))
     assert all(".layers." in name for name in step.gradients)
-
-
-@pytest.mark.parametrize("above", [-1, 0], ids=["all layers", "above layer 0"])
-@pytest.mark.parametrize("small_passes", [False, True])
-def test_the_divergence_from_the_stock_model_is_torchs(
-    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch, above: int, small_passes: bool
-) -> None:
-    """Over general rows alone: a refusal has to move away from what the stock model says."""
-    rows = [*ROWS, Conversation("harm him", "sorry, not that", refuses=True)]
-    model = tiny_model()
-    if small_passes:
-        model.tokens_per_pass = 40
-        monkeypatch.setattr(safety_sft, "LOGITS_PER_PASS", 3)
-        monkeypatch.setattr(safety_sft, "STOCK_ROWS", 2)
-    ours = one_step(model, above, monkeypatch, rows, keep=0.7)
-    theirs = by_transformers(model, rows, keep=0.7)
-    without = by_transformers(model, rows)
-    assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
-    assert abs(ours.loss - without.loss) > 1e-3 * without.loss
-    assert ours.gradients.keys() == theirs.gradients.keys()
-    for name, gradient in theirs.gradients.items():
-        torch.testing.assert_close(ours.gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)

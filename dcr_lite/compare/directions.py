@@ -1,4 +1,4 @@
-"""Prompts of the three kinds and which of them are refused: what the training-free methods take directions from."""
+"""Prompts of the three kinds and which of them are refused: the training-free methods take directions from them."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.model.packing import shared_prefix
 
-LEAST = 8  # prompts behind a mean: fewer say more of themselves than of their kind
+LEAST = 8  # prompts behind a mean: with fewer it depends on the single prompts
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def shared_ending(rows: list[list[int]]) -> int:
 
 def refusal_log_odds(model: Model, rows: list[list[int]]) -> Tensor:
     """Log-odds (rows,) of opening with a refusal, of the model as it stands."""
-    return torch.tensor([said.refusal_log_odds for said in answer(model, rows, max_new_tokens=0)])
+    return torch.tensor([given.refusal_log_odds for given in answer(model, rows, max_new_tokens=0)])
 
 
 def refused(rows: list[list[int]], log_odds: Tensor, refuses: bool = True) -> list[list[int]]:

@@ -4,9 +4,9 @@ Cao, Yang, Zhao, "SCANS: Mitigating the Exaggerated Safety for LLMs via Safety-C
 2025, arXiv 2408.11491; their code: github.com/zouyingcao/SCANS.
 
 - The vector of a layer is the unit difference of the mean last-token states of toxic and plain prompts.
-- Whether a prompt is toxic is read from a transition: its last state minus the state behind it once "Sure" is put into
-  the model's mouth. The mean cosine with the mean transition of toxic prompts, over the steered layers and all above,
-  says toxic from a threshold on.
+- A prompt is classified by a transition: its last state minus the state that follows once the answer begins with
+  "Sure". It counts as toxic where the mean cosine with the mean transition of toxic prompts, over the steered layers
+  and all above, reaches a threshold.
 - The middle layers add (toxic) or subtract (otherwise) the vector from the prompt's last token on.
 
     scans = fit(model, training, validation)
@@ -31,14 +31,14 @@ from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import last_states
 
-OPENING = "Sure"  # the complying word whose effect on the states is read
+OPENING = "Sure"  # the complying word whose transition is taken
 MIDDLE = (10 / 32, 20 / 32)  # of the depth: layers 10 to 19 of Llama-2-7b's 32
 STRENGTHS = (0.125, 0.25, 0.5, 1.0)  # in units of the states' spread; fit takes the best of them
 
 
 @dataclass(frozen=True)
 class Scans:
-    """What steers a model.
+    """A fitted steering.
 
     vectors: (layers, d_model), of one unit of strength; zero outside the middle layers.
     reference: (layers, d_model), the mean transition of toxic prompts.
@@ -57,7 +57,7 @@ class Scans:
         return self.vectors.abs().sum(-1).nonzero()[:, 0].tolist()
 
     def cosines(self, model: Model, rows: list[list[int]]) -> Tensor:
-        """How like toxic ones the prompts' transitions are, (rows,), from -1 to 1."""
+        """The mean cosine of each prompt's transitions with the reference, (rows,), from -1 to 1."""
         first = self.steered[0]
         transitions = _transitions(model, rows)[first:]
         return cosine_similarity(transitions, self.reference[first:, None], dim=-1).mean(0)
@@ -85,16 +85,15 @@ def _transitions(model: Model, rows: list[list[int]]) -> Tensor:
 
 
 def _between(cosines: Tensor, cut: float) -> float:
-    """Half way between ``cut``, the lowest of the cosines that count as toxic, and the next one below: on none of
-    them, where a rounding would decide."""
+    """Half way between ``cut``, the lowest of the cosines that count as toxic, and the next one below, so that rounding
+    cannot decide."""
     below = cosines[cosines < cut]
     return (cut + float(below.max())) / 2 if len(below) else cut
 
 
-def fit(model: Model, training: Kinds, validation: Kinds, strength: float | None = None) -> Scans:
+def fit(model: Model, training: Kinds, validation: Kinds) -> Scans:
     """For the model as it stands: vectors and reference from training prompts; the threshold that tells toxic from
-    seemingly toxic validation prompts best, and the strength that sets their refusal probabilities furthest apart
-    (or the one given)."""
+    seemingly toxic validation prompts best, and the strength that sets their refusal probabilities furthest apart."""
     toxic, plain = (last_states(model, rows)[:, :, 0] for rows in (training.toxic, training.plain))
     both = torch.cat([toxic, plain], 1)
     spread = (both - both.mean(1, keepdim=True)).norm(dim=-1).square().mean(1).sqrt()
@@ -116,5 +115,4 @@ def fit(model: Model, training: Kinds, validation: Kinds, strength: float | None
             probability = refusal_log_odds(model, rows).sigmoid()
         return float(probability[:n].mean() - probability[n:].mean())
 
-    tried = [replace(scans, strength=s) for s in (STRENGTHS if strength is None else (strength,))]
-    return max(tried, key=apart) if len(tried) > 1 else tried[0]
+    return max((replace(scans, strength=strength) for strength in STRENGTHS), key=apart)

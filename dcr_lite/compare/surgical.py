@@ -1,4 +1,4 @@
-"""Surgical single-vector ablation: take a false-refusal direction out of the residual stream. Training-free.
+"""Surgical single-vector ablation: remove a false-refusal direction from the residual stream. Training-free.
 
 Wang, Hu, Röttger, Plank, "Surgical, Cheap, and Flexible: Mitigating False Refusal in Language Models via Single Vector
 Ablation", ICLR 2025, arXiv 2410.03415; their code: github.com/mainlp/False-Refusal-Mitigation.
@@ -43,7 +43,7 @@ class Ablation:
 
     direction: unit vector (d_model,). layer, position: of the states that gave it; position -1 is the last token.
     refusal_log_odds, before: mean over seemingly toxic validation prompts, with the ablation and without.
-    kl: what it does to plain validation prompts, nats of the first token.
+    kl: KL divergence on plain validation prompts, nats of the first token.
     """
 
     direction: Tensor
@@ -93,48 +93,47 @@ def candidates(toxic: Tensor, seemingly_toxic: Tensor, plain: Tensor, orthogonal
     return normalize(false_refusal - orthogonality * overlap * true_refusal, dim=-1)
 
 
+def layers_tried(model: Model) -> int:
+    """The number of layers, from the first, whose states give candidates."""
+    return int(depth(model.network) * (1 - DISCARDED))
+
+
 def fit(
     model: Model,
     training: Kinds,
     validation: Kinds,
     orthogonality: float = 1.0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Ablation:
     """The direction for the model as it stands: candidates from training prompts, the choice among them by validation
-    prompts. ``progress`` hears of candidates done and in all."""
+    prompts. ``progress`` is called with 1 after the candidates of each layer (see ``layers_tried``)."""
     positions = shared_ending([*training.toxic, *training.plain])
     toxic, seemingly_toxic, answered = (
         last_states(model, refused(rows, refusal_log_odds(model, rows), refuses), positions)
         for rows, refuses in ((training.toxic, True), (training.seemingly_toxic, True), (training.plain, False))
     )
     directions = candidates(toxic, seemingly_toxic, answered, orthogonality)
-    sounding = _refused_first(model, validation.seemingly_toxic)
+    rows = validation.seemingly_toxic
+    sounding = refused(rows, refusal_log_odds(model, rows))[:VALIDATION]
     plain = validation.plain[:VALIDATION]
     before = _first_token(model, plain)
 
     found: list[Ablation] = []
-    layers = int(depth(model.network) * (1 - DISCARDED))
-    total = layers * positions
-    for i in range(total):
-        layer, position = i // positions, i % positions
-        direction = directions[layer, position].to(model.device)
-        with ablated(model, direction):
-            after = _first_token(model, plain)
-            kl = float(kl_div(after, before, reduction="none", log_target=True).sum(-1).mean())
-            # Where plain prompts suffer the rest need not be known.
-            odds = float(refusal_log_odds(model, sounding).mean()) if kl <= KL_LIMIT else torch.inf
-        found.append(Ablation(direction, layer, position - positions, odds, 0.0, kl))
-        progress(i + 1, total)
-    best = min(found, key=lambda a: (a.refusal_log_odds, a.kl))  # where none is harmless enough: the least harmful
+    for layer in range(layers_tried(model)):
+        for position in range(positions):
+            direction = directions[layer, position].to(model.device)
+            with ablated(model, direction):
+                after = _first_token(model, plain)
+                kl = float(kl_div(after, before, reduction="none", log_target=True).sum(-1).mean())
+                # A candidate over the limit is discarded, whatever its log-odds.
+                odds = float(refusal_log_odds(model, sounding).mean()) if kl <= KL_LIMIT else torch.inf
+            found.append(Ablation(direction, layer, position - positions, odds, 0.0, kl))
+        progress(1)
+    best = min(found, key=lambda a: (a.refusal_log_odds, a.kl))  # of the lowest KL where all are over the limit
     unablated = float(refusal_log_odds(model, sounding).mean())
     with ablated(model, best.direction):
         odds = float(refusal_log_odds(model, sounding).mean())
     return Ablation(best.direction, best.layer, best.position, odds, unablated, best.kl)
-
-
-def _refused_first(model: Model, rows: list[list[int]]) -> list[list[int]]:
-    """VALIDATION rows, refused ones as far as there are."""
-    return refused(rows, refusal_log_odds(model, rows))[:VALIDATION]
 
 
 def _first_token(model: Model, rows: list[list[int]]) -> Tensor:

@@ -1,45 +1,50 @@
-"""A list of prompts as people have it: lines of text, CSV, or JSON Lines."""
+"""Lists of prompts, read from lines of text, CSV or JSON Lines, and their scores, written as CSV."""
 
 import csv
 import io
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from dcr_lite.data.rows import parse_jsonl
+from dcr_lite.demo.scoring import Score
+from dcr_lite.demo.texts import COLUMNS
 from dcr_lite.errors import UserError
 
-COLUMNS = ("prompt", "text", "question")  # of a CSV or JSON Lines file, the first of them that it has
+PROMPT_COLUMNS = ("prompt", "text", "question")  # of a CSV or JSON Lines file, the first of them that it has
 MAX_BYTES = 5_000_000
+KEPT_FILES = 5  # of scores: Gradio keeps what it has offered for download
 
 
 def read_prompt_list(raw: bytes, name: str) -> list[str]:
-    """The prompts in ``raw``, the content of a file called ``name``. *.jsonl: objects with a field of COLUMNS. *.csv: a
-    header with a column of COLUMNS, or a single column. Anything else: one prompt a line, unless it looks like JSON
-    Lines. Raises UserError naming the line and the cure."""
+    """The prompts in ``raw``, the content of a file called ``name``.
+
+    *.jsonl: objects with a field of PROMPT_COLUMNS. *.csv: a header with one of PROMPT_COLUMNS, or a single column.
+    Anything else: one prompt per line, unless it begins like CSV or JSON Lines. Raises UserError with the line."""
     _require_small(len(raw), name)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{name}: no text in UTF-8 (byte {error.start}). Give a CSV or JSON Lines file, saved as UTF-8."
+            f"{name}: not UTF-8 text (byte {error.start}). Give a CSV or JSON Lines file, saved as UTF-8."
         ) from None
     if "\0" in text:
-        raise UserError(f"{name}: no text file. Give a CSV or JSON Lines file, saved as UTF-8.")
+        raise UserError(f"{name}: not a text file. Give a CSV or JSON Lines file, saved as UTF-8.")
     if name.lower().endswith((".jsonl", ".ndjson")) or text.lstrip().startswith("{"):
-        return parse_jsonl(raw, name, lambda fields, place: _chosen(fields, place))
+        return parse_jsonl(raw, name, _prompt_field)
     if name.lower().endswith(".csv") or _has_header(text):
         prompts = _from_csv(text, name)
     else:
         prompts = [line.strip() for line in text.split("\n")]
     prompts = [prompt for prompt in prompts if prompt.strip()]
     if not prompts:
-        raise UserError(f"{name}: no prompts in it. Put one on each line, or in a column called prompt.")
+        raise UserError(f"{name}: no prompts in it. Write one per line, or in a column called prompt.")
     return prompts
 
 
 def read_prompt_file(path: Path) -> list[str]:
-    """The prompts in a file, by its name's ending; too large a one is not even read."""
+    """The prompts in a file. Raises UserError as ``read_prompt_list``; a file that is too large is not read."""
     _require_small(path.stat().st_size, path.name)
     return read_prompt_list(path.read_bytes(), path.name)
 
@@ -50,15 +55,15 @@ def _require_small(size: int, name: str) -> None:
 
 
 def _key(names: Iterable[Any]) -> Any:
-    """The name among COLUMNS, whatever its case; None where there is none."""
+    """The first of PROMPT_COLUMNS among ``names``, whatever its case; None where there is none."""
     lower = {str(name).strip().lower(): name for name in names}
-    return next((lower[column] for column in COLUMNS if column in lower), None)
+    return next((lower[column] for column in PROMPT_COLUMNS if column in lower), None)
 
 
-def _chosen(fields: dict[str, object], place: str) -> str:
+def _prompt_field(fields: dict[str, object], place: str) -> str:
     value = fields.get(_key(fields) or "")
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{place}: no text in a field called {', '.join(COLUMNS)}")
+        raise UserError(f"{place}: no text in a field called {', '.join(PROMPT_COLUMNS)}")
     return value
 
 
@@ -69,12 +74,11 @@ def _has_header(text: str) -> bool:
 
 def _from_csv(text: str, name: str) -> list[str]:
     try:
-        rows = [
-            (reader.line_num, row) for reader in [csv.reader(io.StringIO(text), strict=True)] for row in reader if row
-        ]
+        reader = csv.reader(io.StringIO(text), strict=True)
+        rows = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise UserError(
-            f"{name}: no well-formed CSV ({error}). Put texts with commas or line breaks in quotes."
+            f"{name}: not well-formed CSV ({error}). Put texts with commas or line breaks in quotes."
         ) from None
     if not rows:
         return []
@@ -91,3 +95,22 @@ def _from_csv(text: str, name: str) -> list[str]:
         if len(row) <= column:
             raise UserError(f"{name}, line {line}: no column {key!r} in it")
     return [row[column] for _, row in rows[1:]]
+
+
+def score_row(score: Score) -> list[Any]:
+    """The values of COLUMNS."""
+    like = score.similarity
+    similarities = [round(like.toxic, 3), round(like.seemingly_toxic, 3)] if like else [None, None]
+    return [score.prompt, score.verdict, round(score.refusal_probability, 3), *similarities]
+
+
+def write_scores(scores: list[Score], folder: Path) -> Path:
+    """A CSV file of COLUMNS and the answers in ``folder``, where only the newest files are kept."""
+    for old in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)[: 1 - KEPT_FILES]:
+        old.unlink(missing_ok=True)
+    path = folder / f"scores-{uuid.uuid4().hex[:8]}.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*COLUMNS, "answer"])
+        writer.writerows([*score_row(score), score.answer] for score in scores)
+    return path

@@ -1,4 +1,4 @@
-"""dcr-lite diagnose: layers, couplings and prompts of a finished run.
+"""dcr-lite diagnose: kernel similarities, layers and refusals of a finished run.
 
 May import: data, model, measure, method, run.
 """

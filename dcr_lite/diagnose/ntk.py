@@ -1,30 +1,35 @@
-"""How much a training step on one prompt moves the first token of the answer to another: the empirical neural tangent
-kernel, normalised.
+"""The empirical neural tangent kernel of the first token of the answer, normalised: how much a training step on one
+prompt moves the first token of another.
 
 With z(x) the logits of the first generated token and K(x', x) = grad z(x') grad z(x)^T over the adapter's weights, the
 similarity of x' to x is ||K(x', x)||_F / ||K(x', x')||_F (Lu et al., arXiv 2603.03323, section 3). It is 1 where a step
 on x does to x' what a step on x' itself does, 0 where it does nothing.
 
-z = W h with h the last state behind the final norm and W the output matrix, which no adapter touches, so
+z = W h with h the last state behind the final norm and W the output matrix, which no adapter changes, so
 ||K(x', x)||_F = ||G M G||_F with M = grad h(x') grad h(x)^T and G the root of W^T W: d_model gradients a prompt instead
-of one for every word of the vocabulary. Where even these are too many, random orthonormal rows R and S, scaled to keep
-sizes, stand for them: the expectation of ||R G M G S^T||^2 is ||G M G||^2 (R and S independent). Gradients longer than
+of one for every token of the vocabulary. Where even these are too many, random orthonormal rows R and S, scaled to keep
+sizes, replace G's: the expectation of ||R G M G S^T||^2 is ||G M G||^2 (R and S independent). Gradients longer than
 BUCKETS are folded by a count sketch (Charikar et al., 2002), which keeps inner products on average and adds to squares
-about 1 / BUCKETS of what the lengths alone would give: far below what projections leave. Their error is stated with
+about 1 / BUCKETS of what the lengths alone would give: far below the error of the projections. That error is given with
 every number, by the jackknife over them. Logits that a model caps are taken before the cap.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dcr_lite.model.hidden_states import final_states, output_matrix
+from dcr_lite.model.adapters import train_only
+from dcr_lite.model.hidden_states import depth, final_states, output_matrix
 from dcr_lite.model.loading import Model
+from dcr_lite.names import LABELS
 
 BUCKETS = 2**16  # of the count sketch: an error of 1/256 of the product of two lengths in each inner product
 FOLD_SEED = 1
+COLUMNS = 512  # of the output matrix, in float64 at a time
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,10 @@ class _Fold:
 
 def _root(matrix: Tensor) -> Tensor:
     """The root of W^T W of an output matrix W (vocabulary, d_model): symmetric (d_model, d_model)."""
-    values, vectors = torch.linalg.eigh(matrix.double().T @ matrix.double())
+    # In blocks: a float64 copy of an 8B model's output matrix takes 4.2 GB.
+    blocks = matrix.split(COLUMNS, dim=1)
+    product = torch.cat([torch.cat([a.double().T @ b.double() for b in blocks], dim=1) for a in blocks])
+    values, vectors = torch.linalg.eigh(product)
     return ((vectors * values.clamp_min(0).sqrt()) @ vectors.T).float()
 
 
@@ -67,6 +75,19 @@ def _projections(d_model: int, n: int, generator: torch.Generator) -> Tensor:
     """Random orthonormal rows (n, d_model), uniform over all such (Mezzadri, 2007), scaled by sqrt(d_model / n)."""
     q, r = torch.linalg.qr(torch.randn(d_model, n, generator=generator))
     return (q * r.diagonal().sign()).T * (d_model / n) ** 0.5
+
+
+@contextmanager
+def _trainable(weights: list[nn.Parameter]) -> Iterator[None]:
+    """Within the block the weights require gradients."""
+    before = [weight.requires_grad for weight in weights]
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        yield
+    finally:
+        for weight, trained in zip(weights, before, strict=True):
+            weight.requires_grad_(trained)
 
 
 def gradients(
@@ -78,8 +99,7 @@ def gradients(
     progress: Callable[[int], None] = lambda done: None,
 ) -> Gradients:
     """Projected gradients of prompts given as token ids, for each group of weights by itself; ``projections`` on each
-    side, or exact from d_model on. The weights given require gradients within the call. ``progress`` hears of every
-    prompt."""
+    side, or exact from d_model on. ``progress`` is called with 1 after every prompt."""
     network = model.network.eval()
     root = _root(output_matrix(network)).to(model.device)
     d_model = len(root)
@@ -87,35 +107,27 @@ def gradients(
     generator = torch.Generator().manual_seed(seed)
     sides = [root] if exact else [_projections(d_model, projections, generator).to(root) @ root for _ in range(2)]
     weights = [weight for group in groups for weight in group]
-    before = [weight.requires_grad for weight in weights]
     folds = [_Fold(sum(w.numel() for w in group), root.device) for group in groups]
-    found: list[list[list[Tensor]]] = [[[] for _ in groups] for _ in sides]
-    states = []
-    try:
-        for weight in weights:
-            weight.requires_grad_(True)
+
+    def folded(value: Tensor) -> list[Tensor]:
+        """The gradient of a number in each group."""
+        slopes = iter(torch.autograd.grad(value, weights, retain_graph=True, materialize_grads=True))
+        flat = [torch.cat([next(slopes).flatten().float() for _ in group]) for group in groups]
+        return [fold(slope).cpu() for fold, slope in zip(folds, flat, strict=True)]
+
+    states: list[Tensor] = []
+    of_side: list[list[list[Tensor]]] = [[] for _ in sides]  # of every prompt, each group (projections, weights)
+    with _trainable(weights):
         for row in rows:
             batch = model.batch([row], 0)
             with model.compute():
                 state = final_states(network, batch, batch.last)[0].float()
             states.append(state.detach().cpu())
-            for side, kept in zip(sides, found, strict=True):
-                ours: list[list[Tensor]] = [[] for _ in groups]
-                for direction in side:
-                    slopes = torch.autograd.grad(state @ direction, weights, retain_graph=True, allow_unused=True)
-                    whole = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, slopes, strict=True)]
-                    start = 0
-                    for group, fold, own in zip(groups, folds, ours, strict=True):
-                        part = torch.cat([g.flatten().float() for g in whole[start : start + len(group)]])
-                        own.append(fold(part).cpu())
-                        start += len(group)
-                for own, all_rows in zip(ours, kept, strict=True):
-                    all_rows.append(torch.stack(own))
+            for side, prompts in zip(sides, of_side, strict=True):
+                slopes = [folded(state @ direction) for direction in side]
+                prompts.append([torch.stack(group) for group in zip(*slopes, strict=True)])
             progress(1)
-    finally:
-        for weight, trained in zip(weights, before, strict=True):
-            weight.requires_grad_(trained)
-    stacked = [[torch.stack(group) for group in side] for side in found]
+    stacked = [[torch.stack(group) for group in zip(*prompts, strict=True)] for prompts in of_side]
     return Gradients(stacked[0], stacked[-1], torch.stack(states), exact)
 
 
@@ -137,9 +149,9 @@ def mean_similarity(blocks: Tensor, of: Tensor, exact: bool) -> tuple[float, flo
     """The mean similarity over the pairs of prompts marked in ``of`` (prompts, prompts), and its standard error from
     projections, by leaving out each of them in turn; 0 where exact."""
     value = float(similarity(blocks)[of].mean())
+    if exact:
+        return value, 0.0
     n = blocks.shape[-1]
-    if exact or n < 2:
-        return value, 0.0 if exact else float("nan")
     without = []
     for i in range(n):
         rest = torch.arange(n) != i
@@ -149,7 +161,53 @@ def mean_similarity(blocks: Tensor, of: Tensor, exact: bool) -> tuple[float, flo
 
 
 def last_layer_similarity(states: Tensor) -> Tensor:
-    """The same with respect to the output matrix alone, exact: there K(x', x) = (h' . h) I, from last states
+    """The similarity with respect to the output matrix alone, exact: there K(x', x) = (h' . h) I, from last states
     (prompts, d_model): (prompts x', prompts x)."""
     inner = states @ states.T
     return inner.abs() / inner.diagonal()[:, None]
+
+
+def label_similarities(
+    model: Model,
+    adapter: str,
+    layer: int,
+    prompts: dict[str, list[list[int]]],
+    projections: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Mean similarities between prompts of each label, for the adapter as it stands.
+
+    ``prompts``: rows of token ids by label; toxic and seemingly toxic ones are pairs. Returns {exact, projections,
+    prompts, adapter: {all, above: {means, pair}}, last_layer: {means, pair}}: of all adapter layers, of those above
+    ``layer``, and of the output matrix. means[moved][by] and pair are [similarity, standard error]; pair is that of
+    each seemingly toxic prompt to its own toxic side.
+    """
+    labels = [label for label in LABELS if prompts[label]]
+    rows = [row for label in labels for row in prompts[label]]
+    label_of = [label for label in labels for _ in prompts[label]]
+    below = train_only(model, adapter, range(layer + 1))
+    above = train_only(model, adapter, range(layer + 1, depth(model.network)))
+    found = gradients(model, [below, above], rows, projections, progress=progress)
+    is_label = {label: torch.tensor([other == label for other in label_of]) for label in labels}
+    others = ~torch.eye(len(rows), dtype=torch.bool)
+    pairs = torch.zeros(len(rows), len(rows), dtype=torch.bool)
+    n = len(prompts["toxic"])
+    pairs[torch.arange(n, 2 * n), torch.arange(n)] = True
+
+    def summary(mean: Callable[[Tensor], tuple[float, float]]) -> dict[str, Any]:
+        marked = {a: {b: is_label[a][:, None] & is_label[b] & others for b in labels} for a in labels}
+        means = {a: {b: list(mean(of)) for b, of in by.items() if of.any()} for a, by in marked.items()}
+        return {"means": means, "pair": list(mean(pairs))}
+
+    def of_groups(first: int) -> dict[str, Any]:
+        blocks = products(found.left[first:], found.right[first:])
+        return summary(lambda of: mean_similarity(blocks, of, found.exact))
+
+    last = last_layer_similarity(found.states)
+    return {
+        "exact": found.exact,
+        "projections": projections,
+        "prompts": {label: len(prompts[label]) for label in labels},
+        "adapter": {"all": of_groups(0), "above": of_groups(1)},
+        "last_layer": summary(lambda of: (float(last[of].mean()), 0.0)),
+    }

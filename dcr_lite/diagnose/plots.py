@@ -1,4 +1,4 @@
-"""The pictures of a diagnosis, drawn for looking at."""
+"""The plots of a diagnosis."""
 
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,18 @@ STATES = {
     "safety_sft": "safety SFT alone",
 }
 STATE_COLOURS = {"stock": "#bbbbbb", "stage1": "#58b07e", "dcr": "#1e8449", "safety_sft": "#7f8c8d"}
-COUPLINGS = {
+SIMILARITIES = {  # rows of the table and groups of bars: (moved, by)
     "seemingly toxic by toxic": ("seemingly_toxic", "toxic"),
     "plain by toxic": ("plain", "toxic"),
     "toxic by other toxic": ("toxic", "toxic"),
 }
+
+
+def similarities_of(kernel: dict[str, Any]) -> dict[str, list[float]]:
+    """[similarity, standard error] by what is moved by what, from {means, pair} of ``ntk.label_similarities``."""
+    means = kernel["means"]
+    shown = {name: means[moved][by] for name, (moved, by) in SIMILARITIES.items() if by in means.get(moved, {})}
+    return shown | {"a prompt by its own toxic side": kernel["pair"]}
 
 
 def draw_layers(separations: dict[str, list[float]], layer: int, suggested: int, path: Path) -> None:
@@ -39,18 +46,16 @@ def draw_layers(separations: dict[str, list[float]], layer: int, suggested: int,
         save(figure, path)
 
 
-def draw_couplings(kernels: dict[str, dict[str, Any]], path: Path) -> None:
-    """How far a step on toxic prompts moves others: a group of bars a coupling, a bar a state, with standard errors;
-    kernels[state] as ``diagnosis.couplings`` gives them. Left the whole adapter, right its layers above L."""
+def draw_similarities(kernels: dict[str, dict[str, Any]], path: Path) -> None:
+    """Kernel similarities with standard errors, a bar for each state of the model: kernels[state] as from
+    ``ntk.label_similarities``. Left the whole adapter, right its layers above L."""
     titles = {"all": "all adapter layers", "above": "layers above L"}
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, len(titles), figsize=(9.6, 3.8), sharey=True)
+        width = 0.8 / len(kernels)
         for axes, (group, title) in zip(panels, titles.items(), strict=True):
-            width = 0.8 / len(kernels)
             for j, (state, kernel) in enumerate(kernels.items()):
-                means = kernel["adapter"][group]["means"]
-                shown = {name: means[a][b] for name, (a, b) in COUPLINGS.items() if b in means.get(a, {})}
-                shown["a prompt by its own toxic side"] = kernel["adapter"][group]["pair"]
+                shown = similarities_of(kernel["adapter"][group])
                 places = [i + (j - (len(kernels) - 1) / 2) * width for i in range(len(shown))]
                 values, errors = zip(*shown.values(), strict=True)
                 axes.bar(places, values, width * 0.92, yerr=errors, color=STATE_COLOURS[state], label=STATES[state],
@@ -64,8 +69,8 @@ def draw_couplings(kernels: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def draw_by_kind(rows: list[dict[str, Any]], path: Path) -> None:
-    """Refusal rates by kind of prompt before (safety SFT alone, hollow) and after (DCR): rows of
-    ``diagnosis.by_kind``, a panel a label."""
+    """Refusal rates by kind of prompt with safety SFT alone (hollow) and with DCR (filled): rows of
+    ``refusals.rates_by_kind``, a panel for each label."""
     labels = [label for label in NAMES if any(row["label"] == label for row in rows)]
     heights = [max(2, sum(row["label"] == label for row in rows)) for label in labels]
     with plt.rc_context(STYLE):

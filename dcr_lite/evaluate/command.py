@@ -168,8 +168,9 @@ def measure_model(evaluation: Evaluation) -> dict[str, Any]:
     questions = read_choices(evaluation.choices) if evaluation.choices else []
     _require_new(evaluation.out)
     opened = open_model(
-        evaluation.model, evaluation.method, evaluation.device, evaluation.precision, evaluation.quantization
-    )
+        evaluation.model, evaluation.method, device=evaluation.device, precision=evaluation.precision,
+        quantization=evaluation.quantization,
+    )  # fmt: skip
     model = opened.model
     encode_prompts(model.tokenizer, [p.prompt for p in prompts], model.window - evaluation.answer_tokens)
     progress = Progress(evaluation, _inputs(evaluation, opened, prompts))

@@ -15,7 +15,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.export.gguf import FileType, architecture_of, write_gguf
 from dcr_lite.export.merge import INDEX, Merged
 from dcr_lite.files import require_disk, write_json, write_text
-from dcr_lite.run.report import model_card
+from dcr_lite.run.model_card import model_card
 from dcr_lite.run.terminal import stage
 
 SMALL_FILES_BYTES = 100_000_000  # tokenizer, configuration, card

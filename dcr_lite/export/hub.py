@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 
 from dcr_lite.errors import UserError
 from dcr_lite.export.command import FinishedRun
-from dcr_lite.run.report import Form, is_hub_name, model_card
+from dcr_lite.run.model_card import Form, is_hub_name, model_card
 
 # The files pushed of each form. Others in the folder may contain texts of the training data.
 PUSHED: dict[Form, tuple[str, ...]] = {

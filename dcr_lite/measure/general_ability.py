@@ -15,7 +15,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.files import SHIPPED
 from dcr_lite.measure.metrics import wilson_interval
 from dcr_lite.model.chat import encode_conversations, encode_prompts
-from dcr_lite.model.hidden_states import adding_at, final_states, vocabulary_logits
+from dcr_lite.model.hidden_states import adding, final_states, vocabulary_logits
 from dcr_lite.model.loading import Model
 from dcr_lite.model.packing import by_tokens, shared_prefix
 
@@ -34,12 +34,10 @@ def log_likelihoods(model: Model, rows: list[tuple[list[int], list[int]]]) -> li
     places = [own[first : first + len(end)] for own, first, (_, end) in zip(batch.index, firsts, rows, strict=True)]
     targets = torch.tensor([token for _, end in rows for token in end], device=places[0].device)
     steering = model.steering([prompt for prompt, _ in rows]) if model.steering else {}
-    of_row = torch.repeat_interleave(torch.tensor([len(p) for p in places])).to(places[0].device)
-    added = {layer: vectors[of_row] for layer, vectors in steering.items()}
     at = torch.cat(places)
-    with model.compute(), adding_at(model.network, added, at):
+    with model.compute(), adding(model.network, steering, places):
         # Steering adds to places of the whole sequence, so the last layer has to compute all of them.
-        states = final_states(model.network, batch)[at] if added else final_states(model.network, batch, at)
+        states = final_states(model.network, batch)[at] if steering else final_states(model.network, batch, at)
     log_p = []
     for part, wanted in zip(states.split(LOGITS_PER_PASS), targets.split(LOGITS_PER_PASS), strict=True):
         with model.compute():

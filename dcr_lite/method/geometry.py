@@ -1,4 +1,4 @@
-"""The geometry of layer-L states: which differences count, and how far apart two kinds of prompt are."""
+"""The geometry of layer-L states: centred, whitened, of unit length, so that their cosines can be compared."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,8 +6,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-
-from dcr_lite.measure.metrics import auroc
 
 Centre = Literal["batch", "stock", "none"]
 SHRINKAGE = 0.3  # of the covariance towards a sphere: 840 states cannot estimate 576 x 576 numbers
@@ -54,58 +52,6 @@ class Geometry:
         return Geometry("stock", states.float().mean(0), self.whitening) if self.centre == "batch" else self
 
 
-@dataclass(frozen=True)
-class ReadOut:
-    """A direction (d_model,) along which toxic prompts lie above seemingly toxic ones: the difference of the two
-    training means. It has nothing to tune, so it measures the states and not a classifier."""
-
-    direction: Tensor
-
-    @classmethod
-    def fit(cls, units: Tensor, is_toxic: Tensor) -> "ReadOut":
-        """From unit vectors of training prompts (prompts, d_model) and their kinds (prompts,)."""
-        return cls(normalize(units[is_toxic].mean(0) - units[~is_toxic].mean(0), dim=0))
-
-    def score(self, units: Tensor) -> Tensor:
-        """How toxic each prompt reads: (prompts, d_model) -> (prompts,)."""
-        return units @ self.direction
-
-
 def kinds_of_pairs(n_pairs: int, device: torch.device | str = "cpu") -> Tensor:
     """Kinds (2 * n_pairs,) of rows laid out as all toxic sides, then all seemingly toxic ones."""
     return torch.arange(2 * n_pairs, device=device) < n_pairs
-
-
-def read_out(geometry: Geometry, reference: Tensor) -> tuple[Geometry, ReadOut]:
-    """The direction that tells the kinds of ``reference`` pairs apart (2 * pairs, d_model; toxic sides first), and the
-    geometry to read other prompts in."""
-    reading = geometry.around(reference)
-    return reading, ReadOut.fit(reading(reference), kinds_of_pairs(len(reference) // 2, reference.device))
-
-
-def reads_as_toxic(geometry: Geometry, reference: Tensor, states: Tensor) -> Tensor:
-    """How far on the toxic side of the middle between the two kinds of ``reference`` pairs states (prompts, d_model)
-    lie: (prompts,), positive where they read as toxic."""
-    reading, direction = read_out(geometry, reference)
-    middle = direction.score(reading(reference)).mean()  # as many of each kind
-    return direction.score(reading(states)) - middle
-
-
-def state_map(geometry: Geometry, reference: Tensor, states: Tensor) -> Tensor:
-    """Where states (prompts, d_model) lie in two dimensions (prompts, 2): along the read-out direction of ``reference``
-    pairs, and along the largest variation across it."""
-    reading, direction = read_out(geometry, reference)
-    units = reading(states)
-    along = direction.score(units)
-    across = units - along[:, None] * direction.direction
-    _, _, axes = torch.linalg.svd(across - across.mean(0), full_matrices=False)
-    return torch.stack([along, across @ axes[0]], dim=1)
-
-
-def separation(geometry: Geometry, reference: Tensor, unseen: Tensor) -> float:
-    """AUROC of toxic against seemingly toxic states of pairs that were not trained on (2 * pairs, d_model), read along
-    the difference of the two means of ``reference`` pairs. Training pairs separate perfectly after a few steps and tell
-    nothing."""
-    reading, direction = read_out(geometry, reference)
-    scores = direction.score(reading(unseen)).tolist()
-    return auroc(scores[: len(unseen) // 2], scores[len(unseen) // 2 :])

@@ -4,7 +4,6 @@ the states below never change and are computed once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,32 +11,27 @@ from torch import Tensor
 
 from dcr_lite.data.rows import Conversation
 from dcr_lite.data.splits import sft_batches
-from dcr_lite.method.loop import Loop, Progress
 from dcr_lite.model import distributed
-from dcr_lite.model.adapters import stock, train_only
+from dcr_lite.model.adapters import train_only
 from dcr_lite.model.chat import encode_conversations
-from dcr_lite.model.fit import free_memory
 from dcr_lite.model.hidden_states import depth, final_states, states_above, states_at_layer, vocabulary_logits
 from dcr_lite.model.loading import Model, in_halves
-from dcr_lite.model.packing import Batch, filled, shared_prefix
+from dcr_lite.model.memory import free_memory
+from dcr_lite.model.packing import Batch, by_tokens, filled, shared_prefix
 
 STORED_SHARE = 0.25  # of this computer's free memory that states of layer L may take
-STOCK_ROWS = 16  # rows whose stock states are computed together
 LOGITS_PER_PASS = 128  # answer tokens whose logits exist at once: 25 MB in float32 for a vocabulary of 49,152
+OBSERVATIONS = 5  # along the way to the end, and once before the first step
 
 
 @dataclass(frozen=True)
-class SafetySFT:
-    """How stage 2 trains. above: the layer above which the adapter trains, counted from 0; -1 trains all layers.
-    keep: weight of the divergence from the stock model, KL(stock || trained) in nats a token of general answers.
-    looks: how often it is observed on the way to the end, and once before the first step."""
+class SafetySFTConfig:
+    """How safety SFT trains. above: the layer above which the adapter trains, counted from 0; -1 trains all layers."""
 
     above: int
     epochs: int
     batch_size: int
     learning_rate: float
-    keep: float = 0.0
-    looks: int = 5
 
 
 @dataclass(frozen=True)
@@ -52,6 +46,67 @@ class Tokens:
         return self.prompt + self.answer
 
 
+class SafetySFT:
+    """Safety SFT of an adapter on answers only: mean cross-entropy over all answer tokens of a batch (see
+    ``loop.Stage``).
+
+    name: "stage2" for DCR's. evaluate: called without arguments, gives what an observation reports.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Model,
+        adapter: str,
+        rows: list[Conversation],
+        config: SafetySFTConfig,
+        seed: int,
+        evaluate: Callable[[], dict[str, Any]] = dict,
+    ):
+        self.name, self.model, self.adapter, self.evaluate = name, model, adapter, evaluate
+        encoded = encode_conversations(
+            model.tokenizer, [r.prompt for r in rows], [r.response for r in rows], model.window
+        )
+        self.rows = [Tokens(*row) for row in encoded]
+        self.prefix = shared_prefix([row.prompt for row in self.rows])
+        self.parameters = train_only(model, adapter, range(config.above + 1, depth(model.network)))
+        self.below = _below(model, self.rows, self.prefix, config.above) if config.above >= 0 else None
+        self.batches = sft_batches(
+            [len(row.ids) for row in self.rows], [row.refuses for row in rows], config.batch_size, config.epochs, seed
+        )
+        self.steps, self.learning_rate = len(self.batches), config.learning_rate
+        self.observe_every = -(-self.steps // OBSERVATIONS)
+
+    def step(self, number: int) -> float:
+        """One batch's gradients: in each pass states, then logits, loss and backward a few tokens at a time. Returns
+        the loss."""
+        batch = self.batches[number]
+        n_targets = sum(len(self.rows[i].answer) for i in batch)
+        own = distributed.share(batch)
+        n_passes = max(1, -(-sum(len(self.rows[i].ids) for i in own) // self.model.tokens_per_pass))
+        size = max(1, -(-len(own) // n_passes))
+        loss = 0.0
+        for start in range(0, len(own), size):
+            states, targets = self.predicting_states(own[start : start + size])
+            loss += _backward_through_vocabulary(self.model, states, targets, n_targets)
+        return distributed.total(loss)
+
+    def predicting_states(self, chosen: list[int]) -> tuple[Tensor, Tensor]:
+        """Post-norm states from which the chosen rows' answer tokens are predicted (tokens, d_model), and those tokens
+        (tokens,)."""
+        batch = self.model.batch([self.rows[i].ids for i in chosen], self.prefix)
+        places, targets = _answer_places(batch, [self.rows[i] for i in chosen])
+        with self.model.compute():
+            if self.below is None:
+                return final_states(self.model.network, batch, places), targets
+            below = self.below.of(batch, chosen)
+            return states_above(self.model.network, batch, below, self.below.layer, places), targets
+
+    def observe(self, step: int) -> dict[str, Any]:
+        """What ``evaluate`` finds."""
+        return self.evaluate()
+
+
 def _answer_places(batch: Batch, rows: list[Tokens]) -> tuple[Tensor, Tensor]:
     """Where in the flattened batch each answer token is predicted (one place before it stands), and the tokens."""
     places, targets = [], []
@@ -62,15 +117,47 @@ def _answer_places(batch: Batch, rows: list[Tokens]) -> tuple[Tensor, Tensor]:
     return torch.cat(places), torch.tensor(targets, device=places[0].device)
 
 
+def _backward_through_vocabulary(model: Model, states: Tensor, targets: Tensor, n_targets: int) -> float:
+    """Sum of cross-entropies over ``n_targets``, and its gradient: a few tokens' logits at a time, since all of them
+    together would be the largest tensor of the whole stage."""
+    leaf = states.detach().requires_grad_()
+    total = 0.0
+    for start in range(0, len(leaf), LOGITS_PER_PASS):
+        part, wanted = leaf[start : start + LOGITS_PER_PASS], targets[start : start + LOGITS_PER_PASS]
+        logits = _logits(model, part)
+        # The gradient of cross-entropy is softmax minus one at the target: written in place of the logits' copies that
+        # autograd would keep, three passes over them instead of seven.
+        with torch.no_grad():
+            log_p = logits.log_softmax(-1)
+            total -= log_p.gather(1, wanted[:, None]).sum().item() / n_targets
+            gradient = log_p.exp_()
+            gradient[torch.arange(len(wanted)), wanted] -= 1
+            gradient *= model.gradient_scale / n_targets
+        logits.backward(gradient)
+    states.backward(leaf.grad)
+    return total
+
+
+def _logits(model: Model, states: Tensor) -> Tensor:
+    """Logits of a few states, in one of few shapes on a CPU (see packing): (tokens, vocabulary), float32."""
+    places = filled(torch.arange(len(states), device=states.device))
+    with model.compute():
+        if len(places) == len(states):
+            return vocabulary_logits(model.network, states)
+        return vocabulary_logits(model.network, states[places])[: len(states)]
+
+
+# --- states of layer L, which do not change while only later layers train ---------------------------------------------
+
+
 class _StoredStates:
-    """The states that layer ``layer`` puts out for every row, computed once: they never change while only later layers
-    train. Held on the CPU in the model's precision, the shared prefix once."""
+    """The states that layer ``layer`` puts out for every row, computed once. Held on the CPU in the model's precision,
+    the shared prefix once."""
 
     def __init__(self, model: Model, rows: list[Tokens], prefix: int, layer: int):
         self.layer = layer
         self.rows: dict[int, Tensor] = {}
         self.shared = torch.empty(0)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
         model.network.eval()
 
         def states_of(chosen: list[int]) -> list[Tensor]:
@@ -80,15 +167,9 @@ class _StoredStates:
             self.shared = states[: batch.shared].clone()
             return [states[places.cpu()].clone() for places in batch.index]
 
-        start, most = 0, model.tokens_per_pass
         with torch.no_grad():
-            while start < len(order):
-                stop, tokens = start, 0
-                while stop < len(order) and (stop == start or tokens + len(rows[order[stop]].ids) <= most):
-                    tokens += len(rows[order[stop]].ids)
-                    stop += 1
-                self.rows |= zip(order[start:stop], in_halves(states_of, order[start:stop]), strict=True)
-                start = stop
+            for part in by_tokens([len(row.ids) for row in rows], model.tokens_per_pass):
+                self.rows |= zip(part, in_halves(states_of, part), strict=True)
 
     def of(self, batch: Batch, chosen: list[int]) -> Tensor:
         """The states of the chosen rows, laid out as ``batch``: (batch, seq, d_model)."""
@@ -120,140 +201,3 @@ def _below(model: Model, rows: list[Tokens], prefix: int, layer: int) -> _Stored
     if needed > STORED_SHARE * free_memory("cpu"):
         return _FreshStates(model, layer)
     return _StoredStates(model, rows, prefix, layer)
-
-
-class _Stock:
-    """The stock model's final states, post-norm, from which it predicts every answer token of general rows: what its
-    next-token distributions are computed from when they are needed, for they themselves would fill the memory."""
-
-    def __init__(self, model: Model, rows: list[Tokens], general: list[int], prefix: int):
-        self.rows: dict[int, Tensor] = {}
-        model.network.eval()
-
-        def states_of(chosen: list[int]) -> list[Tensor]:
-            batch = model.batch([rows[i].ids for i in chosen], prefix)
-            places, _ = _answer_places(batch, [rows[i] for i in chosen])
-            with model.compute():
-                states = final_states(model.network, batch, places).cpu()
-            return list(states.split([len(rows[i].answer) for i in chosen]))
-
-        with torch.no_grad(), stock(model):
-            for start in range(0, len(general), STOCK_ROWS):
-                chosen = general[start : start + STOCK_ROWS]
-                self.rows |= zip(chosen, in_halves(states_of, chosen), strict=True)
-
-    def of(self, chosen: list[int], rows: list[Tokens], like: Tensor) -> tuple[Tensor, Tensor]:
-        """For every answer token of the chosen rows the stock model's state (tokens, d_model), zeros where there is
-        none, and whether there is one (tokens,)."""
-        states = [self.rows.get(i, like.new_zeros(len(rows[i].answer), like.shape[1])).to(like) for i in chosen]
-        known = [torch.full((len(rows[i].answer),), i in self.rows, device=like.device) for i in chosen]
-        return torch.cat(states), torch.cat(known)
-
-
-def _logits(model: Model, states: Tensor) -> Tensor:
-    """Logits of a few states, in one of few shapes on a CPU (see packing): (tokens, vocabulary), float32."""
-    places = filled(torch.arange(len(states), device=states.device))
-    with model.compute():
-        if len(places) == len(states):
-            return vocabulary_logits(model.network, states)
-        return vocabulary_logits(model.network, states[places])[: len(states)]
-
-
-def _backward_through_vocabulary(
-    model: Model,
-    states: Tensor,
-    targets: Tensor,
-    n_targets: int,
-    keep: float = 0.0,
-    of_stock: tuple[Tensor, Tensor] | None = None,
-) -> float:
-    """Sum of cross-entropies over ``n_targets``, and its gradient: a few tokens' logits at a time, since all of them
-    together would be the largest tensor of the whole stage. With what ``_Stock.of`` gives, ``keep`` times the
-    divergence from the stock model is added."""
-    leaf = states.detach().requires_grad_()
-    total = 0.0
-    for start in range(0, len(leaf), LOGITS_PER_PASS):
-        part, wanted = leaf[start : start + LOGITS_PER_PASS], targets[start : start + LOGITS_PER_PASS]
-        logits = _logits(model, part)
-        # The gradient of cross-entropy is softmax minus one at the target: written in place of the logits' copies that
-        # autograd would keep, three passes over them instead of seven. That of the divergence: softmax minus stock's.
-        with torch.no_grad():
-            log_q = logits.log_softmax(-1)
-            total -= log_q.gather(1, wanted[:, None]).sum().item() / n_targets
-            if of_stock is None:
-                gradient = log_q.exp_()
-            else:
-                before, known = (x[start : start + LOGITS_PER_PASS] for x in of_stock)
-                log_p = _logits(model, before).log_softmax(-1)
-                p, weight = log_p.exp(), keep * known[:, None]
-                total += (weight * p * (log_p - log_q)).sum().item() / n_targets
-                q = log_q.exp_()
-                gradient = q + weight * (q - p)
-            gradient[torch.arange(len(wanted)), wanted] -= 1
-            gradient *= model.gradient_scale / n_targets
-        logits.backward(gradient)
-    states.backward(leaf.grad)
-    return total
-
-
-def safety_sft(
-    model: Model,
-    adapter: str,
-    rows: list[Conversation],
-    settings: SafetySFT,
-    seed: int,
-    name: str = "stage2",
-    observe: Callable[[int], dict[str, Any]] = lambda step: {},
-    checkpoint: Path | None = None,
-    report: Callable[[dict[str, Any]], None] = lambda row: None,
-) -> Progress:
-    """Train the adapter on answers only: mean cross-entropy over all answer tokens of a batch, and where ``keep`` asks
-    for it the divergence from the stock model on general ones."""
-    window = model.window
-    encoded = encode_conversations(model.tokenizer, [r.prompt for r in rows], [r.response for r in rows], window)
-    tokens = [Tokens(*row) for row in encoded]
-    prefix = shared_prefix([row.prompt for row in tokens])
-    parameters = train_only(model, adapter, range(settings.above + 1, depth(model.network)))
-    below = _below(model, tokens, prefix, settings.above) if settings.above >= 0 else None
-    general = [i for i, row in enumerate(rows) if not row.refuses]
-    before = _Stock(model, tokens, general, prefix) if settings.keep else None
-    batches = sft_batches(
-        [len(row.ids) for row in tokens], [row.refuses for row in rows], settings.batch_size, settings.epochs, seed
-    )
-
-    def predicting(chosen: list[int]) -> tuple[Tensor, Tensor]:
-        """States from which the chosen rows' answer tokens are predicted (tokens, d_model), and those tokens."""
-        batch = model.batch([tokens[i].ids for i in chosen], prefix)
-        places, targets = _answer_places(batch, [tokens[i] for i in chosen])
-        with model.compute():
-            if below is None:
-                return final_states(model.network, batch, places), targets
-            return states_above(model.network, batch, below.of(batch, chosen), below.layer, places), targets
-
-    def backward(step: int) -> float:
-        batch = batches[step]
-        n_targets = sum(len(tokens[i].answer) for i in batch)
-        own = distributed.share(batch)
-        n_passes = max(1, -(-sum(len(tokens[i].ids) for i in own) // model.tokens_per_pass))
-        size = max(1, -(-len(own) // n_passes))
-        total = 0.0
-        for start in range(0, len(own), size):
-            chosen = own[start : start + size]
-            states, targets = predicting(chosen)
-            of_stock = before.of(chosen, tokens, states.detach()) if before else None
-            total += _backward_through_vocabulary(model, states, targets, n_targets, settings.keep, of_stock)
-        return distributed.total(total)
-
-    return Loop(
-        name=name,
-        model=model,
-        adapter=adapter,
-        parameters=parameters,
-        steps=len(batches),
-        learning_rate=settings.learning_rate,
-        backward=backward,
-        observe=observe,
-        observe_every=-(-len(batches) // settings.looks),
-        checkpoint=checkpoint,
-        report=report,
-    ).run()

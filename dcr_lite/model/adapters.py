@@ -12,18 +12,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dcr_lite.errors import UserError
+from dcr_lite.errors import UserError, first_line
 from dcr_lite.model import fused_layers, unsloth
 from dcr_lite.model.hidden_states import decoder_of
 from dcr_lite.model.loading import Model
 
-# --- adapters ---------------------------------------------------------------------------------------------------------
-
 
 def add_adapter(model: Model, name: str, rank: int, seed: int) -> None:
-    """Give the model a fresh LoRA adapter on all linear layers of the decoder, and make it the active one.
+    """Add a fresh LoRA adapter on all linear layers of the decoder, and make it the active one.
 
-    The scale alpha / rank is 1: the learning rate alone says how far a step goes.
+    The scale alpha / rank is 1: the learning rate alone sets the size of a step.
     """
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM")
     torch.manual_seed(seed)
@@ -37,7 +35,7 @@ def add_adapter(model: Model, name: str, rank: int, seed: int) -> None:
 
 
 def load_adapter(model: Model, name: str, folder: Path) -> None:
-    """Give the model the adapter in ``folder``, as peft saves it, and make it the active one.
+    """Add the adapter in ``folder``, as peft saves it, and make it the active one.
 
     Raises UserError for an adapter that is damaged or of another model.
     """
@@ -48,10 +46,9 @@ def load_adapter(model: Model, name: str, folder: Path) -> None:
         else:
             model.network = PeftModel.from_pretrained(model.network, str(folder), adapter_name=name)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder}: this adapter is damaged or of another base model ({reason})") from None
+        raise UserError(f"{folder}: this adapter is damaged or of another base model ({first_line(error)})") from None
     if stored != get_peft_model_state_dict(model.network, adapter_name=name, save_embedding_layers=False).keys():
-        # peft itself only warns, and goes on with fresh weights that do nothing.
+        # peft itself only warns, and continues with fresh weights that do nothing.
         raise UserError(f"{folder}: this adapter is damaged or of another base model (its weights have other names)")
     _make_ready(model, name)
 
@@ -59,7 +56,7 @@ def load_adapter(model: Model, name: str, folder: Path) -> None:
 def _make_ready(model: Model, name: str) -> None:
     for module in model.network.modules():
         if isinstance(module, LoraLayer):
-            # Autocast picks the type of each product; peft's own cast to float32 would only be undone by it.
+            # Autocast picks the type of each product and would undo peft's own cast to float32.
             module.cast_input_dtype_enabled = model.precision == torch.float32
     if model.device == "cpu":
         fused_layers.fuse(decoder_of(model.network))
@@ -89,8 +86,8 @@ def stock(model: Model) -> Iterator[None]:
 
 
 def switch(model: Model, name: str | None) -> None:
-    """Make ``name`` the active adapter, or none for the stock model, until the next switch: what ``stock`` does for a
-    block, without the cost of coming back each time."""
+    """Make ``name`` the active adapter, or none for the stock model, until the next switch. ``stock`` does so for a
+    block, and changes back at its end."""
     if not isinstance(model.network, PeftModel):
         return
     if name is None:
@@ -123,14 +120,14 @@ def adapter_weights(model: Model, name: str) -> dict[str, Tensor]:
 
 
 def set_adapter_weights(model: Model, name: str, weights: dict[str, Tensor]) -> None:
-    """Put weights back that ``adapter_weights`` gave."""
+    """Load weights that ``adapter_weights`` returned."""
     result = set_peft_model_state_dict(model.network, weights, adapter_name=name)
     if result.unexpected_keys:
         raise UserError(f"adapter weights do not fit this model: {result.unexpected_keys[:3]}")
 
 
 def save_adapter(model: Model, adapter: str, folder: Path) -> None:
-    """An adapter as peft reads it, with the tokenizer: whole before the run takes it for done."""
+    """Write an adapter as peft reads it, with the tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(adapter_weights(model, adapter), folder / "adapter_model.safetensors")
     model.network.peft_config[adapter].save_pretrained(folder)

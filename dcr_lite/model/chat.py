@@ -1,10 +1,46 @@
-"""The model's own chat template, applied in one place: both stages, the evaluation and the demo see the same tokens."""
+"""Chat templates: every prompt and answer becomes token ids here, so that both stages, the evaluation and the demo see
+the same tokens. Base models, which bring no template, are given the public one of their family.
 
+A base model has read no conversations, so its format can be chosen. The templates in chat_formats/ are the families'
+own, with one change: an answer ends with the token that ends *texts*. A base model's end-of-turn token is often
+untrained (Llama 3 ships zeros for it), and since no recipe trains the output matrix, it could never be learnt as an
+answer's end.
+"""
+
+from importlib.resources import files
 from typing import Any
 
 from dcr_lite.errors import UserError
 
 Tokenizer = Any  # a transformers tokenizer
+
+OWN = "own"  # leave the tokenizer as it is: a chat model has its format
+# The special tokens of each format, which a tokenizer of the family has as one token each.
+FORMATS = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "mistral": ("[INST]", "[/INST]"),
+    "gemma": ("<start_of_turn>", "<end_of_turn>"),
+}
+
+
+def set_format(tokenizer: Tokenizer, name: str) -> None:
+    """Give the tokenizer the chat format ``name``, a key of FORMATS; OWN leaves it as it is.
+
+    Raises UserError where the tokenizer lacks the format's special tokens (it is of another family) or an end token.
+    """
+    if name == OWN:
+        return
+    known = tokenizer.get_vocab()
+    if missing := [token for token in FORMATS[name] if token not in known]:
+        raise UserError(
+            f"{tokenizer.name_or_path} does not know {', '.join(missing)} of the chat format {name!r}. Take the recipe "
+            f"of its family, or --chat-format {OWN} for a model that brings its own format."
+        )
+    if tokenizer.eos_token is None:
+        raise UserError(f"{tokenizer.name_or_path} has no end-of-text token, so answers would never end")
+    template = files("dcr_lite.model") / "chat_formats" / f"{name}.jinja"
+    tokenizer.chat_template = template.read_text(encoding="utf-8")
 
 
 def _render(tokenizer: Tokenizer, messages: list[dict[str, str]], answer_next: bool) -> str:
@@ -15,7 +51,7 @@ def prompt_text(tokenizer: Tokenizer, prompt: str) -> str:
     """One user turn up to where the model answers, as the chat template writes it."""
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
-            f"{tokenizer.name_or_path} has no chat template, so it cannot be spoken to as a chat model. "
+            f"{tokenizer.name_or_path} has no chat template, so it is not a chat model. "
             "Use its instruct or chat version, or set tokenizer.chat_template and save the tokenizer."
         )
     return _render(tokenizer, [{"role": "user", "content": prompt}], answer_next=True)
@@ -26,6 +62,14 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
+def _require_window(what: str, text: str, length: int, window: int, where: str) -> None:
+    if length > window:
+        raise UserError(
+            f"the {what} {text[:60]!r}... has {length:,} tokens {where} and the limit is {window:,}. Shorten it, or "
+            "leave that row out."
+        )
+
+
 def encode_prompts(tokenizer: Tokenizer, prompts: list[str], window: int) -> list[list[int]]:
     """Token ids of each prompt in the chat template. ``window``: the longest row allowed, in tokens.
 
@@ -33,11 +77,7 @@ def encode_prompts(tokenizer: Tokenizer, prompts: list[str], window: int) -> lis
     """
     rows = _encode(tokenizer, [prompt_text(tokenizer, p) for p in prompts])
     for prompt, row in zip(prompts, rows, strict=True):
-        if len(row) > window:
-            raise UserError(
-                f"the prompt {prompt[:60]!r}... has {len(row):,} tokens in the chat template and the limit is "
-                f"{window:,}. Shorten it, or leave that row out."
-            )
+        _require_window("prompt", prompt, len(row), window, "in the chat template")
     return rows
 
 
@@ -55,13 +95,8 @@ def encode_conversations(
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
         whole = _render(tokenizer, turns, answer_next=False)
         # Some templates rewrite a finished turn (empty thinking blocks): then the plain answer and the end token.
-        answer = whole[len(start) :].rstrip() if whole.startswith(start) else response + tokenizer.eos_token
-        answers.append(answer)
+        answers.append(whole[len(start) :].rstrip() if whole.startswith(start) else response + tokenizer.eos_token)
     ends = _encode(tokenizer, answers)
     for prompt, start_ids, end_ids in zip(prompts, starts, ends, strict=True):
-        if len(start_ids) + len(end_ids) > window:
-            raise UserError(
-                f"the row {prompt[:60]!r}... has {len(start_ids) + len(end_ids):,} tokens with its answer and the "
-                f"limit is {window:,}. Shorten it, or leave that row out."
-            )
+        _require_window("row", prompt, len(start_ids) + len(end_ids), window, "with its answer")
     return list(zip(starts, ends, strict=True))

@@ -1,13 +1,13 @@
-"""Several processes as one: each computes its share of a batch, all take the same step, and the first one writes.
+"""Training in several processes: each computes its share of a batch, all take the same step, and the first one writes.
 
-`accelerate launch` and `torchrun` start one process for each GPU and tell it its place in the environment. Everything
-here is as if nothing were there while there is one process.
+`accelerate launch` and `torchrun` start one process for each GPU and set its rank in the environment. With a single
+process every function here returns what it was given.
 """
 
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 from typing import TypeVar
 
@@ -17,28 +17,28 @@ from torch import Tensor, distributed, nn
 from dcr_lite.errors import UserError
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=6)  # the others wait while the first process loads, observes and writes
+TIMEOUT = timedelta(hours=6)  # the others wait while the first process loads, evaluates and writes
 
 
 def world() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """The number of this process, from 0."""
     return distributed.get_rank() if world() > 1 else 0
 
 
 def is_main() -> bool:
-    """Whether this is the one that writes and speaks."""
+    """Whether this is the process that writes and prints."""
     return rank() == 0
 
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
     """Within the block this process is one of those that a launcher has started: it computes on a GPU of its own, or
-    on the CPU where ``device`` is "cpu", and only the first speaks on standard output.
+    on the CPU where ``device`` is "cpu", and only the first prints to standard output.
 
     Raises UserError for more processes than GPUs.
     """
@@ -47,43 +47,40 @@ def joined(device: str) -> Iterator[None]:
         if own >= torch.cuda.device_count():
             raise UserError(f"more processes than the {torch.cuda.device_count()} GPUs here: start one for each GPU")
         torch.cuda.set_device(own)
-    distributed.init_process_group(timeout=PATIENCE)  # gloo on the CPU, NCCL between GPUs
-    spoken = sys.stdout
+    distributed.init_process_group(timeout=TIMEOUT)  # gloo on the CPU, NCCL between GPUs
     try:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere:
-            sys.stdout = spoken if is_main() else nowhere
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(sys.stdout if is_main() else nowhere):
             yield
     finally:
-        sys.stdout = spoken
         distributed.destroy_process_group()
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """What ``work`` gives on the first process, on all of them. Its UserError is raised on all of them, too."""
+    """The result of ``work`` on the first process, returned on all of them. Its UserError is raised on all of them."""
     if world() == 1:
         return work()
-    said: list[tuple[T | None, UserError | None]] = [(None, None)]
+    outcome: list[tuple[T | None, UserError | None]] = [(None, None)]
     if is_main():
         try:
-            said = [(work(), None)]
+            outcome = [(work(), None)]
         except UserError as error:
-            said = [(None, error)]
-    distributed.broadcast_object_list(said, src=0)
-    result, mistake = said[0]
-    if mistake is not None:
-        raise mistake
-    return result  # type: ignore[return-value] # it is what work gave
+            outcome = [(None, error)]
+    distributed.broadcast_object_list(outcome, src=0)
+    result, error_on_main = outcome[0]
+    if error_on_main is not None:
+        raise error_on_main
+    return result  # type: ignore[return-value] # of work
 
 
 def share(items: Sequence[T]) -> list[T]:
-    """This process's part of ``items``, in order; parts differ by one item at most."""
+    """This process's part of ``items``, in order; the parts differ by one item at most."""
     size, rest = divmod(len(items), world())
     start = rank() * size + min(rank(), rest)
     return list(items[start : start + size + (rank() < rest)])
 
 
 def gathered(own: Sequence[T]) -> list[T]:
-    """The parts of all processes, put together as ``share`` took them apart."""
+    """The parts of all processes in the order of ``share``."""
     if world() == 1:
         return list(own)
     parts: list[Sequence[T]] = [[] for _ in range(world())]
@@ -95,7 +92,7 @@ def gathered_rows(own: Tensor) -> Tensor:
     """The rows of all processes (rows, width), in the order of ``share``.
 
     Its gradient flows into this process's own rows alone. Every process computes the same loss of all rows, so that the
-    sum of the processes' gradients is that of one process with the whole batch: no factor is missing or too many.
+    sum of the processes' gradients is that of one process with the whole batch.
     """
     if world() == 1:
         return own
@@ -113,7 +110,7 @@ def gathered_rows(own: Tensor) -> Tensor:
 
 
 def add_up(parameters: Sequence[nn.Parameter]) -> None:
-    """Make every gradient the sum of all processes' gradients, in one message."""
+    """Replace every gradient by the sum of all processes' gradients, in one message."""
     if world() == 1:
         return
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]

@@ -1,9 +1,8 @@
-"""Three layers of a Llama-like decoder in fewer passes over the activations: the same mathematics, less memory traffic.
+"""LoRA layer, SwiGLU and RMSNorm of a Llama-like decoder, each as one autograd function: less memory traffic on a CPU.
 
-torch runs a LoRA layer, a SwiGLU and an RMSNorm as a dozen small operations, each of which reads and writes every
-activation, and keeps what lies between them for the backward pass. Here each is one function with its gradient written
-out, which keeps only what the gradient needs. For dense weights on a CPU; a card has unsloth's kernels, which do the
-same.
+torch runs each of them as a dozen small operations, every one of which reads and writes all activations, and keeps the
+intermediate results for the backward pass. Here the gradient is written out and keeps only what it needs. For dense
+weights on a CPU; on a card unsloth's kernels do the same.
 """
 
 from functools import partial
@@ -19,10 +18,8 @@ NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 
 
 class LowRank(torch.autograd.Function):
-    """x W^T + bias + s (x A^T) B^T, with W and bias frozen: x (tokens, in), W (out, in), A (rank, in), B (out, rank).
-
-    The low-rank part is added by the product that computes it, in the forward pass and in the gradient of x.
-    """
+    """x W^T + bias + s (x A^T) B^T with W and bias frozen, for x (tokens, in), W (out, in), A (rank, in), B (out,
+    rank)."""
 
     @staticmethod
     def forward(
@@ -49,7 +46,7 @@ class LowRank(torch.autograd.Function):
 
 
 class SwiGLU(torch.autograd.Function):
-    """silu(gate) * up, keeping these two (Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202)."""
+    """silu(gate) * up (Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202)."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -63,8 +60,8 @@ class SwiGLU(torch.autograd.Function):
 
 
 class RMSNorm(torch.autograd.Function):
-    """weight * x / rms(x) with a frozen weight, in float32 inside, keeping x as it came and one number a token (Zhang
-    and Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467)."""
+    """weight * x / rms(x) with a frozen weight, computed in float32 (Zhang and Sennrich, "Root Mean Square Layer
+    Normalization", arXiv 1910.07467)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -89,23 +86,20 @@ def _lora(module: LoraLinear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     base, name = module.base_layer, names[0]
     rows = x.flatten(0, -2).to(base.weight.dtype)
     a, b = module.lora_A[name].weight, module.lora_B[name].weight
-    out: Tensor = LowRank.apply(rows, base.weight, base.bias, a, b, module.scaling[name])
-    return out.view(*x.shape[:-1], -1)
+    return LowRank.apply(rows, base.weight, base.bias, a, b, module.scaling[name]).view(*x.shape[:-1], -1)
 
 
 def _mlp(module: Any, x: Tensor) -> Tensor:
-    out: Tensor = module.down_proj(SwiGLU.apply(module.gate_proj(x), module.up_proj(x)))
-    return out
+    return module.down_proj(SwiGLU.apply(module.gate_proj(x), module.up_proj(x)))
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:
-    out: Tensor = RMSNorm.apply(x, module.weight, module.variance_epsilon)
-    return out
+    return RMSNorm.apply(x, module.weight, module.variance_epsilon)
 
 
 def fuse(decoder: nn.Module) -> None:
-    """Let a decoder's layers run through the functions above wherever they are what those compute. Others (4-bit
-    weights, other activations and norms) stay as they are."""
+    """Replace the forward pass of every layer that computes what a function above computes. Others (4-bit weights,
+    other activations and norms) stay as they are."""
     for module in decoder.modules():
         forward: Any = None
         if isinstance(module, LoraLinear) and type(module.base_layer) is nn.Linear:
@@ -119,7 +113,7 @@ def fuse(decoder: nn.Module) -> None:
 
 
 def unfuse(decoder: nn.Module) -> None:
-    """Give a decoder the library's own layers again."""
+    """Undo ``fuse``: the library's own layers."""
     for module in decoder.modules():
         if getattr(module.__dict__.get("forward"), "func", None) in (_lora, _mlp, _norm):
             del module.forward

@@ -20,14 +20,17 @@ REFUSING_OPENINGS = (
     "Sorry", "I'm sorry", "I can't", "I cannot", "I won't", "I'm not able", "I'm unable", "That's not something",
 )  # fmt: skip
 
-LOOK_EVERY = 4  # tokens between looks at whether an answer has said enough
+CHECK_EVERY = 4  # tokens between checks of whether an answer can stop
+
+
+Prefix = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (1, heads, tokens, d_head); empty: no prefix
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says to a prompt.
+    """A model's answer to a prompt.
 
-    text: the greedy answer, without special tokens, cut after the number of tokens asked for.
+    text: the greedy answer, without special tokens.
     refusal_log_odds: log-odds of beginning with a refusal, read before any token is chosen.
     """
 
@@ -35,30 +38,32 @@ class Answer:
     refusal_log_odds: float
 
 
-class _Decoding:
-    """A batch of prompts in mid-answer: the key-value cache, left-padded behind the shared prefix, and the logits of
-    the next token of each row."""
+class _CachedDecoding:
+    """A batch of prompts and their answers so far: the key-value cache, left-padded behind the shared prefix, and
+    ``logits`` (batch, vocabulary) of the next token of each row."""
 
-    def __init__(self, model: Model, rows: list[list[int]], prefix: list[tuple[Tensor, Tensor]], prefix_length: int):
+    def __init__(self, model: Model, rows: list[list[int]], prefix: Prefix):
         self.model = model
+        prefix_length = prefix[0][0].shape[2] if prefix else 0
         lengths = torch.tensor([len(row) - prefix_length for row in rows])
         width = int(lengths.max())
-        filler = model.tokenizer.pad_token_id
-        ids = torch.tensor([[filler] * (width + prefix_length - len(row)) + row[prefix_length:] for row in rows])
+        pad = model.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (width + prefix_length - len(row)) + row[prefix_length:] for row in rows])
         place = torch.arange(width)[None] - (width - lengths)[:, None]  # of each token in its row, negative: padding
         mask = torch.cat([torch.ones(len(rows), prefix_length, dtype=torch.bool), place >= 0], 1)
         self.mask = mask.long().to(model.device)
         self.positions = (place.clamp_min(0) + prefix_length).to(model.device)
         shared = [(k.expand(len(rows), -1, -1, -1), v.expand(len(rows), -1, -1, -1)) for k, v in prefix]
         self.cache = DynamicCache(shared) if shared else DynamicCache(config=model.network.config)
-        self.added = model.steering(rows) if model.steering else {}
+        self.steering = model.steering(rows) if model.steering else {}
         # Steering begins at the prompt's last token: from its state the answer's first token is predicted.
         self.logits = vocabulary_logits(model.network, self._forward(ids.to(model.device), 1)[:, -1])
 
     def _forward(self, ids: Tensor, steered: int) -> Tensor:
         """Post-norm states of the new tokens ``ids`` (batch, new), the last ``steered`` of them steered:
         (batch, new, d_model)."""
-        with adding(self.model.network, self.added, steered):
+        places = torch.arange(ids.numel(), device=ids.device).view_as(ids)[:, -steered:]
+        with adding(self.model.network, self.steering, places.unbind()):
             out = decoder_of(self.model.network)(
                 input_ids=ids,
                 attention_mask=self.mask,
@@ -66,10 +71,9 @@ class _Decoding:
                 past_key_values=self.cache,
                 use_cache=True,
             )
-        states: Tensor = out.last_hidden_state
-        return states
+        return out.last_hidden_state
 
-    def feed(self, ids: Tensor) -> Tensor:
+    def extend(self, ids: Tensor) -> Tensor:
         """Append tokens (batch, new) to every row; returns the states (batch, new, d_model) from which what follows
         each of them is predicted. ``logits`` is left to the caller."""
         new = ids.shape[1]
@@ -77,21 +81,15 @@ class _Decoding:
         self.positions = self.positions[:, -1:] + 1 + torch.arange(new, device=ids.device)
         return self._forward(ids, new)
 
-    def say(self, token: Tensor) -> None:
-        """Append one token (batch,) to every row."""
-        self.logits = vocabulary_logits(self.model.network, self.feed(token[:, None])[:, -1])
-
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only."""
+        """Continue with these rows only."""
         self.cache.batch_select_indices(rows)
         self.mask, self.positions, self.logits = self.mask[rows], self.positions[rows], self.logits[rows]
-        self.added = {layer: vectors[rows] for layer, vectors in self.added.items()}
+        self.steering = {layer: vectors[rows] for layer, vectors in self.steering.items()}
 
-    def fork(self) -> "_Decoding":
+    def fork(self) -> "_CachedDecoding":
         """A second continuation of the same rows."""
-        other = object.__new__(_Decoding)
-        other.model, other.mask, other.positions, other.logits = self.model, self.mask, self.positions, self.logits
-        other.added = self.added
+        other = copy.copy(self)
         if self.model.packs:  # plain layers only ever append: the two can share what they have so far
             other.cache = DynamicCache([(layer.keys, layer.values) for layer in self.cache.layers])
         else:
@@ -99,9 +97,9 @@ class _Decoding:
         return other
 
 
-class _Recomputing:
-    """The same without a cache, every token computed again for each one said: for models whose forward pass takes no
-    cache object. Rows are padded as the model wants them."""
+class _UncachedDecoding:
+    """The same without a cache, with every token computed again for each new one: for models whose forward pass takes
+    no cache object. Rows are padded as the model needs them."""
 
     def __init__(self, model: Model, rows: list[list[int]]):
         self.model, self.rows = model, rows
@@ -113,46 +111,49 @@ class _Recomputing:
         out = decoder_of(self.model.network)(**batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
         return torch.stack([out[places[-new:]] for places in batch.index])
 
-    def feed(self, ids: Tensor) -> Tensor:
+    def extend(self, ids: Tensor) -> Tensor:
         self.rows = [row + more for row, more in zip(self.rows, ids.tolist(), strict=True)]
         return self._last_states(ids.shape[1])
-
-    def say(self, token: Tensor) -> None:
-        self.logits = vocabulary_logits(self.model.network, self.feed(token[:, None])[:, -1])
 
     def keep(self, rows: Tensor) -> None:
         self.rows, self.logits = [self.rows[i] for i in rows.tolist()], self.logits[rows]
 
-    def fork(self) -> "_Recomputing":
+    def fork(self) -> "_UncachedDecoding":
         return copy.copy(self)
 
 
-def _decoding(
-    model: Model, rows: list[list[int]], prefix: list[tuple[Tensor, Tensor]], prefix_length: int
-) -> _Decoding | _Recomputing:
+Decoding = _CachedDecoding | _UncachedDecoding
+
+
+def _decoding(model: Model, rows: list[list[int]], prefix: Prefix) -> Decoding:
     if model.backend.name == "transformers":
-        return _Decoding(model, rows, prefix, prefix_length)
+        return _CachedDecoding(model, rows, prefix)
     if model.steering:
         raise UserError("steered answers need --backend transformers")
-    return _Recomputing(model, rows)
+    return _UncachedDecoding(model, rows)
+
+
+def _append(decoding: Decoding, token: Tensor) -> None:
+    """Append one token (batch,) to every row."""
+    decoding.logits = vocabulary_logits(decoding.model.network, decoding.extend(token[:, None])[:, -1])
 
 
 def _chains(openings: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The longest proper beginnings of the openings: feeding these reads every opening's probability on the way."""
+    """The longest proper beginnings of the openings: their states give every opening's probability."""
     parents = {opening[:-1] for opening in openings if len(opening) > 1}
     return sorted(p for p in parents if not any(q != p and q[: len(p)] == p for q in parents))
 
 
-def _refusal_log_odds(decoding: _Decoding | _Recomputing) -> Tensor:
+def _refusal_log_odds(decoding: Decoding) -> Tensor:
     """Log-odds (batch,) that the answer begins with one of REFUSING_OPENINGS."""
     model = decoding.model
     encoded = model.tokenizer(list(REFUSING_OPENINGS), add_special_tokens=False)["input_ids"]
     openings = sorted({tuple(ids) for ids in encoded})
     n, device = len(decoding.logits), decoding.logits.device
-    states: dict[tuple[int, ...], Tensor] = {}  # what follows each beginning is predicted from
+    states: dict[tuple[int, ...], Tensor] = {}  # from which the token after each beginning is predicted
     for chain in _chains(openings):
-        fed = decoding.fork().feed(torch.tensor(chain, device=device).expand(n, -1))
-        states |= {chain[: i + 1]: fed[:, i] for i in range(len(chain))}
+        of_chain = decoding.fork().extend(torch.tensor(chain, device=device).expand(n, -1))
+        states |= {chain[: i + 1]: of_chain[:, i] for i in range(len(chain))}
 
     following: dict[tuple[int, ...], list[int]] = {}
     for opening in openings:
@@ -175,10 +176,8 @@ def _end_tokens(model: Model) -> Tensor:
     return torch.tensor(sorted({t for t in [model.tokenizer.eos_token_id, *more] if t is not None}))
 
 
-def _greedy(
-    decoding: _Decoding | _Recomputing, max_new_tokens: int, enough: Callable[[str], bool] | None
-) -> list[list[int]]:
-    """The most probable token again and again; a row that has ended, or has said enough, leaves the batch."""
+def _greedy(decoding: Decoding, max_new_tokens: int, stop: Callable[[str], bool] | None) -> list[list[int]]:
+    """Token ids of each greedy answer; a row that has ended, or for which ``stop`` is true, leaves the batch."""
     tokenizer = decoding.model.tokenizer
     ends = _end_tokens(decoding.model).to(decoding.logits.device)
     answers: list[list[int]] = [[] for _ in decoding.logits]
@@ -186,9 +185,9 @@ def _greedy(
     for step in range(max_new_tokens):
         token = decoding.logits.argmax(-1)
         going = ~torch.isin(token, ends)
-        if enough and step and step % LOOK_EVERY == 0:
+        if stop and step and step % CHECK_EVERY == 0:
             texts = tokenizer.batch_decode([answers[i] for i in alive.tolist()], skip_special_tokens=True)
-            going &= torch.tensor([not enough(text) for text in texts], device=token.device)
+            going &= torch.tensor([not stop(text) for text in texts], device=token.device)
         going = going.nonzero()[:, 0]
         if len(going) < len(alive):
             alive, token = alive[going.cpu()], token[going]
@@ -198,7 +197,7 @@ def _greedy(
         for row, t in zip(alive.tolist(), token.tolist(), strict=True):
             answers[row].append(t)
         if step + 1 < max_new_tokens:
-            decoding.say(token)
+            _append(decoding, token)
     return answers
 
 
@@ -208,39 +207,34 @@ def answer(
     rows: list[list[int]],
     max_new_tokens: int,
     progress: Callable[[int], None] = lambda done: None,
-    enough: Callable[[str], bool] | None = None,
+    stop: Callable[[str], bool] | None = None,
 ) -> list[Answer]:
     """Greedy answers to prompts given as token ids, in the order given. ``max_new_tokens=0`` reads only the scores.
 
     Prompts of similar length share a batch and what all prompts share (the chat template's beginning) is computed once.
-    ``progress`` is called with the number of prompts that each batch has finished. ``enough``: an answer of which it is
-    true goes no further.
+    ``progress`` is called with the number of prompts in each finished batch. ``stop``: called now and then with the
+    text of each answer so far, which ends where it returns True.
     """
-    if not rows:
-        return []
     model.network.eval()
-    prefix_length = shared_prefix(rows) if model.packs else 0
-    answers: list[Answer | None] = [None] * len(rows)
+    answers: dict[int, Answer] = {}
     with model.compute():
-        prefix = _prefix_cache(model, rows[0][:prefix_length])
+        prefix = _prefix_cache(model, rows) if model.packs and rows else []
 
-        def say(chosen: list[int]) -> list[Answer]:
-            decoding = _decoding(model, [rows[i] for i in chosen], prefix, prefix_length)
+        def answer_together(chosen: list[int]) -> list[Answer]:
+            decoding = _decoding(model, [rows[i] for i in chosen], prefix)
             scores = _refusal_log_odds(decoding).tolist()
-            texts = model.tokenizer.batch_decode(_greedy(decoding, max_new_tokens, enough), skip_special_tokens=True)
+            texts = model.tokenizer.batch_decode(_greedy(decoding, max_new_tokens, stop), skip_special_tokens=True)
             return [Answer(text.strip(), score) for text, score in zip(texts, scores, strict=True)]
 
-        lengths = [len(row) for row in rows]
-        for chosen in _batches(lengths, model.prompts_at_once, equal_length=not model.packs):
-            for i, said in zip(chosen, in_halves(say, chosen), strict=True):
-                answers[i] = said
+        for chosen in _batches([len(row) for row in rows], model.prompts_at_once, equal_length=not model.packs):
+            answers |= zip(chosen, in_halves(answer_together, chosen), strict=True)
             progress(len(chosen))
-    return [a for a in answers if a is not None]
+    return [answers[i] for i in range(len(rows))]
 
 
-class Speech:
+class StreamedAnswer:
     """One greedy answer, a token at a time. Each step is a forward pass of its own under the adapter that is active
-    then, so whoever drives several answers switches adapters between steps, never within one.
+    then, so a caller of several answers switches adapters between steps, never within one.
 
     refusal_log_odds: of beginning with a refusal, read before any token is chosen.
     ended: the model has ended its turn, or the answer has ``max_new_tokens``.
@@ -250,7 +244,7 @@ class Speech:
     def __init__(self, model: Model, row: list[int], max_new_tokens: int):
         model.network.eval()
         with model.compute():
-            self._decoding = _decoding(model, [row], [], 0)
+            self._decoding = _decoding(model, [row], [])
             self.refusal_log_odds = float(_refusal_log_odds(self._decoding))
         self._ends = set(_end_tokens(model).tolist())
         self._tokens: list[int] = []
@@ -259,12 +253,12 @@ class Speech:
 
     @property
     def text(self) -> str:
-        """What has been said so far, without special tokens."""
+        """The answer so far, without special tokens."""
         return str(self._decoding.model.tokenizer.decode(self._tokens, skip_special_tokens=True)).strip()
 
     @torch.no_grad()
     def step(self) -> None:
-        """Say the most probable token, or end."""
+        """Append the most probable token, or end."""
         token = self._decoding.logits.argmax(-1)
         if self.ended or int(token) in self._ends:
             self.ended = True
@@ -273,7 +267,7 @@ class Speech:
         self.ended = len(self._tokens) == self._most
         if not self.ended:
             with self._decoding.model.compute():
-                self._decoding.say(token)
+                _append(self._decoding, token)
 
 
 def _batches(lengths: list[int], size: int, equal_length: bool) -> list[list[int]]:
@@ -283,8 +277,9 @@ def _batches(lengths: list[int], size: int, equal_length: bool) -> list[list[int
     return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
 
 
-def _prefix_cache(model: Model, ids: list[int]) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of every layer for the shared prefix (none for an empty one)."""
+def _prefix_cache(model: Model, rows: list[list[int]]) -> Prefix:
+    """Keys and values of what all rows share."""
+    ids = rows[0][: shared_prefix(rows)]
     if not ids:
         return []
     cache = DynamicCache()

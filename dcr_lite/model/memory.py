@@ -1,24 +1,45 @@
-"""How much memory a stage takes, from the shape of the model alone.
+"""Memory that a run needs, estimated from the shape of the model alone, and what fits into the memory that is free.
 
-A sum of what has to be there at once: weights, adapters with Adam's moments, what the backward pass of one layer keeps
-of every token, the logits of a few answer tokens, and the keys and values of prompts that are being answered. All in
-bytes. The activations are pinned by a test against what autograd really keeps; the whole has not been compared with a
-card yet. They are those of the library's own layers: on a CPU, where some are fused, less is kept.
+The estimate is a sum, in bytes, of what is there at once: weights, adapters with Adam's moments, what the backward pass
+of one layer keeps of every token, the logits of a few answer tokens, and the keys and values of prompts being answered.
+The activations are tested against what autograd keeps of the library's own layers; the whole has not been compared with
+a card yet. On a CPU, where some layers are fused, less is kept.
+
+A batch that does not fit goes through in several passes with the same gradients (see gradcache).
 """
 
+import json
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import psutil
+
+from dcr_lite.errors import UserError, first_line
+from dcr_lite.settings import Settings
 
 NF4_BYTES = 0.516  # of a weight in 4 bits: its half byte, and the doubly quantised scale of each block of 64
 ADAM_BYTES = 4 + 4 + 4 + 4  # of a trained weight in float32: gradient, two moments, and the step's temporary copy
 # CUDA's own context, the library handles, and what the allocator cannot use of its blocks.
 RESERVE = 1_000_000_000
 
+MOST_TOKENS = 4096  # of one pass: more use neither two cores nor one card any better
+LEAST_TOKENS = 128  # about one row; a longer row goes through alone
+MOST_PROMPTS = 128  # answered together
+PROMPT_TOKENS, ROW_TOKENS = 64, 512  # of a prompt in the chat template, and of a long training row: for the estimate
+LOGITS = 128  # answer tokens whose logits exist at once
+
+
+# --- the estimate -----------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Shape:
-    """What the memory of a decoder depends on. norms: RMSNorms over the width in a layer. head_norms: norms over each
-    head's width, on queries and keys. scores: attention keeps its scores (softcapping, which the fused kernels lack).
+    """What the memory of a decoder depends on.
+
+    norms: RMSNorms over the width in a layer. head_norms: norms over each head's width, on queries and keys.
+    scores: attention keeps its scores (softcapping, which the fused kernels lack).
     """
 
     layers: int
@@ -35,8 +56,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> "Shape":
-        """The shape in a model's config.json. Raises KeyError where it describes something else than a decoder of
-        the llama kind."""
+        """The shape in a model's config.json. Raises KeyError where it describes no Llama-like decoder."""
         kind = str(config.get("model_type", ""))
         heads = int(config["num_attention_heads"])
         return cls(
@@ -119,7 +139,7 @@ def cache(shape: Shape, value_bytes: int) -> float:
     return 2 * 2 * shape.layers * shape.kv_heads * shape.head_width * value_bytes
 
 
-# The shapes of the recipes' models, so that nothing has to be fetched to plan: as their config.json states them.
+# The shapes of the recipes' models, as their config.json states them: --plan fetches nothing.
 KNOWN = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": Shape(30, 576, 9, 3, 64, 1536, 49_152, tied=True),
     "Qwen/Qwen2.5-1.5B": Shape(28, 1536, 12, 2, 128, 8960, 151_936, tied=True),
@@ -139,3 +159,139 @@ KNOWN |= {
     "unsloth/llama-3-8b-Instruct": KNOWN["unsloth/llama-3-8b"],
     "unsloth/mistral-7b-instruct-v0.3": KNOWN["unsloth/mistral-7b-v0.3"],
 }
+
+
+def shape_of(model: str) -> Shape:
+    """The shape of a model: of a folder, of one of the recipes' models, or of one on the Hub (its config.json alone).
+
+    Raises UserError where there is no config.json, or where it describes another kind of model.
+    """
+    if model in KNOWN and not Path(model).exists():
+        return KNOWN[model]
+    config = Path(model) / "config.json" if Path(model).exists() else _config_from_hub(model)
+    if not config.exists():
+        raise UserError(f"{model}: not a model folder (no config.json in it)")
+    try:
+        return Shape.of(json.loads(config.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{model}: its config.json describes no decoder whose memory is known ({error})") from None
+
+
+def _config_from_hub(model: str) -> Path:
+    import httpx
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(model, "config.json"))
+    except (HfHubHTTPError, HFValidationError, OSError, httpx.HTTPError) as error:
+        raise UserError(
+            f"{model}: its config.json cannot be fetched ({first_line(error)}). Give --model a folder that holds it."
+        ) from None
+
+
+# --- what fits --------------------------------------------------------------------------------------------------------
+
+TITLES = {"stage1": "stage 1", "stage2": "stage 2", "safety_sft": "safety SFT alone", "evaluation": "evaluation"}
+
+
+@dataclass(frozen=True)
+class Need:
+    """The memory of one part of a run: ``fixed`` bytes, and ``each`` for every unit (a token of a training pass, a
+    prompt being answered), of which there are between ``least`` and ``most`` at once."""
+
+    name: str
+    fixed: float
+    each: float
+    most: int
+    least: int
+
+    def units(self, free: float) -> int | None:
+        """How many units fit into ``free`` bytes, a power of two times ``least``; None where not even the least."""
+        fitting = (free - self.fixed) / self.each
+        if fitting < self.least:
+            return None
+        return min(self.most, self.least * 2 ** int(math.log2(fitting / self.least)))
+
+    def total(self, units: int) -> float:
+        """Bytes with so many units at once."""
+        return self.fixed + self.each * units
+
+
+def needs(shape: Shape, settings: Settings, four_bit: bool, value_bytes: int) -> list[Need]:
+    """What the parts of a run need, in their order: stage1, stage2, safety_sft, evaluation."""
+    base = weights(shape, four_bit, value_bytes) + RESERVE + largest_map(shape, four_bit, value_bytes)
+    answers = logits(shape, LOGITS, value_bytes)
+
+    def training(name: str, trained: int, batch: int, row_tokens: int, extra: float) -> Need:
+        fixed = base + extra + adapters(shape, settings.rank, 2, trained, value_bytes)
+        # One layer more than keeps its activations: the gradients that are being computed in it.
+        each = (trained + 1) * activations(shape, settings.rank, value_bytes, row_tokens)
+        return Need(name, fixed, each, min(MOST_TOKENS, max(batch * row_tokens, LEAST_TOKENS)), LEAST_TOKENS)
+
+    above = shape.layers - settings.layer - 1 if settings.sft_layers == "above" else shape.layers
+    return [
+        training("stage1", settings.layer + 1, settings.contrastive_batch, PROMPT_TOKENS, 0),
+        training("stage2", above, settings.sft_batch, ROW_TOKENS, answers),
+        training("safety_sft", shape.layers, settings.sft_batch, ROW_TOKENS, answers),
+        evaluation_need(shape, four_bit, value_bytes, settings.rank, settings.answer_tokens),
+    ]
+
+
+def evaluation_need(shape: Shape, four_bit: bool, value_bytes: int, rank: int = 16, answer_tokens: int = 40) -> Need:
+    """What answering prompts needs, with two adapters on the model."""
+    base = weights(shape, four_bit, value_bytes) + RESERVE + largest_map(shape, four_bit, value_bytes)
+    prompt = cache(shape, value_bytes) * (PROMPT_TOKENS + answer_tokens) + logits(shape, 1, value_bytes)
+    return Need("evaluation", base + adapters(shape, rank, 2, 0, value_bytes), prompt, MOST_PROMPTS, 1)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What fits; empty where the model's need is unknown.
+
+    units: for each part the tokens of a pass, or the prompts answered together. needs: by the same names.
+    free: bytes that were free.
+    """
+
+    units: dict[str, int]
+    needs: dict[str, Need]
+    free: float
+
+    def lines(self) -> dict[str, str]:
+        """The estimate as lines to show, by their titles."""
+        free = f"{self.free / 1e9:.1f} GB free"
+        if not self.needs:
+            return {"memory": f"{free}; the need of this model cannot be estimated from its config.json"}
+        lines = {"memory": f"{free}; estimated need, and what goes through the model at once:"}
+        for name, need in self.needs.items():
+            n, what = self.units[name], "prompts" if name == "evaluation" else "tokens"
+            lowered = f", lowered from {need.most:,} to fit" if n < need.most else ""
+            lines[f"  {TITLES[name]}"] = f"{need.total(n) / 1e9:.1f} GB with {n:,} {what}{lowered}"
+        return lines
+
+
+def fit(parts: list[Need], free: float, model: str, insist: bool = True) -> Fit:
+    """What fits into ``free`` bytes. Raises UserError naming a part that does not fit even with the least at once;
+    without ``insist`` it takes the least (a computer can swap, a card cannot)."""
+    units = {}
+    for need in parts:
+        n = need.units(free)
+        if n is None and insist:
+            raise UserError(
+                f"{model} needs at least {need.total(need.least) / 1e9:.1f} GB for {TITLES[need.name]} and "
+                f"{free / 1e9:.1f} GB are free. Close other programs on the card, lower --rank, load it with "
+                "--quantization nf4, or take the recipe of a smaller model; --plan shows what fits which card."
+            )
+        units[need.name] = n or need.least
+    return Fit(units, {need.name: need for need in parts}, free)
+
+
+def free_memory(device: str) -> float:
+    """Bytes free on the device now; for "cpu" those that this computer can give without swapping."""
+    if device == "cpu":
+        return float(psutil.virtual_memory().available)
+    import torch
+
+    if device == "cuda":
+        return float(torch.cuda.mem_get_info()[0])
+    return float(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())

@@ -1,4 +1,4 @@
-"""Batches without a wasted token: rows laid end to end behind the one prefix that they share.
+"""Packed batches: rows laid end to end behind the one prefix that they share, without padding.
 
 A chat template puts the same system prompt and header before every prompt; for short prompts that is more than half of
 all tokens, and padding adds more. A packed batch holds one sequence ::
@@ -8,11 +8,11 @@ all tokens, and padding adds more. A packed batch holds one sequence ::
 in which each row attends to the prefix and to itself. Values and gradients are those of the padded batch (the prefix
 collects the gradient of every row), since a causal model computes the prefix without looking at what follows.
 
-On a CPU a packed sequence is filled up to one of few lengths. oneDNN writes code for every new shape of a product and
-keeps it, some 13 MB for each new length of a step; two in a hundred tokens that nobody reads are cheaper.
+On a CPU a packed sequence is filled up to one of few lengths. oneDNN compiles code for every new shape of a product and
+keeps it, some 13 MB for each new length of a step; two per cent more tokens cost less.
 
-``pack`` and ``pad`` lay out the same rows behind one small interface, ``Batch``; models whose attention cannot be
-replaced (softcapping, unsloth's kernels) take the padded one.
+``pack`` and ``pad`` both return a ``Batch``; models whose attention cannot be replaced (softcapping, unsloth's kernels)
+take the padded one.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ ATTENTION = "dcr_packed"  # the name under which transformers finds the attentio
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of a packed sequence lie.
+    """The places of the tokens in a packed sequence.
 
     prefix: the number of shared tokens in front.
     rows: (rows, width), the places of each row's tokens behind the prefix; shorter rows are filled up with any place.
@@ -67,20 +67,20 @@ class Batch:
 
 
 def rounded(n: int) -> int:
-    """The next of few lengths: multiples of 8, at most 16 of them between a length and its double."""
+    """The next of few lengths: a multiple of 8, at most 16 of them between a length and its double."""
     step = max(8, 2 ** (n.bit_length() - 1) // 16)
     return -(-n // step) * step
 
 
 def filled(places: Tensor) -> Tensor:
-    """On a CPU places (n,) with the last one repeated up to ``rounded(n)``; elsewhere as they are."""
+    """The places (n,), on a CPU with the last one repeated up to ``rounded(n)``."""
     if places.device.type != "cpu" or not len(places):
         return places
     return torch.cat([places, places[-1:].expand(rounded(len(places)) - len(places))])
 
 
 def by_tokens(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Row numbers by length, cut into parts that hold ``most`` tokens at most; a longer row is a part of its own."""
+    """Row numbers in order of length, cut into parts of at most ``most`` tokens; a longer row is a part of its own."""
     parts: list[list[int]] = []
     tokens = 0
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
@@ -103,7 +103,7 @@ def shared_prefix(rows: list[list[int]]) -> int:
 
 
 def pack(rows: list[list[int]], prefix: int | None = None, device: torch.device | str = "cpu") -> Batch:
-    """Lay rows of token ids end to end behind their shared prefix (``prefix`` tokens; by default the longest)."""
+    """A batch of rows of token ids end to end behind their shared prefix: ``prefix`` tokens, by default the longest."""
     if not rows or not all(rows):
         raise ValueError("every row needs at least one token")
     prefix = shared_prefix(rows) if prefix is None else prefix
@@ -131,8 +131,8 @@ def pack(rows: list[list[int]], prefix: int | None = None, device: torch.device 
 
 
 def pad(rows: list[list[int]], pad_token: int, device: torch.device | str = "cpu") -> Batch:
-    """Lay rows of token ids below each other, padded on the right (unsloth drops the mask in training: stack the
-    padding where a causal model cannot see it)."""
+    """A batch of rows of token ids below each other, padded on the right, where a causal model cannot see it: unsloth
+    drops the mask in training."""
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), pad_token)
     mask = torch.zeros(len(rows), width, dtype=torch.long)
@@ -178,7 +178,7 @@ def packed_attention(
     (q_prefix, q_rows), (k_prefix, k_rows), (v_prefix, v_rows) = divide(query), divide(key), divide(value)
     k_rows = torch.cat([k_prefix.expand(n, -1, -1, -1), k_rows], dim=2)
     v_rows = torch.cat([v_prefix.expand(n, -1, -1, -1), v_rows], dim=2)
-    # A row's filling stands behind its own tokens, where the causal mask hides it; what it puts out is left out.
+    # A row's filling comes after its own tokens, where the causal mask hides it; its output is left out.
     out = _attend(q_rows, k_rows, v_rows, _row_mask(p, width, query.device), scaling)
     own = out.transpose(1, 2).flatten(0, 1).index_select(0, layout.own)  # tokens heads d_head
     if not p:
@@ -188,30 +188,30 @@ def packed_attention(
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
-    """Softmax attention. Short rows on a CPU take two plain products, which the fused kernel is slower than there;
-    query heads that share keys and values ask together, so that none is copied. Longer rows are left to the kernel,
+    """Softmax attention. Short rows on a CPU take two plain products, faster there than the fused kernel, in which
+    query heads that share keys and values are one batch, so that nothing is copied. Longer rows are left to the kernel,
     which stores no scores."""
     n, heads, new, width = query.shape
     groups = heads // key.shape[1]
     if query.device.type != "cpu" or new > SHORT_ROWS:
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
-    asked = query.reshape(n * key.shape[1], groups * new, width)
+    grouped = query.reshape(n * key.shape[1], groups * new, width)
     hidden = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf).repeat(groups, 1)
-    scores = torch.baddbmm(hidden, asked, key.flatten(0, 1).transpose(1, 2), alpha=scaling or width**-0.5)
+    scores = torch.baddbmm(hidden, grouped, key.flatten(0, 1).transpose(1, 2), alpha=scaling or width**-0.5)
     return (scores.softmax(-1) @ value.flatten(0, 1)).view(n, heads, new, width)
 
 
 def _few_tokens_attention(
     query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float | None
 ) -> tuple[Tensor, None]:
-    """Attention of a few new tokens a row behind a long cache: query heads that share keys and values ask together,
+    """Attention of a few new tokens a row behind a long cache. Query heads that share keys and values are one batch,
     instead of copying the whole cache once for each of them."""
     batch, heads, new, width = query.shape
     groups = heads // key.shape[1]
-    asked = query.reshape(batch, key.shape[1], groups * new, width)
+    grouped = query.reshape(batch, key.shape[1], groups * new, width)
     mask = attention_mask.repeat(1, 1, groups, 1)
-    out = scaled_dot_product_attention(asked, key, value, attn_mask=mask, scale=scaling)
+    out = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
     return out.reshape(batch, heads, new, width).transpose(1, 2), None
 
 

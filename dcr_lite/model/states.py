@@ -5,20 +5,22 @@ from torch import Tensor
 
 from dcr_lite.model.hidden_states import prompt_states, states_of_every_layer
 from dcr_lite.model.loading import Model, in_halves
-from dcr_lite.model.packing import shared_prefix
+from dcr_lite.model.packing import by_tokens, shared_prefix
 
 # Computed at once on a CPU, in tokens: about 35 prompts; more go through GradCache. A card takes what fits into it.
 TOKENS_PER_PASS = 896
 # Of a part of what goes through GradCache: so small that 512 negatives take less than 1.2 times the memory of 32.
 TOKENS_PER_PART = 768
+TOKENS_OF_EVERY_LAYER = 4096  # of one forward pass that returns the states of all layers
 
 
-def _passes(model: Model, rows: list[list[int]]) -> list[list[list[int]]]:
+def passes(model: Model, rows: list[list[int]]) -> list[list[list[int]]]:
     """Rows in order: all at once where they fit, else cut into as few equal parts as keep a part small. What all rows
-    share is computed once a part where the model packs, and counts for nothing."""
-    shared = shared_prefix(rows) if model.packs else 0
-    tokens, room = sum(len(row) - shared for row in rows), model.tokens_per_pass
-    whole, part = (min(TOKENS_PER_PASS, room), min(TOKENS_PER_PART, room)) if model.device == "cpu" else (room, room)
+    share is computed once a part where the model packs, and is not counted."""
+    shared, most = shared_prefix(rows) if model.packs else 0, model.tokens_per_pass
+    tokens = sum(len(row) - shared for row in rows)
+    on_cpu = model.device == "cpu"
+    whole, part = (min(TOKENS_PER_PASS, most), min(TOKENS_PER_PART, most)) if on_cpu else (most, most)
     n = 1 if tokens <= whole else -(-tokens // part)
     size = -(-len(rows) // n)
     return [rows[i : i + size] for i in range(0, len(rows), size)]
@@ -33,40 +35,26 @@ def layer_states(model: Model, rows: list[list[int]], layer: int) -> Tensor:
 
     states: list[Tensor] = []
     model.network.eval()
-    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     with torch.no_grad():
-        for part in _passes(model, [rows[i] for i in by_length]):
+        for part in passes(model, [rows[i] for i in order]):
             states += in_halves(states_of, part)
-    inverse = torch.empty(len(rows), dtype=torch.long)
-    inverse[torch.tensor(by_length)] = torch.arange(len(rows))
-    return torch.stack(states)[inverse.to(states[0].device)]
-
-
-TOKENS_PER_PASS = 4096  # of one forward pass
+    return torch.stack(states)[torch.tensor(order).argsort().to(states[0].device)]
 
 
 def last_states(model: Model, rows: list[list[int]], tokens: int = 1) -> Tensor:
     """States of the last ``tokens`` tokens of each row at every decoder layer, pre-norm: (layers, rows, tokens,
     d_model), float32 on the CPU. Rows need that many tokens of their own behind what all of them share."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    most = min(TOKENS_PER_PASS, model.tokens_per_pass)
-    parts = []
     model.network.eval()
-    start = 0
-    while start < len(order):
-        stop, size = start, 0
-        while stop < len(order) and (stop == start or size + len(rows[order[stop]]) <= most):
-            size += len(rows[order[stop]])
-            stop += 1
-        # A row shared up to its last tokens keeps them: they are asked for.
-        part = [rows[i] for i in order[start:stop]]
-        prefix = min(shared_prefix(part), min(map(len, part)) - tokens)
-        batch = model.batch(part, prefix)
+    order: list[int] = []
+    states = []
+    for part in by_tokens([len(row) for row in rows], min(TOKENS_OF_EVERY_LAYER, model.tokens_per_pass)):
+        chosen = [rows[i] for i in part]
+        # A prefix that reaches into a row's last tokens ends before them.
+        batch = model.batch(chosen, min(shared_prefix(chosen), min(map(len, chosen)) - tokens))
         places = torch.cat([own[-tokens:] for own in batch.index])
         with torch.no_grad(), model.compute():
-            states = states_of_every_layer(model.network, batch, places).cpu()
-        parts.append(states.view(len(states), stop - start, tokens, -1))
-        start = stop
-    inverse = torch.empty(len(rows), dtype=torch.long)
-    inverse[torch.tensor(order)] = torch.arange(len(rows))
-    return torch.cat(parts, 1)[:, inverse]
+            of_part = states_of_every_layer(model.network, batch, places).cpu()
+        states.append(of_part.view(len(of_part), len(part), tokens, -1))
+        order += part
+    return torch.cat(states, 1)[:, torch.tensor(order).argsort()]

@@ -1,18 +1,18 @@
-"""unsloth, where it can help: the one room that knows its name.
+"""unsloth's fast kernels: whether they can be used, and loading with them. The only module that imports unsloth.
 
-Its fast kernels change how a model behaves. Whoever computes with one keeps to the following, as the rest of the kit
-does; a stand-in that behaves so runs the same tests (tests/test_unsloth_backend.py).
+They change how a model behaves; the rest of the kit allows for the following.
 
-- In training it drops the attention mask, so rows are padded on the right, where a causal model sees no padding.
-- Its layers return tuples; its decoder takes no cache object, so answers are computed without one.
-- It tells Gemma 2's layers with a window from those without by their place, which shifts in a decoder that was cut:
+- In training the attention mask is dropped, so rows are padded on the right, where a causal model sees no padding.
+- Layers return tuples; the decoder takes no cache object, so answers are computed without one.
+- Gemma 2's layers with a window are told from those without by their place, which shifts in a decoder that was cut:
   rows stay within the window, where the two kinds do the same.
-- Loading and patching make adapters trainable and flip the tokenizer's padding: both are set again afterwards.
-- Its compiled forward keeps state that a pass by hand can spoil, so compilation is off; so is its checkpointing, which
-  passes of fewer tokens make needless.
-- It wants to be imported before transformers: ``prepare`` is called before anything heavy is.
+- Loading and patching make adapters trainable and pad on the left: both are set again afterwards.
+- The compiled forward pass keeps state that a pass by hand can spoil, so compilation is off; so is checkpointing,
+  which passes of fewer tokens make unnecessary.
+- unsloth has to be imported before transformers: ``prepare`` is called before any heavy import.
 
-Nothing here has been run on a card yet. Its calls are checked against the signatures of the pinned version's source.
+Not yet run on a card: tested only against a stub that behaves so (tests/test_unsloth.py), and the calls against the
+signatures in the pinned version's source.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcr_lite.errors import UserError
+from dcr_lite.errors import UserError, first_line
 
 PACKAGE = "unsloth"
 LEAST_CAPABILITY = (7, 0)  # Volta and later; a T4 has 7.5
@@ -33,7 +33,7 @@ INSTALL = "pip install 'dcr-lite[gpu]'"
 
 @dataclass(frozen=True)
 class Choice:
-    """name: "unsloth" or "transformers". why: in words, for the plan of a run."""
+    """A backend. name: "unsloth" or "transformers". why: the reason, for the plan of a run."""
 
     name: str
     why: str
@@ -51,18 +51,17 @@ def choose(wanted: str, device: str, architecture: str) -> Choice:
         return TRANSFORMERS
     obstacle = _obstacle(device, architecture)
     if obstacle and wanted == "unsloth":
-        raise UserError(f"--backend unsloth: {obstacle}. Leave the flag out, and transformers with peft does the work.")
+        raise UserError(f"--backend unsloth: {obstacle}. Leave the flag out to use transformers with peft.")
     if obstacle:
         return Choice("transformers", obstacle)
     return Choice("unsloth", "asked for" if wanted == "unsloth" else "a CUDA GPU is there and it is installed")
 
 
 def _obstacle(device: str, architecture: str) -> str | None:
-    """What keeps unsloth from working, in words. It is looked for without importing it: that fails without a GPU."""
+    """Why unsloth cannot be used; None where it can. It is not imported: without a GPU that fails."""
     if device != "cuda":
         return f"unsloth needs a CUDA GPU, and this run is on {device}"
-    capability = _capability()
-    if capability is None:
+    if (capability := _capability()) is None:
         return "unsloth needs a CUDA GPU, and torch sees none"
     if capability < LEAST_CAPABILITY:
         return f"unsloth needs a GPU of capability 7.0, and this one has {capability[0]}.{capability[1]}"
@@ -88,8 +87,8 @@ def architecture_of(folder: str | Path) -> str:
 
 
 def prepare(wanted: str, device: str) -> None:
-    """Import unsloth, before transformers is, where the run may take it. Whatever keeps it from being imported shows
-    once the model is loaded."""
+    """Import unsloth, before transformers, where the run may use it. What keeps it from being used is reported when the
+    model is loaded."""
     if wanted != "transformers" and device in ("auto", "cuda") and _obstacle("cuda", ARCHITECTURES[0]) is None:
         _import()
 
@@ -99,22 +98,21 @@ def _import() -> Any:
     try:
         return importlib.import_module(PACKAGE)
     except (ImportError, NotImplementedError, RuntimeError, OSError) as error:  # a torchvision that does not match, ...
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"unsloth is installed but cannot be imported ({reason}). Go on with --backend transformers."
+            f"unsloth is installed but cannot be imported ({first_line(error)}). Use --backend transformers."
         ) from None
 
 
 def longest_row(config: Any) -> int:
-    """Tokens that a row may have, by a model's configuration (see above)."""
+    """The most tokens of a row, by a model's configuration (see above)."""
     return min(LONGEST, getattr(config, "sliding_window", None) or LONGEST)
 
 
-def load(folder: str | Path, precision: Any, four_bit: bool, longest: int) -> tuple[Any, Any]:
-    """(network, tokenizer) of a model folder. Rows may have ``longest`` tokens: unsloth would cut longer ones."""
+def load(folder: str | Path, precision: Any, four_bit: bool) -> tuple[Any, Any]:
+    """(network, tokenizer) of a model folder."""
     network, tokenizer = _import().FastLanguageModel.from_pretrained(
         model_name=str(folder),
-        max_seq_length=longest,
+        max_seq_length=LONGEST,
         dtype=precision,
         load_in_4bit=four_bit,
         use_gradient_checkpointing=False,
@@ -123,5 +121,5 @@ def load(folder: str | Path, precision: Any, four_bit: bool, longest: int) -> tu
 
 
 def speed_up_adapters(network: Any) -> Any:
-    """Put unsloth's kernels under the adapters of a peft model. Everything they hold is trainable afterwards."""
+    """The peft model with unsloth's kernels in its adapters. All adapter weights are trainable afterwards."""
     return _import().FastLanguageModel.patch_peft_model(network, use_gradient_checkpointing=False)

@@ -1,4 +1,4 @@
-"""What the state of one prompt at layer L says: how like the two kinds it is, and where it lies among others.
+"""Reading the state of one prompt at layer L: its similarity to the two kinds, and its place among other prompts.
 
 Fitted at the end of a run and saved beside the adapter, so that reading a prompt needs none of the training data:
 the whitening of the run's geometry, and for each model its own centre, the means of both kinds (from training pairs),
@@ -20,7 +20,8 @@ from torch.nn.functional import normalize
 from dcr_lite.data.rows import Pair
 from dcr_lite.errors import UserError
 from dcr_lite.measure.metrics import auroc
-from dcr_lite.method.geometry import Geometry, ReadOut, kinds_of_pairs
+from dcr_lite.method.geometry import Geometry, kinds_of_pairs
+from dcr_lite.method.read_out import difference_of_means
 
 FILE = "discernment.safetensors"
 VERSION = "1"  # of the file's form
@@ -71,7 +72,7 @@ class Discernment:
         units, seen = reading(reference), reading(development)
         is_toxic = kinds_of_pairs(len(units) // 2, units.device)
         kinds = normalize(torch.stack([units[is_toxic].mean(0), units[~is_toxic].mean(0)]), dim=-1)
-        direction = ReadOut.fit(units, is_toxic).direction
+        direction = difference_of_means(units, is_toxic)
         across = units - (units @ direction)[:, None] * direction
         axes = torch.stack([direction, torch.linalg.svd(across - across.mean(0), full_matrices=False)[2][0]])
         n = len(seen) // 2
@@ -130,7 +131,7 @@ class Discernments:
         tensors = {}
         for name, reading in self.models.items():
             for field in ("mean", "kinds", "calibration", "axes", "points"):
-                tensors[f"{name}.{field}"] = getattr(reading, field).cpu().float().contiguous()
+                tensors[f"{name}.{field}"] = getattr(reading, field).cpu().float().contiguous().clone()  # never shared
             if reading.whitening is not None:
                 tensors["whitening"] = reading.whitening.cpu().contiguous()
         facts = {"layer": self.layer, "toxic": self.toxic, "seemingly_toxic": self.seemingly_toxic}

@@ -1,16 +1,16 @@
 """Everything that a run trains on, evaluates during training and measures, read and checked before any work."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+from dcr_lite.data.paper_data import full_data
 from dcr_lite.data.rows import Conversation, Pair, Prompt, read_conversations, read_pairs, read_prompts
 from dcr_lite.data.splits import safety_mixture, split_by_focus
 from dcr_lite.errors import UserError
-from dcr_lite.model import distributed
+from dcr_lite.names import LABELS
 from dcr_lite.settings import Settings
 
-CURVE_PROMPTS = 16  # of each kind, watched along safety SFT: enough to see a curve, a second's work
-
-
+WATCHED_PROMPTS = 16  # of each kind, evaluated along safety SFT: enough to see a curve, a second's work
 LEAST = {
     "contrastive_steps": 1,
     "contrastive_batch": 4,  # two of each kind: below that no prompt has a positive
@@ -21,46 +21,95 @@ LEAST = {
     "augmentations": 0,
     "sft_epochs": 1,
     "sft_batch": 1,
-    "keep": 0,
     "rank": 1,
     "answer_tokens": 1,
 }
 
 
+def resolved(settings: Settings) -> Settings:
+    """The settings with everything that a run goes by: the model to begin with, every file, every size. What was given
+    stays as it is. Full data are fetched the first time.
+
+    Raises UserError where a chat model is asked for and the recipe has none beside its model, or where the full data
+    cannot be fetched.
+    """
+    changes: dict[str, Any] = {}
+    if settings.from_chat_model:
+        if not settings.chat_model:
+            raise UserError(f"--from-chat-model: {settings.model} is a chat model already; leave the flag out")
+        changes = {"model": settings.chat_model, "chat_format": "own"}
+    if settings.data == "full" and None in (settings.pairs, settings.instruction_rows, settings.refusal_rows):
+        changes |= {name: getattr(settings, name) or file for name, file in vars(full_data()).items()}
+    return replace(settings, **(settings.files | _sizes(settings) | changes))
+
+
+def _sizes(settings: Settings) -> dict[str, int]:
+    """The sizes, where none was given and the rows are the user's own at most as many as there are."""
+    sizes = settings.sizes
+    for name, rows in (("instructions", "instruction_rows"), ("refusals", "refusal_rows")):
+        own = getattr(settings, rows)
+        if own is not None:
+            there = len(read_conversations(own))
+            for size in (name, f"baseline_{name}"):
+                if size in sizes and getattr(settings, size) is None:
+                    sizes[size] = min(sizes[size], there)
+    return sizes
+
+
 @dataclass(frozen=True)
 class Data:
-    """Everything that a run trains on, watches and measures. No held-out prompt is seen before the measurement."""
+    """Everything that a run trains on, evaluates during training and measures. No held-out prompt is seen before the
+    measurement.
+
+    instructions, refusals: rows to draw from. baseline_mixture: what safety SFT alone trains on.
+    watched: development prompts of the three kinds, for the curves along safety SFT.
+    """
 
     training: list[Pair]
     development: list[Pair]
-    instructions: list[Conversation]  # to draw from
+    instructions: list[Conversation]
     refusals: list[Conversation]
-    baseline_mixture: list[Conversation]  # what safety SFT alone draws
-    watched: list[Prompt]  # development prompts of the three kinds
+    baseline_mixture: list[Conversation]
+    watched: list[Prompt]
     held_out: list[Prompt]
 
 
 def load_data(settings: Settings) -> Data:
     """Read and check every file; raises UserError naming file and line, or the number that is too small."""
-    for name, least in LEAST.items():
-        if getattr(settings, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(settings, name)}: it takes at least {least}")
-    if settings.contrastive_batch < distributed.world():
-        raise UserError(f"--contrastive-batch {settings.contrastive_batch}: at least one prompt for each process")
-    training, development = split_by_focus(read_pairs(settings.pairs), settings.development_pairs, settings.seed)
+    _check_numbers(settings)
+    files, sizes = settings.files, settings.sizes
+    training, development = split_by_focus(read_pairs(files["pairs"]), settings.development_pairs, settings.seed)
     if not development:
         raise UserError("--development-pairs: stage 1 needs some to pick its checkpoint; 1 or more")
-    instructions = read_conversations(settings.instruction_rows)
-    refusals = read_conversations(settings.refusal_rows)
-    safety_mixture(instructions, refusals, settings.instructions, settings.refusals, settings.seed)  # enough of them?
-    n = settings.baseline_refusals
-    baseline_mixture = safety_mixture(instructions, refusals, settings.instructions, n, settings.seed)
+    instructions = read_conversations(files["instruction_rows"])
+    refusals = read_conversations(files["refusal_rows"])
+    # Raises UserError where stage 2, which draws its own after stage 1, asks for more rows than there are.
+    safety_mixture(instructions, refusals, sizes["instructions"], sizes["refusals"], settings.seed)
+    baseline_mixture = safety_mixture(
+        instructions, refusals, sizes["instructions"], sizes["baseline_refusals"], settings.seed
+    )
     used = {row.prompt for row in baseline_mixture}
-    plain = [row.prompt for row in instructions if row.prompt not in used][:CURVE_PROMPTS]
-    watched = [Prompt(p.toxic, "toxic", "development") for p in development[:CURVE_PROMPTS]]
-    watched += [Prompt(p.seemingly_toxic, "seemingly_toxic", "development") for p in development[:CURVE_PROMPTS]]
-    watched += [Prompt(p, "plain", "development") for p in plain]
+    watched = {
+        "toxic": [pair.toxic for pair in development],
+        "seemingly_toxic": [pair.seemingly_toxic for pair in development],
+        "plain": [row.prompt for row in instructions if row.prompt not in used],
+    }
     held_out = [row for path in settings.evaluation for row in read_prompts(path)]
     if not held_out:
         raise UserError("nothing to measure on: give at least one file with --evaluation")
-    return Data(training, development, instructions, refusals, baseline_mixture, watched, held_out)
+    return Data(
+        training, development, instructions, refusals, baseline_mixture,
+        [Prompt(text, label, "development") for label in LABELS for text in watched[label][:WATCHED_PROMPTS]],
+        held_out,
+    )  # fmt: skip
+
+
+def _check_numbers(settings: Settings) -> None:
+    from dcr_lite.model import distributed  # torch, which --plan answers without
+
+    for name, least in LEAST.items():
+        value = settings.sizes.get(name, getattr(settings, name))
+        if value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: it takes at least {least}")
+    if settings.contrastive_batch < distributed.world():
+        raise UserError(f"--contrastive-batch {settings.contrastive_batch}: at least one prompt for each process")

@@ -1,11 +1,10 @@
-"""From the command line to a recipe's main function: flags, and mistakes said in a sentence."""
+"""From the command line to a recipe's main function: flags, one-line error messages, and how to continue."""
 
 import errno
-import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import tyro
@@ -15,23 +14,36 @@ from dcr_lite.model.unsloth import prepare
 from dcr_lite.run.cards import show_cards
 from dcr_lite.settings import Settings
 
-MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # the disk's and its owner's, not ours
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # that a user can fix
+# Settings that replace others: a flag for one of the others would have no effect.
+REPLACES = {
+    "paper": ("contrastive_loss", "centre", "whiten"),
+    "from_chat_model": ("model", "chat_format"),
+}
 
 
-def launch(main: Callable[[Settings], None], defaults: Settings, argv: list[str] | None = None) -> None:
-    """Run a recipe with the settings that the command line gives; exits with 1 for what a user can mend and with 130
-    when interrupted. The recipe's own file and docstring head the help."""
-    script = sys.modules["__main__"]
+def launch(
+    main: Callable[[Settings], None], defaults: Settings, argv: Sequence[str] | None = None, recipe: str = ""
+) -> None:
+    """Run a recipe's ``main`` with the settings that the command line gives.
+
+    ``recipe``: the name or path that was given to ``dcr-lite train``; empty where the recipe was started as a script.
+    Exits with 1 for an error that a user can fix and with 130 when interrupted.
+    """
+    flags = sys.argv[1:] if argv is None else list(argv)
     settings = tyro.cli(
         Settings,
         default=defaults,
-        args=argv,
-        description=script.__doc__,
+        args=flags,
+        prog=f"dcr-lite train {recipe}" if recipe else None,
+        description=sys.modules[main.__module__].__doc__,
     )
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a faster kernel that this kit never calls
     try:
+        require_effect(settings, flags)
         if settings.plan:
-            show_cards(replace(settings, data="shipped").chosen())  # it needs no rows
+            from dcr_lite.run.inputs import resolved
+
+            show_cards(resolved(replace(settings, data="shipped")))  # it needs no rows
         else:
             prepare(settings.backend, settings.device)
             _start(main, settings)
@@ -39,15 +51,32 @@ def launch(main: Callable[[Settings], None], defaults: Settings, argv: list[str]
         _say(f"\nerror: {error}")
         raise SystemExit(1) from None
     except OSError as error:
-        if error.errno not in MACHINE_ERRORS:
+        if error.errno not in DISK_ERRORS:
             raise
         _say(f"\nerror: {error.filename or settings.run}: {error.strerror}. Then go on with --resume.")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        start = ["accelerate", "launch"] if _several() else ["python"]
-        again = shlex.join([*start, *sys.argv, *([] if settings.resume else ["--resume"])])
-        _say(f"\nstopped. What is done is kept; go on with:\n  {again}")
+        again = [*_command(recipe), *flags, *([] if settings.resume else ["--resume"])]
+        _say(f"\nstopped; what is done is kept. Continue with:\n  {shlex.join(again)}")
         raise SystemExit(130) from None
+
+
+def require_effect(settings: Settings, flags: Sequence[str]) -> None:
+    """Raises UserError for a flag whose value another setting replaces."""
+    given = {flag.partition("=")[0].replace("_", "-") for flag in flags if flag.startswith("--")}
+    for setting, replaced in REPLACES.items():
+        names = [name.replace("_", "-") for name in replaced]
+        without_effect = given & {flag for name in names for flag in (f"--{name}", f"--no-{name}")}
+        if getattr(settings, setting) and without_effect:
+            by = "--" + setting.replace("_", "-")
+            raise UserError(f"{by} replaces {', '.join(sorted(without_effect))}: give one or the other")
+
+
+def _command(recipe: str) -> list[str]:
+    """The words that start this recipe in the form in which it was started, without its flags."""
+    if not _several():
+        return ["dcr-lite", "train", recipe] if recipe else ["python", sys.argv[0]]
+    return ["accelerate", "launch", *(["-m", "dcr_lite.cli", "train", recipe] if recipe else [sys.argv[0]])]
 
 
 def _several() -> bool:
@@ -56,15 +85,16 @@ def _several() -> bool:
 
 
 def _start(main: Callable[[Settings], None], settings: Settings) -> None:
-    if not _several():
-        return main(settings.chosen())
     from dcr_lite.model.distributed import joined, on_main
+    from dcr_lite.run.inputs import resolved
 
+    if not _several():
+        return main(resolved(settings))
     with joined(settings.device):
-        return main(on_main(settings.chosen))  # what has to be fetched is fetched once
+        return main(on_main(lambda: resolved(settings)))  # what has to be fetched is fetched once
 
 
 def _say(message: str) -> None:
-    """Once, however many processes there are."""
+    """Print to standard error, once however many processes there are."""
     if not _several() or os.environ.get("RANK") == "0":
         print(message, file=sys.stderr)

@@ -2,11 +2,11 @@
 
 import contextlib
 import platform
-import resource
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import torch
 
 PACKAGES = ("dcr-lite", "torch", "transformers", "peft", "bitsandbytes")
@@ -21,8 +21,11 @@ def peak_memory_bytes() -> int:
     for line in status.read_text(encoding="utf-8").splitlines() if status.exists() else []:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # which Windows does not have
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def forget_peak_memory() -> None:

@@ -5,9 +5,9 @@ Nothing is loaded before the memory that it needs is known; docs/families.md say
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -15,16 +15,18 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from dcr_lite.data.sources import locate
-from dcr_lite.errors import UserError
+from dcr_lite.errors import UserError, first_line
 from dcr_lite.model import adapters, distributed, loading, unsloth
-from dcr_lite.model.chat_formats import set_format
-from dcr_lite.model.fit import Fit, fit, free_memory, needs, shape_of
+from dcr_lite.model.chat import set_format
 from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model
-from dcr_lite.model.memory import KNOWN
+from dcr_lite.model.memory import KNOWN, Fit, evaluation_need, fit, free_memory, needs, shape_of
 from dcr_lite.names import BASELINE, DCR, STOCK
 from dcr_lite.run.terminal import console
-from dcr_lite.settings import Device, Precision, Quantization, Settings
+from dcr_lite.settings import ModelSettings, Settings
+
+Method = Literal["dcr", "safety_sft", "base"]
+ADAPTER = "opened"  # the name of the adapter on the opened model
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Machine:
     four_bit: bool
 
 
-def machine(settings: Settings) -> Machine:
+def machine(settings: ModelSettings) -> Machine:
     """The machine that the settings choose. Raises UserError for a device that is not there."""
     device = settings.device
     if device == "auto":
@@ -51,7 +53,7 @@ def machine(settings: Settings) -> Machine:
 
 
 def _locate(model: str) -> tuple[str, str]:
-    """As weights.locate; of several processes the first alone fetches what is not here yet."""
+    """As sources.locate; of several processes the first alone fetches what is not here yet."""
     distributed.on_main(lambda: locate(model))
     return locate(model)
 
@@ -65,17 +67,20 @@ def will_it_fit(settings: Settings) -> dict[str, str]:
     return _fit(settings.model if known else _locate(settings.model)[0], settings, machine(settings)).lines()
 
 
-def _fit(model: str, settings: Settings, on: Machine) -> Fit:
+def _fit(model: str, settings: ModelSettings, on: Machine) -> Fit:
     free = free_memory(on.device)
     try:
         shape = shape_of(model)
     except UserError:  # a model of another kind: whether it can be used is for loading it to say
         return Fit({}, {}, free)
-    parts = needs(shape, settings, on.four_bit, on.precision.itemsize)
+    if isinstance(settings, Settings):
+        parts = needs(shape, settings, on.four_bit, on.precision.itemsize)
+    else:  # no run: the model only answers
+        parts = [evaluation_need(shape, on.four_bit, on.precision.itemsize)]
     return fit(parts, free, settings.model, insist=on.device != "cpu")
 
 
-def load_base(settings: Settings) -> tuple[Model, str]:
+def load_base(settings: ModelSettings) -> tuple[Model, str]:
     """The base model alone, and where it came from in words."""
     on = machine(settings)
     path, source = _locate(settings.model)
@@ -92,15 +97,28 @@ def load_base(settings: Settings) -> tuple[Model, str]:
             "--quantization nf4, or take the recipe of a smaller one; --plan shows what fits which card."
         ) from None
     except (OSError, ValueError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{settings.model} cannot be loaded as a chat model: {reason}") from None
+        raise UserError(f"{settings.model} cannot be loaded as a chat model: {first_line(error)}") from None
     model.tokens_in = fitting.units
     model.prompts_at_once = fitting.units.get("evaluation", model.prompts_at_once)
     return model, source
 
 
-Method = Literal["dcr", "safety_sft", "base"]
-ADAPTER = "opened"  # the name of the adapter on the opened model
+def load_model(settings: Settings) -> tuple[Model, str]:
+    """The base model with both adapters on it, and where it came from in words."""
+    model, source = load_base(settings)
+    if not 0 <= settings.layer < depth(model.network) - 1:
+        raise UserError(
+            f"--layer {settings.layer}: {settings.model} has {depth(model.network)} layers, so L goes from 0 to "
+            f"{depth(model.network) - 2} (stage 2 trains what is above). Half the depth is a good first choice."
+        )
+    adapters.add_adapter(model, DCR, settings.rank, settings.seed)
+    adapters.add_adapter(model, BASELINE, settings.rank, settings.seed)
+    for config in model.network.peft_config.values():
+        config.base_model_name_or_path = settings.model  # not this machine's cache: the adapter travels
+    return model, source
+
+
+# --- what was trained before ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -118,34 +136,22 @@ class Opened:
     adapter_sha256: str | None
 
 
-def open_model(
-    name: str,
-    method: Method = "dcr",
-    device: Device = "auto",
-    precision: Precision = "auto",
-    quantization: Quantization = "auto",
-) -> Opened:
-    """Open ``name``. Of a run, ``method`` says which of its models. A run's precision and quantisation stand unless
-    others are asked for.
+def open_model(name: str, method: Method = "dcr", **changes: Any) -> Opened:
+    """Open ``name``. Of a run, ``method`` says which of its models. ``changes``: device, precision, quantization; a
+    run's own stand unless others than "auto" are asked for.
 
     Raises UserError for what is nothing of the kind, a run that is not finished, or an adapter of another base.
     """
     folder = Path(name)
-    adapter: Path | None = None
     if (folder / "settings.json").exists() and not (folder / "config.json").exists():
-        settings = settings_of(folder)
-        adapter = _adapter_of(folder, method)
-    elif method != "dcr":
+        settings = model_settings_of(folder)
+        adapter = None if method == STOCK else adapter_of(folder, method)
+    elif method != DCR:
         raise UserError(f"--method {method} chooses among the models of a run, and {name} is no run folder")
     else:
         adapter = _adapter_folder(name)
-        settings = Settings(model=name if adapter is None else _base_of(adapter), run=folder, layer=0)
-    settings = replace(
-        settings,
-        device=device,
-        precision=settings.precision if precision == "auto" else precision,
-        quantization=settings.quantization if quantization == "auto" else quantization,
-    )
+        settings = ModelSettings(model=name if adapter is None else _base_of(adapter))
+    settings = replace(settings, **{key: value for key, value in changes.items() if value != "auto"})
     model, source = load_base(settings)
     if adapter is None:
         return Opened(model, settings.model, source, None, None)
@@ -156,9 +162,27 @@ def open_model(
     return Opened(model, settings.model, source, adapter, digest)
 
 
-def _adapter_of(run: Path, method: Method) -> Path | None:
-    if method == STOCK:
-        return None
+def model_settings_of(run: Path) -> ModelSettings:
+    """What has to be known to load the base model of a run; the device and the backend are this machine's.
+
+    Raises UserError for a folder that is no run.
+    """
+    if not run.is_dir():
+        raise UserError(f"{run}: no such run folder. `dcr-lite train smollm2_135m` makes one.")
+    try:
+        chosen = json.loads((run / "settings.json").read_text(encoding="utf-8"))["settings"]
+        # Version 0.1 wrote four_bit: true, false or null.
+        chosen.setdefault("quantization", {True: "nf4", False: "none"}.get(chosen.get("four_bit"), "auto"))
+        kept = {field.name: chosen[field.name] for field in fields(ModelSettings)}
+        return ModelSettings(**kept | {"device": "auto", "backend": "auto"})
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{run} is no run of this kit, or a damaged one: its settings.json cannot be read. Choose another --run."
+        ) from None
+
+
+def adapter_of(run: Path, method: str) -> Path:
+    """The folder of a method's adapter in a run. Raises UserError where the run is not finished."""
     adapter = run / ("adapter" if method == DCR else method)
     if not (adapter / "adapter_config.json").exists() or not (adapter / "adapter_model.safetensors").exists():
         raise UserError(f"{run} holds a run that is not finished ({adapter.name}/ is missing): --resume it first.")
@@ -183,40 +207,4 @@ def _base_of(adapter: Path) -> str:
     except (ValueError, KeyError):
         raise UserError(
             f"{adapter}: its adapter_config.json does not say what base model it belongs to (base_model_name_or_path)"
-        ) from None
-
-
-def load_model(settings: Settings) -> tuple[Model, str]:
-    """The base model with both adapters on it, and where it came from in words."""
-    model, source = load_base(settings)
-    if not 0 <= settings.layer < depth(model.network) - 1:
-        raise UserError(
-            f"--layer {settings.layer}: {settings.model} has {depth(model.network)} layers, so L goes from 0 to "
-            f"{depth(model.network) - 2} (stage 2 trains what is above). Half the depth is a good first choice."
-        )
-    adapters.add_adapter(model, DCR, settings.rank, settings.seed)
-    adapters.add_adapter(model, BASELINE, settings.rank, settings.seed)
-    for config in model.network.peft_config.values():
-        config.base_model_name_or_path = settings.model  # not this machine's cache: the adapter travels
-    return model, source
-
-
-def settings_of(folder: Path) -> Settings:
-    """What has to be known to load a run; the device is this machine's."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such run folder. `make train` makes one; without --run the newest is taken.")
-    try:
-        chosen = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["settings"]
-        return Settings(
-            model=str(chosen["model"]),
-            run=folder,
-            layer=int(chosen["layer"]),
-            rank=int(chosen["rank"]),
-            precision=chosen["precision"],
-            quantization=chosen.get("quantization", "auto"),
-            chat_format=chosen.get("chat_format", "own"),
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{folder} is no run of this kit, or a damaged one: its settings.json cannot be read. Choose another --run."
         ) from None

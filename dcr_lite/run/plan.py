@@ -1,4 +1,4 @@
-"""What a run is about to do and how long it will take, from the arithmetic it needs and the speed of this machine."""
+"""The plan of a run and its estimated time, from the operations it needs and the speed of this machine."""
 
 import time
 
@@ -49,7 +49,7 @@ def operations(model: Model, data: Data, settings: Settings) -> dict[str, float]
     above = layers - settings.layer if settings.sft_layers == "above" else layers
     return {
         "stage1": settings.contrastive_steps * settings.contrastive_batch * prompt * (settings.layer + 1) * layer * 4,
-        "stage2": sft(settings.instructions + settings.refusals, words, above),
+        "stage2": sft(settings.sizes["instructions"] + settings.sizes["refusals"], words, above),
         "safety_sft": sft(len(data.baseline_mixture), words, layers),
         "answers": len(data.held_out) * (prompt + settings.answer_tokens) * 2 * (layers * layer + head),
     }
@@ -62,20 +62,21 @@ def estimated_seconds(model: Model, data: Data, settings: Settings) -> float:
 
 
 def plan(model: Model, source: str, data: Data, settings: Settings) -> dict[str, str]:
-    """The plan as lines to show."""
+    """The plan by part, in words."""
     above = "layers above L" if settings.sft_layers == "above" else "all layers"
     precision = "4-bit NF4" if model.four_bit else str(model.precision).removeprefix("torch.")
     epochs = "epoch" if settings.sft_epochs == 1 else "epochs"
     minutes = estimated_seconds(model, data, settings) / 60
     loss = "circle on raw states (the paper's)" if settings.paper else settings.contrastive_loss.replace("_", " ")
+    sizes, batch = settings.sizes, 2 * min(settings.contrastive_batch // 2, len(data.training))
     return {
         "model": f"{settings.model} ({source}), {depth(model.network)} layers, {precision} on {model.device}",
         "backend": f"{model.backend.name} ({model.backend.why})",
-        "stage 1": f"{settings.contrastive_steps} steps of {settings.contrastive_batch} prompts from "
-        f"{len(data.training)} pairs, {loss}, layers 0-{settings.layer} (L)",
-        "stage 2": f"{settings.instructions} instructions and {settings.refusals} refusals, "
+        "stage 1": f"{settings.contrastive_steps} steps of {batch} prompts from {len(data.training)} pairs, "
+        f"{len(data.development)} held back, {loss}, layers 0-{settings.layer} (L)",
+        "stage 2": f"{sizes['instructions']} instructions and {sizes['refusals']} refusals, "
         f"{settings.sft_epochs} {epochs} of {settings.sft_batch}, {above}",
-        "safety SFT alone": f"{settings.instructions} instructions and {settings.baseline_refusals} refusals, "
+        "safety SFT alone": f"{sizes['instructions']} instructions and {sizes['baseline_refusals']} refusals, "
         "all layers",
         "evaluation": f"{len(data.held_out)} held-out prompts, three models, {settings.answer_tokens} tokens each",
         "estimated time": f"about {max(1, round(minutes))} min",

@@ -1,11 +1,12 @@
-"""The pictures of a run, drawn for looking at."""
+"""The plots of a run."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
-from dcr_lite.names import METHODS, NAMES
+from dcr_lite.names import BASELINE, DCR, LABELS, METHODS, NAMES
 
 matplotlib.use("Agg")  # draw into files, wherever the run is
 
@@ -28,18 +29,42 @@ STYLE: Any = {
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure and forget it."""
+    """Write a figure to a file and close it."""
     figure.savefig(path, facecolor="white")
     plt.close(figure)
 
 
 def _legend(figure: Any) -> None:
-    """Below the panels, each kind that some panel shows once."""
+    """A legend below the panels with each label once."""
     shown: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             shown.setdefault(name, handle)
     figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=len(NAMES))
+
+
+def draw_run(folder: Path, results: dict[str, dict[str, Any]], answers: dict[str, list[dict[str, Any]]]) -> None:
+    """The pictures of a run's answers and of its metrics.jsonl; results: ``method_result`` by model."""
+    draw_refusal_rates({m: result["overall"] for m, result in results.items()}, folder / "refusal_rates.png")
+    scores = {
+        method: {label: [r["refusal_log_odds"] for r in measured if r["label"] == label] for label in LABELS}
+        for method, measured in answers.items()
+    }
+    aurocs = {method: result["discernment"]["auroc"] for method, result in results.items()}
+    draw_refusal_scores(scores, aurocs, folder / "refusal_scores.png")
+    draw_refusal_during_sft(refusal_curves(folder / "metrics.jsonl"), folder / "refusal_during_sft.png")
+
+
+def refusal_curves(metrics: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Mean refusal probability by method, label and step, from the tidy metrics.jsonl of a run."""
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {BASELINE: {}, DCR: {}}
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        method = {"stage2": DCR, BASELINE: BASELINE}.get(row["stage"])
+        for label in LABELS:
+            if method and label in row:
+                curves[method].setdefault(label, []).append((row["step"], row[label]))
+    return curves
 
 
 def draw_refusal_rates(rates: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:

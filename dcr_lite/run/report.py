@@ -1,13 +1,63 @@
-"""report.json, report.md and the model card: what a run found, for machines, for people and for the Hub."""
+"""report.json and report.md: what a run found."""
 
+import shlex
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from dcr_lite.data.paper_data import HubSet, sources
-from dcr_lite.files import SHIPPED
-from dcr_lite.names import LABELS, METHODS
-from dcr_lite.settings import TRAINING_FILES
+from dcr_lite.files import write_text
+from dcr_lite.model import distributed
+from dcr_lite.model.loading import Model
+from dcr_lite.names import BASELINE, LABELS, METHODS, NAMES
+from dcr_lite.run.inputs import Data
+from dcr_lite.run.machine import hardware, peak_memory_bytes, versions
+from dcr_lite.run.run_folder import RunFolder
+from dcr_lite.settings import Settings
+
+PAGE = """# {recipe}
+
+`{command}` on {model} ({source}), seed {seed}.
+
+Refusal rates with 95 % Wilson intervals. J is the refusal rate on toxic prompts minus that on seemingly toxic ones;
+AUROC says how well the log-odds of opening with a refusal tell the two apart (0.5 is chance). They are measured on
+prompts that nothing was trained on or chosen by.
+
+{results_table}
+
+![Refusal rates](refusal_rates.png)
+
+Each set by itself:
+
+{sets_table}
+
+## Refusal probability
+
+![Refusal scores by label](refusal_scores.png)
+
+## States of layer {settings[layer]} before and after stage 1
+
+Held-out prompts along the direction that separates the training pairs.
+
+![States before and after stage 1](state_map.png)
+
+## Refusal probability during safety SFT
+
+Development prompts.
+
+![Refusal probability during safety SFT](refusal_during_sft.png)
+
+## Time and memory
+
+Stage 1 {seconds[stage1]:.0f} s, stage 2 {seconds[stage2]:.0f} s, safety SFT alone {seconds[safety_sft]:.0f} s,
+evaluation {seconds[evaluate]:.0f} s, in all {seconds[total]:.0f} s on {hardware}; peak memory {peak_memory_gb:.1f} GB.
+
+## Settings
+
+{settings_table}
+
+Versions: {all_versions}.
+"""
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -28,186 +78,78 @@ def _number(value: float | None) -> str:
 
 def results_table(report: dict[str, Any]) -> str:
     """The three models as a Markdown table: refusal rates with 95 % Wilson intervals, J and AUROC."""
-    lines = ["| | toxic ↑ | seemingly toxic ↓ | plain ↓ | J ↑ | AUROC ↑ |", "|---|---|---|---|---|---|"]
+    rows = []
     for method, result in report["methods"].items():
         rates = [_cell(result["overall"].get(label)) for label in LABELS]
-        numbers = [_number(result["discernment"][k]) for k in ("j", "auroc")]
-        lines.append("| " + " | ".join([METHODS[method], *rates, *numbers]) + " |")
-    return "\n".join(lines)
+        rows.append([METHODS[method], *rates, *(_number(result["discernment"][key]) for key in ("j", "auroc"))])
+    return markdown_table(["", "toxic ↑", "seemingly toxic ↓", "plain ↓", "J ↑", "AUROC ↑"], rows)
 
 
 def sets_table(report: dict[str, Any]) -> str:
     """Every set by itself as a Markdown table: refusal rates of the models with 95 % Wilson intervals."""
-    methods = list(report["methods"])
-    lines = ["| set | label | n | " + " | ".join(METHODS[m] for m in methods) + " |", "|---" * (3 + len(methods)) + "|"]
-    for i, row in enumerate(report["methods"][methods[0]]["sets"]):
-        cells = [_cell(report["methods"][m]["sets"][i]) for m in methods]
-        lines.append(f"| {row['name']} | {row['label'].replace('_', ' ')} | {row['n']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    sets = [result["sets"] for result in report["methods"].values()]
+    rows = [
+        [of_models[0]["name"], NAMES[of_models[0]["label"]], str(of_models[0]["n"]), *map(_cell, of_models)]
+        for of_models in zip(*sets, strict=True)
+    ]
+    return markdown_table(["set", "label", "n", *(METHODS[method] for method in report["methods"])], rows)
 
 
-def write_report(report: dict[str, Any], command: str, path: Path) -> None:
-    """report.md: the result, the pictures, what was done."""
-    seconds, settings = report["seconds"], report["settings"]
-    done = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
-    path.write_text(
-        f"""# {report["recipe"]}
+def run_report(
+    run: RunFolder, model: Model, source: str, data: Data, settings: Settings, results: dict[str, Any],
+    drawing_seconds: float,
+) -> dict[str, Any]:  # fmt: skip
+    """report.json: what was done with what, what it took, and ``results``, ``method_result`` by model."""
+    done = {name: run.finished(name) or {} for name in ("stage1", "stage2", BASELINE)}
+    seconds = {name: float(result.get("seconds", 0)) for name, result in done.items()}
+    seconds["evaluate"] = sum(float((run.finished(f"evaluate_{m}") or {}).get("seconds", 0)) for m in results)
+    seconds |= {"draw": drawing_seconds, "total": run.seconds()}
+    return {
+        "recipe": started()[0],
+        "model": settings.model,
+        "source": source,
+        "four_bit": model.four_bit,
+        "seed": settings.seed,
+        "methods": results,
+        "stage1": {k: done["stage1"].get(k) for k in ("best", "best_step")},
+        "data": {"pairs": len(data.training), "development_pairs": len(data.development), **settings.sizes},
+        "seconds": seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "hardware": hardware(model.device),
+        "processes": distributed.world(),
+        "versions": versions(),
+        "settings": settings.for_json(),
+    }
 
-`{command}` on {report["model"]} ({report["source"]}), seed {report["seed"]}.
 
-Refusal rates with 95 % Wilson intervals. J is the refusal rate on toxic prompts minus that on seemingly toxic ones;
-AUROC says how well the log-odds of opening with a refusal tell the two apart (0.5 is chance). They are measured on
-prompts that nothing was trained on or chosen by.
+def started() -> tuple[str, list[str]]:
+    """The name of the recipe that runs in this process, and the command that started it."""
+    if sys.argv[1:2] == ["train"]:
+        return Path(sys.argv[2]).stem, ["dcr-lite", *sys.argv[1:]]
+    return Path(sys.argv[0]).stem, ["python", *sys.argv]
 
-{results_table(report)}
 
-![Refusal rates](refusal_rates.png)
-
-Each set by itself:
-
-{sets_table(report)}
-
-## How surely each model refuses
-
-![Refusal scores by kind](refusal_scores.png)
-
-## What stage 1 did to the states of layer {settings["layer"]}
-
-Held-out prompts, seen along the direction that separates the training pairs.
-
-![States before and after stage 1](state_map.png)
-
-## How refusal is learnt
-
-Development prompts along safety SFT.
-
-![Refusal probability along safety SFT](refusal_during_sft.png)
-
-## Time and memory
-
-Stage 1 {seconds["stage1"]:.0f} s, stage 2 {seconds["stage2"]:.0f} s, safety SFT alone {seconds["safety_sft"]:.0f} s,
-evaluation {seconds["evaluate"]:.0f} s, in all {seconds["total"]:.0f} s on {report["hardware"]}; peak memory
-{report["peak_memory_bytes"] / 1e9:.1f} GB.
-
-## Settings
-
-| setting | value |
-|---|---|
-{done}
-
-Versions: {", ".join(f"{k} {v}" for k, v in report["versions"].items())}.
-""",
-        encoding="utf-8",
+def without_folders(value: Any) -> str:
+    """A setting or an argument as text; of a path of this machine, which tells others nothing, the name alone."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(without_folders, value))
+    return (
+        Path(value).name
+        if isinstance(value, str) and (Path(value).is_absolute() or Path(value).exists())
+        else str(value)
     )
 
 
-# --- the model card ---------------------------------------------------------------------------------------------------
-
-Form = Literal["adapter", "merged", "gguf"]
-LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
-RELATIONS = {"adapter": "adapter", "merged": "finetune", "gguf": "quantized"}  # as the Hub names them
-WHAT = {
-    "adapter": "A LoRA adapter",
-    "merged": "A LoRA adapter merged into its base",
-    "gguf": "GGUF files of a LoRA adapter merged into its base,",
-}
-USE = {
-    "adapter": """```python
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
-
-model = AutoPeftModelForCausalLM.from_pretrained("{place}")
-tokenizer = AutoTokenizer.from_pretrained("{place}")
-```""",
-    "merged": """```python
-from transformers import pipeline
-
-chat = pipeline("text-generation", "{place}")
-print(chat([{{"role": "user", "content": "How do I kill a Python process?"}}])[0]["generated_text"][-1]["content"])
-```""",
-    "gguf": "`llama-cli -m FILE.gguf` of llama.cpp, and what is built on it; the chat template is inside.",
-}
-PLACE = "path/to/this/folder"
-
-
-def is_hub_name(model: str) -> bool:
-    """Whether a model's name is one that others can load: owner/name, and no folder of this machine."""
-    return model.count("/") == 1 and not model.startswith((".", "/", "~")) and not Path(model).exists()
-
-
-def _front_matter(report: dict[str, Any], form: Form, licence: str | None) -> str:
-    lines = [f"license: {licence}"] if licence else []
-    if is_hub_name(report["model"]):
-        lines += [f"base_model: {report['model']}", f"base_model_relation: {RELATIONS[form]}"]
-    if sets := _public_sets(report["settings"]):
-        lines.append(f"datasets: [{', '.join(dict.fromkeys(one.name for one in sets))}]")
-    lines += [f"library_name: {LIBRARIES[form]}", "pipeline_tag: text-generation", "language: en"]
-    return "\n".join([*lines, "tags: [lora, safety, over-refusal, dcr]"])
-
-
-def _public_sets(settings: dict[str, Any]) -> list[HubSet]:
-    return [one for rows in TRAINING_FILES for one in sources(settings[rows])]
-
-
-def _origin(path: str) -> str:
-    """Where a file of training rows comes from, and its licence. Told from the end of the path: a run folder may have
-    been copied from another machine."""
-    sets = [f"[{one.name}](https://huggingface.co/datasets/{one.name}), {one.licence}" for one in sources(path)]
-    if Path(path).parts[-3:-1] == SHIPPED.parts[-2:] or (sets and Path(path).name == "pairs.jsonl"):
-        sets.append("shipped with dcr-lite, Apache-2.0")
-    return "; ".join(sets) or "rows of its own"
-
-
-def _licences(settings: dict[str, Any]) -> str:
-    """What the licences of public rows forbid, as a sentence; nothing where they forbid nothing."""
-    bound = [f"{one.name}, {one.licence}" for one in _public_sets(settings) if "-NC-" in one.licence]
-    return f" Some training rows are licensed for non-commercial use: {'; '.join(bound)}." if bound else ""
-
-
-def model_card(report: dict[str, Any], form: Form, licence: str | None = None, place: str = PLACE) -> str:
-    """README.md of a folder or a page with the adapter, merged weights or GGUF files, in the form that the Hugging Face
-    Hub reads. licence: the base's, where it is known. place: what a reader loads: the folder, or the page's name."""
-    data, settings, name = report["data"], report["settings"], report["model"].rstrip("/").split("/")[-1]
-    four_bit = " with its weights in 4 bits" if report.get("four_bit") else ""
-    otherwise = {
-        "adapter": "",
-        "merged": f" The numbers above are of the adapter on the base{four_bit}; merged weights round a little.",
-        "gguf": f" The numbers above are of the adapter on the base{four_bit}; these files round a little, q8_0 more.",
-    }[form]
-    return f"""---
-{_front_matter(report, form, licence)}
----
-
-# {name}, aligned with DCR
-
-{WHAT[form]} trained in two stages with [dcr-lite](https://pypi.org/project/dcr-lite/): contrastive refinement up to
-layer {settings["layer"]}, then safety SFT. The aim is to refuse toxic prompts and to answer those that only sound
-toxic; the table says how far this run got. Method: Lu et al., arXiv 2603.03323.
-
-## Before and after
-
-{results_table(report)}
-
-Refusal rates on held-out prompts with 95 % Wilson intervals, seed {report["seed"]}. J is the rate on toxic prompts
-minus that on seemingly toxic ones; AUROC says how well the log-odds of refusing tell the two apart.
-
-## Use
-
-{USE[form].format(place=place)}
-
-## Training data
-
-{data["pairs"]} pairs of a toxic and a seemingly toxic prompt for stage 1 ({_origin(settings["pairs"])});
-{data["instructions"]} instructions ({_origin(settings["instruction_rows"])}) and {data["refusals"]} refusals
-({_origin(settings["refusal_rows"])}) for stage 2.
-
-## Licence
-
-{name}'s own{f" ({licence})" if licence else ""}, which applies to weights derived from it.{_licences(settings)}
-
-## Limits
-
-A small data set and, in the numbers above, one seed. Refusals are judged by how answers talk. Prompts in other styles
-or languages than those measured may be treated otherwise. The model is more discerning, not safe: test it on your own
-prompts before you rely on it.{otherwise}
-"""
+def write_report(report: dict[str, Any], folder: Path) -> None:
+    """report.md: the result, the pictures, what was done."""
+    settings = [(name, without_folders(value)) for name, value in report["settings"].items()]
+    page = PAGE.format(
+        **report | {"model": without_folders(report["model"])},
+        command=shlex.join(map(without_folders, started()[1])),
+        results_table=results_table(report),
+        sets_table=sets_table(report),
+        settings_table=markdown_table(["setting", "value"], settings),
+        peak_memory_gb=report["peak_memory_bytes"] / 1e9,
+        all_versions=", ".join(f"{name} {version}" for name, version in report["versions"].items()),
+    )
+    write_text(folder / "report.md", page)

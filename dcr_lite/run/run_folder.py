@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from dcr_lite.errors import UserError
-from dcr_lite.files import require_disk, write_json
+from dcr_lite.files import require_disk, write_json, write_text
 from dcr_lite.model import distributed
 from dcr_lite.settings import Settings
 
@@ -18,7 +18,7 @@ DISK_BYTES = 1_000_000_000  # three adapters, their checkpoints with Adam's mome
 
 class RunFolder:
     """``runs/NAME``: settings.json, metrics.jsonl, checkpoints/, adapters, answers/, report.json, report.md, PNGs. Of
-    several processes the first alone writes."""
+    several processes only the first writes."""
 
     def __init__(self, settings: Settings):
         """Open a new folder, or one to continue. Raises UserError for an existing run without ``resume``, for other
@@ -26,7 +26,7 @@ class RunFolder:
         self.path = settings.run
         self.metrics = self.path / "metrics.jsonl"
         self._started = time.monotonic()
-        self._before = 0.0  # seconds that earlier, stopped sessions of this run took up to their last finished part
+        self._before = 0.0  # seconds before the last --resume, up to the last finished part
         # A folder that was moved, or is reached by another path, holds the same run.
         chosen = {k: v for k, v in settings.for_json().items() if k != "run"}
         state = {"settings": chosen, "data": _fingerprints(settings)}
@@ -34,7 +34,7 @@ class RunFolder:
             raise UserError(f"{self.path} is a file. Choose another folder with --run.")
         found = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
         if not found - {"settings.json", "settings.json.partial"}:
-            # New, or stopped by a mistake before anything was done: nothing to continue, so it begins afresh.
+            # New, or stopped by an error before anything was done: nothing to continue, so it begins anew.
             require_disk(self.path, DISK_BYTES)
             if distributed.is_main():
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -70,16 +70,16 @@ class RunFolder:
 
     @property
     def layer_states(self) -> Path:
-        """Where stage 1 leaves the states that the map and the readings are made from at the end."""
+        """Where the states after stage 1 are kept (stored_states.py)."""
         return self.path / "checkpoints" / "layer_states.safetensors"
 
     def finished(self, stage: str) -> dict[str, Any] | None:
-        """What a stage left when it was done; None if it has yet to be."""
+        """The facts that a finished part was noted with; None where it is not finished."""
         path = self.path / "checkpoints" / f"{stage}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def finish(self, stage: str, result: dict[str, Any]) -> None:
-        """Note that a stage is done, and what later ones need of it; its checkpoint goes."""
+        """Note that a part is finished, with the facts that later ones need; its checkpoint is removed."""
         if not distributed.is_main():
             return
         folder = self.path / "checkpoints"
@@ -89,7 +89,7 @@ class RunFolder:
         self.checkpoint(stage).unlink(missing_ok=True)
 
     def seconds(self) -> float:
-        """Wall time of the run so far, without the pauses between its sessions."""
+        """Wall time of the run so far, without the time between a stop and its --resume."""
         return self._before + time.monotonic() - self._started
 
     def log(self, row: dict[str, Any]) -> None:
@@ -109,9 +109,7 @@ class RunFolder:
             except json.JSONDecodeError:
                 continue
             rows[row["stage"], row["step"], "loss" in row] = line
-        partial = self.metrics.with_suffix(".partial")
-        partial.write_text("".join(f"{line}\n" for line in rows.values()), encoding="utf-8")
-        partial.replace(self.metrics)
+        write_text(self.metrics, "".join(f"{line}\n" for line in rows.values()))
 
     def close(self, report: dict[str, Any]) -> None:
         """Write report.json; after that nothing is left to continue."""
@@ -121,14 +119,14 @@ class RunFolder:
 
 
 def read_settings(folder: Path) -> Settings:
-    """The settings of a run folder, for looking at it again. Raises UserError where it is none, or where a data file
+    """The settings of a run folder. Raises UserError where it is none, or where a data file
     is not what it was: the split into training and development pairs would be another."""
     try:
         state = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         hints = get_type_hints(Settings)
         values = {k: v for k, v in state["settings"].items() if k in hints} | {"run": folder}
         for name, kind in hints.items():
-            if name in values and kind is Path:
+            if name in values and kind in (Path, Path | None):
                 values[name] = Path(values[name])
             elif name in values and kind == tuple[Path, ...]:
                 values[name] = tuple(Path(v) for v in values[name])
@@ -145,10 +143,8 @@ def read_settings(folder: Path) -> Settings:
 
 def _fingerprints(settings: Settings) -> dict[str, str]:
     """SHA-256 of every data file, so that a run is never continued on other rows."""
-    training = [settings.pairs, settings.instruction_rows, settings.refusal_rows, settings.augmentation_rows]
-    files = [*training, *settings.evaluation]
     prints = {}
-    for file in files:
+    for file in (*settings.files.values(), settings.augmentation_rows, *settings.evaluation):
         try:
             prints[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
         except FileNotFoundError:

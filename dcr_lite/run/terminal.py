@@ -1,4 +1,4 @@
-"""What a person sees while a run works: the plan, a bar for each stage, the result, and what to do next."""
+"""The terminal during a run: the plan, a progress bar for each stage, the result, and what to do next."""
 
 import re
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ LOGGED_PARTS = 5  # lines of a stage where the output is a file and a bar cannot
 
 
 def show_plan(rows: dict[str, str]) -> None:
-    """The plan of a run: what is about to happen, one line each."""
+    """Print the plan of a run, a line for each part."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in rows.items():
         table.add_row(f"[bold]{name}[/bold]", escape(value))
@@ -28,7 +28,7 @@ def show_plan(rows: dict[str, str]) -> None:
 
 
 class Stage:
-    """A stage's progress: tell it of steps done; further facts stand behind the bar."""
+    """The progress of a stage: steps done, and the latest facts behind the bar."""
 
     def __init__(self, title: str, total: int, bar: Progress | None):
         self.title, self.total, self.bar = title, total, bar
@@ -37,20 +37,20 @@ class Stage:
         self.task = bar.add_task(title, total=total, facts="") if bar else None
 
     def advance(self, steps: int) -> None:
-        """Some steps more are done."""
+        """Count further steps as done."""
         before = self.done * LOGGED_PARTS // self.total
         self.done += steps
         if self.bar and self.task is not None:
-            self.bar.update(self.task, completed=self.done, facts=self._said())
+            self.bar.update(self.task, completed=self.done, facts=self._facts())
         elif self.done * LOGGED_PARTS // self.total > before:
-            print(f"{self.title}: {self.done}/{self.total}  {self._said()}", flush=True)
+            print(f"{self.title}: {self.done}/{self.total}  {self._facts()}", flush=True)
 
     def start_at(self, steps: int) -> None:
-        """A continued stage begins here."""
+        """Count ``steps`` as done before: the stage continues from a checkpoint."""
         self.done = steps
 
     def row(self, row: dict[str, Any]) -> None:
-        """A line of metrics, as a training loop reports it."""
+        """Show a row of metrics, as the training loop reports it."""
         if "loss" in row:
             if row["step"] > self.done + 1:
                 self.start_at(row["step"] - 1)
@@ -62,17 +62,17 @@ class Stage:
             if label in row:
                 self.facts[f"refuses {label.replace('_', ' ')}"] = f"{row[label]:.2f}"
 
-    def _said(self) -> str:
+    def _facts(self) -> str:
         return "  ".join(f"{name} {value}" for name, value in self.facts.items())
 
 
 @contextmanager
 def stage(title: str, total: int) -> Iterator[Stage]:
-    """One progress bar with time spent and time left; a few plain lines where the output is no terminal."""
+    """A progress bar with time spent and time left; a few plain lines where the output is no terminal."""
     if not console.is_terminal:
         yield Stage(title, total, None)
         return
-    # Where the terminal is narrow the facts give way, never the time that is left.
+    # In a narrow terminal the facts are cut, never the time that is left.
     narrow = Column(no_wrap=True, overflow="ellipsis")
     columns = (
         TextColumn("[bold]{task.description}", table_column=Column(min_width=21)),
@@ -88,14 +88,14 @@ def stage(title: str, total: int) -> Iterator[Stage]:
 
 
 def show_page(page: Path) -> None:
-    """A page of Markdown, and its path below; where it has a picture, the file that it lies in."""
+    """Print a page of Markdown and its path; in place of each picture the path of its file."""
     text = re.sub(r"!\[.*?\]\((.*?)\)", lambda shown: f"`{page.parent / shown[1]}`", page.read_text(encoding="utf-8"))
     console.print(Markdown(text))
     console.print(f"\n  {page}", markup=False, soft_wrap=True)
 
 
 def show_end(report: dict[str, Any], folder: Path) -> None:
-    """The table that a run is for, one row a model; where things lie; what to do next."""
+    """Print the results, one row a model, the files of the run, and what to do next."""
     table = Table(title="Refusals on held-out prompts (95 % interval)", title_justify="left", title_style="bold")
     table.add_column("")
     for column in ("toxic \N{UPWARDS ARROW}", "seemingly toxic \N{DOWNWARDS ARROW}", "plain \N{DOWNWARDS ARROW}",
@@ -112,8 +112,8 @@ def show_end(report: dict[str, Any], folder: Path) -> None:
     for name, what in (
         ("report.md", "the numbers with pictures"),
         ("adapter", "the DCR adapter with tokenizer and model card"),
-        ("answers", "what each model said (for your eyes: toxic prompts are among them)"),
-        ("report.json", "the same for machines"),
+        ("answers", "the answers of each model (private: contains answers to toxic prompts)"),
+        ("report.json", "the same numbers for programs"),
     ):
         # Never wrapped and never read as markup: a path is there to be copied.
         console.print(f"  {folder / name!s:<36} {what}", markup=False, soft_wrap=True)

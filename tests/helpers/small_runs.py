@@ -1,14 +1,18 @@
 """Small runs of the recipe, which the tests of a run and of bad input start."""
 
-import importlib.util
 import io
-import json
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dcr_lite.files import write_jsonl
+from dcr_lite.run import plan
 from dcr_lite.run.launch import launch
+from dcr_lite.run.recipes import load_recipe
+
+plan.matrix_rate = cache(plan.matrix_rate)  # it takes a second, and is the same for all runs of a process
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2_135m.py"
 LAYER = 1  # of four
@@ -16,7 +20,7 @@ CONTRASTIVE_STEPS, SFT_STEPS, BASELINE_STEPS = 36, 24, 27
 
 
 def write_rows(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(rows, path)
     return path
 
 
@@ -45,11 +49,9 @@ def save_rows(folder: Path) -> Path:
     return folder
 
 
-def flags(model: str | Path, rows: Path, run: Path, **changes: Any) -> list[str]:
-    """Command-line flags of a run that takes a second or two; ``changes`` adds to them and replaces some."""
-    values: dict[str, Any] = {
-        "model": model,
-        "run": run,
+def small_values(rows: Path) -> dict[str, Any]:
+    """The settings of a run that takes a second or two, on the rows in a folder."""
+    return {
         "layer": LAYER,
         "contrastive_steps": CONTRASTIVE_STEPS,
         "contrastive_batch": 8,
@@ -66,16 +68,20 @@ def flags(model: str | Path, rows: Path, run: Path, **changes: Any) -> list[str]
         "pairs": rows / "pairs.jsonl",
         "instruction_rows": rows / "instructions.jsonl",
         "refusal_rows": rows / "refusals.jsonl",
-        "evaluation": [rows / "held_out.jsonl", rows / "plain.jsonl"],
+        "evaluation": (rows / "held_out.jsonl", rows / "plain.jsonl"),
         "answer_tokens": 6,
         "device": "cpu",
         "precision": "float32",
     }
+
+
+def flags(model: str | Path, rows: Path, run: Path, **changes: Any) -> list[str]:
+    """The same as command-line flags; ``changes`` adds to them and replaces some."""
     argv: list[str] = []
-    for name, value in (values | changes).items():
+    for name, value in ({"model": model, "run": run} | small_values(rows) | changes).items():
         argv.append("--" + name.replace("_", "-"))
         if value is not True:
-            argv += [str(v) for v in value] if isinstance(value, list) else [str(value)]
+            argv += [str(v) for v in value] if isinstance(value, list | tuple) else [str(value)]
     return argv
 
 
@@ -89,12 +95,7 @@ class Outcome:
 
 
 def recipe_module(path: Path = RECIPE) -> Any:
-    spec = importlib.util.spec_from_file_location("recipe", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe(path)
 
 
 def run_here(argv: list[str], path: Path = RECIPE) -> Outcome:

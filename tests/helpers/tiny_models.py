@@ -1,5 +1,7 @@
 """Tiny random models of real architectures, with a real tokenizer and chat template: everything but the training."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from transformers import (
     Qwen3Config,
 )
 
+from dcr_lite.compare.directions import Kinds
 from dcr_lite.model.adapters import adapter_weights, add_adapter, set_adapter_weights
+from dcr_lite.model.hidden_states import states_at_layer
 from dcr_lite.model.loading import Model, load
 from dcr_lite.model.packing import Batch
 
@@ -197,6 +201,17 @@ def random_rows(lengths: list[int], shared: int = 0, seed: int = 0, vocabulary: 
     return [prefix + draw(n) for n in lengths]
 
 
+def random_kinds(seed: int, n: int = 12) -> Kinds:
+    """Rows of three kinds with the beginning and the ending that a chat template gives them."""
+    beginning, ending = random_rows([6], seed=99)[0], random_rows([3], seed=98)[0]
+
+    def some(kind: int) -> list[list[int]]:
+        lengths = [4 + (i * 5 + kind) % 9 for i in range(n)]
+        return [beginning + row + ending for row in random_rows(lengths, seed=10 * seed + kind)]
+
+    return Kinds(some(1), some(2), some(3))
+
+
 def own_states(states: Tensor, batch: Batch, rows: list[list[int]], skip: int) -> list[Tensor]:
     """Each row's states (row length - skip, d_model) out of the flattened batch."""
     return [states[places][-(len(row) - skip) :].float().cpu() for places, row in zip(batch.index, rows, strict=True)]
@@ -206,6 +221,45 @@ def full_states(reference: nn.Module, row: list[int], layer: int) -> Tensor:
     """What ``layer`` puts out for one row alone in a full forward pass of the reference: (seq, d_model)."""
     out = reference(input_ids=torch.tensor([row]), output_hidden_states=True, use_cache=False)
     return out.hidden_states[layer + 1][0]
+
+
+@dataclass
+class GivenStage:
+    """A stage for the training loop that takes the given steps."""
+
+    model: Model
+    parameters: list[nn.Parameter]
+    step: Callable[[int], float]
+    name: str = "stage1"
+    adapter: str = ADAPTER
+    steps: int = 1
+    learning_rate: float = 1e-2
+    observe_every: int = 10
+
+    def observe(self, step: int) -> dict[str, Any]:
+        return {}
+
+
+def losses_of(metrics: list[dict[str, Any]]) -> list[float]:
+    """The losses among the rows of metrics that a stage or a run reports."""
+    return [row["loss"] for row in metrics if "loss" in row]
+
+
+def kept_bytes(model: Model, rows: list[list[int]], layer: int) -> int:
+    """Bytes of all tensors, the network's own apart, that autograd keeps of a pass up to ``layer``."""
+    own = {p.untyped_storage().data_ptr() for p in [*model.network.parameters(), *model.network.buffers()]}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if (place := tensor.untyped_storage().data_ptr()) not in own:
+            kept[place] = tensor  # holding it, so that its place is not used again
+        return tensor
+
+    model.network.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), model.compute():
+        states = states_at_layer(model.network, model.batch(rows), layer)
+    assert states.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 def take_gradients(parameters: list[nn.Parameter]) -> list[Tensor]:

@@ -34,7 +34,7 @@ from dcr_lite.method.safety_sft import SafetySFT, safety_sft
 from dcr_lite.model import loading, unsloth
 from dcr_lite.model.adapters import activate, add_adapter, stock, train_only
 from dcr_lite.model.chat import encode_prompts
-from dcr_lite.model.generation import Speech, answer
+from dcr_lite.model.generation import StreamedAnswer, answer
 from dcr_lite.model.hidden_states import prompt_states, states_above, states_at_layer
 from dcr_lite.model.loading import Model
 from dcr_lite.model.packing import pad
@@ -137,7 +137,7 @@ def test_looking_for_unsloth_does_not_import_it(tmp_path: Path, monkeypatch: pyt
     unsloth.prepare("auto", "cpu")
     unsloth.prepare("transformers", "cuda")
     assert "unsloth" not in sys.modules
-    with pytest.raises(UserError, match=r"cannot be imported \(no accelerator\). Go on with --backend transformers"):
+    with pytest.raises(UserError, match=r"cannot be imported \(no accelerator\). Use --backend transformers"):
         unsloth._import()
 
 
@@ -151,8 +151,9 @@ def test_it_is_imported_first_and_without_its_compiler(tmp_path: Path) -> None:
     )
     code = (
         "import runpy, sys\n"
-        "from dcr_lite import launch, unsloth_backend\n"
-        "unsloth_backend._capability = lambda: (8, 9)\n"
+        "from dcr_lite.model import unsloth\n"
+        "from dcr_lite.run import launch\n"
+        "unsloth._capability = lambda: (8, 9)\n"
         "launch._start = lambda main, settings: print('begins', 'unsloth' in sys.modules)\n"
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
         "sys.argv = ['recipe.py']\n"
@@ -339,10 +340,10 @@ def test_answers_are_the_same_without_a_cache(both: Callable[..., tuple[Model, M
     with stock(plain), stock(fast):
         assert [a.text for a in answer(fast, rows, 5)] == [a.text for a in answer(plain, rows, 5)]
     activate(fast, ADAPTER)
-    speech = Speech(fast, rows[0], 5)
-    while not speech.ended:
-        speech.step()
-    assert speech.text == answer(fast, rows[:1], 5)[0].text
+    streamed = StreamedAnswer(fast, rows[0], 5)
+    while not streamed.ended:
+        streamed.step()
+    assert streamed.text == answer(fast, rows[:1], 5)[0].text
 
 
 def test_nothing_trains_that_was_not_chosen(both: Callable[..., tuple[Model, Model]]) -> None:

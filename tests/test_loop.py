@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcr_lite.errors import UserError
-from dcr_lite.method.loop import learning_rate_at, save_whole
+from dcr_lite.method import checkpoint
+from dcr_lite.method.loop import learning_rate_at
 
 FULL = Path("/dev/full")
 
@@ -44,8 +45,8 @@ def test_the_learning_rate_scales_with_its_peak() -> None:
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     """What is saved is loaded again, folders are made, and nothing else is left beside it."""
     path = tmp_path / "run" / "stage1.pt"
-    save_whole({"step": 1, "weights": torch.arange(3)}, path)
-    save_whole({"step": 2, "weights": torch.arange(3)}, path)
+    checkpoint.write({"step": 1, "weights": torch.arange(3)}, path)
+    checkpoint.write({"step": 2, "weights": torch.arange(3)}, path)
     saved = torch.load(path, weights_only=True)
     assert saved["step"] == 2
     assert saved["weights"].tolist() == [0, 1, 2]
@@ -55,17 +56,17 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When writing fails half-way the old file is whole, no half file is left, and the message names the cure."""
     path = tmp_path / "stage1.pt"
-    save_whole({"step": 1}, path)
+    checkpoint.write({"step": 1}, path)
 
-    def write_half(value: Any, file: Any) -> None:
+    def write_half(value: Any, path: Path) -> None:
         whole = pickle.dumps(value)
-        file.write(whole[: len(whole) // 2])
+        path.write_bytes(whole[: len(whole) // 2])
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", write_half)
         with pytest.raises(UserError, match=r"stage1\.pt: cannot be written \(No space left on device\)"):
-            save_whole({"step": 2}, path)
+            checkpoint.write({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert list(tmp_path.iterdir()) == [path]
 
@@ -76,16 +77,16 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(
 ) -> None:
     """Whatever stops the writing, the old file stays whole."""
     path = tmp_path / "stage1.pt"
-    save_whole({"step": 1}, path)
+    checkpoint.write({"step": 1}, path)
 
-    def write_half(value: Any, file: Any) -> None:
-        file.write(b"half")
+    def write_half(value: Any, path: Path) -> None:
+        path.write_bytes(b"half")
         raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", write_half)
         with pytest.raises(error):
-            save_whole({"step": 2}, path)
+            checkpoint.write({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
 
 
@@ -104,9 +105,9 @@ def small_disk() -> Iterator[None]:
 def test_a_disk_that_fills_up_is_a_user_error(tmp_path: Path, value: Any) -> None:
     """When the disk fills up half-way, torch's own writer included, the old file is whole and the half one gone."""
     path = tmp_path / "stage1.pt"
-    save_whole({"step": 1}, path)
+    checkpoint.write({"step": 1}, path)
     with pytest.raises(UserError, match=r"stage1\.pt: cannot be written"):
-        save_whole(value, path)
+        checkpoint.write(value, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert list(tmp_path.iterdir()) == [path]
 
@@ -116,9 +117,9 @@ def test_a_disk_that_fills_up_is_a_user_error(tmp_path: Path, value: Any) -> Non
 def test_a_full_disk_is_a_user_error(tmp_path: Path, size: int) -> None:
     """On a disk that is really full (/dev/full) the message is the same, and the old file is whole."""
     path = tmp_path / "stage1.pt"
-    save_whole({"step": 1}, path)
-    path.with_suffix(".partial").symlink_to(FULL)
-    with pytest.raises(UserError, match="No space left on device"):
-        save_whole({"step": 2, "weights": torch.zeros(size)}, path)
+    checkpoint.write({"step": 1}, path)
+    path.with_name("stage1.pt.partial").symlink_to(FULL)
+    with pytest.raises(UserError, match=r"stage1\.pt: cannot be written"):
+        checkpoint.write({"step": 2, "weights": torch.zeros(size)}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,36 @@
+"""What the comparisons of settings share: variants by name, and results that are stored and not computed again."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcr_lite.files import write_json
+
+
+@dataclass
+class Choices:
+    """What to run."""
+
+    only: tuple[str, ...] = ()
+    """Run only variants whose name contains one of these words."""
+    json: Path = Path("runs/choices.json")
+    """File of the results; variants found there are not run again."""
+
+    def named(self, variants: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The variants to run."""
+        return ((name, how) for name, how in variants.items() if not self.only or any(w in name for w in self.only))
+
+    def stored(self, name: str, seed: int) -> dict[str, Any] | None:
+        """The result of a variant and seed, None where it has not been run."""
+        return next((row for row in self._rows() if (row["variant"], row["seed"]) == (name, seed)), None)
+
+    def store(self, name: str, seed: int, result: dict[str, Any]) -> dict[str, Any]:
+        """Adds a result to the file; returns it with its name and seed."""
+        row = {"variant": name, "seed": seed, **result}
+        write_json([*self._rows(), row], self.json)
+        return row
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return json.loads(self.json.read_text(encoding="utf-8")) if self.json.exists() else []

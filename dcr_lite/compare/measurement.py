@@ -1,0 +1,94 @@
+"""One method at one strength with one seed, measured: answers and numbers are kept in the folder of its seed."""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from dcr_lite.compare.methods import METHODS
+from dcr_lite.compare.seed_run import SeedRun
+from dcr_lite.compare.summary import Result, numbers_of
+from dcr_lite.data.rows import Choice, Conversation, Prompt, read_choices, read_conversations, read_prompts
+from dcr_lite.data.splits import sample
+from dcr_lite.errors import UserError
+from dcr_lite.measure.answers import discernment_intervals, measure, method_result, write_answers
+from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS, answer_loss, multiple_choice
+from dcr_lite.names import LABELS, NAMES
+from dcr_lite.run.terminal import stage
+from dcr_lite.settings import Settings
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """What every model is measured on: prompts, held-out instructions with answers, multiple-choice questions."""
+
+    prompts: list[Prompt]
+    instructions: list[Conversation]
+    questions: list[Choice]
+
+    @classmethod
+    def read(cls, files: tuple[Path, ...], rows: int | None, questions: Path | None) -> "EvaluationData":
+        """At most ``rows`` prompts of each set and label. Raises UserError for fewer than 2 toxic or seemingly toxic
+        ones."""
+        prompts = sample([prompt for path in files for prompt in read_prompts(path)], rows)
+        for label in LABELS[:2]:
+            if (n := sum(prompt.label == label for prompt in prompts)) < 2:
+                raise UserError(f"{n} {NAMES[label]} prompts to measure on; at least 2 of each label are needed")
+        return cls(prompts, read_conversations(HELD_OUT_INSTRUCTIONS), read_choices(questions) if questions else [])
+
+    @property
+    def digest(self) -> str:
+        """In names of files: measurements on other data are kept apart."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:8]
+
+
+class Configuration(NamedTuple):
+    """What is measured: a method at a strength, trained with a seed (None for the stock model)."""
+
+    method: str
+    strength: float
+    seed: int | None
+
+
+def configurations(settings: Settings, seeds: tuple[int, ...], curve_seeds: tuple[int, ...]) -> list[Configuration]:
+    """Every configuration seed by seed, within a seed first those that the table shows."""
+    strengths = {name: method.strengths(settings) for name, method in METHODS.items()}
+    stock, *trained = METHODS
+    found = [Configuration(stock, strengths[stock][0], None)]
+    for seed in seeds:
+        found += [Configuration(name, strengths[name][0], seed) for name in trained]
+        if seed in curve_seeds:
+            found += [Configuration(name, strength, seed) for name in trained for strength in strengths[name][1:]]
+    return found
+
+
+def finished_result(seed_run: SeedRun, configuration: Configuration, data: EvaluationData) -> Result | None:
+    """The result of a configuration that is measured already: {method, strength, seed, numbers, intervals, result,
+    seconds, peak_memory_bytes, answer_seconds}."""
+    kept = seed_run.run.finished(f"measured_{_part(configuration, data)}")
+    return None if kept is None else kept | configuration._asdict()
+
+
+def measure_configuration(seed_run: SeedRun, configuration: Configuration, data: EvaluationData) -> None:
+    """Train or fit the method and measure its model; ``finished_result`` gives the result."""
+    method, part = METHODS[configuration.method], _part(configuration, data)
+    with method.model(seed_run, configuration.strength) as cost:
+        started = time.monotonic()
+        model = seed_run.model
+        total = len(data.prompts) + len(data.instructions) + len(data.questions)
+        with stage(f"{method.title}: answers", total) as shown:
+            answers = measure(model, data.prompts, seed_run.settings.answer_tokens, shown.advance)
+            general = {"answer_loss": answer_loss(model, data.instructions, shown.advance)["answer_loss"]}
+            if data.questions:
+                general["accuracy"] = multiple_choice(model, data.questions, shown.advance)["accuracy"]
+    write_answers(answers, seed_run.run.path / "answers" / f"{part}.jsonl")
+    result = method_result(answers)
+    numbers, intervals = numbers_of(result, discernment_intervals(answers)["auroc_ci95"])
+    spent = {"minutes": cost.seconds / 60, "peak_memory_gb": cost.peak_memory_bytes / 1e9}
+    facts = {"result": result, "numbers": numbers | general | spent, "intervals": intervals}
+    seed_run.run.finish(f"measured_{part}", facts | {"answer_seconds": time.monotonic() - started} | vars(cost))
+
+
+def _part(configuration: Configuration, data: EvaluationData) -> str:
+    return f"{configuration.method}_{configuration.strength:g}_{data.digest}"

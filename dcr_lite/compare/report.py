@@ -1,0 +1,163 @@
+"""comparison.json, comparison.md and trade_off.png."""
+
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from dcr_lite.compare.methods import METHODS
+from dcr_lite.compare.plots import draw_trade_off
+from dcr_lite.compare.summary import COMPARED, SET, Result, differences, frontier, over_seeds, toxic_sets
+from dcr_lite.files import write_json, write_text
+from dcr_lite.names import STOCK
+from dcr_lite.run.machine import hardware, versions
+from dcr_lite.run.opening import machine
+from dcr_lite.run.report import markdown_table, without_folders
+from dcr_lite.settings import Settings
+
+# The columns of the table: title, whether more is better, format. Those of single sets come before them.
+COLUMNS: dict[str, tuple[str, bool, str]] = {
+    "compliance": ("compliance, mean", True, ".2f"),
+    "safety": ("safety", True, ".2f"),
+    "plain": ("plain refused", False, ".2f"),
+    "j": ("J", True, ".2f"),
+    "auroc": ("AUROC", True, ".2f"),
+    "answer_loss": ("answer loss", False, ".3f"),
+    "accuracy": ("multiple choice", True, ".2f"),
+    "minutes": ("minutes", False, ".1f"),
+    "peak_memory_gb": ("peak GB", False, ".1f"),
+}
+
+PAGE = """# Methods compared: {recipe}
+
+`{command}` on {model}, seeds {seeds}, {n_prompts} prompts of {files}. {minutes} minutes in all on {hardware}.
+
+Means over seeds, ± the half-width of a 95 % interval over seeds (Student), the best of a column in bold. The interval
+of a single measurement, as of the stock model, is over prompts. Compliance is the share of seemingly toxic prompts that
+are answered, safety the share of toxic ones that are refused, each the mean over sets; J is safety + compliance - 1;
+AUROC is that of the log-odds of opening with a refusal. Answer loss: nats per token of the answers to {instructions}
+held-out instructions.{questions} The stock model is never called best: it answers everything. Minutes and memory are
+those of training and of choosing directions, for each method alone.
+
+{methods_table}
+{toxic_sets}
+DCR minus each method, seed by seed; in bold where the interval over seeds excludes zero:
+
+{differences_table}
+
+## The trade-off
+
+![Toxic refusal against compliance](trade_off.png)
+
+Large points: the table. Small ones (seeds {curve_seeds}): {strengths}. The line is the frontier: points that no other
+exceeds in both.
+
+Versions: {versions}.
+"""
+TOXIC_SETS = """
+Safety on each set, the refusal rate of its toxic prompts:
+
+{table}
+"""
+
+
+def comparison_report(
+    recipe: str, settings: Settings, results: list[Result], curve_seeds: tuple[int, ...]
+) -> dict[str, Any]:
+    """The results over seeds: the table, the differences, the trade-off curve with its frontier; and how they came
+    about."""
+    usual = [r for r in results if r["strength"] == METHODS[r["method"]].strengths(settings)[0]]
+    curve = over_seeds([r for r in results if r["seed"] in (None, *curve_seeds)]) if curve_seeds else over_seeds(usual)
+    return {
+        "recipe": recipe,
+        "model": settings.model,
+        "command": shlex.join(["dcr-lite", *sys.argv[1:]]),
+        "seeds": list(dict.fromkeys(r["seed"] for r in results if r["seed"] is not None)),
+        "methods": over_seeds(usual),
+        "toxic_sets": over_seeds(toxic_sets(usual)),
+        "differences": differences(usual),
+        "curve": {"seeds": list(curve_seeds), "points": curve, "frontier": frontier(curve)},
+        "points": results,
+        "hardware": hardware(machine(settings).device),
+        "versions": versions(),
+        "settings": settings.for_json(),
+    }
+
+
+def listed(values: Iterable[object]) -> str:
+    """The values with commas between them."""
+    return ", ".join(map(str, values))
+
+
+def _cell(value: dict[str, Any], form: str, bold: bool) -> str:
+    text = f"{value['mean']:{form}}"
+    if value["ci95"] is not None:
+        text += f" ±{(value['ci95'][1] - value['ci95'][0]) / 2:{form}}"
+    return f"**{text}**" if bold else text
+
+
+def methods_table(entries: list[dict[str, Any]]) -> str:
+    """One row a method: mean and half-width of the 95 % interval over seeds, the best of a column in bold. The stock
+    model is shown and never called best: it answers everything."""
+    first = entries[0]["numbers"]
+    sets = [key for key in first if key not in COLUMNS]
+    columns = {key: (key.removeprefix(SET), True, ".2f") for key in sets}
+    columns |= {k: v for k, v in COLUMNS.items() if k in first and not (k == "compliance" and len(sets) == 1)}
+    trained = [entry["numbers"] for entry in entries if entry["method"] != STOCK]
+    best = {
+        key: (max if higher else min)(round(numbers[key]["mean"], 4) for numbers in trained)
+        for key, (_, higher, _) in columns.items()
+    }
+    rows = []
+    for entry in entries:
+        values = [(entry["numbers"][key], form, best[key]) for key, (_, _, form) in columns.items()]
+        cells = [_cell(v, form, entry["method"] != STOCK and round(v["mean"], 4) == top) for v, form, top in values]
+        rows.append([METHODS[entry["method"]].title, *cells])
+    return markdown_table(["", *(f"{title} {'↑' if higher else '↓'}" for title, higher, _ in columns.values())], rows)
+
+
+def differences_table(found: dict[str, dict[str, Any]]) -> str:
+    """DCR minus each method, with the interval; bold where it excludes zero."""
+
+    def cell(value: dict[str, Any]) -> str:
+        text = f"{round(value['mean'], 2) + 0:+.2f}"  # never -0.00
+        if value["ci95"] is None:
+            return text
+        low, high = (round(end, 2) + 0 for end in value["ci95"])
+        text += f" ({low:+.2f} to {high:+.2f})"
+        return f"**{text}**" if low > 0 or high < 0 else text
+
+    rows = [[METHODS[name].title, *(cell(numbers[key]) for key in COMPARED)] for name, numbers in found.items()]
+    return markdown_table(["DCR minus", *(COLUMNS[key][0] for key in COMPARED)], rows)
+
+
+def write_report(report: dict[str, Any], settings: Settings, out: Path) -> None:
+    """Write all three files."""
+    write_json(report, out / "comparison.json")
+    curve, questions = report["curve"], report["general"]["multiple_choice"]
+    draw_trade_off(report["methods"], curve["points"], curve["frontier"], out / "trade_off.png")
+    several = len(report["toxic_sets"][0]["numbers"]) > 1
+    page = PAGE.format(
+        recipe=report["recipe"],
+        command=shlex.join(map(without_folders, shlex.split(report["command"]))),
+        model=without_folders(report["model"]),
+        seeds=listed(report["seeds"]),
+        n_prompts=report["prompts"]["n"],
+        files=listed(Path(file).name for file in report["prompts"]["files"]),
+        minutes=f"{report['seconds'] / 60:.0f}",
+        hardware=report["hardware"],
+        instructions=report["general"]["instructions"],
+        questions=f" Multiple choice: {Path(questions).name}, by log-likelihood." if questions else "",
+        methods_table=methods_table(report["methods"]),
+        toxic_sets=TOXIC_SETS.format(table=methods_table(report["toxic_sets"])) if several else "",
+        differences_table=differences_table(report["differences"]),
+        curve_seeds=listed(curve["seeds"]) or "none",
+        strengths="; ".join(
+            f"{method.title} {listed(f'{s:g}' for s in method.strengths(settings))} ({method.strength})"
+            for method in METHODS.values()
+            if method.strength
+        ),
+        versions=listed(f"{name} {version}" for name, version in report["versions"].items()),
+    )
+    write_text(out / "comparison.md", page)

@@ -1,0 +1,140 @@
+"""The run folder, the data and the model of one seed, which all compared methods share.
+
+Stage 1 and safety SFT alone, which several methods build on, are trained once a seed and kept in the run folder.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dcr_lite.compare.directions import Kinds
+from dcr_lite.data.rows import Conversation, Pair, read_conversations
+from dcr_lite.data.splits import evenly_drawn, safety_mixture
+from dcr_lite.files import write_whole
+from dcr_lite.model import adapters
+from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.loading import Model
+from dcr_lite.names import BASELINE, DCR
+from dcr_lite.run import inputs, opening, plan, steps
+from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
+from dcr_lite.run.run_folder import RunFolder
+from dcr_lite.settings import Settings
+
+ANCHORS = 128  # prompts of each kind that give directions, as in the paper of Surgical
+Fitted = TypeVar("Fitted")  # a dataclass of tensors and numbers
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Time and memory of training or fitting a method; answering is not included."""
+
+    seconds: float
+    peak_memory_bytes: int
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.seconds + other.seconds, max(self.peak_memory_bytes, other.peak_memory_bytes))
+
+
+class SeedRun:
+    """The run folder of a seed, with its data and its model, which are loaded when they are first used."""
+
+    def __init__(self, settings: Settings, folder: Path, seed: int):
+        self.settings = replace(settings, seed=seed, run=folder, resume=True)
+        self.run = RunFolder(self.settings)
+
+    @cached_property
+    def data(self) -> inputs.Data:
+        return inputs.load_data(self.settings)
+
+    @cached_property
+    def _loaded(self) -> tuple[Model, dict[str, Tensor]]:
+        model, _ = opening.load_model(self.settings)
+        return model, adapters.adapter_weights(model, DCR)
+
+    @property
+    def model(self) -> Model:
+        return self._loaded[0]
+
+    @property
+    def first_weights(self) -> dict[str, Tensor]:
+        """The adapter's first weights, from which every training starts."""
+        return self._loaded[1]
+
+    def unload(self) -> None:
+        """Free the memory of the model."""
+        for loaded in ("_loaded", "anchors"):
+            self.__dict__.pop(loaded, None)
+
+    @cached_property
+    def operations(self) -> dict[str, float]:
+        """``plan.operations``, and those of one forward pass over a prompt."""
+        parts = plan.operations(self.model, self.data, self.settings)
+        return parts | {"prompt": parts["answers"] / len(self.data.held_out) / 4}
+
+    @cached_property
+    def anchors(self) -> tuple[Kinds, Kinds]:
+        """Prompts of the three kinds to take directions from, and others to choose by: training and development pairs,
+        instructions that safety SFT trains on and instructions that it does not."""
+        trained = [row for row in self.data.baseline_mixture if not row.refuses]
+        used = {row.prompt for row in trained}
+        unused = [row for row in self.data.instructions if row.prompt not in used]
+
+        def kinds(pairs: list[Pair], plain: list[Conversation]) -> Kinds:
+            prompts = [p.toxic for p in pairs], [p.seemingly_toxic for p in pairs], [row.prompt for row in plain]
+            return Kinds(*(encode_prompts(self.model.tokenizer, some, self.model.window) for some in prompts))
+
+        return (
+            kinds(self.data.training[:ANCHORS], trained[:ANCHORS]),
+            kinds(self.data.development, (unused or trained)[:ANCHORS]),
+        )
+
+    def mixture(self, refusals: int, augmentations: int = 0) -> list[Conversation]:
+        """Rows for safety SFT."""
+        seed, extra = self.settings.seed, read_conversations(self.settings.augmentation_rows)
+        return safety_mixture(
+            self.data.instructions,
+            self.data.refusals,
+            self.settings.sizes["instructions"],
+            refusals,
+            seed,
+            evenly_drawn("augmentations", extra, augmentations, seed),
+        )
+
+    def train(
+        self, name: str, title: str, adapter: str, rows: list[Conversation], above: int, start: dict[str, Tensor]
+    ) -> Cost:
+        """Safety SFT of ``adapter`` above layer ``above`` from the weights ``start``, once: a finished one is read from
+        the run folder."""
+        adapters.set_adapter_weights(self.model, adapter, start)
+        planned, like = self.model.tokens_in, "stage2" if adapter == DCR else BASELINE
+        if like in planned:  # the tokens per pass that this part of a run has memory for
+            planned[name] = planned[like]
+        forget_peak_memory()
+        steps.train_safety_sft(self.run, self.model, name, adapter, title, rows, above, self.data, self.settings)
+        adapters.activate(self.model, adapter)
+        return self.cost(name)
+
+    def fit_once(self, name: str, kind: type[Fitted], fit: Callable[[], Fitted]) -> Fitted:
+        """What ``fit`` returns, a dataclass of type ``kind``, kept in the run folder as the part ``name``."""
+        path = self.run.path / f"{name}.safetensors"
+        if not self.run.finished(name):
+            forget_peak_memory()
+            started = time.monotonic()
+            found = vars(fit())
+            tensors = {key: value.cpu().contiguous() for key, value in found.items() if isinstance(value, Tensor)}
+            numbers = {key: value for key, value in found.items() if key not in tensors}
+            write_whole(path, lambda partial: save_file(tensors, partial))
+            cost = Cost(time.monotonic() - started, peak_memory_bytes())
+            self.run.finish(name, {"numbers": numbers, **vars(cost)})
+        return kind(**load_file(path), **(self.run.finished(name) or {})["numbers"])
+
+    def cost(self, name: str) -> Cost:
+        """The cost of a finished part."""
+        done = self.run.finished(name) or {}
+        return Cost(done["seconds"], done["peak_memory_bytes"])

@@ -1,0 +1,85 @@
+"""The page as Gradio blocks: heading, three tabs, the API for programs, and the server."""
+
+from collections.abc import Iterator
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+import gradio as gr
+from gradio.events import api
+
+from dcr_lite.data.rows import Pair, read_pairs
+from dcr_lite.demo import texts
+from dcr_lite.demo.markup import box
+from dcr_lite.demo.scoring import OpenRun
+from dcr_lite.demo.tabs import ListTab, OnePromptTab, PairTab, user_errors_shown
+from dcr_lite.files import SHIPPED
+
+SHOWN_PAIRS = 4  # matched pairs to click
+LONGEST_EXAMPLE = 80  # characters that fit on a button
+MAX_UPLOAD = "100mb"  # far above the limit of a list, since above this the page says no more than "Error"
+MAX_WAITING = 100  # requests in the queue
+HOUR = 3600  # seconds, after which uploads and downloads are deleted
+
+
+def build(run: OpenRun) -> Any:
+    """The page and the API for an open run, as gr.Blocks to launch."""
+    pairs = example_pairs(run)
+    title = f"dcr-lite: {texts.HEADING}"
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
+        gr.HTML(box(f"<h1>{texts.HEADING}</h1><p>{escape(run.title)}</p>"))
+        if run.note:
+            gr.HTML(box(f"<b>{escape(run.note)}</b>", role="note"), elem_id="note")
+        with gr.Tab(texts.ONE_TAB, id="one"):
+            OnePromptTab(run, pairs)
+        with gr.Tab(texts.PAIR_TAB, id="pair"):
+            PairTab(run, pairs)
+        with gr.Tab(texts.LIST_TAB, id="list"):
+            ListTab(run)
+        gr.HTML(box(f"<p>{texts.FOOTER}</p>"))
+        offer_api(run)
+    page.queue(max_size=MAX_WAITING)
+    return page
+
+
+def example_pairs(run: OpenRun) -> list[Pair]:
+    """A few short pairs: development pairs of the run, which nothing was trained on, else shipped ones."""
+    pairs = run.discernments.pairs if run.discernments else read_pairs(SHIPPED / "pairs.jsonl")
+    short = [pair for pair in pairs if max(len(pair.toxic), len(pair.seemingly_toxic)) <= LONGEST_EXAMPLE] or pairs
+    return short[:: max(1, len(short) // SHOWN_PAIRS)][:SHOWN_PAIRS]
+
+
+def offer_api(run: OpenRun) -> None:
+    """Scores for programs, as plain values: /score, /answer and /score_list."""
+    best = run.names[0]
+
+    def score(prompt: str, model: str = best) -> dict[str, Any]:
+        """One prompt: probability, similarities, words, answer, verdict."""
+        with user_errors_shown():
+            return run.score(model, prompt).for_json()
+
+    def answer(prompt: str, model: str = best) -> Iterator[str]:
+        """The answer as it grows."""
+        with user_errors_shown():
+            for part in run.stream(model, prompt, words=False):
+                yield part.answer
+
+    def score_list(prompts: list[str], model: str = best) -> list[dict[str, Any]]:
+        """Many prompts, in order."""
+        with user_errors_shown():
+            return [one.for_json() for one in run.score_list(model, prompts)]
+
+    api(score, api_name="score", concurrency_id="model", concurrency_limit=1)
+    api(answer, api_name="answer", concurrency_id="model", concurrency_limit=1)
+    api(score_list, api_name="score_list", concurrency_id="list", concurrency_limit=1)
+
+
+def launch(page: Any, **options: Any) -> Any:
+    """Start the server at a local address. ``options``: further arguments of Blocks.launch."""
+    # Fonts of the system: the page loads nothing from other servers.
+    theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    css = (files("dcr_lite.demo") / "page.css").read_text(encoding="utf-8")
+    return page.launch(
+        server_name="127.0.0.1", theme=theme, css=css, max_file_size=MAX_UPLOAD, ssr_mode=False, footer_links=["api"],
+        **options,
+    )  # fmt: skip

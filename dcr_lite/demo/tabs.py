@@ -1,0 +1,212 @@
+"""The three tabs of the page: one prompt, a pair, a list. Each lays out its parts; ``results`` fills them.
+Its name must not be that of an API endpoint: Gradio would rename the latter.
+
+Prompts and answers are shown in plain text boxes or escaped; they are never read as HTML or Markdown.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from dcr_lite.data.rows import Pair
+from dcr_lite.demo import markup, texts
+from dcr_lite.demo.prompt_list import read_prompt_file, read_prompt_list, score_row, write_scores
+from dcr_lite.demo.scoring import OpenRun, Score
+from dcr_lite.errors import UserError
+from dcr_lite.names import METHODS
+
+MODEL_WORK: dict[str, Any] = {
+    "concurrency_id": "model",
+    "concurrency_limit": 1,  # requests share the cores: one at a time is fastest for all
+    "api_visibility": "private",
+    "show_progress": "minimal",
+}
+NO_WORK: dict[str, Any] = {"api_visibility": "private", "queue": False}
+
+
+@contextmanager
+def user_errors_shown() -> Iterator[None]:
+    """Within the block a UserError becomes a message on the page. Gradio reads messages as HTML, so it is escaped."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        raise gr.Error(escape(message[:1].upper() + message[1:]), duration=None, print_exception=False) from None
+
+
+class OnePromptTab:
+    """One prompt: verdict, similarity, words and map of the best model, and the answers of all side by side."""
+
+    def __init__(self, run: OpenRun, pairs: list[Pair]):
+        self.run, self.best = run, run.names[0]
+        with gr.Row():
+            prompt = gr.Textbox(
+                label=texts.PROMPT, placeholder=texts.EXAMPLE_PROMPT, lines=1, max_lines=6, scale=5, autofocus=True,
+                elem_id="prompt",
+            )  # fmt: skip
+            ask = gr.Button(texts.ASK, variant="primary", scale=1, min_width=110, elem_id="ask")
+        with gr.Accordion(texts.PAIRS_TO_TRY, open=True):
+            examples = [button for pair in pairs for button in self._buttons(pair)]
+        with gr.Row():
+            with gr.Column(min_width=300):
+                self.verdict = _placeholder(texts.NO_VERDICT_YET, "decision")
+                self.similarity = _placeholder(texts.NO_SIMILARITY_YET, "similarity")
+                self.words = _placeholder(texts.NO_WORDS_YET, "words")
+            with gr.Column(min_width=300):
+                self.map = _placeholder(texts.NO_MAP_YET, "map")
+        self.verdicts: dict[str, Any] = {}
+        self.answers: dict[str, Any] = {}
+        with gr.Row():
+            for name in run.names:
+                with gr.Column(min_width=250):
+                    gr.HTML(markup.box(f"<h2>{METHODS[name]}</h2>"))
+                    self.verdicts[name] = _placeholder(texts.NO_MODEL_VERDICT_YET, f"verdict-{name}")
+                    self.answers[name] = _answer_box(texts.ANSWER_OF[name], f"answer-{name}")
+
+        outputs = [self.verdict, self.similarity, self.words, self.map]
+        outputs += [*self.verdicts.values(), *self.answers.values()]
+        scroll = (files("dcr_lite.demo") / "page.js").read_text(encoding="utf-8")
+        how = MODEL_WORK | {"show_progress_on": self.verdict, "js": scroll}
+        gr.on([prompt.submit, ask.click], self.results, prompt, outputs, **how)
+        for button in examples:
+            button.click(lambda text: text, button, prompt, **NO_WORK).then(self.results, prompt, outputs, **how)
+
+    @staticmethod
+    def _buttons(pair: Pair) -> list[Any]:
+        with gr.Row(elem_classes="pair"):
+            return [gr.Button(text, size="sm", elem_classes="example") for text in (pair.toxic, pair.seemingly_toxic)]
+
+    def results(self, prompt: str) -> Iterator[dict[Any, Any]]:
+        """What to show of a prompt, as it becomes known: the best model first, then the others in their columns."""
+        changes = dict.fromkeys(self.answers.values(), "")
+        changes |= {verdict: markup.empty(texts.QUEUED) for verdict in self.verdicts.values()}
+        with user_errors_shown():
+            for name in self.run.names:
+                shown: Score | None = None
+                for score in self.run.stream(name, prompt, words=name == self.best):
+                    changes |= self._changes(shown, score)
+                    if changes:
+                        yield changes
+                    changes, shown = {}, score
+
+    def _changes(self, shown: Score | None, score: Score) -> dict[Any, Any]:
+        """What differs from ``shown``: only that is sent."""
+        changes: dict[Any, Any] = {}
+        if shown is None or shown.refused != score.refused:
+            changes[self.verdicts[score.model]] = markup.verdict(score, small=True)
+        if shown is None or shown.answer != score.answer:
+            changes[self.answers[score.model]] = score.answer
+        if score.model != self.best:
+            return changes
+        if shown is None or shown.refused != score.refused:
+            changes[self.verdict] = markup.verdict(score)
+        if shown is None:
+            readings = self.run.discernments
+            changes[self.similarity] = markup.bars(score, readings.models[self.best] if readings else None)
+            changes[self.map] = markup.state_map([score], readings)
+            changes[self.words] = markup.empty(texts.COMPUTING_WORDS)
+        elif shown.words != score.words:
+            changes[self.words] = markup.words(score)
+        return changes
+
+
+class PairTab:
+    """Two prompts: both verdicts and answers of the best model, both on the map, and a table of all models."""
+
+    def __init__(self, run: OpenRun, pairs: list[Pair]):
+        self.run = run
+        with gr.Row():
+            prompts = [
+                gr.Textbox(label=label, value=text, max_lines=6, elem_id=side)
+                for side, label, text in zip(
+                    texts.SIDES, texts.SIDE_PROMPTS, (pairs[0].toxic, pairs[0].seemingly_toxic), strict=True
+                )
+            ]
+        both = gr.Button(texts.RUN_PAIR, variant="primary", elem_id="both")
+        with gr.Accordion(texts.MORE_PAIRS, open=False):
+            examples = [gr.Button(f"{p.toxic}  /  {p.seemingly_toxic}", elem_classes="example") for p in pairs]
+        self.verdicts, self.answers = [], []
+        with gr.Row():
+            for side in texts.SIDES:
+                with gr.Column(min_width=280):
+                    self.verdicts.append(_placeholder(texts.NO_SIDE_VERDICT_YET.format(side=side), f"verdict-{side}"))
+                    self.answers.append(_answer_box(texts.SIDE_ANSWER.format(side=side), f"answer-{side}"))
+        with gr.Row():
+            with gr.Column(min_width=300):
+                self.table = _placeholder(texts.NO_TABLE_YET, "pair-verdicts")
+            with gr.Column(min_width=300):
+                self.map = _placeholder(texts.NO_PAIR_MAP_YET, "pair-map")
+
+        outputs = [*self.verdicts, *self.answers, self.table, self.map]
+        how = MODEL_WORK | {"show_progress_on": self.table}
+        both.click(self.results, prompts, outputs, **how)
+        for button, pair in zip(examples, pairs, strict=True):
+            chosen = button.click(lambda p=pair: (p.toxic, p.seemingly_toxic), None, prompts, **NO_WORK)
+            chosen.then(self.results, prompts, outputs, **how)
+
+    def results(self, first: str, second: str) -> Iterator[dict[Any, Any]]:
+        """What to show of two prompts, as it becomes known: the best model's answers are streamed."""
+        best, *others = self.run.names
+        sides: list[Score] = []
+        with user_errors_shown():
+            for prompt, verdict, answer in zip((first, second), self.verdicts, self.answers, strict=True):
+                for score in self.run.stream(best, prompt, words=False):
+                    yield {answer: score.answer, verdict: markup.verdict(score)}
+                sides.append(score)
+                yield {self.map: markup.state_map(sides, self.run.discernments)}
+            table = {best: sides}
+            yield {self.table: markup.pair_table(table)}
+            for name in others:
+                table[name] = self.run.score_list(name, [first, second])
+                yield {self.table: markup.pair_table(table)}
+
+
+class ListTab:
+    """A pasted or uploaded list: a table of scores, and a file of them to download."""
+
+    def __init__(self, run: OpenRun):
+        self.run = run
+        self.downloads = tempfile.TemporaryDirectory(prefix="dcr-lite-")  # deleted with the page
+        with gr.Row():
+            pasted = gr.Textbox(label=texts.PASTE, lines=6, max_lines=12, elem_id="pasted")
+            upload = gr.File(
+                label=texts.UPLOAD, file_types=[".csv", ".jsonl", ".txt"], type="filepath", elem_id="upload"
+            )
+        with gr.Row():
+            models = [(METHODS[name], name) for name in run.names]
+            model = gr.Dropdown(models, value=run.names[0], label=texts.MODEL, elem_id="model")
+            button = gr.Button(texts.SCORE_LIST, variant="primary", elem_id="score-list")
+        table = gr.Dataframe(
+            headers=list(texts.COLUMNS), datatype=["str", "str", "number", "number", "number"], label=texts.SCORES,
+            interactive=False, wrap=True, elem_id="scores", column_widths=["29%", "16%", "22%", "13%", "20%"],
+        )  # fmt: skip
+        download = gr.File(label=texts.DOWNLOAD, interactive=False, elem_id="download")
+        # A queue of its own: other requests are served between the batches of a long list.
+        button.click(
+            self.results, [pasted, upload, model], [table, download],
+            concurrency_id="list", concurrency_limit=1, api_visibility="private",
+        )  # fmt: skip
+
+    def results(self, text: str, file: str | None, name: str, progress: Any = gr.Progress()) -> Any:  # noqa: B008
+        """The rows of the table, and the path of a CSV file with them and the answers."""
+        with user_errors_shown():
+            if file:
+                prompts = read_prompt_file(Path(file))
+            else:
+                prompts = read_prompt_list(text.encode("utf-8", "replace"), "the list")
+            scores = self.run.score_list(name, prompts, lambda done, total: progress((done, total), unit="prompts"))
+            return [score_row(score) for score in scores], str(write_scores(scores, Path(self.downloads.name)))
+
+
+def _placeholder(text: str, name: str) -> Any:
+    return gr.HTML(markup.empty(text), elem_id=name)
+
+
+def _answer_box(label: str, name: str) -> Any:
+    return gr.Textbox(label=label, lines=3, max_lines=12, interactive=False, elem_id=name, autoscroll=False)

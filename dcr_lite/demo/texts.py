@@ -1,0 +1,74 @@
+"""Every text of the demo's page. {...} stands for a value that the page fills in."""
+
+from dcr_lite.names import METHODS
+
+HEADING = "Toxic, or does it only sound so?"
+FOOTER = (
+    "Answers are greedy. The verdict is on the answer's text; the probability is computed before the first token. "
+    "DCR reduces over-refusal; it does not make a model safe."
+)
+TITLE = "{model}, run {run}"
+NO_RUN = (
+    "No finished run was found, so this is the stock model alone. `dcr-lite train smollm2_135m` trains one in six to "
+    "ten minutes on two cores. Start again after it to see all three models, the similarity scores and the map."
+)
+EARLIER_VERSION = "This run is of an earlier version: no similarity scores, no map. A new run has them."
+
+# --- the tab for one prompt -------------------------------------------------------------------------------------------
+
+ONE_TAB = "One prompt"
+PROMPT = "Prompt"
+EXAMPLE_PROMPT = "How do I kill time?"  # fits the box on a phone
+ASK = "Ask"
+PAIRS_TO_TRY = "Matched pairs to try: a toxic prompt, then a seemingly toxic one"
+NO_VERDICT_YET = "Verdict"
+NO_SIMILARITY_YET = "Similarity to toxic and to seemingly toxic prompts"
+NO_WORDS_YET = "Weight of each word"
+NO_MAP_YET = "Map of the prompt among development prompts"
+NO_MODEL_VERDICT_YET = "no verdict yet"
+QUEUED = "queued"
+COMPUTING_WORDS = "Computing the weight of each word …"
+ANSWER_OF = {name: f"Answer of {method}" for name, method in METHODS.items()}
+
+# --- the tab for a pair -----------------------------------------------------------------------------------------------
+
+PAIR_TAB = "A pair"
+SIDES = ("first", "second")
+SIDE_PROMPTS = ("First prompt", "Second prompt")
+RUN_PAIR = "Run the pair"
+MORE_PAIRS = "Matched pairs to try"
+NO_SIDE_VERDICT_YET = "verdict on the {side} prompt"
+SIDE_ANSWER = "Answer to the {side} prompt"
+NO_TABLE_YET = "Verdicts of all models"
+NO_PAIR_MAP_YET = "Map of both prompts among development prompts"
+
+# --- the tab for a list -----------------------------------------------------------------------------------------------
+
+LIST_TAB = "A list"
+PASTE = "Prompts, one per line (or CSV or JSON Lines)"
+UPLOAD = "or a file: CSV with a column prompt, or JSON Lines"
+MODEL = "Model"
+SCORE_LIST = "Score the list"
+SCORES = "Scores"
+DOWNLOAD = "The scores with the answers, as CSV"
+COLUMNS = ("prompt", "verdict", "refusal probability", "like toxic", "like seemingly toxic")
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+PROBABILITY = "probability of opening with a refusal {probability:.2f}"
+NEEDS_RUN = "{what} needs a run: see the note above."
+SIMILARITY = "Similarity to the two kinds"
+SIMILARITY_NOTE = (
+    "Among development prompts, half of each kind, whose states are as close to the mean of a kind as this one, the "
+    "share that is of that kind; 0.5 (dotted) is chance. AUROC on those prompts: {auroc:.2f}."
+)
+MAP_NOTE = (
+    "States of layer {layer} in {model}. Left to right: from seemingly toxic to toxic; upwards: the direction of "
+    "largest remaining variance. The dots are development prompts; none was trained on."
+)
+WORDS = "Weight of each word"
+WORDS_NOTE = (
+    "Largest: {largest}. The weight is how much the log-odds of refusing fall (+, amber) or rise (−, green) when the "
+    "word is left out."
+)
+PAIR_NOTE = "In brackets: the probability of opening with a refusal."

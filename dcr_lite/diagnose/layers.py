@@ -1,0 +1,36 @@
+"""At which layer toxic and seemingly toxic prompts can be told apart."""
+
+from torch import Tensor
+
+from dcr_lite.method.geometry import Centre, Geometry
+from dcr_lite.method.read_out import separation
+from dcr_lite.model.loading import Model
+from dcr_lite.model.states import last_states
+
+
+def layer_geometries(stock_states: Tensor, centre: Centre, whiten: bool) -> list[Geometry]:
+    """The stock model's geometry at every layer, from its states of training pairs (layers, prompts, d_model)."""
+    return [Geometry.fit(states, centre, whiten) for states in stock_states]
+
+
+def layer_separations(
+    model: Model, geometries: list[Geometry], reference: list[list[int]], unseen: list[list[int]]
+) -> list[float]:
+    """AUROC of unseen pairs at every layer of the model as it stands, as stage 1 evaluates its development pairs."""
+    seen, new = (last_states(model, rows)[:, :, 0] for rows in (reference, unseen))
+    return [separation(geometry, *states) for geometry, *states in zip(geometries, seen, new, strict=True)]
+
+
+def auroc_error(auroc: float, n: int) -> float:
+    """Standard error of an AUROC from n prompts of each kind (Hanley and McNeil, 1982)."""
+    q1, q2 = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
+    variance = (auroc * (1 - auroc) + (n - 1) * (q1 + q2 - 2 * auroc**2)) / n**2
+    return float(max(variance, 0.0) ** 0.5)
+
+
+def suggested_layer(separations: list[float], n: int) -> int:
+    """The lowest layer that separates the stock model's ``n`` unseen pairs within one standard error of the best one:
+    lower layers train faster, and leave more of the model to stage 2. Never the last, above which nothing is left."""
+    candidates = separations[:-1]
+    enough = max(candidates) - auroc_error(max(candidates), n)
+    return next(i for i, value in enumerate(candidates) if value >= enough)

@@ -1,0 +1,56 @@
+"""Where a stage stands, kept in a file that is whole or absent, so that a stopped run goes on from it."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcr_lite.errors import UserError
+from dcr_lite.files import write_whole
+from dcr_lite.model import distributed
+from dcr_lite.model.adapters import adapter_weights, set_adapter_weights
+from dcr_lite.model.loading import Model
+
+
+@dataclass
+class Progress:
+    """Where a stage stands: what a checkpoint holds besides the adapter and the optimizer."""
+
+    step: int = 0
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    best: float = -math.inf
+    best_step: int = 0
+    best_weights: dict[str, Tensor] | None = None
+    seconds: float = 0.0
+
+
+def save_checkpoint(
+    path: Path, model: Model, adapter: str, optimizer: torch.optim.Optimizer, progress: Progress
+) -> None:
+    """Write a checkpoint; of several processes only the first does. Raises UserError where the disk is full."""
+    if distributed.is_main():
+        weights = adapter_weights(model, adapter)
+        write({"weights": weights, "optimizer": optimizer.state_dict(), "progress": vars(progress)}, path)
+
+
+def write(state: Any, path: Path) -> None:
+    """torch.save that leaves the old file or the whole new one. Raises UserError where the disk is full."""
+    try:
+        write_whole(path, lambda partial: torch.save(state, partial))
+    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError where the disk is full
+        reason = getattr(error, "strerror", None) or "the disk took only a part"
+        raise UserError(f"{path}: cannot be written ({reason}); free some disk, then go on with --resume") from None
+
+
+def restore_checkpoint(path: Path | None, model: Model, adapter: str, optimizer: torch.optim.Optimizer) -> Progress:
+    """The progress of a checkpoint, whose weights and optimizer state are put in place; a fresh one where there is
+    none."""
+    if path is None or not path.exists():
+        return Progress()
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    set_adapter_weights(model, adapter, saved["weights"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return Progress(**saved["progress"])

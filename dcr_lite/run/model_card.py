@@ -1,0 +1,132 @@
+"""The model card: README.md of an adapter, merged weights or GGUF files, as the Hugging Face Hub reads it."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from dcr_lite.data.paper_data import HubSet, sources
+from dcr_lite.files import SHIPPED
+from dcr_lite.run.report import results_table
+from dcr_lite.settings import SHIPPED_FILES
+
+Form = Literal["adapter", "merged", "gguf"]
+LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
+RELATIONS = {"adapter": "adapter", "merged": "finetune", "gguf": "quantized"}  # as the Hub names them
+WHAT = {
+    "adapter": "A LoRA adapter",
+    "merged": "A LoRA adapter merged into its base",
+    "gguf": "GGUF files of a LoRA adapter merged into its base,",
+}
+USE = {
+    "adapter": """```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained("{place}")
+tokenizer = AutoTokenizer.from_pretrained("{place}")
+```""",
+    "merged": """```python
+from transformers import pipeline
+
+chat = pipeline("text-generation", "{place}")
+print(chat([{{"role": "user", "content": "How do I kill a Python process?"}}])[0]["generated_text"][-1]["content"])
+```""",
+    "gguf": "`llama-cli -m FILE.gguf` of llama.cpp, and what is built on it; the chat template is inside.",
+}
+PLACE = "path/to/this/folder"
+PAGE = """---
+{front_matter}
+---
+
+# {name}, aligned with DCR
+
+{what} trained in two stages with [dcr-lite](https://github.com/dcr-lite/dcr-lite): contrastive refinement up to
+layer {layer}, then safety SFT. It is meant to refuse toxic prompts and to answer those that only sound
+toxic; the table says how far it does. Method: Lu et al., arXiv 2603.03323.
+
+## Before and after
+
+{results_table}
+
+Refusal rates on held-out prompts with 95 % Wilson intervals, seed {seed}. J is the rate on toxic prompts
+minus that on seemingly toxic ones; AUROC says how well the log-odds of refusing tell the two apart.
+
+## Use
+
+{use}
+
+## Training data
+
+{data[pairs]} pairs of a toxic and a seemingly toxic prompt for stage 1 ({origin[pairs]});
+{data[instructions]} instructions ({origin[instruction_rows]}) and {data[refusals]} refusals
+({origin[refusal_rows]}) for stage 2.
+
+## Licence
+
+{name}'s own{licence}, which applies to weights derived from it.{forbidden}
+
+## Limits
+
+A small data set and, in the numbers above, one seed. Refusals are judged by how answers talk. Prompts in other styles
+or languages than those measured may be handled differently. The model is more discerning, not safe: test it on your own
+prompts before you rely on it.{rounding}
+"""
+
+
+def model_card(report: dict[str, Any], form: Form, licence: str | None = None, place: str = PLACE) -> str:
+    """The card of a folder or a page with the adapter, merged weights or GGUF files. licence: the base's, where it is
+    known. place: what a reader loads: the folder, or the page's name."""
+    settings = report["settings"]
+    four_bit = " with its weights in 4 bits" if report.get("four_bit") else ""
+    rounding = {
+        "adapter": "",
+        "merged": f" The numbers above are of the adapter on the base{four_bit}; merged weights round a little.",
+        "gguf": f" The numbers above are of the adapter on the base{four_bit}; these files round a little, q8_0 more.",
+    }[form]
+    return PAGE.format(
+        front_matter=_front_matter(report, form, licence),
+        name=report["model"].rstrip("/").split("/")[-1],
+        what=WHAT[form],
+        layer=settings["layer"],
+        results_table=results_table(report),
+        seed=report["seed"],
+        use=USE[form].format(place=place),
+        data=report["data"],
+        origin={rows: _origin(settings[rows]) for rows in SHIPPED_FILES},
+        licence=f" ({licence})" if licence else "",
+        forbidden=_licences(settings),
+        rounding=rounding,
+    )
+
+
+def is_hub_name(model: str) -> bool:
+    """Whether a model's name is one that others can load: owner/name, and no folder of this machine."""
+    return model.count("/") == 1 and not model.startswith((".", "/", "~")) and not Path(model).exists()
+
+
+def _front_matter(report: dict[str, Any], form: Form, licence: str | None) -> str:
+    lines = [f"license: {licence}"] if licence else []
+    if is_hub_name(report["model"]):
+        lines += [f"base_model: {report['model']}", f"base_model_relation: {RELATIONS[form]}"]
+    if sets := _public_sets(report["settings"]):
+        lines.append(f"datasets: [{', '.join(dict.fromkeys(one.name for one in sets))}]")
+    lines += [f"library_name: {LIBRARIES[form]}", "pipeline_tag: text-generation", "language: en"]
+    return "\n".join([*lines, "tags: [lora, safety, over-refusal, dcr]"])
+
+
+def _public_sets(settings: dict[str, Any]) -> list[HubSet]:
+    return [one for rows in SHIPPED_FILES for one in sources(settings[rows])]
+
+
+def _origin(path: str) -> str:
+    """Where a file of training rows comes from, and its licence. Told from the end of the path: a run folder may have
+    been copied from another machine."""
+    sets = [f"[{one.name}](https://huggingface.co/datasets/{one.name}), {one.licence}" for one in sources(path)]
+    if Path(path).parts[-3:-1] == SHIPPED.parts[-2:] or (sets and Path(path).name == "pairs.jsonl"):
+        sets.append("shipped with dcr-lite, Apache-2.0")
+    return "; ".join(sets) or "rows of its own"
+
+
+def _licences(settings: dict[str, Any]) -> str:
+    """What the licences of public rows forbid, as a sentence; nothing where they forbid nothing."""
+    bound = [f"{one.name}, {one.licence}" for one in _public_sets(settings) if "-NC-" in one.licence]
+    return f" Some training rows are licensed for non-commercial use: {'; '.join(bound)}." if bound else ""

@@ -1,0 +1,50 @@
+"""Recipes by name or by file. They lie in recipes/ of a checkout, and in dcr_lite/recipes/ of an installed wheel."""
+
+import ast
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from dcr_lite.errors import UserError
+from dcr_lite.settings import Settings
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def recipe_folder() -> Path:
+    """The folder of the recipes that come with dcr-lite."""
+    installed = PACKAGE / "recipes"
+    return installed if installed.is_dir() else PACKAGE.parent / "recipes"
+
+
+def recipe_titles() -> dict[str, str]:
+    """Each of these recipes by its name, with the first line of its docstring."""
+    trees = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(recipe_folder().glob("*.py"))}
+    return {name: (ast.get_docstring(tree) or "").partition("\n")[0] for name, tree in trees.items()}
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The file of a recipe, given its name (``smollm2_135m``) or its path. Raises UserError where there is none."""
+    named = recipe_folder() / f"{name_or_path}.py"
+    for path in (named, Path(name_or_path)):
+        if path.is_file():
+            return path
+    raise UserError(
+        f"{name_or_path}: no such recipe. Give the path of a recipe file, or one of {', '.join(recipe_titles())}."
+    )
+
+
+def load_recipe(path: Path) -> ModuleType:
+    """The module of a recipe file, with SETTINGS and main. Raises UserError where it lacks one of them."""
+    spec = importlib.util.spec_from_file_location(f"dcr_lite_recipe_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path}: not a recipe (its name does not end in .py)")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    if not isinstance(getattr(module, "SETTINGS", None), Settings):
+        raise UserError(f"{path}: not a recipe (it defines no SETTINGS)")
+    if not callable(getattr(module, "main", None)):
+        raise UserError(f"{path}: not a recipe (it defines no function main)")
+    return module

@@ -1,0 +1,111 @@
+"""The command dcr-lite: its commands, its errors, and flags that mean the same everywhere."""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from typing import Any, get_type_hints
+
+import pytest
+from small_runs import RECIPE, Outcome
+
+import dcr_lite
+from dcr_lite import cli
+from dcr_lite.names import BENCHMARK_NAMES
+from dcr_lite.settings import Settings
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """run("score", "--help") -> what the user of dcr-lite sees."""
+
+    def run_command(*argv: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["dcr-lite", *argv])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Outcome(code, *capsys.readouterr())
+
+    return run_command
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"]])
+def test_help_lists_every_command(argv: list[str], run: Any) -> None:
+    """Without a command, too."""
+    seen = run(*argv)
+    assert (seen.code, seen.err) == (0, "")
+    for command in cli.COMMANDS:
+        assert f"• {command} " in seen.out
+
+
+def test_version_is_that_of_the_package(run: Any) -> None:
+    """dcr-lite --version."""
+    assert run("--version") == Outcome(0, f"dcr-lite {dcr_lite.__version__}\n", "")
+
+
+@pytest.mark.parametrize("argv", [["nosuchcommand"], ["nosuchcommand", "--help"]])
+def test_an_unknown_command_is_an_error(argv: list[str], run: Any) -> None:
+    """It is named with the commands that there are, also before --help."""
+    seen = run(*argv)
+    assert (seen.code, seen.out) == (2, "")
+    assert "nosuchcommand" in seen.err
+    assert ", ".join(cli.COMMANDS) in seen.err
+
+
+@pytest.mark.parametrize("argv", [["train"], ["train", "--help"]])
+def test_train_lists_the_recipes(argv: list[str], run: Any) -> None:
+    """Each with the first line of its docstring."""
+    seen = run(*argv)
+    assert (seen.code, seen.err) == (0, "")
+    for path in RECIPE.parent.glob("*.py"):
+        title = path.read_text(encoding="utf-8").partition("\n")[0].strip('"')
+        assert any(line.split(maxsplit=1) == [path.stem, title] for line in seen.out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["train", "nosuchrecipe"], "nosuchrecipe: no such recipe"),
+        (["train", "--seed", "1"], "dcr-lite train --seed: the recipe comes first, then its flags"),
+        (["compare", "--recipe", "nosuchrecipe"], "nosuchrecipe: no such recipe"),
+    ],
+)
+def test_an_unknown_recipe_is_an_error(argv: list[str], said: str, run: Any) -> None:
+    """One line on standard error."""
+    seen = run(*argv)
+    assert seen.code == 1
+    assert seen.err.startswith(f"error: {said}")
+    assert seen.err.count("\n") == 1
+
+
+def test_help_of_a_recipe_answers_without_torch() -> None:
+    """dcr-lite train NAME --help shows the docstring and the flags of that recipe before anything heavy is imported."""
+    command = [sys.executable, "-X", "importtime", "-m", "dcr_lite.cli", "train", "llama3_8b", "--help"]
+    done = subprocess.run(command, env=os.environ | {"COLUMNS": "100"}, capture_output=True, text=True, check=True)
+    assert "usage: dcr-lite train llama3_8b" in done.stdout
+    assert "Llama 3 8B, aligned in two stages" in done.stdout
+    assert "--from-chat-model" in done.stdout
+    assert "(default: runs/llama3_8b)" in done.stdout
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "tyro" in imported
+    assert not imported & {"torch", "transformers", "peft", "matplotlib", "numpy", "datasets", "sklearn", "gradio"}
+
+
+def test_a_flag_offers_the_same_in_every_command() -> None:
+    """--device, --precision and --quantization of evaluate take what a recipe's take; --prompts, --rows and
+    --multiple-choice of compare take what evaluate's take, and say the same."""
+    recipe, evaluate, compare = (get_type_hints(one) for one in (Settings, cli.evaluate, cli.compare))
+    assert all(recipe[name] == evaluate[name] for name in ("device", "precision", "quantization"))
+    assert all(evaluate[name] == compare[name] for name in ("prompts", "rows", "multiple_choice"))
+    for name in ("rows", "multiple_choice"):
+        said = [re.search(f"{name}: .*", inspect.getdoc(one) or "") for one in (cli.evaluate, cli.compare)]
+        assert len({found and found[0] for found in said} - {None}) == 1
+
+
+def test_help_of_evaluate_names_every_benchmark(run: Any) -> None:
+    """The names come from the list itself."""
+    words = run("evaluate", "--help").out.replace("│", " ").replace(",", " ").replace(".", " ").split()
+    assert set(BENCHMARK_NAMES) <= set(words)

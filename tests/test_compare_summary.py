@@ -1,0 +1,89 @@
+"""Claims about the numbers and tables of a comparison."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dcr_lite.compare.report import differences_table, methods_table
+from dcr_lite.compare.summary import differences, frontier, numbers_of, over_seeds
+from dcr_lite.measure.metrics import wilson_interval
+
+
+def result(method: str, seed: int | None, compliance: float, safety: float) -> dict[str, Any]:
+    numbers = {"compliance": compliance, "safety": safety, "j": compliance + safety - 1, "auroc": 0.5, "minutes": 2.0}
+    intervals = {"compliance": [compliance - 0.1, compliance + 0.1]}
+    return {"method": method, "strength": 1, "seed": seed, "numbers": numbers, "intervals": intervals}
+
+
+RESULTS = [
+    result("base", None, 1.0, 0.0),
+    *(result("safety_sft", s, c, 0.8) for s, c in ((0, 0.2), (1, 0.3), (2, 0.4))),
+    *(result("dcr", s, c, t) for s, c, t in ((0, 0.5, 0.8), (1, 0.6, 0.7), (2, 0.7, 0.9))),
+]
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    """A gain that is the same for every seed has no width, whatever the seeds do; the stock model stands for all. Bold
+    is what excludes zero."""
+    found = differences(RESULTS)
+    assert found["safety_sft"]["compliance"]["mean"] == pytest.approx(0.3)
+    assert found["safety_sft"]["compliance"]["ci95"] == pytest.approx([0.3, 0.3])
+    low, high = found["safety_sft"]["safety"]["ci95"]
+    assert low < 0 < high
+    assert found["base"]["compliance"]["mean"] == pytest.approx(-0.4)
+    assert found["base"]["compliance"]["n"] == 3
+    text = differences_table(found)
+    assert "**+0.30 (+0.30 to +0.30)**" in text
+    assert "| +0.00 (-0.25 to +0.25) |" in text
+
+
+def test_the_best_of_a_column_is_bold_and_never_the_stock_model() -> None:
+    """By the column's direction; ties are all best; a single value has the interval over its prompts, if any."""
+    lines = methods_table(over_seeds(RESULTS)).splitlines()
+    assert lines[0] == "|  | compliance, mean ↑ | safety ↑ | J ↑ | AUROC ↑ | minutes ↓ |"
+    assert lines[2] == "| stock model | 1.00 ±0.10 | 0.00 | 0.00 | 0.50 | 2.0 |"
+    assert lines[3].startswith("| safety SFT alone | 0.30 ±0.25 | **0.80 ±0.00** | 0.10 ±0.25 | **0.50 ±0.00** |")
+    assert lines[4].startswith("| DCR | **0.60 ±0.25** | **0.80 ±0.25** | **0.40 ±")
+
+
+def test_the_frontier_is_what_nothing_exceeds_in_both() -> None:
+    """Ordered by compliance; equal points share it; a point below another in one and equal in the other is off it."""
+    means = [(1.0, 0.0), (0.5, 0.8), (0.5, 0.7), (0.2, 0.9), (0.4, 0.8), (0.9, 0.3), (0.1, 0.1)]
+    assert frontier(over_seeds([result(f"m{i}", 0, *mean) for i, mean in enumerate(means)])) == [3, 1, 5, 0]
+
+
+def sets_of(rates: dict[str, tuple[str, int, int]]) -> dict[str, Any]:
+    """A ``method_result`` of sets given as name: (label, refused, prompts)."""
+    sets = [
+        {"name": name, "label": label, "n": n, "refusal_rate": hits / n, "ci95": list(wilson_interval(hits, n))}
+        for name, (label, hits, n) in rates.items()
+    ]
+    return {"sets": sets, "discernment": {"auroc": 0.7}}
+
+
+def test_sets_weigh_alike_in_a_mean() -> None:
+    """However many prompts they have, as papers give it; the interval of AUROC is the one given."""
+    rates = {"a": ("seemingly_toxic", 5, 10), "b": ("seemingly_toxic", 99, 990), "c": ("toxic", 9, 10)}
+    numbers, intervals = numbers_of(sets_of(rates), (0.4, 0.6))
+    assert numbers == pytest.approx(
+        {"compliance on a": 0.5, "compliance on b": 0.9, "compliance": 0.7, "safety": 0.9, "j": 0.6, "auroc": 0.7}
+    )
+    assert intervals["auroc"] == [0.4, 0.6]
+    assert numbers.keys() == intervals.keys()
+
+
+def test_intervals_over_prompts_hold_what_they_promise() -> None:
+    """A set's is Wilson's; of the mean over two sets and of J about 95 % of simulated measurements cover the truth."""
+    generator = np.random.default_rng(0)
+    truth = {"a": ("seemingly_toxic", 0.3, 40), "b": ("seemingly_toxic", 0.1, 120), "c": ("toxic", 0.8, 60)}
+    covered = {"compliance": 0, "j": 0}
+    for _ in range(400):
+        rates = {name: (label, int(generator.binomial(n, rate)), n) for name, (label, rate, n) in truth.items()}
+        _, found = numbers_of(sets_of(rates), (0.4, 0.6))
+        low, high = wilson_interval(*rates["a"][1:])
+        assert found["compliance on a"] == pytest.approx([1 - high, 1 - low])
+        covered["compliance"] += found["compliance"][0] <= 0.8 <= found["compliance"][1]
+        covered["j"] += found["j"][0] <= 0.6 <= found["j"][1]
+    assert 0.92 * 400 < covered["compliance"] < 0.985 * 400
+    assert 0.92 * 400 < covered["j"] < 0.985 * 400

@@ -1,0 +1,135 @@
+"""The demo's server and its API, as gradio_client sees it; the page itself is for tests/test_demo_browser.py."""
+
+import inspect
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gradio", reason="the demo needs the extra: pip install 'dcr-lite[demo]'")
+
+from gradio_client import Client
+
+from dcr_lite.demo import blocks, page, scoring
+from dcr_lite.demo.scoring import OpenRun
+from dcr_lite.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+PROMPT = "Can I burn a man with a clock in 9 days?"
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Client:
+    return Client(url, verbose=False)
+
+
+def test_a_score_is_that_of_the_package(client: Client, opened: OpenRun) -> None:
+    """/score gives what OpenRun.score gives, for every model."""
+    for name in opened.names:
+        found = client.predict(PROMPT, name, api_name="/score")
+        expected = json.loads(json.dumps(opened.score(name, PROMPT).for_json()))
+        assert found["answer"] == expected["answer"]
+        assert found["refused"] == expected["refused"]
+        assert found["refusal_log_odds"] == pytest.approx(expected["refusal_log_odds"], abs=1e-3)
+        assert [w["text"] for w in found["words"]] == [w["text"] for w in expected["words"]]
+        assert found["similarity"].keys() == expected["similarity"].keys()
+
+
+def test_an_answer_is_streamed(client: Client, opened: OpenRun) -> None:
+    """/answer sends the answer as it grows; the last one is complete."""
+    parts = list(client.submit(PROMPT, "base", api_name="/answer"))
+    assert len(parts) > 3
+    assert len(parts[len(parts) // 2]) < len(parts[-1])
+    assert parts[-1] == opened.score("base", PROMPT).answer
+
+
+def test_a_list_is_scored(client: Client, opened: OpenRun) -> None:
+    """/score_list gives one score per prompt, in order; markup, emoji and control characters go through as text."""
+    prompts = ["Hello", PROMPT, "<script>alert(1)</script>", "Как дела? \N{GRINNING FACE}", "a\0b"]
+    found = client.predict(prompts, "safety_sft", api_name="/score_list")
+    assert [row["prompt"] for row in found] == [prompt.replace("\0", "") for prompt in prompts]
+    assert [row["answer"] for row in found] == [s.answer for s in opened.score_list("safety_sft", prompts)]
+
+
+def test_the_api_is_these_three(client: Client) -> None:
+    """The page's own events are not offered to programs."""
+    named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert set(named) == {"/score", "/answer", "/score_list"}
+
+
+def test_the_readme_s_snippet_runs(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the README shows of the API is code that works."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    (snippet,) = [block for block in blocks if "gradio_client" in block]
+    assert "http://127.0.0.1:7860" in snippet
+    exec(snippet.replace("http://127.0.0.1:7860", url), {})
+    assert "refused" in snippet
+    assert len(capsys.readouterr().out.splitlines()) >= 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "model", "says"),
+    [
+        ("", "dcr", "The prompt is empty"),
+        ("a" * 100_000, "dcr", "100,000 characters"),
+        ("<b>word</b> " * 300, "dcr", "&lt;b&gt;word"),
+        (PROMPT, "another", "No model"),
+    ],
+)
+def test_after_bad_input_the_next_request_works(
+    prompt: str, model: str, says: str, client: Client, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The message has no traceback, and is escaped, since the page shows messages as HTML."""
+    for name, value in (("/score", prompt), ("/answer", prompt), ("/score_list", [prompt])):
+        with pytest.raises(Exception, match=f"(?i){says}") as caught:
+            client.predict(value, model, api_name=name)
+        assert "Traceback" not in str(caught.value)
+    assert client.predict("Hello", "dcr", api_name="/score")["refused"] is not None
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_stock_model_alone_has_a_page(opened: OpenRun) -> None:
+    """Without a run the page has a note and one column."""
+    alone = blocks.build(OpenRun(opened.model, ("base",), None, "stock", "no run was found"))
+    ids = {part["props"].get("elem_id") for part in alone.config["components"]}
+    assert {"note", "answer-base"} <= ids
+    assert "answer-dcr" not in ids
+
+
+def test_the_server_is_private(url: str, opened: OpenRun) -> None:
+    """The address is local, no public link opens by default, and nothing is sent to Gradio's analytics server."""
+    assert url.startswith("http://127.0.0.1:")
+    assert inspect.signature(page.main).parameters["share"].default is False
+    assert blocks.build(opened).analytics_enabled is False
+
+
+@pytest.mark.parametrize("port", ["in use", 99_999])
+def test_a_port_that_cannot_be_had_is_named(
+    port: str | int, url: str, opened: OpenRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A port in use and a number that is no port are errors with that number."""
+    number = int(re.findall(r"\d+", url)[-1]) if port == "in use" else port
+    monkeypatch.setattr(scoring, "open_run", lambda folder: opened)
+    with pytest.raises(UserError, match=f"port {number} is in use"):
+        page.main(port=int(number))
+
+
+def test_without_gradio_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra is named, before a model is loaded."""
+    monkeypatch.setattr(page, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=re.escape("pip install 'dcr-lite[demo]'")):
+        page.main()
+
+
+def test_app_py_ends_with_one_line_on_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """python app.py --run NAME on a damaged run ends with exit status 1 and a message, not a traceback."""
+    (tmp_path / "settings.json").write_text("{")
+    monkeypatch.setattr(sys, "argv", ["app.py", "--run", str(tmp_path)])
+    with pytest.raises(SystemExit, match="1"):
+        runpy.run_path(str(ROOT / "app.py"), run_name="__main__")
+    assert re.fullmatch(r"error: .* settings.json cannot be read.*\n", capsys.readouterr().err)

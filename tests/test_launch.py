@@ -1,0 +1,113 @@
+"""From the command line to a recipe: flags that exclude each other, and how an interrupted run is continued."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import RECIPE, recipe_module, run_here
+
+from dcr_lite.errors import UserError
+from dcr_lite.run import launch
+from dcr_lite.run.recipes import find_recipe, load_recipe, recipe_titles
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--paper", "--contrastive-loss", "info_nce"], "--paper replaces --contrastive-loss"),
+        (["--paper", "--contrastive_loss=circle"], "--paper replaces --contrastive-loss"),
+        (["--centre", "batch", "--paper"], "--paper replaces --centre"),
+        (["--paper", "--whiten"], "--paper replaces --whiten"),
+        (["--paper", "--no-whiten"], "--paper replaces --no-whiten"),
+        (["--paper", "--whiten", "--centre=none"], "--paper replaces --centre, --whiten"),
+        (["--from-chat-model", "--model", "mine"], "--from-chat-model replaces --model"),
+        (["--from_chat_model", "--chat_format=llama3"], "--from-chat-model replaces --chat-format"),
+    ],
+)
+def test_a_flag_that_another_setting_replaces_is_an_error(flags: list[str], said: str) -> None:
+    """Both flags are named, also where the value given is the default, and nothing is run."""
+    done = run_here(flags, RECIPE.with_name("llama3_8b.py"))
+    assert done.code == 1
+    assert done.err == f"\nerror: {said}: give one or the other\n"
+
+
+@pytest.mark.parametrize("flags", [["--no-paper", "--centre", "none"], ["--no-from-chat-model", "--model", "mine"]])
+def test_a_flag_that_nothing_replaces_is_accepted(flags: list[str]) -> None:
+    """--no-paper and --no-from-chat-model replace nothing."""
+    settings = recipe_module().SETTINGS
+    assert not settings.paper
+    assert not settings.from_chat_model
+    launch.require_effect(settings, flags)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "processes", "command"),
+    [
+        ("", 1, "python recipes/x.py"),
+        ("", 2, "accelerate launch recipes/x.py"),
+        ("smollm2_135m", 1, "dcr-lite train smollm2_135m"),
+        ("my recipe.py", 1, "dcr-lite train 'my recipe.py'"),
+        ("smollm2_135m", 2, "accelerate launch -m dcr_lite.cli train smollm2_135m"),
+    ],
+)
+@pytest.mark.parametrize("flags", [["--seed", "1", "--run", "a b"], ["--seed", "1", "--run", "a b", "--resume"]])
+def test_an_interrupted_run_names_the_command_that_continues_it(
+    recipe: str,
+    processes: int,
+    command: str,
+    flags: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In the form in which the run was started, with its flags, quoted for a shell, and --resume once."""
+
+    def interrupted(main: Callable[..., None], settings: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "_start", interrupted)
+    monkeypatch.setattr("sys.argv", ["recipes/x.py"])
+    for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": str(processes)}.items():
+        monkeypatch.setenv(name, value)
+    module = recipe_module()
+    with pytest.raises(SystemExit) as end:
+        launch.launch(module.main, module.SETTINGS, flags, recipe)
+    assert end.value.code == 130
+    assert capsys.readouterr().err.endswith(f"Continue with:\n  {command} --seed 1 --run 'a b' --resume\n")
+
+
+# --- recipes by name --------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_is_found_by_its_name_and_by_its_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The kit's recipes by name, from any folder; any file by its path."""
+    mine = tmp_path / "mine.py"
+    mine.write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("smollm2_135m").samefile(RECIPE)
+    assert find_recipe("mine.py").samefile(mine)
+    with pytest.raises(UserError, match=r"mine: no such recipe. Give the path .* gemma2_2b, .*, smollm2_135m\."):
+        find_recipe("mine")
+
+
+def test_recipes_are_listed_with_their_first_lines() -> None:
+    """Every recipe of the folder has a title."""
+    titles = recipe_titles()
+    assert list(titles) == sorted(path.stem for path in RECIPE.parent.glob("*.py"))
+    assert all("aligned in two stages" in title for title in titles.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("mine.txt", "", "its name does not end in .py"),
+        ("mine.py", "x = 1", "it defines no SETTINGS"),
+        ("mine.py", "SETTINGS = {}\ndef main(settings): ...", "it defines no SETTINGS"),
+        ("mine.py", RECIPE.read_text(encoding="utf-8").partition("def main")[0], "it defines no function main"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_an_error(name: str, text: str, said: str, tmp_path: Path) -> None:
+    """The message says what is missing."""
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=f"not a recipe \\({said}"):
+        load_recipe(tmp_path / name)

@@ -1,0 +1,187 @@
+"""A run can be stopped anywhere and goes on; what is finished is never repeated or overwritten."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recipe_runs import Finished, Stopped, assert_same_findings, run_and_stop, small_settings
+from small_runs import BASELINE_STEPS, RECIPE, contents, flags, run_here, save_rows
+from torch import Tensor
+
+from dcr_lite.errors import UserError
+from dcr_lite.run import steps, stored_states
+from dcr_lite.run.run_folder import RunFolder
+
+
+def test_killed_in_stage1_ends_as_undisturbed(
+    finished: Finished, tiny: Path, rows: Path, tmp_path: Path, logged: list[tuple[str, int]]
+) -> None:
+    """SIGKILL between two checkpoints of stage 1, with half a line in metrics.jsonl: --resume goes on from the last
+    checkpoint, the best weights so far with it, and ends bit for bit where an undisturbed run does."""
+    run = tmp_path / "run"
+    seen = run_and_stop(("log", "stage1", 33), signal.SIGKILL, flags(tiny, rows, run), tmp_path / "mark")
+    assert seen.code == -signal.SIGKILL
+    assert (run / "metrics.jsonl").read_text().endswith('\n{"stage": "sta')
+    assert 0 < finished.report["stage1"]["best_step"] < 30  # so the checkpoint of step 30 has to hold its weights
+    assert run_here(flags(tiny, rows, run, resume=True)).code == 0
+    assert logged[0] == ("stage1", 31)
+    assert_same_findings(run, finished)
+
+
+def test_killed_while_saving_in_stage2_ends_as_undisturbed(
+    finished: Finished, tiny: Path, rows: Path, tmp_path: Path, logged: list[tuple[str, int]]
+) -> None:
+    """SIGKILL in the middle of writing a checkpoint of stage 2: the half file is not taken for a whole one, the run
+    goes on from the checkpoint before it and ends bit for bit where an undisturbed one does."""
+    run = tmp_path / "run"
+    seen = run_and_stop(("save", "stage2", 2), signal.SIGKILL, flags(tiny, rows, run), tmp_path / "mark")
+    assert seen.code == -signal.SIGKILL
+    half, whole = (run / "checkpoints" / f"stage2.pt{end}" for end in (".partial", ""))
+    assert 0 < half.stat().st_size < whole.stat().st_size
+    assert torch.load(whole, weights_only=True)["progress"]["step"] == 10
+    assert run_here(flags(tiny, rows, run, resume=True)).code == 0
+    assert logged[0] == ("stage2", 11)  # and stage 1, which was done, took no step
+    assert_same_findings(run, finished)
+
+
+def test_ctrl_c_says_how_to_continue(stopped: Stopped) -> None:
+    """Ctrl-C ends with 130 and the command that goes on, quoted for a shell, and with no traceback."""
+    assert stopped.seen.code == 130
+    assert "Traceback" not in stopped.seen.err
+    assert f"python {RECIPE} --model" in stopped.seen.err
+    assert f"'{stopped.path}'" in stopped.seen.err  # there is a space in it
+    assert stopped.seen.err.rstrip().endswith("--resume")
+
+
+def test_a_stopped_run_is_not_begun_again(stopped: Stopped, tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """Without --resume a stopped run is left as it is, and the message names the flag."""
+    run = stopped.copy(tmp_path)
+    before = contents(run)
+    seen = run_here(flags(tiny, rows, run))
+    assert seen.code == 1
+    assert "holds a stopped run: add --resume" in seen.err
+    assert contents(run) == before
+
+
+def test_resume_finishes_a_run_that_ctrl_c_stopped(
+    finished: Finished, stopped: Stopped, tiny: Path, rows: Path, tmp_path: Path, logged: list[tuple[str, int]]
+) -> None:
+    """--resume repeats no stage that was done, and ends where an undisturbed run does; moving the folder is no
+    obstacle."""
+    run = stopped.copy(tmp_path)
+    assert run_here(flags(tiny, rows, run, resume=True)).code == 0
+    assert logged == [("safety_sft", step) for step in range(1, BASELINE_STEPS + 1)]
+    assert_same_findings(run, finished)
+
+
+@pytest.mark.parametrize("moment", ["measure", "draw_run", "write_report"])
+def test_stopped_after_training_ends_as_undisturbed(
+    moment: str, finished: Finished, stopped: Stopped, tiny: Path, rows: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, logged: list[tuple[str, int]],
+) -> None:  # fmt: skip
+    """Stopped between two models' answers, among the pictures or before the report: nothing is trained again."""
+    run = stopped.copy(tmp_path)
+    calls = []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(moment)
+        if moment == "measure" and len(calls) == 1:
+            return whole(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    whole = getattr(steps, moment)
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, moment, interrupted)
+        assert run_here(flags(tiny, rows, run, resume=True)).code == 130
+    logged.clear()
+    assert run_here(flags(tiny, rows, run, resume=True)).code == 0
+    assert logged == []
+    assert_same_findings(run, finished)
+
+
+def test_stopped_while_the_states_of_stage_1_are_written(
+    finished: Finished, tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    logged: list[tuple[str, int]],
+) -> None:  # fmt: skip
+    """Half a file of states is none: they are computed again, stage 1 is not; the end is that of an undisturbed run."""
+    run = tmp_path / "run"
+
+    def halfway(tensors: dict[str, Tensor], path: Path) -> None:
+        whole(tensors, path)
+        if path.name.startswith("layer_states"):
+            path.write_bytes(path.read_bytes()[:-100])
+            raise KeyboardInterrupt
+
+    whole = stored_states.save_file
+    with monkeypatch.context() as patch:
+        patch.setattr(stored_states, "save_file", halfway)
+        assert run_here(flags(tiny, rows, run)).code == 130
+    logged.clear()
+    assert run_here(flags(tiny, rows, run, resume=True)).code == 0
+    assert "stage1" not in {name for name, _ in logged}
+    assert_same_findings(run, finished)
+
+
+def test_resume_with_other_settings_names_them(stopped: Stopped, tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """A run is never continued with other settings: the message has each one's old and new value."""
+    run = stopped.copy(tmp_path)
+    before = contents(run)
+    seen = run_here(flags(tiny, rows, run, resume=True, seed=7, contrastive_loss="circle"))
+    assert seen.code == 1
+    assert "begun with other settings" in seen.err
+    assert "contrastive_loss: supervised_contrastive then, circle now; seed: 0 then, 7 now" in seen.err
+    assert contents(run) == before
+
+
+def test_resume_with_changed_data_names_the_file(tmp_path: Path) -> None:
+    """A run is never continued on other rows than it was begun with."""
+    rows = save_rows(tmp_path / "rows")
+    settings = small_settings("model", rows, tmp_path / "run")
+    RunFolder(settings).log({"stage": "stage1", "step": 1, "loss": 1.0})
+    settings.resume = True
+    RunFolder(settings)
+    with (rows / "refusals.jsonl").open("a") as file:
+        file.write("\n")
+    with pytest.raises(UserError, match=r"other data \(.*refusals\.jsonl: [0-9a-f]{16} then, [0-9a-f]{16} now\)"):
+        RunFolder(settings)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_finished_run_is_never_overwritten(resume: bool, finished: Finished, tiny: Path, rows: Path) -> None:
+    """With or without --resume, a finished run stays as it is."""
+    before = contents(finished.path)
+    again = {"resume": True} if resume else {}
+    seen = run_here(flags(tiny, rows, finished.path, **again))
+    assert seen.code == 1
+    assert "holds a finished run: look at its report.md" in seen.err
+    assert contents(finished.path) == before
+
+
+def test_half_a_line_of_metrics_is_dropped(tmp_path: Path) -> None:
+    """A line cut off by a crash does not run into the next one; a step taken twice counts once, as it was last."""
+    settings = small_settings("model", save_rows(tmp_path / "rows"), tmp_path / "run")
+    RunFolder(settings).log({"stage": "stage1", "step": 1, "loss": 1.0})
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "stage1", "st')
+    settings.resume = True
+    run = RunFolder(settings)
+    for row in ({"step": 1, "loss": 2.0}, {"step": 1, "development_auroc": 0.5}, {"step": 2, "loss": 3.0}):
+        run.log({"stage": "stage1", **row})
+    run.tidy_metrics()
+    found = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert [(row["step"], row.get("loss"), row.get("development_auroc")) for row in found] == [
+        (1, 2.0, None),
+        (1, None, 0.5),
+        (2, 3.0, None),
+    ]
+
+
+def test_seconds_count_over_sessions(stopped: Stopped, tmp_path: Path) -> None:
+    """The total time of a continued run includes what earlier sessions took up to their last finished part."""
+    run = stopped.copy(tmp_path)
+    done = json.loads((run / "checkpoints" / "elapsed.json").read_text())["seconds"]
+    stage1 = json.loads((run / "checkpoints" / "stage1.json").read_text())["seconds"]
+    assert done > stage1 > 0

@@ -1,0 +1,303 @@
+"""What a run shows and leaves behind, and which weights each stage trains."""
+
+import json
+import re
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from peft import PeftModel
+from recipe_runs import ENVIRONMENT, Finished, adapter, assert_same_findings, layer_of, same, small_settings
+from small_runs import BASELINE_STEPS, CONTRASTIVE_STEPS, LAYER, RECIPE, SFT_STEPS, flags, run_here
+from tiny_models import assert_close, load_reference
+from transformers import AutoTokenizer
+
+from dcr_lite.data.rows import Pair
+from dcr_lite.measure.answers import read_answers, write_answers
+from dcr_lite.method.contrastive import ContrastiveConfig, encode_pairs, stock_geometry
+from dcr_lite.method.read_out import reads_as_toxic
+from dcr_lite.method.safety_sft import OBSERVATIONS
+from dcr_lite.run import inputs, opening, report, stored_states
+from dcr_lite.settings import Settings
+
+PICTURES = {"refusal_rates.png", "refusal_scores.png", "state_map.png", "refusal_during_sft.png"}
+
+
+def test_help_answers_at_once_without_torch() -> None:
+    """--help shows every setting with its sentence, in no time: nothing heavy is imported before it."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    command = [sys.executable, "-X", "importtime", str(RECIPE), "--help"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    # Its own time on the processor, so that a busy machine changes nothing: a third of a second, where torch takes 3.
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2
+    assert done.returncode == 0
+    assert "SmolLM2-135M-Instruct, aligned in two stages" in done.stdout
+    for name in Settings.__dataclass_fields__:
+        assert "--" + name.replace("_", "-") in done.stdout
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "tyro" in imported
+    assert not imported & {"torch", "transformers", "peft", "matplotlib", "numpy", "datasets", "sklearn"}
+
+
+def test_a_run_says_what_it_will_do_then_what_it_found(finished: Finished) -> None:
+    """The plan stands before the first progress line; the end shows all three models and where things lie."""
+    out = finished.seen.out
+    places = [
+        out.index(s) for s in ("estimated time", "Stage 1", "Stage 2", "Safety SFT alone:", "Evaluation", "AUROC ↑")
+    ]
+    assert places == sorted(places)
+    assert f"{CONTRASTIVE_STEPS} steps of 8 prompts from 16 pairs" in out
+    end = out[places[-1] :]
+    assert all(name in end for name in ("stock model", "safety SFT alone", "DCR"))
+    for name in ("report.md", "report.json", "adapter", "answers"):
+        assert str(finished.path / name) in end  # on one line, to be copied
+        assert (finished.path / name).exists()
+
+
+def test_a_run_is_quiet_on_stderr(finished: Finished) -> None:
+    """No warnings, no progress bars of libraries: what stands on stderr is worth reading."""
+    assert finished.seen.err == ""
+
+
+def test_report_json_holds_every_number(finished: Finished) -> None:
+    """report.json names what ran and holds rates with intervals per set, discernment, seconds, memory, versions."""
+    report = finished.report
+    assert report["recipe"] == "smollm2_135m"
+    assert report["model"].endswith("llama0")
+    assert report["seed"] == 0
+    assert list(report["methods"]) == ["base", "safety_sft", "dcr"]
+    for method in report["methods"].values():
+        sets = [(row["name"], row["label"], row["n"]) for row in method["sets"]]
+        assert sets == [("held_out", "toxic", 4), ("held_out", "seemingly_toxic", 4), ("plain", "plain", 4)]
+        for row in method["sets"]:
+            low, high = row["ci95"]
+            assert 0 <= low <= row["refusal_rate"] <= high <= 1
+        assert 0 <= method["discernment"]["auroc"] <= 1
+        assert -1 <= method["discernment"]["j"] <= 1
+    seconds = report["seconds"]
+    assert all(seconds[part] > 0 for part in ("stage1", "stage2", "safety_sft", "evaluate", "total"))
+    assert sum(v for k, v in seconds.items() if k != "total") <= seconds["total"]
+    assert 1e8 < report["peak_memory_bytes"] < 1e11
+    assert {"python", "torch", "transformers", "peft", "dcr-lite"} <= report["versions"].keys()
+    assert report["settings"]["contrastive_steps"] == CONTRASTIVE_STEPS
+    assert report["data"]["pairs"] + report["data"]["development_pairs"] == 24
+
+
+def test_rates_are_those_of_the_answers(finished: Finished) -> None:
+    """Each rate in the report can be counted again in the answers that lie beside it."""
+    for name, method in finished.report["methods"].items():
+        answers = read_answers(finished.path / "answers" / f"{name}.jsonl")
+        for row in method["sets"]:
+            refused = [a["refused"] for a in answers if (a["source"], a["label"]) == (row["name"], row["label"])]
+            assert len(refused) == row["n"]
+            assert sum(refused) / len(refused) == row["refusal_rate"]
+
+
+def test_report_md_shows_pictures_that_exist(finished: Finished) -> None:
+    """Every picture that report.md shows is a PNG with something on it."""
+    text = (finished.path / "report.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"!\[[^]]+\]\(([^)]+)\)", text))
+    assert shown == PICTURES
+    for name in shown:
+        assert plt.imread(finished.path / name).std() > 0.02
+    assert "| DCR |" in text
+
+
+def test_metrics_hold_every_step_once(finished: Finished) -> None:
+    """metrics.jsonl is JSON Lines: each step of each stage once and in order, observations between them."""
+    steps: dict[str, list[int]] = {}
+    for row in finished.metrics:
+        if "loss" in row:
+            steps.setdefault(row["stage"], []).append(row["step"])
+    assert steps == {
+        "stage1": list(range(1, CONTRASTIVE_STEPS + 1)),
+        "stage2": list(range(1, SFT_STEPS + 1)),
+        "safety_sft": list(range(1, BASELINE_STEPS + 1)),
+    }
+    for stage, last, every in (
+        ("stage1", CONTRASTIVE_STEPS, ContrastiveConfig.observe_every),
+        ("stage2", SFT_STEPS, -(-SFT_STEPS // OBSERVATIONS)),
+        ("safety_sft", BASELINE_STEPS, -(-BASELINE_STEPS // OBSERVATIONS)),
+    ):
+        seen = [row["step"] for row in finished.metrics if row["stage"] == stage and "loss" not in row]
+        assert seen == [*range(0, last, every), last]
+
+
+def test_stage_2_refuses_what_stage_1_tells_apart(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """Of the toxic prompts those that read as toxic, while they are enough; without the flag, whatever is drawn."""
+    settings = small_settings(tiny, rows, tmp_path / "run", refusals=1)
+    data, (model, _) = inputs.load_data(settings), opening.load_model(settings)
+    geometry = stock_geometry(model, encode_pairs(model, data.training), ContrastiveConfig.of(settings))
+    states = stored_states.compute_states(model, data, settings, geometry)
+    assert len(states["dcr.refusals"]) == len(data.refusals)
+    # Some of them lie where toxic and some where seemingly toxic sides of training pairs lie.
+    states["dcr.refusals"] = states["dcr.reference"].repeat(4, 1)[: 4 * len(data.refusals) : 4]
+    toxicity = reads_as_toxic(geometry, states["dcr.reference"], states["dcr.refusals"]).tolist()
+    toxic = {row.prompt for row, value in zip(data.refusals, toxicity, strict=True) if value > 0}
+    assert 0 < len(toxic) < len(data.refusals)  # a guard: there is something to leave out
+
+    def refused(**changes: Any) -> set[str]:
+        chosen = stored_states.stage2_rows(data, replace(settings, **changes), states)
+        return {row.prompt for row in chosen if row.refuses}
+
+    assert refused(refusals=len(toxic)) == toxic
+    assert refused(refusals=len(toxic) + 1) > toxic
+    assert len(refused(refusals=len(data.refusals), discerned_refusals=False)) == len(data.refusals)
+
+
+def test_stage1_keeps_what_separated_best(finished: Finished) -> None:
+    """The weights kept are of the step with the highest development AUROC, which is not the stock model's."""
+    best = finished.report["stage1"]
+    seen = {row["step"]: row["development_auroc"] for row in finished.metrics if "development_auroc" in row}
+    assert seen[best["best_step"]] == best["best"] == max(seen.values())
+    assert best["best_step"] > 0
+
+
+def test_peft_loads_the_adapter(finished: Finished, tiny: Path) -> None:
+    """adapter/ is a LoRA adapter as peft reads it: its logits are those of the weights multiplied out by hand, and its
+    greedy answers are those that the run measured."""
+    loaded = PeftModel.from_pretrained(load_reference(tiny), finished.path / "adapter").eval()
+    by_hand, weights = load_reference(tiny), adapter(finished.path)
+    for key in [k for k in weights if "lora_A" in k]:
+        layer = by_hand.get_submodule(key.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
+        layer.weight.data += weights[key.replace("lora_A", "lora_B")] @ weights[key]
+    tokenizer = AutoTokenizer.from_pretrained(finished.path / "adapter")
+    with torch.no_grad():
+        for row in read_answers(finished.path / "answers" / "dcr.jsonl")[:4]:
+            turn = [{"role": "user", "content": row["prompt"]}]
+            ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+            logits = loaded(input_ids=ids).logits
+            assert_close(logits, by_hand(input_ids=ids).logits, 1e-5)
+            mask = torch.ones_like(ids)
+            said = loaded.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+            text = tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True).strip()
+            # A measured answer ends where its verdict is final, perhaps in the middle of a character.
+            assert text.startswith(row["response"].rstrip("\ufffd "))
+    with torch.no_grad(), loaded.disable_adapter():
+        assert (loaded(input_ids=ids).logits - logits).abs().max() > 0.01
+
+
+def test_the_adapter_is_ready_to_publish(finished: Finished, tiny: Path) -> None:
+    """Beside the weights lie the tokenizer with its chat template and a model card with the before-and-after table."""
+    card = (finished.path / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\n")
+    head = card.split("---\n")[1]
+    assert str(tiny) not in card  # a folder of this machine means nothing to others
+    assert "library_name: peft" in head
+    assert all(f"| {name} |" in card for name in ("stock model", "safety SFT alone", "DCR"))
+    tokenizer = AutoTokenizer.from_pretrained(finished.path / "adapter")
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(tiny).chat_template
+
+
+def test_answers_survive_the_line_separators_of_unicode(tmp_path: Path) -> None:
+    """Whatever a model says comes back: U+2028 and U+0085 in an answer are no ends of a row."""
+    said = [{"response": f"a{c}b"} for c in ("\u2028", "\u2029", "\x85", "\x0c", "\x1c", "\n", "\r\n", "\ufffd", "é")]
+    write_answers(said, tmp_path / "answers.jsonl")
+    assert read_answers(tmp_path / "answers.jsonl") == said
+
+
+def test_stage2_leaves_the_layers_up_to_l_alone(finished: Finished) -> None:
+    """By default stage 2 trains the adapter above L only: up to L it stays exactly as stage 1 left it; and stage 1
+    touches nothing above L."""
+    before, after = adapter(finished.path, "stage1"), adapter(finished.path)
+    assert same(after, adapter(finished.path, "stage2"))
+    for key in after:
+        assert torch.equal(before[key], after[key]) == (layer_of(key) <= LAYER), key
+        if "lora_B" in key:  # begins at zero
+            assert bool(before[key].any()) == (layer_of(key) <= LAYER), key
+
+
+def test_sft_on_all_layers_changes_all(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """With --sft-layers all, stage 2 changes every layer of the adapter."""
+    argv = flags(tiny, rows, tmp_path / "run", contrastive_steps=4, sft_epochs=1, sft_layers="all")
+    assert run_here(argv).code == 0
+    before, after = adapter(tmp_path / "run", "stage1"), adapter(tmp_path / "run")
+    assert [key for key in after if torch.equal(before[key], after[key])] == []
+
+
+def test_same_seed_same_adapter(finished: Finished, tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """The same seed gives every finding bit for bit, another one another adapter."""
+    assert run_here(flags(tiny, rows, tmp_path / "again")).code == 0
+    assert_same_findings(tmp_path / "again", finished)
+    assert run_here(flags(tiny, rows, tmp_path / "other", seed=1, contrastive_steps=4, sft_epochs=1)).code == 0
+    assert not same(adapter(tmp_path / "other", "stage1"), adapter(finished.path, "stage1"))
+    starts = [adapter(run, "stage1") for run in (finished.path, tmp_path / "other")]
+    frozen = next(k for k in starts[0] if layer_of(k) > LAYER and "lora_A" in k)  # as the seed drew it
+    assert not torch.equal(starts[0][frozen], starts[1][frozen])
+
+
+def test_the_papers_own_stage1_runs(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """--paper trains stage 1 with Circle loss on raw states: the same as those three settings by hand."""
+    short = {"contrastive_steps": 4, "sft_epochs": 1}
+    seen = run_here(flags(tiny, rows, tmp_path / "paper", paper=True, **short))
+    assert seen.code == 0
+    assert "circle on raw states (the paper's)" in " ".join(seen.out.split())
+    by_hand = flags(tiny, rows, tmp_path / "hand", contrastive_loss="circle", centre="none", no_whiten=True, **short)
+    assert run_here(by_hand).code == 0
+    assert same(adapter(tmp_path / "paper", "stage1"), adapter(tmp_path / "hand", "stage1"))
+
+
+def test_states_centred_on_the_stock_mean_run_whole(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """With --centre stock the three readings share one mean, which is saved with each of them."""
+    argv = flags(tiny, rows, tmp_path / "run", contrastive_steps=4, sft_epochs=1, centre="stock")
+    done = run_here(argv)
+    assert (done.code, done.err) == (0, "")
+    assert (tmp_path / "run" / "adapter" / "discernment.safetensors").exists()
+
+
+def test_a_four_bit_base_runs_the_whole_recipe(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """QLoRA on the CPU: with --quantization nf4 the base model is NF4 and both stages train on it."""
+    argv = flags(tiny, rows, tmp_path / "run", quantization="nf4", contrastive_steps=6, sft_epochs=1)
+    seen = run_here(argv)
+    assert (seen.code, seen.err) == (0, "")
+    assert "4-bit NF4 on cpu" in " ".join(seen.out.split())
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["settings"]["quantization"] == "nf4"
+    for key, value in adapter(tmp_path / "run").items():
+        assert torch.isfinite(value).all()
+        assert value.any(), key
+
+
+def test_development_pairs_share_no_prompt_with_training(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """What a run trains on, chooses by and measures on are different prompts."""
+    data = inputs.load_data(small_settings(tiny, rows, tmp_path / "run"))
+
+    def prompts(pairs: list[Pair]) -> set[str]:
+        return {text for p in pairs for text in (p.toxic, p.seemingly_toxic)}
+
+    training = prompts(data.training) | {row.prompt for row in [*data.refusals, *data.baseline_mixture]}
+    watched, held_out = {p.prompt for p in data.watched}, {p.prompt for p in data.held_out}
+    assert not training & watched
+    assert not (training | watched) & held_out
+    assert {p.label for p in data.watched} == {"toxic", "seemingly_toxic", "plain"}
+
+
+def test_report_and_card_name_no_folder_of_the_machine(finished: Finished, tiny: Path, rows: Path) -> None:
+    """Both say which files and which model, not where they lie."""
+    for page in ("report.md", "adapter/README.md"):
+        text = (finished.path / page).read_text(encoding="utf-8")
+        assert not [folder for folder in (tiny.parent, rows, finished.path.parent) if str(folder) in text], page
+    report = (finished.path / "report.md").read_text(encoding="utf-8")
+    assert "| pairs | pairs.jsonl |" in report
+    assert f"--model {tiny.name}" in report
+
+
+@pytest.mark.parametrize(
+    ("argv", "recipe", "command"),
+    [
+        (["recipes/llama3_8b.py", "--seed", "1"], "llama3_8b", ["python", "recipes/llama3_8b.py", "--seed", "1"]),
+        (["/bin/dcr-lite", "train", "llama3_8b"], "llama3_8b", ["dcr-lite", "train", "llama3_8b"]),
+        (["cli.py", "train", "/a/mine.py", "--seed", "1"], "mine", ["dcr-lite", "train", "/a/mine.py", "--seed", "1"]),
+    ],
+)
+def test_the_report_names_the_recipe_however_it_was_started(
+    monkeypatch: pytest.MonkeyPatch, argv: list[str], recipe: str, command: list[str]
+) -> None:
+    """As a script, by its name or by its path: the same recipe, and the command as it was typed."""
+    monkeypatch.setattr("sys.argv", argv)
+    assert report.started() == (recipe, command)

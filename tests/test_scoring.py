@@ -1,0 +1,254 @@
+"""Prompts scored by the models of a run: one, many, several clients at once, on the command line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dcr_lite import cli
+from dcr_lite.demo import scoring
+from dcr_lite.demo.scoring import OpenRun, cleaned, newest_run, open_run, pieces_of
+from dcr_lite.errors import UserError
+from dcr_lite.run import discernment
+
+MODELS = ("dcr", "safety_sft", "base")
+PROMPT = "Can I burn a man with a clock in 9 days?"
+
+
+def test_an_open_run_gives_what_the_run_measured(opened: OpenRun, demo_run: Path) -> None:
+    """Each of the three models gives the held-out prompts the log-odds, verdicts and answers that its run wrote."""
+    for name in MODELS:
+        for line in (demo_run / "answers" / f"{name}.jsonl").read_text().splitlines()[:4]:
+            row = json.loads(line)
+            score = opened.score(name, row["prompt"], words=False, tokens=6)
+            assert score.refusal_log_odds == pytest.approx(row["refusal_log_odds"], abs=1e-3)
+            assert score.answer == row["response"]
+            assert score.refused == row["refused"]
+    three = {round(opened.score(name, PROMPT, words=False).refusal_log_odds, 3) for name in MODELS}
+    assert len(three) == 3  # a guard: the models differ
+
+
+def test_a_score_grows_and_ends_complete(opened: OpenRun) -> None:
+    """Probability and similarity come first, then the words, then the answer token by token, the verdict last."""
+    first, second, *rest = opened.stream("dcr", PROMPT)
+    assert first.similarity is not None
+    assert 0 <= first.similarity.toxic <= 1
+    assert (first.words, first.answer, first.refused) == ((), "", None)
+    assert second.words
+    assert not second.answer
+    assert all(b.answer.startswith(a.answer[: len(a.answer) - 3]) for a, b in pairwise(rest))
+    assert rest[-1].refused is not None
+    assert len(rest) <= scoring.ANSWER_TOKENS + 1
+    assert rest[-1] == opened.score("dcr", PROMPT)
+
+
+def test_clients_at_once_never_mix_models(opened: OpenRun) -> None:
+    """Streams of three models that run in threads, token by token in any order, give what each gives alone."""
+    prompts = [PROMPT, "Name three cats.", "Can I steal a horse with a letter?"]
+    alone = {(n, p): opened.score(n, p, words=False, tokens=16) for n in MODELS for p in prompts}
+    jobs = [(n, p) for p in prompts for n in MODELS] * 2
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda job: opened.score(*job, words=False, tokens=16), jobs))
+    for key, score in zip(jobs, together, strict=True):
+        assert (score.model, score.prompt) == key
+        assert score.answer == alone[key].answer
+        assert score.refusal_log_odds == pytest.approx(alone[key].refusal_log_odds, abs=1e-4)
+    abandoned = opened.stream("dcr", PROMPT)  # a client that goes away holds no lock
+    next(abandoned)
+    assert opened.score("base", PROMPT, words=False, tokens=16) == alone["base", PROMPT]
+
+
+def test_a_word_s_weight_is_what_leaving_it_out_changes(opened: OpenRun) -> None:
+    """The weight of a word is the log-odds with it minus those of the prompt without it; all words are there."""
+    words = opened.weigh("dcr", PROMPT)
+    assert [word.text for word in words] == PROMPT.split()
+    whole = opened.score("dcr", PROMPT, words=False).refusal_log_odds
+    inner = words[1:-1]  # a prompt without its first or last word would be stripped
+    rests = opened.score_list("dcr", [PROMPT[: word.start] + PROMPT[word.stop :] for word in inner])
+    for word, rest in zip(inner, rests, strict=True):
+        assert word.weight == pytest.approx(whole - rest.refusal_log_odds, abs=1e-3)
+    assert max(abs(word.weight) for word in words) > 0.01
+
+
+def test_pieces_cover_every_word() -> None:
+    """Many words are joined to few pieces that leave none out; a script without spaces is cut into characters."""
+    text = " ".join(f"w{i}" for i in range(95))
+    pieces = pieces_of(text, 40)
+    assert len(pieces) <= 40
+    assert " ".join(text[a:b] for a, b in pieces) == text
+    assert [("猫を 見る"[a:b]) for a, b in pieces_of("猫を 見る", 40)] == list("猫を見る")
+    assert pieces_of("", 40) == []
+
+
+def test_a_list_gives_each_prompt_its_score(opened: OpenRun) -> None:
+    """The scores come in order, as for each prompt alone, with the progress of every batch."""
+    prompts = [f"Name {n} cats{'?' * (n % 3)}" for n in range(20)]
+    told: list[tuple[int, int]] = []
+    scores = opened.score_list("safety_sft", prompts, lambda done, total: told.append((done, total)))
+    assert [score.prompt for score in scores] == prompts
+    assert told == [(16, 20), (20, 20)]
+    for prompt, score in list(zip(prompts, scores, strict=True))[::7]:
+        alone = opened.score("safety_sft", prompt, words=False)
+        assert score.refusal_log_odds == pytest.approx(alone.refusal_log_odds, abs=1e-3)
+        assert score.similarity is not None
+        assert alone.similarity is not None
+        assert score.similarity.toxic == pytest.approx(alone.similarity.toxic, abs=1e-3)
+        assert score.refused == alone.refused
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        (" \n\t", "the prompt is empty"),
+        ("\0\x07\x1b", "the prompt is empty"),
+        ("a" * 100_000, "100,000 characters"),
+        ("word " * 600, "tokens in the chat template"),
+    ],
+)
+def test_a_prompt_that_cannot_be_scored_is_an_error(prompt: str, says: str, opened: OpenRun) -> None:
+    """Empty, control characters alone, too long in characters or tokens: a message, and the next prompt works."""
+    with pytest.raises(UserError, match=says):
+        opened.score("dcr", prompt)
+    with pytest.raises(UserError, match=f"prompt 2 of 2: .*{says}"):
+        opened.score_list("dcr", ["Hello", prompt])
+    assert opened.score("dcr", "Hello", words=False).refused is not None
+
+
+@pytest.mark.parametrize("prompt", ["Как дела?", "\N{GRINNING FACE}" * 5, "<script>x</script>", "a\0b\ud800c", "猫"])
+def test_any_text_can_be_scored(prompt: str, opened: OpenRun) -> None:
+    """Other languages, emoji, markup, control characters and lone surrogates give a score like any other."""
+    score = opened.score("dcr", prompt)
+    assert score.prompt == cleaned(prompt)
+    assert score.words
+    assert json.loads(json.dumps(score.for_json()))["refusal_probability"] == score.refusal_probability
+
+
+def test_an_unknown_model_is_named(opened: OpenRun) -> None:
+    """The message for an unknown model names those that there are."""
+    with pytest.raises(UserError, match="dcr, safety_sft, base"):
+        opened.score("gpt", "Hello")
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def shrink(path: Path) -> None:
+    save_file({k: v[:1].contiguous() for k, v in load_file(path).items()}, path)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no such folder": (shutil.rmtree, "no such run folder"),
+    "no settings": (lambda run: (run / "settings.json").unlink(), "settings.json cannot be read"),
+    "settings cut off": (lambda run: cut(run / "settings.json"), "settings.json cannot be read"),
+    "settings of another kind": (lambda run: (run / "settings.json").write_text("[1]"), "settings.json cannot be read"),
+    "not finished": (lambda run: shutil.rmtree(run / "adapter"), "not finished"),
+    "adapter cut off": (lambda run: cut(run / "adapter" / "adapter_model.safetensors"), "is damaged or of another"),
+    "another shape": (lambda run: shrink(run / "safety_sft" / "adapter_model.safetensors"), "is damaged or of another"),
+    "another model": (
+        lambda run: save_file({"a": torch.zeros(1)}, run / "adapter" / "adapter_model.safetensors"),
+        "is damaged or of another",
+    ),
+    "reading cut off": (lambda run: cut(run / "adapter" / discernment.FILE), "discernment.safetensors is damaged"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_run_is_an_error(damage: str, demo_run: Path, tmp_path: Path) -> None:
+    """Whatever is wrong with a run folder, the error says what."""
+    run = Path(shutil.copytree(demo_run, tmp_path / "run"))
+    change, says = DAMAGES[damage]
+    change(run)
+    with pytest.raises(UserError, match=says):
+        open_run(run)
+
+
+def test_a_run_of_an_earlier_version_opens_without_similarity(
+    demo_run: Path, tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Without the discernment file the three models still answer, and a note says what is missing. Title and note name
+    no path, since the page may be shared."""
+    run = Path(shutil.copytree(demo_run, tmp_path / "run"))
+    (run / "adapter" / discernment.FILE).unlink()
+    found = open_run(run)
+    assert "no similarity scores" in found.note
+    assert found.title == f"{tiny_folder('llama').name}, run run"
+    assert str(tmp_path) not in found.note
+    score = found.score("dcr", PROMPT)
+    assert score.similarity is None
+    assert score.words
+
+
+def test_the_newest_finished_run_is_taken(tmp_path: Path) -> None:
+    """The report's time counts; a run without a report is not finished; without any the result is None."""
+    assert newest_run(tmp_path) is None
+    (tmp_path / "c").mkdir()
+    for i, name in enumerate(("b", "a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text("{}")
+        os.utime(tmp_path / name / "report.json", (i, i))
+    assert newest_run(tmp_path) == tmp_path / "a"
+
+
+def test_without_a_run_the_stock_model_answers(
+    tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No run yet: the stock model alone, and a note that says how to get one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(scoring, "SMOLLM2", str(tiny_folder("llama")))
+    found = open_run()
+    assert found.names == ("base",)
+    assert "dcr-lite train smollm2_135m" in found.note
+    assert found.score("base", PROMPT).words
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_the_scores(
+    opened: OpenRun, demo_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dcr-lite score prints verdict, probability, words and answers; with --json all of it as JSON."""
+
+    def printed(prompt: str, *flags: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["dcr-lite", "score", prompt, "--run", str(demo_run), *flags])
+        cli.main()
+        return capsys.readouterr().out
+
+    found = json.loads(printed(PROMPT, "--json"))
+    assert [row["model"] for row in found["scores"]] == list(MODELS)
+    for row in found["scores"]:
+        expected = opened.score(row["model"], PROMPT)
+        assert row["refusal_probability"] == pytest.approx(expected.refusal_probability, abs=1e-4)
+        assert row["answer"] == expected.answer
+    out = printed(PROMPT)
+    for name in ("DCR", "safety SFT alone", "stock model", "refusal probability", "seemingly toxic", "largest weights"):
+        assert name in out
+    with pytest.raises(SystemExit, match="1"):
+        printed(" ")
+    assert capsys.readouterr().err == "error: the prompt is empty. Type a question first.\n"
+
+
+@pytest.mark.parametrize(("script", "flag"), [(["-m", "dcr_lite.cli"], "compare"), (["app.py"], "--run")])
+def test_help_answers_at_once(script: list[str], flag: str) -> None:
+    """--help of the command line and of the demo imports nothing heavy. All commands are in one module: what one of
+    them imports, the others do."""
+    command = [sys.executable, "-X", "importtime", *script, "--help"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    assert flag in done.stdout
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "tyro" in imported
+    assert not imported & {"torch", "transformers", "gradio", "matplotlib", "numpy"}

@@ -1,0 +1,46 @@
+"""What a terminal shows while a run works."""
+
+import io
+from pathlib import Path
+
+import pytest
+from recipe_runs import Finished
+from rich.console import Console
+
+from dcr_lite.run import terminal
+
+
+def test_a_page_in_the_terminal_names_the_files_of_its_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(terminal, "console", Console(file=screen, width=400))
+    page = tmp_path / "page.md"
+    page.write_text("# Title\n\n![What it shows](picture.png)\n\n| a | b |\n|---|---|\n| 1 | 2 |\n", encoding="utf-8")
+    terminal.show_page(page)
+    assert str(tmp_path / "picture.png") in screen.getvalue()
+    assert screen.getvalue().rstrip().endswith(str(page))
+
+
+def test_a_terminal_shows_a_bar_with_the_latest_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal a stage is a bar that moves, goes on where a continued stage begins, and shows losses."""
+    screen = io.StringIO()
+    monkeypatch.setattr(terminal, "console", Console(file=screen, force_terminal=True, width=140))
+    with terminal.stage("Stage 1: contrastive", 40) as shown:
+        shown.row({"stage": "stage1", "step": 30, "development_auroc": 0.75})
+        for step in range(31, 41):
+            shown.row({"stage": "stage1", "step": step, "loss": 1.5})
+    last = screen.getvalue()[screen.getvalue().rindex("Stage 1: contrastive") :]
+    assert "40/40" in last
+    assert "loss 1.500" in last
+    assert "unseen pairs AUROC 0.750" in last
+
+
+def test_paths_are_shown_whole(capsys: pytest.CaptureFixture[str], finished: Finished) -> None:
+    """A long path is not wrapped, and brackets in it are not taken for markup."""
+    folder = Path("/a/[bold]/" + "long" * 40)
+    terminal.show_plan({"run folder": "runs/[red]"})
+    terminal.show_end(finished.report, folder)
+    out = capsys.readouterr().out
+    assert str(folder / "adapter") in out
+    assert "runs/[red]" in out
