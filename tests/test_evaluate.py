@@ -1,27 +1,19 @@
-"""dcr-lite evaluate: one model under any name, measured whole, stopped and continued."""
+"""dcr-lite evaluate: a run, an adapter or a model, measured whole, stopped and continued."""
 
 import json
-import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import run_command
 from small_runs import write_rows
-from tiny_models import add_random_adapter, load_tiny
 
-from dcr_lite import cli
 from dcr_lite.data.rows import Prompt
 from dcr_lite.errors import UserError
 from dcr_lite.evaluate import command
 from dcr_lite.evaluate.command import Evaluation, measure_model
-from dcr_lite.model import adapters
-from dcr_lite.model.adapters import load_adapter
-from dcr_lite.names import DCR
-from dcr_lite.run import opening
-from dcr_lite.run.opening import open_model
 
 CPU: dict[str, Any] = {"device": "cpu", "precision": "float32"}
 TOKENS = 6  # of an answer, as in the small run
@@ -198,84 +190,21 @@ def test_one_label_alone_has_rates_and_no_discernment(asked: Evaluation, files: 
     assert result["general"]["multiple_choice"] is None
 
 
-def test_an_adapter_of_another_model_is_refused(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
-    """Other shapes, other names of weights, or a damaged file: a sentence, never an adapter that silently does
-    nothing."""
-    model = load_tiny(tiny_folder("llama"))
-    add_random_adapter(model, DCR)
-    adapters.save_adapter(model, DCR, tmp_path / "adapter")
-    for other in (tiny_folder("llama", hidden_size=32), tiny_folder("llama", num_hidden_layers=6)):
-        with pytest.raises(UserError, match="damaged or of another base model"):
-            load_adapter(load_tiny(other), "one", tmp_path / "adapter")
-    weights = tmp_path / "adapter" / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match="damaged or of another base model"):
-        load_adapter(load_tiny(tiny_folder("llama")), "one", tmp_path / "adapter")
-
-
-def test_what_cannot_be_opened_is_said(demo_run: Path, tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
-    """A method of no run, a run without its adapter, an adapter without weights or base, and no model at all."""
-    with pytest.raises(UserError, match="is no run folder"):
-        open_model(str(tiny_folder("llama")), "safety_sft", "cpu")
-    unfinished = tmp_path / "unfinished"
-    unfinished.mkdir()
-    shutil.copy(demo_run / "settings.json", unfinished)
-    with pytest.raises(UserError, match=r"not finished \(adapter/ is missing\)"):
-        open_model(str(unfinished), "dcr", "cpu")
-    adapter = tmp_path / "adapter"
-    shutil.copytree(demo_run / "adapter", adapter)
-    (adapter / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="does not say what base model"):
-        open_model(str(adapter), "dcr", "cpu")
-    (adapter / "adapter_model.safetensors").unlink()
-    with pytest.raises(UserError, match="an adapter without weights"):
-        open_model(str(adapter), "dcr", "cpu")
-    with pytest.raises(UserError, match="not a model folder"):
-        open_model(str(tmp_path), "dcr", "cpu")
-
-
-def test_an_adapter_on_the_hub_is_one_too(demo_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Hub name whose snapshot holds an adapter opens as that adapter on the base that it names."""
-    monkeypatch.setattr(opening, "locate", lambda name: (str(demo_run / "adapter"), "Hugging Face Hub"))
-    opened = open_model("somebody/adapter", "dcr", "cpu")
-    assert opened.adapter == demo_run / "adapter"
-    assert opened.base == json.loads((demo_run / "settings.json").read_text())["settings"]["model"]
-
-
-def test_an_adapter_brings_the_chat_format_that_its_base_lacks(
-    demo_run: Path, tiny_folder: Callable[..., Path], tmp_path: Path
-) -> None:
-    """An adapter trained on a base model is spoken to as in training."""
-    base, adapter = tmp_path / "base", tmp_path / "adapter"
-    shutil.copytree(tiny_folder("llama"), base)
-    (base / "chat_template.jinja").unlink()
-    shutil.copytree(demo_run / "adapter", adapter)
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))
-    assert open_model(str(base), "dcr", "cpu").model.tokenizer.chat_template is None
-    opened = open_model(str(adapter), "dcr", "cpu")
-    assert opened.model.tokenizer.chat_template == load_tiny(tiny_folder("llama")).tokenizer.chat_template
-    assert opened.base == str(base)
-
-
 def test_the_command_line(
     asked: Evaluation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """The command prints the table and says where the answers lie; a wrong row is named and nothing is begun."""
-    argv = ["dcr-lite", "evaluate", "--model", asked.model, "--out", str(asked.out), "--device", "cpu"]
+    argv = ["evaluate", "--model", asked.model, "--device", "cpu", "--out", str(asked.out)]
     argv += ["--prompts", *map(str, asked.prompts), "--answer-tokens", "6", "--rows", "2"]
     argv += ["--instructions", str(asked.instructions), "--multiple-choice", str(asked.choices)]
-    monkeypatch.setattr(sys, "argv", argv)
-    cli.main()
+    assert run_command(monkeypatch, *argv) == 0
     said = capsys.readouterr().out
     for part in ("seemingly toxic", "AUROC", "answer loss", "multiple choice", str(asked.answers)):
         assert part in said
     assert len(answers(asked)) == 6
     wrong = tmp_path / "wrong.jsonl"
     wrong.write_text('{"prompt": "a", "label": "harmless"}\n')
-    monkeypatch.setattr(sys, "argv", [*argv[:5], str(tmp_path / "other.json"), "--prompts", str(wrong)])
-    with pytest.raises(SystemExit):
-        cli.main()
+    assert run_command(monkeypatch, *argv[:6], tmp_path / "other.json", "--prompts", wrong) == 1
     assert f"error: {wrong}, line 1: label" in capsys.readouterr().err
     assert not list(tmp_path.glob("other*"))
 

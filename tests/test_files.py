@@ -1,0 +1,61 @@
+"""Files are written whole or not at all, and read back; the cache folder and the free disk space."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dcr_lite.errors import UserError
+from dcr_lite.files import cache_folder, load_jsonl, require_disk, write_json, write_jsonl, write_whole
+
+
+def test_json_lines_come_back(tmp_path: Path) -> None:
+    """Unicode line separators inside a text break no line; lone surrogates are escaped; no rows are an empty file."""
+    rows = [{"text": "a\u2028b\u0085c é"}, {"text": "half \ud83d"}, {"number": 1}]
+    write_jsonl(rows, tmp_path / "new" / "rows.jsonl")
+    assert load_jsonl(tmp_path / "new" / "rows.jsonl") == rows
+    write_jsonl([], tmp_path / "none.jsonl")
+    assert load_jsonl(tmp_path / "none.jsonl") == []
+
+
+def test_an_unfinished_last_line_is_dropped(tmp_path: Path) -> None:
+    """Whatever the place of the cut, in the middle of a character too, the rows before it are read."""
+    path = tmp_path / "rows.jsonl"
+    whole = '{"text": "one"}\n{"text": "é"}\n'.encode()
+    for end in range(whole.index(b"\n") + 1, len(whole)):
+        path.write_bytes(whole[:end])
+        assert load_jsonl(path) == [{"text": "one"}]
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    """Writing that is interrupted leaves the old file, and nothing beside it."""
+
+    def stop(partial: Path) -> None:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+
+    path = tmp_path / "value.json"
+    write_json({"text": "é"}, path)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, stop)
+    assert json.loads(path.read_text(encoding="utf-8")) == {"text": "é"}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_cache_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """$DCR_LITE_CACHE comes first, then $XDG_CACHE_HOME, then the home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("DCR_LITE_CACHE", raising=False)
+    assert cache_folder() == tmp_path / ".cache" / "dcr-lite"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "dcr-lite"
+    monkeypatch.setenv("DCR_LITE_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"
+
+
+def test_too_little_disk_is_an_error_with_both_numbers(tmp_path: Path) -> None:
+    """The free space is that of the nearest folder that exists."""
+    with pytest.raises(UserError, match=f"{tmp_path}: [0-9,]+ MB free and 1,000,000,000,000 MB needed"):
+        require_disk(tmp_path / "not" / "yet", 10**18)
+    require_disk(tmp_path / "not" / "yet", 1)

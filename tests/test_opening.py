@@ -1,0 +1,75 @@
+"""Opening a run, an adapter or a model by its name."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_models import add_random_adapter, load_tiny
+
+from dcr_lite.errors import UserError
+from dcr_lite.model import adapters
+from dcr_lite.model.adapters import load_adapter
+from dcr_lite.names import DCR
+from dcr_lite.run import opening
+from dcr_lite.run.opening import open_model
+
+
+def test_an_adapter_of_another_model_is_refused(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """Other shapes, other names of weights, or a damaged file are errors, never an adapter without effect."""
+    model = load_tiny(tiny_folder("llama"))
+    add_random_adapter(model, DCR)
+    adapters.save_adapter(model, DCR, tmp_path / "adapter")
+    for other in (tiny_folder("llama", hidden_size=32), tiny_folder("llama", num_hidden_layers=6)):
+        with pytest.raises(UserError, match="damaged or of another base model"):
+            load_adapter(load_tiny(other), "one", tmp_path / "adapter")
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="damaged or of another base model"):
+        load_adapter(load_tiny(tiny_folder("llama")), "one", tmp_path / "adapter")
+
+
+def test_what_cannot_be_opened_is_an_error(demo_run: Path, tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """A method of no run, a run without its adapter, an adapter without weights or base, and no model at all."""
+    with pytest.raises(UserError, match="is no run folder"):
+        open_model(str(tiny_folder("llama")), "safety_sft", "cpu")
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    shutil.copy(demo_run / "settings.json", unfinished)
+    with pytest.raises(UserError, match=r"not finished \(adapter/ is missing\)"):
+        open_model(str(unfinished), "dcr", "cpu")
+    adapter = tmp_path / "adapter"
+    shutil.copytree(demo_run / "adapter", adapter)
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="does not say what base model"):
+        open_model(str(adapter), "dcr", "cpu")
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match="an adapter without weights"):
+        open_model(str(adapter), "dcr", "cpu")
+    with pytest.raises(UserError, match="not a model folder"):
+        open_model(str(tmp_path), "dcr", "cpu")
+
+
+def test_an_adapter_on_the_hub_can_be_opened(demo_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Hub name whose snapshot holds an adapter opens as that adapter on the base that it names."""
+    monkeypatch.setattr(opening, "locate", lambda name: (str(demo_run / "adapter"), "Hugging Face Hub"))
+    opened = open_model("somebody/adapter", "dcr", "cpu")
+    assert opened.adapter == demo_run / "adapter"
+    assert opened.base == json.loads((demo_run / "settings.json").read_text())["settings"]["model"]
+
+
+def test_an_adapter_brings_the_chat_format_that_its_base_lacks(
+    demo_run: Path, tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Prompts of an adapter trained on a base model are written as in training."""
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(tiny_folder("llama"), base)
+    (base / "chat_template.jinja").unlink()
+    shutil.copytree(demo_run / "adapter", adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))
+    assert open_model(str(base), "dcr", "cpu").model.tokenizer.chat_template is None
+    opened = open_model(str(adapter), "dcr", "cpu")
+    assert opened.model.tokenizer.chat_template == load_tiny(tiny_folder("llama")).tokenizer.chat_template
+    assert opened.base == str(base)
