@@ -1,30 +1,30 @@
 """The demo in a browser: opens a run, builds the page and serves it. --help answers before gradio is imported."""
 
-import logging
 from importlib.util import find_spec
 from pathlib import Path
 
 from dcr_lite.errors import UserError
+from dcr_lite.settings import Device
 
 
-def main(run: Path | None = None, port: int | None = None, share: bool = False) -> None:
+def main(run: Path | None = None, port: int | None = None, share: bool = False, device: Device = "auto") -> None:
     """Serve the demo: verdict, similarity, map and words for one prompt, with the models of a run side by side.
 
     Args:
         run: A run folder; by default the newest finished one under runs/, else the stock model alone.
         port: Port of the local server; by default the first free one from 7860.
         share: Also open a public link: whoever has it can use this machine through the demo.
+        device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
 
     Raises:
         UserError: gradio is missing, the folder holds no finished run, or the port is in use.
     """
     if find_spec("gradio") is None:
         raise UserError("the demo needs gradio: pip install 'dcr-lite[demo]'")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from dcr_lite.demo.blocks import build, launch
     from dcr_lite.demo.scoring import open_run
 
-    opened = open_run(run)
+    opened = open_run(run, device)
     for name in opened.names:  # the first pass of each model takes seconds longer than all later ones
         opened.score(name, "Hello", tokens=2)
     print(opened.title, opened.note, sep="\n")
