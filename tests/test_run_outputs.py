@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from matplotlib import pyplot as plt
 from peft import PeftModel
@@ -22,7 +23,7 @@ from dcr_lite.measure.answers import read_answers, write_answers
 from dcr_lite.method.contrastive import ContrastiveConfig, encode_pairs, stock_geometry
 from dcr_lite.method.read_out import reads_as_toxic
 from dcr_lite.method.safety_sft import OBSERVATIONS
-from dcr_lite.run import inputs, opening, stored_states
+from dcr_lite.run import inputs, opening, report, stored_states
 from dcr_lite.settings import Settings
 
 PICTURES = {"refusal_rates.png", "refusal_scores.png", "state_map.png", "refusal_during_sft.png"}
@@ -284,3 +285,19 @@ def test_report_and_card_name_no_folder_of_the_machine(finished: Finished, tiny:
     report = (finished.path / "report.md").read_text(encoding="utf-8")
     assert "| pairs | pairs.jsonl |" in report
     assert f"--model {tiny.name}" in report
+
+
+@pytest.mark.parametrize(
+    ("argv", "recipe", "command"),
+    [
+        (["recipes/llama3_8b.py", "--seed", "1"], "llama3_8b", ["python", "recipes/llama3_8b.py", "--seed", "1"]),
+        (["/bin/dcr-lite", "train", "llama3_8b"], "llama3_8b", ["dcr-lite", "train", "llama3_8b"]),
+        (["cli.py", "train", "/a/mine.py", "--seed", "1"], "mine", ["dcr-lite", "train", "/a/mine.py", "--seed", "1"]),
+    ],
+)
+def test_the_report_names_the_recipe_however_it_was_started(
+    monkeypatch: pytest.MonkeyPatch, argv: list[str], recipe: str, command: list[str]
+) -> None:
+    """As a script, by its name or by its path: the same recipe, and the command as it was typed."""
+    monkeypatch.setattr("sys.argv", argv)
+    assert report.started() == (recipe, command)

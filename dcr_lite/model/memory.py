@@ -166,28 +166,24 @@ def shape_of(model: str) -> Shape:
 
     Raises UserError where there is no config.json, or where it describes another kind of model.
     """
-    if Path(model).exists():
-        try:
-            text = (Path(model) / "config.json").read_text(encoding="utf-8")
-        except OSError:
-            raise UserError(f"{model}: not a model folder (no config.json in it)") from None
-    elif model in KNOWN:
+    if model in KNOWN and not Path(model).exists():
         return KNOWN[model]
-    else:
-        text = _config_from_hub(model)
+    config = Path(model) / "config.json" if Path(model).exists() else _config_from_hub(model)
+    if not config.exists():
+        raise UserError(f"{model}: not a model folder (no config.json in it)")
     try:
-        return Shape.of(json.loads(text))
-    except (ValueError, KeyError, TypeError) as error:
+        return Shape.of(json.loads(config.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{model}: its config.json describes no decoder whose memory is known ({error})") from None
 
 
-def _config_from_hub(model: str) -> str:
+def _config_from_hub(model: str) -> Path:
     import httpx
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(hf_hub_download(model, "config.json")).read_text(encoding="utf-8")
+        return Path(hf_hub_download(model, "config.json"))
     except (HfHubHTTPError, HFValidationError, OSError, httpx.HTTPError) as error:
         raise UserError(
             f"{model}: its config.json cannot be fetched ({first_line(error)}). Give --model a folder that holds it."
@@ -224,8 +220,7 @@ class Need:
 
 def needs(shape: Shape, settings: Settings, four_bit: bool, value_bytes: int) -> list[Need]:
     """What the parts of a run need, in their order: stage1, stage2, safety_sft, evaluation."""
-    base = weights(shape, four_bit, value_bytes) + RESERVE
-    base += largest_map(shape, four_bit, value_bytes)
+    base = weights(shape, four_bit, value_bytes) + RESERVE + largest_map(shape, four_bit, value_bytes)
     answers = logits(shape, LOGITS, value_bytes)
 
     def training(name: str, trained: int, batch: int, row_tokens: int, extra: float) -> Need:
@@ -235,13 +230,19 @@ def needs(shape: Shape, settings: Settings, four_bit: bool, value_bytes: int) ->
         return Need(name, fixed, each, min(MOST_TOKENS, max(batch * row_tokens, LEAST_TOKENS)), LEAST_TOKENS)
 
     above = shape.layers - settings.layer - 1 if settings.sft_layers == "above" else shape.layers
-    prompt = cache(shape, value_bytes) * (PROMPT_TOKENS + settings.answer_tokens) + logits(shape, 1, value_bytes)
     return [
         training("stage1", settings.layer + 1, settings.contrastive_batch, PROMPT_TOKENS, 0),
         training("stage2", above, settings.sft_batch, ROW_TOKENS, answers),
         training("safety_sft", shape.layers, settings.sft_batch, ROW_TOKENS, answers),
-        Need("evaluation", base + adapters(shape, settings.rank, 2, 0, value_bytes), prompt, MOST_PROMPTS, 1),
+        evaluation_need(shape, four_bit, value_bytes, settings.rank, settings.answer_tokens),
     ]
+
+
+def evaluation_need(shape: Shape, four_bit: bool, value_bytes: int, rank: int = 16, answer_tokens: int = 40) -> Need:
+    """What answering prompts needs, with two adapters on the model."""
+    base = weights(shape, four_bit, value_bytes) + RESERVE + largest_map(shape, four_bit, value_bytes)
+    prompt = cache(shape, value_bytes) * (PROMPT_TOKENS + answer_tokens) + logits(shape, 1, value_bytes)
+    return Need("evaluation", base + adapters(shape, rank, 2, 0, value_bytes), prompt, MOST_PROMPTS, 1)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from dcr_lite.model import adapters, distributed, loading, unsloth
 from dcr_lite.model.chat import set_format
 from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model
-from dcr_lite.model.memory import KNOWN, Fit, fit, free_memory, needs, shape_of
+from dcr_lite.model.memory import KNOWN, Fit, evaluation_need, fit, free_memory, needs, shape_of
 from dcr_lite.names import BASELINE, DCR, STOCK, Method
 from dcr_lite.run.terminal import console
 from dcr_lite.settings import ModelSettings, Settings
@@ -72,7 +72,10 @@ def _fit(model: str, settings: ModelSettings, on: Machine) -> Fit:
         shape = shape_of(model)
     except UserError:  # a model of another kind: whether it can be used is for loading it to say
         return Fit({}, {}, free)
-    parts = needs(shape, settings, on.four_bit, on.precision.itemsize) if isinstance(settings, Settings) else []
+    if isinstance(settings, Settings):
+        parts = needs(shape, settings, on.four_bit, on.precision.itemsize)
+    else:  # no run: the model only answers
+        parts = [evaluation_need(shape, on.four_bit, on.precision.itemsize)]
     return fit(parts, free, settings.model, insist=on.device != "cpu")
 
 

@@ -105,7 +105,7 @@ def run_report(
     seconds["evaluate"] = sum(float((run.finished(f"evaluate_{m}") or {}).get("seconds", 0)) for m in results)
     seconds |= {"draw": drawing_seconds, "total": run.seconds()}
     return {
-        "recipe": Path(sys.argv[0]).stem,
+        "recipe": started()[0],
         "model": settings.model,
         "source": source,
         "four_bit": model.four_bit,
@@ -120,6 +120,13 @@ def run_report(
         "versions": versions(),
         "settings": settings.for_json(),
     }
+
+
+def started() -> tuple[str, list[str]]:
+    """The name of the recipe that runs in this process, and the command that started it."""
+    if sys.argv[1:2] == ["train"]:
+        return Path(sys.argv[2]).stem, ["dcr-lite", *sys.argv[1:]]
+    return Path(sys.argv[0]).stem, ["python", *sys.argv]
 
 
 def without_folders(value: Any) -> str:
@@ -138,7 +145,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     settings = [(name, without_folders(value)) for name, value in report["settings"].items()]
     page = PAGE.format(
         **report | {"model": without_folders(report["model"])},
-        command=shlex.join(["python", *map(without_folders, sys.argv)]),
+        command=shlex.join(map(without_folders, started()[1])),
         results_table=results_table(report),
         sets_table=sets_table(report),
         settings_table=markdown_table(["setting", "value"], settings),
