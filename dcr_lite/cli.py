@@ -1,16 +1,16 @@
 """The command dcr-lite. Heavy modules are imported inside the commands, so that --help answers at once."""
 
-import json
 import sys
 from collections.abc import Callable
+from json import dumps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from dcr_lite import __version__
 from dcr_lite.errors import UserError
-from dcr_lite.names import BENCHMARK_NAMES
+from dcr_lite.names import BENCHMARK_NAMES, Method
 from dcr_lite.run.launch import launch
 from dcr_lite.run.recipes import find_recipe, load_recipe, recipe_titles
 from dcr_lite.settings import HELD_OUT_FILES, Device, Precision, Quantization
@@ -33,23 +33,25 @@ def train(words: Annotated[tuple[str, ...], tyro.conf.Positional]) -> None:
     launch(recipe.main, recipe.SETTINGS, flags, name)
 
 
-def demo(run: Path | None = None, port: int | None = None, share: bool = False) -> None:
+def demo(run: Path | None = None, port: int | None = None, share: bool = False, device: Device = "auto") -> None:
     """Show a run in the browser: verdict, similarity and words of a prompt, and the answers of its three models.
 
     Args:
         run: A run folder; by default the newest finished one under runs/, else the stock model alone.
         port: Port of the local server; by default the first free one from 7860.
         share: Also open a public link. Whoever has it can use this machine through the demo.
+        device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
     """
     from dcr_lite.demo.page import main as serve
 
-    serve(run, port, share)
+    serve(run, port, share, device)
 
 
 def score(
     prompt: Annotated[str, tyro.conf.Positional],
     run: Path | None = None,
     json: bool = False,
+    device: Device = "auto",
 ) -> None:
     """Score one prompt with every model of a run: verdict, refusal probability, similarity to toxic and to seemingly
     toxic prompts, the words that weigh most, and the answer.
@@ -58,6 +60,7 @@ def score(
         prompt: The prompt, in quotes.
         run: A run folder; by default the newest finished one under runs/, else the stock model alone.
         json: Print one JSON object instead of a table: {run, note, scores}.
+        device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
     """
     from transformers.utils import logging as transformers_logging
 
@@ -65,10 +68,11 @@ def score(
     from dcr_lite.demo.terminal_score import show_score
 
     transformers_logging.disable_progress_bar()
-    opened = open_run(run)
+    opened = open_run(run, device)
     scores = [opened.score(name, prompt) for name in opened.names]
     if json:
-        _print_json({"run": opened.title, "note": opened.note, "scores": [s.for_json() for s in scores]})
+        found = {"run": opened.title, "note": opened.note, "scores": [score.for_json() for score in scores]}
+        print(dumps(found, ensure_ascii=False, indent=2))
     else:
         show_score(opened.title, opened.note, scores)
 
@@ -104,7 +108,7 @@ def evaluate(
     benchmarks: Annotated[
         tuple[str, ...], tyro.conf.arg(help=f"Public benchmarks, fetched once: {', '.join(BENCHMARK_NAMES)}.")
     ] = (),
-    method: Literal["dcr", "safety_sft", "base"] = "dcr",
+    method: Method = "dcr",
     rows: int | None = None,
     instructions: Path | None = None,
     multiple_choice: Path | None = None,
@@ -240,10 +244,6 @@ def diagnose(
 
     look_into(run, pairs, projections)
     show_page(run / "diagnosis" / "diagnosis.md")
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -1,8 +1,11 @@
 """Names that stand in files, flags and tables: kinds of prompt, models of a run, benchmarks."""
 
+from typing import Literal
+
 LABELS = ("toxic", "seemingly_toxic", "plain")
 NAMES = {"toxic": "toxic", "seemingly_toxic": "seemingly toxic", "plain": "plain"}
 
+Method = Literal["dcr", "safety_sft", "base"]  # the models of a run
 DCR, BASELINE = "dcr", "safety_sft"  # the two adapters of a run
 STOCK = "base"  # the model without an adapter
 METHODS = {STOCK: "stock model", BASELINE: "safety SFT alone", DCR: "DCR"}

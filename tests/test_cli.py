@@ -5,9 +5,11 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+import torch
 from small_runs import RECIPE, Outcome
 
 import dcr_lite
@@ -95,14 +97,29 @@ def test_help_of_a_recipe_answers_without_torch() -> None:
 
 
 def test_a_flag_offers_the_same_in_every_command() -> None:
-    """--device, --precision and --quantization of evaluate take what a recipe's take; --prompts, --rows and
-    --multiple-choice of compare take what evaluate's take, and say the same."""
-    recipe, evaluate, compare = (get_type_hints(one) for one in (Settings, cli.evaluate, cli.compare))
-    assert all(recipe[name] == evaluate[name] for name in ("device", "precision", "quantization"))
-    assert all(evaluate[name] == compare[name] for name in ("prompts", "rows", "multiple_choice"))
-    for name in ("rows", "multiple_choice"):
-        said = [re.search(f"{name}: .*", inspect.getdoc(one) or "") for one in (cli.evaluate, cli.compare)]
-        assert len({found and found[0] for found in said} - {None}) == 1
+    """Flags of one name take the same in every command and in every recipe, and say the same."""
+    hints = [get_type_hints(one) for one in (Settings, *cli.COMMANDS.values())]
+    for name in ("device", "precision", "quantization", "rows", "multiple_choice", "benchmarks"):
+        assert len({str(hint[name]) for hint in hints if name in hint}) == 1, name
+    for name in ("device", "rows", "multiple_choice"):
+        said = [re.findall(f" {name}: .*", inspect.getdoc(command) or "") for command in cli.COMMANDS.values()]
+        assert sum(map(bool, said)) > 1
+        assert len({text[0] for text in said if text}) == 1, name
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("argv", [["score", "Hello"], ["demo"], ["evaluate", "--model", "x", "--out", "x.json"]])
+def test_a_device_that_is_not_there_is_an_error(
+    argv: list[str], run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """--device reaches the place where the model is loaded."""
+    if argv == ["demo"]:
+        pytest.importorskip("gradio", reason="the demo needs the extra: pip install 'dcr-lite[demo]'")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").mkdir()
+    seen = run(*argv, "--device", "cuda")
+    assert seen.code == 1
+    assert "--device cuda: torch sees no CUDA GPU" in seen.err
 
 
 def test_help_of_evaluate_names_every_benchmark(run: Any) -> None:

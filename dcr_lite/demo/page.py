@@ -4,9 +4,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dcr_lite.errors import UserError
+from dcr_lite.settings import Device
 
 
-def main(run: Path | None = None, port: int | None = None, share: bool = False) -> None:
+def main(run: Path | None = None, port: int | None = None, share: bool = False, device: Device = "auto") -> None:
     """Serve the demo of a run folder: by default of the newest finished one under runs/, else of the stock model alone.
 
     port: of the local server; by default the first free one from 7860. share: also open a public link.
@@ -17,7 +18,7 @@ def main(run: Path | None = None, port: int | None = None, share: bool = False) 
     from dcr_lite.demo.blocks import build, launch
     from dcr_lite.demo.scoring import open_run
 
-    opened = open_run(run)
+    opened = open_run(run, device)
     for name in opened.names:  # the first pass of each model takes seconds longer than all later ones
         opened.score(name, "Hello", tokens=2)
     print(opened.title, opened.note, sep="\n")

@@ -26,7 +26,7 @@ from dcr_lite.model.states import layer_states
 from dcr_lite.names import BASELINE, DCR, STOCK
 from dcr_lite.run.discernment import Discernments, Similarity
 from dcr_lite.run.opening import adapter_of, load_base, model_settings_of
-from dcr_lite.settings import ModelSettings
+from dcr_lite.settings import Device, ModelSettings
 
 ANSWER_TOKENS = 80  # of a streamed answer: a few sentences, three seconds on two cores
 LIST_TOKENS = 40  # of an answer that is only judged, as in a run's own evaluation
@@ -226,19 +226,19 @@ def newest_run(folder: Path = Path("runs")) -> Path | None:
     return max(reports, key=lambda path: path.stat().st_mtime).parent if reports else None
 
 
-def open_run(folder: Path | None = None) -> OpenRun:
+def open_run(folder: Path | None = None, device: Device = "auto") -> OpenRun:
     """The models of a run: of ``folder``, else of the newest finished one, else the stock model alone with a note.
 
     Raises UserError for a folder that is no run, one that is not finished, or a damaged one.
     """
     folder = folder or newest_run()
     if folder is None:
-        model, _ = load_base(ModelSettings(model=SMOLLM2))
+        model, _ = load_base(ModelSettings(model=SMOLLM2, device=device))
         return OpenRun(model, (STOCK,), None, SMOLLM2, NO_RUN)
     settings = model_settings_of(folder)
     parts = {name: adapter_of(folder, name) for name in (DCR, BASELINE)}
     discernments = Discernments.load(parts[DCR])
-    model, _ = load_base(settings)
+    model, _ = load_base(replace(settings, device=device))
     for name, part in parts.items():
         adapters.load_adapter(model, name, part)
     base = Path(settings.model).name if Path(settings.model).exists() else settings.model

@@ -20,8 +20,9 @@ from dcr_lite.measure.answers import Measured, discernment_intervals, measure, m
 from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS, answer_loss, multiple_choice
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.loading import Model
+from dcr_lite.names import Method
 from dcr_lite.run.machine import hardware, peak_memory_bytes, versions
-from dcr_lite.run.opening import Method, Opened, open_model
+from dcr_lite.run.opening import Opened, open_model
 from dcr_lite.run.terminal import stage
 from dcr_lite.settings import Device, Precision, Quantization
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,11 +21,10 @@ from dcr_lite.model.chat import set_format
 from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model
 from dcr_lite.model.memory import KNOWN, Fit, evaluation_need, fit, free_memory, needs, shape_of
-from dcr_lite.names import BASELINE, DCR, STOCK
+from dcr_lite.names import BASELINE, DCR, STOCK, Method
 from dcr_lite.run.terminal import console
 from dcr_lite.settings import ModelSettings, Settings
 
-Method = Literal["dcr", "safety_sft", "base"]
 ADAPTER = "opened"  # the name of the adapter on the opened model
 
 
