@@ -28,15 +28,18 @@ settings.register_profile(  # the same examples on every machine, and no stop-wa
 settings.load_profile("dcr")
 
 
-SLOW = Path(__file__).parent / "slow.txt"
+def slow_tests() -> set[str]:
+    """The lines of slow.txt."""
+    lines = Path(__file__).with_name("slow.txt").read_text(encoding="utf-8").splitlines()
+    return {line for line in lines if line and not line.startswith("#")}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that slow.txt lists: by file, by function or by one of its parameters."""
-    listed = {line for line in SLOW.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")}
+    slow = slow_tests()
     for item in items:
         name = f"{item.path.name}::{item.nodeid.partition('::')[2]}"
-        if listed & {item.path.name, name, name.partition("[")[0]}:
+        if slow & {item.path.name, name, name.partition("[")[0]}:
             item.add_marker(pytest.mark.slow)
 
 
