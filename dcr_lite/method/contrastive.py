@@ -47,11 +47,14 @@ class ContrastiveConfig:
     @classmethod
     def of(cls, settings: Settings) -> "ContrastiveConfig":
         """What the settings of a run say; with ``paper`` Circle loss on raw states."""
-        circle = settings.paper or settings.contrastive_loss == "circle"
-        name, temperature = settings.contrastive_loss, settings.temperature
+        loss = {
+            "supervised_contrastive": losses.supervised_contrastive(settings.temperature),
+            "circle": losses.circle(settings.margin, settings.scale),
+            "info_nce": losses.info_nce(settings.temperature),
+        }["circle" if settings.paper else settings.contrastive_loss]
         return cls(
             layer=settings.layer,
-            loss=losses.circle(settings.margin, settings.scale) if circle else getattr(losses, name)(temperature),
+            loss=loss,
             centre="none" if settings.paper else settings.centre,
             whiten=settings.whiten and not settings.paper,
             steps=settings.contrastive_steps,
