@@ -46,7 +46,7 @@ NOTEBOOKS = (
 INSTALL = """\
 ## Install
 
-The torch that is installed already stays, where dcr-lite works with it."""
+An installed torch stays, where its version is one that dcr-lite works with."""
 INSTALL_CODE = '%pip install --quiet "dcr-lite=={version}"'
 
 SETTINGS = """\
@@ -114,7 +114,8 @@ llama.cpp; and, after `!hf auth login`, as a page on the Hugging Face Hub: `push
 SAVE_CODE = """\
 import shutil
 
-from dcr_lite.export.command import export_gguf, open_finished, push
+from dcr_lite.export.command import export_gguf, open_finished
+from dcr_lite.export.hub import push
 
 finished = open_finished(settings.run)
 print(shutil.make_archive("adapter", "zip", finished.adapter))
