@@ -6,8 +6,6 @@ i-th piece of work and returns what it computed as named tensors or numbers, for
 defined at the top level of their script, since a fresh process finds them by name.
 """
 
-import contextlib
-import ctypes
 import gc
 import multiprocessing
 import os
@@ -141,8 +139,6 @@ def _reset_peak() -> int:
     gc.collect()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
     forget_peak_memory()
     return peak_memory_bytes()
 

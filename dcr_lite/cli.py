@@ -142,19 +142,9 @@ def evaluate(
     from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS
 
     asked = Evaluation(
-        model,
-        out,
-        prompts or (() if benchmarks else HELD_OUT_FILES),
-        benchmarks,
-        method,
-        rows,
-        instructions or HELD_OUT_INSTRUCTIONS,
-        multiple_choice,
-        answer_tokens,
-        device,
-        precision,
-        quantization,
-    )
+        model, out, prompts or (() if benchmarks else HELD_OUT_FILES), benchmarks, method, rows,
+        instructions or HELD_OUT_INSTRUCTIONS, multiple_choice, answer_tokens, device, precision, quantization,
+    )  # fmt: skip
     show(measure_model(asked), asked)
 
 

@@ -1,6 +1,7 @@
 """Facts about the machine that numbers depend on: peak memory, processor, versions."""
 
 import contextlib
+import ctypes
 import platform
 import sys
 from importlib.metadata import version
@@ -32,6 +33,8 @@ def forget_peak_memory() -> None:
     """Count the largest memory anew from here: on the GPU, and on Linux."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else blocks that it keeps, though they are free, still count
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident size
 
