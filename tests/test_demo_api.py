@@ -112,7 +112,7 @@ def test_a_port_that_cannot_be_had_is_named(
 ) -> None:
     """A port in use and a number that is no port are errors with that number."""
     number = int(re.findall(r"\d+", url)[-1]) if port == "in use" else port
-    monkeypatch.setattr(scoring, "open_run", lambda folder: opened)
+    monkeypatch.setattr(scoring, "open_run", lambda folder, device: opened)
     with pytest.raises(UserError, match=f"port {number} is in use"):
         page.main(port=int(number))
 
