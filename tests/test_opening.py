@@ -33,28 +33,28 @@ def test_an_adapter_of_another_model_is_refused(tiny_folder: Callable[..., Path]
 def test_what_cannot_be_opened_is_an_error(demo_run: Path, tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
     """A method of no run, a run without its adapter, an adapter without weights or base, and no model at all."""
     with pytest.raises(UserError, match="is no run folder"):
-        open_model(str(tiny_folder("llama")), "safety_sft", "cpu")
+        open_model(str(tiny_folder("llama")), "safety_sft", device="cpu")
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     shutil.copy(demo_run / "settings.json", unfinished)
     with pytest.raises(UserError, match=r"not finished \(adapter/ is missing\)"):
-        open_model(str(unfinished), "dcr", "cpu")
+        open_model(str(unfinished), "dcr", device="cpu")
     adapter = tmp_path / "adapter"
     shutil.copytree(demo_run / "adapter", adapter)
     (adapter / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="does not say what base model"):
-        open_model(str(adapter), "dcr", "cpu")
+        open_model(str(adapter), "dcr", device="cpu")
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match="an adapter without weights"):
-        open_model(str(adapter), "dcr", "cpu")
+        open_model(str(adapter), "dcr", device="cpu")
     with pytest.raises(UserError, match="not a model folder"):
-        open_model(str(tmp_path), "dcr", "cpu")
+        open_model(str(tmp_path), "dcr", device="cpu")
 
 
 def test_an_adapter_on_the_hub_can_be_opened(demo_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Hub name whose snapshot holds an adapter opens as that adapter on the base that it names."""
     monkeypatch.setattr(opening, "locate", lambda name: (str(demo_run / "adapter"), "Hugging Face Hub"))
-    opened = open_model("somebody/adapter", "dcr", "cpu")
+    opened = open_model("somebody/adapter", "dcr", device="cpu")
     assert opened.adapter == demo_run / "adapter"
     assert opened.base == json.loads((demo_run / "settings.json").read_text())["settings"]["model"]
 
@@ -69,7 +69,7 @@ def test_an_adapter_brings_the_chat_format_that_its_base_lacks(
     shutil.copytree(demo_run / "adapter", adapter)
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))
-    assert open_model(str(base), "dcr", "cpu").model.tokenizer.chat_template is None
-    opened = open_model(str(adapter), "dcr", "cpu")
+    assert open_model(str(base), "dcr", device="cpu").model.tokenizer.chat_template is None
+    opened = open_model(str(adapter), "dcr", device="cpu")
     assert opened.model.tokenizer.chat_template == load_tiny(tiny_folder("llama")).tokenizer.chat_template
     assert opened.base == str(base)

@@ -121,7 +121,8 @@ def _origin(path: str) -> str:
     """Where a file of training rows comes from, and its licence. Told from the end of the path: a run folder may have
     been copied from another machine."""
     sets = [f"[{one.name}](https://huggingface.co/datasets/{one.name}), {one.licence}" for one in sources(path)]
-    if Path(path).parts[-3:-1] == SHIPPED.parts[-2:] or (sets and Path(path).name == "pairs.jsonl"):
+    folder = Path(path).parts[-3:-1]  # version 0.1 kept the shipped rows in dcr_lite/data/
+    if folder in (SHIPPED.parts[-2:], ("dcr_lite", "data")) or (sets and Path(path).name == "pairs.jsonl"):
         sets.append("shipped with dcr-lite, Apache-2.0")
     return "; ".join(sets) or "rows of its own"
 
