@@ -5,7 +5,7 @@ Nothing is loaded before the memory that it needs is known; docs/families.md say
 
 import hashlib
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model
 from dcr_lite.model.memory import KNOWN, Fit, evaluation_need, fit, free_memory, needs, shape_of
 from dcr_lite.names import BASELINE, DCR, STOCK, Method
+from dcr_lite.run.run_folder import stored_settings
 from dcr_lite.run.terminal import console
 from dcr_lite.settings import ModelSettings, Settings
 
@@ -162,22 +163,8 @@ def open_model(name: str, method: Method = "dcr", **changes: Any) -> Opened:
 
 
 def model_settings_of(run: Path) -> ModelSettings:
-    """What has to be known to load the base model of a run; the device and the backend are this machine's.
-
-    Raises UserError for a folder that is no run.
-    """
-    if not run.is_dir():
-        raise UserError(f"{run}: no such run folder. `dcr-lite train smollm2_135m` makes one.")
-    try:
-        chosen = json.loads((run / "settings.json").read_text(encoding="utf-8"))["settings"]
-        # Version 0.1 wrote four_bit: true, false or null.
-        chosen.setdefault("quantization", {True: "nf4", False: "none"}.get(chosen.get("four_bit"), "auto"))
-        kept = {field.name: chosen[field.name] for field in fields(ModelSettings)}
-        return ModelSettings(**kept | {"device": "auto", "backend": "auto"})
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{run} is no run of this kit, or a damaged one: its settings.json cannot be read. Choose another --run."
-        ) from None
+    """What has to be known to load the base model of a run; the device and the backend are this machine's."""
+    return stored_settings(run, ModelSettings, device="auto", backend="auto")
 
 
 def adapter_of(run: Path, method: str) -> Path:

@@ -2,18 +2,20 @@
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
+from dcr_lite.data.rows import read_bytes
 from dcr_lite.errors import UserError
 from dcr_lite.files import require_disk, write_json, write_text
 from dcr_lite.model import distributed
-from dcr_lite.settings import Settings
+from dcr_lite.settings import ModelSettings, Settings
 
 DISK_BYTES = 1_000_000_000  # three adapters, their checkpoints with Adam's moments, and a margin
+
+AnySettings = TypeVar("AnySettings", bound=ModelSettings)
 
 
 class RunFolder:
@@ -118,23 +120,36 @@ class RunFolder:
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
 
-def read_settings(folder: Path) -> Settings:
-    """The settings of a run folder. Raises UserError where it is none, or where a data file
-    is not what it was: the split into training and development pairs would be another."""
+def stored_settings(folder: Path, kind: type[AnySettings], **more: Any) -> AnySettings:
+    """What a run folder keeps of the fields of ``kind``, with ``more`` in place of those.
+
+    Raises UserError for a folder that is no run of this kit, or a damaged one.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run folder. `dcr-lite train smollm2_135m` makes one.")
     try:
-        state = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        hints = get_type_hints(Settings)
-        values = {k: v for k, v in state["settings"].items() if k in hints} | {"run": folder}
-        for name, kind in hints.items():
-            if name in values and kind in (Path, Path | None):
+        values = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["settings"]
+        # Version 0.1 wrote four_bit: true, false or null.
+        values.setdefault("quantization", {True: "nf4", False: "none"}.get(values.get("four_bit"), "auto"))
+        hints = get_type_hints(kind)
+        values = {name: value for name, value in values.items() if name in hints}
+        for name in values:
+            if hints[name] in (Path, Path | None):
                 values[name] = Path(values[name])
-            elif name in values and kind == tuple[Path, ...]:
-                values[name] = tuple(Path(v) for v in values[name])
-        settings, known = Settings(**values), dict(state["data"])
-    except (OSError, ValueError, KeyError, TypeError):
+            elif hints[name] == tuple[Path, ...]:
+                values[name] = tuple(map(Path, values[name]))
+        return kind(**values | more)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
-            f"{folder} is no run of this kit, or a damaged one: its settings.json cannot be read. Choose another run."
+            f"{folder} is no run of this kit, or a damaged one: its settings.json cannot be read. Choose another --run."
         ) from None
+
+
+def read_settings(folder: Path) -> Settings:
+    """The settings of a run folder. Raises UserError where it is none, or where a data file is not what it was: the
+    split into training and development pairs would be another."""
+    settings = stored_settings(folder, Settings, run=folder)
+    known = json.loads((folder / "settings.json").read_text(encoding="utf-8")).get("data", {})
     changed = [file for file, print_ in _fingerprints(settings).items() if known.get(file, print_) != print_]
     if changed:
         raise UserError(f"{folder} was made with other rows in {', '.join(changed)}. Restore them, or run it anew.")
@@ -143,14 +158,5 @@ def read_settings(folder: Path) -> Settings:
 
 def _fingerprints(settings: Settings) -> dict[str, str]:
     """SHA-256 of every data file, so that a run is never continued on other rows."""
-    prints = {}
-    for file in (*settings.files.values(), settings.augmentation_rows, *settings.evaluation):
-        try:
-            prints[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-        except FileNotFoundError:
-            raise UserError(
-                f"{file}: no such file. Check the path, or leave the flag out for the shipped data."
-            ) from None
-        except OSError as error:
-            raise UserError(f"{file}: cannot be read ({os.strerror(error.errno or 0)})") from None
-    return prints
+    files = (*settings.files.values(), settings.augmentation_rows, *settings.evaluation)
+    return {str(file): hashlib.sha256(read_bytes(file)).hexdigest()[:16] for file in files}
