@@ -301,3 +301,20 @@ def test_the_report_names_the_recipe_however_it_was_started(
     """As a script, by its name or by its path: the same recipe, and the command as it was typed."""
     monkeypatch.setattr("sys.argv", argv)
     assert report.started() == (recipe, command)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("recipes/llama3_8b.py", "recipes/llama3_8b.py"),
+        ("/home/me/pairs.jsonl", "pairs.jsonl"),
+        ("--pairs=/home/me/pairs.jsonl", "--pairs=pairs.jsonl"),
+        ("../me/model", "model"),
+        (["/home/me/a.jsonl", "b.jsonl"], "a.jsonl, b.jsonl"),
+        (0.5, "0.5"),
+        (None, "None"),
+    ],
+)
+def test_paths_are_shown_without_the_folders_of_the_machine(value: Any, shown: str) -> None:
+    """Of a path that leads out of the folder in which a run was started only the name is shown."""
+    assert report.without_folders(value) == shown

@@ -130,14 +130,13 @@ def started() -> tuple[str, list[str]]:
 
 
 def without_folders(value: Any) -> str:
-    """A setting or an argument as text; of a path of this machine, which tells others nothing, the name alone."""
+    """A setting or an argument as text; of a path outside the folder of the run, which tells others nothing, the name
+    alone."""
     if isinstance(value, (list, tuple)):
         return ", ".join(map(without_folders, value))
-    return (
-        Path(value).name
-        if isinstance(value, str) and (Path(value).is_absolute() or Path(value).exists())
-        else str(value)
-    )
+    flag, equals, path = str(value).rpartition("=")  # --pairs=/home/me/pairs.jsonl
+    outside = Path(path).is_absolute() or path.startswith(("..", "~"))
+    return f"{flag}{equals}{Path(path).name}" if outside else str(value)
 
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
