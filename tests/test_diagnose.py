@@ -189,7 +189,7 @@ def test_the_lowest_layer_that_is_good_enough_is_suggested() -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("nothing", "is no run of this kit"),
+        ("nothing", "no such run folder"),
         ("unfinished", "not finished: --resume"),
         ("changed", "made with other rows in .*instructions.jsonl"),
         ("pairs", "--pairs 1: at least 2 are needed"),
