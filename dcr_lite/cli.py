@@ -10,7 +10,7 @@ import tyro
 
 from dcr_lite import __version__
 from dcr_lite.errors import UserError
-from dcr_lite.names import BENCHMARK_NAMES, Method
+from dcr_lite.names import BENCHMARK_NAMES, ModelName
 from dcr_lite.run.launch import launch
 from dcr_lite.run.recipes import find_recipe, load_recipe, recipe_titles
 from dcr_lite.settings import HELD_OUT_FILES, Device, Precision, Quantization
@@ -108,7 +108,7 @@ def evaluate(
     benchmarks: Annotated[
         tuple[str, ...], tyro.conf.arg(help=f"Public benchmarks, fetched once: {', '.join(BENCHMARK_NAMES)}.")
     ] = (),
-    method: Method = "dcr",
+    method: ModelName = "dcr",
     rows: int | None = None,
     instructions: Path | None = None,
     multiple_choice: Path | None = None,

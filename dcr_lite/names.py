@@ -3,12 +3,12 @@
 from typing import Literal
 
 LABELS = ("toxic", "seemingly_toxic", "plain")
-NAMES = {"toxic": "toxic", "seemingly_toxic": "seemingly toxic", "plain": "plain"}
+LABEL_TITLES = {"toxic": "toxic", "seemingly_toxic": "seemingly toxic", "plain": "plain"}
 
-Method = Literal["dcr", "safety_sft", "base"]  # the models of a run
+ModelName = Literal["dcr", "safety_sft", "base"]  # the models of a run
 DCR, BASELINE = "dcr", "safety_sft"  # the two adapters of a run
 STOCK = "base"  # the model without an adapter
-METHODS = {STOCK: "stock model", BASELINE: "safety SFT alone", DCR: "DCR"}
+MODEL_TITLES = {STOCK: "stock model", BASELINE: "safety SFT alone", DCR: "DCR"}
 # Public prompt sets of dcr-lite evaluate --benchmarks; data/benchmarks.py has their addresses.
 BENCHMARK_NAMES = (
     "xstest",

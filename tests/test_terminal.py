@@ -26,7 +26,7 @@ def test_a_terminal_shows_a_bar_with_the_latest_facts(monkeypatch: pytest.Monkey
     """On a terminal a stage is a bar that moves, goes on where a continued stage begins, and shows losses."""
     screen = io.StringIO()
     monkeypatch.setattr(terminal, "console", Console(file=screen, force_terminal=True, width=140))
-    with terminal.stage("Stage 1: contrastive", 40) as shown:
+    with terminal.progress_bar("Stage 1: contrastive", 40) as shown:
         shown.row({"stage": "stage1", "step": 30, "development_auroc": 0.75})
         for step in range(31, 41):
             shown.row({"stage": "stage1", "step": step, "loss": 1.5})

@@ -14,8 +14,8 @@ from dcr_lite.data.splits import sample
 from dcr_lite.errors import UserError
 from dcr_lite.measure.answers import discernment_intervals, measure, method_result, write_answers
 from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS, answer_loss, multiple_choice
-from dcr_lite.names import LABELS, NAMES
-from dcr_lite.run.terminal import stage
+from dcr_lite.names import LABEL_TITLES, LABELS
+from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import Settings
 
 
@@ -34,7 +34,7 @@ class EvaluationData:
         prompts = sample([prompt for path in files for prompt in read_prompts(path)], rows)
         for label in LABELS[:2]:
             if (n := sum(prompt.label == label for prompt in prompts)) < 2:
-                raise UserError(f"{n} {NAMES[label]} prompts to measure on; at least 2 of each label are needed")
+                raise UserError(f"{n} {LABEL_TITLES[label]} prompts to measure on; at least 2 of each label are needed")
         return cls(prompts, read_conversations(HELD_OUT_INSTRUCTIONS), read_choices(questions) if questions else [])
 
     @property
@@ -77,7 +77,7 @@ def measure_configuration(seed_run: SeedRun, configuration: Configuration, data:
         started = time.monotonic()
         model = seed_run.model
         total = len(data.prompts) + len(data.instructions) + len(data.questions)
-        with stage(f"{method.title}: answers", total) as shown:
+        with progress_bar(f"{method.title}: answers", total) as shown:
             answers = measure(model, data.prompts, seed_run.settings.answer_tokens, shown.advance)
             general = {"answer_loss": answer_loss(model, data.instructions, shown.advance)["answer_loss"]}
             if data.questions:

@@ -18,7 +18,7 @@ from dcr_lite.names import BASELINE, DCR, STOCK
 from dcr_lite.run import steps
 from dcr_lite.run.machine import forget_peak_memory
 from dcr_lite.run.stored_states import load_states, stage2_rows
-from dcr_lite.run.terminal import console, stage
+from dcr_lite.run.terminal import console, progress_bar
 from dcr_lite.settings import Settings
 
 FACTORS = (0.5, 2.0)  # of a recipe's refusals: further points of a trained method's trade-off curve
@@ -50,7 +50,7 @@ def _surgical(seed: SeedRun, orthogonality: float) -> Iterator[Cost]:
     name = f"surgical_{orthogonality:g}"
 
     def fit() -> Ablation:
-        with stage("Surgical: directions", surgical.layers_tried(seed.model)) as shown:
+        with progress_bar("Surgical: directions", surgical.layers_tried(seed.model)) as shown:
             return surgical.fit(seed.model, *seed.anchors, orthogonality, shown.advance)
 
     with _safety_sft(seed, seed.settings.sizes["baseline_refusals"]) as trained:

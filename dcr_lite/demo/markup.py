@@ -5,7 +5,7 @@ from html import escape
 
 from dcr_lite.demo import texts
 from dcr_lite.demo.scoring import Score
-from dcr_lite.names import METHODS, NAMES
+from dcr_lite.names import LABEL_TITLES, MODEL_TITLES
 from dcr_lite.run.discernment import Discernment, Discernments
 
 WIDTH, HEIGHT, EDGE = 420, 300, 20  # of the map, in its own units; the page scales it
@@ -31,7 +31,7 @@ def verdict(score: Score, small: bool = False) -> str:
     return box(
         f'<div class="{"small " if small else ""}verdict" style="--mark: var(--{colour})">'
         f'<strong><span aria-hidden="true">{sign}</span> {score.verdict.capitalize()}</strong>{text}</div>',
-        f"{METHODS[score.model]} {score.verdict}, {text}",
+        f"{MODEL_TITLES[score.model]} {score.verdict}, {text}",
     )
 
 
@@ -41,12 +41,12 @@ def bars(score: Score, discernment: Discernment | None) -> str:
         return empty(texts.NEEDS_RUN.format(what="Similarity"))
     values = {"toxic": score.similarity.toxic, "seemingly_toxic": score.similarity.seemingly_toxic}
     rows = "".join(
-        f'<div class="bar" style="--mark: {_colour(kind)}"><span>{NAMES[kind]}</span>'
+        f'<div class="bar" style="--mark: {_colour(kind)}"><span>{LABEL_TITLES[kind]}</span>'
         f'<div class="track"><div class="fill" style="width: {100 * value:.1f}%"></div><div class="half"></div></div>'
         f'<span class="value">{value:.2f}</span></div>'
         for kind, value in values.items()
     )
-    label = ", ".join(f"similarity to {NAMES[kind]} prompts {value:.2f}" for kind, value in values.items())
+    label = ", ".join(f"similarity to {LABEL_TITLES[kind]} prompts {value:.2f}" for kind, value in values.items())
     note = texts.SIMILARITY_NOTE.format(auroc=discernment.auroc)
     return box(
         f'<div role="img" aria-label="{label}"><h2>{texts.SIMILARITY}</h2>{rows}</div><p>{note}</p>', texts.SIMILARITY
@@ -67,7 +67,7 @@ def state_map(scores: list[Score], readings: Discernments | None) -> str:
     prompts = [("toxic", text) for text in readings.toxic]
     prompts += [("seemingly_toxic", text) for text in readings.seemingly_toxic]
     dots = "".join(
-        f'{_dot(kind, x, y, 3.6)} opacity="0.55"><title>{NAMES[kind]}: {escape(text)}</title></{_shape(kind)}>'
+        f'{_dot(kind, x, y, 3.6)} opacity="0.55"><title>{LABEL_TITLES[kind]}: {escape(text)}</title></{_shape(kind)}>'
         for (kind, text), (x, y) in zip(prompts, drawn[: len(points)], strict=True)
     )
     rings = "".join(_ring(x, y, name) for name, (x, y) in zip(names, drawn[len(points) :], strict=True))
@@ -82,10 +82,10 @@ def state_map(scores: list[Score], readings: Discernments | None) -> str:
     label = f"Map of layer {readings.layer}: development prompts from seemingly toxic (left) to toxic (right); {passed}"
     key = "".join(
         f'<span><svg viewBox="0 0 10 10" style="width: 0.8em; display: inline">{_dot(kind, 5, 5, 4.5)} /></svg> '
-        f"{NAMES[kind]}</span>"
+        f"{LABEL_TITLES[kind]}</span>"
         for kind in ("seemingly_toxic", "toxic")
     )
-    note = texts.MAP_NOTE.format(layer=readings.layer, model=METHODS[scores[0].model])
+    note = texts.MAP_NOTE.format(layer=readings.layer, model=MODEL_TITLES[scores[0].model])
     return box(
         f'<div class="key">{key}<span><b>\N{FISHEYE}</b> {" and ".join(names)}</span></div>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT + AXIS}" role="img" aria-label="{escape(label)}">{dots}{rings}{ends}</svg>'
@@ -153,7 +153,7 @@ def pair_table(scores: dict[str, list[Score]]) -> str:
     rows = ""
     for name, sides in scores.items():
         cells = "".join(f"<td>{score.verdict} ({score.refusal_probability:.2f})</td>" for score in sides)
-        rows += f'<tr><th scope="row">{METHODS[name]}</th>{cells}</tr>'
+        rows += f'<tr><th scope="row">{MODEL_TITLES[name]}</th>{cells}</tr>'
     head = "".join(f'<th scope="col">{title}</th>' for title in ("model", *map(str.lower, texts.SIDE_PROMPTS)))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return box(f"{table}<p>{texts.PAIR_NOTE}</p>", texts.NO_TABLE_YET, "region")

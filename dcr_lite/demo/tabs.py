@@ -19,7 +19,7 @@ from dcr_lite.demo import markup, texts
 from dcr_lite.demo.prompt_list import read_prompt_file, read_prompt_list, score_row, write_scores
 from dcr_lite.demo.scoring import OpenRun, Score
 from dcr_lite.errors import UserError
-from dcr_lite.names import METHODS
+from dcr_lite.names import MODEL_TITLES
 
 MODEL_WORK: dict[str, Any] = {
     "concurrency_id": "model",
@@ -65,7 +65,7 @@ class OnePromptTab:
         with gr.Row():
             for name in run.names:
                 with gr.Column(min_width=250):
-                    gr.HTML(markup.box(f"<h2>{METHODS[name]}</h2>"))
+                    gr.HTML(markup.box(f"<h2>{MODEL_TITLES[name]}</h2>"))
                     self.verdicts[name] = _placeholder(texts.NO_MODEL_VERDICT_YET, f"verdict-{name}")
                     self.answers[name] = _answer_box(texts.ANSWER_OF[name], f"answer-{name}")
 
@@ -179,7 +179,7 @@ class ListTab:
                 label=texts.UPLOAD, file_types=[".csv", ".jsonl", ".txt"], type="filepath", elem_id="upload"
             )
         with gr.Row():
-            models = [(METHODS[name], name) for name in run.names]
+            models = [(MODEL_TITLES[name], name) for name in run.names]
             model = gr.Dropdown(models, value=run.names[0], label=texts.MODEL, elem_id="model")
             button = gr.Button(texts.SCORE_LIST, variant="primary", elem_id="score-list")
         table = gr.Dataframe(

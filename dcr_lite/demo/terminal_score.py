@@ -5,7 +5,7 @@ from rich.text import Text
 
 from dcr_lite.demo.scoring import Score
 from dcr_lite.demo.texts import COLUMNS
-from dcr_lite.names import METHODS, NAMES
+from dcr_lite.names import LABEL_TITLES, MODEL_TITLES
 from dcr_lite.run.terminal import console
 
 BAR = 24  # characters
@@ -22,12 +22,12 @@ def show_score(title: str, note: str, scores: list[Score]) -> None:
     for score in scores:
         like = score.similarity
         numbers = (f"{like.toxic:.2f}", f"{like.seemingly_toxic:.2f}") if like else ("-", "-")
-        table.add_row(METHODS[score.model], score.verdict, f"{score.refusal_probability:.2f}", *numbers)
+        table.add_row(MODEL_TITLES[score.model], score.verdict, f"{score.refusal_probability:.2f}", *numbers)
     console.print(table)
     _show_bars(scores[0])
     _show_words(scores[0])
     for score in scores:
-        console.print(Text(f"\n{METHODS[score.model]}:", "bold"))
+        console.print(Text(f"\n{MODEL_TITLES[score.model]}:", "bold"))
         console.print(Text(score.answer))  # as Text: never read as markup
 
 
@@ -36,7 +36,7 @@ def _show_bars(score: Score) -> None:
         console.print()
         for kind, value in (("toxic", score.similarity.toxic), ("seemingly_toxic", score.similarity.seemingly_toxic)):
             full = round(value * BAR)
-            console.print(Text(f"{NAMES[kind]:<16}{'█' * full}{'░' * (BAR - full)} {value:.2f}"))
+            console.print(Text(f"{LABEL_TITLES[kind]:<16}{'█' * full}{'░' * (BAR - full)} {value:.2f}"))
 
 
 def _show_words(score: Score) -> None:

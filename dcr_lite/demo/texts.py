@@ -1,6 +1,6 @@
 """Every text of the demo's page. {...} stands for a value that the page fills in."""
 
-from dcr_lite.names import METHODS
+from dcr_lite.names import MODEL_TITLES
 
 HEADING = "Toxic, or does it only sound so?"
 FOOTER = (
@@ -28,7 +28,7 @@ NO_MAP_YET = "Map of the prompt among development prompts"
 NO_MODEL_VERDICT_YET = "no verdict yet"
 QUEUED = "queued"
 COMPUTING_WORDS = "Computing the weight of each word …"
-ANSWER_OF = {name: f"Answer of {method}" for name, method in METHODS.items()}
+ANSWER_OF = {name: f"Answer of {method}" for name, method in MODEL_TITLES.items()}
 
 # --- the tab for a pair -----------------------------------------------------------------------------------------------
 

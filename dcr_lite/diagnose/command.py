@@ -28,7 +28,7 @@ from dcr_lite.names import BASELINE, DCR
 from dcr_lite.run import inputs, opening
 from dcr_lite.run.plots import draw_refusal_during_sft, refusal_curves
 from dcr_lite.run.run_folder import read_settings
-from dcr_lite.run.terminal import stage
+from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import Settings
 
 ADAPTERS = {"stage1": "stage1", "dcr": "adapter", "safety_sft": BASELINE}  # state -> folder in the run
@@ -103,7 +103,7 @@ def _measure(
     stock_states = last_states(model, first_pairs(training, GEOMETRY_PAIRS))[:, :, 0]
     geometries = layer_geometries(stock_states, config.centre, config.whiten)
     reference = first_pairs(training, REFERENCE_PAIRS)
-    with stage("Diagnosis", len(states) * (1 + sum(map(len, prompts.values())))) as shown:
+    with progress_bar("Diagnosis", len(states) * (1 + sum(map(len, prompts.values())))) as shown:
         for name in states:
             if name in ADAPTERS:
                 weights = load_file(settings.run / ADAPTERS[name] / "adapter_model.safetensors")

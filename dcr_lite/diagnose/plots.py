@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
-from dcr_lite.names import NAMES
+from dcr_lite.names import LABEL_TITLES
 from dcr_lite.run.plots import COLOURS, STYLE, save
 
 STATES = {
@@ -71,7 +71,7 @@ def draw_similarities(kernels: dict[str, dict[str, Any]], path: Path) -> None:
 def draw_by_kind(rows: list[dict[str, Any]], path: Path) -> None:
     """Refusal rates by kind of prompt with safety SFT alone (hollow) and with DCR (filled): rows of
     ``refusals.rates_by_kind``, a panel for each label."""
-    labels = [label for label in NAMES if any(row["label"] == label for row in rows)]
+    labels = [label for label in LABEL_TITLES if any(row["label"] == label for row in rows)]
     heights = [max(2, sum(row["label"] == label for row in rows)) for label in labels]
     with plt.rc_context(STYLE):
         size = (6.8, 1.2 + 0.24 * sum(heights) + 0.5 * len(labels))
@@ -84,7 +84,7 @@ def draw_by_kind(rows: list[dict[str, Any]], path: Path) -> None:
                 axes.plot(row["after"], i, "o", color=COLOURS[label], ms=6)
             names = [f"{row['kind'].replace('_', ' ')} ({row['n']})" for row in own]
             axes.set_yticks(range(len(own)), names, fontsize=8)
-            axes.set_title(NAMES[label], loc="left")
+            axes.set_title(LABEL_TITLES[label], loc="left")
             axes.set_xlim(-0.03, 1.03)
         panels[-1, 0].set_xlabel("refusal rate: hollow safety SFT alone, filled DCR")
         save(figure, path)

@@ -5,7 +5,7 @@ from typing import Any
 
 from dcr_lite.diagnose.plots import STATES, similarities_of
 from dcr_lite.files import write_text
-from dcr_lite.names import BASELINE, DCR, METHODS, NAMES
+from dcr_lite.names import BASELINE, DCR, LABEL_TITLES, MODEL_TITLES
 from dcr_lite.run.report import markdown_table, without_folders
 
 PAGE = """# Diagnosis of {run}
@@ -78,10 +78,10 @@ def _layers_table(separations: dict[str, list[float]]) -> str:
 
 def _kinds_table(rows: list[dict[str, Any]]) -> str:
     cells = [
-        [NAMES[row["label"]], _spaced(row["kind"]), str(row["n"]), f"{row['before']:.2f}", f"{row['after']:.2f}"]
+        [LABEL_TITLES[row["label"]], _spaced(row["kind"]), str(row["n"]), f"{row['before']:.2f}", f"{row['after']:.2f}"]
         for row in rows
     ]
-    return markdown_table(["label", "kind", "n", METHODS[BASELINE], METHODS[DCR]], cells)
+    return markdown_table(["label", "kind", "n", MODEL_TITLES[BASELINE], MODEL_TITLES[DCR]], cells)
 
 
 def _spaced(kind: str) -> str:
@@ -102,7 +102,7 @@ def write_report(diagnosis: dict[str, Any], path: Path) -> None:
     page = PAGE.format(
         run=Path(diagnosis["run"]).name,
         model=without_folders(diagnosis["model"]),
-        counts=", ".join(f"{n} {NAMES[label]}" for label, n in kernel["prompts"].items()),
+        counts=", ".join(f"{n} {LABEL_TITLES[label]}" for label, n in kernel["prompts"].items()),
         how="exact" if kernel["exact"] else f"± the standard error of {kernel['projections']} random projections",
         kernel_table=_kernel_table(diagnosis["kernel"]),
         layer=diagnosis["layer"],

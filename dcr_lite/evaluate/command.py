@@ -20,10 +20,10 @@ from dcr_lite.measure.answers import Measured, discernment_intervals, measure, m
 from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS, answer_loss, multiple_choice
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.loading import Model
-from dcr_lite.names import Method
+from dcr_lite.names import ModelName
 from dcr_lite.run.machine import hardware, peak_memory_bytes, versions
 from dcr_lite.run.opening import Opened, open_model
-from dcr_lite.run.terminal import stage
+from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import Device, Precision, Quantization
 
 CHUNK = 256  # prompts between two savings: two full batches, so that saving costs no speed
@@ -41,7 +41,7 @@ class Evaluation:
     out: Path
     prompts: tuple[Path, ...]
     benchmarks: tuple[str, ...] = ()
-    method: Method = "dcr"
+    method: ModelName = "dcr"
     rows: int | None = None
     instructions: Path = HELD_OUT_INSTRUCTIONS
     choices: Path | None = None
@@ -61,7 +61,7 @@ class Evaluation:
         return self.out.with_suffix(".begun.json")
 
 
-class Progress:
+class StoredMeasurement:
     """What an unfinished evaluation has done: the results of its parts, and the seconds they took."""
 
     def __init__(self, evaluation: Evaluation, inputs: dict[str, Any]):
@@ -85,7 +85,7 @@ class Progress:
     def part(self, name: str, compute: Callable[..., dict[str, Any]], model: Model, rows: list[Any]) -> dict[str, Any]:
         """The result of a part: kept from a stopped process, or computed now and kept."""
         if name not in self.parts:
-            with stage(name, len(rows)) as shown:
+            with progress_bar(name, len(rows)) as shown:
                 self.parts[name] = compute(model, rows, shown.advance)
             self.save()
         result: dict[str, Any] = self.parts[name]
@@ -125,12 +125,14 @@ def _inputs(evaluation: Evaluation, opened: Opened, prompts: list[Prompt]) -> di
     }
 
 
-def _answer_all(opened: Opened, prompts: list[Prompt], answer_tokens: int, progress: Progress) -> list[Measured]:
+def _answer_all(
+    opened: Opened, prompts: list[Prompt], answer_tokens: int, progress: StoredMeasurement
+) -> list[Measured]:
     """The judged answers in the order of ``prompts``; generated in the order of length, so that batches are even."""
     done = progress.answers()
     numbers = {row["number"] for row in done}
     todo = sorted((i for i in range(len(prompts)) if i not in numbers), key=lambda i: len(prompts[i].prompt))
-    with stage("Answers", len(prompts)) as shown:
+    with progress_bar("Answers", len(prompts)) as shown:
         shown.advance(len(done))
         for start in range(0, len(todo), CHUNK):
             chunk = todo[start : start + CHUNK]
@@ -174,7 +176,7 @@ def measure_model(evaluation: Evaluation) -> dict[str, Any]:
     )  # fmt: skip
     model = opened.model
     encode_prompts(model.tokenizer, [p.prompt for p in prompts], model.window - evaluation.answer_tokens)
-    progress = Progress(evaluation, _inputs(evaluation, opened, prompts))
+    progress = StoredMeasurement(evaluation, _inputs(evaluation, opened, prompts))
     measured = _answer_all(opened, prompts, evaluation.answer_tokens, progress)
     general = progress.part("Answer loss", answer_loss, model, instructions)
     chosen = progress.part("Multiple choice", multiple_choice, model, questions) if questions else None

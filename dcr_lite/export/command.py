@@ -16,7 +16,7 @@ from dcr_lite.export.gguf import FileType, architecture_of, write_gguf
 from dcr_lite.export.merge import INDEX, Merged
 from dcr_lite.files import require_disk, write_json, write_text
 from dcr_lite.run.model_card import model_card
-from dcr_lite.run.terminal import stage
+from dcr_lite.run.terminal import progress_bar
 
 SMALL_FILES_BYTES = 100_000_000  # tokenizer, configuration, card
 # The flags that only some exports take.
@@ -101,7 +101,7 @@ def export_merged(run: FinishedRun, out: Path | None = None, base: str | None = 
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        with stage("Merging", len(merged)) as shown:
+        with progress_bar("Merging", len(merged)) as shown:
             for file, names in merged.files.items():
                 tensors = {}
                 for name in names:
@@ -148,7 +148,7 @@ def export_gguf(
     architecture_of(config)  # an unknown one is an error before any work
     require_memory(3 * merged.largest_tensor_bytes)
     require_disk(out.parent, merged.bytes + SMALL_FILES_BYTES)
-    with stage("Writing", len(merged)) as shown:
+    with progress_bar("Writing", len(merged)) as shown:
         write_gguf(merged, config, AutoTokenizer.from_pretrained(run.adapter), run.name, file_type, out, shown.advance)
     card = out.parent / "README.md"
     if not card.exists():

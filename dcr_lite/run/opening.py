@@ -21,7 +21,7 @@ from dcr_lite.model.chat import set_format
 from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model
 from dcr_lite.model.memory import KNOWN, Fit, evaluation_need, fit, free_memory, needs, shape_of
-from dcr_lite.names import BASELINE, DCR, STOCK, Method
+from dcr_lite.names import BASELINE, DCR, STOCK, ModelName
 from dcr_lite.run.run_folder import stored_settings
 from dcr_lite.run.terminal import console
 from dcr_lite.settings import ModelSettings, Settings
@@ -136,7 +136,7 @@ class Opened:
     adapter_sha256: str | None
 
 
-def open_model(name: str, method: Method = "dcr", **changes: Any) -> Opened:
+def open_model(name: str, method: ModelName = "dcr", **changes: Any) -> Opened:
     """Open ``name``. Of a run, ``method`` says which of its models. ``changes``: device, precision, quantization; a
     run's own stand unless others than "auto" are asked for.
 

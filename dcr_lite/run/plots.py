@@ -6,7 +6,7 @@ from typing import Any
 
 import matplotlib
 
-from dcr_lite.names import BASELINE, DCR, LABELS, METHODS, NAMES
+from dcr_lite.names import BASELINE, DCR, LABEL_TITLES, LABELS, MODEL_TITLES
 
 matplotlib.use("Agg")  # draw into files, wherever the run is
 
@@ -40,7 +40,7 @@ def _legend(figure: Any) -> None:
     for axes in figure.axes:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             shown.setdefault(name, handle)
-    figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=len(NAMES))
+    figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=len(LABEL_TITLES))
 
 
 def draw_run(folder: Path, results: dict[str, dict[str, Any]], answers: dict[str, list[dict[str, Any]]]) -> None:
@@ -72,7 +72,7 @@ def draw_refusal_rates(rates: dict[str, dict[str, dict[str, Any]]], path: Path) 
     ci95}."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.2, 3.8))
-        labels = [label for label in NAMES if any(label in by_label for by_label in rates.values())]
+        labels = [label for label in LABEL_TITLES if any(label in by_label for by_label in rates.values())]
         width = 0.8 / len(labels)
         for j, label in enumerate(labels):
             for i, method in enumerate(rates):
@@ -81,10 +81,10 @@ def draw_refusal_rates(rates: dict[str, dict[str, dict[str, Any]]], path: Path) 
                     continue
                 x = i + (j - (len(labels) - 1) / 2) * width
                 value, (low, high) = rate["refusal_rate"], rate["ci95"]
-                axes.bar(x, value, width * 0.92, color=COLOURS[label], label=NAMES[label])
+                axes.bar(x, value, width * 0.92, color=COLOURS[label], label=LABEL_TITLES[label])
                 axes.errorbar(x, value, [[value - low], [high - value]], color="#222222", lw=1, capsize=2.5)
                 axes.text(x, high + 0.02, f"{value:.0%}", ha="center", va="bottom", fontsize=9)
-        axes.set_xticks(range(len(rates)), [METHODS.get(m, m) for m in rates])
+        axes.set_xticks(range(len(rates)), [MODEL_TITLES.get(m, m) for m in rates])
         axes.set_ylim(0, 1.12)
         axes.set_yticks(np.linspace(0, 1, 6), [f"{t:.0%}" for t in np.linspace(0, 1, 6)])
         axes.set_ylabel("answers that refuse")
@@ -100,15 +100,20 @@ def draw_refusal_scores(scores: dict[str, dict[str, list[float]]], aurocs: dict[
         flat = [x for by_label in scores.values() for values in by_label.values() for x in values]
         bins = np.linspace(min(flat), max(flat) + 1e-6, 28)
         for axes, (method, by_label) in zip(panels[0], scores.items(), strict=True):
-            for label in NAMES:
+            for label in LABEL_TITLES:
                 if by_label.get(label):
                     weights = np.full(len(by_label[label]), 1 / len(by_label[label]))
                     axes.hist(
-                        by_label[label], bins, weights=weights, color=COLOURS[label], alpha=0.55, label=NAMES[label]
+                        by_label[label],
+                        bins,
+                        weights=weights,
+                        color=COLOURS[label],
+                        alpha=0.55,
+                        label=LABEL_TITLES[label],
                     )
             auroc = aurocs.get(method)
             axes.set_title(
-                METHODS.get(method, method) + (f"\nAUROC {auroc:.2f}" if auroc is not None else ""), loc="left"
+                MODEL_TITLES.get(method, method) + (f"\nAUROC {auroc:.2f}" if auroc is not None else ""), loc="left"
             )
             axes.set_xlabel("log-odds of opening with a refusal")
             axes.axvline(0, color="#222222", lw=0.8, ls=":")
@@ -129,10 +134,10 @@ def draw_state_map(
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, len(maps), figsize=(4.4 * len(maps), 4.0), squeeze=False)
         for axes, (title, points) in zip(panels[0], maps.items(), strict=True):
-            for label in NAMES:
+            for label in LABEL_TITLES:
                 if label in kinds:
                     chosen = points[kinds == label]
-                    axes.scatter(*chosen.T, s=14, color=COLOURS[label], alpha=0.65, lw=0, label=NAMES[label])
+                    axes.scatter(*chosen.T, s=14, color=COLOURS[label], alpha=0.65, lw=0, label=LABEL_TITLES[label])
             auroc = aurocs[title]
             axes.set_title(title + (f": AUROC {auroc:.2f}" if auroc is not None else ""), loc="left")
             axes.set_xlabel("reads as seemingly toxic   \N{LEFT RIGHT ARROW}   reads as toxic")
@@ -150,7 +155,7 @@ def draw_refusal_during_sft(curves: dict[str, dict[str, list[tuple[int, float]]]
         highest = max((y for by in curves.values() for points in by.values() for _, y in points), default=1.0)
         for axes, (method, by_label) in zip(panels[0], curves.items(), strict=True):
             _lines(axes, by_label)
-            axes.set_title(METHODS.get(method, method), loc="left")
+            axes.set_title(MODEL_TITLES.get(method, method), loc="left")
             axes.set_xlabel("step of safety SFT")
             axes.set_ylim(0, max(0.05, 1.1 * highest))
         panels[0][0].set_ylabel("probability of opening with a refusal")
@@ -161,4 +166,4 @@ def draw_refusal_during_sft(curves: dict[str, dict[str, list[tuple[int, float]]]
 def _lines(axes: Axes, by_label: dict[str, list[tuple[int, float]]]) -> None:
     for label, points in by_label.items():
         steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color=COLOURS[label], marker="o", ms=3.5, label=NAMES[label])
+        axes.plot(steps, values, color=COLOURS[label], marker="o", ms=3.5, label=LABEL_TITLES[label])

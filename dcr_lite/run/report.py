@@ -9,7 +9,7 @@ from typing import Any
 from dcr_lite.files import write_text
 from dcr_lite.model import distributed
 from dcr_lite.model.loading import Model
-from dcr_lite.names import BASELINE, LABELS, METHODS, NAMES
+from dcr_lite.names import BASELINE, LABEL_TITLES, LABELS, MODEL_TITLES
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.machine import hardware, peak_memory_bytes, versions
 from dcr_lite.run.run_folder import RunFolder
@@ -81,7 +81,7 @@ def results_table(report: dict[str, Any]) -> str:
     rows = []
     for method, result in report["methods"].items():
         rates = [_cell(result["overall"].get(label)) for label in LABELS]
-        rows.append([METHODS[method], *rates, *(_number(result["discernment"][key]) for key in ("j", "auroc"))])
+        rows.append([MODEL_TITLES[method], *rates, *(_number(result["discernment"][key]) for key in ("j", "auroc"))])
     return markdown_table(["", "toxic ↑", "seemingly toxic ↓", "plain ↓", "J ↑", "AUROC ↑"], rows)
 
 
@@ -89,10 +89,10 @@ def sets_table(report: dict[str, Any]) -> str:
     """Every set by itself as a Markdown table: refusal rates of the models with 95 % Wilson intervals."""
     sets = [result["sets"] for result in report["methods"].values()]
     rows = [
-        [of_models[0]["name"], NAMES[of_models[0]["label"]], str(of_models[0]["n"]), *map(_cell, of_models)]
+        [of_models[0]["name"], LABEL_TITLES[of_models[0]["label"]], str(of_models[0]["n"]), *map(_cell, of_models)]
         for of_models in zip(*sets, strict=True)
     ]
-    return markdown_table(["set", "label", "n", *(METHODS[method] for method in report["methods"])], rows)
+    return markdown_table(["set", "label", "n", *(MODEL_TITLES[method] for method in report["methods"])], rows)
 
 
 def run_report(

@@ -26,7 +26,7 @@ from dcr_lite.run.plots import draw_run
 from dcr_lite.run.report import run_report, write_report
 from dcr_lite.run.run_folder import RunFolder
 from dcr_lite.run.stored_states import draw_states, fit_discernments, load_states, stage2_rows, store_states
-from dcr_lite.run.terminal import stage as progress_bar
+from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import Settings
 
 ALL_LAYERS = -1  # where safety SFT names the layer above which it trains

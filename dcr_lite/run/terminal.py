@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from dcr_lite.names import METHODS, NAMES
+from dcr_lite.names import LABEL_TITLES, MODEL_TITLES
 
 console = Console(highlight=False)
 LOGGED_PARTS = 5  # lines of a stage where the output is a file and a bar cannot move
@@ -27,7 +27,7 @@ def show_plan(rows: dict[str, str]) -> None:
     console.print()
 
 
-class Stage:
+class ProgressBar:
     """The progress of a stage: steps done, and the latest facts behind the bar."""
 
     def __init__(self, title: str, total: int, bar: Progress | None):
@@ -67,10 +67,10 @@ class Stage:
 
 
 @contextmanager
-def stage(title: str, total: int) -> Iterator[Stage]:
+def progress_bar(title: str, total: int) -> Iterator[ProgressBar]:
     """A progress bar with time spent and time left; a few plain lines where the output is no terminal."""
     if not console.is_terminal:
-        yield Stage(title, total, None)
+        yield ProgressBar(title, total, None)
         return
     # In a narrow terminal the facts are cut, never the time that is left.
     narrow = Column(no_wrap=True, overflow="ellipsis")
@@ -84,7 +84,7 @@ def stage(title: str, total: int) -> Iterator[Stage]:
         TextColumn("{task.fields[facts]}", table_column=narrow),
     )
     with Progress(*columns, console=console) as bar:
-        yield Stage(title, total, bar)
+        yield ProgressBar(title, total, bar)
 
 
 def show_page(page: Path) -> None:
@@ -102,9 +102,9 @@ def show_end(report: dict[str, Any], folder: Path) -> None:
                    "J \N{UPWARDS ARROW}", "AUROC \N{UPWARDS ARROW}"):  # fmt: skip
         table.add_column(column, justify="right")
     for method, result in report["methods"].items():
-        rates = [result["overall"].get(label) for label in NAMES]
+        rates = [result["overall"].get(label) for label in LABEL_TITLES]
         numbers = [result["discernment"][key] for key in ("j", "auroc")]
-        table.add_row(METHODS[method], *map(_rate, rates), *("-" if x is None else f"{x:.2f}" for x in numbers))
+        table.add_row(MODEL_TITLES[method], *map(_rate, rates), *("-" if x is None else f"{x:.2f}" for x in numbers))
     console.print()
     console.print(table)
     seconds, memory = report["seconds"], report["peak_memory_bytes"]
