@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from recipe_runs import small_settings
 from tiny_models import add_random_adapter, load_tiny
 
 from dcr_lite.errors import UserError
@@ -14,6 +15,7 @@ from dcr_lite.model.adapters import load_adapter
 from dcr_lite.names import DCR
 from dcr_lite.run import opening
 from dcr_lite.run.opening import open_model
+from dcr_lite.settings import ModelSettings
 
 
 def test_an_adapter_of_another_model_is_refused(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
@@ -73,3 +75,11 @@ def test_an_adapter_brings_the_chat_format_that_its_base_lacks(
     opened = open_model(str(adapter), "dcr", device="cpu")
     assert opened.model.tokenizer.chat_template == load_tiny(tiny_folder("llama")).tokenizer.chat_template
     assert opened.base == str(base)
+
+
+def test_a_model_that_only_answers_needs_the_memory_of_answering(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """Without a run's settings no memory is asked for training, with them for every part of the run."""
+    on = opening.machine(ModelSettings(model=str(tiny), device="cpu"))
+    assert list(opening._fit(str(tiny), ModelSettings(model=str(tiny)), on).needs) == ["evaluation"]
+    whole = opening._fit(str(tiny), small_settings(tiny, rows, tmp_path / "run"), on)
+    assert list(whole.needs) == ["stage1", "stage2", "safety_sft", "evaluation"]

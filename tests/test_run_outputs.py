@@ -52,7 +52,7 @@ def test_a_run_says_what_it_will_do_then_what_it_found(finished: Finished) -> No
         out.index(s) for s in ("estimated time", "Stage 1", "Stage 2", "Safety SFT alone:", "Evaluation", "AUROC ↑")
     ]
     assert places == sorted(places)
-    assert f"{CONTRASTIVE_STEPS} steps of 8 prompts from 16 pairs" in out
+    assert f"{CONTRASTIVE_STEPS} steps of 8 prompts from 16 pairs, 8 held back" in " ".join(out.split())
     end = out[places[-1] :]
     assert all(name in end for name in ("stock model", "safety SFT alone", "DCR"))
     for name in ("report.md", "report.json", "adapter", "answers"):
