@@ -97,7 +97,8 @@ class Settings(ModelSettings):
     """Draw them from those prompts that read as toxic after stage 1. One that reads as seemingly toxic would teach DCR
     to refuse by surface form."""
     baseline_refusals: int | None = None
-    """The same for safety SFT alone. Unset: as many as for DCR's stage 2 when unset."""
+    """Toxic prompts with refusals in the mixture of safety SFT alone. Unset: 128 of the shipped rows, 1,000 of the full
+    ones."""
     augmentations: int = 64
     """Seemingly toxic prompts with helpful answers that data augmentation, a method that dcr-lite compare measures,
     adds to the mixture of safety SFT alone."""

@@ -139,8 +139,8 @@ class OpenRun:
                 self._active = name
             yield self.model
 
-    def _encode(self, prompts: list[str], room: int) -> list[list[int]]:
-        window = min(self.model.window - room, MAX_PROMPT_TOKENS)
+    def _encode(self, prompts: list[str], answer_tokens: int) -> list[list[int]]:
+        window = min(self.model.window - answer_tokens, MAX_PROMPT_TOKENS)
         return encode_prompts(self.model.tokenizer, prompts, window)
 
     def _similarities(self, name: str, rows: list[list[int]]) -> list[Similarity] | list[None]:
