@@ -32,11 +32,12 @@ from dcr_lite.method.contrastive import ContrastiveConfig, ContrastiveRefinement
 from dcr_lite.method.gradcache import GradCache
 from dcr_lite.method.losses import supervised_contrastive
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
-from dcr_lite.model import adapters, loading, memory
+from dcr_lite.model import adapters, loading, memory, shapes
 from dcr_lite.model.chat import encode_conversations, encode_prompts
 from dcr_lite.model.loading import Model
-from dcr_lite.model.memory import RESERVE, Shape
+from dcr_lite.model.memory import RESERVE
 from dcr_lite.model.packing import pad
+from dcr_lite.model.shapes import Shape
 from dcr_lite.run.recipes import find_recipe, load_recipe
 from dcr_lite.run.report import markdown_table
 
@@ -72,7 +73,7 @@ class Card(Case):
 
 def shape_of(case: Card) -> Shape:
     """The model's shape, with the decoder layers of the case."""
-    shape = memory.shape_of(case.model)
+    shape = shapes.shape_of(case.model)
     return replace(shape, layers=case.layers or shape.layers)
 
 
@@ -167,13 +168,13 @@ def plain_stage1(case: Card, precision: torch.dtype) -> Step:
     prompts = [words(case.prompt_tokens - TEMPLATE, i) for i in range(case.prompts)]
     rows = encode_prompts(model.tokenizer, prompts, 4096)
     size = max(1, estimate(case)["stage1"][1] // max(map(len, rows)))
-    parts = [rows[k : k + size] for k in range(0, len(rows), size)]
+    parts = [list(range(k, min(k + size, len(rows)))) for k in range(0, len(rows), size)]
 
     def encode(part: list[list[int]]) -> torch.Tensor:
         return padded_states(model, part, half(case), logits_to_keep=1)
 
     def step(i: int) -> Outcome:
-        cache = GradCache(encode, parts)
+        cache = GradCache(encode, rows, parts)
         loss = batch_loss(cache.states)
         loss.backward()
         cache.backward()

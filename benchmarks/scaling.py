@@ -27,7 +27,7 @@ from dcr_lite.model import adapters, loading
 from dcr_lite.model.hidden_states import prompt_states
 from dcr_lite.model.loading import Model
 from dcr_lite.model.packing import ATTENTION
-from dcr_lite.model.states import layer_states, passes
+from dcr_lite.model.states import layer_states, prompt_passes
 from dcr_lite.run.report import markdown_table
 
 SMALLEST_MEMORY = 1e-3  # GB; below a megabyte is the allocator's noise
@@ -127,7 +127,8 @@ def our_step(case: Scaling, precision: torch.dtype) -> Step:
             return prompt_states(model.network, model.batch(part), case.layer)
 
     def step(i: int) -> Outcome:
-        cache = GradCache(encode, passes(model, rows_of(case, case.batch, i)))
+        rows = rows_of(case, case.batch, i)
+        cache = GradCache(encode, rows, prompt_passes(model, rows))
         loss = batch_loss(cache.states)
         loss.backward()
         cache.backward()

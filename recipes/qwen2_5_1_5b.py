@@ -37,15 +37,17 @@ SETTINGS = Settings(
 def main(settings: Settings) -> None:
     # Heavy imports come after --help has answered.
     from dcr_lite.run import inputs, opening, steps
+    from dcr_lite.run.long_rows import without_long_rows
     from dcr_lite.run.plan import plan
     from dcr_lite.run.run_folder import RunFolder
     from dcr_lite.run.terminal import show_end, show_plan
 
-    # Checked before any work: the run folder, every row of the data, the memory, the model, the layer.
+    # Checked before any work: the run folder, every row of the data, the memory, the model, the layer, lengths.
     run = RunFolder(settings)
     data = inputs.load_data(settings)
     show_plan(opening.will_it_fit(settings))
     model, source = opening.load_model(settings)
+    data = without_long_rows(run, model, data, settings)
     show_plan(plan(model, source, data, settings))
 
     # Stage 1: the adapter's layers up to L learn to tell the two kinds of prompt apart.

@@ -105,7 +105,9 @@ def test_a_row_longer_than_the_window_is_found_before_training(
         "refusals": 7 if name == "refusals" else 4,
     }  # all rows
     seen = run_here(flags(tiny, rows, tmp_path / "run", **drawn))
-    assert_refused(seen, "tokens", "limit is 5", "Shorten it, or leave that row out")
+    line = len(path.read_text().splitlines())
+    assert_refused(seen, f"{path}, line {line}: ", " tokens in the chat template", "this model's window of 512")
+    assert "Shorten it, or leave that row out" in seen.err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

@@ -36,10 +36,13 @@ from dcr_lite.method.loop import Loop
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import fused_layers, memory
 from dcr_lite.model.adapters import adapter_weights, add_adapter, train_only
+from dcr_lite.model.free_memory import free_memory
 from dcr_lite.model.generation import answer
 from dcr_lite.model.hidden_states import decoder_of
 from dcr_lite.model.loading import Model
-from dcr_lite.model.memory import KNOWN, LEAST_TOKENS, MOST_TOKENS, Need, fit, needs, shape_of
+from dcr_lite.model.memory import LEAST_TOKENS, MOST_TOKENS, Need, fit, needs
+from dcr_lite.model.packing import ATTENTION_SHARE, tokens_at_once
+from dcr_lite.model.shapes import KNOWN, shape_of
 from dcr_lite.model.states import layer_states
 from dcr_lite.run import opening
 from dcr_lite.run.cards import CARDS
@@ -113,6 +116,27 @@ def test_a_layer_keeps_of_a_token_what_the_formula_says(
     adapter = sum(16 * (i + o) for i, o in shape.maps) * precision.itemsize if four_bit else 0  # cast, once a layer
     expected = 4 * ROW_TOKENS * memory.activations(shape, 16, precision.itemsize, ROW_TOKENS) + adapter
     assert kept == pytest.approx(expected, rel=0.04)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+@pytest.mark.parametrize("lengths", [[200] * 4, [400, 30, 30, 30, 30, 30], [300, 200, 100, 50, 20]])
+def test_a_packed_pass_keeps_what_is_counted(
+    tiny_folder: Callable[..., Path], tiny_model: MakeModel, architecture: str, lengths: list[int]
+) -> None:
+    """Of rows of any lengths a packed pass keeps no more than the tokens it counts as: its attention lays short rows
+    side by side with long ones, each as wide as the longest."""
+    model = tiny_model(architecture, torch.bfloat16, True, **WIDE)
+    add_adapter(model, ADAPTER, rank=16, seed=0)
+    fused_layers.unfuse(decoder_of(model.network))
+    train_only(model, ADAPTER, range(LAYERS))
+    rows = random_rows(lengths)
+    kept = kept_bytes(model, rows, 2) - kept_bytes(model, rows, 1)
+    shape = shape_of(str(tiny_folder(architecture, **WIDE)))
+    adapter = sum(16 * (i + o) for i, o in shape.maps) * 2
+    counted = tokens_at_once(lengths, 0, ATTENTION_SHARE)
+    assert kept <= 1.04 * counted * memory.activations(shape, 16, 2, max(lengths)) + adapter
+    if len(set(lengths)) > 1:  # which the plain number of tokens would miss
+        assert kept > 1.1 * sum(lengths) * memory.activations(shape, 16, 2, max(lengths)) + adapter
 
 
 def test_weights_and_adapters_take_what_the_formula_says(
@@ -400,4 +424,4 @@ def test_a_model_of_another_kind_is_not_estimated(tiny_folder: Callable[..., Pat
 
 def test_free_memory_of_this_computer_is_plausible() -> None:
     """More than nothing, and less than this computer has."""
-    assert 1e8 < memory.free_memory("cpu") < psutil.virtual_memory().total
+    assert 1e8 < free_memory("cpu") < psutil.virtual_memory().total

@@ -17,7 +17,8 @@ from dcr_lite.data.rows import Pair
 from dcr_lite.export.command import FinishedRun
 from dcr_lite.model.generation import Answer
 from dcr_lite.model.loading import Model
-from dcr_lite.model.memory import needs, shape_of
+from dcr_lite.model.memory import needs
+from dcr_lite.model.shapes import shape_of
 from dcr_lite.run.cards import CARDS, DESKTOP
 from dcr_lite.run.inputs import Data, resolved
 from dcr_lite.run.recipes import find_recipe, load_recipe

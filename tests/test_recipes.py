@@ -22,7 +22,8 @@ from dcr_lite.method import safety_sft
 from dcr_lite.model.adapters import activate
 from dcr_lite.model.chat import FORMATS, encode_prompts
 from dcr_lite.model.generation import answer
-from dcr_lite.model.memory import KNOWN, fit, needs, weights
+from dcr_lite.model.memory import fit, needs, weights
+from dcr_lite.model.shapes import KNOWN
 from dcr_lite.run.cards import CARDS, DESKTOP
 from dcr_lite.run.inputs import resolved
 from dcr_lite.settings import Settings

@@ -69,11 +69,11 @@ def test_a_stopped_run_is_not_begun_again(stopped: Stopped, tiny: Path, rows: Pa
 def test_resume_finishes_a_run_that_ctrl_c_stopped(
     finished: Finished, stopped: Stopped, tiny: Path, rows: Path, tmp_path: Path, logged: list[tuple[str, int]]
 ) -> None:
-    """--resume repeats no stage that was done, and ends where an undisturbed run does; moving the folder is no
-    obstacle."""
+    """Ctrl-C finishes the step and saves: --resume repeats not one step, and ends where an undisturbed run does; moving
+    the folder is no obstacle."""
     run = stopped.copy(tmp_path)
     assert run_here(flags(tiny, rows, run, resume=True)).code == 0
-    assert logged == [("safety_sft", step) for step in range(1, BASELINE_STEPS + 1)]
+    assert logged == [("safety_sft", step) for step in range(4, BASELINE_STEPS + 1)]
     assert_same_findings(run, finished)
 
 

@@ -22,6 +22,7 @@ from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, DCR
 from dcr_lite.run import inputs, opening, plan, steps
+from dcr_lite.run.long_rows import without_long_rows
 from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
 from dcr_lite.run.run_folder import RunFolder
 from dcr_lite.settings import Settings
@@ -50,7 +51,7 @@ class SeedRun:
 
     @cached_property
     def data(self) -> inputs.Data:
-        return inputs.load_data(self.settings)
+        return without_long_rows(self.run, self.model, inputs.load_data(self.settings), self.settings)
 
     @cached_property
     def _loaded(self) -> tuple[Model, dict[str, Tensor]]:

@@ -5,6 +5,7 @@ lm-evaluation-harness (docs/measuring.md).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from dcr_lite.files import SHIPPED
 from dcr_lite.measure.metrics import wilson_interval
 from dcr_lite.model.chat import encode_conversations, encode_prompts
 from dcr_lite.model.hidden_states import adding, final_states, vocabulary_logits
-from dcr_lite.model.loading import Model
-from dcr_lite.model.packing import by_tokens, shared_prefix
+from dcr_lite.model.loading import Model, in_halves
+from dcr_lite.model.packing import shared_prefix
 
 HELD_OUT_INSTRUCTIONS = SHIPPED / "heldout_instructions.jsonl"
 TOKENS_PER_PASS = 2048
@@ -27,7 +28,15 @@ LOGITS_PER_PASS = 128  # answer tokens whose logits exist at once: 25 MB in floa
 @torch.no_grad()
 def log_likelihoods(model: Model, rows: list[tuple[list[int], list[int]]]) -> list[Tensor]:
     """The log-probability (answer tokens,) of each answer token given the tokens before it, for each row of (prompt
-    ids, answer ids), in one forward pass. A prefix that all prompts share is computed once where the model packs."""
+    ids, answer ids)."""
+    log_p: dict[int, Tensor] = {}
+    for part in model.passes([prompt + end for prompt, end in rows], TOKENS_PER_PASS):
+        log_p |= zip(part, in_halves(partial(_together, model), [rows[i] for i in part]), strict=True)
+    return [log_p[i] for i in range(len(rows))]
+
+
+def _together(model: Model, rows: list[tuple[list[int], list[int]]]) -> list[Tensor]:
+    """The same in one forward pass. A prefix that all prompts share is computed once where the model packs."""
     prefix = min(shared_prefix([prompt + end for prompt, end in rows]), min(len(prompt) for prompt, _ in rows) - 1)
     batch = model.batch([prompt + end for prompt, end in rows], prefix)
     firsts = [len(prompt) - 1 - batch.shared for prompt, _ in rows]  # the last prompt token predicts the first
@@ -53,7 +62,7 @@ def answer_loss(
     model.network.eval()
     encoded = encode_conversations(model.tokenizer, [r.prompt for r in rows], [r.response for r in rows], model.window)
     total = 0.0
-    for part in by_tokens([len(prompt) + len(end) for prompt, end in encoded], TOKENS_PER_PASS):
+    for part in model.passes([prompt + end for prompt, end in encoded], TOKENS_PER_PASS):
         total -= sum(x.double().sum().item() for x in log_likelihoods(model, [encoded[i] for i in part]))
         progress(len(part))
     tokens = sum(len(end) for _, end in encoded)

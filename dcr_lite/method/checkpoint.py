@@ -17,7 +17,8 @@ from dcr_lite.model.loading import Model
 
 @dataclass
 class Progress:
-    """Where a stage stands: what a checkpoint holds besides the adapter and the optimizer."""
+    """Where a stage stands: what a checkpoint holds besides the adapter and the optimizer. gradient_scale,
+    tokens_per_pass: those of the model, which a run that goes on takes over."""
 
     step: int = 0
     metrics: list[dict[str, Any]] = field(default_factory=list)
@@ -25,12 +26,15 @@ class Progress:
     best_step: int = 0
     best_weights: dict[str, Tensor] | None = None
     seconds: float = 0.0
+    gradient_scale: float | None = None
+    tokens_per_pass: int | None = None
 
 
 def save_checkpoint(
     path: Path, model: Model, adapter: str, optimizer: torch.optim.Optimizer, progress: Progress
 ) -> None:
     """Write a checkpoint; of several processes only the first does. Raises UserError where the disk is full."""
+    progress.gradient_scale, progress.tokens_per_pass = model.gradient_scale, model.tokens_per_pass
     if distributed.is_main():
         weights = adapter_weights(model, adapter)
         write({"weights": weights, "optimizer": optimizer.state_dict(), "progress": vars(progress)}, path)
@@ -53,4 +57,7 @@ def restore_checkpoint(path: Path | None, model: Model, adapter: str, optimizer:
     saved = torch.load(path, map_location="cpu", weights_only=True)
     set_adapter_weights(model, adapter, saved["weights"])
     optimizer.load_state_dict(saved["optimizer"])
-    return Progress(**saved["progress"])
+    progress = Progress(**saved["progress"])
+    model.gradient_scale = progress.gradient_scale or model.gradient_scale
+    model.tokens_per_pass = min(progress.tokens_per_pass or model.tokens_per_pass, model.tokens_per_pass)
+    return progress

@@ -20,7 +20,7 @@ from dcr_lite.model.adapters import activate, stock, train_only
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.hidden_states import prompt_states
 from dcr_lite.model.loading import Model
-from dcr_lite.model.states import layer_states, passes
+from dcr_lite.model.states import layer_states, prompt_passes
 from dcr_lite.settings import Settings
 
 REFERENCE_PAIRS = 64  # training pairs that give the read-out: enough for two means, and read in every observation
@@ -95,7 +95,8 @@ class ContrastiveRefinement:
         pairs, n = self.batches[number], len(self.rows) // 2
         rows = [self.rows[i] for i in pairs] + [self.rows[n + i] for i in pairs]  # toxic sides, seemingly toxic sides
         is_toxic = kinds_of_pairs(len(pairs), self.model.device)
-        cache = GradCache(self.encode, passes(self.model, distributed.share(rows)))
+        own = distributed.share(rows)
+        cache = GradCache(self.encode, own, prompt_passes(self.model, own))
         states = distributed.gathered_rows(cache.states)  # prompts d_model; every process sees every negative
         similarity = cosine_similarity(self.geometry(states))  # prompts prompts
         loss = self.config.loss(similarity, is_toxic)

@@ -17,14 +17,17 @@ import torch
 from torch import nn
 
 from dcr_lite.errors import UserError
+from dcr_lite.interrupts import held
 from dcr_lite.method.checkpoint import Progress, restore_checkpoint, save_checkpoint
+from dcr_lite.method.pass_size import PassSize
 from dcr_lite.model import distributed
 from dcr_lite.model.adapters import adapter_weights, set_adapter_weights
-from dcr_lite.model.loading import OUT_OF_MEMORY, Model
+from dcr_lite.model.loading import Model, memory_may_run_out, not_finite
 
 WARMUP = 0.1  # of all steps: Adam's second moments are not yet estimated in the first ones
 CLIP = 1.0  # gradient norm: one odd batch cannot throw the adapter far
-CHECKPOINT_EVERY = 10  # steps
+CHECKPOINT_SECONDS = 180.0  # at most so much work is lost; a checkpoint of 8 billion weights' adapter takes 0.7 GB
+LEAST_GRADIENT_SCALE = 2.0**-10  # half precision's gradients overflow at it only where the model itself does
 
 
 def learning_rate_at(step: int, steps: int, peak: float) -> float:
@@ -64,7 +67,8 @@ class Stage(Protocol):
 class Loop:
     """The training of one stage.
 
-    checkpoint: where it is kept every CHECKPOINT_EVERY steps. report: called with every row of metrics.
+    checkpoint: where it is kept every CHECKPOINT_SECONDS, and when Ctrl-C or SIGTERM ends the training. report: called
+    with every row of metrics.
     """
 
     stage: Stage
@@ -76,46 +80,50 @@ class Loop:
         are in place afterwards, else the last ones."""
         stage = self.stage
         optimizer = torch.optim.AdamW(stage.parameters, lr=stage.learning_rate, weight_decay=0.0)
+        sizes = PassSize(stage.model, stage.name)
         progress = restore_checkpoint(self.checkpoint, stage.model, stage.adapter, optimizer)
-        started = time.monotonic() - progress.seconds
-        for number in range(progress.step, stage.steps):
-            if number % stage.observe_every == 0:
-                self._observe(number, progress)
-            stage.model.network.train()
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(number, stage.steps, stage.learning_rate)
-            loss = None
-            while loss is None:  # again with less at once where memory runs out, with a lower scale on overflow
-                with contextlib.suppress(torch.OutOfMemoryError):
-                    loss = stage.step(number)
-                loss = self._checked(loss)
-            norm = float(nn.utils.clip_grad_norm_(stage.parameters, CLIP))
-            if not math.isfinite(loss) or not math.isfinite(norm):
-                raise UserError(
-                    f"{stage.name} became unstable at step {number + 1} (loss {loss}, gradient norm {norm}). "
-                    "Lower its learning rate, or use --precision float32."
-                )
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            progress.step = number + 1
-            self._tell(progress, {"step": number + 1, "loss": loss, "gradient_norm": norm})
-            progress.seconds = time.monotonic() - started
-            if self.checkpoint and progress.step % CHECKPOINT_EVERY == 0 and progress.step < stage.steps:
-                save_checkpoint(self.checkpoint, stage.model, stage.adapter, optimizer, progress)
+        started = saved = time.monotonic()
+        before, whole = progress.seconds, True
+        try:
+            for number in range(progress.step, stage.steps):
+                if number % stage.observe_every == 0:
+                    self._observe(number, progress)
+                whole = False
+                stage.model.network.train()
+                with held():
+                    loss = None
+                    while loss is None:  # again where memory runs out, with a lower scale on overflow
+                        with contextlib.suppress(torch.OutOfMemoryError), memory_may_run_out():
+                            loss = stage.step(number)
+                        loss = self._checked(number, loss, sizes)
+                    self._update(number, loss, optimizer, progress)
+                    sizes.went_well()
+                    whole = True
+                progress.seconds = before + time.monotonic() - started
+                if time.monotonic() - saved >= CHECKPOINT_SECONDS and progress.step < stage.steps:
+                    self._save(optimizer, progress)
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            if whole and progress.step:
+                self._save(optimizer, progress)
+            raise
         self._observe(stage.steps, progress)
-        progress.seconds = time.monotonic() - started
+        progress.seconds = before + time.monotonic() - started
         if progress.best_weights is not None:
             set_adapter_weights(stage.model, stage.adapter, progress.best_weights)
         return progress
 
-    def _checked(self, loss: float | None) -> float | None:
+    def _checked(self, number: int, loss: float | None, sizes: PassSize) -> float | None:
         """The loss of a step whose gradients, summed over processes and in their true size, are ready; None where the
         step has to be taken again. ``loss`` is None where memory ran out."""
         if loss is None:
-            self._take_less()
+            self._forget_gradients()
+            sizes.ran_out()
             return None
         model, parameters = self.stage.model, self.stage.parameters
         distributed.add_up(parameters)  # of all processes: an overflow in one is one in all
+        if not math.isfinite(loss):
+            raise self._unstable(number, f"loss {loss}")
         if model.gradient_scale == 1:
             return loss
         # float16 rounds small gradients away, so they come multiplied; where that overflows, with half of it again.
@@ -125,22 +133,30 @@ class Loop:
                 gradient /= model.gradient_scale
             return loss
         model.gradient_scale /= 2
+        if model.gradient_scale < LEAST_GRADIENT_SCALE:  # the overflow is in the model, not in the scale
+            raise self._unstable(number, "gradients that are not finite at any scale")
         self._forget_gradients()
         return None
 
-    def _take_less(self) -> None:
-        """From now on half as many tokens at once. Raises UserError where that is no way on."""
-        name, model = self.stage.name, self.stage.model
-        self._forget_gradients()
-        if distributed.world() > 1:  # the others wait for this pass, and would wait for ever
-            raise UserError(
-                f"{name}: memory runs out in process {distributed.rank()}. With several processes nothing is "
-                "lowered on the way: take smaller batches, or a single process, which lowers its own."
-            )
-        if not model.halve_pass():
-            raise UserError(f"{name}: {OUT_OF_MEMORY}")
-        torch.cuda.empty_cache()
-        print(f"{name}: out of memory; goes on with {model.tokens_per_pass:,} tokens at once", flush=True)
+    def _update(self, number: int, loss: float, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+        """Change the weights by the gradients, and note the step as done."""
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(number, self.stage.steps, self.stage.learning_rate)
+        norm = float(nn.utils.clip_grad_norm_(self.stage.parameters, CLIP))
+        if not math.isfinite(norm):
+            raise self._unstable(number, f"gradient norm {norm}")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        progress.step = number + 1
+        self._tell(progress, {"step": number + 1, "loss": loss, "gradient_norm": norm})
+
+    def _unstable(self, number: int, what: str) -> UserError:
+        where = f"{self.stage.name} became unstable at step {number + 1}, {what}"
+        return UserError(not_finite(self.stage.model, where))
+
+    def _save(self, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+        if self.checkpoint:
+            save_checkpoint(self.checkpoint, self.stage.model, self.stage.adapter, optimizer, progress)
 
     def _forget_gradients(self) -> None:
         for parameter in self.stage.parameters:

@@ -14,10 +14,10 @@ from dcr_lite.data.splits import sft_batches
 from dcr_lite.model import distributed
 from dcr_lite.model.adapters import train_only
 from dcr_lite.model.chat import encode_conversations
+from dcr_lite.model.free_memory import free_memory
 from dcr_lite.model.hidden_states import depth, final_states, states_above, states_at_layer, vocabulary_logits
 from dcr_lite.model.loading import Model, in_halves
-from dcr_lite.model.memory import free_memory
-from dcr_lite.model.packing import Batch, by_tokens, filled, shared_prefix
+from dcr_lite.model.packing import Batch, filled, shared_prefix
 
 STORED_SHARE = 0.25  # of this computer's free memory that states of layer L may take
 LOGITS_PER_PASS = 128  # answer tokens whose logits exist at once: 25 MB in float32 for a vocabulary of 49,152
@@ -83,11 +83,9 @@ class SafetySFT:
         batch = self.batches[number]
         n_targets = sum(len(self.rows[i].answer) for i in batch)
         own = distributed.share(batch)
-        n_passes = max(1, -(-sum(len(self.rows[i].ids) for i in own) // self.model.tokens_per_pass))
-        size = max(1, -(-len(own) // n_passes))
         loss = 0.0
-        for start in range(0, len(own), size):
-            states, targets = self.predicting_states(own[start : start + size])
+        for part in self.model.passes([self.rows[i].ids for i in own], shared=self.prefix):
+            states, targets = self.predicting_states([own[k] for k in part])
             loss += _backward_through_vocabulary(self.model, states, targets, n_targets)
         return distributed.total(loss)
 
@@ -168,7 +166,7 @@ class _StoredStates:
             return [states[places.cpu()].clone() for places in batch.index]
 
         with torch.no_grad():
-            for part in by_tokens([len(row.ids) for row in rows], model.tokens_per_pass):
+            for part in model.passes([row.ids for row in rows], shared=prefix):
                 self.rows |= zip(part, in_halves(states_of, part), strict=True)
 
     def of(self, batch: Batch, chosen: list[int]) -> Tensor:

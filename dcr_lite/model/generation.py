@@ -11,8 +11,9 @@ from transformers import DynamicCache
 
 from dcr_lite.errors import UserError
 from dcr_lite.model.hidden_states import adding, decoder_of, vocabulary_logits
-from dcr_lite.model.loading import Model, in_halves
-from dcr_lite.model.packing import shared_prefix
+from dcr_lite.model.loading import Model, in_halves, require_finite
+from dcr_lite.model.memory import PROMPT_TOKENS
+from dcr_lite.model.packing import passes, shared_prefix
 
 # How models begin a refusal. Their probabilities, summed over these disjoint beginnings, are the refusal probability.
 # Rarer ones are left out: each needs tokens of its own after every prompt.
@@ -222,11 +223,11 @@ def answer(
 
         def answer_together(chosen: list[int]) -> list[Answer]:
             decoding = _decoding(model, [rows[i] for i in chosen], prefix)
-            scores = _refusal_log_odds(decoding).tolist()
+            scores = require_finite(model, _refusal_log_odds(decoding), "refusal log-odds").tolist()
             texts = model.tokenizer.batch_decode(_greedy(decoding, max_new_tokens, stop), skip_special_tokens=True)
             return [Answer(text.strip(), score) for text, score in zip(texts, scores, strict=True)]
 
-        for chosen in _batches([len(row) for row in rows], model.prompts_at_once, equal_length=not model.packs):
+        for chosen in _batches(model, rows, max_new_tokens):
             answers |= zip(chosen, in_halves(answer_together, chosen), strict=True)
             progress(len(chosen))
     return [answers[i] for i in range(len(rows))]
@@ -270,11 +271,19 @@ class StreamedAnswer:
                 _append(self._decoding, token)
 
 
-def _batches(lengths: list[int], size: int, equal_length: bool) -> list[list[int]]:
-    """Row numbers by length, ``size`` at a time; of one length only where padding would fill a sliding window."""
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    groups = [list(same) for _, same in groupby(order, key=lambda i: lengths[i])] if equal_length else [order]
-    return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+def _batches(model: Model, rows: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    """Row numbers, as many together as the plan has memory for, with the tokens to come; of one length only where
+    padding would fill a sliding window."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    groups = [order] if model.packs else [list(same) for _, same in groupby(order, key=lambda i: len(rows[i]))]
+    most = model.prompts_at_once * (PROMPT_TOKENS + max_new_tokens)
+    return [
+        [group[k] for k in part]
+        for group in groups
+        for part in passes(
+            [len(rows[i]) + max_new_tokens for i in group], most, attention=1.0, rows=model.prompts_at_once
+        )
+    ]
 
 
 def _prefix_cache(model: Model, rows: list[list[int]]) -> Prefix:

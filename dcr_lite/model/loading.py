@@ -6,7 +6,7 @@ The only module that loads weights; everything else sees a ``Model``.
 import contextlib
 import ctypes
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +19,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from dcr_lite.errors import UserError
 from dcr_lite.model import unsloth
 from dcr_lite.model.memory import LEAST_TOKENS, MOST_PROMPTS, MOST_TOKENS
-from dcr_lite.model.packing import ATTENTION, Batch, pack, pad
+from dcr_lite.model.packing import ATTENTION, ATTENTION_SHARE, Batch, pack, pad, passes, shared_prefix
 from dcr_lite.model.unsloth import TRANSFORMERS, Choice
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 FIRST_GRADIENT_SCALE = 2.0**15  # half of float16's largest number: the first overflows halve it to what fits
+CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator", "can't allocate memory", "bad_alloc")  # as torch's messages name it
 OUT_OF_MEMORY = (
     "memory runs out even with one row at a time. Close other programs that use it, lower --rank, load the model with "
     "--quantization nf4, or take a smaller one; --plan shows what fits which card."
@@ -59,7 +60,8 @@ class Model:
     precision: the type of activations; adapter weights and geometry stay float32.
     backend: whose forward pass it is, transformers' or unsloth's, and why.
     tokens_per_pass: of one forward and backward pass; a larger batch goes through in several, with the same gradients.
-    tokens_in: tokens_per_pass of the stages that were planned, by their names.
+    tokens_in: tokens_per_pass of the stages that were planned, by their names. longest_in: by the same names, the
+        tokens of the longest row that fits alone, where that is known.
     prompts_at_once: answered together.
     gradient_scale: what stages multiply their losses by before the backward pass; 1 unless in float16.
     steering: None, or the function that gives for prompts, as rows of token ids, what decoder layers add to their
@@ -74,13 +76,24 @@ class Model:
     backend: Choice = TRANSFORMERS
     tokens_per_pass: int = MOST_TOKENS
     tokens_in: dict[str, int] = field(default_factory=dict)
+    longest_in: dict[str, int] = field(default_factory=dict)
     prompts_at_once: int = MOST_PROMPTS
     gradient_scale: float = 1.0
     steering: Callable[[list[list[int]]], dict[int, Tensor]] | None = None
 
     def __post_init__(self) -> None:
-        if self.precision == torch.float16:
-            self.gradient_scale = FIRST_GRADIENT_SCALE
+        self.gradient_scale = self.first_gradient_scale
+
+    @property
+    def first_gradient_scale(self) -> float:
+        """What a stage begins with."""
+        return FIRST_GRADIENT_SCALE if self.precision == torch.float16 else 1.0
+
+    def plan_passes(self, stage: str) -> None:
+        """From here on as many tokens go through at once as there is memory for in this stage; gradients are scaled
+        anew, whatever an earlier stage has come down to."""
+        self.tokens_per_pass = self.tokens_in.get(stage, MOST_TOKENS)
+        self.gradient_scale = self.first_gradient_scale
 
     def halve_pass(self) -> bool:
         """Halve ``tokens_per_pass``; False where it is no more than a short row already."""
@@ -102,6 +115,19 @@ class Model:
         """Whether rows can share one packed sequence: plain softmax attention that our function can replace."""
         return self.network.config._attn_implementation == ATTENTION
 
+    def passes(
+        self, rows: Sequence[Sequence[int]], most: int | None = None, shared: int | None = None
+    ) -> list[list[int]]:
+        """The numbers of the rows that go through together in each pass, of at most ``tokens_per_pass`` tokens and of
+        ``most``. shared: the prefix of all rows that a packed pass computes once, by default the longest."""
+        lengths = [len(row) for row in rows]
+        most = self.tokens_per_pass if most is None else min(most, self.tokens_per_pass)
+        if not self.packs:
+            return passes(lengths, most, attention=1.0)
+        shared = shared_prefix(rows) if shared is None else shared
+        # On a CPU passes are as large as they are fast, far below its memory.
+        return passes(lengths, most, shared, 0.0 if self.device == "cpu" else ATTENTION_SHARE)
+
     def batch(self, rows: list[list[int]], prefix: int | None = None) -> Batch:
         """Lay out rows of token ids for this model, packed where it can be."""
         if self.packs:
@@ -122,13 +148,46 @@ def in_halves(work: Callable[[list[Item]], list[Result]], items: list[Item]) -> 
 
     Raises UserError where memory does not suffice for one item.
     """
-    with contextlib.suppress(torch.OutOfMemoryError):
+    with contextlib.suppress(torch.OutOfMemoryError), memory_may_run_out():
         return work(items)
     if len(items) == 1:
         raise UserError(OUT_OF_MEMORY)
     torch.cuda.empty_cache()  # of the tensors of the failed pass, which nothing holds any more
     half = len(items) // 2
     return in_halves(work, items[:half]) + in_halves(work, items[half:])
+
+
+@contextmanager
+def memory_may_run_out() -> Iterator[None]:
+    """Within the block a failed allocation is a torch.OutOfMemoryError on every device: on a CPU torch raises a plain
+    RuntimeError, and Python a MemoryError."""
+    try:
+        yield
+    except MemoryError as error:
+        raise torch.OutOfMemoryError(str(error)) from None
+    except RuntimeError as error:
+        if not any(words in str(error) for words in CPU_OUT_OF_MEMORY):
+            raise
+        raise torch.OutOfMemoryError(str(error)) from None
+
+
+def require_finite(model: Model, values: Tensor, what: str) -> Tensor:
+    """The values. Raises UserError, in which they are called ``what``, where one of them is not a finite number."""
+    if bool(values.isfinite().all()):
+        return values
+    raise UserError(not_finite(model, what))
+
+
+def not_finite(model: Model, what: str) -> str:
+    """What to say where ``what`` holds a number that is not finite."""
+    precision = str(model.precision).removeprefix("torch.")
+    cures = [f"--precision {other}" for other in ("bfloat16", "float32") if other != precision]
+    if model.precision == torch.float32:
+        cures = []
+    return (
+        f"{what}: not finite in {precision}. Either numbers overflow, or training has gone astray: try "
+        f"{' or '.join([*cures, 'a lower learning rate'])}."
+    )
 
 
 def keep_freed_memory() -> None:

@@ -8,15 +8,11 @@ a card yet. On a CPU, where some layers are fused, less is kept.
 A batch that does not fit goes through in several passes with the same gradients (see gradcache).
 """
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import psutil
-
-from dcr_lite.errors import UserError, first_line
+from dcr_lite.errors import UserError
+from dcr_lite.model.shapes import Shape
 from dcr_lite.settings import Settings
 
 NF4_BYTES = 0.516  # of a weight in 4 bits: its half byte, and the doubly quantised scale of each block of 64
@@ -28,70 +24,14 @@ MOST_TOKENS = 4096  # of one pass: more use neither two cores nor one card any b
 LEAST_TOKENS = 128  # about one row; a longer row goes through alone
 MOST_PROMPTS = 128  # answered together
 PROMPT_TOKENS, ROW_TOKENS = 64, 512  # of a prompt in the chat template, and of a long training row: for the estimate
+ROW_STEP = 16  # tokens
 LOGITS = 128  # answer tokens whose logits exist at once
+
+STATES = 12_000  # rows whose states at layer L are stored, about: toxic prompts that stage 2 may draw, and pairs
+SMALL_FILES = 250_000_000  # four tokenizers of up to 35 MB, answers, pictures, and a margin
 
 
 # --- the estimate -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the memory of a decoder depends on.
-
-    norms: RMSNorms over the width in a layer. head_norms: norms over each head's width, on queries and keys.
-    scores: attention keeps its scores (softcapping, which the fused kernels lack).
-    """
-
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    mlp_width: int
-    vocabulary: int
-    tied: bool
-    norms: int = 2
-    head_norms: bool = False
-    scores: bool = False
-
-    @classmethod
-    def of(cls, config: dict[str, Any]) -> "Shape":
-        """The shape in a model's config.json. Raises KeyError where it describes no Llama-like decoder."""
-        kind = str(config.get("model_type", ""))
-        heads = int(config["num_attention_heads"])
-        return cls(
-            layers=int(config["num_hidden_layers"]),
-            width=int(config["hidden_size"]),
-            heads=heads,
-            kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_width=int(config.get("head_dim") or config["hidden_size"] // heads),
-            mlp_width=int(config["intermediate_size"]),
-            vocabulary=int(config["vocab_size"]),
-            tied=bool(config.get("tie_word_embeddings", kind.startswith("gemma"))),
-            norms=4 if kind.startswith(("gemma2", "gemma3")) else 2,
-            head_norms=kind.startswith(("qwen3", "gemma3")),
-            scores=config.get("attn_logit_softcapping") is not None,
-        )
-
-    @property
-    def parameters(self) -> int:
-        """Weights of linear maps, embeddings and an output matrix of their own (norms and biases are a thousandth)."""
-        linear = self.layers * sum(i * o for i, o in self.maps)
-        return linear + self.vocabulary * self.width * (1 if self.tied else 2)
-
-    @property
-    def maps(self) -> list[tuple[int, int]]:
-        """(in, out) of the seven linear maps of a layer: query, key, value, output, gate, up, down."""
-        queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
-        return [
-            (self.width, queries),
-            (self.width, keys),
-            (self.width, keys),
-            (queries, self.width),
-            (self.width, self.mlp_width),
-            (self.width, self.mlp_width),
-            (self.mlp_width, self.width),
-        ]
 
 
 def weights(shape: Shape, four_bit: bool, value_bytes: int) -> float:
@@ -139,57 +79,6 @@ def cache(shape: Shape, value_bytes: int) -> float:
     return 2 * 2 * shape.layers * shape.kv_heads * shape.head_width * value_bytes
 
 
-# The shapes of the recipes' models, as their config.json states them: --plan fetches nothing.
-KNOWN = {
-    "HuggingFaceTB/SmolLM2-135M-Instruct": Shape(30, 576, 9, 3, 64, 1536, 49_152, tied=True),
-    "Qwen/Qwen2.5-1.5B": Shape(28, 1536, 12, 2, 128, 8960, 151_936, tied=True),
-    "Qwen/Qwen2.5-7B": Shape(28, 3584, 28, 4, 128, 18_944, 152_064, tied=False),
-    "Qwen/Qwen3-4B-Base": Shape(36, 2560, 32, 8, 128, 9728, 151_936, tied=True, head_norms=True),
-    "unsloth/Llama-3.2-3B": Shape(28, 3072, 24, 8, 128, 8192, 128_256, tied=True),
-    "unsloth/gemma-2-2b": Shape(26, 2304, 8, 4, 256, 9216, 256_000, tied=True, norms=4, scores=True),
-    "unsloth/llama-3-8b": Shape(32, 4096, 32, 8, 128, 14_336, 128_256, tied=False),
-    "unsloth/mistral-7b-v0.3": Shape(32, 4096, 32, 8, 128, 14_336, 32_768, tied=False),
-}
-KNOWN |= {
-    "Qwen/Qwen2.5-1.5B-Instruct": KNOWN["Qwen/Qwen2.5-1.5B"],
-    "Qwen/Qwen2.5-7B-Instruct": KNOWN["Qwen/Qwen2.5-7B"],
-    "Qwen/Qwen3-4B-Instruct-2507": KNOWN["Qwen/Qwen3-4B-Base"],
-    "unsloth/Llama-3.2-3B-Instruct": KNOWN["unsloth/Llama-3.2-3B"],
-    "unsloth/gemma-2-2b-it": KNOWN["unsloth/gemma-2-2b"],
-    "unsloth/llama-3-8b-Instruct": KNOWN["unsloth/llama-3-8b"],
-    "unsloth/mistral-7b-instruct-v0.3": KNOWN["unsloth/mistral-7b-v0.3"],
-}
-
-
-def shape_of(model: str) -> Shape:
-    """The shape of a model: of a folder, of one of the recipes' models, or of one on the Hub (its config.json alone).
-
-    Raises UserError where there is no config.json, or where it describes another kind of model.
-    """
-    if model in KNOWN and not Path(model).exists():
-        return KNOWN[model]
-    config = Path(model) / "config.json" if Path(model).exists() else _config_from_hub(model)
-    if not config.exists():
-        raise UserError(f"{model}: not a model folder (no config.json in it)")
-    try:
-        return Shape.of(json.loads(config.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{model}: its config.json describes no decoder whose memory is known ({error})") from None
-
-
-def _config_from_hub(model: str) -> Path:
-    import httpx
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(hf_hub_download(model, "config.json"))
-    except (HfHubHTTPError, HFValidationError, OSError, httpx.HTTPError) as error:
-        raise UserError(
-            f"{model}: its config.json cannot be fetched ({first_line(error)}). Give --model a folder that holds it."
-        ) from None
-
-
 # --- what fits --------------------------------------------------------------------------------------------------------
 
 TITLES = {"stage1": "stage 1", "stage2": "stage 2", "safety_sft": "safety SFT alone", "evaluation": "evaluation"}
@@ -198,13 +87,14 @@ TITLES = {"stage1": "stage 1", "stage2": "stage 2", "safety_sft": "safety SFT al
 @dataclass(frozen=True)
 class Need:
     """The memory of one part of a run: ``fixed`` bytes, and ``each`` for every unit (a token of a training pass, a
-    prompt being answered), of which there are between ``least`` and ``most`` at once."""
+    prompt being answered), of which there are between ``least`` and ``most`` at once. tokens: in a unit."""
 
     name: str
     fixed: float
     each: float
     most: int
     least: int
+    tokens: int = 1
 
     def units(self, free: float) -> int | None:
         """How many units fit into ``free`` bytes, a power of two times ``least``; None where not even the least."""
@@ -212,6 +102,11 @@ class Need:
         if fitting < self.least:
             return None
         return min(self.most, self.least * 2 ** int(math.log2(fitting / self.least)))
+
+    def longest_row(self, free: float) -> int:
+        """Tokens of the longest row that goes through ``free`` bytes alone, a multiple of ROW_STEP. A tenth is left
+        over: a run that goes on later, with a little less free, has to have room for the same rows."""
+        return int(0.9 * (free - self.fixed) / self.each * self.tokens) // ROW_STEP * ROW_STEP
 
     def total(self, units: int) -> float:
         """Bytes with so many units at once."""
@@ -242,7 +137,16 @@ def evaluation_need(shape: Shape, four_bit: bool, value_bytes: int, rank: int = 
     """What answering prompts needs, with two adapters on the model."""
     base = weights(shape, four_bit, value_bytes) + RESERVE + largest_map(shape, four_bit, value_bytes)
     prompt = cache(shape, value_bytes) * (PROMPT_TOKENS + answer_tokens) + logits(shape, 1, value_bytes)
-    return Need("evaluation", base + adapters(shape, rank, 2, 0, value_bytes), prompt, MOST_PROMPTS, 1)
+    fixed, tokens = base + adapters(shape, rank, 2, 0, value_bytes), PROMPT_TOKENS + answer_tokens
+    return Need("evaluation", fixed, prompt, MOST_PROMPTS, 1, tokens)
+
+
+def disk_need(shape: Shape, rank: int) -> float:
+    """What a run writes: four adapters (after stage 1, after stage 2, safety SFT alone, and the one to keep), and two
+    checkpoints, of which one is being written: weights, the best weights so far and Adam's two moments; states of
+    layer L and tokenizers beside them."""
+    adapter = 4 * shape.layers * sum(rank * (i + o) for i, o in shape.maps)
+    return (4 + 2 * 4) * adapter + STATES * 4 * shape.width + SMALL_FILES
 
 
 @dataclass(frozen=True)
@@ -250,10 +154,12 @@ class Fit:
     """What fits; empty where the model's need is unknown.
 
     units: for each part the tokens of a pass, or the prompts answered together. needs: by the same names.
-    free: bytes that were free.
+    longest: for each part the tokens of the longest row; empty where memory is not insisted on. free: bytes that were
+    free.
     """
 
     units: dict[str, int]
+    longest: dict[str, int]
     needs: dict[str, Need]
     free: float
 
@@ -274,24 +180,14 @@ def fit(parts: list[Need], free: float, model: str, insist: bool = True) -> Fit:
     """What fits into ``free`` bytes. Raises UserError naming a part that does not fit even with the least at once;
     without ``insist`` it takes the least (a computer can swap, a card cannot)."""
     units = {}
+    longest = {need.name: need.longest_row(free) for need in parts} if insist else {}
     for need in parts:
         n = need.units(free)
         if n is None and insist:
             raise UserError(
                 f"{model} needs at least {need.total(need.least) / 1e9:.1f} GB for {TITLES[need.name]} and "
-                f"{free / 1e9:.1f} GB are free. Close other programs on the card, lower --rank, load it with "
+                f"{free / 1e9:.1f} GB are free. Close other programs that use it, lower --rank, load it with "
                 "--quantization nf4, or take the recipe of a smaller model; --plan shows what fits which card."
             )
         units[need.name] = n or need.least
-    return Fit(units, {need.name: need for need in parts}, free)
-
-
-def free_memory(device: str) -> float:
-    """Bytes free on the device now; for "cpu" those that this computer can give without swapping."""
-    if device == "cpu":
-        return float(psutil.virtual_memory().available)
-    import torch
-
-    if device == "cuda":
-        return float(torch.cuda.mem_get_info()[0])
-    return float(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    return Fit(units, longest, {need.name: need for need in parts}, free)

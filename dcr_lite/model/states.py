@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from dcr_lite.model.hidden_states import prompt_states, states_of_every_layer
-from dcr_lite.model.loading import Model, in_halves
-from dcr_lite.model.packing import by_tokens, shared_prefix
+from dcr_lite.model.loading import Model, in_halves, require_finite
+from dcr_lite.model.packing import shared_prefix
 
 # Computed at once on a CPU, in tokens: about 35 prompts; more go through GradCache. A card takes what fits into it.
 TOKENS_PER_PASS = 896
@@ -14,47 +14,53 @@ TOKENS_PER_PART = 768
 TOKENS_OF_EVERY_LAYER = 4096  # of one forward pass that returns the states of all layers
 
 
-def passes(model: Model, rows: list[list[int]]) -> list[list[list[int]]]:
-    """Rows in order: all at once where they fit, else cut into as few equal parts as keep a part small. What all rows
-    share is computed once a part where the model packs, and is not counted."""
-    shared, most = shared_prefix(rows) if model.packs else 0, model.tokens_per_pass
-    tokens = sum(len(row) - shared for row in rows)
-    on_cpu = model.device == "cpu"
-    whole, part = (min(TOKENS_PER_PASS, most), min(TOKENS_PER_PART, most)) if on_cpu else (most, most)
-    n = 1 if tokens <= whole else -(-tokens // part)
-    size = -(-len(rows) // n)
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
+def prompt_passes(model: Model, rows: list[list[int]]) -> list[list[int]]:
+    """The numbers of the prompts of each pass: all at once where they fit, else parts that fit. On a CPU parts are
+    smaller; what all rows share is computed once in each and does not count there."""
+    if model.device != "cpu":
+        return model.passes(rows)
+    shared = shared_prefix(rows) if model.packs else 0
+    whole = model.passes(rows, TOKENS_PER_PASS + shared, shared)
+    return whole if len(whole) == 1 else model.passes(rows, TOKENS_PER_PART + shared, shared)
 
 
 def layer_states(model: Model, rows: list[list[int]], layer: int) -> Tensor:
-    """Last-token states at ``layer`` of prompts given as token ids, without gradient: (prompts, d_model), float32."""
+    """Last-token states at ``layer`` of prompts given as token ids, without gradient: (prompts, d_model), float32.
 
-    def states_of(part: list[list[int]]) -> list[Tensor]:
+    Raises UserError where one is not finite.
+    """
+
+    def states_of(part: list[int]) -> list[Tensor]:
         with model.compute():
-            return list(prompt_states(model.network, model.batch(part), layer))
+            return list(prompt_states(model.network, model.batch([rows[i] for i in part]), layer))
 
-    states: list[Tensor] = []
     model.network.eval()
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    states: dict[int, Tensor] = {}
     with torch.no_grad():
-        for part in passes(model, [rows[i] for i in order]):
-            states += in_halves(states_of, part)
-    return torch.stack(states)[torch.tensor(order).argsort().to(states[0].device)]
+        for part in prompt_passes(model, rows):
+            states |= zip(part, in_halves(states_of, part), strict=True)
+    return require_finite(model, torch.stack([states[i] for i in range(len(rows))]), f"states of layer {layer}")
 
 
 def last_states(model: Model, rows: list[list[int]], tokens: int = 1) -> Tensor:
     """States of the last ``tokens`` tokens of each row at every decoder layer, pre-norm: (layers, rows, tokens,
-    d_model), float32 on the CPU. Rows need that many tokens of their own behind what all of them share."""
-    model.network.eval()
-    order: list[int] = []
-    states = []
-    for part in by_tokens([len(row) for row in rows], min(TOKENS_OF_EVERY_LAYER, model.tokens_per_pass)):
+    d_model), float32 on the CPU. Rows need that many tokens of their own behind what all of them share.
+
+    Raises UserError where one is not finite.
+    """
+
+    def states_of(part: list[int]) -> list[Tensor]:
         chosen = [rows[i] for i in part]
         # A prefix that reaches into a row's last tokens ends before them.
         batch = model.batch(chosen, min(shared_prefix(chosen), min(map(len, chosen)) - tokens))
         places = torch.cat([own[-tokens:] for own in batch.index])
-        with torch.no_grad(), model.compute():
+        with model.compute():
             of_part = states_of_every_layer(model.network, batch, places).cpu()
-        states.append(of_part.view(len(of_part), len(part), tokens, -1))
-        order += part
-    return torch.cat(states, 1)[:, torch.tensor(order).argsort()]
+        return list(of_part.view(len(of_part), len(part), tokens, -1).unbind(1))
+
+    model.network.eval()
+    states: dict[int, Tensor] = {}
+    with torch.no_grad():
+        for part in model.passes(rows, TOKENS_OF_EVERY_LAYER):
+            states |= zip(part, in_halves(states_of, part), strict=True)
+    return require_finite(model, torch.stack([states[i] for i in range(len(rows))], 1), "states")

@@ -1,7 +1,8 @@
 """``--plan``: what a run takes on common cards, from the model's shape alone. Nothing is loaded."""
 
 from dcr_lite.model import memory
-from dcr_lite.model.memory import TITLES, needs, shape_of
+from dcr_lite.model.memory import TITLES, needs
+from dcr_lite.model.shapes import shape_of
 from dcr_lite.settings import Settings
 
 # Name, bytes: as sold. A desktop and other programs take a part of them.

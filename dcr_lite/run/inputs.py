@@ -1,6 +1,6 @@
 """Everything that a run trains on, evaluates during training and measures, read and checked before any work."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dcr_lite.data.paper_data import full_data
@@ -63,6 +63,8 @@ class Data:
 
     instructions, refusals: rows to draw from. baseline_mixture: what safety SFT alone trains on.
     watched: development prompts of the three kinds, for the curves along safety SFT.
+    longest, left_out: tokens of the longest row, and how many rows were longer than fits, by the names of the settings
+        that hold them; empty until long_rows.py has looked.
     """
 
     training: list[Pair]
@@ -72,18 +74,32 @@ class Data:
     baseline_mixture: list[Conversation]
     watched: list[Prompt]
     held_out: list[Prompt]
+    longest: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def load_data(settings: Settings) -> Data:
     """Read and check every file; raises UserError naming file and line, or the number that is too small."""
     _check_numbers(settings)
-    files, sizes = settings.files, settings.sizes
+    files = settings.files
     training, development = split_by_focus(read_pairs(files["pairs"]), settings.development_pairs, settings.seed)
     if not development:
         raise UserError("--development-pairs: stage 1 needs some to pick its checkpoint; 1 or more")
     instructions = read_conversations(files["instruction_rows"])
     refusals = read_conversations(files["refusal_rows"])
-    # Raises UserError where stage 2, which draws its own after stage 1, asks for more rows than there are.
+    held_out = [row for path in settings.evaluation for row in read_prompts(path)]
+    if not held_out:
+        raise UserError("nothing to measure on: give at least one file with --evaluation")
+    return drawn(settings, training, development, instructions, refusals, held_out)
+
+
+def drawn(
+    settings: Settings, training: list[Pair], development: list[Pair], instructions: list[Conversation],
+    refusals: list[Conversation], held_out: list[Prompt],
+) -> Data:  # fmt: skip
+    """The data of a run, with what is drawn from these rows. Raises UserError where more are asked for."""
+    sizes = settings.sizes
+    # Stage 2 draws its own after stage 1: that there are enough has to be known now.
     safety_mixture(instructions, refusals, sizes["instructions"], sizes["refusals"], settings.seed)
     baseline_mixture = safety_mixture(
         instructions, refusals, sizes["instructions"], sizes["baseline_refusals"], settings.seed
@@ -94,9 +110,6 @@ def load_data(settings: Settings) -> Data:
         "seemingly_toxic": [pair.seemingly_toxic for pair in development],
         "plain": [row.prompt for row in instructions if row.prompt not in used],
     }
-    held_out = [row for path in settings.evaluation for row in read_prompts(path)]
-    if not held_out:
-        raise UserError("nothing to measure on: give at least one file with --evaluation")
     return Data(
         training, development, instructions, refusals, baseline_mixture,
         [Prompt(text, label, "development") for label in LABELS for text in watched[label][:WATCHED_PROMPTS]],

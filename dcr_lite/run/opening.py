@@ -16,17 +16,21 @@ from transformers.utils import logging as transformers_logging
 
 from dcr_lite.data.sources import locate
 from dcr_lite.errors import UserError, first_line
-from dcr_lite.model import adapters, distributed, loading, unsloth
+from dcr_lite.files import require_disk
+from dcr_lite.model import adapters, cuda, distributed, loading, unsloth
 from dcr_lite.model.chat import set_format
+from dcr_lite.model.free_memory import free_memory, within_limits
 from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model
-from dcr_lite.model.memory import KNOWN, Fit, evaluation_need, fit, free_memory, needs, shape_of
+from dcr_lite.model.memory import Fit, disk_need, evaluation_need, fit, needs
+from dcr_lite.model.shapes import KNOWN, shape_of
 from dcr_lite.names import BASELINE, DCR, STOCK, ModelName
 from dcr_lite.run.run_folder import stored_settings
 from dcr_lite.run.terminal import console
 from dcr_lite.settings import ModelSettings, Settings
 
 ADAPTER = "opened"  # the name of the adapter on the opened model
+LARGE = 1e9  # weights: on a CPU such a model takes hours, and swapping would make them days
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,11 @@ class Machine:
 
 
 def machine(settings: ModelSettings) -> Machine:
-    """The machine that the settings choose. Raises UserError for a device that is not there."""
+    """The machine that the settings choose. Raises UserError for a device that is not there, and for an NVIDIA card
+    that cannot be used: eight billion weights must not begin on the CPU because a driver is old."""
     device = settings.device
+    if device in ("auto", "cuda") and (obstacle := cuda.obstacle()):
+        raise UserError(obstacle)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
@@ -64,7 +71,11 @@ def will_it_fit(settings: Settings) -> dict[str, str]:
     Raises UserError where the model does not fit a card even with one row at a time.
     """
     known = settings.model in KNOWN  # then not even its weights have to be fetched to know
-    return _fit(settings.model if known else _locate(settings.model)[0], settings, machine(settings)).lines()
+    path = settings.model if known else _locate(settings.model)[0]
+    fitting = _fit(path, settings, machine(settings))
+    if fitting.needs:
+        require_disk(settings.run, round(disk_need(shape_of(path), settings.rank)))
+    return fitting.lines()
 
 
 def _fit(model: str, settings: ModelSettings, on: Machine) -> Fit:
@@ -72,12 +83,14 @@ def _fit(model: str, settings: ModelSettings, on: Machine) -> Fit:
     try:
         shape = shape_of(model)
     except UserError:  # a model of another kind: whether it can be used is for loading it to say
-        return Fit({}, {}, free)
+        return Fit({}, {}, {}, free)
     if isinstance(settings, Settings):
         parts = needs(shape, settings, on.four_bit, on.precision.itemsize)
     else:  # no run: the model only answers
         parts = [evaluation_need(shape, on.four_bit, on.precision.itemsize)]
-    return fit(parts, free, settings.model, insist=on.device != "cpu")
+    # A computer can swap, and a small model soon fits: only for others, and within limits, the estimate decides.
+    insist = on.device != "cpu" or shape.parameters > LARGE or within_limits() < float("inf")
+    return fit(parts, free, settings.model, insist)
 
 
 def load_base(settings: ModelSettings) -> tuple[Model, str]:
@@ -98,7 +111,7 @@ def load_base(settings: ModelSettings) -> tuple[Model, str]:
         ) from None
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{settings.model} cannot be loaded as a chat model: {first_line(error)}") from None
-    model.tokens_in = fitting.units
+    model.tokens_in, model.longest_in = fitting.units, fitting.longest
     model.prompts_at_once = fitting.units.get("evaluation", model.prompts_at_once)
     return model, source
 

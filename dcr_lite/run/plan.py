@@ -61,6 +61,14 @@ def estimated_seconds(model: Model, data: Data, settings: Settings) -> float:
     return (sum(parts.values()) + 2 * parts["answers"]) / (matrix_rate(model.device, model.precision) * ACHIEVED)
 
 
+def _longest_rows(data: Data) -> str:
+    """The longest rows in tokens, and how many public ones were left out as longer."""
+    names = {"pairs": "pairs", "instruction_rows": "instructions", "refusal_rows": "refusals", "evaluation": "held out"}
+    told = ", ".join(f"{name} {data.longest[setting]:,}" for setting, name in names.items() if setting in data.longest)
+    left_out = ", ".join(f"{n:,} {names[setting]}" for setting, n in data.left_out.items())
+    return f"{told} tokens" + (f"; left out as too long: {left_out}" if left_out else "")
+
+
 def plan(model: Model, source: str, data: Data, settings: Settings) -> dict[str, str]:
     """The plan by part, in words."""
     above = "layers above L" if settings.sft_layers == "above" else "all layers"
@@ -78,6 +86,7 @@ def plan(model: Model, source: str, data: Data, settings: Settings) -> dict[str,
         f"{settings.sft_epochs} {epochs} of {settings.sft_batch}, {above}",
         "safety SFT alone": f"{sizes['instructions']} instructions and {sizes['baseline_refusals']} refusals, "
         "all layers",
+        "longest rows": _longest_rows(data),
         "evaluation": f"{len(data.held_out)} held-out prompts, three models, {settings.answer_tokens} tokens each",
         "estimated time": f"about {max(1, round(minutes))} min",
         "run folder": str(settings.run),

@@ -54,7 +54,7 @@ evaluation {seconds[evaluate]:.0f} s, in all {seconds[total]:.0f} s on {hardware
 
 ## Settings
 
-{settings_table}
+{rows_left_out}{settings_table}
 
 Versions: {all_versions}.
 """
@@ -112,7 +112,8 @@ def run_report(
         "seed": settings.seed,
         "methods": results,
         "stage1": {k: done["stage1"].get(k) for k in ("best", "best_step")},
-        "data": {"pairs": len(data.training), "development_pairs": len(data.development), **settings.sizes},
+        "data": {"pairs": len(data.training), "development_pairs": len(data.development), **settings.sizes}
+        | {"longest": data.longest, "left_out": data.left_out},
         "seconds": seconds,
         "peak_memory_bytes": peak_memory_bytes(),
         "hardware": hardware(model.device),
@@ -139,6 +140,13 @@ def without_folders(value: Any) -> str:
     return f"{flag}{equals}{Path(path).name}" if outside else str(value)
 
 
+def _left_out(rows: dict[str, int]) -> str:
+    """The sentence on rows that did not fit; empty where all did."""
+    if not rows:
+        return ""
+    return f"Left out as too long: {', '.join(f'{n:,} of {setting}' for setting, n in rows.items())}.\n\n"
+
+
 def write_report(report: dict[str, Any], folder: Path) -> None:
     """report.md: the result, the pictures, what was done."""
     settings = [(name, without_folders(value)) for name, value in report["settings"].items()]
@@ -147,6 +155,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
         command=shlex.join(map(without_folders, started()[1])),
         results_table=results_table(report),
         sets_table=sets_table(report),
+        rows_left_out=_left_out(report["data"]["left_out"]),
         settings_table=markdown_table(["setting", "value"], settings),
         peak_memory_gb=report["peak_memory_bytes"] / 1e9,
         all_versions=", ".join(f"{name} {version}" for name, version in report["versions"].items()),

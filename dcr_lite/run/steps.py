@@ -15,7 +15,7 @@ from dcr_lite.method.contrastive import ContrastiveConfig, ContrastiveRefinement
 from dcr_lite.method.loop import Loop, Stage
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import adapters, distributed
-from dcr_lite.model.chat import encode_conversations, encode_prompts
+from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, DCR, STOCK
@@ -34,12 +34,11 @@ ALL_LAYERS = -1  # where safety SFT names the layer above which it trains
 
 def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
     """Stage 1, contrastive refinement, on the DCR adapter; keeps the states that later steps read at layer L."""
-    _require_window(model, data, settings)
     if run.finished("stage1") and run.layer_states.exists():
         return _restore(run, model, "stage1", DCR)
     config = ContrastiveConfig.of(settings)
     geometry = stock_geometry(model, encode_pairs(model, data.training), config)
-    _set_pass_size(model, "stage1")
+    model.plan_passes("stage1")
     stage1 = ContrastiveRefinement(model, DCR, data.training, data.development, config, geometry, settings.seed)
     train(run, stage1, "Stage 1: contrastive")
     if distributed.is_main():
@@ -81,7 +80,7 @@ def train_safety_sft(
         of_label = {label: [i for i, other in enumerate(labels) if other == label] for label in dict.fromkeys(labels)}
         return {label: odds[places].sigmoid().mean().item() for label, places in of_label.items()}
 
-    _set_pass_size(model, name)
+    model.plan_passes(name)
     sft = SafetySFT(name, model, adapter, rows, config, settings.seed, refusal_probabilities)
     return train(run, sft, title)
 
@@ -107,19 +106,6 @@ def train(run: RunFolder, stage: Stage, title: str) -> None:
 def _restore(run: RunFolder, model: Model, name: str, adapter: str) -> None:
     """Give the adapter the weights that the finished stage ``name`` left."""
     adapters.set_adapter_weights(model, adapter, load_file(run.path / name / "adapter_model.safetensors"))
-
-
-def _set_pass_size(model: Model, name: str) -> None:
-    """From here on as many tokens go through the model at once as the stage ``name`` has memory for."""
-    model.tokens_per_pass = model.tokens_in.get(name, model.tokens_per_pass)
-
-
-def _require_window(model: Model, data: Data, settings: Settings) -> None:
-    """Raises UserError for a row longer than the model's window: before the work begins, not after half of it."""
-    encode_pairs(model, data.training + data.development)
-    for rows in (data.baseline_mixture, data.refusals):
-        encode_conversations(model.tokenizer, [r.prompt for r in rows], [r.response for r in rows], model.window)
-    encode_prompts(model.tokenizer, [p.prompt for p in data.held_out], model.window - settings.answer_tokens)
 
 
 def evaluate(run: RunFolder, model: Model, data: Data, settings: Settings) -> dict[str, list[Measured]]:

@@ -27,9 +27,10 @@ from dcr_lite.settings import Settings
 # "log STAGE STEP": after this step is logged, with half of the next line written, as a crash can leave it.
 # "save STAGE N": in the middle of writing the stage's N-th checkpoint.
 WAITING = """
-import runpy, signal, sys, time
+import runpy, signal, sys
 from pathlib import Path
 import torch
+from dcr_lite.method import loop
 from dcr_lite.run.run_folder import RunFolder
 
 recipe, mark, what, stage, number = sys.argv[1:6]
@@ -37,10 +38,11 @@ log, save, saved = RunFolder.log, torch.save, []
 
 def wait():
     Path(mark).touch()
-    time.sleep(600)
+    signal.pause()
 
 def log_and_wait(run, row):
     log(run, row)
+    loop.CHECKPOINT_SECONDS = 0.0 if row["step"] % 10 == 0 else 1e9  # a checkpoint after every ten steps
     if what == "log" and row["stage"] == stage and row["step"] == int(number) and "loss" in row:
         with run.metrics.open("a") as file:
             file.write('{"stage": "sta')
@@ -102,7 +104,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Stopped:
-    """A run that Ctrl-C stopped in its third stage, before that stage's first checkpoint."""
+    """A run that Ctrl-C stopped in its third stage, in the middle of its third step."""
 
     path: Path
     seen: Outcome

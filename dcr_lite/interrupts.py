@@ -1,0 +1,42 @@
+"""Ctrl-C and SIGTERM end a command alike, and what must not be cut in half is finished first."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def sigterm_as_ctrl_c() -> None:
+    """From here on SIGTERM, which batch systems and shutdowns send, raises KeyboardInterrupt as Ctrl-C does."""
+    if _in_main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Within the block Ctrl-C and SIGTERM wait for its end, where they raise KeyboardInterrupt; a second one does not
+    wait. Signals that end the process in another way, or not at all, stay as they are."""
+    waiting: list[int] = []
+
+    def wait(number: int, _frame: Any) -> None:
+        if waiting:
+            raise KeyboardInterrupt
+        waiting.append(number)
+
+    ours = [number for number in SIGNALS if callable(signal.getsignal(number))] if _in_main_thread() else []
+    before = {number: signal.signal(number, wait) for number in ours}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if waiting:
+        raise KeyboardInterrupt
+
+
+def _in_main_thread() -> bool:
+    """Python lets no other thread set what a signal does."""
+    return threading.current_thread() is threading.main_thread()

@@ -1,0 +1,59 @@
+"""Memory that runs out during training: the step again, then with smaller passes, which grow back.
+
+Memory runs out for a moment, where blocks lie scattered or another program takes some, or since passes are too large.
+The first is over when the cache is empty; only the second needs smaller passes, and not for ever.
+"""
+
+import torch
+
+from dcr_lite.errors import UserError
+from dcr_lite.model import distributed
+from dcr_lite.model.loading import OUT_OF_MEMORY, Model
+
+CLEAN_STEPS = 20  # after which passes grow back; after each time that was too early, twice as many
+
+
+class PassSize:
+    """The tokens that go through ``model`` at once in the stage ``name``, never more than it has now."""
+
+    def __init__(self, model: Model, name: str):
+        self.model, self.name = model, name
+        self.planned = model.tokens_per_pass
+        self.clean = 0  # steps since memory last ran out or passes grew
+        self.patience = CLEAN_STEPS
+        self.tried_again = self.has_grown = False
+
+    def ran_out(self) -> None:
+        """Memory has run out in a step, whose tensors nobody holds any more: make room for taking it again.
+
+        Raises UserError where that is no way on.
+        """
+        if distributed.world() > 1:  # the others wait for this pass, and would wait for ever
+            raise UserError(
+                f"{self.name}: memory runs out in process {distributed.rank()}. With several processes nothing is "
+                "lowered on the way: take smaller batches, or a single process, which lowers its own."
+            )
+        torch.cuda.empty_cache()
+        self.clean = 0
+        if not self.tried_again:
+            self.tried_again = True
+            return
+        self.tried_again = False
+        if self.has_grown:
+            self.patience *= 2
+            self.has_grown = False
+        if not self.model.halve_pass():
+            raise UserError(f"{self.name}: {OUT_OF_MEMORY}")
+        self._say("out of memory")
+
+    def went_well(self) -> None:
+        """A step is done. After enough of them passes grow back to twice their size."""
+        self.tried_again = False
+        self.clean += 1
+        if self.model.tokens_per_pass < self.planned and self.clean >= self.patience:
+            self.model.tokens_per_pass *= 2
+            self.clean, self.has_grown = 0, True
+            self._say("memory suffices again")
+
+    def _say(self, why: str) -> None:
+        print(f"{self.name}: {why}; goes on with {self.model.tokens_per_pass:,} tokens at once", flush=True)

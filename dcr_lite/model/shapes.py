@@ -1,0 +1,119 @@
+"""The shape of a decoder, what its memory depends on: of the recipes' models, or as a config.json states it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcr_lite.errors import UserError, first_line
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the memory of a decoder depends on.
+
+    norms: RMSNorms over the width in a layer. head_norms: norms over each head's width, on queries and keys.
+    scores: attention keeps its scores (softcapping, which the fused kernels lack).
+    """
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    mlp_width: int
+    vocabulary: int
+    tied: bool
+    norms: int = 2
+    head_norms: bool = False
+    scores: bool = False
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> "Shape":
+        """The shape in a model's config.json. Raises KeyError where it describes no Llama-like decoder."""
+        kind = str(config.get("model_type", ""))
+        heads = int(config["num_attention_heads"])
+        return cls(
+            layers=int(config["num_hidden_layers"]),
+            width=int(config["hidden_size"]),
+            heads=heads,
+            kv_heads=int(config.get("num_key_value_heads") or heads),
+            head_width=int(config.get("head_dim") or config["hidden_size"] // heads),
+            mlp_width=int(config["intermediate_size"]),
+            vocabulary=int(config["vocab_size"]),
+            tied=bool(config.get("tie_word_embeddings", kind.startswith("gemma"))),
+            norms=4 if kind.startswith(("gemma2", "gemma3")) else 2,
+            head_norms=kind.startswith(("qwen3", "gemma3")),
+            scores=config.get("attn_logit_softcapping") is not None,
+        )
+
+    @property
+    def parameters(self) -> int:
+        """Weights of linear maps, embeddings and an output matrix of their own (norms and biases are a thousandth)."""
+        linear = self.layers * sum(i * o for i, o in self.maps)
+        return linear + self.vocabulary * self.width * (1 if self.tied else 2)
+
+    @property
+    def maps(self) -> list[tuple[int, int]]:
+        """(in, out) of the seven linear maps of a layer: query, key, value, output, gate, up, down."""
+        queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
+        return [
+            (self.width, queries),
+            (self.width, keys),
+            (self.width, keys),
+            (queries, self.width),
+            (self.width, self.mlp_width),
+            (self.width, self.mlp_width),
+            (self.mlp_width, self.width),
+        ]
+
+
+# The shapes of the recipes' models, as their config.json states them: --plan fetches nothing.
+KNOWN = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": Shape(30, 576, 9, 3, 64, 1536, 49_152, tied=True),
+    "Qwen/Qwen2.5-1.5B": Shape(28, 1536, 12, 2, 128, 8960, 151_936, tied=True),
+    "Qwen/Qwen2.5-7B": Shape(28, 3584, 28, 4, 128, 18_944, 152_064, tied=False),
+    "Qwen/Qwen3-4B-Base": Shape(36, 2560, 32, 8, 128, 9728, 151_936, tied=True, head_norms=True),
+    "unsloth/Llama-3.2-3B": Shape(28, 3072, 24, 8, 128, 8192, 128_256, tied=True),
+    "unsloth/gemma-2-2b": Shape(26, 2304, 8, 4, 256, 9216, 256_000, tied=True, norms=4, scores=True),
+    "unsloth/llama-3-8b": Shape(32, 4096, 32, 8, 128, 14_336, 128_256, tied=False),
+    "unsloth/mistral-7b-v0.3": Shape(32, 4096, 32, 8, 128, 14_336, 32_768, tied=False),
+}
+KNOWN |= {
+    "Qwen/Qwen2.5-1.5B-Instruct": KNOWN["Qwen/Qwen2.5-1.5B"],
+    "Qwen/Qwen2.5-7B-Instruct": KNOWN["Qwen/Qwen2.5-7B"],
+    "Qwen/Qwen3-4B-Instruct-2507": KNOWN["Qwen/Qwen3-4B-Base"],
+    "unsloth/Llama-3.2-3B-Instruct": KNOWN["unsloth/Llama-3.2-3B"],
+    "unsloth/gemma-2-2b-it": KNOWN["unsloth/gemma-2-2b"],
+    "unsloth/llama-3-8b-Instruct": KNOWN["unsloth/llama-3-8b"],
+    "unsloth/mistral-7b-instruct-v0.3": KNOWN["unsloth/mistral-7b-v0.3"],
+}
+
+
+def shape_of(model: str) -> Shape:
+    """The shape of a model: of a folder, of one of the recipes' models, or of one on the Hub (its config.json alone).
+
+    Raises UserError where there is no config.json, or where it describes another kind of model.
+    """
+    if model in KNOWN and not Path(model).exists():
+        return KNOWN[model]
+    config = Path(model) / "config.json" if Path(model).exists() else _config_from_hub(model)
+    if not config.exists():
+        raise UserError(f"{model}: not a model folder (no config.json in it)")
+    try:
+        return Shape.of(json.loads(config.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{model}: its config.json describes no decoder whose memory is known ({error})") from None
+
+
+def _config_from_hub(model: str) -> Path:
+    import httpx
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(model, "config.json"))
+    except (HfHubHTTPError, HFValidationError, OSError, httpx.HTTPError) as error:
+        raise UserError(
+            f"{model}: its config.json cannot be fetched ({first_line(error)}). Give --model a folder that holds it."
+        ) from None

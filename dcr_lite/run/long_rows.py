@@ -1,0 +1,121 @@
+"""Rows that are too long, in tokens of the model at hand: found before anything trains.
+
+A row has to fit the model's window, and alone the memory of one pass. Of public data longer ones are left out and
+counted; in a user's own files they are errors with file and line.
+"""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dcr_lite.data.paper_data import sources
+from dcr_lite.data.rows import Conversation, Pair, Prompt, read_jsonl
+from dcr_lite.errors import UserError
+from dcr_lite.model.chat import Tokenizer, encode_conversations, encode_prompts
+from dcr_lite.model.loading import Model
+from dcr_lite.names import BASELINE
+from dcr_lite.run.inputs import Data, drawn
+from dcr_lite.run.run_folder import RunFolder
+from dcr_lite.settings import Settings
+
+Row = TypeVar("Row", Pair, Conversation, Prompt)
+
+NO_LIMIT = sys.maxsize
+PART = "longest_rows"  # of a run, under which its limits are noted
+
+
+def limits(model: Model, answer_tokens: int) -> dict[str, int]:
+    """The most tokens of a row in stage 1, in safety SFT and of a prompt to answer: what fits alone, at most the
+    window."""
+
+    def of(*stages: str) -> int:
+        return min([model.window, *(model.longest_in.get(stage, NO_LIMIT) for stage in stages)])
+
+    return {
+        "stage1": of("stage1"),
+        "safety_sft": of("stage2", BASELINE),
+        "evaluation": of("evaluation") - answer_tokens,
+    }
+
+
+def without_long_rows(run: RunFolder, model: Model, data: Data, settings: Settings) -> Data:
+    """``data`` without the public rows that are too long for the model or for its memory. A run that goes on keeps the
+    limits that it began with, however much memory is free now, and so its rows.
+
+    Raises UserError for a row of a user's own that is too long, or where fewer public rows are left than asked for.
+    """
+    most = run.finished(PART)
+    if most is None:
+        most = limits(model, settings.answer_tokens)
+        run.finish(PART, most)
+    files, tokenizer = settings.files, model.tokenizer
+    longest: dict[str, int] = {}
+    left_out: dict[str, int] = {}
+    kept: dict[str, list[Any]] = {}
+    for name, setting, rows, lengths, stage in (
+        ("training", "pairs", data.training, pair_lengths(tokenizer, data.training), "stage1"),
+        ("development", "pairs", data.development, pair_lengths(tokenizer, data.development), "stage1"),
+        (
+            "instructions",
+            "instruction_rows",
+            data.instructions,
+            row_lengths(tokenizer, data.instructions),
+            "safety_sft",
+        ),
+        ("refusals", "refusal_rows", data.refusals, row_lengths(tokenizer, data.refusals), "safety_sft"),
+    ):
+        if not sources(files[setting]):
+            _require_short([files[setting]], rows, lengths, most[stage], model)
+        kept[name] = [row for row, length in zip(rows, lengths, strict=True) if length <= most[stage]]
+        longest[setting] = max([n for n in lengths if n <= most[stage]] + [longest.get(setting, 0)])
+        left_out[setting] = left_out.get(setting, 0) + len(rows) - len(kept[name])
+    lengths = prompt_lengths(tokenizer, data.held_out)
+    _require_short(settings.evaluation, data.held_out, lengths, most["evaluation"], model)
+    found = drawn(settings, held_out=data.held_out, **kept)
+    left_out = {setting: n for setting, n in left_out.items() if n}
+    return replace(found, longest=longest | {"evaluation": max(lengths)}, left_out=left_out)
+
+
+def pair_lengths(tokenizer: Tokenizer, rows: list[Pair]) -> list[int]:
+    """Tokens of the longer side of each pair."""
+    sides = encode_prompts(tokenizer, [side for p in rows for side in (p.toxic, p.seemingly_toxic)], NO_LIMIT)
+    return [max(len(sides[i]), len(sides[i + 1])) for i in range(0, len(sides), 2)]
+
+
+def row_lengths(tokenizer: Tokenizer, rows: list[Conversation]) -> list[int]:
+    """Tokens of each row with its answer."""
+    encoded = encode_conversations(tokenizer, [r.prompt for r in rows], [r.response for r in rows], NO_LIMIT)
+    return [len(prompt) + len(answer) for prompt, answer in encoded]
+
+
+def prompt_lengths(tokenizer: Tokenizer, rows: list[Prompt]) -> list[int]:
+    """Tokens of each prompt."""
+    return [len(row) for row in encode_prompts(tokenizer, [p.prompt for p in rows], NO_LIMIT)]
+
+
+def _require_short(files: Iterable[Path], rows: list[Row], lengths: list[int], most: int, model: Model) -> None:
+    """Raises UserError, with file and line of the longest row, where one has more than ``most`` tokens."""
+    if max(lengths, default=0) <= most:
+        return
+    longest = max(range(len(rows)), key=lengths.__getitem__)
+    others = sum(length > most for length in lengths) - 1
+    more = f" ({others} more are too long)" if others else ""
+    what = f"this model's window of {model.window:,}" if most * 2 > model.window else "one pass in the free memory"
+    raise UserError(
+        f"{_place(files, rows[longest])}: {lengths[longest]:,} tokens in the chat template, and at most {most:,} fit "
+        f"{what}{more}. Shorten it, or leave that row out."
+    )
+
+
+def _place(files: Iterable[Path], row: Row) -> str:
+    """File and line of a row that was read from one of the files."""
+    texts = [row.toxic, row.seemingly_toxic] if isinstance(row, Pair) else [row.prompt]
+    if isinstance(row, Conversation):
+        texts.append(row.response)
+    for file in files:
+        for place, values in read_jsonl(file, lambda fields, place: (place, list(fields.values()))):
+            if all(text in values for text in texts):
+                return place
+    return ", ".join(map(str, files))
