@@ -63,7 +63,7 @@ def test_short_rows_do_not_wait_for_long_ones(lengths: list[int]) -> None:
     """Beside a long row short ones cost an attention as wide as it; in a pass of their own they do not."""
     together = tokens_at_once(lengths, 0, ATTENTION_SHARE)
     assert together >= sum(lengths)
-    assert (together > 2 * sum(lengths)) == (max(lengths) > 500)
+    assert (together > 1.5 * sum(lengths)) == (max(lengths) > 500)
 
 
 @pytest.mark.parametrize("model", sorted(KNOWN))
@@ -93,9 +93,8 @@ def sizes_seen(model: Model) -> Iterator[list[int]]:
 
 # --- every place that computes in passes ------------------------------------------------------------------------------
 
-UNEVEN = [
-    Conversation("word " * n, "Here is a list. " * (1 + n % 4)) for n in (1, 40, 2, 30, 3, 60, 1, 2, 50, 4, 5, 25)
-]
+WORDS = (1, 40, 2, 30, 3, 60, 1, 2, 50, 4, 5, 25)
+UNEVEN = [Conversation("word " * n, "Here is a list. " * (1 + n % 4)) for n in WORDS]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"], ids=["packed", "padded"])
@@ -104,13 +103,13 @@ def test_no_pass_of_safety_sft_exceeds_the_plan(tiny_model: MakeModel, architect
     """Rows of every length, refusals mixed in, states stored: no forward pass takes more tokens than planned."""
     model = tiny_model(architecture)
     add_random_adapter(model)
-    model.tokens_per_pass = 192  # the longest row has 160
+    model.tokens_per_pass = 288
     with sizes_seen(model) as seen:
         sft = SafetySFT("stage2", model, ADAPTER, UNEVEN, SafetySFTConfig(above, 1, 6, 1e-3), seed=0)
         model.network.train()
         for number in range(sft.steps):
             sft.step(number)
-    assert max(seen) <= 192
+    assert max(len(row.ids) for row in sft.rows) < 288 >= max(seen)
     assert len(seen) > sft.steps  # several passes each
 
 
