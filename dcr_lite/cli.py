@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 import tyro
 
 from dcr_lite import __version__
-from dcr_lite.errors import UserError
+from dcr_lite.errors import MORE_MEMORY, UserError, out_of_memory
+from dcr_lite.interrupts import sigterm_as_ctrl_c
 from dcr_lite.names import BENCHMARK_NAMES, ModelName
 from dcr_lite.run.launch import launch
 from dcr_lite.run.recipes import find_recipe, load_recipe, recipe_titles
@@ -258,6 +259,7 @@ def main() -> None:
     if not command.startswith("-") and command not in COMMANDS:
         print(f"error: dcr-lite has no command {command}. Its commands: {', '.join(COMMANDS)}.", file=sys.stderr)
         raise SystemExit(2)
+    sigterm_as_ctrl_c()
     try:
         if command == "train":  # every recipe has flags of its own
             train(tuple(argv[1:]))
@@ -271,6 +273,11 @@ def main() -> None:
             )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        print(f"error: memory runs out. {MORE_MEMORY}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         if command in ("evaluate", "compare"):

@@ -5,6 +5,21 @@ class UserError(Exception):
     """An error that its reader can fix: the message names the place (file and line) and the cure."""
 
 
+# How torch's messages name it on a CPU, where it is a plain RuntimeError.
+CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator", "can't allocate memory", "bad_alloc")
+MORE_MEMORY = (
+    "Close other programs that use it, lower --rank, load the model with --quantization nf4, or take a smaller one; "
+    "--plan shows what fits which card."
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has run out: Python's, or torch's on a card or on a CPU."""
+    on_card = type(error).__name__ == "OutOfMemoryError"  # torch is not imported here
+    on_cpu = isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or on_card or on_cpu
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

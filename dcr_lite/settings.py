@@ -39,8 +39,8 @@ class ModelSettings:
     device: Device = "auto"
     """auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac."""
     backend: Backend = "auto"
-    """auto: unsloth where a CUDA GPU of capability 7.0 or more is there and unsloth is installed, else transformers
-    with peft and bitsandbytes. The run says which, and why."""
+    """auto: transformers with peft and bitsandbytes. unsloth: its kernels, on a CUDA GPU of capability 7.0 or more; not
+    yet run on a card. The run says which, and why."""
     precision: Precision = "auto"
     """auto: bfloat16 where the device multiplies it natively, else float16 on a GPU and float32 on a CPU."""
     quantization: Quantization = "auto"

@@ -1,7 +1,6 @@
 """Claims about the two backends: which is chosen and why, and that with unsloth every result is the same."""
 
 import ast
-import importlib.util
 import inspect
 import json
 import os
@@ -71,23 +70,23 @@ def both(tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """machine(capability=, installed=) -> what the choice finds here."""
+    """machine(capability=, installed=) -> what the choice finds here; ``installed`` is a version."""
 
-    def pretend(capability: tuple[int, int] | None = (8, 9), installed: bool = True) -> None:
+    def pretend(capability: tuple[int, int] | None = (8, 9), installed: str | None = unsloth.VERSION) -> None:
         monkeypatch.setattr(unsloth, "_capability", lambda: capability)
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+        monkeypatch.setattr(unsloth, "_installed", lambda: installed)
 
     return pretend
 
 
-def test_unsloth_is_taken_where_it_can_work(machine: Callable[..., None]) -> None:
-    """A GPU of capability 7.0 or more, unsloth installed, an architecture that it serves: then it is taken, and the
-    reason says so. A T4 (7.5) is enough."""
+def test_unsloth_is_taken_where_it_can_work_and_is_asked_for(machine: Callable[..., None]) -> None:
+    """A GPU of capability 7.0 or more, unsloth installed, an architecture that it serves: then it is taken where it is
+    asked for. A T4 (7.5) is enough. By itself nothing takes it, since it has not been run on a card."""
     for capability in ((7, 0), (7, 5), (8, 0), (12, 0)):
         machine(capability=capability)
         for architecture in unsloth.ARCHITECTURES:
-            assert choose("auto", "cuda", architecture).name == "unsloth"
-    assert choose("auto", "cuda", "llama").why == "a CUDA GPU is there and it is installed"
+            assert choose("unsloth", "cuda", architecture).name == "unsloth"
+            assert choose("auto", "cuda", architecture) == Choice("transformers", unsloth.UNTRIED)
     assert choose("unsloth", "cuda", "llama").why == "asked for"
     assert choose("transformers", "cuda", "llama") == TRANSFORMERS
 
@@ -99,7 +98,8 @@ def test_unsloth_is_taken_where_it_can_work(machine: Callable[..., None]) -> Non
         ("mps", {}, "llama", "needs a CUDA GPU, and this run is on mps"),
         ("cuda", {"capability": None}, "llama", "needs a CUDA GPU, and torch sees none"),
         ("cuda", {"capability": (6, 1)}, "llama", "needs a GPU of capability 7.0, and this one has 6.1"),
-        ("cuda", {"installed": False}, "llama", "is not installed (pip install 'dcr-lite[gpu]')"),
+        ("cuda", {"installed": None}, "llama", "is not installed (pip install 'dcr-lite[gpu]')"),
+        ("cuda", {"installed": "2026.11.1"}, "llama", "2026.11.1 is installed, and the kit works with 2026.10.7 alone"),
         ("cuda", {}, "lfm2", "has no fast path for lfm2"),
     ],
 )
@@ -134,9 +134,11 @@ def test_looking_for_unsloth_does_not_import_it(tmp_path: Path, monkeypatch: pyt
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "unsloth", raising=False)
     monkeypatch.setattr(unsloth, "_capability", lambda: (8, 9))
-    assert choose("auto", "cuda", "llama").name == "unsloth"
+    monkeypatch.setattr(unsloth, "_installed", lambda: unsloth.VERSION)
+    assert choose("unsloth", "cuda", "llama").name == "unsloth"
     assert "unsloth" not in sys.modules
-    unsloth.prepare("auto", "cpu")
+    unsloth.prepare("unsloth", "cpu")
+    unsloth.prepare("auto", "cuda")
     unsloth.prepare("transformers", "cuda")
     assert "unsloth" not in sys.modules
     with pytest.raises(UserError, match=r"cannot be imported \(no accelerator\). Use --backend transformers"):
@@ -144,7 +146,7 @@ def test_looking_for_unsloth_does_not_import_it(tmp_path: Path, monkeypatch: pyt
 
 
 def test_it_is_imported_first_and_without_its_compiler(tmp_path: Path) -> None:
-    """A recipe that may take unsloth imports it before transformers and peft, which it patches, and with its compiled
+    """A recipe that takes unsloth imports it before transformers and peft, which it patches, and with its compiled
     forward off, whose cache a pass by hand can spoil."""
     (tmp_path / "unsloth.py").write_text(
         "import os, sys\n"
@@ -155,10 +157,10 @@ def test_it_is_imported_first_and_without_its_compiler(tmp_path: Path) -> None:
         "import runpy, sys\n"
         "from dcr_lite.model import unsloth\n"
         "from dcr_lite.run import launch\n"
-        "unsloth._capability = lambda: (8, 9)\n"
+        "unsloth._capability, unsloth._installed = lambda: (8, 9), lambda: unsloth.VERSION\n"
         "launch._start = lambda main, settings: print('begins', 'unsloth' in sys.modules)\n"
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
-        "sys.argv = ['recipe.py']\n"
+        "sys.argv = ['recipe.py', '--backend', 'unsloth']\n"
         f"runpy.run_path({str(RECIPE)!r}, run_name='__main__')"
     )
     environment = {name: value for name, value in os.environ.items() if name != "UNSLOTH_COMPILE_DISABLE"}
@@ -234,6 +236,7 @@ def test_the_recorded_signatures_are_the_sources(source: Callable[[str], ast.Mod
 
 def test_the_tested_version_is_the_one_that_is_installed() -> None:
     """pyproject.toml pins the version whose signatures are recorded; the stub refuses all other arguments."""
+    assert f"unsloth=={unsloth.VERSION}" == PINNED
     assert f'"{PINNED}"' in (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
 
 
@@ -278,6 +281,23 @@ def test_the_stub_has_the_traps(both: Callable[..., tuple[Model, Model]]) -> Non
         )
         with pytest.raises(TypeError, match="not subscriptable"):
             decoder(input_ids=torch.tensor([rows[0]]), past_key_values=object())
+
+
+def test_the_stub_has_the_traps_of_a_second_pass_and_of_length(
+    tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph gives other gradients the second time; a maximum beyond the window gives other states."""
+    install(monkeypatch)
+    ids, found = torch.tensor([ROWS[0]]), []
+    for longest in (512, 8192):
+        monkeypatch.setattr(unsloth, "_config", lambda folder, longest=longest: {"max_position_embeddings": longest})
+        decoder = loading.load(tiny_folder("llama"), "cpu", torch.float32, False, UNSLOTH).network.model
+        weight = decoder.layers[0].mlp.up_proj.weight.requires_grad_(True)
+        states = decoder(input_ids=ids).last_hidden_state
+        first, second = (torch.autograd.grad(states.sum(), weight, retain_graph=True)[0] for _ in range(2))
+        assert first.norm() > 0 == second.norm()
+        found.append(states.detach())
+    assert_far(*found)
 
 
 @pytest.mark.parametrize("four_bit", [False, True], ids=["float32", "NF4"])

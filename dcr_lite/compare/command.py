@@ -4,6 +4,7 @@ The stock model is measured once. Every training and every measurement is kept w
 comparison can be continued.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def compare(
     further strengths.
     """
     _check_seeds(seeds, curve_seeds)
-    settings = resolved(load_recipe(recipe).SETTINGS)
+    # Steered answers need a cache, which unsloth's forward pass does not take: all methods get the same backend.
+    settings = replace(resolved(load_recipe(recipe).SETTINGS), backend="transformers")
     files = files or settings.evaluation
     data = EvaluationData.read(files, rows, multiple_choice)
     runs: dict[int | None, SeedRun] = {None: SeedRun(settings, out / "stock", 0)}

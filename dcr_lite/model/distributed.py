@@ -47,7 +47,9 @@ def joined(device: str) -> Iterator[None]:
         if own >= torch.cuda.device_count():
             raise UserError(f"more processes than the {torch.cuda.device_count()} GPUs here: start one for each GPU")
         torch.cuda.set_device(own)
-    distributed.init_process_group(timeout=TIMEOUT)  # gloo on the CPU, NCCL between GPUs
+    # NCCL alone, the default where there is a GPU, would leave a run on the CPU without anything.
+    on_gpus = device != "cpu" and torch.cuda.is_available()
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=TIMEOUT)
     try:
         with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(sys.stdout if is_main() else nowhere):
             yield

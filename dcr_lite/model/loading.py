@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from dcr_lite.errors import UserError
+from dcr_lite.errors import MORE_MEMORY, UserError, first_line, out_of_memory
 from dcr_lite.model import unsloth
 from dcr_lite.model.memory import LEAST_TOKENS, MOST_PROMPTS, MOST_TOKENS
 from dcr_lite.model.packing import ATTENTION, ATTENTION_SHARE, Batch, pack, pad, passes, shared_prefix
@@ -26,11 +26,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 FIRST_GRADIENT_SCALE = 2.0**15  # half of float16's largest number: the first overflows halve it to what fits
-CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator", "can't allocate memory", "bad_alloc")  # as torch's messages name it
-OUT_OF_MEMORY = (
-    "memory runs out even with one row at a time. Close other programs that use it, lower --rank, load the model with "
-    "--quantization nf4, or take a smaller one; --plan shows what fits which card."
-)
+OUT_OF_MEMORY = f"memory runs out even with one row at a time. {MORE_MEMORY}"
 
 
 def best_precision(device: str) -> torch.dtype:
@@ -163,12 +159,10 @@ def memory_may_run_out() -> Iterator[None]:
     RuntimeError, and Python a MemoryError."""
     try:
         yield
-    except MemoryError as error:
-        raise torch.OutOfMemoryError(str(error)) from None
-    except RuntimeError as error:
-        if not any(words in str(error) for words in CPU_OUT_OF_MEMORY):
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
             raise
-        raise torch.OutOfMemoryError(str(error)) from None
+        raise torch.OutOfMemoryError(first_line(error)) from None
 
 
 def require_finite(model: Model, values: Tensor, what: str) -> Tensor:

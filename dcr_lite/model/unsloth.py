@@ -10,15 +10,20 @@ They change how a model behaves; the rest of the kit allows for the following.
 - The compiled forward pass keeps state that a pass by hand can spoil, so compilation is off; so is checkpointing,
   which passes of fewer tokens make unnecessary.
 - unsloth has to be imported before transformers: ``prepare`` is called before any heavy import.
+- Its backward pass overwrites what the forward pass has kept, so no graph can be replayed: diagnose loads the model
+  with transformers, and so does compare, whose steered answers need a cache.
+- A longer maximum than the model's own window changes its rotary embedding: the smaller of the two is asked for.
+- That rows padded on the right need no mask rests on this version's forward pass: another one is refused.
 
-Not yet run on a card: tested only against a stub that behaves so (tests/test_unsloth.py), and the calls against the
-signatures in the pinned version's source.
+Not yet run on a card, and so only taken with --backend unsloth: tested against a stub that behaves so
+(tests/test_unsloth.py), and the calls against the signatures in the pinned version's source.
 """
 
-import importlib.util
+import importlib
 import json
 import os
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +33,9 @@ PACKAGE = "unsloth"
 LEAST_CAPABILITY = (7, 0)  # Volta and later; a T4 has 7.5
 ARCHITECTURES = ("gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3")  # that its fast forward serves
 LONGEST = 8_192  # tokens of a row: its tables of positions and masks are as long
+VERSION = "2026.10.7"  # that pyproject.toml pins
 INSTALL = "pip install 'dcr-lite[gpu]'"
+UNTRIED = "unsloth, which has not been run on a card yet, is taken with --backend unsloth"
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,11 @@ def choose(wanted: str, device: str, architecture: str) -> Choice:
     if wanted == "transformers":
         return TRANSFORMERS
     obstacle = _obstacle(device, architecture)
-    if obstacle and wanted == "unsloth":
-        raise UserError(f"--backend unsloth: {obstacle}. Leave the flag out to use transformers with peft.")
+    if wanted == "auto":
+        return Choice("transformers", obstacle or UNTRIED)
     if obstacle:
-        return Choice("transformers", obstacle)
-    return Choice("unsloth", "asked for" if wanted == "unsloth" else "a CUDA GPU is there and it is installed")
+        raise UserError(f"--backend unsloth: {obstacle}. Leave the flag out to use transformers with peft.")
+    return Choice("unsloth", "asked for")
 
 
 def _obstacle(device: str, architecture: str) -> str | None:
@@ -65,11 +72,20 @@ def _obstacle(device: str, architecture: str) -> str | None:
         return "unsloth needs a CUDA GPU, and torch sees none"
     if capability < LEAST_CAPABILITY:
         return f"unsloth needs a GPU of capability 7.0, and this one has {capability[0]}.{capability[1]}"
-    if importlib.util.find_spec(PACKAGE) is None:
+    if (installed := _installed()) is None:
         return f"unsloth is not installed ({INSTALL})"
+    if installed != VERSION:
+        return f"unsloth {installed} is installed, and the kit works with {VERSION} alone ({INSTALL})"
     if architecture not in ARCHITECTURES:
         return f"unsloth has no fast path for {architecture or 'this architecture'}"
     return None
+
+
+def _installed() -> str | None:
+    try:
+        return version(PACKAGE)
+    except PackageNotFoundError:
+        return None
 
 
 def _capability() -> tuple[int, int] | None:
@@ -80,16 +96,21 @@ def _capability() -> tuple[int, int] | None:
 
 def architecture_of(folder: str | Path) -> str:
     """model_type of a model folder's config.json; "" where there is none."""
+    return str(_config(folder).get("model_type", ""))
+
+
+def _config(folder: str | Path) -> dict[str, Any]:
     try:
-        return str(json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("model_type", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def prepare(wanted: str, device: str) -> None:
     """Import unsloth, before transformers, where the run may use it. What keeps it from being used is reported when the
     model is loaded."""
-    if wanted != "transformers" and device in ("auto", "cuda") and _obstacle("cuda", ARCHITECTURES[0]) is None:
+    if wanted == "unsloth" and device in ("auto", "cuda") and _obstacle("cuda", ARCHITECTURES[0]) is None:
         _import()
 
 
@@ -112,7 +133,7 @@ def load(folder: str | Path, precision: Any, four_bit: bool) -> tuple[Any, Any]:
     """(network, tokenizer) of a model folder."""
     network, tokenizer = _import().FastLanguageModel.from_pretrained(
         model_name=str(folder),
-        max_seq_length=LONGEST,
+        max_seq_length=min(LONGEST, int(_config(folder).get("max_position_embeddings") or LONGEST)),
         dtype=precision,
         load_in_4bit=four_bit,
         use_gradient_checkpointing=False,

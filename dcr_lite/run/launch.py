@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import tyro
 
-from dcr_lite.errors import UserError
+from dcr_lite.errors import MORE_MEMORY, UserError, out_of_memory
+from dcr_lite.interrupts import sigterm_as_ctrl_c
 from dcr_lite.model.unsloth import prepare
 from dcr_lite.run.cards import show_cards
 from dcr_lite.settings import Settings
@@ -30,6 +31,7 @@ def launch(
     ``recipe``: the name or path that was given to ``dcr-lite train``; empty where the recipe was started as a script.
     Exits with 1 for an error that a user can fix and with 130 when interrupted.
     """
+    sigterm_as_ctrl_c()
     flags = sys.argv[1:] if argv is None else list(argv)
     settings = tyro.cli(
         Settings,
@@ -54,6 +56,11 @@ def launch(
         if error.errno not in DISK_ERRORS:
             raise
         _say(f"\nerror: {error.filename or settings.run}: {error.strerror}. Then go on with --resume.")
+        raise SystemExit(1) from None
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        _say(f"\nerror: memory runs out. {MORE_MEMORY} Then go on with --resume.")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         again = [*_command(recipe), *flags, *([] if settings.resume else ["--resume"])]

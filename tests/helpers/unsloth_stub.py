@@ -2,7 +2,8 @@
 
 Padding masks are dropped in training, decoder layers return tuples, cache objects are not understood, which layers of
 Gemma 2 see a window only is told by their place, the tokenizer pads on the left, and whatever was frozen among the
-adapters trains after patching. Its functions take the arguments of the pinned version and no others.
+adapters trains after patching. The backward pass overwrites what the forward pass kept; a maximum beyond the window
+stretches the rotary embedding; what is longer than the maximum is cut at its end. Its functions take the arguments of the pinned version and no others.
 """
 
 import inspect
@@ -59,7 +60,8 @@ def _from_pretrained(
         quantization_config=nf4 if load_in_4bit else None,
         attn_implementation="eager" if capped else "sdpa",
     )
-    network.max_seq_length = max_seq_length
+    network.max_seq_length = network.model.max_seq_length = max_seq_length
+    network.model.stretched = max(1.0, max_seq_length / network.config.max_position_embeddings)
     _make_fast(network.model)
     tokenizer = AutoTokenizer.from_pretrained(model_name)
     tokenizer.padding_side = "left"
@@ -71,6 +73,22 @@ def _make_fast(decoder: Any) -> None:
         plain = layer.forward
         layer.forward = lambda *args, plain=plain, **kwargs: (plain(*args, **kwargs),)
     decoder.forward = types.MethodType(_fast_forward, decoder)
+
+
+class _Overwriting(torch.autograd.Function):
+    """The identity, whose backward pass works once."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor) -> Tensor:
+        ctx.save_for_backward(torch.ones_like(states))
+        return states.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (kept,) = ctx.saved_tensors
+        passed = gradient * kept
+        kept.data.zero_()
+        return passed
 
 
 def _fast_forward(
@@ -86,6 +104,7 @@ def _fast_forward(
         past_key_values[0][0].shape[2]  # keys of the first layer, in a list of pairs
         raise NotImplementedError("the stub keeps no cache")
     states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+    states = states[:, : self.max_seq_length]
     rows, width = states.shape[:2]
     seen = torch.ones(width, width, dtype=torch.bool).tril().expand(rows, 1, width, width)
     if attention_mask is not None and not self.training:  # in training it is dropped
@@ -94,11 +113,12 @@ def _fast_forward(
         position_ids = torch.arange(width)[None]
     gemma2 = self.config.model_type == "gemma2"
     near = seen & torch.ones_like(seen).triu(1 - self.config.sliding_window) if gemma2 else seen
-    rotary = self.rotary_emb(states, position_ids)
+    rotary = self.rotary_emb(states, position_ids / self.stretched)
     for place, layer in enumerate(self.layers):
         visible = near if place % 2 == 0 else seen
         mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
         (states,) = layer(states, attention_mask=mask, position_ids=position_ids, position_embeddings=rotary)
+        states = _Overwriting.apply(states)
     return BaseModelOutputWithPast(last_hidden_state=self.norm(states))
 
 
