@@ -17,7 +17,7 @@ from dcr_lite.files import SHIPPED
 from dcr_lite.measure.metrics import wilson_interval
 from dcr_lite.model.chat import encode_conversations, encode_prompts
 from dcr_lite.model.hidden_states import adding, final_states, vocabulary_logits
-from dcr_lite.model.loading import Model, in_halves
+from dcr_lite.model.loading import Model, in_halves, require_finite
 from dcr_lite.model.packing import shared_prefix
 
 HELD_OUT_INSTRUCTIONS = SHIPPED / "heldout_instructions.jsonl"
@@ -52,7 +52,8 @@ def _together(model: Model, rows: list[tuple[list[int], list[int]]]) -> list[Ten
         with model.compute():
             logits = vocabulary_logits(model.network, part)
         log_p.append(logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0])
-    return list(torch.cat(log_p).cpu().split([len(end) for _, end in rows]))
+    log_p_of_all = require_finite(model, torch.cat(log_p).cpu(), "log-probabilities of answers")
+    return list(log_p_of_all.split([len(end) for _, end in rows]))
 
 
 def answer_loss(

@@ -10,7 +10,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.model import distributed
 from dcr_lite.model.loading import OUT_OF_MEMORY, Model
 
-CLEAN_STEPS = 20  # after which passes grow back; after each time that was too early, twice as many
+CLEAN_STEPS = 20  # after which passes grow back; each time that this was too early, twice as many
 
 
 class PassSize:
@@ -19,7 +19,7 @@ class PassSize:
     def __init__(self, model: Model, name: str):
         self.model, self.name = model, name
         self.planned = model.tokens_per_pass
-        self.clean = 0  # steps since memory last ran out or passes grew
+        self.since = 0  # steps since passes were halved or grew
         self.patience = CLEAN_STEPS
         self.tried_again = self.has_grown = False
 
@@ -34,25 +34,27 @@ class PassSize:
                 "lowered on the way: take smaller batches, or a single process, which lowers its own."
             )
         torch.cuda.empty_cache()
-        self.clean = 0
         if not self.tried_again:
             self.tried_again = True
             return
-        self.tried_again = False
-        if self.has_grown:
-            self.patience *= 2
-            self.has_grown = False
         if not self.model.halve_pass():
             raise UserError(f"{self.name}: {OUT_OF_MEMORY}")
+        self.patience *= 2 if self.has_grown else 1
+        self.tried_again = self.has_grown = False
+        self.since = 0
         self._say("out of memory")
 
     def went_well(self) -> None:
         """A step is done. After enough of them passes grow back to twice their size."""
         self.tried_again = False
-        self.clean += 1
-        if self.model.tokens_per_pass < self.planned and self.clean >= self.patience:
+        self.since += 1
+        if self.since < self.patience:
+            return
+        if self.has_grown:  # and that has stood
+            self.has_grown, self.patience = False, CLEAN_STEPS
+        if self.model.tokens_per_pass < self.planned:
             self.model.tokens_per_pass *= 2
-            self.clean, self.has_grown = 0, True
+            self.since, self.has_grown = 0, True
             self._say("memory suffices again")
 
     def _say(self, why: str) -> None:

@@ -3,7 +3,8 @@
 Padding masks are dropped in training, decoder layers return tuples, cache objects are not understood, which layers of
 Gemma 2 see a window only is told by their place, the tokenizer pads on the left, and whatever was frozen among the
 adapters trains after patching. The backward pass overwrites what the forward pass kept; a maximum beyond the window
-stretches the rotary embedding; what is longer than the maximum is cut at its end. Its functions take the arguments of the pinned version and no others.
+stretches the rotary embedding; what is longer than the maximum is cut at its end. Its functions take the arguments of
+the pinned version and no others.
 """
 
 import inspect
