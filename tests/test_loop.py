@@ -1,7 +1,10 @@
 """Claims about the training loop's parts: the learning rate, and checkpoints that are whole or absent."""
 
+import contextlib
+import os
 import pickle
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_models import ADAPTER, LAYERS, GivenStage, add_random_adapter
 
 from dcr_lite.errors import UserError
-from dcr_lite.method import checkpoint
-from dcr_lite.method.loop import learning_rate_at
+from dcr_lite.method import checkpoint, loop
+from dcr_lite.method.loop import Loop, learning_rate_at
+from dcr_lite.model.adapters import adapter_weights, train_only
+from dcr_lite.model.loading import Model
 
 FULL = Path("/dev/full")
 
@@ -123,3 +129,85 @@ def test_a_full_disk_is_a_user_error(tmp_path: Path, size: int) -> None:
         checkpoint.write({"step": 2, "weights": torch.zeros(size)}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+# --- when, and what ---------------------------------------------------------------------------------------------------
+
+
+def steps_saved(
+    tiny_model: Callable[..., Model], path: Path, monkeypatch: pytest.MonkeyPatch, seconds_a_step: float, steps: int
+) -> list[int]:
+    """After which steps a checkpoint is written, by a clock that each step moves on."""
+    clock, saved = [0.0], []
+    model = tiny_model()
+    add_random_adapter(model)
+    weights = train_only(model, ADAPTER, range(LAYERS))
+
+    def step(number: int) -> float:
+        clock[0] += seconds_a_step
+        weights[0].sum().backward()
+        return 1.0
+
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(loop, "save_checkpoint", lambda *args: saved.append(args[-1].step))
+    Loop(GivenStage(model, weights, step, steps=steps), path).run()
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps", "saved"),
+    [(1.0, 400, [180, 360]), (60.0, 10, [3, 6, 9]), (500.0, 4, [1, 2, 3]), (0.01, 2500, [])],
+)
+def test_checkpoints_come_by_time(
+    tiny_model: Callable[..., Model],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    steps: int,
+    saved: list[int],
+) -> None:
+    """Every three minutes, however long a step takes: an hour of an 8B run writes 14 GB and not 200. None at the end,
+    where the adapter itself is saved."""
+    assert steps_saved(tiny_model, tmp_path / "stage1.pt", monkeypatch, seconds, steps) == saved
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.float32])
+def test_a_checkpoint_holds_all_that_a_step_depends_on(
+    tiny_model: Callable[..., Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: torch.dtype
+) -> None:
+    """Interrupted and continued with a model loaded anew, every step sees the gradient scale and the size of passes
+    that an undisturbed run has, and the weights end bit for bit the same."""
+    failing = {2: 2}  # step: how often memory runs out in it
+
+    def train(path: Path | None, stop_at: int | None) -> tuple[list[tuple[int, float, int]], dict[str, torch.Tensor]]:
+        model = tiny_model(precision=precision)
+        add_random_adapter(model)
+        model.tokens_per_pass = 512
+        weights = train_only(model, ADAPTER, range(LAYERS))
+        failures, seen = dict(failing), []
+
+        def step(number: int) -> float:
+            if number == stop_at:
+                os.kill(os.getpid(), signal.SIGINT)
+            if failures.get(number):
+                failures[number] -= 1
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            seen.append((number, model.gradient_scale, model.tokens_per_pass))
+            size = 4.0 if number == 3 else 1e-3  # at the first scales more than float16 holds
+            for i, weight in enumerate(weights):
+                weight.grad = (torch.full_like(weight, size * (1 + i)) * model.gradient_scale).to(precision).float()
+            return 1.0
+
+        with contextlib.suppress(KeyboardInterrupt):
+            Loop(GivenStage(model, weights, step, steps=8), path).run()
+        return seen, adapter_weights(model, ADAPTER)
+
+    expected, weights = train(None, None)
+    path = tmp_path / "stage1.pt"
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.default_int_handler)  # whatever started the tests
+    before, _ = train(path, 4)
+    after, continued = train(path, None)
+    assert before + after == expected
+    assert {tokens for _, _, tokens in after} == {256}
+    assert (after[0][1] < expected[0][1]) == (precision == torch.float16)
+    assert all(torch.equal(continued[key], weights[key]) for key in weights)

@@ -2,8 +2,11 @@
 does not fit goes through in parts with the same gradients."""
 
 import json
+import math
+import os
 import subprocess
 import sys
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,13 +39,13 @@ from dcr_lite.method.loop import Loop
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import fused_layers, memory
 from dcr_lite.model.adapters import adapter_weights, add_adapter, train_only
-from dcr_lite.model.free_memory import free_memory
+from dcr_lite.model.free_memory import free_memory, within_limits
 from dcr_lite.model.generation import answer
 from dcr_lite.model.hidden_states import decoder_of
 from dcr_lite.model.loading import Model
-from dcr_lite.model.memory import LEAST_TOKENS, MOST_TOKENS, Need, fit, needs
+from dcr_lite.model.memory import LEAST_TOKENS, MOST_TOKENS, Need, disk_need, fit, needs
 from dcr_lite.model.packing import ATTENTION_SHARE, tokens_at_once
-from dcr_lite.model.shapes import KNOWN, shape_of
+from dcr_lite.model.shapes import KNOWN, Shape, shape_of
 from dcr_lite.model.states import layer_states
 from dcr_lite.run import opening
 from dcr_lite.run.cards import CARDS
@@ -425,3 +428,83 @@ def test_a_model_of_another_kind_is_not_estimated(tiny_folder: Callable[..., Pat
 def test_free_memory_of_this_computer_is_plausible() -> None:
     """More than nothing, and less than this computer has."""
     assert 1e8 < free_memory("cpu") < psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(
+    ("weights", "limit", "stops"), [(0.5e9, False, False), (2e9, False, True), (0.5e9, True, True)]
+)
+def test_memory_is_insisted_on_where_swapping_is_no_way_on(
+    tiny_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    weights: float,
+    limit: bool,
+    stops: bool,
+) -> None:
+    """On a CPU a small model may swap for a moment; one of more than a billion weights may not, nor anything within the
+    limit of a container: the run stops before work begins, with the numbers."""
+    monkeypatch.setattr(Shape, "parameters", property(lambda shape: weights))
+    monkeypatch.setattr(opening, "free_memory", lambda device: 0.2e9)
+    monkeypatch.setattr(opening, "within_limits", lambda: 0.2e9 if limit else float("inf"))
+    settings = small_settings(tiny_folder("llama"), save_rows(tmp_path / "rows"), tmp_path / "run")
+    if not stops:
+        assert "lowered" in opening.will_it_fit(settings)["  safety SFT alone"]
+        return
+    with pytest.raises(UserError, match=r"needs at least \d\.\d GB for stage 1 and 0\.2 GB are free"):
+        opening.will_it_fit(settings)
+
+
+def test_an_address_space_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit leaves what the process does not have yet; a container's leaves its limit less its use."""
+    code = (
+        "import resource, psutil; from dcr_lite.model.free_memory import free_memory\n"
+        "most = psutil.Process().memory_info().vms + 300_000_000\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (most, most)); print(free_memory('cpu'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 2.5e8 < float(done.stdout) <= 3e8
+
+
+def test_a_container_s_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of both versions of control groups; "max", and the absurd number of version 1, are no limit."""
+    limit, usage = tmp_path / "limit", tmp_path / "usage"
+    monkeypatch.setattr("dcr_lite.model.free_memory.CGROUPS", ((str(limit), str(usage)),))
+    usage.write_text("1000000\n")
+    for text, left in (("5000000\n", 4e6), ("max\n", math.inf), ("9223372036854771712\n", math.inf)):
+        limit.write_text(text)
+        assert within_limits() == left
+    assert free_memory("cpu") < math.inf
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_disk_that_a_run_needs_is_counted(path: Path) -> None:
+    """What an 8B run writes at once, by hand: four adapters and two checkpoints of four times an adapter."""
+    settings = recipe_module(path).SETTINGS
+    shape = KNOWN[settings.model]
+    adapter = 4 * 16 * shape.layers * sum(i + o for i, o in shape.maps)
+    assert 12 * adapter < disk_need(shape, 16) < 12 * adapter + 5e8
+    if path.stem == "llama3_8b":
+        assert adapter == 167_772_160
+        assert 2.2e9 < disk_need(shape, 16) < 2.6e9
+
+
+def test_a_run_without_room_for_its_files_does_not_begin(
+    tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Known before the model is loaded, and not after the first stage."""
+    settings = small_settings(tiny_folder("llama"), save_rows(tmp_path / "rows"), tmp_path / "run", rank=16_384)
+    used = namedtuple("used", "total used free")(10**12, 0, 1_200_000_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: used)
+    with pytest.raises(UserError, match=r"1,200 MB free and \d,\d{3} MB needed"):
+        opening.will_it_fit(settings)
+
+
+def test_blocks_of_memory_can_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch is told so before it is imported, unless the user has told it something else."""
+    code = "import dcr_lite, torch; torch.zeros(1); print(torch._C._accelerator_getAllocatorSettings())"
+    own = "max_split_size_mb:64"
+    given: dict[str, str]
+    for given, told in (({}, "expandable_segments:True"), ({"PYTORCH_CUDA_ALLOC_CONF": own}, own)):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTORCH")} | given
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == told

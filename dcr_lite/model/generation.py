@@ -246,7 +246,8 @@ class StreamedAnswer:
         model.network.eval()
         with model.compute():
             self._decoding = _decoding(model, [row], [])
-            self.refusal_log_odds = float(_refusal_log_odds(self._decoding))
+            odds = require_finite(model, _refusal_log_odds(self._decoding), "refusal log-odds")
+        self.refusal_log_odds = float(odds)
         self._ends = set(_end_tokens(model).tolist())
         self._tokens: list[int] = []
         self._most = max_new_tokens
