@@ -30,6 +30,11 @@ class Notebook:
     recipe: str
     card: str = "a free T4 GPU (Runtime > Change runtime type > T4 GPU)"
 
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether the notebook stops on a machine without a GPU, where it would take days."""
+        return "GPU (" in self.card
+
 
 NOTEBOOKS = (
     Notebook("smollm2_135m", "any machine, no GPU needed"),
@@ -48,6 +53,13 @@ INSTALL = """\
 
 An installed torch stays, where its version is one that dcr-lite works with."""
 INSTALL_CODE = '%pip install --quiet "dcr-lite=={version}"'
+
+CHECK_CODE = """\
+import torch
+
+if not torch.cuda.is_available():
+    raise RuntimeError("no GPU here: choose Runtime > Change runtime type > T4 GPU, and run all cells again")
+print(torch.cuda.get_device_name())"""
 
 SETTINGS = """\
 ## Load
@@ -153,6 +165,7 @@ def cells(notebook: Notebook) -> list[tuple[str, str, str]]:
     return [
         ("markdown", "title", introduction(recipe, notebook)),
         *_section("install", INSTALL, INSTALL_CODE, known),
+        *([("code", "check", CHECK_CODE)] if notebook.needs_gpu else []),
         *_section("settings", SETTINGS, SETTINGS_CODE, known),
         ("code", "load", f"{imports}\n\n{checks}"),
         *_section("data", DATA, DATA_CODE, known),
@@ -178,7 +191,7 @@ def as_json(notebook: Notebook) -> str:
         if kind == "code":
             cell |= {"execution_count": None, "outputs": []}
         written.append(cell | {"source": text.splitlines(keepends=True)})
-    gpu = {"accelerator": "GPU"} if "GPU (" in notebook.card else {}
+    gpu = {"accelerator": "GPU"} if notebook.needs_gpu else {}
     metadata = {
         **gpu,
         "colab": {"provenance": []},

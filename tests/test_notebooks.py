@@ -173,6 +173,19 @@ def test_every_call_is_one_that_the_package_takes(file: Path) -> None:
     assert {k.arg for k in replaced.keywords} <= {f.name for f in fields(Settings)}
 
 
+@pytest.mark.parametrize("notebook", make.NOTEBOOKS, ids=lambda notebook: notebook.recipe)
+def test_a_notebook_checks_for_a_gpu_first(notebook: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is loaded, with what to click; the notebook of SmolLM2 needs none."""
+    found = cells(FOLDER / f"{notebook.recipe}.ipynb")
+    tags = [tag for tag, _ in found]
+    assert ("check" in tags) == (notebook.recipe != "smollm2_135m")
+    if "check" in tags:
+        assert tags[:3] == ["install", "check", "settings"]
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        with pytest.raises(RuntimeError, match="Change runtime type > T4 GPU"):
+            exec(compile(dict(found)["check"], "check", "exec"), {})
+
+
 # --- run --------------------------------------------------------------------------------------------------------------
 
 
