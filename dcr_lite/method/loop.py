@@ -2,7 +2,7 @@
 
 Why not transformers' Trainer: stage 1 stops at layer L, needs every prompt of a batch in one loss and keeps the
 checkpoint that separates unseen pairs best; stage 2 starts from stored states. Each would override most of Trainer, and
-a resumed run could not be shown to end bit for bit where an undisturbed one does.
+a resumed run could not be shown to end, on a CPU, bit for bit where an undisturbed one does.
 """
 
 import contextlib
