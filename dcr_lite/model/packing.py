@@ -112,7 +112,7 @@ def tokens_at_once(lengths: Sequence[int], shared: int = 0, attention: float = 0
     return (1 - attention) * packed + attention * len(lengths) * max(lengths)
 
 
-def shared_prefix(rows: Sequence[Sequence[int]]) -> int:
+def shared_prefix(rows: Sequence[list[int]]) -> int:
     """The length of the longest prefix that all rows share, leaving at least one token to each row."""
     low, high = min(rows), max(rows)  # the lexicographic extremes differ where any two rows differ
     limit = min(map(len, rows)) - 1

@@ -5,10 +5,10 @@ counted; in a user's own files they are errors with file and line.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from dcr_lite.data.paper_data import sources
 from dcr_lite.data.rows import Conversation, Pair, Prompt, read_jsonl
@@ -20,7 +20,7 @@ from dcr_lite.run.inputs import Data, drawn
 from dcr_lite.run.run_folder import RunFolder
 from dcr_lite.settings import Settings
 
-Row = TypeVar("Row", Pair, Conversation, Prompt)
+Row = Pair | Conversation | Prompt
 
 NO_LIMIT = sys.maxsize
 PART = "longest_rows"  # of a run, under which its limits are noted
@@ -95,7 +95,7 @@ def prompt_lengths(tokenizer: Tokenizer, rows: list[Prompt]) -> list[int]:
     return [len(row) for row in encode_prompts(tokenizer, [p.prompt for p in rows], NO_LIMIT)]
 
 
-def _require_short(files: Iterable[Path], rows: list[Row], lengths: list[int], most: int, model: Model) -> None:
+def _require_short(files: Iterable[Path], rows: Sequence[Row], lengths: list[int], most: int, model: Model) -> None:
     """Raises UserError, with file and line of the longest row, where one has more than ``most`` tokens."""
     if max(lengths, default=0) <= most:
         return
