@@ -102,9 +102,9 @@ def test_nothing_is_left_out_where_all_fits(tiny: Path, rows: Path, tmp_path: Pa
 def test_the_limit_is_the_smaller_of_window_and_memory(tiny_model: Callable[..., Model]) -> None:
     """Of safety SFT that of the stage with less room; a prompt leaves room for its answer."""
     model = tiny_model()
-    assert limits(model, 40) == {"stage1": 512, "safety_sft": 512, "evaluation": 472}
+    assert limits(model.window, {}, 40) == {"stage1": 512, "safety_sft": 512, "evaluation": 472}
     model.longest_in = {"stage1": 300, "stage2": 200, "safety_sft": 144, "evaluation": 5000}
-    assert limits(model, 40) == {"stage1": 300, "safety_sft": 144, "evaluation": 472}
+    assert limits(model.window, {}, 40) == {"stage1": 300, "safety_sft": 144, "evaluation": 472}
 
 
 @pytest.mark.parametrize("gigabytes", [12.6, 16.0, 24.0])
@@ -124,7 +124,7 @@ def test_a_long_public_row_does_not_end_a_run(
     """A whole run with memory for rows of 96 tokens: no stage trains on a longer one, and the report counts it."""
     seen: list[int] = []
     add_row(rows / "instructions.jsonl", LONG)
-    fitting, train = opening._fit, Loop.run
+    fitting, train = opening.what_fits, Loop.run
 
     def fit_in_little(*args: Any) -> Fit:
         found = fitting(*args)
@@ -134,7 +134,7 @@ def test_a_long_public_row_does_not_end_a_run(
         seen.extend(len(row.ids) for row in getattr(loop.stage, "rows", []) if hasattr(row, "ids"))
         return train(loop)
 
-    monkeypatch.setattr(opening, "_fit", fit_in_little)
+    monkeypatch.setattr(opening, "what_fits", fit_in_little)
     monkeypatch.setattr(Loop, "run", watched)
     done = run_here(flags(tiny, rows, tmp_path / "run", instructions=17, contrastive_steps=2, sft_epochs=1))
     assert done.code == 0, done.err

@@ -111,9 +111,7 @@ class Model:
         """Whether rows can share one packed sequence: plain softmax attention that our function can replace."""
         return self.network.config._attn_implementation == ATTENTION
 
-    def passes(
-        self, rows: Sequence[list[int]], most: int | None = None, shared: int | None = None
-    ) -> list[list[int]]:
+    def passes(self, rows: Sequence[list[int]], most: int | None = None, shared: int | None = None) -> list[list[int]]:
         """The numbers of the rows that go through together in each pass, of at most ``tokens_per_pass`` tokens and of
         ``most``. shared: the prefix of all rows that a packed pass computes once, by default the longest."""
         lengths = [len(row) for row in rows]

@@ -13,6 +13,7 @@ from typing import Any
 from dcr_lite.data.paper_data import sources
 from dcr_lite.data.rows import Conversation, Pair, Prompt, read_jsonl
 from dcr_lite.errors import UserError
+from dcr_lite.model import distributed
 from dcr_lite.model.chat import Tokenizer, encode_conversations, encode_prompts
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE
@@ -26,12 +27,12 @@ NO_LIMIT = sys.maxsize
 PART = "longest_rows"  # of a run, under which its limits are noted
 
 
-def limits(model: Model, answer_tokens: int) -> dict[str, int]:
+def limits(window: int, longest_in: dict[str, int], answer_tokens: int) -> dict[str, int]:
     """The most tokens of a row in stage 1, in safety SFT and of a prompt to answer: what fits alone, at most the
     window."""
 
     def of(*stages: str) -> int:
-        return min([model.window, *(model.longest_in.get(stage, NO_LIMIT) for stage in stages)])
+        return min([window, *(longest_in.get(stage, NO_LIMIT) for stage in stages)])
 
     return {
         "stage1": of("stage1"),
@@ -46,11 +47,18 @@ def without_long_rows(run: RunFolder, model: Model, data: Data, settings: Settin
 
     Raises UserError for a row of a user's own that is too long, or where fewer public rows are left than asked for.
     """
-    most = run.finished(PART)
-    if most is None:
-        most = limits(model, settings.answer_tokens)
-        run.finish(PART, most)
-    files, tokenizer = settings.files, model.tokenizer
+    # Of several processes, whose memory differs, the first one's.
+    most = distributed.on_main(
+        lambda: run.finished(PART) or limits(model.window, model.longest_in, settings.answer_tokens)
+    )
+    short = short_rows(data, settings, model.tokenizer, model.window, most)
+    run.finish(PART, most)  # after the rows are known to be fine: a run that ends with an error has not begun
+    return short
+
+
+def short_rows(data: Data, settings: Settings, tokenizer: Tokenizer, window: int, most: dict[str, int]) -> Data:
+    """``data`` without the public rows that are longer than ``most``, the ``limits``. Raises as above."""
+    files = settings.files
     longest: dict[str, int] = {}
     left_out: dict[str, int] = {}
     kept: dict[str, list[Any]] = {}
@@ -67,12 +75,12 @@ def without_long_rows(run: RunFolder, model: Model, data: Data, settings: Settin
         ("refusals", "refusal_rows", data.refusals, row_lengths(tokenizer, data.refusals), "safety_sft"),
     ):
         if not sources(files[setting]):
-            _require_short([files[setting]], rows, lengths, most[stage], model)
+            _require_short([files[setting]], rows, lengths, most[stage], window)
         kept[name] = [row for row, length in zip(rows, lengths, strict=True) if length <= most[stage]]
         longest[setting] = max([n for n in lengths if n <= most[stage]] + [longest.get(setting, 0)])
         left_out[setting] = left_out.get(setting, 0) + len(rows) - len(kept[name])
     lengths = prompt_lengths(tokenizer, data.held_out)
-    _require_short(settings.evaluation, data.held_out, lengths, most["evaluation"], model)
+    _require_short(settings.evaluation, data.held_out, lengths, most["evaluation"], window)
     found = drawn(settings, held_out=data.held_out, **kept)
     left_out = {setting: n for setting, n in left_out.items() if n}
     return replace(found, longest=longest | {"evaluation": max(lengths)}, left_out=left_out)
@@ -95,14 +103,14 @@ def prompt_lengths(tokenizer: Tokenizer, rows: list[Prompt]) -> list[int]:
     return [len(row) for row in encode_prompts(tokenizer, [p.prompt for p in rows], NO_LIMIT)]
 
 
-def _require_short(files: Iterable[Path], rows: Sequence[Row], lengths: list[int], most: int, model: Model) -> None:
+def _require_short(files: Iterable[Path], rows: Sequence[Row], lengths: list[int], most: int, window: int) -> None:
     """Raises UserError, with file and line of the longest row, where one has more than ``most`` tokens."""
     if max(lengths, default=0) <= most:
         return
     longest = max(range(len(rows)), key=lengths.__getitem__)
     others = sum(length > most for length in lengths) - 1
     more = f" ({others} more are too long)" if others else ""
-    what = f"this model's window of {model.window:,}" if most * 2 > model.window else "one pass in the free memory"
+    what = f"this model's window of {window:,}" if most * 2 > window else "one pass in the free memory"
     raise UserError(
         f"{_place(files, rows[longest])}: {lengths[longest]:,} tokens in the chat template, and at most {most:,} fit "
         f"{what}{more}. Shorten it, or leave that row out."

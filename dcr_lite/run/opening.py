@@ -72,13 +72,17 @@ def will_it_fit(settings: Settings) -> dict[str, str]:
     """
     known = settings.model in KNOWN  # then not even its weights have to be fetched to know
     path = settings.model if known else _locate(settings.model)[0]
-    fitting = _fit(path, settings, machine(settings))
+    fitting = what_fits(path, settings, machine(settings))
     if fitting.needs:
         require_disk(settings.run, round(disk_need(shape_of(path), settings.rank)))
     return fitting.lines()
 
 
-def _fit(model: str, settings: ModelSettings, on: Machine) -> Fit:
+def what_fits(model: str, settings: ModelSettings, on: Machine) -> Fit:
+    """What fits into the memory that is free now, of a model by its folder or name; empty where its need is unknown.
+
+    Raises UserError where the estimate decides and not even the least fits.
+    """
     free = free_memory(on.device)
     try:
         shape = shape_of(model)
@@ -98,7 +102,7 @@ def load_base(settings: ModelSettings) -> tuple[Model, str]:
     on = machine(settings)
     path, source = _locate(settings.model)
     choice = unsloth.choose(settings.backend, on.device, unsloth.architecture_of(path))
-    fitting = _fit(path, settings, on)
+    fitting = what_fits(path, settings, on)
     if not console.is_terminal:
         transformers_logging.disable_progress_bar()  # one long line of them in a file
     try:
