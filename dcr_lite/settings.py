@@ -133,8 +133,8 @@ class Settings(ModelSettings):
 
     # the run
     seed: int = 0
-    """Of the adapter's first weights, the split, and the order of rows. Same seed, same machine: same adapter, on a CPU to the last
-    bit."""
+    """Of the adapter's first weights, the split, and the order of rows. Same seed, same machine: same adapter, on a CPU
+    to the last bit."""
     resume: bool = False
     """Continue a run that was stopped, from its last checkpoint."""
     plan: bool = False

@@ -62,6 +62,19 @@ def test_a_users_own_long_row_is_an_error_with_file_and_line(tiny: Path, rows: P
         without_long_rows(run, model, data, settings)
 
 
+def test_a_run_that_a_long_row_ended_has_not_begun(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """With the row shortened, the same command begins: there is nothing to resume and no other data to complain of."""
+    file = rows / "instructions.jsonl"
+    whole = file.read_bytes()
+    add_row(file, LONG | {"response": "Tom and Tim. " * 200})
+    argv = flags(tiny, rows, tmp_path / "run", contrastive_steps=1, sft_epochs=1)
+    done = run_here(argv)
+    assert done.code == 1
+    assert "this model's window of 512" in done.err
+    file.write_bytes(whole)
+    assert run_here(argv).code == 0
+
+
 @pytest.mark.usefixtures("as_public")
 def test_public_long_rows_are_left_out_and_counted(tiny: Path, rows: Path, tmp_path: Path) -> None:
     """Instructions and refusals, in the plan and in the report; no longer row is trained on, and what is drawn is
@@ -104,7 +117,7 @@ def test_the_limit_is_the_smaller_of_window_and_memory(tiny_model: Callable[...,
     model = tiny_model()
     assert limits(model.window, {}, 40) == {"stage1": 512, "safety_sft": 512, "evaluation": 472}
     model.longest_in = {"stage1": 300, "stage2": 200, "safety_sft": 144, "evaluation": 5000}
-    assert limits(model.window, {}, 40) == {"stage1": 300, "safety_sft": 144, "evaluation": 472}
+    assert limits(model.window, longest_in, 40) == {"stage1": 300, "safety_sft": 144, "evaluation": 472}
 
 
 @pytest.mark.parametrize("gigabytes", [12.6, 16.0, 24.0])
