@@ -2,11 +2,13 @@
 stated error."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from tiny_models import add_random_adapter, assert_close, random_rows
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dcr_lite.diagnose import ntk
 from dcr_lite.diagnose.ntk import (
@@ -159,3 +161,28 @@ def test_means_by_label_are_those_of_their_pairs_of_prompts(tiny_model: MakeMode
         pair = (expected[name][2, 0] + expected[name][3, 1]) / 2
         assert part["pair"] == [pytest.approx(float(pair), rel=1e-4), 0]
     assert "plain" not in found["last_layer"]["means"]["plain"]
+
+
+class _Sizes(TorchDispatchMode):
+    """Notes the bytes of every float64 tensor that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.dtype == torch.float64:
+            self.largest = max(self.largest, out.untyped_storage().nbytes())
+        return out
+
+
+def test_the_root_of_a_large_output_matrix_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No copy of the whole matrix in float64, which is 4.2 GB for 128,256 tokens of 4,096: only blocks of its columns;
+    and the root is that of the whole."""
+    monkeypatch.setattr(ntk, "COLUMNS", 16)
+    matrix = torch.randn(2000, 96, generator=torch.Generator().manual_seed(0))
+    with _Sizes() as sizes:
+        root = ntk._root(matrix)
+    assert sizes.largest <= 8 * max(2000 * 16, 96 * 96)
+    assert_close(root @ root, matrix.T @ matrix, 1e-4)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dcr_lite.model.adapters import train_only
 from dcr_lite.model.hidden_states import depth, final_states, output_matrix
-from dcr_lite.model.loading import Model
+from dcr_lite.model.loading import Model, require_finite
 from dcr_lite.names import LABELS
 
 BUCKETS = 2**16  # of the count sketch: an error of 1/256 of the product of two lengths in each inner product
@@ -128,7 +128,7 @@ def gradients(
                 prompts.append([torch.stack(group) for group in zip(*slopes, strict=True)])
             progress(1)
     stacked = [[torch.stack(group) for group in zip(*prompts, strict=True)] for prompts in of_side]
-    return Gradients(stacked[0], stacked[-1], torch.stack(states), exact)
+    return Gradients(stacked[0], stacked[-1], require_finite(model, torch.stack(states), "last states"), exact)
 
 
 def products(left: list[Tensor], right: list[Tensor]) -> Tensor:
