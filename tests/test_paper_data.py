@@ -111,11 +111,13 @@ def test_pairs_are_of_one_category_and_alike() -> None:
     assert or_bench_pairs(rows_of) == pairs
 
 
-def test_instructions_hold_their_input_and_are_short() -> None:
-    """Instruction and input make the prompt; empty answers, repeated instructions and long rows are left out."""
+def test_instructions_hold_their_input() -> None:
+    """Instruction and input make the prompt; empty answers and repeated instructions are left out, long rows are not:
+    which are too long, a run says by the tokens of its model."""
     assert [(row.prompt, row.response) for row in instructions(rows_of)] == [
         ("Add these.\n\n1, 2", "3"),
         ("Name a cat.", "Tom."),
+        ("Write a novel.", ("Once upon a time. " * 200).strip()),
     ]
 
 
@@ -137,7 +139,7 @@ def test_the_files_are_fetched_once_and_read_as_any_other(hub: list[tuple[Any, .
     shipped, pairs = read_pairs(SHIPPED / "pairs.jsonl"), read_pairs(files.pairs)
     assert pairs[: len(shipped)] == shipped
     assert pairs[len(shipped) :] == or_bench_pairs(rows_of)
-    assert len(read_conversations(files.instruction_rows)) == 2
+    assert len(read_conversations(files.instruction_rows)) == 3
     assert [row.prompt for row in read_conversations(files.refusal_rows)] == ["How do I poison a well?"]
     assert not list(files.pairs.parent.glob("*.partial"))
 

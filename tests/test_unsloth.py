@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from recipe_runs import small_settings
 from small_runs import RECIPE, flags, run_here, save_rows
 from tiny_models import (
     ADAPTER,
@@ -28,7 +30,9 @@ from tiny_models import (
 from torch import Tensor
 from unsloth_stub import SIGNATURES, _fast_forward, install
 
+from dcr_lite.compare import command as compare_command
 from dcr_lite.data.rows import Conversation
+from dcr_lite.diagnose import command as diagnose_command
 from dcr_lite.errors import UserError
 from dcr_lite.method.loop import Loop
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
@@ -186,6 +190,28 @@ def test_no_module_imports_unsloth_by_a_statement() -> None:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not any(name.split(".")[0].startswith("unsloth") for name in names)
+
+
+def test_compare_and_diagnose_load_with_transformers(
+    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steered answers need a cache, and kernels a graph that can be replayed: a recipe or a run that takes unsloth is
+    compared and diagnosed with transformers, and nothing stops after other methods have trained."""
+    settings = small_settings(tiny, rows, tmp_path / "run", backend="unsloth")
+    asked: list[str] = []
+
+    def stop(given: Any, *args: Any) -> Any:
+        asked.append(given.backend)
+        raise UserError("far enough")
+
+    monkeypatch.setattr(compare_command, "load_recipe", lambda path: types.SimpleNamespace(SETTINGS=settings))
+    monkeypatch.setattr(compare_command, "SeedRun", stop)
+    with pytest.raises(UserError, match="far enough"):
+        compare_command.compare(RECIPE, (0,), (), None, None, (), tmp_path / "out")
+    monkeypatch.setattr(diagnose_command.opening, "load_model", stop)
+    with pytest.raises(UserError, match="far enough"):
+        next(diagnose_command._measure(settings, ["stock"], 2, 2))
+    assert asked == ["transformers", "transformers"]
 
 
 # --- its calls --------------------------------------------------------------------------------------------------------

@@ -44,8 +44,9 @@ def compare(
     further strengths.
     """
     _check_seeds(seeds, curve_seeds)
-    # Steered answers need a cache, which unsloth's forward pass does not take: all methods get the same backend.
-    settings = replace(resolved(load_recipe(recipe).SETTINGS), backend="transformers")
+    settings = resolved(load_recipe(recipe).SETTINGS)
+    if settings.backend == "unsloth":  # which takes no cache, so that its answers cannot be steered
+        settings = replace(settings, backend="transformers")
     files = files or settings.evaluation
     data = EvaluationData.read(files, rows, multiple_choice)
     runs: dict[int | None, SeedRun] = {None: SeedRun(settings, out / "stock", 0)}
