@@ -129,3 +129,23 @@ def test_shares_are_a_partition(processes: int, monkeypatch: pytest.MonkeyPatch)
             parts.append(distributed.share(range(size)))
         assert [item for part in parts for item in part] == list(range(size))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "backend"), [("cpu", 2, "gloo"), ("auto", 0, "gloo"), ("auto", 2, "cpu:gloo,cuda:nccl")]
+)
+def test_a_run_on_the_cpu_talks_without_gpus(
+    monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, backend: str
+) -> None:
+    """With --device cpu on a machine with GPUs, processes exchange tensors of the CPU: NCCL, torch's choice there, has
+    none of them. Between GPUs both are at hand, since what is gathered besides tensors lies on the CPU."""
+    asked: list[str] = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda own: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda name, timeout: asked.append(name))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    with distributed.joined(device):
+        pass
+    assert asked == [backend]

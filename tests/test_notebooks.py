@@ -11,6 +11,7 @@ from typing import Any
 
 import make
 import pytest
+from packaging.requirements import Requirement
 from recipe_runs import small_settings
 
 from dcr_lite.data.rows import Pair
@@ -89,6 +90,9 @@ def test_a_notebook_installs_this_release(file: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     packages = [word.strip('"') for word in dict(cells(file))["install"].split()[2:] if not word.startswith("--")]
     assert packages == [f"{project['name']}=={project['version']}"]
+    # Colab's psutil, which runs already, stays: replacing it would ask for a restart in the middle of the notebook.
+    assert "5.9.5" in Requirement(next(one for one in project["dependencies"] if one.startswith("psutil"))).specifier
+    assert "%cd" not in file.read_text(encoding="utf-8")
 
 
 @each_notebook
