@@ -202,9 +202,11 @@ def export(
         form: What to push to the Hub: the adapter (the default), or an earlier export.
         public: Make the Hub repository public; otherwise it is private.
     """
-    from dcr_lite.export.command import check_flags, export_gguf, export_merged, open_finished
+    from dcr_lite.export.flags import check_flags
 
     check_flags(to, base=base, file_type=file_type, repo=repo, form=form, public=public)
+    from dcr_lite.export.command import export_gguf, export_merged, open_finished
+
     finished = open_finished(run)
     if to == "merged":
         print(f"written: {export_merged(finished, out, base)}")

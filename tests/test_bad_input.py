@@ -215,7 +215,7 @@ def test_weights_that_were_cut_off_are_an_error(tiny: Path, rows: Path, tmp_path
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("nobody/nothing-of-the-kind", "neither a folder nor in the Hub's cache, and the Hugging Face Hub does not"),
+        ("nobody/nothing-of-the-kind", "neither a folder nor in the Hub's cache, and HF_HUB_OFFLINE is set: unset it"),
         ("no such/model/at all", "no such folder, and not a Hub name (owner/model)"),
     ],
 )

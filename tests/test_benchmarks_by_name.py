@@ -56,6 +56,7 @@ def online(monkeypatch: pytest.MonkeyPatch) -> Any:
     loader = create_autospec(datasets.load_dataset)
     monkeypatch.setattr(datasets, "load_dataset", loader)
     monkeypatch.setattr(hub, "answers", lambda host: True)
+    monkeypatch.setattr(hub, "ask_for_set", lambda name: None)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     return loader
 

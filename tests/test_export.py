@@ -22,7 +22,8 @@ from dcr_lite.data.paper_data import INSTRUCTIONS, REFUSALS, SEEMINGLY_TOXIC, TO
 from dcr_lite.data.sources import SMOLLM2
 from dcr_lite.errors import UserError
 from dcr_lite.export import command
-from dcr_lite.export.command import FLAGS, FinishedRun, export_gguf, export_merged
+from dcr_lite.export.command import FinishedRun, export_gguf, export_merged
+from dcr_lite.export.flags import FLAGS
 from dcr_lite.export.hub import push
 from dcr_lite.export.merge import Merged
 from dcr_lite.files import SHIPPED

@@ -1,5 +1,6 @@
 """Public data sets: what is asked of the library, and what is said where a set cannot be had."""
 
+import errno
 from typing import Any
 from unittest.mock import create_autospec
 
@@ -8,7 +9,7 @@ import httpx
 import pytest
 
 from dcr_lite.data import hub
-from dcr_lite.data.hub import public_rows
+from dcr_lite.data.public_sets import public_rows
 from dcr_lite.errors import UserError
 
 
@@ -19,32 +20,34 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Any:
     loader.return_value = datasets.Dataset.from_list([{"prompt": "a", "other": 1}])
     monkeypatch.setattr(datasets, "load_dataset", loader)
     monkeypatch.setattr(hub, "answers", lambda address: True)
+    monkeypatch.setattr(hub, "ask_for_set", lambda name: None)
     return loader
 
 
 def test_the_rows_are_those_of_the_library(library: Any) -> None:
     """The library is asked for the path, configuration, split and file given."""
-    [row] = public_rows("set", "csv", ["prompt"], "", "config", "test", "https://x/y.csv")
+    [row] = public_rows("set", "csv", ["prompt"], "", "config", "test", "folder/y.csv")
     assert row == {"prompt": "a", "other": 1}
-    library.assert_called_once_with("csv", name="config", data_files="https://x/y.csv", split="test")
+    library.assert_called_once_with("csv", name="config", data_files="folder/y.csv", split="test")
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "reason"),
     [
-        ConnectionError("no route"),
-        ValueError("BuilderConfig 'x' not found"),
-        OSError("disk full\nmore"),
-        RuntimeError("broken"),
-        httpx.ReadTimeout("too slow"),
-        datasets.exceptions.DatasetNotFoundError("gone"),
+        (ConnectionError("no route"), "no route"),
+        (ValueError("BuilderConfig 'x' not found"), "BuilderConfig 'x' not found"),
+        (RuntimeError("broken"), "broken"),
+        (KeyError("features"), "'features'"),
+        (httpx.ReadTimeout("too slow"), "the Hub stopped answering: run the same command again later"),
+        (datasets.exceptions.DatasetNotFoundError("gone\nfor good"), "gone"),
+        (OSError(errno.ENOSPC, "No space left", "/cache/x"), "the disk is full at /cache/x: free some, or set HF_HOME"),
+        (PermissionError(errno.EACCES, "denied", "/cache/x"), "/cache/x may not be written: set HF_HOME to a folder"),
     ],
 )
-def test_a_set_that_cannot_be_loaded_is_an_error(library: Any, error: Exception) -> None:
-    """Whatever the library raises becomes one line with the set, the reason and what to do instead."""
+def test_a_set_that_cannot_be_loaded_is_an_error(library: Any, error: Exception, reason: str) -> None:
+    """Whatever the library raises becomes one line with the set, the true reason and what to do instead."""
     library.side_effect = error
-    reason = str(error).split("\n")[0]
-    with pytest.raises(UserError, match=rf"^mine cannot be fetched \({reason}\)\. Use another\.$"):
+    with pytest.raises(UserError, match=rf"^mine cannot be fetched \({reason}.*\)\. Use another\.$"):
         public_rows("mine", "owner/mine", ["prompt"], "Use another.")
 
 
@@ -61,15 +64,16 @@ def test_changed_columns_are_an_error(library: Any) -> None:
 def test_an_unreachable_host_is_an_error(
     file: str | None, host: str, offline: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A host that does not answer is named; with HF_HUB_OFFLINE none is asked."""
+    """A host that does not answer is named without a password in its address; with HF_HUB_OFFLINE none is asked, and
+    the variable is named."""
 
     def refuse(address: str, **kwargs: Any) -> None:
         assert not offline
         raise httpx.ConnectError("no route")
 
     monkeypatch.setattr(httpx, "head", refuse)
-    monkeypatch.delenv("HF_ENDPOINT", raising=False)
-    if not offline:
-        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    with pytest.raises(UserError, match=rf"mine cannot be fetched \(\S*{host} does not answer\)\. Use another\."):
+    monkeypatch.setenv("HF_ENDPOINT", "https://me:secret@huggingface.co")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1" if offline else "0")
+    said = rf"HF_HUB_OFFLINE is set: unset it to ask \S*{host}" if offline else rf"\S*{host} does not answer"
+    with pytest.raises(UserError, match=rf"mine cannot be fetched \((?!.*secret){said}\)\. Use another\."):
         public_rows("mine", "owner/mine", ["prompt"], "Use another.", file=file)

@@ -87,6 +87,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setattr(hub_module, "answers", lambda address: True)
+    monkeypatch.setattr(hub_module, "ask_for_set", lambda name: None)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     return calls
 
@@ -182,7 +183,8 @@ def test_without_the_hub_the_local_ways_are_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("DCR_LITE_CACHE", str(tmp_path))
     done = run_here(["--run", str(tmp_path / "run")], RECIPE.parent / "qwen2_5_1_5b.py")
     assert done.code == 1
-    assert "cannot be fetched (huggingface.co does not answer). Run once with a connection, use --data" in done.err
+    reason = "HF_HUB_OFFLINE is set: unset it to ask huggingface.co"
+    assert f"cannot be fetched ({reason}). Run once with a connection, use --data" in done.err
     assert "--pairs, --instruction-rows and --refusal-rows" in done.err
     assert "Traceback" not in done.err
     assert not list(tmp_path.rglob("*.jsonl"))

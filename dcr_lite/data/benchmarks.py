@@ -6,7 +6,8 @@ None needs an account: some have gated copies (walledai/...), which are not used
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dcr_lite.data.hub import HUB, public_rows
+from dcr_lite.data.hub import HUB
+from dcr_lite.data.public_sets import public_rows
 from dcr_lite.data.rows import Prompt, read_prompts
 from dcr_lite.errors import UserError
 from dcr_lite.files import cache_folder, write_jsonl
@@ -37,8 +38,11 @@ class Benchmark:
         return self.file or f"{HUB}/datasets/{self.path}"
 
 
+RAW = "https://raw.githubusercontent.com"
+
+
 def _github(repository: str, file: str) -> str:
-    return f"https://raw.githubusercontent.com/{repository}/HEAD/{file}"
+    return f"{RAW}/{repository}/HEAD/{file}"
 
 
 SEEMINGLY, TOXIC = "seemingly_toxic", "toxic"

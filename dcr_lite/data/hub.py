@@ -1,21 +1,26 @@
-"""Public data sets: whether their host answers, and their rows with the columns checked."""
+"""The Hugging Face Hub and the hosts of public files: whether they answer, how long to wait, and why something cannot
+be fetched, in words that name the cure and never a token."""
 
+import errno
+import json
 import os
-from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
-from dcr_lite.errors import UserError, first_line
+from dcr_lite.errors import first_line
 
 HUB = "https://huggingface.co"
 SECONDS = 5  # to wait for a host's first answer: an unreachable one must not look like a hang
+LONGEST_WAIT = 60  # seconds without a byte, of any request
 
 
 def answers(address: str | None = None) -> bool:
     """Whether a host, by default the Hugging Face Hub, answers within a few seconds. Never with HF_HUB_OFFLINE set."""
     import httpx
 
-    if os.environ.get("HF_HUB_OFFLINE"):
+    if offline():
         return False
     try:
         httpx.head(address or hub(), timeout=SECONDS, follow_redirects=True)
@@ -24,37 +29,126 @@ def answers(address: str | None = None) -> bool:
     return True
 
 
+def offline() -> bool:
+    """Whether the environment forbids to ask the Hub, as huggingface_hub reads it."""
+    values = (os.environ.get("HF_HUB_OFFLINE"), os.environ.get("TRANSFORMERS_OFFLINE"))
+    return any(value and value.upper() in ("1", "ON", "YES", "TRUE") for value in values)
+
+
 def hub() -> str:
     """The address of the Hugging Face Hub, or of the mirror in $HF_ENDPOINT."""
-    return os.environ.get("HF_ENDPOINT", HUB)
+    return os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
 
 
-def public_rows(
-    name: str,
-    path: str,
-    columns: Sequence[str],
-    instead: str,
-    config: str | None = None,
-    split: str = "train",
-    file: str | None = None,
-) -> Any:
-    """A public data set as ``datasets`` loads it.
+def silence(address: str) -> str:
+    """What to say of a host that does not answer."""
+    host = urlsplit(address).netloc.rpartition("@")[2]  # an address may hold a password
+    return f"HF_HUB_OFFLINE is set: unset it to ask {host}" if offline() else f"{host} does not answer"
 
-    name: what messages call it. path: its name on the Hub, or "csv" or "text" for the address ``file``. columns: those
-    that it must have. instead: what to do without it, the last sentence of every message.
-    Raises UserError where the host does not answer, the set cannot be loaded, or a column is missing.
+
+@cache
+def limit_waits() -> None:
+    """Let every request of huggingface_hub end: it gives some of them no time limit at all."""
+    import httpx
+    from huggingface_hub import get_session, set_client_factory
+
+    def limit(request: httpx.Request) -> None:
+        given = request.extensions.get("timeout") or dict.fromkeys(("connect", "read", "write", "pool"))
+        request.extensions["timeout"] = {what: min(wait or LONGEST_WAIT, LONGEST_WAIT) for what, wait in given.items()}
+
+    hooks = [*get_session().event_hooks["request"], limit]
+    set_client_factory(lambda: httpx.Client(event_hooks={"request": hooks}, follow_redirects=True))
+
+
+def ask_for_set(name: str) -> None:
+    """Ask the Hub for the card of a data set, as ``datasets`` does first, which then drops the cause of any failure.
+
+    Raises what huggingface_hub raises; a set without a card is none.
     """
-    import datasets
-    from httpx import HTTPError
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    host = file or hub()
-    if not answers(host):
-        raise UserError(f"{name} cannot be fetched ({urlsplit(host).netloc} does not answer). {instead}")
+    with suppress(RemoteEntryNotFoundError):
+        hf_hub_download(name, "README.md", repo_type="dataset", etag_timeout=SECONDS)
+
+
+# --- what went wrong --------------------------------------------------------------------------------------------------
+
+
+def why(error: BaseException, page: str, host: str = "the Hub") -> str:
+    """The true cause of a failed request, and the cure. Libraries wrap it in errors that say something else.
+
+    page: of the model or set, below the Hub's address.
+    """
+    chain = [error]
+    while (behind := chain[-1].__cause__ or chain[-1].__context__) and behind not in chain:
+        chain.append(behind)
+    reasons = [_reason(one, page, host) for one in chain]
+    said = first_line(error.__cause__ or error)  # of "an error occurred while ..." what occurred
+    return without_token(next((reason for reason in reasons if reason), said))
+
+
+def without_token(text: str) -> str:
+    """A text without the token of the Hub, which libraries put into some of their messages."""
+    from huggingface_hub import get_token
+
     try:
-        rows = datasets.load_dataset(path, name=config, data_files=file, split=split)
-    except (OSError, ValueError, RuntimeError, HTTPError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"{name} cannot be fetched ({first_line(error)}). {instead}") from None
-    if missing := [column for column in columns if column not in rows.column_names]:
-        found = ", ".join(rows.column_names)
-        raise UserError(f"{name} has changed: no column {', '.join(missing)} among {found}. {instead}")
-    return rows
+        token = get_token()
+    except OSError:
+        token = None
+    return text.replace(token, "(token)") if token else text
+
+
+def _reason(error: BaseException, page: str, host: str) -> str | None:
+    import httpx
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    gated = isinstance(error, GatedRepoError)
+    if isinstance(error, httpx.HTTPStatusError) or hasattr(error, "response"):
+        response = getattr(error, "response")  # noqa: B009 - of httpx's own errors and of the Hub's
+        if not gated and isinstance(error, RepositoryNotFoundError):
+            return "the Hub has none of that name, or it is private: check the name, or run `hf auth login`"
+        return _refusal(response, gated, f"{hub()}/{page}", host)
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set: unset it"
+    if isinstance(error, httpx.LocalProtocolError | UnicodeEncodeError):
+        return "the token has characters that no token has: run `hf auth login` again, or set HF_TOKEN anew"
+    if isinstance(error, httpx.TimeoutException):
+        return f"{host} stopped answering: run the same command again later"
+    if isinstance(error, httpx.ConnectError):
+        return f"{host} does not answer: run the same command again with a connection"
+    if isinstance(error, httpx.TransportError) or str(error).startswith("Consistency check failed"):
+        return "the connection broke off: run the same command again"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{host} answered with something else than JSON; a proxy or a login page may be in between"
+    if isinstance(error, OSError):
+        return _of_this_machine(error)
+    return None
+
+
+def _refusal(response: Any, gated: bool, page: str, host: str) -> str:
+    """A status that is an error."""
+    status = response.status_code
+    if gated and status == 403:
+        return f"it is gated, and this token may not read it: accept its licence on {page} with the token's account"
+    if gated:
+        return f"it is gated: accept its licence on {page}, then run `hf auth login`"
+    if status == 401:
+        return f"{host} does not accept the token: run `hf auth login` again, or set HF_TOKEN anew"
+    if status == 429:
+        after = response.headers.get("Retry-After", "")
+        wait = f"{after} seconds" if after.isdigit() else "some minutes"
+        return f"{host} asks for fewer requests (429): run the same command again in {wait}"
+    if status >= 500:
+        return f"{host} has a fault of its own ({status}): run the same command again later"
+    return f"{host} answered {status}"
+
+
+def _of_this_machine(error: OSError) -> str | None:
+    """A disk or a folder of this machine that cannot be written."""
+    where = f" at {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full{where}: free some, or set HF_HOME to another one"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{error.filename or 'a folder'} may not be written: set HF_HOME to a folder that may"
+    return None

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dcr_lite.data.hub import public_rows
+from dcr_lite.data.public_sets import public_rows
 from dcr_lite.data.rows import Conversation, Pair, read_pairs
 from dcr_lite.files import SHIPPED, cache_folder, write_jsonl
 

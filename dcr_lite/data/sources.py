@@ -10,8 +10,12 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
+
+from httpx import HTTPError
 
 from dcr_lite.data import hub
+from dcr_lite.data.snapshots import DAMAGED, damaged, is_whole, missing
 from dcr_lite.errors import UserError
 from dcr_lite.files import cache_folder, require_disk
 
@@ -23,6 +27,11 @@ END_OF_TURN = "<|im_end|>"
 CONVERSION_BYTES = 700_000_000  # package, GGUF and safetensors, all on the disk at once
 
 
+# What is fetched of a model; consolidated.safetensors holds the same weights once more.
+FETCHED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+NOT_FETCHED = ["consolidated*"]
+
+
 def locate(model: str, cache: Path | None = None) -> tuple[str, str]:
     """(folder to load, its source in words) of a folder or a Hub name. Needs no network after the first time.
 
@@ -32,45 +41,74 @@ def locate(model: str, cache: Path | None = None) -> tuple[str, str]:
         if not (Path(model) / "config.json").exists():
             raise UserError(f"{model}: not a model folder (no config.json in it)")
         return model, "local folder"
-    if model != SMOLLM2:
-        if found := _from_hub(model):
-            return found, "Hugging Face Hub"
-        raise UserError(
-            f"{model} is neither a folder nor in the Hub's cache, and the Hugging Face Hub does not answer. "
-            "Give --model a folder that holds it, or run once with a connection."
-        )
     converted = (cache or cache_folder()) / "SmolLM2-135M-Instruct"
-    if (converted / "config.json").exists():
+    if model == SMOLLM2 and (converted / "config.json").exists():
         return str(converted), f"package {PACKAGE}, converted earlier"
-    if found := _from_hub(model):
-        return found, "Hugging Face Hub"
+    try:
+        return _from_hub(model), "Hugging Face Hub"
+    except UserError:
+        if model != SMOLLM2:
+            raise
     convert(_gguf_from_package(), converted)
     return str(converted), f"package {PACKAGE}"
 
 
-def _from_hub(model: str) -> str | None:
-    """The folder of a Hub snapshot, downloaded unless it is in the Hub's cache; None where the Hub does not answer."""
-    from httpx import HTTPError
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+def _from_hub(model: str) -> str:
+    """The folder of a whole snapshot of the Hub: from the Hub's cache, else fetched. Raises UserError naming the
+    cause where it cannot be had."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError
 
-    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+    wanted: dict[str, Any] = {"allow_patterns": FETCHED, "ignore_patterns": NOT_FETCHED}
     try:
-        return str(snapshot_download(model, allow_patterns=wanted, local_files_only=True))
+        kept = Path(snapshot_download(model, local_files_only=True, **wanted))
+        if is_whole(kept):
+            return str(kept)
     except HFValidationError:
         raise UserError(f"{model}: no such folder, and not a Hub name (owner/model)") from None
     except FileNotFoundError:
         pass
     if not hub.answers():
-        return None
+        silent = hub.silence(hub.hub()) if hub.offline() else "the Hugging Face Hub does not answer"
+        raise UserError(
+            f"{model} is neither a folder nor in the Hub's cache, and {silent}. "
+            "Give --model a folder that holds it, or run once with a connection."
+        )
+    hub.limit_waits()
     try:
-        return str(snapshot_download(model, allow_patterns=wanted, etag_timeout=hub.SECONDS))
-    except GatedRepoError:
-        raise UserError(f"{model} is gated: accept its licence on its Hub page, then run `hf auth login`") from None
-    except RepositoryNotFoundError:
-        raise UserError(f"{model}: the Hub has no such model. Check the name (owner/model).") from None
-    except (OSError, HTTPError):
-        return None
+        # Asked for first: snapshot_download answers any failure of this request with what the cache holds.
+        listed = HfApi().model_info(model).siblings or []
+        if lacking := missing({file.rfilename for file in listed}):
+            raise UserError(f"{model} has no {lacking} on the Hub: choose another model.")
+        fetched = Path(snapshot_download(model, etag_timeout=hub.SECONDS, **wanted))
+    except (OSError, HTTPError, ValueError) as error:
+        raise UserError(f"{model} cannot be fetched: {hub.why(error, model)}.") from None
+    if damaged(fetched) or not is_whole(fetched):
+        raise UserError(f"{model} cannot be fetched: {DAMAGED}.")
+    return str(fetched)
+
+
+def config_of(model: str) -> Path:
+    """The config.json alone of a model on the Hub, kept in the Hub's cache. Raises UserError where it cannot be had."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(model, "config.json", local_files_only=True))
+    except HFValidationError:
+        raise UserError(f"{model}: no such folder, and not a Hub name (owner/model)") from None
+    except LocalEntryNotFoundError:
+        pass
+    reason = hub.silence(hub.hub())
+    if hub.answers():
+        hub.limit_waits()
+        try:
+            return Path(hf_hub_download(model, "config.json", etag_timeout=hub.SECONDS))
+        except RemoteEntryNotFoundError:
+            reason = "there is none on the Hub"
+        except (OSError, ValueError, HTTPError) as error:
+            reason = hub.why(error, model)
+    raise UserError(f"{model}: its config.json cannot be fetched ({reason}). Give --model a folder that holds it.")
 
 
 def _gguf_from_package() -> bytes:

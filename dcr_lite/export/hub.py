@@ -5,8 +5,9 @@ from pathlib import Path
 import huggingface_hub
 from httpx import HTTPError
 from huggingface_hub import CommitOperationAdd
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
+from dcr_lite.data.hub import limit_waits, why, without_token
 from dcr_lite.errors import UserError
 from dcr_lite.export.command import FinishedRun
 from dcr_lite.run.model_card import Form, is_hub_name, model_card
@@ -28,10 +29,11 @@ def push(run: FinishedRun, repo: str, form: Form = "adapter", folder: Path | Non
     refuses.
     """
     files = _files(run, form, folder or run.path / form)
-    if not huggingface_hub.get_token():
-        raise UserError("no token for the Hugging Face Hub. Run `hf auth login`, or set HF_TOKEN.")
+    limit_waits()
     api = huggingface_hub.HfApi()
     try:
+        if not huggingface_hub.get_token():
+            raise UserError("no token for the Hugging Face Hub. Run `hf auth login`, or set HF_TOKEN.")
         card = model_card(run.report, form, licence=_licence(api, run.report["model"]), place=repo)
         api.create_repo(repo, private=not public, exist_ok=True)
         operations = [CommitOperationAdd(file.name, str(file)) for file in files]
@@ -39,12 +41,17 @@ def push(run: FinishedRun, repo: str, form: Form = "adapter", folder: Path | Non
         api.create_commit(repo, operations, commit_message=f"{run.name}, {form}")
     except HFValidationError:
         raise UserError(f"{repo}: not a name on the Hub (owner/name)") from None
-    except HfHubHTTPError as error:
-        reason = (error.server_message or str(error)).strip().split("\n")[0]
-        raise UserError(f"the Hub refused {repo}: {reason}. The token needs write access to it.") from None
-    except (OfflineModeIsEnabled, HTTPError):
-        raise UserError("the Hugging Face Hub does not answer. Try again with a connection.") from None
+    except (OSError, ValueError, HTTPError) as error:
+        raise UserError(_refusal(error, repo)) from None
     return f"{api.endpoint}/{repo}"
+
+
+def _refusal(error: Exception, repo: str) -> str:
+    """Why a push ended, and what to do."""
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in (400, 402, 403, 404, 409, 413, 422):
+        said = without_token((error.server_message or str(error)).strip().split("\n")[0].rstrip("."))
+        return f"the Hub refused {repo}: {said}. The token needs write access to it."
+    return f"{repo} cannot be pushed to: {why(error, repo)}. Nothing of it has changed."
 
 
 def _files(run: FinishedRun, form: Form, folder: Path) -> list[Path]:

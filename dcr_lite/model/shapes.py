@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcr_lite.errors import UserError, first_line
+from dcr_lite.data.sources import config_of
+from dcr_lite.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -97,23 +98,10 @@ def shape_of(model: str) -> Shape:
     """
     if model in KNOWN and not Path(model).exists():
         return KNOWN[model]
-    config = Path(model) / "config.json" if Path(model).exists() else _config_from_hub(model)
+    config = Path(model) / "config.json" if Path(model).exists() else config_of(model)
     if not config.exists():
         raise UserError(f"{model}: not a model folder (no config.json in it)")
     try:
         return Shape.of(json.loads(config.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{model}: its config.json describes no decoder whose memory is known ({error})") from None
-
-
-def _config_from_hub(model: str) -> Path:
-    import httpx
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(hf_hub_download(model, "config.json"))
-    except (HfHubHTTPError, HFValidationError, OSError, httpx.HTTPError) as error:
-        raise UserError(
-            f"{model}: its config.json cannot be fetched ({first_line(error)}). Give --model a folder that holds it."
-        ) from None

@@ -1,0 +1,201 @@
+"""The kit beside a Hub on this machine: one process that imports the real clients with HF_ENDPOINT set, as they read it
+once, and forks for every call, so that each begins like a fresh command.
+
+Waits are shortened, nothing else of the libraries is touched: time between two tries, and time for an answer.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SECONDS = 1  # for an answer, instead of 5 to 60
+LIMIT = 30  # of one call: whatever the Hub does, it has ended by then
+CALLED = {
+    "locate": "dcr_lite.data.sources",
+    "load": "hub_client",
+    "rows": "hub_client",
+    "raw": "hub_client",
+    "load_benchmark": "dcr_lite.data.benchmarks",
+    "full_data": "dcr_lite.data.paper_data",
+    "shape_of": "dcr_lite.model.shapes",
+    "push": "hub_client",
+    "main": "hub_client",
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    """value: what the call returned, as JSON or as text. error: of a UserError. said: all that it printed."""
+
+    value: Any
+    error: str | None
+    said: str
+
+
+class Client:
+    """home: HF_HOME, and the cache folder of the kit below it. Called as ``client("locate", "a/b", token=...)``."""
+
+    def __init__(self, endpoint: str, home: Path, **environment: str) -> None:
+        self.home = home
+        removed = ("HF_HUB_OFFLINE", "HF_TOKEN", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+        inherited = {name: value for name, value in os.environ.items() if name not in removed}
+        given = {
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(home),
+            "DCR_LITE_CACHE": str(home / "dcr-lite"),
+            "HF_HUB_DISABLE_XET": "1",  # a protocol of its own, in a library of its own
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+            "HF_HUB_ETAG_TIMEOUT": str(SECONDS),
+            "HF_HUB_DOWNLOAD_TIMEOUT": str(SECONDS),
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, __file__], env=inherited | given | environment, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def __call__(self, name: str, *args: Any, token: str | None = None, **changes: str) -> Done:
+        assert self.process.stdin
+        assert self.process.stdout
+        environment = {**changes, **({"HF_TOKEN": token} if token else {})}
+        self.process.stdin.write(json.dumps([name, [*map(plain, args)], environment]) + "\n")
+        self.process.stdin.flush()
+        value, error, said = json.loads(self.process.stdout.readline())
+        return Done(value, error, said)
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait(10)
+
+
+def plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+# --- in the process ---------------------------------------------------------------------------------------------------
+
+
+def load(folder: str) -> int:
+    """The number of weights of a model folder, as transformers loads it with its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoTokenizer.from_pretrained(folder)
+    return sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder).parameters())
+
+
+def rows(name: str, path: str, columns: list[str], config: str | None = None) -> list[Any]:
+    """The rows of a public set."""
+    from dcr_lite.data.public_sets import public_rows
+
+    return list(public_rows(name, path, columns, "Use another.", config))
+
+
+def raw(address: str, kind: str = "csv") -> list[Any]:
+    """The rows of a plain file."""
+    from dcr_lite.data.public_sets import public_rows
+
+    return list(public_rows("file", kind, [], "Use another.", file=address))
+
+
+def push(run: str, repo: str, form: str = "adapter", public: bool = False) -> str:
+    """The address of what was pushed."""
+    from dcr_lite.export.command import open_finished
+    from dcr_lite.export.hub import push as push_run
+
+    return push_run(open_finished(Path(run)), repo, form, public=public)  # type: ignore[arg-type]
+
+
+def main(*argv: str) -> int:
+    """The exit status of dcr-lite with these words."""
+    from dcr_lite import cli
+
+    sys.argv = ["dcr-lite", *argv]
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def shorten_waits() -> None:
+    """Let retries and the answers of a stalled server cost a test no minutes."""
+    from huggingface_hub import file_download
+
+    from dcr_lite.data import hub
+
+    wait = time.sleep
+    time.sleep = lambda seconds: wait(min(seconds, 0.02))
+    file_download._ETAG_RETRY_TIMEOUT = SECONDS / 4
+    hub.SECONDS = hub.LONGEST_WAIT = SECONDS
+
+
+def answer(name: str, args: list[Any]) -> list[Any]:
+    """[value, error] of a call."""
+    from importlib import import_module
+
+    from dcr_lite.errors import UserError
+
+    try:
+        value = getattr(import_module(CALLED[name]), name)(*args)
+        return [value if isinstance(value, (int, str, list)) else repr(value), None]
+    except UserError as error:
+        return [None, str(error)]
+    except BaseException:
+        return [None, traceback.format_exc()]
+
+
+def forked(name: str, args: list[Any], environment: dict[str, str]) -> list[Any]:
+    """[value, error, said] of a call in a process of its own."""
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as result:
+        if (child := os.fork()) == 0:
+            os.environ.update(environment)
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
+            json.dump(answer(name, args), result)
+            for file in (result, sys.stdout, sys.stderr):
+                file.flush()
+            os._exit(0)
+        end = time.monotonic() + LIMIT
+        while os.waitpid(child, os.WNOHANG) == (0, 0):
+            if time.monotonic() > end:
+                os.kill(child, 9)
+                os.waitpid(child, 0)
+                break
+            time.sleep(0.01)
+        result.seek(0)
+        said.seek(0)
+        return [*json.loads(result.read() or f'[null, "no end after {LIMIT} seconds"]'), said.read()]
+
+
+def serve() -> None:
+    """Answer calls from standard input until it closes."""
+    import datasets  # noqa: F401 - imported once for all calls
+    import pyarrow
+    import torch
+    import transformers  # noqa: F401
+
+    import dcr_lite.data.benchmarks
+    import dcr_lite.data.paper_data
+    import dcr_lite.export.hub
+    import dcr_lite.run.opening  # noqa: F401
+
+    torch.set_num_threads(1)
+    pyarrow.set_cpu_count(1)
+    shorten_waits()
+    answers, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        print(json.dumps(forked(*json.loads(line))), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    serve()
