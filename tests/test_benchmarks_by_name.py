@@ -10,7 +10,7 @@ import pytest
 
 from dcr_lite.data import hub
 from dcr_lite.data.benchmarks import BENCHMARKS, load_benchmark
-from dcr_lite.data.rows import Prompt, read_prompts
+from dcr_lite.data.rows import Prompt
 from dcr_lite.errors import UserError
 from dcr_lite.names import BENCHMARK_NAMES, LABELS
 
@@ -33,7 +33,7 @@ COLUMNS: dict[str, list[str]] = {
 OTHER_VALUES = {"xstest": None, "phtest": "controversial", "harmbench": "copyright"}  # of the label column; left out
 
 
-def published(name: str) -> datasets.Dataset:
+def published(name: str) -> list[dict[str, str]]:
     """Three rows a label, and one to leave out, in a benchmark's own columns."""
     benchmark = BENCHMARKS[name]
     values = [""] if isinstance(benchmark.label, str) else list(benchmark.label)
@@ -47,7 +47,7 @@ def published(name: str) -> datasets.Dataset:
             if benchmark.label_column:
                 row[benchmark.label_column] = value
             rows.append(row)
-    return datasets.Dataset.from_list(rows + rows[:1])
+    return rows + rows[:1]
 
 
 @pytest.fixture
@@ -66,27 +66,6 @@ def test_every_benchmark_has_a_name_and_both_labels_occur() -> None:
     assert tuple(BENCHMARKS) == tuple(COLUMNS) == BENCHMARK_NAMES
     labels = {x for b in BENCHMARKS.values() for x in ([b.label] if isinstance(b.label, str) else b.label.values())}
     assert labels == {"toxic", "seemingly_toxic"} < set(LABELS)
-
-
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_published_columns_become_prompts(name: str, online: Any, tmp_path: Path) -> None:
-    """Each prompt once, without the space around it, with the label its row has; rows of no label are left out. The
-    library is asked for the config, split and file that the benchmark names, and only once: then the prompts are in
-    the cache folder, as --prompts takes them."""
-    benchmark = BENCHMARKS[name]
-    online.return_value = published(name)
-    prompts = load_benchmark(name, tmp_path)
-    online.assert_called_once_with(
-        benchmark.path, name=benchmark.config, data_files=benchmark.file, split=benchmark.split
-    )
-    mapping = {"": benchmark.label} if isinstance(benchmark.label, str) else benchmark.label
-    assert prompts == [
-        Prompt(f"What is {value or 'thing'} number {i}?", label, name)
-        for value, label in mapping.items()
-        for i in range(3)
-    ]
-    online.side_effect = AssertionError("fetched twice")
-    assert load_benchmark(name, tmp_path) == prompts == read_prompts(tmp_path / "benchmarks" / f"{name}.jsonl")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("advbench", "csv"), ("malicious_instruct", "text")])

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from dcr_lite.errors import first_line
 
 HUB = "https://huggingface.co"
+THE_HUB = "the Hub"  # as messages call it
 SECONDS = 5  # to wait for a host's first answer: an unreachable one must not look like a hang
 LONGEST_WAIT = 60  # seconds without a byte, of any request
 
@@ -61,21 +62,21 @@ def limit_waits() -> None:
 
 
 def ask_for_set(name: str) -> None:
-    """Ask the Hub for the card of a data set, as ``datasets`` does first, which then drops the cause of any failure.
-
-    Raises what huggingface_hub raises; a set without a card is none.
-    """
-    from huggingface_hub import hf_hub_download
+    """Ask the Hub for the card of a data set and for what it holds, as ``datasets`` does first, which drops the cause
+    of what fails then. Raises what huggingface_hub raises; a set without a card is none."""
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
+    api = HfApi()
     with suppress(RemoteEntryNotFoundError):
-        hf_hub_download(name, "README.md", repo_type="dataset", etag_timeout=SECONDS)
+        api.hf_hub_download(name, "README.md", repo_type="dataset", etag_timeout=SECONDS)
+    next(iter(api.list_repo_tree(name, repo_type="dataset")), None)
 
 
 # --- what went wrong --------------------------------------------------------------------------------------------------
 
 
-def why(error: BaseException, page: str, host: str = "the Hub") -> str:
+def why(error: BaseException, page: str, host: str = THE_HUB) -> str:
     """The true cause of a failed request, and the cure. Libraries wrap it in errors that say something else.
 
     page: of the model or set, below the Hub's address.
@@ -126,8 +127,8 @@ def _reason(error: BaseException, page: str, host: str) -> str | None:
     return None
 
 
-def _refusal(response: Any, gated: bool, page: str, host: str) -> str:
-    """A status that is an error."""
+def _refusal(response: Any, gated: bool, page: str, host: str) -> str | None:
+    """A status that is an error. A file that the Hub lacks is none: datasets asks for several that few sets have."""
     status = response.status_code
     if gated and status == 403:
         return f"it is gated, and this token may not read it: accept its licence on {page} with the token's account"
@@ -141,7 +142,7 @@ def _refusal(response: Any, gated: bool, page: str, host: str) -> str:
         return f"{host} asks for fewer requests (429): run the same command again in {wait}"
     if status >= 500:
         return f"{host} has a fault of its own ({status}): run the same command again later"
-    return f"{host} answered {status}"
+    return None if host == THE_HUB and status == 404 else f"{host} answered {status}"
 
 
 def _of_this_machine(error: OSError) -> str | None:

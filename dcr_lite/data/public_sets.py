@@ -40,7 +40,7 @@ def public_rows(
         with _here(file) as data_files:
             rows = datasets.load_dataset(path, name=config, data_files=data_files, split=split)
     except Exception as error:  # whatever the readers of a dozen formats raise: nothing of it is the kit's
-        reason = hub.why(error, f"datasets/{path}", urlsplit(host).netloc if file else "the Hub")
+        reason = hub.why(error, f"datasets/{path}", urlsplit(host).netloc if file else hub.THE_HUB)
         if file is None and _damaged_set(path, []):
             reason = DAMAGED
         raise UserError(f"{name} cannot be fetched ({reason}). {instead}") from None

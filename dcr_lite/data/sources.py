@@ -81,7 +81,7 @@ def _from_hub(model: str) -> str:
         if lacking := missing({file.rfilename for file in listed}):
             raise UserError(f"{model} has no {lacking} on the Hub: choose another model.")
         fetched = Path(snapshot_download(model, etag_timeout=hub.SECONDS, **wanted))
-    except (OSError, HTTPError, ValueError) as error:
+    except (OSError, HTTPError, ValueError, RuntimeError) as error:
         raise UserError(f"{model} cannot be fetched: {hub.why(error, model)}.") from None
     if damaged(fetched) or not is_whole(fetched):
         raise UserError(f"{model} cannot be fetched: {DAMAGED}.")
@@ -106,7 +106,7 @@ def config_of(model: str) -> Path:
             return Path(hf_hub_download(model, "config.json", etag_timeout=hub.SECONDS))
         except RemoteEntryNotFoundError:
             reason = "there is none on the Hub"
-        except (OSError, ValueError, HTTPError) as error:
+        except (OSError, ValueError, RuntimeError, HTTPError) as error:
             reason = hub.why(error, model)
     raise UserError(f"{model}: its config.json cannot be fetched ({reason}). Give --model a folder that holds it.")
 

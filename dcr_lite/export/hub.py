@@ -41,7 +41,7 @@ def push(run: FinishedRun, repo: str, form: Form = "adapter", folder: Path | Non
         api.create_commit(repo, operations, commit_message=f"{run.name}, {form}")
     except HFValidationError:
         raise UserError(f"{repo}: not a name on the Hub (owner/name)") from None
-    except (OSError, ValueError, HTTPError) as error:
+    except (OSError, ValueError, RuntimeError, HTTPError) as error:
         raise UserError(_refusal(error, repo)) from None
     return f"{api.endpoint}/{repo}"
 

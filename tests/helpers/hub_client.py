@@ -11,18 +11,24 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from hub_server import Hub
+
 SECONDS = 1  # for an answer, instead of 5 to 60
+RETRIED = 0.2  # for one that is asked for five times more, instead of 10 to 60
 LIMIT = 30  # of one call: whatever the Hub does, it has ended by then
 CALLED = {
     "locate": "dcr_lite.data.sources",
     "load": "hub_client",
     "rows": "hub_client",
     "raw": "hub_client",
-    "load_benchmark": "dcr_lite.data.benchmarks",
+    "benchmark": "hub_client",
     "full_data": "dcr_lite.data.paper_data",
     "shape_of": "dcr_lite.model.shapes",
     "push": "hub_client",
@@ -30,19 +36,42 @@ CALLED = {
 }
 
 
+TOKENS = {"hf_reads_only_0123": "read", "hf_may_write_4567": "write"}
+READS, WRITES = TOKENS
+WRONG = "hf_known_to_nobody"
+
+
 @dataclass(frozen=True)
 class Done:
-    """value: what the call returned, as JSON or as text. error: of a UserError. said: all that it printed."""
+    """value: what the call returned, as JSON or as text. error: of a UserError. said: all that it printed.
+
+    No token is in any of them, whatever was called and however it ended.
+    """
 
     value: Any
     error: str | None
     said: str
 
+    def __post_init__(self) -> None:
+        everything = f"{self.value} {self.error} {self.said}"
+        assert not [token for token in (*TOKENS, WRONG) if token in everything], everything
+
+    @property
+    def sentence(self) -> str:
+        """The message of the UserError that it ended with: one line."""
+        assert self.error is not None, self.value
+        assert "Traceback" not in self.error + self.said, self.error
+        assert "\n" not in self.error
+        return self.error
+
 
 class Client:
-    """home: HF_HOME, and the cache folder of the kit below it. Called as ``client("locate", "a/b", token=...)``."""
+    """Called as ``client("locate", "owner/name", token=...)``.
 
-    def __init__(self, endpoint: str, home: Path, **environment: str) -> None:
+    home: HF_HOME, and the cache folder of the kit below it. imported: modules that calls need.
+    """
+
+    def __init__(self, endpoint: str, home: Path, *imported: str) -> None:
         self.home = home
         removed = ("HF_HUB_OFFLINE", "HF_TOKEN", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
         inherited = {name: value for name, value in os.environ.items() if name not in removed}
@@ -53,13 +82,11 @@ class Client:
             "HF_HUB_DISABLE_XET": "1",  # a protocol of its own, in a library of its own
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_UPDATE_DOWNLOAD_COUNTS": "0",
-            "HF_HUB_ETAG_TIMEOUT": str(SECONDS),
-            "HF_HUB_DOWNLOAD_TIMEOUT": str(SECONDS),
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
         }
         self.process = subprocess.Popen(
-            [sys.executable, __file__], env=inherited | given | environment, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, text=True,
+            [sys.executable, __file__, *imported], env=inherited | given, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True,
         )  # fmt: skip
 
     def __call__(self, name: str, *args: Any, token: str | None = None, **changes: str) -> Done:
@@ -79,7 +106,19 @@ class Client:
 
 
 def plain(value: Any) -> Any:
+    """A path as text, anything else as it is."""
     return str(value) if isinstance(value, Path) else value
+
+
+@contextmanager
+def beside_a_hub(home: Path, *imported: str) -> Iterator[tuple[Hub, Client]]:
+    """An empty Hub that knows ``TOKENS``, and a client of it."""
+    hub = Hub()
+    hub.tokens = TOKENS
+    client = Client(hub.address, home, *imported)
+    yield hub, client
+    client.close()
+    hub.close()
 
 
 # --- in the process ---------------------------------------------------------------------------------------------------
@@ -97,14 +136,25 @@ def rows(name: str, path: str, columns: list[str], config: str | None = None) ->
     """The rows of a public set."""
     from dcr_lite.data.public_sets import public_rows
 
-    return list(public_rows(name, path, columns, "Use another.", config))
+    return list(public_rows(name, path, columns, "Go.", config))
 
 
 def raw(address: str, kind: str = "csv") -> list[Any]:
     """The rows of a plain file."""
     from dcr_lite.data.public_sets import public_rows
 
-    return list(public_rows("file", kind, [], "Use another.", file=address))
+    return list(public_rows("file", kind, [], "Go.", file=address))
+
+
+def benchmark(name: str, raw: str) -> int:
+    """The number of prompts of a benchmark; raw: where raw.githubusercontent.com is."""
+    from dataclasses import replace
+
+    from dcr_lite.data.benchmarks import BENCHMARKS, RAW, load_benchmark
+
+    if file := BENCHMARKS[name].file:
+        BENCHMARKS[name] = replace(BENCHMARKS[name], file=file.replace(RAW, raw))
+    return len(load_benchmark(name))
 
 
 def push(run: str, repo: str, form: str = "adapter", public: bool = False) -> str:
@@ -129,20 +179,19 @@ def main(*argv: str) -> int:
 
 def shorten_waits() -> None:
     """Let retries and the answers of a stalled server cost a test no minutes."""
-    from huggingface_hub import file_download
+    from huggingface_hub import constants, file_download
 
     from dcr_lite.data import hub
 
     wait = time.sleep
     time.sleep = lambda seconds: wait(min(seconds, 0.02))
-    file_download._ETAG_RETRY_TIMEOUT = SECONDS / 4
     hub.SECONDS = hub.LONGEST_WAIT = SECONDS
+    constants.HF_HUB_ETAG_TIMEOUT = SECONDS
+    constants.HF_HUB_DOWNLOAD_TIMEOUT = file_download._ETAG_RETRY_TIMEOUT = RETRIED  # type: ignore[assignment]
 
 
 def answer(name: str, args: list[Any]) -> list[Any]:
     """[value, error] of a call."""
-    from importlib import import_module
-
     from dcr_lite.errors import UserError
 
     try:
@@ -177,20 +226,10 @@ def forked(name: str, args: list[Any], environment: dict[str, str]) -> list[Any]
         return [*json.loads(result.read() or f'[null, "no end after {LIMIT} seconds"]'), said.read()]
 
 
-def serve() -> None:
-    """Answer calls from standard input until it closes."""
-    import datasets  # noqa: F401 - imported once for all calls
-    import pyarrow
-    import torch
-    import transformers  # noqa: F401
-
-    import dcr_lite.data.benchmarks
-    import dcr_lite.data.paper_data
-    import dcr_lite.export.hub
-    import dcr_lite.run.opening  # noqa: F401
-
-    torch.set_num_threads(1)
-    pyarrow.set_cpu_count(1)
+def serve(imported: list[str]) -> None:
+    """Answer calls from standard input until it closes. imported: once, for all calls."""
+    for module in imported:
+        import_module(module)
     shorten_waits()
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
@@ -198,4 +237,4 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(sys.argv[1:])

@@ -19,34 +19,13 @@ import json
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from hub_repository import LARGE, Repository, git_sha1
+from hub_parts import LARGE, Fault, Repository, git_sha1
 
 KEPT = threading.Event()  # never set: what a stalled answer waits for
-
-
-@dataclass
-class Fault:
-    """What goes wrong with requests whose "METHOD path" matches ``where``, the next ``times`` of them.
-
-    what: a status; "cut": the body ends half way; "flip": a byte of the body is another; "stall": no answer comes.
-    """
-
-    where: str
-    what: int | str
-    times: int = 10**6
-    headers: dict[str, str] = field(default_factory=dict)
-
-    def hits(self, request: str) -> bool:
-        """Whether this request is to fail; counts those that do."""
-        if self.times <= 0 or not re.search(self.where, request):
-            return False
-        self.times -= 1
-        return True
 
 
 class Hub:
@@ -95,19 +74,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing on standard error: the log is the Hub's."""
 
-    def do_HEAD(self) -> None:
-        self._answer()
-
     def do_GET(self) -> None:
-        self._answer()
-
-    def do_POST(self) -> None:
-        self._answer()
-
-    def do_PUT(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
         self.fault: Fault | None = None
         parts = urlsplit(self.path)
         self.query, path = parse_qs(parts.query), unquote(parts.path)
@@ -119,6 +86,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.fault and self.fault.what == "stall":
             KEPT.wait(60)
             self.close_connection = True
+        elif self.fault and self.fault.what == "page":
+            self.send(b"<html>please log in</html>", headers={"Content-Type": "text/html"})
         elif self.fault and isinstance(self.fault.what, int):
             self.send(
                 b"<html>out of order</html>", self.fault.what, {"Content-Type": "text/html", **self.fault.headers}
@@ -127,6 +96,8 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(401, "", "Invalid credentials in Authorization header")
         else:
             self._route(path)
+
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 - as http.server names them
 
     def _read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") == "chunked":
@@ -164,9 +135,10 @@ class Handler(BaseHTTPRequestHandler):
     def send_json(self, value: Any) -> None:
         self.send(json.dumps(value).encode(), headers={"Content-Type": "application/json"})
 
-    def refuse(self, status: int, code: str, message: str) -> None:
+    def refuse(self, status: int, code: str, message: str, **more: str) -> None:
         """An error as the Hub words it: a code for programs, a message for people."""
-        self.send(json.dumps({"error": message}).encode(), status, {"X-Error-Code": code, "X-Error-Message": message})
+        body = json.dumps({"error": message, **more}).encode()
+        self.send(body, status, {"X-Error-Code": code, "X-Error-Message": message})
 
     def found(self, kind: str | None, name: str, contents: bool = False) -> Repository | None:
         """The repository, where this token may see it, or with ``contents`` read its files; else refused."""
@@ -248,7 +220,7 @@ class Handler(BaseHTTPRequestHandler):
         if not self.may_write(name):
             return None
         if name in self.hub.models:
-            return self.refuse(409, "", "You already created this model repo")
+            return self.refuse(409, "", "You already created this model repo", url=f"{self.hub.address}/{name}")
         self.hub.models[name] = Repository(private=asked.get("visibility") == "private")
         return self.send_json({"url": f"{self.hub.address}/{name}", "name": name})
 
@@ -263,7 +235,8 @@ class Handler(BaseHTTPRequestHandler):
         for wanted in json.loads(self.body)["files"]:
             path = wanted["path"]
             mode = {"uploadMode": "lfs" if path.endswith(LARGE) else "regular", "shouldIgnore": False}
-            files.append({"path": path, "oid": one.entry(path)["oid"] if path in one.files else None, **mode})
+            entry = one.entry(path) if path in one.files else {}
+            files.append({"path": path, "oid": entry.get("lfs", entry).get("oid"), **mode})
         self.send_json({"files": files})
 
     def batch(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""A repository of the Hub in memory: its files, who may read them, and how the Hub lists them."""
+"""What the Hub of the tests is made of: repositories in memory, as the Hub lists them, and faults."""
 
 import hashlib
 import re
@@ -49,3 +49,24 @@ class Repository:
             folders = {path for path in folders if "/" not in path[len(start) :]}
         listed = [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(folders)]
         return listed + [self.entry(path) for path in sorted(below)]
+
+
+@dataclass
+class Fault:
+    """What goes wrong with requests whose "METHOD path" matches ``where``, the next ``times`` of them.
+
+    what: a status; "cut": the body ends half way; "flip": a byte of the body is another; "page": a login page comes
+    instead; "stall": nothing comes.
+    """
+
+    where: str
+    what: int | str
+    times: int = 10**6
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def hits(self, request: str) -> bool:
+        """Whether this request is to fail; counts those that do."""
+        if self.times <= 0 or not re.search(self.where, request):
+            return False
+        self.times -= 1
+        return True
