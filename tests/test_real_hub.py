@@ -65,7 +65,7 @@ def model(hub: Hub, shards: dict[str, bytes]) -> str:
 def folder_of(done: Any) -> Path:
     """The folder that a call to locate returned."""
     assert done.error is None, done.error
-    return Path(eval(done.value)[0])
+    return Path(done.value[0])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -130,7 +130,8 @@ FEWER = "the Hub asks for fewer requests (429): run the same command again in "
 FAULTS = [
     (INFO, 429, FEWER + "some minutes"),
     (TREE, 429, FEWER + "7 seconds"),
-    (STORAGE, 429, FEWER + "7 seconds"),
+    (STORAGE, 429, FEWER + "9 seconds"),
+    (INFO, 401, "the Hub does not accept the token: run `hf auth login` again, or set HF_TOKEN anew"),
     (INFO, 500, "the Hub has a fault of its own (500): run the same command again later"),
     (HEAD, 503, "the Hub has a fault of its own (503): run the same command again later"),
     (STORAGE, 500, "the Hub has a fault of its own (500): run the same command again later"),
@@ -140,7 +141,6 @@ FAULTS = [
     (STORAGE, "flip", "a file arrived damaged and was removed: run the same command again"),
     ("GET .*/config.json", "flip", "a file arrived damaged and was removed: run the same command again"),
     (INFO, "stall", "the Hub stopped answering: run the same command again later"),
-    (TREE, "stall", "the Hub stopped answering: run the same command again later"),
     (HEAD, "stall", "the Hub stopped answering: run the same command again later"),
     (STORAGE, "stall", "the Hub stopped answering: run the same command again later"),
 ]
@@ -152,13 +152,14 @@ def test_a_fault_is_named_and_a_second_try_heals_it(
 ) -> None:
     """Whatever the Hub does at whichever request, the command ends with the true cause; what is in the cache then does
     not stand in the way of the next try."""
-    hub.faults.append(Fault(where, what, headers={"Retry-After": "7"} if "7 seconds" in said else {}))
+    headers = {"7 seconds": {"Retry-After": "7"}, "9 seconds": {"RateLimit": '"api";r=0;t=9'}}
+    hub.faults.append(Fault(where, what, headers=headers.get(said[-9:], {})))
     assert client("locate", model, token=READS).sentence == f"{model} cannot be fetched: {said}."
     hub.faults.clear()
     assert contents(folder_of(client("locate", model, token=READS))) == shards
 
 
-@pytest.mark.parametrize(("where", "what"), [(HEAD, 500), (HEAD, "stall"), (STORAGE, "cut"), (STORAGE, 429)])
+@pytest.mark.parametrize(("where", "what"), [(HEAD, 500), (STORAGE, "stall"), (STORAGE, "cut"), (STORAGE, 429)])
 def test_a_passing_fault_is_waited_out(
     hub: Hub, client: Client, model: str, shards: dict[str, bytes], where: str, what: int | str
 ) -> None:
@@ -182,9 +183,23 @@ def test_a_refused_connection_is_named(hub: Hub, client: Client, model: str) -> 
 
 
 def test_a_full_disk_is_named(hub: Hub, client: Client, model: str) -> None:
-    """A disk that is full, or a cache that may not be written, is not a Hub that does not answer."""
-    client.home.joinpath("hub", f"models--{model.replace('/', '--')}").write_text("in the way of the folder")
-    assert "does not answer" not in client("locate", model).sentence
+    """A model that the disk has no room for is refused before anything is downloaded, what the cache holds not counted;
+    a cache that cannot be written is named."""
+    shard = "model-00001-of-00003.safetensors"
+    hub.models[model].sizes[shard] = 10**17
+    assert "100,000,000,0" in client("locate", model).sentence
+    assert client("locate", model).sentence.endswith(" MB needed. Free some disk.")
+    assert not hub.asked("resolve")
+    hub.models[model].sizes.clear()
+    folder = folder_of(client("locate", model))
+    hub.models[model].sizes[shard] = 10**17
+    (folder / "tokenizer.json").unlink()
+    assert folder_of(client("locate", model)) == folder
+    other = next(NAMES)
+    hub.models[other] = hub.models[model]
+    hub.models[model].sizes.clear()
+    client.home.joinpath("hub", f"models--{other.replace('/', '--')}").write_text("in the way of the folder")
+    assert f"models--{other.replace('/', '--')}" in client("locate", other).sentence
 
 
 # --- who may read -----------------------------------------------------------------------------------------------------
@@ -197,7 +212,9 @@ def test_a_gated_model_names_its_licence(hub: Hub, client: Client, model: str, c
     gated = hub.models[model]
     gated.gated = True
     page = f"accept its licence on {hub.address}/{model}"
-    assert f"it is gated: {page}, then run `hf auth login`" in client(call, model).sentence
+    mirror = hub.address.replace("//", "//me:secret@")
+    for endpoint in (hub.address, mirror):
+        assert f"it is gated: {page}, then run `hf auth login`" in client(call, model, HF_ENDPOINT=endpoint).sentence
     said = client(call, model, token=READS).sentence
     assert f"it is gated, and this token may not read it: {page} with the token's account" in said
     gated.licensed.add(READS)
@@ -322,7 +339,6 @@ def test_a_push_needs_a_token_that_may_write(hub: Hub, client: Client, run: Path
 
 PUSH_FAULTS = [
     ("POST /api/repos/create", 500, "the Hub has a fault of its own (500)"),
-    ("POST /api/repos/create", "stall", "the Hub stopped answering"),
     ("POST /api/validate-yaml", 503, "the Hub answered with something else than JSON"),  # read before its status
     ("POST .*/preupload/", 429, FEWER + "some minutes"),
     ("POST .*/batch", "page", "the Hub answered with something else than JSON"),

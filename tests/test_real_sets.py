@@ -30,8 +30,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Client
 
 @pytest.fixture
 def hub(both: tuple[Hub, Client]) -> Hub:
-    """A Hub without faults, and without requests so far."""
-    for kept in (both[0].faults, both[0].log):
+    """A Hub without faults, sets and requests so far."""
+    for kept in (both[0].faults, both[0].log, both[0].datasets):
         kept.clear()
     return both[0]
 
@@ -131,7 +131,6 @@ DAMAGED = "a file arrived damaged and was removed: run the same command again"
     ("where", "what", "said"),
     [
         (README, 429, FEWER),
-        (INFO, 429, FEWER),
         (DATA, 429, FEWER),
         (README, 503, LATER),
         (INFO, 503, LATER),
@@ -194,7 +193,6 @@ def test_a_set_that_has_changed(hub: Hub, client: Client, name: str) -> None:
         ("GET", 404, "answered 404"),
         ("GET", "cut", BROKE),
         ("GET", "stall", "stopped answering: run the same command again later"),
-        ("HEAD", "stall", "does not answer"),
     ],
 )
 def test_a_file_that_cannot_be_fetched(hub: Hub, client: Client, where: str, what: int | str, said: str) -> None:

@@ -4,6 +4,7 @@ be fetched, in words that name the cure and never a token."""
 import errno
 import json
 import os
+import re
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -43,8 +44,14 @@ def hub() -> str:
 
 def silence(address: str) -> str:
     """What to say of a host that does not answer."""
-    host = urlsplit(address).netloc.rpartition("@")[2]  # an address may hold a password
+    host = urlsplit(without_password(address)).netloc
     return f"HF_HUB_OFFLINE is set: unset it to ask {host}" if offline() else f"{host} does not answer"
+
+
+def without_password(address: str) -> str:
+    """An address as messages may show it: a mirror's may hold a user and a password."""
+    parts = urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 @cache
@@ -104,12 +111,12 @@ def _reason(error: BaseException, page: str, host: str) -> str | None:
     import httpx
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-    gated = isinstance(error, GatedRepoError)
-    if isinstance(error, httpx.HTTPStatusError) or hasattr(error, "response"):
-        response = getattr(error, "response")  # noqa: B009 - of httpx's own errors and of the Hub's
+    response = getattr(error, "response", None)  # of httpx's own errors and of the Hub's
+    if hasattr(response, "status_code"):
+        gated = isinstance(error, GatedRepoError)
         if not gated and isinstance(error, RepositoryNotFoundError):
             return "the Hub has none of that name, or it is private: check the name, or run `hf auth login`"
-        return _refusal(response, gated, f"{hub()}/{page}", host)
+        return _refusal(response, gated, f"{without_password(hub())}/{page}", host)
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set: unset it"
     if isinstance(error, httpx.LocalProtocolError | UnicodeEncodeError):
@@ -134,11 +141,15 @@ def _refusal(response: Any, gated: bool, page: str, host: str) -> str | None:
         return f"it is gated, and this token may not read it: accept its licence on {page} with the token's account"
     if gated:
         return f"it is gated: accept its licence on {page}, then run `hf auth login`"
-    if status == 401:
+    if status == 401 and "Authorization" in response.request.headers:
         return f"{host} does not accept the token: run `hf auth login` again, or set HF_TOKEN anew"
+    if status == 401:
+        return f"{host} wants a token: run `hf auth login`, or set HF_TOKEN"
     if status == 429:
-        after = response.headers.get("Retry-After", "")
-        wait = f"{after} seconds" if after.isdigit() else "some minutes"
+        after = re.search(
+            r"^\d+$|\bt=\d+", response.headers.get("Retry-After") or response.headers.get("RateLimit", "")
+        )
+        wait = f"{after[0].removeprefix('t=')} seconds" if after else "some minutes"
         return f"{host} asks for fewer requests (429): run the same command again in {wait}"
     if status >= 500:
         return f"{host} has a fault of its own ({status}): run the same command again later"

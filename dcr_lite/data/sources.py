@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ CONVERSION_BYTES = 700_000_000  # package, GGUF and safetensors, all on the disk
 
 
 # What is fetched of a model; consolidated.safetensors holds the same weights once more.
-FETCHED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-NOT_FETCHED = ["consolidated*"]
+FETCHED: dict[str, Any] = {
+    "allow_patterns": ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"],
+    "ignore_patterns": ["consolidated*"],
+}
 
 
 def locate(model: str, cache: Path | None = None) -> tuple[str, str]:
@@ -59,15 +62,15 @@ def _from_hub(model: str) -> str:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    wanted: dict[str, Any] = {"allow_patterns": FETCHED, "ignore_patterns": NOT_FETCHED}
+    kept = None
     try:
-        kept = Path(snapshot_download(model, local_files_only=True, **wanted))
+        kept = Path(snapshot_download(model, local_files_only=True, **FETCHED))
         if is_whole(kept):
             return str(kept)
     except HFValidationError:
         raise UserError(f"{model}: no such folder, and not a Hub name (owner/model)") from None
-    except FileNotFoundError:
-        pass
+    except FileNotFoundError as error:
+        kept = getattr(error, "snapshot_path", None)  # of a part, where the library knows that it is one
     if not hub.answers():
         silent = hub.silence(hub.hub()) if hub.offline() else "the Hugging Face Hub does not answer"
         raise UserError(
@@ -77,15 +80,26 @@ def _from_hub(model: str) -> str:
     hub.limit_waits()
     try:
         # Asked for first: snapshot_download answers any failure of this request with what the cache holds.
-        listed = HfApi().model_info(model).siblings or []
-        if lacking := missing({file.rfilename for file in listed}):
-            raise UserError(f"{model} has no {lacking} on the Hub: choose another model.")
-        fetched = Path(snapshot_download(model, etag_timeout=hub.SECONDS, **wanted))
+        _require_what_is_needed(model, HfApi().model_info(model, files_metadata=True).siblings or [], kept)
+        fetched = Path(snapshot_download(model, etag_timeout=hub.SECONDS, **FETCHED))
     except (OSError, HTTPError, ValueError, RuntimeError) as error:
         raise UserError(f"{model} cannot be fetched: {hub.why(error, model)}.") from None
     if damaged(fetched) or not is_whole(fetched):
         raise UserError(f"{model} cannot be fetched: {DAMAGED}.")
     return str(fetched)
+
+
+def _require_what_is_needed(model: str, listed: Sequence[Any], kept: str | Path | None) -> None:
+    """Raises UserError where a repository with the files ``listed`` holds no model that can be loaded, or the disk has
+    no room for those that ``kept``, a snapshot in the cache, lacks."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined] # public, by its documentation
+
+    if lacking := missing({file.rfilename for file in listed}):
+        raise UserError(f"{model} has no {lacking} on the Hub: choose another model.")
+    wanted = filter_repo_objects(listed, key=lambda file: file.rfilename, **FETCHED)
+    lacked = [file.size or 0 for file in wanted if not (kept and (Path(kept) / file.rfilename).exists())]
+    require_disk(Path(constants.HF_HUB_CACHE), sum(lacked))
 
 
 def config_of(model: str) -> Path:

@@ -21,7 +21,7 @@ from typing import Any
 from hub_server import Hub
 
 SECONDS = 1  # for an answer, instead of 5 to 60
-RETRIED = 0.2  # for one that is asked for five times more, instead of 10 to 60
+RETRIED = 0.1  # for one that is asked for five times more, instead of 10 to 60
 LIMIT = 30  # of one call: whatever the Hub does, it has ended by then
 CALLED = {
     "locate": "dcr_lite.data.sources",
@@ -196,7 +196,7 @@ def answer(name: str, args: list[Any]) -> list[Any]:
 
     try:
         value = getattr(import_module(CALLED[name]), name)(*args)
-        return [value if isinstance(value, (int, str, list)) else repr(value), None]
+        return [value if isinstance(value, (int, str, list, tuple)) else repr(value), None]
     except UserError as error:
         return [None, str(error)]
     except BaseException:

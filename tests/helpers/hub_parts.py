@@ -15,7 +15,8 @@ def git_sha1(content: bytes) -> str:
 
 @dataclass
 class Repository:
-    """files: content by path. licensed: the tokens that may read a gated one. commits: messages, oldest first."""
+    """files: content by path. licensed: the tokens that may read a gated one. commits: messages, oldest first. card:
+    the front matter of README.md. sizes: what is said of files instead of their true size."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     private: bool = False
@@ -23,6 +24,7 @@ class Repository:
     licensed: set[str] = field(default_factory=set)
     commits: list[str] = field(default_factory=list)
     card: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
 
     @property
     def sha(self) -> str:
@@ -33,7 +35,8 @@ class Repository:
     def entry(self, path: str) -> dict[str, Any]:
         """A file as /tree and /paths-info list it."""
         content = self.files[path]
-        found: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": git_sha1(content)}
+        found: dict[str, Any] = {"type": "file", "path": path, "size": self.sizes.get(path, len(content))}
+        found["oid"] = git_sha1(content)
         if path.endswith(LARGE):
             digest = hashlib.sha256(content).hexdigest()
             found["lfs"] = {"oid": digest, "size": len(content), "pointerSize": 134}

@@ -163,7 +163,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def info(self, kind: str, name: str) -> None:
         if one := self.found(kind, name):
-            siblings = [{"rfilename": path} for path in sorted(one.files)]
+            siblings = [{"rfilename": path, "size": one.entry(path)["size"]} for path in sorted(one.files)]
             about = {"id": name, "sha": one.sha, "private": one.private, "gated": "manual" if one.gated else False}
             self.send_json({**about, "siblings": siblings, "cardData": one.card, "tags": [], "downloads": 0})
 
