@@ -221,7 +221,7 @@ class Handler(BaseHTTPRequestHandler):
             return None
         if name in self.hub.models:
             return self.refuse(409, "", "You already created this model repo", url=f"{self.hub.address}/{name}")
-        self.hub.models[name] = Repository(private=asked.get("visibility") == "private")
+        self.hub.models[name] = Repository(private=asked.get("visibility") == "private" or asked.get("private", False))
         return self.send_json({"url": f"{self.hub.address}/{name}", "name": name})
 
     def validate(self) -> None:
