@@ -137,6 +137,7 @@ FAULTS = [
     (STORAGE, 500, "the Hub has a fault of its own (500): run the same command again later"),
     (INFO, "cut", "the connection broke off: run the same command again"),
     (STORAGE, "cut", "the connection broke off: run the same command again"),
+    (STORAGE, "short", "the connection broke off: run the same command again"),
     (INFO, "page", "the Hub answered with something else than JSON; a proxy or a login page may be in between"),
     (STORAGE, "flip", "a file arrived damaged and was removed: run the same command again"),
     ("GET .*/config.json", "flip", "a file arrived damaged and was removed: run the same command again"),

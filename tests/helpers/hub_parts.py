@@ -58,8 +58,8 @@ class Repository:
 class Fault:
     """What goes wrong with requests whose "METHOD path" matches ``where``, the next ``times`` of them.
 
-    what: a status; "cut": the body ends half way; "flip": a byte of the body is another; "page": a login page comes
-    instead; "stall": nothing comes.
+    what: a status; "cut": the body ends half way; "short": the last byte is missing, and the length says so; "flip": a
+    byte of the body is another; "page": a login page comes instead; "stall": nothing comes.
     """
 
     where: str

@@ -119,6 +119,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, content: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
         """Send an answer, or what a fault leaves of it."""
+        if self.fault and self.fault.what == "short":
+            content = content[:-1]
         sent = content
         if self.fault and self.fault.what == "cut":
             sent, self.close_connection = content[: len(content) // 2], True
