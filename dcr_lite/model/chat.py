@@ -10,7 +10,7 @@ answer's end.
 from importlib.resources import files
 from typing import Any
 
-from dcr_lite.errors import UserError
+from dcr_lite.errors import UserError, first_line
 
 Tokenizer = Any  # a transformers tokenizer
 
@@ -44,7 +44,10 @@ def set_format(tokenizer: Tokenizer, name: str) -> None:
 
 
 def _render(tokenizer: Tokenizer, messages: list[dict[str, str]], answer_next: bool) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next))
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next))
+    except Exception as error:  # a template is a program in a sandbox: it can fail in any way
+        raise UserError(f"{tokenizer.name_or_path}: its chat template fails ({first_line(error)})") from None
 
 
 def prompt_text(tokenizer: Tokenizer, prompt: str) -> str:

@@ -201,7 +201,7 @@ def load(
     if backend.name == "unsloth":
         network, tokenizer = unsloth.load(path, precision, four_bit)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         network = _load_with_transformers(path, device, precision, four_bit)
     network.requires_grad_(False)
     tokenizer.clean_up_tokenization_spaces = False  # it is ignored anyway, with a long warning
@@ -220,9 +220,11 @@ def _load_with_transformers(path: str | Path, device: str, precision: torch.dtyp
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=precision,
     )
+    # Left open, transformers would ask whether to run the folder's own code, and unpickle weights of the old form.
     network = AutoModelForCausalLM.from_pretrained(
-        path, dtype=precision, device_map=device, quantization_config=quantization if four_bit else None
-    )
+        path, dtype=precision, device_map=device, quantization_config=quantization if four_bit else None,
+        trust_remote_code=False, use_safetensors=True,
+    )  # fmt: skip
     if _plain_attention(network.config):
         network.set_attn_implementation(ATTENTION)
     elif _softcapped(network.config):
