@@ -115,7 +115,10 @@ def convert(gguf: bytes, folder: Path) -> None:
         (Path(scratch) / GGUF).write_bytes(gguf)
         # Dequantised explicitly: otherwise transformers refuses to save it.
         model = AutoModelForCausalLM.from_pretrained(
-            scratch, gguf_file=GGUF, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16,
+            scratch,
+            gguf_file=GGUF,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
             trust_remote_code=False,
         )
         tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=GGUF, trust_remote_code=False)

@@ -17,6 +17,7 @@ from typing import Any
 from dcr_lite.data.sources import SMOLLM2
 from dcr_lite.demo.texts import EARLIER_VERSION, NO_RUN, TITLE
 from dcr_lite.errors import UserError
+from dcr_lite.files import exists
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
@@ -250,6 +251,6 @@ def open_run(folder: Path | None = None, device: Device = "auto") -> OpenRun:
     names = (*parts, STOCK)
     if discernments and not discernments.fits(names, depth(model.network), model.network.config.hidden_size):
         raise UserError(f"{parts[DCR]}: its similarity scores are of another model. Restore the run folder.")
-    base = Path(settings.model).name if Path(settings.model).exists() else settings.model
+    base = Path(settings.model).name if exists(settings.model) else settings.model
     title = TITLE.format(model=base, run=folder.resolve().name)  # no paths: the page may be shared
     return OpenRun(model, names, discernments, title, "" if discernments else EARLIER_VERSION)

@@ -93,7 +93,9 @@ def _prompts(rows: list[dict[str, Any]]) -> str:
     kinds: dict[str, list[str]] = {}
     for row in rows:
         kinds.setdefault(row["kind"], []).append(row["prompt"])
-    return "\n".join(f"- {_spaced(kind)}: {'; '.join(map(plain, prompts))}" for kind, prompts in kinds.items()) or "None."
+    return (
+        "\n".join(f"- {_spaced(kind)}: {'; '.join(map(plain, prompts))}" for kind, prompts in kinds.items()) or "None."
+    )
 
 
 def write_report(diagnosis: dict[str, Any], path: Path) -> None:

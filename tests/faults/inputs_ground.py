@@ -1,5 +1,6 @@
 """What bad input is tried on: a tiny model, a finished run of it, that run opened, and the demo served on it."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 @dataclass(frozen=True)
 class Ground:
-    """model: the folder of a tiny model. run: a finished run of it. opened: that run, opened. url: of the demo on it."""
+    """model: the folder of a tiny model. run: a finished run of it, and opened. url: of the demo on it."""
 
     model: Path
     run: Path
@@ -26,11 +27,11 @@ def prepared(folder: Path) -> Iterator[Ground]:
     import torch
     from small_runs import flags, run_here, save_rows
     from tiny_models import save_tiny
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     model, run = folder / "model", folder / "run"
     save_tiny(model, "llama", {})
     done = run_here(flags(model, save_rows(folder / "rows"), run, sft_learning_rate=1e-2))
@@ -46,6 +47,7 @@ def served(model: Path, run: Path, opened: Any = None) -> Iterator[Ground]:
     from dcr_lite.demo.scoring import open_run
 
     opened = opened or open_run(run)
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it shows what it refuses with a traceback
     page = build(opened)
     _, url, _ = launch(page, prevent_thread_lock=True, quiet=True)
     try:

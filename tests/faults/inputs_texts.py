@@ -18,7 +18,6 @@ from dcr_lite.data.sources import convert
 from dcr_lite.demo import markup
 from dcr_lite.demo.prompt_list import FORMULA, read_prompt_list, write_scores
 from dcr_lite.demo.scoring import Score, Word, cleaned
-from dcr_lite.errors import UserError
 from dcr_lite.evaluate.labelling import label_answers, write_rows
 from dcr_lite.measure.judge import evidence, is_refusal, refusal_score, verdict_is_final
 from dcr_lite.run.discernment import Similarity
@@ -216,7 +215,10 @@ class Tags(HTMLParser):
         self.attributes |= {name for name, _ in attrs}
 
 
-TAGS = set("div p h2 strong span svg circle rect title text mark b table thead tbody tr th td".split())
+TAGS = {
+    *("div", "p", "h2", "strong", "span", "mark", "b", "table", "thead", "tbody", "tr", "th", "td"),
+    *("svg", "circle", "rect", "title", "text"),
+}
 
 
 def check_markup(shown: tuple[str, list[float]], folder: Path) -> bool:
@@ -240,7 +242,8 @@ def check_markup(shown: tuple[str, list[float]], folder: Path) -> bool:
 RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2_135m.py"
 SOURCES = st.one_of(
     TEXT, st.binary(max_size=40), st.just("SETTINGS = 1"), st.just("x = 1 / 0"), st.just("import nothing_like_it"),
-    st.just("def main(: pass"), st.just("(" * 400), st.text(string.printable, max_size=60), st.just("raise OSError()"), st.just(RECIPE.read_text(encoding="utf-8")),
+    st.just("def main(: pass"), st.just("(" * 400), st.text(string.printable, max_size=60), st.just("raise OSError()"),
+    st.just(RECIPE.read_text(encoding="utf-8")),
 )  # fmt: skip
 RECIPES = st.tuples(st.sampled_from(["r.py", "r.txt", "r", "ü.py"]), SOURCES, TEXT)
 
@@ -251,10 +254,7 @@ def check_recipe(given: tuple[str, str | bytes, str], folder: Path) -> bool:
     path = folder / name
     path.write_bytes(source if isinstance(source, bytes) else source.encode("utf-8", "surrogatepass"))
     taken = not refused(lambda: load_recipe(find_recipe(str(path))))
-    try:
-        find_recipe(other)
-    except UserError as error:
-        assert "no such recipe" in str(error)
+    refused(lambda: find_recipe(other))
     return taken
 
 
@@ -272,8 +272,12 @@ def text_attacks() -> list[Attack]:
     right = st.sampled_from([0, 1, "a", "B", "b", "c", "D", "ß", "ŉ", "ä", "", -1, True, 1.0, 10**30])
     questions = lines_of("question", choices=choices, answer=right)
     return [
-        Attack("pairs, JSON Lines", 9_000, lines_of("toxic", "seemingly_toxic", **kinds), check_rows(readers.read_pairs)),
-        Attack("conversations, JSON Lines", 9_000, lines_of("prompt", "response"), check_rows(readers.read_conversations)),
+        Attack(
+            "pairs, JSON Lines", 9_000, lines_of("toxic", "seemingly_toxic", **kinds), check_rows(readers.read_pairs)
+        ),
+        Attack(
+            "conversations, JSON Lines", 9_000, lines_of("prompt", "response"), check_rows(readers.read_conversations)
+        ),
         Attack("prompts to measure, JSON Lines", 9_000, prompts, check_rows(readers.read_prompts)),
         Attack("multiple choice, JSON Lines", 6_000, questions, check_rows(readers.read_choices)),
         Attack("answers to judge, JSON Lines", 5_000, lines_of("prompt", "response"), check_judged),
