@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from dcr_lite.data.sources import locate
-from dcr_lite.errors import UserError, first_line
+from dcr_lite.errors import MORE_MEMORY, UserError, first_line, out_of_memory
 from dcr_lite.files import exists, load_json, require_disk
 from dcr_lite.model import adapters, cuda, distributed, loading, unsloth
 from dcr_lite.model.chat import set_format
@@ -107,14 +107,11 @@ def load_base(settings: ModelSettings) -> tuple[Model, str]:
         model = loading.load(path, on.device, on.precision, on.four_bit, choice)
         set_format(model.tokenizer, settings.chat_format)
         model.tokenizer("a")  # a damaged one can load, and fail at every text
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"memory runs out while {settings.model} is loaded. Close what else uses it, load the model with "
-            "--quantization nf4, or take the recipe of a smaller one; --plan shows what fits which card."
-        ) from None
     except UserError:
         raise
     except Exception as error:  # transformers raises errors of every kind for a folder that is not as it should be
+        if out_of_memory(error):
+            raise UserError(f"memory runs out while {settings.model} is loaded. {MORE_MEMORY}") from None
         raise UserError(f"{settings.model} cannot be loaded as a chat model: {first_line(error)}") from None
     model.tokens_in, model.longest_in = fitting.units, fitting.longest
     model.prompts_at_once = fitting.units.get("evaluation", model.prompts_at_once)

@@ -19,7 +19,8 @@ from dcr_lite.export.merge import Merged
 from dcr_lite.model.adapters import load_adapter
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.loading import Model
-from dcr_lite.model.memory import fit, needs, shape_of
+from dcr_lite.model.memory import fit, needs
+from dcr_lite.model.shapes import shape_of
 from dcr_lite.run.discernment import FILE, Discernments
 from dcr_lite.run.launch import launch
 from dcr_lite.run.model_card import model_card
