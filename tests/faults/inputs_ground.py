@@ -47,9 +47,9 @@ def served(model: Path, run: Path, opened: Any = None) -> Iterator[Ground]:
     from dcr_lite.demo.scoring import open_run
 
     opened = opened or open_run(run)
-    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it shows what it refuses with a traceback
     page = build(opened)
     _, url, _ = launch(page, prevent_thread_lock=True, quiet=True)
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)  # it shows what it refuses with a traceback
     try:
         yield Ground(model, run, opened, url)
     finally:
