@@ -7,13 +7,14 @@ from typing import Any
 
 import psutil
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from dcr_lite.data.sources import locate
-from dcr_lite.errors import UserError
+from dcr_lite.errors import UserError, first_line
 from dcr_lite.export.gguf import FileType, architecture_of, write_gguf
 from dcr_lite.export.merge import INDEX, Merged, read_json
 from dcr_lite.files import exists, load_json, require_disk, write_json, write_text
+from dcr_lite.model.loading import load_tokenizer
 from dcr_lite.run.model_card import model_card
 from dcr_lite.run.terminal import progress_bar
 
@@ -111,7 +112,7 @@ def export_merged(run: FinishedRun, out: Path | None = None, base: str | None = 
         for file in (INDEX, "config.json"):
             if (merged.base / file).exists():
                 shutil.copyfile(merged.base / file, partial / file)
-        tokenizer = AutoTokenizer.from_pretrained(run.adapter, trust_remote_code=False)
+        tokenizer = load_tokenizer(run.adapter)
         tokenizer.save_pretrained(partial)
         write_json(_generation(merged.base, tokenizer), partial / "generation_config.json")
         write_text(partial / "README.md", model_card(run.report, "merged"))
@@ -133,6 +134,13 @@ def _generation(base: Path, tokenizer: Any) -> dict[str, Any]:
     }
 
 
+def _config(base: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(base, trust_remote_code=False)
+    except Exception as error:  # transformers raises errors of every kind for a file that is not as it should be
+        raise UserError(f"{base / 'config.json'} cannot be read ({first_line(error)}). Get that model again.") from None
+
+
 def export_gguf(
     run: FinishedRun, out: Path | None = None, base: str | None = None, file_type: FileType = "bf16"
 ) -> Path:
@@ -144,11 +152,11 @@ def export_gguf(
     out = out or run.path / "gguf" / f"{run.name}-{file_type}.gguf"
     _require_new(out)
     merged = _merged(run, base)
-    config = AutoConfig.from_pretrained(merged.base, trust_remote_code=False)
+    config = _config(merged.base)
     architecture_of(config)  # an unknown one is an error before any work
     require_memory(3 * merged.largest_tensor_bytes)
     require_disk(out.parent, merged.bytes + SMALL_FILES_BYTES)
-    tokenizer = AutoTokenizer.from_pretrained(run.adapter, trust_remote_code=False)
+    tokenizer = load_tokenizer(run.adapter)
     with progress_bar("Writing", len(merged)) as shown:
         write_gguf(merged, config, tokenizer, run.name, file_type, out, shown.advance)
     card = out.parent / "README.md"

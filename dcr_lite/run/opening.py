@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from dcr_lite.data.sources import locate
@@ -171,7 +170,7 @@ def open_model(name: str, method: ModelName = "dcr", **changes: Any) -> Opened:
     if adapter is None:
         return Opened(model, settings.model, source, None, None)
     if not model.tokenizer.chat_template and (adapter / "tokenizer_config.json").exists():
-        model.tokenizer = _tokenizer_of(adapter)  # a base model, whose adapter brought a chat format
+        model.tokenizer = loading.load_tokenizer(adapter)  # a base model, whose adapter brought a chat format
     adapters.load_adapter(model, ADAPTER, adapter)
     digest = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
     return Opened(model, settings.model, source, adapter, digest)
@@ -200,13 +199,6 @@ def _adapter_folder(name: str) -> Path | None:
     if not (folder / "adapter_model.safetensors").exists():
         raise UserError(f"{folder}: an adapter without weights (no adapter_model.safetensors in it)")
     return folder
-
-
-def _tokenizer_of(folder: Path) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # as in load_base
-        raise UserError(f"{folder}: its tokenizer cannot be loaded ({first_line(error)})") from None
 
 
 def _base_of(adapter: Path) -> str:
