@@ -262,12 +262,15 @@ def test_the_demo_listens_on_loopback_alone(
 
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    tunnels: list[Any] = []
+    monkeypatch.setattr("gradio.networking.setup_tunnel", lambda *given, **more: tunnels.append(given))
     page = build(opened)
     _, url, shared = launch(page, prevent_thread_lock=True, quiet=True)
     try:
         assert listening(page.server_port) == {"127.0.0.1"}
         assert url == f"http://127.0.0.1:{page.server_port}/"
         assert not shared
+        assert not tunnels
         assert page.share is False
     finally:
         page.close()

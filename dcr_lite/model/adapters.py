@@ -25,6 +25,7 @@ PLAIN = {
     "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
     "target_modules", "task_type", "use_dora", "use_rslora",
 }  # fmt: skip
+LARGEST_ALPHA = 1e6  # far above any that is in use
 
 
 def add_adapter(model: Model, name: str, rank: int, seed: int) -> None:
@@ -73,6 +74,8 @@ def _stored_weights(folder: Path) -> set[str]:
         largest = max(file.get_slice(name).get_shape()[0] for name in names if ".lora_A." in name)
     if not all(1 <= rank <= largest for rank in (config["r"], *(config.get("rank_pattern") or {}).values())):
         raise ValueError("its rank is not that of its weights")
+    if not all(0 <= a <= LARGEST_ALPHA for a in (config["lora_alpha"], *(config.get("alpha_pattern") or {}).values())):
+        raise ValueError("its lora_alpha is no usual number")
     return names
 
 

@@ -7,6 +7,8 @@ from typing import Any
 from dcr_lite.errors import UserError, first_line
 from dcr_lite.files import exists, load_json
 
+LARGEST = 10**8  # of a size: of a model that exists it is some hundred thousand
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -46,8 +48,9 @@ class Shape:
             head_norms=kind.startswith(("qwen3", "gemma3")),
             scores=config.get("attn_logit_softcapping") is not None,
         )
-        if min(shape.layers, shape.vocabulary, *map(min, shape.maps)) < 1:
-            raise ValueError("a size below 1")
+        sizes = (shape.layers, shape.vocabulary, *(size for sides in shape.maps for size in sides))
+        if not 1 <= min(sizes) <= max(sizes) <= LARGEST:
+            raise ValueError(f"a size that is not between 1 and {LARGEST:,}")
         return shape
 
     @property
