@@ -16,13 +16,19 @@ from hypothesis import strategies as st
 from dcr_lite.model.chat import encode_prompts
 from tests.faults.inputs import Attack, leaves_nothing, refused, require_readable
 from tests.faults.inputs_ground import Ground
-from tests.faults.inputs_texts import JSON, LISTS, NASTY, TEXT
+from tests.faults.inputs_texts import JSON, LISTS, NASTY, TEXT, WHOLE_TEXT
 
 JSON_TYPE = {"content-type": "application/json"}
 # Values in place of a prompt, a list of prompts or a model.
 ARGUMENTS = st.one_of(TEXT, TEXT, st.lists(TEXT, max_size=3), JSON, st.sampled_from(["dcr", "base", "Hi"]))
+MODELS = st.sampled_from(["dcr", "safety_sft", "base"])
+USUAL = st.builds(
+    lambda prompt, model: {"data": [prompt, model]}, WHOLE_TEXT | st.lists(WHOLE_TEXT, max_size=2), MODELS
+)
 BODIES = st.one_of(
-    st.builds(lambda prompt, model: {"data": [prompt, model]}, ARGUMENTS, st.just("dcr") | ARGUMENTS),
+    USUAL,
+    USUAL,
+    st.builds(lambda prompt, model: {"data": [prompt, model]}, ARGUMENTS, MODELS | ARGUMENTS),
     st.builds(lambda data: {"data": data}, JSON),
     JSON,
 )
@@ -30,7 +36,7 @@ FILE_NAMES = st.builds(
     lambda name, end: (name.encode("utf-8", "replace").decode() or "a") + end,
     TEXT
     | st.sampled_from(["../../x", "/etc/passwd", "a/b\\c", "..", "CON", "~", "a\0b", "%2e%2e%2f", ".", "file:///x"]),
-    st.sampled_from([".csv", ".jsonl", ".txt", "", ".html", ".svg"]),
+    st.sampled_from([".csv", ".csv", ".jsonl", ".txt", ".txt", "", ".html", ".svg"]),
 )
 PARTS = st.sampled_from([*NASTY, "..", "/", "etc", "passwd", "%2e", "file://", "C:", "~", "proc/self/environ", ".env"])
 
