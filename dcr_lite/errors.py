@@ -1,8 +1,22 @@
 """Errors that a user can fix are one-line messages, never tracebacks."""
 
+HEAD, TAIL = 1_500, 500  # characters of a message that quotes very much
+
 
 class UserError(Exception):
-    """An error that its reader can fix: the message names the place (file and line) and the cure."""
+    """An error that its reader can fix: the message names the place (file and line) and the cure.
+
+    Messages quote what is wrong, so characters that would steer a terminal are written as escapes, and the middle of a
+    very long one is left out."""
+
+    def __init__(self, message: str):
+        if len(message) > HEAD + TAIL:
+            message = f"{message[:HEAD]} ... {message[-TAIL:]}"
+        super().__init__("".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in message))
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 # How torch's messages name it on a CPU, where it is a plain RuntimeError.

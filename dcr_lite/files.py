@@ -19,6 +19,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DCR_LITE_CACHE") or Path(base) / "dcr-lite")
 
 
+def exists(path: str | Path) -> bool:
+    """Whether there is such a file or folder; False too for a name that none can have, or that may not be looked up."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def require_disk(folder: Path, needed: int) -> None:
     """Raises UserError where fewer than ``needed`` bytes are free in ``folder``, which may not exist yet."""
     existing = next(p for p in (folder, *folder.resolve().parents) if p.exists())
@@ -60,6 +68,14 @@ def write_jsonl(rows: Iterable[dict[str, Any]], path: Path) -> None:
 def jsonl(rows: Iterable[dict[str, Any]]) -> str:
     """JSON Lines: one object a line."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def load_json(path: Path) -> Any:
+    """The value in a JSON file. Raises OSError where it cannot be read, and ValueError where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
 
 
 def load_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,10 +78,14 @@ def test_the_readme_s_snippet_runs(url: str, capsys: pytest.CaptureFixture[str])
         ("a" * 100_000, "dcr", "100,000 characters"),
         ("<b>word</b> " * 300, "dcr", "&lt;b&gt;word"),
         (PROMPT, "another", "No model"),
+        (None, "dcr", "not a text"),
+        (3, "dcr", "not a text"),
+        (["a"], "dcr", "not a text"),
+        (PROMPT, {}, "No model"),
     ],
 )
 def test_after_bad_input_the_next_request_works(
-    prompt: str, model: str, says: str, client: Client, capfd: pytest.CaptureFixture[str]
+    prompt: Any, model: Any, says: str, client: Client, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The message has no traceback, and is escaped, since the page shows messages as HTML."""
     for name, value in (("/score", prompt), ("/answer", prompt), ("/score_list", [prompt])):
@@ -89,6 +94,13 @@ def test_after_bad_input_the_next_request_works(
         assert "Traceback" not in str(caught.value)
     assert client.predict("Hello", "dcr", api_name="/score")["refused"] is not None
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("prompts", [None, "text", 3, {}])
+def test_a_list_that_is_none_is_an_error(prompts: Any, client: Client) -> None:
+    """What is no list is refused in a sentence, not read character by character."""
+    with pytest.raises(Exception, match="not a list"):
+        client.predict(prompts, "dcr", api_name="/score_list")
 
 
 def test_the_stock_model_alone_has_a_page(opened: OpenRun) -> None:

@@ -55,5 +55,5 @@ def test_only_the_newest_files_of_scores_are_kept(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == KEPT_FILES
     assert last.read_text(encoding="utf-8").splitlines() == [
         "prompt,verdict,refusal probability,like toxic,like seemingly toxic,answer",
-        '"=1+1, or <b>",refuses,0.5,,,No',
+        '"\'=1+1, or <b>",refuses,0.5,,,No',  # with an apostrophe: else a spreadsheet would compute it
     ]

@@ -63,6 +63,11 @@ def write(path: Path, content: str | bytes | list[dict[str, Any]]) -> Path:
         (read_choices, '{"question": "q", "choices": ["a", "b"], "answer": 2}', 1, '"answer" has to be 0 to 1'),
         (read_choices, '{"question": "q", "choices": ["a", "b"], "answer": "D"}', 1, 'field "answer"'),
         (read_choices, '{"question": "q", "choices": ["a", "b"], "answer": true}', 1, 'field "answer"'),
+        (read_choices, '{"question": "q", "choices": ["a", "b"], "answer": "ß"}', 1, 'field "answer"'),
+        (read_choices, '{"question": "q", "choices": ["a", "\\udc00"], "answer": 0}', 1, '"choices" holds half a'),
+        (read_pairs, '{"toxic": "a", "seemingly_toxic": "b", "kind": "\\ud83d"}', 1, '"kind" holds half a'),
+        (read_pairs, '{"toxic": "a", "seemingly_toxic": "b", "focus": ["c"]}', 1, '"focus" is not a text'),
+        (read_pairs, '{"\\u001b[2J": "a"}', 1, r"Found: \\x1b\[2J"),
     ],
 )
 def test_errors_give_file_and_line(tmp_path: Path, reader: Reader, content: str | bytes, line: int, says: str) -> None:

@@ -13,7 +13,7 @@ from dcr_lite.files import write_json, write_text
 from dcr_lite.names import STOCK
 from dcr_lite.run.machine import hardware, versions
 from dcr_lite.run.opening import machine
-from dcr_lite.run.report import markdown_table, without_folders
+from dcr_lite.run.report import code, markdown_table, plain, without_folders
 from dcr_lite.settings import Settings
 
 # The columns of the table: title, whether more is better, format. Those of single sets come before them.
@@ -31,7 +31,7 @@ COLUMNS: dict[str, tuple[str, bool, str]] = {
 
 PAGE = """# Methods compared: {recipe}
 
-`{command}` on {model}, seeds {seeds}, {n_prompts} prompts of {files}. {minutes} minutes in all on {hardware}.
+{command} on {model}, seeds {seeds}, {n_prompts} prompts of {files}. {minutes} minutes in all on {hardware}.
 
 Means over seeds, ± the half-width of a 95 % interval over seeds (Student), the best of a column in bold. The interval
 of a single measurement, as of the stock model, is over prompts. Compliance is the share of seemingly toxic prompts that
@@ -102,7 +102,7 @@ def methods_table(entries: list[dict[str, Any]]) -> str:
     model is shown and never called best: it answers everything."""
     first = entries[0]["numbers"]
     sets = [key for key in first if key not in COLUMNS]
-    columns = {key: (key.removeprefix(SET), True, ".2f") for key in sets}
+    columns = {key: (plain(key.removeprefix(SET)), True, ".2f") for key in sets}
     columns |= {k: v for k, v in COLUMNS.items() if k in first and not (k == "compliance" and len(sets) == 1)}
     trained = [entry["numbers"] for entry in entries if entry["method"] != STOCK]
     best = {
@@ -139,16 +139,16 @@ def write_report(report: dict[str, Any], settings: Settings, out: Path) -> None:
     draw_trade_off(report["methods"], curve["points"], curve["frontier"], out / "trade_off.png")
     several = len(report["toxic_sets"][0]["numbers"]) > 1
     page = PAGE.format(
-        recipe=report["recipe"],
-        command=shlex.join(map(without_folders, shlex.split(report["command"]))),
-        model=without_folders(report["model"]),
+        recipe=plain(report["recipe"]),
+        command=code(shlex.join(map(without_folders, shlex.split(report["command"])))),
+        model=plain(without_folders(report["model"])),
         seeds=listed(report["seeds"]),
         n_prompts=report["prompts"]["n"],
-        files=listed(Path(file).name for file in report["prompts"]["files"]),
+        files=listed(plain(Path(file).name) for file in report["prompts"]["files"]),
         minutes=f"{report['seconds'] / 60:.0f}",
         hardware=report["hardware"],
         instructions=report["general"]["instructions"],
-        questions=f" Multiple choice: {Path(questions).name}, by log-likelihood." if questions else "",
+        questions=f" Multiple choice: {plain(Path(questions).name)}, by log-likelihood." if questions else "",
         methods_table=methods_table(report["methods"]),
         toxic_sets=TOXIC_SETS.format(table=methods_table(report["toxic_sets"])) if several else "",
         differences_table=differences_table(report["differences"]),

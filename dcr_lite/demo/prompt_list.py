@@ -14,6 +14,8 @@ from dcr_lite.errors import UserError
 
 PROMPT_COLUMNS = ("prompt", "text", "question")  # of a CSV or JSON Lines file, the first of them that it has
 MAX_BYTES = 5_000_000
+# What spreadsheets take for the beginning of a formula; the last four are its wide forms.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 KEPT_FILES = 5  # of scores: Gradio keeps what it has offered for download
 
 
@@ -105,12 +107,17 @@ def score_row(score: Score) -> list[Any]:
 
 
 def write_scores(scores: list[Score], folder: Path) -> Path:
-    """A CSV file of COLUMNS and the answers in ``folder``, where only the newest files are kept."""
+    """A CSV file of COLUMNS and the answers in ``folder``, where only the newest files are kept. A text that begins as
+    a formula does gets an apostrophe before it."""
     for old in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)[: 1 - KEPT_FILES]:
         old.unlink(missing_ok=True)
     path = folder / f"scores-{uuid.uuid4().hex[:8]}.csv"
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*COLUMNS, "answer"])
-        writer.writerows([*score_row(score), score.answer] for score in scores)
+        writer.writerows(map(_no_formula, [*score_row(score), score.answer]) for score in scores)
     return path
+
+
+def _no_formula(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell

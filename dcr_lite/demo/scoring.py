@@ -17,10 +17,12 @@ from typing import Any
 from dcr_lite.data.sources import SMOLLM2
 from dcr_lite.demo.texts import EARLIER_VERSION, NO_RUN, TITLE
 from dcr_lite.errors import UserError
+from dcr_lite.files import exists
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import StreamedAnswer, answer
+from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import layer_states
 from dcr_lite.names import BASELINE, DCR, STOCK
@@ -96,7 +98,10 @@ class Score:
 
 
 def cleaned(prompt: str) -> str:
-    """The prompt without control characters and lone surrogates. Raises UserError for an empty or over-long one."""
+    """The prompt without control characters and lone surrogates. Raises UserError for an empty or over-long one, and
+    for what is no text."""
+    if not isinstance(prompt, str):
+        raise UserError(f"the prompt is not a text but {type(prompt).__name__}")
     if len(prompt) > MAX_CHARACTERS:
         raise UserError(f"the prompt has {len(prompt):,} characters; the limit is {MAX_CHARACTERS:,}. Shorten it.")
     text = prompt.replace("\r\n", "\n")
@@ -195,6 +200,8 @@ class OpenRun:
 
         ``progress(done, total)`` is called after each batch. Raises UserError for a prompt that cannot be scored, with
         its place in the list."""
+        if not isinstance(prompts, list):
+            raise UserError(f"the prompts are not a list but {type(prompts).__name__}")
         if len(prompts) > MAX_ROWS:
             raise UserError(f"the list has {len(prompts):,} prompts; the limit is {MAX_ROWS}. Split it.")
         rows, texts = [], []
@@ -241,6 +248,9 @@ def open_run(folder: Path | None = None, device: Device = "auto") -> OpenRun:
     model, _ = load_base(replace(settings, device=device))
     for name, part in parts.items():
         adapters.load_adapter(model, name, part)
-    base = Path(settings.model).name if Path(settings.model).exists() else settings.model
+    names = (*parts, STOCK)
+    if discernments and not discernments.fits(names, depth(model.network), model.network.config.hidden_size):
+        raise UserError(f"{parts[DCR]}: its similarity scores are of another model. Restore the run folder.")
+    base = Path(settings.model).name if exists(settings.model) else settings.model
     title = TITLE.format(model=base, run=folder.resolve().name)  # no paths: the page may be shared
-    return OpenRun(model, (*parts, STOCK), discernments, title, "" if discernments else EARLIER_VERSION)
+    return OpenRun(model, names, discernments, title, "" if discernments else EARLIER_VERSION)

@@ -193,13 +193,13 @@ class ListTab:
             concurrency_id="list", concurrency_limit=1, api_visibility="private",
         )  # fmt: skip
 
-    def results(self, text: str, file: str | None, name: str, progress: Any = gr.Progress()) -> Any:  # noqa: B008
+    def results(self, text: str | None, file: str | None, name: str, progress: Any = gr.Progress()) -> Any:  # noqa: B008
         """The rows of the table, and the path of a CSV file with them and the answers."""
         with user_errors_shown():
             if file:
                 prompts = read_prompt_file(Path(file))
             else:
-                prompts = read_prompt_list(text.encode("utf-8", "replace"), "the list")
+                prompts = read_prompt_list((text or "").encode("utf-8", "replace"), "the list")
             scores = self.run.score_list(name, prompts, lambda done, total: progress((done, total), unit="prompts"))
             return [score_row(score) for score in scores], str(write_scores(scores, Path(self.downloads.name)))
 

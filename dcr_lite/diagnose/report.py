@@ -6,7 +6,7 @@ from typing import Any
 from dcr_lite.diagnose.plots import STATES, similarities_of
 from dcr_lite.files import write_text
 from dcr_lite.names import BASELINE, DCR, LABEL_TITLES, MODEL_TITLES
-from dcr_lite.run.report import markdown_table, without_folders
+from dcr_lite.run.report import markdown_table, plain, without_folders
 
 PAGE = """# Diagnosis of {run}
 
@@ -85,7 +85,7 @@ def _kinds_table(rows: list[dict[str, Any]]) -> str:
 
 
 def _spaced(kind: str) -> str:
-    return kind.replace("_", " ")
+    return plain(kind.replace("_", " "))
 
 
 def _prompts(rows: list[dict[str, Any]]) -> str:
@@ -93,15 +93,17 @@ def _prompts(rows: list[dict[str, Any]]) -> str:
     kinds: dict[str, list[str]] = {}
     for row in rows:
         kinds.setdefault(row["kind"], []).append(row["prompt"])
-    return "\n".join(f"- {_spaced(kind)}: {'; '.join(prompts)}" for kind, prompts in kinds.items()) or "None."
+    return (
+        "\n".join(f"- {_spaced(kind)}: {'; '.join(map(plain, prompts))}" for kind, prompts in kinds.items()) or "None."
+    )
 
 
 def write_report(diagnosis: dict[str, Any], path: Path) -> None:
     """Write diagnosis.md."""
     kernel, prompts = diagnosis["kernel"]["stock"], diagnosis["changed_prompts"]
     page = PAGE.format(
-        run=Path(diagnosis["run"]).name,
-        model=without_folders(diagnosis["model"]),
+        run=plain(Path(diagnosis["run"]).name),
+        model=plain(without_folders(diagnosis["model"])),
         counts=", ".join(f"{n} {LABEL_TITLES[label]}" for label, n in kernel["prompts"].items()),
         how="exact" if kernel["exact"] else f"± the standard error of {kernel['projections']} random projections",
         kernel_table=_kernel_table(diagnosis["kernel"]),

@@ -1,6 +1,5 @@
 """Exports a finished run as merged weights or as a GGUF file: ``dcr-lite export``."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +7,14 @@ from typing import Any
 
 import psutil
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from dcr_lite.data.sources import locate
-from dcr_lite.errors import UserError
+from dcr_lite.errors import UserError, first_line
 from dcr_lite.export.gguf import FileType, architecture_of, write_gguf
-from dcr_lite.export.merge import INDEX, Merged
-from dcr_lite.files import require_disk, write_json, write_text
+from dcr_lite.export.merge import INDEX, Merged, read_json
+from dcr_lite.files import exists, load_json, require_disk, write_json, write_text
+from dcr_lite.model.loading import load_tokenizer
 from dcr_lite.run.model_card import model_card
 from dcr_lite.run.terminal import progress_bar
 
@@ -40,11 +40,12 @@ class FinishedRun:
 
 def open_finished(path: Path) -> FinishedRun:
     """The finished run in a folder. Raises UserError where there is none."""
-    if not path.is_dir():
+    if not exists(path):
         raise UserError(f"{path}: no such run folder. Train a model first: dcr-lite train smollm2_135m")
     try:
-        report = json.loads((path / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        report = load_json(path / "report.json")
+        model_card(report, "adapter")  # all that an export says of the run is there
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise UserError(f"{path} holds no finished run (no readable report.json). Finish it with --resume.") from None
     if not (path / "adapter" / "adapter_config.json").exists():
         raise UserError(f"{path} has no adapter/. Restore the run folder, or choose another run.")
@@ -98,7 +99,7 @@ def export_merged(run: FinishedRun, out: Path | None = None, base: str | None = 
         for file in (INDEX, "config.json"):
             if (merged.base / file).exists():
                 shutil.copyfile(merged.base / file, partial / file)
-        tokenizer = AutoTokenizer.from_pretrained(run.adapter)
+        tokenizer = load_tokenizer(run.adapter)
         tokenizer.save_pretrained(partial)
         write_json(_generation(merged.base, tokenizer), partial / "generation_config.json")
         write_text(partial / "README.md", model_card(run.report, "merged"))
@@ -111,13 +112,20 @@ def export_merged(run: FinishedRun, out: Path | None = None, base: str | None = 
 def _generation(base: Path, tokenizer: Any) -> dict[str, Any]:
     """The base's generation_config.json, with the end token of the chat format that was trained on."""
     found = base / "generation_config.json"
-    generation: dict[str, Any] = json.loads(found.read_text(encoding="utf-8")) if found.exists() else {}
+    generation: dict[str, Any] = read_json(found) if found.exists() else {}
     ends = generation.get("eos_token_id") or []
     ends = ends if isinstance(ends, list) else [ends]
     return generation | {
         "eos_token_id": [tokenizer.eos_token_id, *(e for e in ends if e != tokenizer.eos_token_id)],
         "pad_token_id": tokenizer.pad_token_id,
     }
+
+
+def _config(base: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(base, trust_remote_code=False)
+    except Exception as error:  # transformers raises errors of every kind for a file that is not as it should be
+        raise UserError(f"{base / 'config.json'} cannot be read ({first_line(error)}). Get that model again.") from None
 
 
 def export_gguf(
@@ -131,12 +139,13 @@ def export_gguf(
     out = out or run.path / "gguf" / f"{run.name}-{file_type}.gguf"
     _require_new(out)
     merged = _merged(run, base)
-    config = AutoConfig.from_pretrained(merged.base)
+    config = _config(merged.base)
     architecture_of(config)  # an unknown one is an error before any work
     require_memory(3 * merged.largest_tensor_bytes)
     require_disk(out.parent, merged.bytes + SMALL_FILES_BYTES)
+    tokenizer = load_tokenizer(run.adapter)
     with progress_bar("Writing", len(merged)) as shown:
-        write_gguf(merged, config, AutoTokenizer.from_pretrained(run.adapter), run.name, file_type, out, shown.advance)
+        write_gguf(merged, config, tokenizer, run.name, file_type, out, shown.advance)
     card = out.parent / "README.md"
     if not card.exists():
         write_text(card, model_card(run.report, "gguf"))

@@ -4,7 +4,7 @@ peft merges the whole network in memory: 16 GB for 8 billion weights, more than 
 read from the base's files, which hold 16-bit weights; merged into 4-bit weights, the adapter would be lost in rounding.
 """
 
-import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dcr_lite.errors import UserError
+from dcr_lite.files import load_json
 
 ADAPTER_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # peft's prefix of module names
@@ -30,15 +31,16 @@ class Merged:
 
     def __init__(self, base: Path, adapter: Path):
         self.base = base
-        if "quantization_config" in _read_json(base / "config.json"):
+        if "quantization_config" in read_json(base / "config.json"):
             raise UserError(f"{base} holds quantised weights. Give the 16-bit base model with --base.")
         self.files = _files(base)
-        config = _read_json(adapter / "adapter_config.json")
-        self._scale = config["lora_alpha"] / config["r"]
+        config = read_json(adapter / "adapter_config.json")
+        self._scale = _scale(config, adapter)
         self._factors = _factors(adapter / ADAPTER_FILE)
         known = {name for names in self.files.values() for name in names}
         for name, (a, b) in self._factors.items():
-            if name not in known or self.shape(name) != (b.shape[0], a.shape[1]):
+            fits = a.dim() == b.dim() == 2 and a.shape[0] == b.shape[1]
+            if name not in known or not fits or self.shape(name) != (b.shape[0], a.shape[1]):
                 raise UserError(f"{adapter} belongs to another model than {base}: {name} does not fit. Check both.")
 
     def _file_of(self, name: str) -> Path:
@@ -80,17 +82,35 @@ class Merged:
         return 4 * max(torch.Size(self.shape(name)).numel() for name in self)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of the base or of the adapter. Raises UserError where it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = load_json(path)
     except (OSError, ValueError):
-        raise UserError(f"{path} is missing or damaged. Get that folder again.") from None
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is missing or damaged. Get that folder again.")
+    return found
+
+
+def _scale(config: dict[str, Any], adapter: Path) -> float:
+    try:
+        scale = config["lora_alpha"] / config["r"]
+        if math.isfinite(scale):
+            return float(scale)
+    except (KeyError, TypeError, ArithmeticError):
+        pass
+    raise UserError(f"{adapter / 'adapter_config.json'} is damaged. Restore the run folder, or choose another run.")
 
 
 def _files(base: Path) -> dict[str, list[str]]:
     files = [SINGLE]
     if (base / INDEX).exists():
-        files = sorted(set(_read_json(base / INDEX)["weight_map"].values()))
+        named = read_json(base / INDEX).get("weight_map")
+        # A name that leads out of the folder would lead out of the exported one too.
+        if not isinstance(named, dict) or not all(isinstance(f, str) and f == Path(f).name for f in named.values()):
+            raise UserError(f"{base / INDEX} is damaged. Get that model again.")
+        files = sorted(set(named.values()))
     names: dict[str, list[str]] = {}
     for file in files:
         try:
@@ -105,10 +125,10 @@ def _factors(file: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """(A: rank inputs, B: outputs rank) of each weight that the adapter changes, by its name in the base."""
     try:
         weights = load_file(file)
-    except (OSError, SafetensorError):
+        return {
+            key.removeprefix(PREFIX).replace(".lora_A.weight", ".weight"): (a, weights[key.replace("lora_A", "lora_B")])
+            for key, a in weights.items()
+            if "lora_A" in key
+        }
+    except (OSError, KeyError, SafetensorError):
         raise UserError(f"{file} is missing or damaged. Restore the run folder, or choose another run.") from None
-    return {
-        key.removeprefix(PREFIX).replace(".lora_A.weight", ".weight"): (a, weights[key.replace("lora_A", "lora_B")])
-        for key, a in weights.items()
-        if "lora_A" in key
-    }

@@ -8,14 +8,24 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dcr_lite.errors import UserError, first_line
+from dcr_lite.files import load_json
 from dcr_lite.model import fused_layers, unsloth
 from dcr_lite.model.hidden_states import decoder_of
 from dcr_lite.model.loading import Model
+
+# What may be set in a plain LoRA adapter's configuration. Among the other fields are some that name a module to import.
+PLAIN = {
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "exclude_modules", "fan_in_fan_out",
+    "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout",
+    "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
+    "target_modules", "task_type", "use_dora", "use_rslora",
+}  # fmt: skip
+LARGEST_ALPHA = 1e6  # far above any that is in use
 
 
 def add_adapter(model: Model, name: str, rank: int, seed: int) -> None:
@@ -40,17 +50,33 @@ def load_adapter(model: Model, name: str, folder: Path) -> None:
     Raises UserError for an adapter that is damaged or of another model.
     """
     try:
-        stored = load_file(folder / "adapter_model.safetensors").keys()
+        stored = _stored_weights(folder)
         if isinstance(model.network, PeftModel):
             model.network.load_adapter(str(folder), name)
         else:
             model.network = PeftModel.from_pretrained(model.network, str(folder), adapter_name=name)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except Exception as error:  # peft raises errors of every kind for a file that is not as it wrote it
         raise UserError(f"{folder}: this adapter is damaged or of another base model ({first_line(error)})") from None
     if stored != get_peft_model_state_dict(model.network, adapter_name=name, save_embedding_layers=False).keys():
         # peft itself only warns, and continues with fresh weights that do nothing.
         raise UserError(f"{folder}: this adapter is damaged or of another base model (its weights have other names)")
     _make_ready(model, name)
+
+
+def _stored_weights(folder: Path) -> set[str]:
+    """The names of the weights in an adapter's folder. Raises errors of many kinds where it is damaged, and ValueError
+    for another kind of adapter, and for a rank that would take more memory than the weights explain."""
+    config = load_json(folder / "adapter_config.json")
+    if config["peft_type"] != "LORA" or any(value for key, value in config.items() if key not in PLAIN):
+        raise ValueError("it is no plain LoRA adapter")
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        names = set(file.keys())
+        largest = max(file.get_slice(name).get_shape()[0] for name in names if ".lora_A." in name)
+    if not all(1 <= rank <= largest for rank in (config["r"], *(config.get("rank_pattern") or {}).values())):
+        raise ValueError("its rank is not that of its weights")
+    if not all(0 <= a <= LARGEST_ALPHA for a in (config["lora_alpha"], *(config.get("alpha_pattern") or {}).values())):
+        raise ValueError("its lora_alpha is no usual number")
+    return names
 
 
 def _make_ready(model: Model, name: str) -> None:

@@ -1,6 +1,10 @@
 """Chat templates: every prompt and answer becomes token ids here, so that both stages, the evaluation and the demo see
 the same tokens. Base models, which bring no template, are given the public one of their family.
 
+A prompt is one turn, whatever it says: a special token that it spells, such as "<|im_end|>", is read as those
+characters, as Meta's reference code for Llama does and transformers' apply_chat_template alone does not. Else a prompt
+could end its turn and forge the next.
+
 A base model has read no conversations, so its format can be chosen. The templates in chat_formats/ are the families'
 own, with one change: an answer ends with the token that ends *texts*. A base model's end-of-turn token is often
 untrained (Llama 3 ships zeros for it), and since no recipe trains the output matrix, it could never be learnt as an
@@ -10,7 +14,7 @@ answer's end.
 from importlib.resources import files
 from typing import Any
 
-from dcr_lite.errors import UserError
+from dcr_lite.errors import UserError, first_line
 
 Tokenizer = Any  # a transformers tokenizer
 
@@ -22,6 +26,7 @@ FORMATS = {
     "mistral": ("[INST]", "[/INST]"),
     "gemma": ("<start_of_turn>", "<end_of_turn>"),
 }
+MARK = "\N{LEFT WHITE SQUARE BRACKET}turn\N{RIGHT WHITE SQUARE BRACKET}"  # stands for a prompt: what is around it?
 
 
 def set_format(tokenizer: Tokenizer, name: str) -> None:
@@ -44,7 +49,10 @@ def set_format(tokenizer: Tokenizer, name: str) -> None:
 
 
 def _render(tokenizer: Tokenizer, messages: list[dict[str, str]], answer_next: bool) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next))
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next))
+    except Exception as error:  # a template is a program in a sandbox: it can fail in any way
+        raise UserError(f"{tokenizer.name_or_path}: its chat template fails ({first_line(error)})") from None
 
 
 def prompt_text(tokenizer: Tokenizer, prompt: str) -> str:
@@ -57,9 +65,30 @@ def prompt_text(tokenizer: Tokenizer, prompt: str) -> str:
     return _render(tokenizer, [{"role": "user", "content": prompt}], answer_next=True)
 
 
-def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+def _encode(tokenizer: Tokenizer, texts: list[str], split_special_tokens: bool = False) -> list[list[int]]:
     # The template writes its own special tokens; adding them again would double the first one.
-    return [list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    found = tokenizer(texts, add_special_tokens=False, split_special_tokens=split_special_tokens)
+    return [list(ids) for ids in found["input_ids"]]
+
+
+def _encode_turns(
+    tokenizer: Tokenizer, texts: list[str], contents: list[str], around: list[tuple[str, str]]
+) -> list[list[int]]:
+    """Token ids of turns as the template writes them. ``contents``: the prompt or the answer in each, which is read as
+    text; ``around``: what the template writes before and after it, with its special tokens. Raises UserError where a
+    content spells a special token and the template writes something else."""
+    special = {str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    rows = _encode(tokenizer, texts)
+    for number, (text, content, (before, after)) in enumerate(zip(texts, contents, around, strict=True)):
+        spelled = [token for token in special if token in content]
+        if not spelled:
+            continue
+        middle = text[len(before) : len(text) - len(after)]
+        if before + middle + after != text or middle.strip() != content.strip():
+            raise UserError(f"{content[:60]!r}... holds {spelled[0]}, a special token of the model. Take it out.")
+        (first, last), (inner,) = _encode(tokenizer, [before, after]), _encode(tokenizer, [middle], True)
+        rows[number] = first + inner + last
+    return rows
 
 
 def _require_window(what: str, text: str, length: int, window: int, where: str) -> None:
@@ -75,7 +104,9 @@ def encode_prompts(tokenizer: Tokenizer, prompts: list[str], window: int) -> lis
 
     Raises UserError for a longer prompt: cutting its end would lose the very token whose state is read.
     """
-    rows = _encode(tokenizer, [prompt_text(tokenizer, p) for p in prompts])
+    before, _, after = prompt_text(tokenizer, MARK).partition(MARK)
+    texts = [prompt_text(tokenizer, prompt) for prompt in prompts]
+    rows = _encode_turns(tokenizer, texts, prompts, [(before, after)] * len(prompts))
     for prompt, row in zip(prompts, rows, strict=True):
         _require_window("prompt", prompt, len(row), window, "in the chat template")
     return rows
@@ -89,14 +120,16 @@ def encode_conversations(
     Prompt ids are exactly those of ``encode_prompts``, so training and evaluation split the text at the same place.
     """
     starts = encode_prompts(tokenizer, prompts, window)
-    answers = []
+    answers, around = [], []
     for prompt, response in zip(prompts, responses, strict=True):
         start = prompt_text(tokenizer, prompt)
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
         whole = _render(tokenizer, turns, answer_next=False)
         # Some templates rewrite a finished turn (empty thinking blocks): then the plain answer and the end token.
         answers.append(whole[len(start) :].rstrip() if whole.startswith(start) else response + tokenizer.eos_token)
-    ends = _encode(tokenizer, answers)
+        before, _, after = answers[-1].partition(response.strip() or answers[-1])
+        around.append((before, after))
+    ends = _encode_turns(tokenizer, answers, responses, around)
     for prompt, start_ids, end_ids in zip(prompts, starts, ends, strict=True):
         _require_window("row", prompt, len(start_ids) + len(end_ids), window, "with its answer")
     return list(zip(starts, ends, strict=True))

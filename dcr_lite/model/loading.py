@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from dcr_lite.errors import MORE_MEMORY, UserError, first_line, out_of_memory
+from dcr_lite.files import exists
 from dcr_lite.model import unsloth
 from dcr_lite.model.memory import LEAST_TOKENS, MOST_PROMPTS, MOST_TOKENS
 from dcr_lite.model.packing import ATTENTION, ATTENTION_SHARE, Batch, pack, pad, passes, shared_prefix
@@ -194,14 +195,28 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**30)
 
 
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer in a folder. Raises UserError where it is damaged, or has code of its own, which is never run."""
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # transformers raises errors of every kind for a folder that is not as it should be
+        raise UserError(f"{path}: its tokenizer cannot be loaded ({first_line(error)})") from None
+
+
 def load(
     path: str | Path, device: str, precision: torch.dtype, four_bit: bool, backend: Choice = TRANSFORMERS
 ) -> Model:
-    """Load a causal chat model and its tokenizer from a folder or a Hub name, with transformers or with unsloth."""
+    """Load a causal chat model and its tokenizer from a folder or a Hub name, with transformers or with unsloth.
+
+    Raises UserError for a folder with an adapter in it, and errors of many kinds for one that is damaged.
+    """
+    if exists(Path(path) / "adapter_config.json"):
+        # transformers would load the base that it names, and unpickle an adapter of the old form.
+        raise UserError(f"{path} holds an adapter (adapter_config.json). Give --model the base model or a merged one.")
     if backend.name == "unsloth":
         network, tokenizer = unsloth.load(path, precision, four_bit)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         network = _load_with_transformers(path, device, precision, four_bit)
     network.requires_grad_(False)
     tokenizer.clean_up_tokenization_spaces = False  # it is ignored anyway, with a long warning
@@ -220,9 +235,11 @@ def _load_with_transformers(path: str | Path, device: str, precision: torch.dtyp
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=precision,
     )
+    # Left open, transformers would ask whether to run the folder's own code, and unpickle weights of the old form.
     network = AutoModelForCausalLM.from_pretrained(
-        path, dtype=precision, device_map=device, quantization_config=quantization if four_bit else None
-    )
+        path, dtype=precision, device_map=device, quantization_config=quantization if four_bit else None,
+        trust_remote_code=False, use_safetensors=True,
+    )  # fmt: skip
     if _plain_attention(network.config):
         network.set_attn_implementation(ATTENTION)
     elif _softcapped(network.config):

@@ -120,8 +120,9 @@ def needs(shape: Shape, settings: Settings, four_bit: bool, value_bytes: int) ->
 
     def training(name: str, trained: int, batch: int, row_tokens: int, extra: float) -> Need:
         fixed = base + extra + adapters(shape, settings.rank, 2, trained, value_bytes)
-        # One layer more than keeps its activations: the gradients that are being computed in it.
-        each = (trained + 1) * activations(shape, settings.rank, value_bytes, row_tokens)
+        # One layer more than keeps its activations: the gradients that are being computed in it. A layer L that the
+        # model lacks is refused later.
+        each = (max(0, trained) + 1) * activations(shape, settings.rank, value_bytes, row_tokens)
         return Need(name, fixed, each, min(MOST_TOKENS, max(batch * row_tokens, LEAST_TOKENS)), LEAST_TOKENS)
 
     above = shape.layers - settings.layer - 1 if settings.sft_layers == "above" else shape.layers

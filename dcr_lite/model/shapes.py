@@ -1,12 +1,14 @@
 """The shape of a decoder, what its memory depends on: of the recipes' models, or as a config.json states it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dcr_lite.data.sources import config_of
 from dcr_lite.errors import UserError
+from dcr_lite.files import exists, load_json
+
+LARGEST = 10**8  # of a size: of a model that exists it is some hundred thousand
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,10 @@ class Shape:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> "Shape":
-        """The shape in a model's config.json. Raises KeyError where it describes no Llama-like decoder."""
+        """The shape in a model's config.json. Raises KeyError, ValueError ... where that is no Llama-like decoder."""
         kind = str(config.get("model_type", ""))
         heads = int(config["num_attention_heads"])
-        return cls(
+        shape = cls(
             layers=int(config["num_hidden_layers"]),
             width=int(config["hidden_size"]),
             heads=heads,
@@ -47,6 +49,10 @@ class Shape:
             head_norms=kind.startswith(("qwen3", "gemma3")),
             scores=config.get("attn_logit_softcapping") is not None,
         )
+        sizes = (shape.layers, shape.vocabulary, *(size for sides in shape.maps for size in sides))
+        if not 1 <= min(sizes) <= max(sizes) <= LARGEST:
+            raise ValueError(f"a size that is not between 1 and {LARGEST:,}")
+        return shape
 
     @property
     def parameters(self) -> int:
@@ -96,12 +102,12 @@ def shape_of(model: str) -> Shape:
 
     Raises UserError where there is no config.json, or where it describes another kind of model.
     """
-    if model in KNOWN and not Path(model).exists():
+    if model in KNOWN and not exists(model):
         return KNOWN[model]
-    config = Path(model) / "config.json" if Path(model).exists() else config_of(model)
+    config = Path(model) / "config.json" if exists(model) else config_of(model)
     if not config.exists():
         raise UserError(f"{model}: not a model folder (no config.json in it)")
     try:
-        return Shape.of(json.loads(config.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Shape.of(load_json(config))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{model}: its config.json describes no decoder whose memory is known ({error})") from None

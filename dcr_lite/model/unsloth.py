@@ -137,6 +137,8 @@ def load(folder: str | Path, precision: Any, four_bit: bool) -> tuple[Any, Any]:
         dtype=precision,
         load_in_4bit=four_bit,
         use_gradient_checkpointing=False,
+        trust_remote_code=False,
+        use_safetensors=True,
     )
     return network, tokenizer
 

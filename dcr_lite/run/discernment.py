@@ -6,6 +6,7 @@ the calibration (from development pairs) and a map of the development prompts. N
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,8 +156,35 @@ class Discernments:
             for name, value in facts["auroc"].items():
                 fields = {key.split(".", 1)[1]: t for key, t in tensors.items() if key.startswith(f"{name}.")}
                 models[name] = Discernment(whitening=whitening, auroc=value, **fields)
-            return cls(facts["layer"], facts["toxic"], facts["seemingly_toxic"], models)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+            found = cls(facts["layer"], facts["toxic"], facts["seemingly_toxic"], models)
+            whole = found._is_whole()
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
+            whole = False
+        if not whole:
             raise UserError(
                 f"{path} is damaged. Delete it to go without similarity scores and map, or restore the run folder."
-            ) from None
+            )
+        return found
+
+    def fits(self, names: Sequence[str], layers: int, width: int) -> bool:
+        """Whether this can read the models ``names`` on a network of so many layers, d_model ``width``."""
+        return self.layer < layers and all(n in self.models and len(self.models[n].mean) == width for n in names)
+
+    def _is_whole(self) -> bool:
+        """Whether all parts have their types and shapes, and every number is one."""
+        texts = (self.toxic, self.seemingly_toxic)
+        if not all(isinstance(side, list) and all(isinstance(text, str) for text in side) for side in texts):
+            return False
+        if not isinstance(self.layer, int) or self.layer < 0 or not self.models or len(texts[0]) != len(texts[1]):
+            return False
+        for one in self.models.values():
+            width = one.mean.shape[-1]
+            shapes = [(width,), (2, width), (2, 2), (2, width), (2 * len(self.toxic), 2)]
+            tensors = [one.mean, one.kinds, one.calibration, one.axes, one.points]
+            if one.whitening is not None:
+                shapes, tensors = [*shapes, (width, width)], [*tensors, one.whitening]
+            if [tuple(tensor.shape) for tensor in tensors] != shapes or not 0 <= one.auroc <= 1:
+                return False
+            if not all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in tensors):
+                return False
+        return True

@@ -15,7 +15,7 @@ from dcr_lite.model.unsloth import prepare
 from dcr_lite.run.cards import show_cards
 from dcr_lite.settings import Settings
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # that a user can fix
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG)  # that a user can fix
 # Settings that replace others: a flag for one of the others would have no effect.
 REPLACES = {
     "paper": ("contrastive_loss", "centre", "whiten"),

@@ -1,11 +1,12 @@
 """The model card: README.md of an adapter, merged weights or GGUF files, as the Hugging Face Hub reads it."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 from dcr_lite.data.paper_data import HubSet, sources
-from dcr_lite.files import SHIPPED
-from dcr_lite.run.report import results_table
+from dcr_lite.files import SHIPPED, exists
+from dcr_lite.run.report import plain, results_table
 from dcr_lite.settings import SHIPPED_FILES
 
 Form = Literal["adapter", "merged", "gguf"]
@@ -76,6 +77,7 @@ def model_card(report: dict[str, Any], form: Form, licence: str | None = None, p
     """The card of a folder or a page with the adapter, merged weights or GGUF files. licence: the base's, where it is
     known. place: what a reader loads: the folder, or the page's name."""
     settings = report["settings"]
+    licence = licence if isinstance(licence, str) and re.fullmatch(r"[\w.+-]+", licence) else None
     four_bit = " with its weights in 4 bits" if report.get("four_bit") else ""
     rounding = {
         "adapter": "",
@@ -84,13 +86,13 @@ def model_card(report: dict[str, Any], form: Form, licence: str | None = None, p
     }[form]
     return PAGE.format(
         front_matter=_front_matter(report, form, licence),
-        name=report["model"].rstrip("/").split("/")[-1],
+        name=plain(report["model"].rstrip("/").split("/")[-1]),
         what=WHAT[form],
-        layer=settings["layer"],
+        layer=plain(str(settings["layer"])),
         results_table=results_table(report),
-        seed=report["seed"],
+        seed=plain(str(report["seed"])),
         use=USE[form].format(place=place),
-        data=report["data"],
+        data={rows: plain(str(count)) for rows, count in report["data"].items()},
         origin={rows: _origin(settings[rows]) for rows in SHIPPED_FILES},
         licence=f" ({licence})" if licence else "",
         forbidden=_licences(settings),
@@ -100,7 +102,7 @@ def model_card(report: dict[str, Any], form: Form, licence: str | None = None, p
 
 def is_hub_name(model: str) -> bool:
     """Whether a model's name is one that others can load: owner/name, and no folder of this machine."""
-    return model.count("/") == 1 and not model.startswith((".", "/", "~")) and not Path(model).exists()
+    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", model)) and not exists(model)
 
 
 def _front_matter(report: dict[str, Any], form: Form, licence: str | None) -> str:

@@ -4,19 +4,16 @@ Nothing is loaded before the memory that it needs is known; docs/families.md say
 """
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from dcr_lite.data.sources import locate
-from dcr_lite.errors import UserError, first_line
-from dcr_lite.files import require_disk
+from dcr_lite.errors import MORE_MEMORY, UserError, first_line, out_of_memory
+from dcr_lite.files import exists, load_json, require_disk
 from dcr_lite.model import adapters, cuda, distributed, loading, unsloth
 from dcr_lite.model.chat import set_format
 from dcr_lite.model.free_memory import free_memory, within_limits
@@ -108,12 +105,12 @@ def load_base(settings: ModelSettings) -> tuple[Model, str]:
     try:
         model = loading.load(path, on.device, on.precision, on.four_bit, choice)
         set_format(model.tokenizer, settings.chat_format)
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"memory runs out while {settings.model} is loaded. Close what else uses it, load the model with "
-            "--quantization nf4, or take the recipe of a smaller one; --plan shows what fits which card."
-        ) from None
-    except (OSError, ValueError, SafetensorError) as error:
+        model.tokenizer("a")  # a damaged one can load, and fail at every text
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises errors of every kind for a folder that is not as it should be
+        if out_of_memory(error):
+            raise UserError(f"memory runs out while {settings.model} is loaded. {MORE_MEMORY}") from None
         raise UserError(f"{settings.model} cannot be loaded as a chat model: {first_line(error)}") from None
     model.tokens_in, model.longest_in = fitting.units, fitting.longest
     model.prompts_at_once = fitting.units.get("evaluation", model.prompts_at_once)
@@ -160,7 +157,7 @@ def open_model(name: str, method: ModelName = "dcr", **changes: Any) -> Opened:
     Raises UserError for what is nothing of the kind, a run that is not finished, or an adapter of another base.
     """
     folder = Path(name)
-    if (folder / "settings.json").exists() and not (folder / "config.json").exists():
+    if exists(folder / "settings.json") and not exists(folder / "config.json"):
         settings = model_settings_of(folder)
         adapter = None if method == STOCK else adapter_of(folder, method)
     elif method != DCR:
@@ -173,7 +170,7 @@ def open_model(name: str, method: ModelName = "dcr", **changes: Any) -> Opened:
     if adapter is None:
         return Opened(model, settings.model, source, None, None)
     if not model.tokenizer.chat_template and (adapter / "tokenizer_config.json").exists():
-        model.tokenizer = AutoTokenizer.from_pretrained(adapter)  # a base model, whose adapter brought a chat format
+        model.tokenizer = loading.load_tokenizer(adapter)  # a base model, whose adapter brought a chat format
     adapters.load_adapter(model, ADAPTER, adapter)
     digest = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
     return Opened(model, settings.model, source, adapter, digest)
@@ -195,7 +192,7 @@ def adapter_of(run: Path, method: str) -> Path:
 def _adapter_folder(name: str) -> Path | None:
     """The folder of the adapter that ``name`` is, here or on the Hub; None for a whole model."""
     folder = Path(name)
-    if not folder.exists():
+    if not exists(folder):
         folder = Path(locate(name)[0])
     if not (folder / "adapter_config.json").exists():
         return None
@@ -206,8 +203,8 @@ def _adapter_folder(name: str) -> Path | None:
 
 def _base_of(adapter: Path) -> str:
     try:
-        return str(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
-    except (ValueError, KeyError):
+        return str(load_json(adapter / "adapter_config.json")["base_model_name_or_path"])
+    except (OSError, ValueError, LookupError, TypeError):
         raise UserError(
             f"{adapter}: its adapter_config.json does not say what base model it belongs to (base_model_name_or_path)"
         ) from None

@@ -1,12 +1,14 @@
 """Recipes by name or by file. They lie in recipes/ of a checkout, and in dcr_lite/recipes/ of an installed wheel."""
 
 import ast
+import contextlib
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 
-from dcr_lite.errors import UserError
+from dcr_lite.errors import UserError, first_line
 from dcr_lite.settings import Settings
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -28,23 +30,36 @@ def find_recipe(name_or_path: str) -> Path:
     """The file of a recipe, given its name (``smollm2_135m``) or its path. Raises UserError where there is none."""
     named = recipe_folder() / f"{name_or_path}.py"
     for path in (named, Path(name_or_path)):
-        if path.is_file():
-            return path
+        with contextlib.suppress(OSError, ValueError):  # a name that cannot be a file's
+            if path.is_file():
+                return path
     raise UserError(
         f"{name_or_path}: no such recipe. Give the path of a recipe file, or one of {', '.join(recipe_titles())}."
     )
 
 
 def load_recipe(path: Path) -> ModuleType:
-    """The module of a recipe file, with SETTINGS and main. Raises UserError where it lacks one of them."""
+    """The module of a recipe file, with SETTINGS and main. Raises UserError where it lacks one of them, or fails."""
     spec = importlib.util.spec_from_file_location(f"dcr_lite_recipe_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path}: not a recipe (its name does not end in .py)")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:  # a recipe is a program: it can fail in any way
+        raise UserError(f"{path}{_line_of(error, path)}: not a recipe that runs ({first_line(error)})") from None
     if not isinstance(getattr(module, "SETTINGS", None), Settings):
         raise UserError(f"{path}: not a recipe (it defines no SETTINGS)")
     if not callable(getattr(module, "main", None)):
         raise UserError(f"{path}: not a recipe (it defines no function main)")
     return module
+
+
+def _line_of(error: Exception, path: Path) -> str:
+    """Where in a recipe an error arose: ", line N", or nothing where that is not known."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    return f", line {line}" if line else ""

@@ -1,8 +1,11 @@
 """report.json and report.md: what a run found."""
 
+import re
 import shlex
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from dcr_lite.settings import Settings
 
 PAGE = """# {recipe}
 
-`{command}` on {model} ({source}), seed {seed}.
+{command} on {model} ({source}), seed {seed}.
 
 Refusal rates with 95 % Wilson intervals. J is the refusal rate on toxic prompts minus that on seemingly toxic ones;
 AUROC says how well the log-odds of opening with a refusal tell the two apart (0.5 is chance). They are measured on
@@ -60,8 +63,25 @@ Versions: {all_versions}.
 """
 
 
+def plain(text: str) -> str:
+    """A text from outside within Markdown: in one line, and without a mark that makes HTML, a link, a picture, code or
+    another cell of it."""
+    return re.sub(r"([\\`\[\]|])", r"\\\1", escape(_one_line(text), quote=False))
+
+
+def code(text: str) -> str:
+    """A text from outside as code within Markdown: between more backticks than it holds in a row."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if "`" in text else ""
+    return f"{fence}{pad}{_one_line(text)}{pad}{fence}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text).split())
+
+
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table of cells."""
+    """A Markdown table of cells; those that hold texts from outside are given as ``plain`` makes them."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
@@ -89,8 +109,8 @@ def sets_table(report: dict[str, Any]) -> str:
     """Every set by itself as a Markdown table: refusal rates of the models with 95 % Wilson intervals."""
     sets = [result["sets"] for result in report["methods"].values()]
     rows = [
-        [of_models[0]["name"], LABEL_TITLES[of_models[0]["label"]], str(of_models[0]["n"]), *map(_cell, of_models)]
-        for of_models in zip(*sets, strict=True)
+        [plain(one["name"]), LABEL_TITLES[one["label"]], str(one["n"]), *map(_cell, (one, *others))]
+        for one, *others in zip(*sets, strict=True)
     ]
     return markdown_table(["set", "label", "n", *(MODEL_TITLES[method] for method in report["methods"])], rows)
 
@@ -149,10 +169,10 @@ def _left_out(rows: dict[str, int]) -> str:
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
     """report.md: the result, the pictures, what was done."""
-    settings = [(name, without_folders(value)) for name, value in report["settings"].items()]
+    settings = [(name, plain(without_folders(value))) for name, value in report["settings"].items()]
     page = PAGE.format(
-        **report | {"model": without_folders(report["model"])},
-        command=shlex.join(map(without_folders, started()[1])),
+        **report | {"model": plain(without_folders(report["model"])), "recipe": plain(report["recipe"])},
+        command=code(shlex.join(map(without_folders, started()[1]))),
         results_table=results_table(report),
         sets_table=sets_table(report),
         rows_left_out=_left_out(report["data"]["left_out"]),

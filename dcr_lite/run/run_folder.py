@@ -2,14 +2,15 @@
 
 import hashlib
 import json
+import math
 import shutil
 import time
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from dcr_lite.data.rows import read_bytes
 from dcr_lite.errors import UserError
-from dcr_lite.files import require_disk, write_json, write_text
+from dcr_lite.files import exists, load_json, require_disk, write_json, write_text
 from dcr_lite.model import distributed
 from dcr_lite.settings import ModelSettings, Settings
 
@@ -53,16 +54,16 @@ class RunFolder:
             )
         if not settings.resume:
             raise UserError(f"{self.path} holds a stopped run: add --resume, or choose another folder with --run.")
-        begun = json.loads((self.path / "settings.json").read_text(encoding="utf-8"))
+        begun = _stored(self.path)
         for part, now in state.items():
-            before = begun.get(part, {})
+            before = begun[part]
             changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
             if changed:
                 details = "; ".join(f"{k}: {before.get(k)} then, {now.get(k)} now" for k in changed)
                 raise UserError(
                     f"{self.path} was begun with other {part} ({details}). Restore them, or use a new --run."
                 )
-        self._before = (self.finished("elapsed") or {}).get("seconds", 0.0)
+        self._before = float((self.finished("elapsed") or {}).get("seconds", 0.0))
         if distributed.is_main():
             self.tidy_metrics()  # a line cut off must not run into the next one
 
@@ -76,9 +77,16 @@ class RunFolder:
         return self.path / "checkpoints" / "layer_states.safetensors"
 
     def finished(self, stage: str) -> dict[str, Any] | None:
-        """The facts that a finished part was noted with; None where it is not finished."""
+        """The facts that a finished part was noted with; None where it is not finished. Raises UserError where that
+        note is damaged."""
         path = self.path / "checkpoints" / f"{stage}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        try:
+            facts = load_json(path) if path.exists() else None
+        except (OSError, ValueError):
+            facts = "damaged"
+        if facts is not None and not (isinstance(facts, dict) and _is(facts.get("seconds", 0.0), float)):
+            raise UserError(f"{path} is damaged. Delete it and go on with --resume: that part is done again.")
+        return facts
 
     def finish(self, stage: str, result: dict[str, Any]) -> None:
         """Note that a part is finished, with the facts that later ones need; its checkpoint is removed."""
@@ -105,12 +113,13 @@ class RunFolder:
         """One line a step and one an observation: a continued run takes the steps since its checkpoint again, and a
         killed one can leave half a line."""
         rows: dict[tuple[str, int, bool], str] = {}
-        for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []:
+        text = self.metrics.read_text(encoding="utf-8", errors="replace") if self.metrics.exists() else ""
+        for line in text.split("\n"):
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+                rows[row["stage"], row["step"], "loss" in row] = line
+            except (ValueError, LookupError, TypeError, RecursionError):
                 continue
-            rows[row["stage"], row["step"], "loss" in row] = line
         write_text(self.metrics, "".join(f"{line}\n" for line in rows.values()))
 
     def close(self, report: dict[str, Any]) -> None:
@@ -125,10 +134,10 @@ def stored_settings(folder: Path, kind: type[AnySettings], **more: Any) -> AnySe
 
     Raises UserError for a folder that is no run of this kit, or a damaged one.
     """
-    if not folder.is_dir():
+    if not exists(folder):
         raise UserError(f"{folder}: no such run folder. `dcr-lite train smollm2_135m` makes one.")
+    values = _stored(folder)["settings"]
     try:
-        values = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["settings"]
         # Version 0.1 wrote four_bit: true, false or null.
         values.setdefault("quantization", {True: "nf4", False: "none"}.get(values.get("four_bit"), "auto"))
         hints = get_type_hints(kind)
@@ -138,18 +147,51 @@ def stored_settings(folder: Path, kind: type[AnySettings], **more: Any) -> AnySe
                 values[name] = Path(values[name])
             elif hints[name] == tuple[Path, ...]:
                 values[name] = tuple(map(Path, values[name]))
-        return kind(**values | more)
+        values |= more
+        if not all(_is(value, hints[name]) for name, value in values.items()):
+            raise _damaged(folder)
+        return kind(**values)
+    except (ValueError, TypeError):
+        raise _damaged(folder) from None
+
+
+def _is(value: object, hint: Any) -> bool:
+    """Whether a value is of the type that a setting has."""
+    kinds = get_args(hint)
+    if get_origin(hint) is Literal:
+        return value in kinds
+    if get_origin(hint) is tuple:  # tuple[Path, ...]
+        return isinstance(value, tuple) and all(isinstance(one, kinds[0]) for one in value)
+    if kinds:
+        return any(_is(value, one) for one in kinds)
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return isinstance(value, Path) if hint is Path else type(value) is hint
+
+
+def _stored(folder: Path) -> dict[str, dict[str, Any]]:
+    """{settings, data} in a run folder's settings.json. Raises UserError where it cannot be read."""
+    try:
+        found = load_json(folder / "settings.json")
+        parts = {"settings": found["settings"], "data": found.get("data", {})}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(
-            f"{folder} is no run of this kit, or a damaged one: its settings.json cannot be read. Choose another --run."
-        ) from None
+        raise _damaged(folder) from None
+    if not all(isinstance(part, dict) for part in parts.values()):
+        raise _damaged(folder)
+    return parts
+
+
+def _damaged(folder: Path) -> UserError:
+    return UserError(
+        f"{folder} is no run of this kit, or a damaged one: its settings.json cannot be read. Choose another --run."
+    )
 
 
 def read_settings(folder: Path) -> Settings:
     """The settings of a run folder. Raises UserError where it is none, or where a data file is not what it was: the
     split into training and development pairs would be another."""
     settings = stored_settings(folder, Settings, run=folder)
-    known = json.loads((folder / "settings.json").read_text(encoding="utf-8")).get("data", {})
+    known = _stored(folder)["data"]
     changed = [file for file, print_ in _fingerprints(settings).items() if known.get(file, print_) != print_]
     if changed:
         raise UserError(f"{folder} was made with other rows in {', '.join(changed)}. Restore them, or run it anew.")
