@@ -1,0 +1,59 @@
+"""Room on the disk for what the run writes and fetches."""
+
+import os
+import shutil
+from pathlib import Path
+
+from dcr_lite.check.finding import Finding, Task
+from dcr_lite.data.sources import CONVERSION_BYTES, SMOLLM2
+from dcr_lite.errors import UserError
+from dcr_lite.files import cache_folder
+from dcr_lite.model.memory import shape_of
+from dcr_lite.run.run_folder import DISK_BYTES
+
+FULL_DATA_BYTES = 200_000_000  # the public sets as they are fetched, and the rows drawn from them
+FILE_BYTES = 2  # of a weight in the files on the Hub
+
+
+def look(task: Task) -> Finding:
+    """The room on each disk beside what is needed there."""
+    disks: dict[int, list[tuple[Path, int]]] = {}
+    found = Finding(values={"disks": []})
+    for folder, needed in needs(task).items():
+        existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+        disks.setdefault(existing.stat().st_dev, []).append((existing, needed))
+        if not os.access(existing, os.W_OK):
+            found.problems.append(f"{existing}: nothing can be written there. Choose another folder.")
+    for places in disks.values():
+        free, needed = shutil.disk_usage(places[0][0]).free, sum(size for _, size in places)
+        found.values["disks"].append({"free_bytes": free, "needed_bytes": needed})
+        found.says.append(f"{free / 1e9:,.1f} GB free, {needed / 1e9:,.1f} GB needed")
+        if free < needed:
+            found.problems.append(
+                f"{places[0][0]}: {free / 1e9:,.1f} GB free and {needed / 1e9:,.1f} GB needed. Free some disk, or set "
+                "--run and HF_HOME to another one."
+            )
+    return found
+
+
+def needs(task: Task) -> dict[Path, int]:
+    """Bytes needed in each folder: the run's, the Hub's cache and the kit's own."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    settings, states = task.settings, task.given_by("hub") or {}
+    needed = {settings.run: DISK_BYTES}
+    state = states.get(settings.model, "here")
+    if settings.model == SMOLLM2 and state in ("open", "unknown"):
+        needed[cache_folder()] = CONVERSION_BYTES
+    elif state == "open":
+        needed[Path(HF_HUB_CACHE)] = _size_on_hub(settings.model)
+    if settings.data == "full" and not task.before["hub"].values.get("full_data_is_here", True):
+        needed[cache_folder()] = needed.get(cache_folder(), 0) + FULL_DATA_BYTES
+    return needed
+
+
+def _size_on_hub(model: str) -> int:
+    try:
+        return shape_of(model).parameters * FILE_BYTES
+    except UserError:  # a model of another kind, which will be refused for that
+        return 0
