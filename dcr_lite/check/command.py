@@ -10,7 +10,6 @@ import tyro
 from dcr_lite import __version__
 from dcr_lite.check import worker
 from dcr_lite.check.worker import Findings
-from dcr_lite.errors import UserError
 from dcr_lite.run.inputs import resolved
 from dcr_lite.run.launch import require_effect
 from dcr_lite.run.recipes import find_recipe, load_recipe

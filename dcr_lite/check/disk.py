@@ -6,9 +6,8 @@ from pathlib import Path
 
 from dcr_lite.check.finding import Finding, Task
 from dcr_lite.data.sources import CONVERSION_BYTES, SMOLLM2
-from dcr_lite.errors import UserError
 from dcr_lite.files import cache_folder
-from dcr_lite.model.memory import shape_of
+from dcr_lite.model.memory import disk_need
 from dcr_lite.run.run_folder import DISK_BYTES
 
 FULL_DATA_BYTES = 200_000_000  # the public sets as they are fetched, and the rows drawn from them
@@ -41,19 +40,13 @@ def needs(task: Task) -> dict[Path, int]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     settings, states = task.settings, task.given_by("hub") or {}
-    needed = {settings.run: DISK_BYTES}
+    shape, _ = task.given_by("memory") or (None, None)
+    needed = {settings.run: DISK_BYTES if shape is None else max(DISK_BYTES, round(disk_need(shape, settings.rank)))}
     state = states.get(settings.model, "here")
     if settings.model == SMOLLM2 and state in ("open", "unknown"):
         needed[cache_folder()] = CONVERSION_BYTES
-    elif state == "open":
-        needed[Path(HF_HUB_CACHE)] = _size_on_hub(settings.model)
+    elif state == "open" and shape is not None:
+        needed[Path(HF_HUB_CACHE)] = shape.parameters * FILE_BYTES
     if settings.data == "full" and not task.before["hub"].values.get("full_data_is_here", True):
         needed[cache_folder()] = needed.get(cache_folder(), 0) + FULL_DATA_BYTES
     return needed
-
-
-def _size_on_hub(model: str) -> int:
-    try:
-        return shape_of(model).parameters * FILE_BYTES
-    except UserError:  # a model of another kind, which will be refused for that
-        return 0

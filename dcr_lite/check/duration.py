@@ -10,7 +10,7 @@ from statistics import fmean
 from dcr_lite.check.rows import Lengths
 from dcr_lite.method.contrastive import GEOMETRY_PAIRS, REFERENCE_PAIRS, ContrastiveConfig
 from dcr_lite.method.safety_sft import OBSERVATIONS
-from dcr_lite.model.memory import Shape
+from dcr_lite.model.shapes import Shape
 from dcr_lite.settings import Settings
 
 MODELS = 3  # that answer the held-out prompts

@@ -1,10 +1,6 @@
 """The machine: processor or card, driver, torch's build, and the numbers that the run computes in, tried out."""
 
-import contextlib
 import platform
-import re
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -12,12 +8,11 @@ import torch
 
 from dcr_lite.check.finding import Finding, Task
 from dcr_lite.errors import UserError
-from dcr_lite.model import loading
+from dcr_lite.model import cuda, loading
 from dcr_lite.run.machine import hardware, versions
 from dcr_lite.run.opening import Machine, machine
 
 EXACT = 0.02  # relative error of a product: bfloat16 keeps 8 bits, and its products were within 0.004
-DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def look(task: Task) -> Finding:
@@ -34,9 +29,6 @@ def look(task: Task) -> Finding:
     native = loading.best_precision(on.device) == on.precision
     found.values |= {"device": on.device, "precision": precision, "precision_is_native": native}
     found.says.append(f"the run computes on {on.device} in {precision}")
-    if on.device == "cuda" and (problem := unsupported(torch.cuda.get_device_capability(), torch.cuda.get_arch_list())):
-        found.problems.append(problem)
-        return found
     found.values["product_error"] = error_of_product = product_error(on)
     if not error_of_product <= EXACT:
         found.problems.append(
@@ -58,7 +50,7 @@ def facts() -> dict[str, Any]:
         "memory_free_bytes": memory.available,
         "versions": versions(),
         "cuda_of_torch": torch.version.cuda,
-        "driver": driver_version(),
+        "driver": cuda.driver_version() if cuda.card_is_there() else None,
         "cards": [],
     }
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
@@ -70,18 +62,6 @@ def facts() -> dict[str, Any]:
     return values
 
 
-def driver_version() -> str | None:
-    """The release of the NVIDIA driver, 580.65.06 for example; None where there is none."""
-    with contextlib.suppress(OSError):
-        if found := re.search(r"\s(\d{3}\.\d+(?:\.\d+)?)\s", DRIVER.read_text(encoding="utf-8", errors="replace")):
-            return found[1]
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-        return (done.stdout.split() or [None])[0]
-    return None
-
-
 def product_error(on: Machine) -> float:
     """The relative error of a product of two matrices in the run's precision on its device."""
     generator = torch.Generator().manual_seed(0)
@@ -89,22 +69,6 @@ def product_error(on: Machine) -> float:
     product = (a.to(on.device, on.precision) @ b.to(on.device, on.precision)).double().cpu()
     exact = a.double() @ b.double()
     return float((product - exact).norm() / exact.norm())
-
-
-def unsupported(capability: tuple[int, int], built_for: list[str]) -> str | None:
-    """A sentence where a card of this capability has no kernels in a build of torch, whose ``built_for`` lists
-    architectures as sm_86 (that and later ones of the same major number) or compute_90 (that and all later ones)."""
-    own = capability[0] * 10 + capability[1]
-    for name in built_for:
-        kind, _, digits = name.partition("_")
-        number = int(re.sub(r"\D", "", digits) or 0)
-        if number <= own and (kind == "compute" or number // 10 == own // 10):
-            return None
-    return (
-        f"this build of torch has no kernels for a card of capability {capability[0]}.{capability[1]} "
-        f"(it has {', '.join(built_for)}). Install one that has, see https://pytorch.org/get-started, or use "
-        "--device cpu."
-    )
 
 
 def _lines(values: dict[str, Any]) -> list[str]:

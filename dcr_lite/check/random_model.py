@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PreTra
 from dcr_lite.model import loading
 from dcr_lite.model.generation import REFUSING_OPENINGS
 from dcr_lite.model.loading import Model
-from dcr_lite.model.memory import Shape
+from dcr_lite.model.shapes import Shape
 
 WINDOW = 1 << 20  # tokens: no row is too long to try
 SPREAD = 0.02  # standard deviation of the weights, that of most models at their beginning

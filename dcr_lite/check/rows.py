@@ -9,15 +9,15 @@ from typing import Any
 from dcr_lite.check.finding import Finding, Task
 from dcr_lite.check.reach import folder_of, full_data_is_here, token
 from dcr_lite.data import hub
-from dcr_lite.errors import UserError
+from dcr_lite.errors import first_line
 from dcr_lite.model.chat import encode_conversations, encode_prompts, set_format
 from dcr_lite.model.packing import shared_prefix
 from dcr_lite.run.inputs import Data, load_data, resolved
+from dcr_lite.run.long_rows import NO_LIMIT, limits, short_rows
 from dcr_lite.settings import SHIPPED_FILES, Settings
 
 TOKENIZER_FILES = ["config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
                    "*.jinja"]  # fmt: skip
-NO_LIMIT = 1 << 40  # tokens
 # Without the model's tokenizer: characters of English in a token, and tokens of a chat template around a prompt.
 CHARACTERS, TEMPLATE = 4, 20
 
@@ -43,30 +43,39 @@ class Lengths:
 
 
 def look(task: Task) -> Finding:
-    """The lengths of the rows; gives later parts the ``Lengths``."""
+    """The lengths of the rows; gives later parts the ``Lengths``.
+
+    Raises UserError for rows that the run would not begin with.
+    """
     found = Finding()
     settings = resolved(_at_hand(task.settings, found))
     data = load_data(settings)
-    tokenizer = _tokenizer(task, found)
-    lengths = measured(data, tokenizer)
-    prompt, row = max(map(max, lengths.pairs)), max(map(sum, lengths.conversations))
-    held_out = max(lengths.held_out)
-    found.given = lengths
+    tokenizer, window = _tokenizer(task, found)
+    if tokenizer is not None:
+        _, fitting = task.given_by("memory") or (None, None)
+        most = limits(window, fitting.longest if fitting else {}, settings.answer_tokens)
+        data = short_rows(data, settings, tokenizer, window, most)
+    lengths = found.given = measured(data, tokenizer)
+    longest = {
+        "pairs": max(map(max, lengths.pairs)),
+        "rows": max(map(sum, lengths.conversations)),
+        "held_out": max(lengths.held_out),
+    }
     found.values = {
         "pairs": len(lengths.pairs),
         "rows": len(lengths.conversations),
         "held_out_prompts": len(lengths.held_out),
-        "longest_pair_prompt_tokens": prompt,
-        "longest_row_tokens": row,
-        "longest_held_out_tokens": held_out,
+        "longest_tokens": longest,
+        "left_out_as_too_long": data.left_out,
         "tokens_are_estimated": tokenizer is None,
     }
     about = "about " if tokenizer is None else ""
     found.says = [
-        f"longest prompt of {len(lengths.pairs):,} pairs: {about}{prompt:,} tokens; longest of "
-        f"{len(lengths.conversations):,} rows of safety SFT: {about}{row:,}; longest of {len(lengths.held_out):,} "
-        f"held-out prompts: {about}{held_out:,}"
+        f"longest of {len(lengths.pairs):,} pairs {about}{longest['pairs']:,} tokens, of {len(lengths.conversations):,} "
+        f"rows {about}{longest['rows']:,}, of {len(lengths.held_out):,} held-out prompts {about}{longest['held_out']:,}"
     ]
+    for setting, n in data.left_out.items():
+        found.notes.append(f"{n:,} public rows of {setting} are too long for the model or its memory: left out")
     return found
 
 
@@ -114,36 +123,32 @@ def measured(data: Data, tokenizer: Any) -> Lengths:
     )
 
 
-def _tokenizer(task: Task, found: Finding) -> Any:
-    """The model's own tokenizer where it is on the disk or a few files from the Hub; else None, with a note."""
-    model = task.settings.model
+def _tokenizer(task: Task, found: Finding) -> tuple[Any, int]:
+    """The model's own tokenizer and its window in tokens, where they are on the disk or a few files from the Hub; else
+    None, with a note."""
+    model, tokenizer, window = task.settings.model, None, NO_LIMIT
     try:
-        tokenizer = _load(model, (task.given_by("hub") or {}).get(model) == "open")
+        tokenizer, window = _load(model, (task.given_by("hub") or {}).get(model) == "open")
     except Exception as error:  # whatever its files make the library raise: the run will say so
-        found.notes.append(f"the tokenizer of {model} cannot be read ({error})")
-        tokenizer = None
+        found.notes.append(f"the tokenizer of {model} cannot be read ({first_line(error)})")
     if tokenizer is None:
         found.notes.append(f"lengths are estimated, at {CHARACTERS} characters a token: the tokenizer is not here")
-        return None
-    try:
+    else:
         set_format(tokenizer, task.settings.chat_format)
-    except UserError as error:
-        found.problems.append(str(error))
-        return None
-    return tokenizer
+    return tokenizer, window
 
 
-def _load(model: str, from_hub: bool) -> Any:
+def _load(model: str, from_hub: bool) -> tuple[Any, int]:
     from huggingface_hub import snapshot_download
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
-    if (folder := folder_of(model)) is not None:
-        return AutoTokenizer.from_pretrained(folder)
-    if not from_hub:
-        return None
+    if (folder := folder_of(model)) is None and not from_hub:
+        return None, NO_LIMIT
     # Into a folder that goes again: what is left in the Hub's cache would look like a model there.
     with tempfile.TemporaryDirectory() as scratch:
-        snapshot_download(
-            model, local_dir=scratch, allow_patterns=TOKENIZER_FILES, etag_timeout=hub.SECONDS, token=token()
-        )
-        return AutoTokenizer.from_pretrained(Path(scratch))
+        if folder is None:
+            folder = Path(scratch)
+            patterns, patience = TOKENIZER_FILES, hub.SECONDS
+            snapshot_download(model, local_dir=folder, allow_patterns=patterns, etag_timeout=patience, token=token())
+        window = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", NO_LIMIT)
+        return AutoTokenizer.from_pretrained(folder), int(window)

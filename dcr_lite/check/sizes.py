@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from dcr_lite.check.duration import Counter, Rows, first_trained
 from dcr_lite.check.rows import Lengths
 from dcr_lite.data.splits import pair_batches, sft_batches
-from dcr_lite.model.memory import Fit, Shape, needs
+from dcr_lite.model.memory import Fit, needs
+from dcr_lite.model.shapes import Shape
 from dcr_lite.run.opening import Machine
 from dcr_lite.run.plan import ACHIEVED, matrix_rate
 from dcr_lite.settings import Settings
 
 SECONDS = 40.0  # for the steps of all parts, as predicted, and as much of that for the answers:
-ANSWERING = 0.2
-ONE_BY_ONE = 3.0  # times as long as their operations take: answers come a token at a time
+ANSWERING = 0.25
+ONE_BY_ONE = 1.5  # times as long as their operations take: answers come a token at a time
 STEPS = 3  # of each stage; the first one warms up
 FEWEST_LAYERS = 2  # one up to L and one above it
 FEWEST_PAIRS = 2  # below that no prompt has another of its kind

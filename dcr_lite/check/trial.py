@@ -18,14 +18,13 @@ from dcr_lite.check.finding import Finding, Task
 from dcr_lite.check.random_model import AROUND_ANSWER, AROUND_PROMPT, WORDS, random_model, words
 from dcr_lite.check.sizes import STEPS, Size
 from dcr_lite.data.rows import Conversation, Pair, Prompt
-from dcr_lite.errors import UserError
 from dcr_lite.measure.answers import measure
 from dcr_lite.method.contrastive import ContrastiveConfig, ContrastiveRefinement, encode_pairs, stock_geometry
 from dcr_lite.method.loop import Loop, Stage
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import adapters
 from dcr_lite.model.loading import Model
-from dcr_lite.model.memory import Fit, Need, fit, free_memory, needs, shape_of
+from dcr_lite.model.memory import Need, needs
 from dcr_lite.model.packing import Batch
 from dcr_lite.names import BASELINE, DCR
 from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
@@ -48,14 +47,12 @@ class Tried:
 def look(task: Task) -> Finding:
     """Tries each part, telling what is found after each."""
     on: Machine | None = task.given_by("machine")
-    lengths = task.given_by("rows")
-    if on is None or lengths is None:
+    lengths, estimate = task.given_by("rows"), task.given_by("memory")
+    if on is None or lengths is None or estimate is None:
         return Finding(["not tried: see above"])
+    shape, fitting = estimate
     found = Finding(values={"parts": {}, "whole_run_seconds": {}})
     settings = task.settings
-    shape = shape_of(settings.model)
-    parts = needs(shape, settings, on.four_bit, on.precision.itemsize)
-    fitting = _fitting(parts, on, settings.model, found)
     size = sizes.choose(sizes.whole(shape, settings, lengths, fitting.units["evaluation"]), fitting, on)
     found.values |= {"layers": shape.layers, "layers_tried": size.shape.layers, "rows_tried": len(size.rows)}
     if size.shape.layers < shape.layers or len(size.rows) < settings.sft_batch:
@@ -68,7 +65,7 @@ def look(task: Task) -> Finding:
     model = random_model(size.shape, on.device, on.precision, on.four_bit)
     for name in (DCR, BASELINE):
         adapters.add_adapter(model, name, settings.rank, settings.seed)
-    model.prompts_at_once = len(size.held_out)
+    model.tokens_in, model.prompts_at_once = fitting.units, len(size.held_out)
     size = replace(size, prefix=size.prefix if model.packs else 0)
 
     whole = duration.operations(shape, settings, lengths, size.prefix)
@@ -76,31 +73,20 @@ def look(task: Task) -> Finding:
     of_step = size.operations()
     tried_needs = {need.name: need for need in needs(size.shape, size.settings, on.four_bit, on.precision.itemsize)}
     for name, attempt in PARTS.items():
-        model.tokens_per_pass = fitting.units[name]
+        model.plan_passes(name)
         tried = attempt(model, size)
         rates[name] = of_step[name] / tried.seconds
-        found.values["parts"][name] = _values(tried, tried_needs[name], fitting)
+        found.values["parts"][name] = _values(tried, tried_needs[name])
         found.values["whole_run_seconds"] = duration.seconds(whole, rates)
         task.tell(found)
     return found
 
 
-def _fitting(parts: list[Need], on: Machine, model: str, found: Finding) -> Fit:
-    """What fits; where not even the least does, that as a problem and the least."""
-    free = free_memory(on.device)
-    try:
-        return fit(parts, free, model)
-    except UserError as error:
-        found.problems.append(str(error))
-        return fit(parts, free, model, insist=False)
-
-
-def _values(tried: Tried, need: Need, fitting: Fit) -> dict[str, Any]:
+def _values(tried: Tried, need: Need) -> dict[str, Any]:
     return {
         "at_once": tried.tokens,
         "peak_bytes": tried.peak,
         "estimated_bytes": round(need.total(tried.tokens)),
-        "whole_model_estimated_bytes": round(fitting.needs[need.name].total(fitting.units[need.name])),
         "seconds": tried.seconds,
         "losses": tried.losses,
     }

@@ -27,6 +27,7 @@ PARTS: Parts = {
     "machine": ("dcr_lite.check.machine", 60.0),
     "four_bit": ("dcr_lite.check.four_bit", 20.0),
     "hub": ("dcr_lite.check.reach", 20.0),
+    "memory": ("dcr_lite.check.memory", 20.0),
     "disk": ("dcr_lite.check.disk", 10.0),
     "rows": ("dcr_lite.check.rows", 30.0),
     "trial": ("dcr_lite.check.trial", 100.0),
@@ -34,7 +35,7 @@ PARTS: Parts = {
 SECONDS = 120.0  # for all parts together; each has half a minute at least
 LEAST = 30.0
 KILLED = -9  # exit status of a process that the system has ended, where there are signals
-MAY_BE_LATE = ("hub", "trial")  # of which what was found so far is enough
+MAY_BE_LATE = ("hub", "memory", "trial")  # of which what was found so far is enough
 
 
 def look(settings: Settings, begin: Callable[[str], None] = lambda part: None, parts: Parts = PARTS) -> Findings:
