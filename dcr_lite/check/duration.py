@@ -1,7 +1,8 @@
 """How long a run takes: the operations of its parts, over the operations a second that a few steps have shown.
 
-Counted as 2 operations per weight and token forward, and as many again backward. Whatever the trial left out (layers,
-rows, steps), it enters here, as operations.
+Counted are 2 per weight and token forward, and as many again backward. Whatever the trial leaves out (layers, rows,
+steps) enters here, so what few layers do not do counts: the first trained layer hands no gradient on, and behind the
+attention of the last one only the places that are read are computed.
 """
 
 from dataclasses import dataclass
@@ -27,18 +28,33 @@ class Counter:
     layer: int
     prefix: int
 
-    def layers(self, n: int, tokens: float) -> float:
-        """So many tokens through ``n`` decoder layers, forward."""
-        return 2 * n * tokens * sum(i * o for i, o in self.shape.maps)
+    def forward(self, layers: int, tokens: float, read: float) -> float:
+        """So many tokens through the decoder layers, of whose last states ``read`` are needed."""
+        if layers == 0:
+            return 0.0
+        every, attention = self._weights
+        return 2 * (tokens * ((layers - 1) * every + attention) + read * (every - attention))
+
+    def training(self, layers: int, tokens: float, read: float) -> float:
+        """The same forward and backward, with adapters on all of these layers."""
+        _, attention = self._weights
+        return 2 * self.forward(layers, tokens, read) - (2 * tokens * attention if layers else 0.0)
+
+    @property
+    def _weights(self) -> tuple[int, int]:
+        """Of a layer, and those of them that give queries, keys and values."""
+        sizes = [i * o for i, o in self.shape.maps]
+        return sum(sizes), sum(sizes[:3])
 
     def stage1(self, prompts: float, own_tokens: float) -> float:
         """A step of stage 1 on prompts with so many tokens of their own behind the shared prefix."""
-        return 2 * self.layers(self.layer + 1, self.prefix + prompts * own_tokens)
+        return self.training(self.layer + 1, self.prefix + prompts * own_tokens, prompts)
 
     def sft(self, rows: float, own_tokens: float, answer_tokens: float, below: int) -> float:
         """A step of safety SFT of the layers from number ``below`` on."""
-        trained = self.layers(self.shape.layers - below, self.prefix + rows * own_tokens)
-        return 2 * (trained + self.vocabulary(rows * answer_tokens))
+        answers = rows * answer_tokens
+        trained = self.training(self.shape.layers - below, self.prefix + rows * own_tokens, answers)
+        return trained + 2 * self.vocabulary(answers)
 
     def vocabulary(self, tokens: float) -> float:
         """Logits of so many tokens, forward."""
@@ -47,7 +63,8 @@ class Counter:
     def answers(self, prompts: float, own_tokens: float, answer_tokens: int) -> float:
         """Answers to prompts, with the probability that each begins with a refusal; that alone for no tokens."""
         new = OPENINGS + answer_tokens
-        return prompts * (self.layers(self.shape.layers, own_tokens + new) + self.vocabulary(1 + new))
+        tokens = prompts * (own_tokens + new)
+        return self.forward(self.shape.layers, tokens, tokens) + self.vocabulary(prompts * (1 + new))
 
 
 def first_trained(settings: Settings) -> int:
@@ -70,13 +87,14 @@ def operations(shape: Shape, settings: Settings, lengths: Lengths, prefix: int) 
     read = 2 * min(GEOMETRY_PAIRS, len(lengths.pairs)) + observations * read_out
     read += 2 * (read_out + len(lengths.held_out)) + lengths.refusals
     batch = 2 * min(settings.contrastive_batch // 2, len(lengths.pairs))
-    stage1 = settings.contrastive_steps * count.stage1(batch, prompt) + count.layers(settings.layer + 1, read * prompt)
+    stage1 = settings.contrastive_steps * count.stage1(batch, prompt)
+    stage1 += count.forward(settings.layer + 1, read * prompt, read)
 
     def sft(rows: int, below: int) -> float:
         steps = -(-rows // settings.sft_batch)
         trained = epochs * steps * count.sft(rows / steps, row, answer, below)
         watched = count.answers((OBSERVATIONS + 1) * lengths.watched, prompt, 0)
-        return trained + epochs * count.layers(below, rows * row) + watched
+        return trained + epochs * count.forward(below, rows * row, rows * row) + watched
 
     return {
         "stage1": stage1,

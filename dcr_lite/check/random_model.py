@@ -6,6 +6,7 @@ billion weights in 4 bits never take more than those 4 bits and one map.
 """
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import bitsandbytes
@@ -123,9 +124,19 @@ def _repeated(block: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     return values.view(shape)
 
 
-def words(n: int, seed: int) -> str:
-    """``n`` words of one token each."""
-    return " ".join(random.Random(seed).choices(WORDS, k=n))
+def prompts_of(lengths: Sequence[int], prefix: int) -> list[str]:
+    """Prompts that take so many tokens each in the template below, the first ``prefix`` of them the same."""
+    shared = WORDS[:1] * max(0, prefix - 1)  # the template opens with one
+    return [" ".join([*shared, _words(n - AROUND_PROMPT - len(shared), i)]) for i, n in enumerate(lengths)]
+
+
+def answer_of(length: int, seed: int) -> str:
+    """An answer of so many tokens, with the one that ends it."""
+    return _words(length - AROUND_ANSWER, -1 - seed)
+
+
+def _words(n: int, seed: int) -> str:
+    return " ".join(random.Random(seed).choices(WORDS, k=max(1, n)))
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:

@@ -15,7 +15,7 @@ import torch
 
 from dcr_lite.check import duration, sizes
 from dcr_lite.check.finding import Finding, Task
-from dcr_lite.check.random_model import AROUND_ANSWER, AROUND_PROMPT, WORDS, random_model, words
+from dcr_lite.check.random_model import answer_of, prompts_of, random_model
 from dcr_lite.check.sizes import STEPS, Size
 from dcr_lite.data.rows import Conversation, Pair, Prompt
 from dcr_lite.measure.answers import measure
@@ -97,7 +97,7 @@ def _values(tried: Tried, need: Need) -> dict[str, Any]:
 
 def stage1(model: Model, size: Size) -> Tried:
     """Steps of contrastive refinement."""
-    prompts = _prompts([tokens for pair in size.pairs for tokens in pair], size.prefix)
+    prompts = prompts_of([tokens for pair in size.pairs for tokens in pair], size.prefix)
     pairs = [Pair(a, b) for a, b in zip(prompts[::2], prompts[1::2], strict=True)]
     config = replace(ContrastiveConfig.of(size.settings), steps=STEPS, batch_size=len(prompts))
     if model.device == "cpu" and size.shape.width > WIDEST_WHITENED:
@@ -117,8 +117,8 @@ def safety_sft(model: Model, size: Size) -> Tried:
 
 
 def _sft(name: str, model: Model, adapter: str, size: Size, below: int) -> SafetySFT:
-    prompts = _prompts([prompt for prompt, _ in size.rows], size.prefix)
-    answers = [words(max(1, answer - AROUND_ANSWER), -1 - i) for i, (_, answer) in enumerate(size.rows)]
+    prompts = prompts_of([prompt for prompt, _ in size.rows], size.prefix)
+    answers = [answer_of(answer, i) for i, (_, answer) in enumerate(size.rows)]
     rows = [Conversation(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
     config = SafetySFTConfig(below - 1, STEPS, len(rows), size.settings.sft_learning_rate)
     return SafetySFT(name, model, adapter, rows, config, size.settings.seed)
@@ -126,7 +126,7 @@ def _sft(name: str, model: Model, adapter: str, size: Size, below: int) -> Safet
 
 def evaluation(model: Model, size: Size) -> Tried:
     """Answers to as many prompts as are answered together."""
-    prompts = [Prompt(text, "plain", "check") for text in _prompts(size.held_out, size.prefix)]
+    prompts = [Prompt(text, "plain", "check") for text in prompts_of(size.held_out, size.prefix)]
     forget_peak_memory()
     started = time.perf_counter()
     measure(model, prompts, size.settings.answer_tokens)
@@ -178,9 +178,3 @@ def _widest(model: Model) -> Iterator[list[int]]:
         yield passes
     finally:
         del model.batch
-
-
-def _prompts(lengths: list[int], prefix: int) -> list[str]:
-    """Prompts that take so many tokens in the template of the random model, the first ``prefix`` of them the same."""
-    shared = WORDS[:1] * max(0, prefix - 1)  # the template opens with one
-    return [" ".join([*shared, words(max(1, n - AROUND_PROMPT - len(shared)), i)]) for i, n in enumerate(lengths)]
