@@ -87,24 +87,26 @@ def _four_bits(network: Any, precision: torch.dtype) -> None:
     network.is_loaded_in_4bit = True  # peft asks for it
 
 
-def _fill(network: nn.Module, device: str, generator: torch.Generator) -> None:
+def _fill(network: Any, device: str, generator: torch.Generator) -> None:
     """Give every parameter and buffer values on the device."""
+    for module in network.modules():
+        if module._buffers:  # rotary angles, the scale of embeddings: the library computes them
+            module._buffers = {
+                name: torch.empty_like(buffer, device=device) for name, buffer in module._buffers.items()
+            }
+            network._init_weights(module)
     block = (torch.randn(BLOCK, generator=generator) * SPREAD).to(device)
     filled: dict[int, nn.Parameter] = {}  # by the parameter without values: tied ones stay tied
-    for module in list(network.modules()):
+    for module in network.modules():
         for name, empty in module._parameters.items():
-            if empty is None:
-                continue
-            if id(empty) not in filled:
+            if empty is not None and id(empty) not in filled:
                 dtype = module.compute_dtype if isinstance(empty, bitsandbytes.nn.Params4bit) else empty.dtype
-                values = torch.ones(empty.shape, dtype=dtype, device=device) if empty.dim() == 1 else None
-                values = _repeated(block, empty.shape, dtype) if values is None else values
+                if empty.dim() == 1:
+                    values = torch.ones(empty.shape, dtype=dtype, device=device)
+                else:
+                    values = _repeated(block, empty.shape, dtype)
                 filled[id(empty)] = _parameter(empty, values, device)
-            module._parameters[name] = filled[id(empty)]
-    for name, module in list(network.named_modules()):
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            with torch.device(device):  # rotary angles, which their module computes
-                network.set_submodule(name, type(module)(config=network.config))
+            module._parameters[name] = filled.get(id(empty))
 
 
 def _parameter(empty: nn.Parameter, values: Tensor, device: str) -> nn.Parameter:

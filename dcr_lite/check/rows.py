@@ -71,8 +71,9 @@ def look(task: Task) -> Finding:
     }
     about = "about " if tokenizer is None else ""
     found.says = [
-        f"longest of {len(lengths.pairs):,} pairs {about}{longest['pairs']:,} tokens, of {len(lengths.conversations):,} "
-        f"rows {about}{longest['rows']:,}, of {len(lengths.held_out):,} held-out prompts {about}{longest['held_out']:,}"
+        f"longest of {len(lengths.pairs):,} pairs {about}{longest['pairs']:,} tokens, "
+        f"of {len(lengths.conversations):,} rows of safety SFT {about}{longest['rows']:,}, "
+        f"of {len(lengths.held_out):,} held-out prompts {about}{longest['held_out']:,}"
     ]
     for setting, n in data.left_out.items():
         found.notes.append(f"{n:,} public rows of {setting} are too long for the model or its memory: left out")
