@@ -58,13 +58,17 @@ def settings(tiny: Path, rows: Path, tmp_path: Path) -> Settings:
     return small_settings(tiny, rows, tmp_path / "run")
 
 
-@pytest.fixture
-def task(settings: Settings) -> Task:
-    """Up to the trial, as the parts before it leave it."""
+def up_to_the_trial(settings: Settings) -> Task:
+    """As the parts before it leave it."""
     task = Task(settings, {"machine": Finding(given=CPU), "hub": Finding(given={})})
     for name, part in (("memory", memory), ("rows", rows)):
         task.before[name] = part.look(task)
     return task
+
+
+@pytest.fixture
+def task(settings: Settings) -> Task:
+    return up_to_the_trial(settings)
 
 
 # --- a model with random weights --------------------------------------------------------------------------------------
@@ -138,7 +142,7 @@ def test_a_wrong_four_bit_kernel_is_found(name: str, monkeypatch: pytest.MonkeyP
     }
     assert "--quantization none" in judged[True].problems[0]
     assert not judged[False].problems
-    assert "off by" in judged[False].notes[0]
+    assert "in 4 bits on cpu" in judged[False].notes[0]
 
 
 def test_a_wrong_product_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,16 +270,20 @@ def test_rows_are_counted_in_the_models_own_tokens(task: Task, tiny: Path) -> No
 def test_a_row_that_is_too_long_is_named(task: Task, tmp_path: Path) -> None:
     """As the run itself does, with its file and line."""
     file = write_rows(tmp_path / "long.jsonl", [{"prompt": "Hi", "response": "word " * 400}] * 40)
-    with pytest.raises(UserError, match=r"long\.jsonl:1: .* tokens in the chat template"):
+    with pytest.raises(UserError, match=r"long\.jsonl, line 1: .* tokens in the chat template"):
         rows.look(Task(replace(task.settings, instruction_rows=file), task.before))
 
 
 # --- the trial --------------------------------------------------------------------------------------------------------
 
 
-def test_the_trial_takes_steps_of_the_runs_own_stages(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_the_trial_takes_steps_of_the_runs_own_stages(
+    architecture: str, settings: Settings, tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three steps of each stage in the loop of a run, with finite losses that fall, on the heaviest batch; a pass holds
     no more tokens than are planned; the times of the parts add up to that of the run."""
+    task = up_to_the_trial(replace(settings, model=str(tiny_folder(architecture))))
     stages: list[Stage] = []
     run = Loop.run
     monkeypatch.setattr(Loop, "run", lambda loop: stages.append(loop.stage) or run(loop))
@@ -452,8 +460,11 @@ def test_json_names_no_person(checked: dict[str, Any]) -> None:
 
 def test_names_of_people_are_taken_out() -> None:
     """Wherever they stand."""
-    said = "/home/alice/a.jsonl and C:\\Users\\Bob\\b and hf_abcdefghij, /Users/carol: no"
-    assert command.without_names({"a": [said]}) == {"a": ["~/a.jsonl and ~\\b and hf_..., ~: no"]}
+    said = (
+        "/home/alice/a.jsonl, line 3: C:\\Users\\Bob\\b.json and hf_abcdefghi, /mnt/carol: no; https://a.b/c d/e 1/2"
+    )
+    expected = "a.jsonl, line 3: b.json and hf_..., (folder): no; https://a.b/c d/e 1/2"
+    assert command.without_names({"a": [said]}) == {"a": [expected]}
 
 
 def test_what_stands_in_the_way_sets_the_exit_status(

@@ -19,6 +19,8 @@ RECIPE = "smollm2_135m"  # where none is named: it runs everywhere
 DESCRIPTION = """What a run of the recipe will meet on this machine, found in about two minutes: card, driver and torch,
 4-bit products, the Hub and its gated models, disk, the longest rows, and three steps of each stage on the model's shape
 with random weights. Nothing is trained or fetched. Exits with 1 where something stands in the way."""
+# Absolute ones, behind no letter of a name or an address.
+PATHS = re.compile(r"(?<![\w:/.~-])(?:/|~/|[A-Za-z]:\\)[^\s,:;'\"()]+")
 
 
 @dataclass(kw_only=True)
@@ -107,5 +109,10 @@ def without_names(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = re.sub(r"\bhf_\w{8,}", "hf_...", value)
-    text = text.replace(str(Path.home()), "~") if len(str(Path.home())) > 1 else text
-    return re.sub(r"(?:/(?:home|Users|root)\b|[A-Za-z]:\\Users\b)(?:[/\\][^/\\\s:]+)?", "~", text)
+    return PATHS.sub(lambda path: _name(path[0]), text)
+
+
+def _name(path: str) -> str:
+    """The name of a file; of a folder, which may be a person's, nothing."""
+    name = re.split(r"[/\\]", path)[-1]
+    return name if "." in name.strip(".") else "(folder)"

@@ -25,10 +25,9 @@ def look(task: Task) -> Finding:
     except Exception as error:  # whatever a kernel that does not fit this card raises
         return _judged(on, Finding([f"failed: {type(error).__name__}"]), f"fails ({error})")
     worst = max(found[name] for name in ("product", "single_row", "gradient"))
-    used = "used by this run" if on.four_bit else "this run does not use them"
-    finding = Finding(
-        [f"off by {worst:.2%} at most, the weights rounded by {found['rounding']:.1%}; {used}"], dict(found)
-    )
+    used = "used by this run" if on.four_bit else "not used by this run"
+    says = f"products within {worst:.2%} of those with the weights written out; {used}"
+    finding = Finding([says], dict(found))
     if not ROUNDING[0] <= found["rounding"] <= ROUNDING[1]:
         return _judged(on, finding, f"does not give the weights back (off by {found['rounding']:.0%})")
     if not worst <= EXACT:

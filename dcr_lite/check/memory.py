@@ -37,9 +37,9 @@ def look(task: Task) -> Finding:
     }
     largest = max(fitting.needs, key=lambda name: fitting.needs[name].total(fitting.units[name]))
     size = fitting.needs[largest].total(fitting.units[largest])
-    four_bit = "4-bit NF4" if on.four_bit else f"{8 * on.precision.itemsize} bits"
+    bits = "4-bit NF4" if on.four_bit else f"{8 * on.precision.itemsize} bits"
     found.says = [
-        f"{shape.parameters / 1e9:.2f} billion weights in {four_bit}; {fitting.free / 1e9:.1f} GB free, "
-        f"{TITLES[largest]} is estimated to take the most: {size / 1e9:.1f} GB"
+        f"{fitting.free / 1e9:.1f} GB free; {size / 1e9:.1f} GB at most by the estimate, for {TITLES[largest]} "
+        f"({shape.parameters / 1e9:.2f} billion weights in {bits})"
     ]
     return found

@@ -72,6 +72,8 @@ def show(report: dict[str, Any], findings: Findings) -> None:
 def _mark(finding: Finding) -> str:
     if finding.problems:
         return "[red]problem[/red]"
+    if not finding.values:
+        return "-"
     return "[yellow]cut short[/yellow]" if finding.cut_short else "[green]ok[/green]"
 
 
@@ -96,22 +98,24 @@ def _trial(values: dict[str, Any]) -> Table:
 
 
 def in_words(seconds: float) -> str:
-    """A time with one or two figures that matter."""
+    """A time with the figures that matter."""
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.{1 if seconds < 600 else 0}f} min"
+    return f"{seconds / 3600:.{1 if seconds < 36_000 else 0}f} h"
 
 
 def _verdict(console: Console, report: dict[str, Any], trial: dict[str, Any]) -> None:
     problems = report["problems"]
+    parts = trial.get("parts", {})
+    total = trial["whole_run_seconds"]["total"] if len(parts) == len(TITLES) else None
+    takes = f" A run takes about {in_words(total)}." if total else ""
     if not problems:
-        total = trial.get("whole_run_seconds", {}).get("total")
-        takes = f" A run takes about {in_words(total)}." if total else ""
         console.print(f"[green]Nothing stands in the way.[/green]{takes}")
         return
-    console.print(
-        f"[red]{'One thing stands' if len(problems) == 1 else f'{len(problems)} things stand'} in the way:[/red]"
-    )
+    many = "One thing stands" if len(problems) == 1 else f"{len(problems)} things stand"
+    console.print(f"[red]{many} in the way:[/red]")
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
     for i, problem in enumerate(problems):
         table.add_row(f"{i + 1}.", escape(problem))

@@ -69,11 +69,11 @@ def look(task: Task) -> Finding:
         "left_out_as_too_long": data.left_out,
         "tokens_are_estimated": tokenizer is None,
     }
-    about = "about " if tokenizer is None else ""
+    about = ", about" if tokenizer is None else ""
     found.says = [
-        f"longest of {len(lengths.pairs):,} pairs {about}{longest['pairs']:,} tokens, "
-        f"of {len(lengths.conversations):,} rows of safety SFT {about}{longest['rows']:,}, "
-        f"of {len(lengths.held_out):,} held-out prompts {about}{longest['held_out']:,}"
+        f"longest in tokens{about}: {longest['pairs']:,} of {len(lengths.pairs):,} pairs, {longest['rows']:,} of "
+        f"{len(lengths.conversations):,} rows of safety SFT, {longest['held_out']:,} of {len(lengths.held_out):,} "
+        "held-out prompts"
     ]
     for setting, n in data.left_out.items():
         found.notes.append(f"{n:,} public rows of {setting} are too long for the model or its memory: left out")

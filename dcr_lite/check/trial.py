@@ -24,12 +24,13 @@ from dcr_lite.method.loop import Loop, Stage
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import adapters
 from dcr_lite.model.loading import Model
-from dcr_lite.model.memory import Need, needs
+from dcr_lite.model.memory import RESERVE, TITLES, Fit, Need, needs
 from dcr_lite.model.packing import Batch
 from dcr_lite.names import BASELINE, DCR
 from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
 from dcr_lite.run.opening import Machine
 
+MORE = 1.1  # times the estimated memory: what is worth a note
 WIDEST_WHITENED = 2048  # on a CPU: the covariance of 4,096 numbers takes it a minute
 
 
@@ -61,6 +62,8 @@ def look(task: Task) -> Finding:
             f"{len(size.rows)} rows a step, since all of it would take too long or too much memory; the times of the "
             "whole run are scaled up from that"
         )
+    if settings.backend == "unsloth":
+        found.notes.append("tried with transformers: unsloth needs the model itself")
     task.tell(found)
     model = random_model(size.shape, on.device, on.precision, on.four_bit)
     for name in (DCR, BASELINE):
@@ -76,17 +79,31 @@ def look(task: Task) -> Finding:
         model.plan_passes(name)
         tried = attempt(model, size)
         rates[name] = of_step[name] / tried.seconds
-        found.values["parts"][name] = _values(tried, tried_needs[name])
+        found.values["parts"][name] = _values(tried, tried_needs[name], on)
         found.values["whole_run_seconds"] = duration.seconds(whole, rates)
+        found.notes += _surprises(name, found.values["parts"][name], model, fitting)
         task.tell(found)
     return found
 
 
-def _values(tried: Tried, need: Need) -> dict[str, Any]:
+def _surprises(name: str, values: dict[str, Any], model: Model, fitting: Fit) -> list[str]:
+    """What the estimate did not foresee."""
+    notes = []
+    if values["peak_bytes"] > MORE * values["estimated_bytes"]:
+        more = values["peak_bytes"] / values["estimated_bytes"] - 1
+        notes.append(f"{TITLES[name]} took {more:.0%} more memory than estimated")
+    if name != "evaluation" and model.tokens_per_pass < fitting.units[name]:
+        notes.append(f"{TITLES[name]} ran out of memory with {fitting.units[name]:,} tokens at once, and took fewer")
+    return notes
+
+
+def _values(tried: Tried, need: Need, on: Machine) -> dict[str, Any]:
+    # On a card the peak is what torch has allocated, without CUDA's own memory; on a CPU it is the whole process.
+    reserve = RESERVE if on.device == "cuda" else 0
     return {
         "at_once": tried.tokens,
         "peak_bytes": tried.peak,
-        "estimated_bytes": round(need.total(tried.tokens)),
+        "estimated_bytes": round(need.total(tried.tokens)) - reserve,
         "seconds": tried.seconds,
         "losses": tried.losses,
     }

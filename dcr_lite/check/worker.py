@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_lite.check.finding import Finding, Task
-from dcr_lite.errors import UserError, first_line
+from dcr_lite.errors import MORE_MEMORY, UserError, first_line, out_of_memory
 from dcr_lite.settings import Settings
 
 Parts = dict[str, tuple[str, float]]
@@ -127,7 +127,8 @@ def _attempt(module: str, settings: Settings, before: Findings, send: Connection
         finding.problems.append(str(error))
     except Exception as error:  # of a library or of ours: a fact like any other
         finding = told[0]
-        finding.problems.append(f"{type(error).__name__}: {first_line(error)}")
+        said = f"memory runs out. {MORE_MEMORY}" if out_of_memory(error) else first_line(error)
+        finding.problems.append(f"{type(error).__name__}: {said}")
     finding.seconds = time.monotonic() - started
     return finding
 
