@@ -460,9 +460,7 @@ def test_json_names_no_person(checked: dict[str, Any]) -> None:
 
 def test_names_of_people_are_taken_out() -> None:
     """Wherever they stand."""
-    said = (
-        "/home/alice/a.jsonl, line 3: C:\\Users\\Bob\\b.json and hf_abcdefghi, /mnt/carol: no; https://a.b/c d/e 1/2"
-    )
+    said = "/home/alice/a.jsonl, line 3: C:\\Users\\Bob\\b.json and hf_abcdefghi, /mnt/carol: no; https://a.b/c d/e 1/2"
     expected = "a.jsonl, line 3: b.json and hf_..., (folder): no; https://a.b/c d/e 1/2"
     assert command.without_names({"a": [said]}) == {"a": [expected]}
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from dcr_lite.check.finding import Finding, Task
+from dcr_lite.check.reach import full_data_is_here, reads_public_sets
 from dcr_lite.data.sources import CONVERSION_BYTES, SMOLLM2
 from dcr_lite.files import cache_folder
 from dcr_lite.model.memory import disk_need
@@ -47,6 +48,6 @@ def needs(task: Task) -> dict[Path, int]:
         needed[cache_folder()] = CONVERSION_BYTES
     elif state == "open" and shape is not None:
         needed[Path(HF_HUB_CACHE)] = shape.parameters * FILE_BYTES
-    if settings.data == "full" and not task.before["hub"].values.get("full_data_is_here", True):
+    if reads_public_sets(settings) and not full_data_is_here():
         needed[cache_folder()] = needed.get(cache_folder(), 0) + FULL_DATA_BYTES
     return needed

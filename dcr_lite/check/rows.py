@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from dcr_lite.check.finding import Finding, Task
-from dcr_lite.check.reach import folder_of, full_data_is_here, token
+from dcr_lite.check.reach import folder_of, full_data_is_here, reads_public_sets, token
 from dcr_lite.data import hub
 from dcr_lite.errors import first_line
 from dcr_lite.model.chat import encode_conversations, encode_prompts, set_format
 from dcr_lite.model.packing import shared_prefix
 from dcr_lite.run.inputs import Data, load_data, resolved
 from dcr_lite.run.long_rows import NO_LIMIT, limits, short_rows
-from dcr_lite.settings import SHIPPED_FILES, Settings
+from dcr_lite.settings import Settings
 
 TOKENIZER_FILES = ["config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
                    "*.jinja"]  # fmt: skip
@@ -82,12 +82,10 @@ def look(task: Task) -> Finding:
 
 def _at_hand(settings: Settings, found: Finding) -> Settings:
     """The settings, with the shipped rows in the place of public sets that would have to be fetched."""
-    if settings.data == "shipped" or full_data_is_here():
+    if not reads_public_sets(settings) or full_data_is_here():
         return settings
     found.notes.append("the public sets of --data full are not here yet: lengths are those of the shipped rows")
-    own = {name: getattr(settings, name) for name in SHIPPED_FILES}
-    sizes = {"instructions": None, "refusals": None, "baseline_refusals": None}
-    return replace(settings, data="shipped", **own, **sizes)
+    return replace(settings, data="shipped", instructions=None, refusals=None, baseline_refusals=None)
 
 
 def measured(data: Data, tokenizer: Any) -> Lengths:
