@@ -239,8 +239,18 @@ def diagnose(
     show_page(run / "diagnosis" / "diagnosis.md")
 
 
+def check(words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()) -> None:
+    """Check what a run will meet on this machine, in about two minutes: dcr-lite check llama3_8b --json. Takes a recipe
+    and its settings as flags."""
+    from dcr_lite.check.command import check as look
+
+    if not look(words):
+        raise SystemExit(1)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
+    "check": check,
     "demo": demo,
     "score": score,
     "evaluate": evaluate,
@@ -263,8 +273,8 @@ def main() -> None:
         raise SystemExit(2)
     sigterm_as_ctrl_c()
     try:
-        if command == "train":  # every recipe has flags of its own
-            train(tuple(argv[1:]))
+        if command in ("train", "check"):  # every recipe has flags of its own
+            COMMANDS[command](tuple(argv[1:]))
         else:
             tyro.extras.subcommand_cli_from_dict(
                 COMMANDS,

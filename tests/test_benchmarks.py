@@ -322,7 +322,7 @@ def test_stage2_choices(demo_run: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_a_recipes_geometry_on_a_card(tiny: Path, capsys: Any) -> None:
     """The script for a card runs on a CPU with a small shape: speeds of both ways, and the peak beside the estimate."""
-    case = card.Card(model=str(tiny), tokenizer=str(tiny), prompts=8, prompt_tokens=60, rows=2, row_tokens=100, **QUICK)
+    case = card.Card(model=str(tiny), prompts=8, prompt_tokens=60, rows=2, row_tokens=100, **QUICK)
     results = card.main(case)
     assert [r.name.split(":")[0] for r in results] == ["stage1", "stage1", "safety_sft", "safety_sft"]
     assert all(r.ours > 0 and r.theirs > 0 for r in results)

@@ -240,13 +240,18 @@ def _load_with_transformers(path: str | Path, device: str, precision: torch.dtyp
         path, dtype=precision, device_map=device, quantization_config=quantization if four_bit else None,
         trust_remote_code=False, use_safetensors=True,
     )  # fmt: skip
+    prepare(network, device, four_bit)
+    return network
+
+
+def prepare(network: Any, device: str, four_bit: bool) -> None:
+    """Set up a network of transformers as the kit computes with it: its attention, and 4-bit weights on a CPU."""
     if _plain_attention(network.config):
         network.set_attn_implementation(ATTENTION)
     elif _softcapped(network.config):
         network.set_attn_implementation("eager")  # the fused kernels leave the cap out, and do not warn
     if four_bit and device == "cpu":
         _keep_weights_unpacked(network)
-    return network
 
 
 def _plain_attention(config: Any) -> bool:

@@ -1,0 +1,118 @@
+"""dcr-lite check: what a run of a recipe will meet on this machine, as a page or as JSON."""
+
+import re
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from dcr_lite import __version__
+from dcr_lite.check import worker
+from dcr_lite.check.worker import Findings
+from dcr_lite.run.inputs import resolved
+from dcr_lite.run.launch import require_effect
+from dcr_lite.run.recipes import find_recipe, load_recipe
+from dcr_lite.settings import Settings
+
+RECIPE = "smollm2_135m"  # where none is named: it runs everywhere
+DESCRIPTION = """What a run of the recipe will meet on this machine, found in about two minutes: card, driver and torch,
+4-bit products, the Hub and its gated models, disk, the longest rows, and three steps of each stage on the model's shape
+with random weights. Nothing is trained or fetched. Exits with 1 where something stands in the way."""
+# Absolute ones, behind no letter of a name or an address.
+PATHS = re.compile(r"(?<![\w:/.~-])(?:/|~/|[A-Za-z]:\\)[^\s,:;'\"()]+")
+
+
+@dataclass(kw_only=True)
+class Check(Settings):
+    """The settings of the run that is checked."""
+
+    json: bool = False
+    """Print one JSON object instead of the page: what a bug report needs. It holds no token and no path."""
+
+
+def check(words: tuple[str, ...]) -> bool:
+    """Check the recipe that is named first, with the flags behind it, and print what was found. True where nothing
+    stands in the way."""
+    from dcr_lite.check.page import Progress, show
+
+    named = bool(words) and not words[0].startswith("-")
+    recipe, flags = (words[0], words[1:]) if named else (RECIPE, words)
+    defaults = load_recipe(find_recipe(recipe)).SETTINGS
+    asked = tyro.cli(
+        Check,
+        default=Check(**_values(defaults)),
+        args=flags,
+        prog=f"dcr-lite check {recipe}",
+        description=DESCRIPTION,
+    )
+    require_effect(asked, flags)
+    settings = _chosen(Settings(**{k: v for k, v in _values(asked).items() if k != "json"}))
+    with Progress() as progress:
+        findings = worker.look(settings, progress.begin)
+    report = report_of(recipe, settings, findings)
+    if asked.json:
+        import json
+
+        print(json.dumps(without_names(report), indent=2, ensure_ascii=False))
+    else:
+        show(report, findings)
+    return bool(report["ready"])
+
+
+def _values(settings: Settings) -> dict[str, Any]:
+    return {field.name: getattr(settings, field.name) for field in fields(settings)}
+
+
+def _chosen(settings: Settings) -> Settings:
+    """With the model to begin with; nothing is fetched for it."""
+    if not settings.from_chat_model:
+        return settings
+    chosen = resolved(replace(settings, data="shipped"))
+    return replace(settings, model=chosen.model, chat_format=chosen.chat_format, from_chat_model=False)
+
+
+def report_of(recipe: str, settings: Settings, findings: Findings) -> dict[str, Any]:
+    """Everything that was found as plain JSON values. docs/running.md lists the keys."""
+    problems = [problem for finding in findings.values() for problem in finding.problems]
+    parts = {
+        name: {
+            **finding.values,
+            "problems": finding.problems,
+            "notes": finding.notes,
+            "seconds": round(finding.seconds, 2),
+            "cut_short": finding.cut_short,
+        }
+        for name, finding in findings.items()
+    }
+    return {
+        "dcr_lite": __version__,
+        "recipe": Path(recipe).stem,
+        "ready": not problems,
+        "problems": problems,
+        "seconds": round(sum(finding.seconds for finding in findings.values()), 1),
+        "settings": {name: value for name, value in settings.for_json().items() if name not in _paths(settings)},
+        **parts,
+    }
+
+
+def _paths(settings: Settings) -> set[str]:
+    return {name for name, value in (_values(settings) | settings.files).items() if isinstance(value, Path | tuple)}
+
+
+def without_names(value: Any) -> Any:
+    """The same without what names a person: tokens of the Hub, folders of users, the folder of a local model."""
+    if isinstance(value, dict):
+        return {without_names(k): without_names(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [without_names(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    text = re.sub(r"\bhf_\w{8,}", "hf_...", value)
+    return PATHS.sub(lambda path: _name(path[0]), text)
+
+
+def _name(path: str) -> str:
+    """The name of a file; of a folder, which may be a person's, nothing."""
+    name = re.split(r"[/\\]", path)[-1]
+    return name if "." in name.strip(".") else "(folder)"

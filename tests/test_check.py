@@ -1,0 +1,494 @@
+"""dcr-lite check: each part finds what it is for, whatever happens in it becomes a finding, and what it says of a run
+is measured with the run's own stages."""
+
+import io
+import json
+import math
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import _operations
+import bitsandbytes
+import pytest
+import torch
+from command_line import run_command
+from peft.tuners.lora import LoraLayer
+from recipe_runs import small_settings
+from small_runs import RECIPE, flags, recipe_module, write_rows
+from tiny_models import load_tiny
+
+from dcr_lite.check import command, disk, duration, four_bit, machine, memory, page, rows, sizes, trial, worker
+from dcr_lite.check.duration import Counter
+from dcr_lite.check.finding import Finding, Task
+from dcr_lite.check.random_model import answer_of, prompts_of, random_model
+from dcr_lite.errors import UserError
+from dcr_lite.method.contrastive import ContrastiveRefinement
+from dcr_lite.method.loop import Loop, Stage
+from dcr_lite.method.safety_sft import SafetySFT
+from dcr_lite.model import adapters
+from dcr_lite.model.chat import encode_conversations, encode_prompts
+from dcr_lite.model.hidden_states import decoder_of
+from dcr_lite.model.memory import fit, needs
+from dcr_lite.model.packing import shared_prefix
+from dcr_lite.model.shapes import Shape, shape_of
+from dcr_lite.run.inputs import load_data
+from dcr_lite.run.opening import Machine
+from dcr_lite.settings import Settings
+
+SMALL = Shape(6, 64, 4, 2, 16, 128, 512, tied=False)
+SHAPES = {
+    "llama": SMALL,
+    "tied": replace(SMALL, tied=True),
+    "qwen3": replace(SMALL, head_norms=True),
+    "gemma2": replace(SMALL, norms=4, scores=True, tied=True),
+}
+CPU = Machine("cpu", torch.float32, False)
+IN_FOUR_BITS = Machine("cpu", torch.float32, True)
+
+
+@pytest.fixture
+def settings(tiny: Path, rows: Path, tmp_path: Path) -> Settings:
+    return small_settings(tiny, rows, tmp_path / "run")
+
+
+def up_to_the_trial(settings: Settings) -> Task:
+    """As the parts before it leave it."""
+    task = Task(settings, {"machine": Finding(given=CPU), "hub": Finding(given={})})
+    for name, part in (("memory", memory), ("rows", rows)):
+        task.before[name] = part.look(task)
+    return task
+
+
+@pytest.fixture
+def task(settings: Settings) -> Task:
+    return up_to_the_trial(settings)
+
+
+# --- a model with random weights --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("four_bit", [False, True], ids=["dense", "NF4"])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_random_model_has_the_weights_of_its_shape(kind: str, four_bit: bool) -> None:
+    """Exactly as many as the shape says, 4-bit ones counted as the weights they stand for; all linear maps of the
+    decoder are quantised and nothing else."""
+    shape = SHAPES[kind]
+    model = random_model(shape, "cpu", torch.float32, four_bit)
+    maps = [m for m in model.network.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    assert len(maps) == (7 * shape.layers if four_bit else 0)
+    found = sum(m.in_features * m.out_features for m in maps)
+    matrices = {id(p): p for p in model.network.parameters() if p.dim() == 2 and p.dtype == torch.float32}
+    assert found + sum(p.numel() for p in matrices.values()) == shape.parameters
+    assert all(m.weight.bnb_quantized and m.weight.dtype == torch.uint8 for m in maps)
+    assert not any(tensor.is_meta for tensor in [*model.network.parameters(), *model.network.buffers()])
+
+
+@pytest.mark.parametrize("four_bit", [False, True], ids=["dense", "NF4"])
+def test_a_random_model_trains_as_a_loaded_one(four_bit: bool, tiny_model: Callable[..., Any]) -> None:
+    """The same kinds of modules with an adapter as those of a model that was loaded, and the same attention."""
+    built, loaded = random_model(SMALL, "cpu", torch.float32, four_bit), tiny_model("llama", four_bit=four_bit)
+    for model in (built, loaded):
+        adapters.add_adapter(model, "first", 4, 0)
+    kinds = [
+        {type(m) for layer in decoder_of(model.network).layers for m in layer.modules()} for model in (built, loaded)
+    ]
+    assert kinds[0] == kinds[1]
+    assert any(issubclass(kind, LoraLayer) for kind in kinds[0])
+    assert built.packs
+    assert loaded.packs
+
+
+def test_rows_of_a_random_model_are_as_long_as_asked() -> None:
+    """Prompts, answers and what the prompts share, to the token."""
+    tokenizer = random_model(SMALL, "cpu", torch.float32, False).tokenizer
+    prompts = prompts_of([12, 20, 31, 14], 9)
+    encoded = encode_conversations(tokenizer, prompts, [answer_of(n, i) for i, n in enumerate((5, 2, 7, 30))], 100)
+    assert [len(prompt) for prompt, _ in encoded] == [12, 20, 31, 14]
+    assert [len(answer) for _, answer in encoded] == [5, 2, 7, 30]
+    assert shared_prefix(encode_prompts(tokenizer, prompts, 100)) == 9
+
+
+# --- 4-bit products ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_right_four_bit_product_passes(precision: torch.dtype) -> None:
+    """In every precision, on this machine."""
+    found = four_bit.look(Task(None, {"machine": Finding(given=Machine("cpu", precision, True))}))  # type: ignore[arg-type]
+    assert not found.problems
+    assert found.values["product"] < 0.01
+
+
+def _wrong(function: Callable[..., Any], by: float) -> Callable[..., Any]:
+    return lambda *args, **kwargs: function(*args, **kwargs) * by
+
+
+@pytest.mark.parametrize("name", ["dequantize_4bit", "matmul_4bit"])
+def test_a_wrong_four_bit_kernel_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that writes the weights out wrongly or multiplies wrongly, by a tenth, is a problem for a run in 4 bits and
+    a note for another."""
+    owner = bitsandbytes.functional if name == "dequantize_4bit" else bitsandbytes
+    monkeypatch.setattr(owner, name, _wrong(getattr(owner, name), 1.1))
+    judged = {
+        on.four_bit: four_bit.look(Task(None, {"machine": Finding(given=on)}))  # type: ignore[arg-type]
+        for on in (CPU, IN_FOUR_BITS)
+    }
+    assert "--quantization none" in judged[True].problems[0]
+    assert not judged[False].problems
+    assert "in 4 bits on cpu" in judged[False].notes[0]
+
+
+def test_a_wrong_product_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that multiplies wrongly in the run's precision is a problem, and no later part computes on it."""
+    task = Task(_smollm2(), {})
+    assert machine.look(task).given is not None
+    monkeypatch.setattr(torch, "mm", _wrong(torch.mm, 1.1))
+    found = machine.look(task)
+    assert "is off by 10%" in found.problems[0]
+    assert found.given is None
+
+
+def _smollm2() -> Settings:
+    settings: Settings = replace(recipe_module().SETTINGS, device="cpu")
+    return settings
+
+
+# --- disk and Hub -----------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_a_problem(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too little for what the run writes and fetches together is a problem, with what is free and what is needed."""
+    missing = Task(
+        replace(settings, model="unsloth/llama-3-8b"), {"hub": Finding(given={"unsloth/llama-3-8b": "open"})}
+    )
+    missing.before["memory"] = Finding(given=(shape_of("unsloth/llama-3-8b"), None))
+    assert sum(disk.needs(missing).values()) > 17e9
+    assert not disk.look(Task(settings, {})).problems
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**10, 9 * 10**9, 4 * 10**8))
+    (problem,) = disk.look(Task(settings, {})).problems
+    assert "0.4 GB free and 1.0 GB needed" in problem
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """Answers the request that a download begins with, as the Hub does for an open, a gated and a missing model."""
+
+    tokens: ClassVar[list[str | None]] = []
+
+    def do_HEAD(self) -> None:
+        self.tokens.append(self.headers.get("Authorization"))
+        allowed = self.path.startswith("/open/") or self.tokens[-1] == "Bearer hf_licensed123"
+        gated = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."}
+        if self.path == "/" or allowed:
+            status, headers = 200, {"ETag": '"1"', "X-Repo-Commit": "0" * 40}
+        elif self.path.startswith("/gated/"):
+            status, headers = (403 if self.tokens[-1] else 401), gated
+        else:
+            status, headers = 404, {"X-Error-Code": "RepoNotFound"}
+        self.send_response(status)
+        for name, value in ({"Content-Length": "0"} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, *args: Any) -> None:
+        """Nothing is printed."""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[_Hub]]:
+    """A Hub on this machine, which processes that start now ask."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    for name in ("HF_HUB_OFFLINE", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    _Hub.tokens.clear()
+    yield _Hub
+    server.shutdown()
+    server.server_close()
+
+
+def hub_finding(settings: Settings, model: str) -> Finding:
+    """What the part on the Hub finds, in a process of its own, with the Hub's real client."""
+    part = {"hub": worker.PARTS["hub"]}
+    return worker.look(replace(settings, model=model, chat_model="open/model"), parts=part)["hub"]
+
+
+def test_a_gated_model_is_named(settings: Settings, hub: type[_Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that this token does not open is a problem with its cure, one that it opens is none, and the token stays
+    out of what is found."""
+    found = hub_finding(settings, "gated/model")
+    assert found.values["models"] == {"gated/model": "gated", "open/model": "open"}
+    assert "gated/model is gated and no token is set: accept its licence" in found.problems[0]
+    monkeypatch.setenv("HF_TOKEN", "hf_licensed123")
+    found = hub_finding(settings, "gated/model")
+    assert found.values["models"]["gated/model"] == "open"
+    assert found.values["token_is_set"]
+    assert not found.problems
+    assert "Bearer hf_licensed123" in hub.tokens
+    assert "hf_licensed123" not in repr(found)
+
+
+def test_a_missing_model_is_named(settings: Settings, hub: type[_Hub]) -> None:
+    """A name that the Hub does not know."""
+    found = hub_finding(settings, "missing/model")
+    assert found.values["models"]["missing/model"] == "missing"
+    assert "missing/model: the Hub has no such model" in found.problems[0]
+
+
+def test_without_a_hub_a_model_has_to_be_here(settings: Settings, tiny: Path) -> None:
+    """A folder is enough; a name that is in no cache is a problem."""
+    found = hub_finding(settings, "owner/model")
+    assert found.values == {"hub_answers": False, "token_is_set": False} | {"models": found.values["models"]}
+    assert "owner/model is not on this disk and the Hub does not answer" in found.problems[0]
+    assert not hub_finding(settings, str(tiny)).problems
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_counted_in_the_models_own_tokens(task: Task, tiny: Path) -> None:
+    """Lengths are those of the tokens that stages train on."""
+    lengths = task.given_by("rows")
+    model = load_tiny(tiny)
+    data = load_data(task.settings)
+    mixture = data.baseline_mixture
+    encoded = encode_conversations(model.tokenizer, [r.prompt for r in mixture], [r.response for r in mixture], 512)
+    assert lengths.conversations == [(len(prompt), len(answer)) for prompt, answer in encoded]
+    assert lengths.prefix == shared_prefix([prompt for prompt, _ in encoded])
+    assert task.before["rows"].values["longest_tokens"]["rows"] == max(map(sum, lengths.conversations))
+    assert not task.before["rows"].values["tokens_are_estimated"]
+
+
+def test_a_row_that_is_too_long_is_named(task: Task, tmp_path: Path) -> None:
+    """As the run itself does, with its file and line."""
+    file = write_rows(tmp_path / "long.jsonl", [{"prompt": "Hi", "response": "word " * 400}] * 40)
+    with pytest.raises(UserError, match=r"long\.jsonl, line 1: .* tokens in the chat template"):
+        rows.look(Task(replace(task.settings, instruction_rows=file), task.before))
+
+
+# --- the trial --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_the_trial_takes_steps_of_the_runs_own_stages(
+    architecture: str, settings: Settings, tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three steps of each stage in the loop of a run, with finite losses that fall, on the heaviest batch; a pass holds
+    no more tokens than are planned; the times of the parts add up to that of the run."""
+    task = up_to_the_trial(replace(settings, model=str(tiny_folder(architecture))))
+    stages: list[Stage] = []
+    run = Loop.run
+    monkeypatch.setattr(Loop, "run", lambda loop: stages.append(loop.stage) or run(loop))
+    told: list[Finding] = []
+    found = trial.look(Task(task.settings, task.before, told.append))
+    assert [(type(stage), stage.name) for stage in stages] == [
+        (ContrastiveRefinement, "stage1"), (SafetySFT, "stage2"), (SafetySFT, "safety_sft"),
+    ]  # fmt: skip
+    parts, seconds = found.values["parts"], dict(found.values["whole_run_seconds"])
+    shape, fitting = task.given_by("memory")
+    assert found.values["layers"] == found.values["layers_tried"] == shape.layers
+    for name, part in parts.items():
+        assert 0 < part["at_once"] <= fitting.units[name]
+        assert part["seconds"] > 0
+        assert part["peak_bytes"] > 0
+    for stage in stages:
+        losses = parts[stage.name]["losses"]
+        assert len(losses) == sizes.STEPS == stage.steps
+        assert all(map(math.isfinite, losses))
+        assert losses[-1] < losses[0]
+        trained = {int(re.findall(r"layers\.(\d+)\.", n)[0]) for n, p in stage.model.network.named_parameters()
+                   if any(p is own for own in stage.parameters)}  # fmt: skip
+        layer = task.settings.layer
+        assert trained == set({"stage1": range(layer + 1), "stage2": range(layer + 1, 4)}.get(stage.name, range(4)))
+    assert seconds.pop("total") == pytest.approx(sum(seconds.values()))
+    assert list(seconds) == list(parts) == ["stage1", "stage2", "safety_sft", "evaluation"]
+    assert len(told) == 1 + len(parts)  # what a part has found is kept where the next one is cut short
+
+
+def test_the_heaviest_batch_is_tried(task: Task) -> None:
+    """No step of the run holds more tokens than those of the trial."""
+    lengths, (shape, _) = task.given_by("rows"), task.given_by("memory")
+    size = sizes.whole(shape, task.settings, lengths, 3)
+    batch, rows_of_step = task.settings.contrastive_batch, task.settings.sft_batch
+    assert len(size.pairs) == batch // 2
+    assert len(size.rows) == rows_of_step
+    assert sum(map(sum, size.pairs)) > batch * sum(map(sum, lengths.pairs)) / len(lengths.pairs) / 2
+    assert sum(map(sum, size.rows)) > rows_of_step * sum(map(sum, lengths.conversations)) / len(lengths.conversations)
+    assert size.held_out == sorted(lengths.held_out)[::-1][:3]
+
+
+def test_what_takes_too_long_or_does_not_fit_is_tried_in_part(task: Task) -> None:
+    """Fewer layers, then fewer rows, for a machine without the time; fewer layers for one without the memory."""
+    shape = Shape(32, 4096, 32, 8, 128, 14_336, 128_256, tied=False)
+    settings = replace(task.settings, layer=16)
+    parts = needs(shape, settings, True, 2)
+    size = sizes.whole(shape, settings, task.given_by("rows"), 4)
+    roomy, tight = fit(parts, 1e12, "x", insist=False), fit(parts, 5e9, "x", insist=False)
+    assert sizes.choose(size, roomy, IN_FOUR_BITS, 1e9) == size
+    hurried = sizes.choose(size, roomy, IN_FOUR_BITS, 1e-3)
+    assert (hurried.shape.layers, hurried.settings.layer) == (sizes.FEWEST_LAYERS, 1)
+    assert (len(hurried.pairs), len(hurried.rows), len(hurried.held_out)) == (2, 1, 1)
+    narrow = sizes.choose(size, tight, IN_FOUR_BITS, 1e9)
+    assert sizes.FEWEST_LAYERS <= narrow.shape.layers < shape.layers
+    assert narrow.pairs == size.pairs
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_operations_are_those_of_the_counts_that_torch_agrees_with(layers: int) -> None:
+    """The check counts what benchmarks/_operations.py counts, adapters left out, which is tested against torch's own
+    count: to the last operation."""
+    shape = Shape(layers, 64, 4, 2, 16, 128, 512, tied=False)
+    count = Counter(shape, layers - 1, prefix=7)
+    theirs = _operations.Shape(64, 64, 32, 128, 512, rank=0)
+    stage1 = _operations.step(theirs, 7, [9] * 4, [1] * 4, layers, False, int)
+    assert count.stage1(4, 9) == stage1.linear
+    sft = _operations.step(theirs, 7, [9] * 4, [5] * 4, layers, True, lambda n: n)
+    assert count.sft(4, 9, 5, 0) == sft.linear + sft.head
+
+
+def test_the_time_of_a_run_adds_up(task: Task) -> None:
+    """Twice the steps of stage 1 take twice as long but for what is read once; the parts sum to the whole; with half
+    the speed everything takes twice as long."""
+    lengths, (shape, _) = task.given_by("rows"), task.given_by("memory")
+    once = duration.operations(shape, task.settings, lengths, lengths.prefix)
+    steps = task.settings.contrastive_steps
+    twice = duration.operations(shape, replace(task.settings, contrastive_steps=2 * steps), lengths, lengths.prefix)
+    prompt = sum(map(sum, lengths.pairs)) / len(lengths.pairs) / 2 - lengths.prefix
+    step = Counter(shape, task.settings.layer, lengths.prefix).stage1(task.settings.contrastive_batch, prompt)
+    assert twice["stage1"] - once["stage1"] == pytest.approx(steps * step)  # fewer than 20 more: no further observation
+    assert {name: twice[name] == once[name] for name in once} == {
+        "stage1": False, "stage2": True, "safety_sft": True, "evaluation": True,
+    }  # fmt: skip
+    fast, slow = (duration.seconds(once, dict.fromkeys(once, rate)) for rate in (2e9, 1e9))
+    assert fast["total"] == pytest.approx(sum(once.values()) / 2e9)
+    assert slow == pytest.approx({name: 2 * value for name, value in fast.items()})
+
+
+# --- whatever happens is a finding ------------------------------------------------------------------------------------
+
+PARTS = {
+    "good": "def look(task):\n    return Finding(['fine'], given=task.settings.seed)",
+    "broken": "def look(task):\n    task.tell(Finding(['so far']))\n    raise ValueError('odd\\nmore')",
+    "missing": "import nosuchpackage",
+    "killed": "def look(task):\n    task.tell(Finding(['so far']))\n    os.kill(os.getpid(), 9)",
+    "crashed": "def look(task):\n    print('the last words', flush=True)\n    os.kill(os.getpid(), 11)",
+    "hanging": "def look(task):\n    task.tell(Finding(['so far']))\n    time.sleep(600)",
+    "last": "def look(task):\n    print('noise')\n    return Finding(['given ' + str(task.given_by('good'))])",
+}
+
+
+@pytest.fixture
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> worker.Parts:
+    """Parts that fail in every way, each a module."""
+    for name, text in PARTS.items():
+        heading = "import os, time\nfrom dcr_lite.check.finding import Finding\n"
+        (tmp_path / f"check_part_{name}.py").write_text(heading + text + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return {name: (f"check_part_{name}", 2.0 if name == "hanging" else 30.0) for name in PARTS}
+
+
+def test_a_part_that_fails_is_a_finding(settings: Settings, parts: worker.Parts, capfd: Any) -> None:
+    """One that raises, cannot be imported, is killed, crashes or hangs is told with what it had found by then; the
+    others go on, and have what earlier ones gave them. Nothing is printed."""
+    begun: list[str] = []
+    found = worker.look(replace(settings, seed=3), begun.append, parts)
+    assert list(found) == list(parts) == begun
+    problems = {name: finding.problems for name, finding in found.items()}
+    assert problems["good"] == problems["last"] == []
+    assert found["last"].says == ["given 3"]
+    assert problems["broken"] == ["ValueError: odd"]
+    assert "nosuchpackage" in problems["missing"][0]
+    assert "as it does when memory runs out" in problems["killed"][0]
+    assert "it crashed (SIGSEGV: the last words)" in problems["crashed"][0]
+    assert problems["hanging"] == ["ended after 2 seconds; what it had found by then is shown"]
+    for name in ("broken", "killed", "hanging"):
+        assert found[name].says == ["so far"]
+    assert [name for name, finding in found.items() if finding.cut_short] == ["killed", "crashed", "hanging"]
+    assert capfd.readouterr() == ("", "")
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checked(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The JSON of a whole check, of a model in the folder of a user who has a token."""
+    home = tmp_path_factory.mktemp("home") / "home" / "alice"
+    shutil.copytree(tiny, home / "model")
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
+        patch.setenv("HF_TOKEN", "hf_secret_of_alice")
+        patch.setenv("HOME", str(home))
+        given = flags(home / "model", rows, home / "run", json=True)
+        assert run_command(patch, "check", "smollm2_135m", *given) == 0, out.getvalue()
+    found: dict[str, Any] = json.loads(out.getvalue())
+    return found
+
+
+def test_a_check_goes_well_where_a_run_would(checked: dict[str, Any]) -> None:
+    """No problem, every part whole, in two minutes."""
+    assert checked["ready"]
+    assert checked["problems"] == []
+    assert [name for name in worker.PARTS if checked[name]["cut_short"]] == []
+    assert checked["seconds"] < 120
+    assert checked["trial"]["whole_run_seconds"]["total"] > 0
+
+
+def test_json_has_the_documented_keys(checked: dict[str, Any]) -> None:
+    """docs/running.md lists every key of the object and of its parts."""
+    text = (RECIPE.parents[1] / "docs" / "running.md").read_text(encoding="utf-8")
+    section = text.split("## Before a run")[1].split("\n## ")[0]
+    documented = set(re.findall(r"`(\w+)`", section))
+    keys = set(checked) | {key for name in worker.PARTS for key in checked[name]}
+    assert keys - documented == set()
+
+
+def test_json_names_no_person(checked: dict[str, Any]) -> None:
+    """No token, no name of a user, no folder of theirs."""
+    text = json.dumps(checked)
+    for private in ("alice", "hf_secret", "/home", str(Path.home()), "/tmp"):
+        assert private not in text
+    assert checked["hub"]["token_is_set"]
+
+
+def test_names_of_people_are_taken_out() -> None:
+    """Wherever they stand."""
+    said = "/home/alice/a.jsonl, line 3: C:\\Users\\Bob\\b.json and hf_abcdefghi, /mnt/carol: no; https://a.b/c d/e 1/2"
+    expected = "a.jsonl, line 3: b.json and hf_..., (folder): no; https://a.b/c d/e 1/2"
+    assert command.without_names({"a": [said]}) == {"a": [expected]}
+
+
+def test_what_stands_in_the_way_sets_the_exit_status(
+    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A device that is not there: status 1, the problem with its cure at the end, and no traceback."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    given = flags(tiny, rows, tmp_path / "run", device="cuda")
+    assert run_command(monkeypatch, "check", *given) == 1
+    out, err = capsys.readouterr()
+    assert "One thing stands in the way" in out
+    assert "--device cuda: torch sees no CUDA GPU" in " ".join(out.split())
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize("width", [80, 110])
+def test_the_page_fits_the_terminal(
+    width: int, checked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Every part has its line, the table of the trial its numbers, and no line is wider than the terminal."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    findings = {name: Finding([f"{name} " * 30], checked[name]) for name in worker.PARTS}
+    page.show(checked, findings)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    assert all(title in text for title in (*page.PARTS.values(), "stage 1", "safety SFT alone", "evaluation"))
+    assert "Nothing stands in the way. A run takes about" in text
