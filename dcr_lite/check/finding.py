@@ -13,7 +13,7 @@ class Finding:
 
     says: in words, a line each. values: the same as plain JSON values.
     problems: what stands in the way of the run, each a sentence with its cure. notes: what to know about the above.
-    given: what later parts need of it; not shown (on its way between processes as bytes).
+    given: what later parts need of it; not shown, and not sent to the parent.
     seconds: that the part took. cut_short: it was ended at its time limit, or died; the rest is what it had found.
     """
 

@@ -11,6 +11,7 @@ from dcr_lite.check.reach import folder_of, full_data_is_here, reads_public_sets
 from dcr_lite.data import hub
 from dcr_lite.errors import first_line
 from dcr_lite.model.chat import encode_conversations, encode_prompts, set_format
+from dcr_lite.model.loading import load_tokenizer
 from dcr_lite.model.packing import shared_prefix
 from dcr_lite.run.inputs import Data, load_data, resolved
 from dcr_lite.run.long_rows import NO_LIMIT, limits, short_rows
@@ -139,7 +140,7 @@ def _tokenizer(task: Task, found: Finding) -> tuple[Any, int]:
 
 def _load(model: str, from_hub: bool) -> tuple[Any, int]:
     from huggingface_hub import snapshot_download
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     if (folder := folder_of(model)) is None and not from_hub:
         return None, NO_LIMIT
@@ -149,5 +150,5 @@ def _load(model: str, from_hub: bool) -> tuple[Any, int]:
             folder = Path(scratch)
             patterns, patience = TOKENIZER_FILES, hub.SECONDS
             snapshot_download(model, local_dir=folder, allow_patterns=patterns, etag_timeout=patience, token=token())
-        window = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", NO_LIMIT)
-        return AutoTokenizer.from_pretrained(folder), int(window)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return load_tokenizer(folder), int(getattr(config, "max_position_embeddings", NO_LIMIT))

@@ -4,7 +4,6 @@ crashes in a driver becomes a finding, and the next part goes on in a fresh proc
 import importlib
 import multiprocessing
 import os
-import pickle
 import signal
 import tempfile
 import time
@@ -45,7 +44,7 @@ def look(settings: Settings, begin: Callable[[str], None] = lambda part: None, p
     with tempfile.TemporaryDirectory() as scratch:
         while todo := [part for part in parts if part not in found]:
             output = Path(scratch) / "output"
-            worker, receive = _start(settings, found, {part: parts[part][0] for part in todo}, output)
+            worker, receive = _start(settings, found, {part: module for part, (module, _) in parts.items()}, output)
             try:
                 for part in todo:
                     begin(part)
@@ -105,19 +104,22 @@ def _work(settings: Settings, found: Findings, modules: dict[str, str], send: Co
     with output.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    before = {name: replace(one, given=pickle.loads(one.given) if one.given else None) for name, one in found.items()}
+    before: Findings = {}
     for part, module in modules.items():
-        before[part] = _attempt(module, settings, before, send)
-        send.send((_packed(before[part]), True))
+        if part not in found:
+            before[part] = _attempt(module, settings, before, lambda finding: send.send((_shown(finding), False)))
+            send.send((_shown(before[part]), True))
+        elif found[part].given and not found[part].cut_short:  # in a process that has died since
+            before[part] = _attempt(module, settings, before, lambda finding: None)
 
 
-def _attempt(module: str, settings: Settings, before: Findings, send: Connection) -> Finding:
+def _attempt(module: str, settings: Settings, before: Findings, told_parent: Callable[[Finding], None]) -> Finding:
     """The finding of a part, whatever happens in it."""
     told = [Finding()]
 
     def tell(finding: Finding) -> None:
         told[0] = finding
-        send.send((_packed(finding), False))
+        told_parent(finding)
 
     started = time.monotonic()
     try:
@@ -133,6 +135,6 @@ def _attempt(module: str, settings: Settings, before: Findings, send: Connection
     return finding
 
 
-def _packed(finding: Finding) -> Finding:
-    """With what later parts are given as bytes: the parent need not import torch to hold it."""
-    return replace(finding, given=pickle.dumps(finding.given))
+def _shown(finding: Finding) -> Finding:
+    """Without what later parts are given, which the parent would have to import torch to hold."""
+    return replace(finding, given=finding.given is not None)

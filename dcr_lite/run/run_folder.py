@@ -16,6 +16,8 @@ from dcr_lite.settings import ModelSettings, Settings
 
 DISK_BYTES = 1_000_000_000  # three adapters, their checkpoints with Adam's moments, and a margin
 
+FOUR_BIT: dict[Any, str] = {True: "nf4", False: "none"}  # quantization as version 0.1 wrote four_bit, or null
+
 AnySettings = TypeVar("AnySettings", bound=ModelSettings)
 
 
@@ -138,8 +140,7 @@ def stored_settings(folder: Path, kind: type[AnySettings], **more: Any) -> AnySe
         raise UserError(f"{folder}: no such run folder. `dcr-lite train smollm2_135m` makes one.")
     values = _stored(folder)["settings"]
     try:
-        # Version 0.1 wrote four_bit: true, false or null.
-        values.setdefault("quantization", {True: "nf4", False: "none"}.get(values.get("four_bit"), "auto"))
+        values.setdefault("quantization", FOUR_BIT.get(values.get("four_bit"), "auto"))
         hints = get_type_hints(kind)
         values = {name: value for name, value in values.items() if name in hints}
         for name in values:
@@ -165,7 +166,7 @@ def _is(value: object, hint: Any) -> bool:
     if kinds:
         return any(_is(value, one) for one in kinds)
     if hint is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return isinstance(value, Path) if hint is Path else type(value) is hint
 
 
