@@ -51,7 +51,7 @@ def _refusal(error: Exception, repo: str) -> str:
     if isinstance(error, HfHubHTTPError) and error.response.status_code in (400, 402, 403, 404, 409, 413, 422):
         said = without_token((error.server_message or str(error)).strip().split("\n")[0].rstrip("."))
         return f"the Hub refused {repo}: {said}. The token needs write access to it."
-    return f"{repo} cannot be pushed to: {why(error, repo)}. Nothing of it has changed."
+    return f"{repo} cannot be pushed to: {why(error, repo)}."
 
 
 def _files(run: FinishedRun, form: Form, folder: Path) -> list[Path]:
