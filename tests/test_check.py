@@ -294,7 +294,8 @@ def test_the_trial_takes_steps_of_the_runs_own_stages(
     ]  # fmt: skip
     parts, seconds = found.values["parts"], dict(found.values["whole_run_seconds"])
     shape, fitting = task.given_by("memory")
-    assert found.values["layers"] == found.values["layers_tried"] == shape.layers
+    assert found.values["layers"] == found.values["tried"]["layers"] == shape.layers
+    assert not found.notes
     for name, part in parts.items():
         assert 0 < part["at_once"] <= fitting.units[name]
         assert part["seconds"] > 0
@@ -315,8 +316,9 @@ def test_the_trial_takes_steps_of_the_runs_own_stages(
 
 def test_the_heaviest_batch_is_tried(task: Task) -> None:
     """No step of the run holds more tokens than those of the trial."""
-    lengths, (shape, _) = task.given_by("rows"), task.given_by("memory")
-    size = sizes.whole(shape, task.settings, lengths, 3)
+    lengths, (shape, fitting) = task.given_by("rows"), task.given_by("memory")
+    fitting = replace(fitting, units=fitting.units | {"evaluation": 3})
+    size = sizes.whole(shape, task.settings, lengths, fitting, CPU)
     batch, rows_of_step = task.settings.contrastive_batch, task.settings.sft_batch
     assert len(size.pairs) == batch // 2
     assert len(size.rows) == rows_of_step
@@ -326,12 +328,16 @@ def test_the_heaviest_batch_is_tried(task: Task) -> None:
 
 
 def test_what_takes_too_long_or_does_not_fit_is_tried_in_part(task: Task) -> None:
-    """Fewer layers, then fewer rows, for a machine without the time; fewer layers for one without the memory."""
+    """For a machine without the time first fewer rows, as long as they fill the largest pass, then fewer layers, at
+    last still fewer rows; for one without the memory fewer layers."""
     shape = Shape(32, 4096, 32, 8, 128, 14_336, 128_256, tied=False)
-    settings = replace(task.settings, layer=16)
+    settings = replace(task.settings, layer=16, contrastive_batch=32, sft_batch=16)
     parts = needs(shape, settings, True, 2)
-    size = sizes.whole(shape, settings, task.given_by("rows"), 4)
     roomy, tight = fit(parts, 1e12, "x", insist=False), fit(parts, 5e9, "x", insist=False)
+    lengths = replace(
+        task.given_by("rows"), pairs=[(40, 40)] * 50, conversations=[(100, 100)] * 48, refuses=[False] * 48
+    )
+    size = sizes.whole(shape, settings, lengths, tight, IN_FOUR_BITS)
     assert sizes.choose(size, roomy, IN_FOUR_BITS, 1e9) == size
     hurried = sizes.choose(size, roomy, IN_FOUR_BITS, 1e-3)
     assert (hurried.shape.layers, hurried.settings.layer) == (sizes.FEWEST_LAYERS, 1)
@@ -339,6 +345,9 @@ def test_what_takes_too_long_or_does_not_fit_is_tried_in_part(task: Task) -> Non
     narrow = sizes.choose(size, tight, IN_FOUR_BITS, 1e9)
     assert sizes.FEWEST_LAYERS <= narrow.shape.layers < shape.layers
     assert narrow.pairs == size.pairs
+    filling = size.with_half_the_rows(640, 1600)
+    assert (len(filling.pairs), len(filling.rows)) == (8, 8)
+    assert filling.with_half_the_rows(640, 1600) == filling
 
 
 @pytest.mark.parametrize("layers", [1, 2, 5])
@@ -350,6 +359,8 @@ def test_operations_are_those_of_the_counts_that_torch_agrees_with(layers: int) 
     theirs = _operations.Shape(64, 64, 32, 128, 512, rank=0)
     stage1 = _operations.step(theirs, 7, [9] * 4, [1] * 4, layers, False, int)
     assert count.stage1(4, 9) == stage1.linear
+    in_parts = replace(count, at_once=20).stage1(4, 9) - count.stage1(4, 9)
+    assert in_parts == count.forward(layers, 7 + 4 * 9, 4)  # GradCache's first pass
     sft = _operations.step(theirs, 7, [9] * 4, [5] * 4, layers, True, lambda n: n)
     assert count.sft(4, 9, 5, 0) == sft.linear + sft.head
 

@@ -21,12 +21,16 @@ Rows = list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Counter:
-    """Counts operations for a model of this shape, cut behind decoder layer ``layer`` (L), whose rows share ``prefix``
-    tokens that are computed once a step."""
+    """Counts operations for a model of this shape, cut behind decoder layer ``layer`` (L).
+
+    prefix: the tokens that all rows share, which are computed once a step. at_once: those that go through stage 1 in
+    one pass; more go through it once more, forward, for GradCache.
+    """
 
     shape: Shape
     layer: int
     prefix: int
+    at_once: float = float("inf")
 
     def forward(self, layers: int, tokens: float, read: float) -> float:
         """So many tokens through the decoder layers, of whose last states ``read`` are needed."""
@@ -48,7 +52,9 @@ class Counter:
 
     def stage1(self, prompts: float, own_tokens: float) -> float:
         """A step of stage 1 on prompts with so many tokens of their own behind the shared prefix."""
-        return self.training(self.layer + 1, self.prefix + prompts * own_tokens, prompts)
+        tokens = self.prefix + prompts * own_tokens
+        again = self.forward(self.layer + 1, tokens, prompts) if tokens > self.at_once else 0.0
+        return self.training(self.layer + 1, tokens, prompts) + again
 
     def sft(self, rows: float, own_tokens: float, answer_tokens: float, below: int) -> float:
         """A step of safety SFT of the layers from number ``below`` on."""
@@ -72,9 +78,12 @@ def first_trained(settings: Settings) -> int:
     return settings.layer + 1 if settings.sft_layers == "above" else 0
 
 
-def operations(shape: Shape, settings: Settings, lengths: Lengths, prefix: int) -> dict[str, float]:
-    """Operations of the parts of a whole run, under the names that memory.py gives them."""
-    count = Counter(shape, settings.layer, prefix)
+def operations(
+    shape: Shape, settings: Settings, lengths: Lengths, prefix: int, at_once: float = float("inf")
+) -> dict[str, float]:
+    """Operations of the parts of a whole run, under the names that memory.py gives them. prefix, at_once: see
+    ``Counter``."""
+    count = Counter(shape, settings.layer, prefix, at_once)
     prompt = fmean(tokens for pair in lengths.pairs for tokens in pair) - prefix
     row = fmean(map(sum, lengths.conversations)) - prefix
     answer = fmean(tokens for _, tokens in lengths.conversations)

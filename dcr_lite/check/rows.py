@@ -85,7 +85,9 @@ def _at_hand(settings: Settings, found: Finding) -> Settings:
     """The settings, with the shipped rows in the place of public sets that would have to be fetched."""
     if not reads_public_sets(settings) or full_data_is_here():
         return settings
-    found.notes.append("the public sets of --data full are not here yet: lengths are those of the shipped rows")
+    found.notes.append(
+        "the public sets of --data full are not here yet: lengths are those of the shipped rows, theirs may be longer"
+    )
     return replace(settings, data="shipped", instructions=None, refusals=None, baseline_refusals=None)
 
 

@@ -54,13 +54,15 @@ def look(task: Task) -> Finding:
     shape, fitting = estimate
     found = Finding(values={"parts": {}, "whole_run_seconds": {}})
     settings = task.settings
-    size = sizes.choose(sizes.whole(shape, settings, lengths, fitting.units["evaluation"]), fitting, on)
-    found.values |= {"layers": shape.layers, "layers_tried": size.shape.layers, "rows_tried": len(size.rows)}
-    if size.shape.layers < shape.layers or len(size.rows) < settings.sft_batch:
+    largest = sizes.whole(shape, settings, lengths, fitting, on)
+    size = sizes.choose(largest, fitting, on)
+    tried = {"layers": size.shape.layers, "prompts": 2 * len(size.pairs), "rows": len(size.rows)}
+    found.values |= {"layers": shape.layers, "tried": tried}
+    if (size.shape, size.pairs, size.rows) != (largest.shape, largest.pairs, largest.rows):
         found.notes.append(
-            f"tried with {size.shape.layers} of {shape.layers} layers, {2 * len(size.pairs)} prompts and "
-            f"{len(size.rows)} rows a step, since all of it would take too long or too much memory; the times of the "
-            "whole run are scaled up from that"
+            f"tried with {tried['layers']} of {shape.layers} layers, and {tried['prompts']} prompts and "
+            f"{tried['rows']} rows a step: all of it would take too long or does not fit. Times of the whole run are "
+            "scaled up from that"
         )
     if settings.backend == "unsloth":
         found.notes.append("tried with transformers: unsloth needs the model itself")
@@ -71,15 +73,15 @@ def look(task: Task) -> Finding:
     model.tokens_in, model.prompts_at_once = fitting.units, len(size.held_out)
     size = replace(size, prefix=size.prefix if model.packs else 0)
 
-    whole = duration.operations(shape, settings, lengths, size.prefix)
+    whole = duration.operations(shape, settings, lengths, size.prefix, size.at_once)
     rates: dict[str, float] = {}
     of_step = size.operations()
     tried_needs = {need.name: need for need in needs(size.shape, size.settings, on.four_bit, on.precision.itemsize)}
     for name, attempt in PARTS.items():
         model.plan_passes(name)
-        tried = attempt(model, size)
-        rates[name] = of_step[name] / tried.seconds
-        found.values["parts"][name] = _values(tried, tried_needs[name], on)
+        shown = attempt(model, size)
+        rates[name] = of_step[name] / shown.seconds
+        found.values["parts"][name] = _values(shown, tried_needs[name], on)
         found.values["whole_run_seconds"] = duration.seconds(whole, rates)
         found.notes += _surprises(name, found.values["parts"][name], model, fitting)
         task.tell(found)
