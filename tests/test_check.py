@@ -226,7 +226,9 @@ def test_a_gated_model_is_named(settings: Settings, hub: type[_Hub], monkeypatch
     out of what is found."""
     found = hub_finding(settings, "gated/model")
     assert found.values["models"] == {"gated/model": "gated", "open/model": "open"}
-    assert "gated/model is gated and no token is set: accept its licence" in found.problems[0]
+    assert "gated/model cannot be fetched: it is gated: accept its licence on" in found.problems[0]
+    monkeypatch.setenv("HF_TOKEN", "hf_another456")
+    assert "gated, and this token may not read it" in hub_finding(settings, "gated/model").problems[0]
     monkeypatch.setenv("HF_TOKEN", "hf_licensed123")
     found = hub_finding(settings, "gated/model")
     assert found.values["models"]["gated/model"] == "open"
@@ -240,14 +242,14 @@ def test_a_missing_model_is_named(settings: Settings, hub: type[_Hub]) -> None:
     """A name that the Hub does not know."""
     found = hub_finding(settings, "missing/model")
     assert found.values["models"]["missing/model"] == "missing"
-    assert "missing/model: the Hub has no such model" in found.problems[0]
+    assert "missing/model cannot be fetched: the Hub has none of that name" in found.problems[0]
 
 
 def test_without_a_hub_a_model_has_to_be_here(settings: Settings, tiny: Path) -> None:
     """A folder is enough; a name that is in no cache is a problem."""
     found = hub_finding(settings, "owner/model")
     assert found.values == {"hub_answers": False, "token_is_set": False} | {"models": found.values["models"]}
-    assert "owner/model is not on this disk and the Hub does not answer" in found.problems[0]
+    assert "owner/model is neither a folder nor in the Hub's cache, and HF_HUB_OFFLINE is set" in found.problems[0]
     assert not hub_finding(settings, str(tiny)).problems
 
 
