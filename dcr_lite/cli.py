@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dcr_lite import __version__
-from dcr_lite.errors import MORE_MEMORY, UserError, out_of_memory
+from dcr_lite.errors import MORE_MEMORY, UserError, of_the_disk, out_of_memory
 from dcr_lite.interrupts import sigterm_as_ctrl_c
 from dcr_lite.names import BENCHMARK_NAMES, ModelName
 from dcr_lite.run.launch import launch
@@ -290,6 +290,12 @@ def main() -> None:
         if not out_of_memory(error):
             raise
         print(f"error: memory runs out. {MORE_MEMORY}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        sentence = of_the_disk(error, "run the same command again")
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         if command in ("evaluate", "compare"):

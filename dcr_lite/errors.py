@@ -1,6 +1,23 @@
 """Errors that a user can fix are one-line messages, never tracebacks."""
 
+import errno
+import os
+
 HEAD, TAIL = 1_500, 500  # characters of a message that quotes very much
+WHERE = "Choose a folder that can be written to"
+# What the system says of files and disks, and what a user does about it.
+CURES = {
+    errno.ENOSPC: "Free some disk",
+    errno.EDQUOT: "Free some disk",
+    errno.EFBIG: "The file system or a limit allows no larger file: choose another folder",
+    errno.EROFS: WHERE,
+    errno.EACCES: WHERE,
+    errno.EPERM: WHERE,
+    errno.ENOENT: "It was moved or removed: put it back",
+    errno.ENOTDIR: WHERE,
+    errno.EIO: "Check the disk",
+    errno.ENAMETOOLONG: "Choose a shorter name",
+}
 
 
 class UserError(Exception):
@@ -37,3 +54,12 @@ def out_of_memory(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def of_the_disk(error: OSError, again: str) -> str | None:
+    """What a user reads of an error with a file or a disk, and does before ``again``; None for an error of another
+    kind."""
+    if error.errno not in CURES:
+        return None
+    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    return f"{place}{os.strerror(error.errno)}. {CURES[error.errno]}, then {again}."

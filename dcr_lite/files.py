@@ -1,14 +1,26 @@
 """Files: where shipped and cached ones lie, room on the disk, and writing that is whole or absent."""
 
+import errno
+import hashlib
 import json
 import os
+import re
 import shutil
+import weakref
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from dcr_lite.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PARTIAL = ".partial"  # ends the name of what is being written: never read, and removed by whoever goes on
 
 SHIPPED = Path(str(files("dcr_lite") / "data" / "shipped"))
 
@@ -37,17 +49,66 @@ def require_disk(folder: Path, needed: int) -> None:
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file beside ``path`` and put it in its place: a reader, or a run that goes on after the
-    machine has stopped, finds the old file or the whole new one. What is half written is removed on an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    machine has stopped, finds the old file or the whole new one. What is half written is removed on an error.
+
+    Raises OSError, with ``path`` in it, for what the system does not allow.
+    """
+    partial = path.with_name(path.name + PARTIAL)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    except BaseException as error:
+        _remove(partial)
+        raise _as_os_error(error, path) or error from None
+
+
+def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a folder beside ``path`` and put it in its place: a reader finds all of its files or none. An
+    older one is removed for it."""
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        _remove(partial)
+        partial.mkdir(parents=True)
+        write(partial)
+        for file in partial.iterdir():
+            with file.open("rb+") as opened:
+                os.fsync(opened.fileno())
+        _remove(path)
+        partial.replace(path)
+    except BaseException as error:
+        _remove(partial)
+        raise _as_os_error(error, path) or error from None
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, where there is one and it can be."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):  # a folder that cannot be written either: the first error says so
+        path.unlink(missing_ok=True)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what a killed process was writing in a folder. For whoever is alone there."""
+    for path in folder.rglob("*" + PARTIAL):
+        _remove(path)
+
+
+def _as_os_error(error: BaseException, path: Path) -> OSError | None:
+    """The error as an OSError that names ``path``; None for one of another kind. safetensors and tokenizers, whose
+    writers are Rust, raise errors of their own with the system's number in the text."""
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, OSError) and error.filename and PARTIAL not in os.fsdecode(error.filename):
+        return error  # it read another file
+    if isinstance(error, Exception) and (found := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(found[1])
+    if isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", str(error)):
+        number = errno.ENOSPC  # numpy's words for a write that was cut short
+    return None if number is None else OSError(number, os.strerror(number), str(path))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -79,6 +140,123 @@ def load_json(path: Path) -> Any:
 
 
 def load_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects that ``write_jsonl`` wrote. An unfinished last line, which a killed process can leave, is dropped."""
+    """The objects that ``write_jsonl`` wrote. An unfinished last line, which a killed process can leave, is dropped.
+    Raises UserError for any other line that is damaged."""
+    rows = []
     # Not splitlines(): it also cuts at the line separators of Unicode, which answers may hold.
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError, RecursionError):
+            raise damaged_line(path, number) from None
+    return rows
+
+
+class OnlyOne:
+    """A lock on the file ``path``, which this process holds until ``leave()`` or its end, however that comes."""
+
+    def __init__(self, path: Path, elsewhere: str):
+        """Raises UserError, with ``elsewhere`` as the cure, where another process holds it."""
+        self.path = path
+        self._lock = FileLock(path, is_singleton=True)  # a notebook may open the same folder twice
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise UserError(f"{self._holder()} works in {path.parent}. Wait for its end, or {elsewhere}.") from None
+        with suppress(OSError):  # Windows locks the file against writing too
+            path.write_text(str(os.getpid()), encoding="utf-8")
+        self.leave = weakref.finalize(self, _release, self._lock, path)
+
+    def _holder(self) -> str:
+        with suppress(OSError):
+            if number := self.path.read_text(encoding="utf-8"):
+                return f"another command of this kit (process {number})"
+        return "another command of this kit"
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        self.leave()
+
+
+def _release(lock: FileLock, path: Path) -> None:
+    lock.release()
+    if not lock.is_locked:
+        with suppress(OSError):
+            path.unlink()
+
+
+# --- files that notice when they are damaged --------------------------------------------------------------------------
+
+
+def write_state(value: dict[str, Any], path: Path) -> None:
+    """Write a JSON object with its digest, whole or absent, for ``read_state``."""
+    write_json(value | {"sha256": _digest_of_json(value)}, path)
+
+
+def read_state(path: Path, cure: str) -> dict[str, Any]:
+    """What ``write_state`` wrote. Raises UserError, which ends with ``cure``, where the file is damaged."""
+    try:
+        value = dict(load_json(path))
+    except (OSError, ValueError, TypeError):
+        raise damaged(path, cure) from None
+    digest = value.pop("sha256", None)  # which earlier versions did not write
+    if digest is not None and digest != _digest_of_json(value):
+        raise damaged(path, cure)
+    return value
+
+
+def _digest_of_json(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def save_tensors(tensors: "dict[str, Tensor]", path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or absent, with the digest of its tensors in the metadata."""
+    from safetensors.torch import save_file
+
+    known = (metadata or {}) | {"sha256": _digest_of_tensors(tensors)}
+    write_whole(path, lambda partial: save_file(tensors, partial, known))
+
+
+def load_tensors(path: Path, cure: str) -> "dict[str, Tensor]":
+    """The tensors of a safetensors file, which are checked where ``save_tensors`` wrote it. Raises UserError, which
+    ends with ``cure``, where the file is missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            digest = (file.metadata() or {}).get("sha256")
+    except (OSError, ValueError, RuntimeError, SafetensorError):
+        raise damaged(path, cure) from None
+    if digest is not None and digest != _digest_of_tensors(tensors):
+        raise damaged(path, cure)
+    return tensors
+
+
+def _digest_of_tensors(tensors: "dict[str, Tensor]") -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damaged_line(path: Path, number: int) -> UserError:
+    """The error for a line of JSON Lines that is not what was written."""
+    return UserError(f"{path}, line {number} is damaged. Restore the file from a copy, or remove that line.")
+
+
+def damaged(path: Path, cure: str) -> UserError:
+    """The error for a file that is not what was written."""
+    return UserError(f"{path} is missing or damaged. {cure}")

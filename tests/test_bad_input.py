@@ -247,7 +247,7 @@ def test_a_disk_that_fills_up_is_no_traceback(
     monkeypatch.setattr(RunFolder, "log", full)
     seen = run_here(flags(tiny, rows, tmp_path / "run"))
     assert seen.code == 1
-    assert f"error: {tmp_path / 'run' / 'metrics.jsonl'}: No space left on device. Then go on with --res" in seen.err
+    assert f"error: {tmp_path / 'run' / 'metrics.jsonl'}: No space left on device. Free some disk, then" in seen.err
 
 
 @pytest.mark.parametrize("resume", [False, True])

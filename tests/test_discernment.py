@@ -98,7 +98,7 @@ def test_a_damaged_file_is_an_error(damage: str, demo_run: Path, tmp_path: Path)
         save_file({"dcr.mean": torch.zeros(3)}, path, {"discernment": '{"auroc": {"dcr": 1}, "layer": 1}'})
     else:
         path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"")
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(UserError, match="is missing or damaged"):
         Discernments.load(tmp_path)
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from recipe_runs import Finished, Stopped, assert_same_findings, run_and_stop, small_settings
 from small_runs import BASELINE_STEPS, RECIPE, contents, flags, run_here, save_rows
 from torch import Tensor
 
 from dcr_lite.errors import UserError
-from dcr_lite.run import steps, stored_states
+from dcr_lite.run import steps
 from dcr_lite.run.run_folder import RunFolder
 
 
@@ -109,15 +110,15 @@ def test_stopped_while_the_states_of_stage_1_are_written(
     """Half a file of states is none: they are computed again, stage 1 is not; the end is that of an undisturbed run."""
     run = tmp_path / "run"
 
-    def halfway(tensors: dict[str, Tensor], path: Path) -> None:
-        whole(tensors, path)
+    def halfway(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+        whole(tensors, path, metadata)
         if path.name.startswith("layer_states"):
             path.write_bytes(path.read_bytes()[:-100])
             raise KeyboardInterrupt
 
-    whole = stored_states.save_file
+    whole = safetensors.torch.save_file
     with monkeypatch.context() as patch:
-        patch.setattr(stored_states, "save_file", halfway)
+        patch.setattr(safetensors.torch, "save_file", halfway)
         assert run_here(flags(tiny, rows, run)).code == 130
     logged.clear()
     assert run_here(flags(tiny, rows, run, resume=True)).code == 0

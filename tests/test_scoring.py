@@ -162,7 +162,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda run: save_file({"a": torch.zeros(1)}, run / "adapter" / "adapter_model.safetensors"),
         "is damaged or of another",
     ),
-    "reading cut off": (lambda run: cut(run / "adapter" / discernment.FILE), "discernment.safetensors is damaged"),
+    "reading cut off": (
+        lambda run: cut(run / "adapter" / discernment.FILE),
+        "discernment.safetensors is missing or damaged",
+    ),
 }
 
 

@@ -77,6 +77,8 @@ def compare(
         "seconds": max(run.run.seconds() for run in runs.values()),
     }
     write_report(report, settings, out)
+    for run in runs.values():
+        run.run.leave()
     return report
 
 

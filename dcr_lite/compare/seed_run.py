@@ -10,13 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dcr_lite.compare.directions import Kinds
 from dcr_lite.data.rows import Conversation, Pair, read_conversations
 from dcr_lite.data.splits import evenly_drawn, safety_mixture
-from dcr_lite.files import write_whole
+from dcr_lite.files import load_tensors, save_tensors
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.loading import Model
@@ -130,10 +129,11 @@ class SeedRun:
             found = vars(fit())
             tensors = {key: value.cpu().contiguous() for key, value in found.items() if isinstance(value, Tensor)}
             numbers = {key: value for key, value in found.items() if key not in tensors}
-            write_whole(path, lambda partial: save_file(tensors, partial))
+            save_tensors(tensors, path)
             cost = Cost(time.monotonic() - started, peak_memory_bytes())
             self.run.finish(name, {"numbers": numbers, **vars(cost)})
-        return kind(**load_file(path), **(self.run.finished(name) or {})["numbers"])
+        cure = f"Delete {self.run.note(name)} to have it fitted again."
+        return kind(**load_tensors(path, cure), **(self.run.finished(name) or {})["numbers"])
 
     def cost(self, name: str) -> Cost:
         """The cost of a finished part."""

@@ -5,13 +5,10 @@ state of the model (stock, after stage 1, after stage 2, safety SFT alone) is ke
 stopped diagnosis can be continued.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from safetensors.torch import load_file
 
 from dcr_lite.diagnose.layers import layer_geometries, layer_separations, suggested_layer
 from dcr_lite.diagnose.ntk import label_similarities
@@ -19,7 +16,7 @@ from dcr_lite.diagnose.plots import STATES, draw_by_kind, draw_layers, draw_simi
 from dcr_lite.diagnose.refusals import changed_prompts, kinds_in, rates_by_kind
 from dcr_lite.diagnose.report import write_report
 from dcr_lite.errors import UserError
-from dcr_lite.files import write_json
+from dcr_lite.files import OnlyOne, load_tensors, read_state, remove_partials, write_json, write_state
 from dcr_lite.measure.answers import read_answers
 from dcr_lite.method.contrastive import GEOMETRY_PAIRS, REFERENCE_PAIRS, ContrastiveConfig, encode_pairs, first_pairs
 from dcr_lite.model import adapters
@@ -46,6 +43,12 @@ def diagnose(folder: Path, pairs: int, projections: int) -> dict[str, Any]:
     if not (folder / "report.json").exists():
         raise UserError(f"{folder} holds a run that is not finished: --resume it first.")
     out = folder / "diagnosis"
+    with OnlyOne(out / "diagnosis.lock", "diagnose another run"):
+        remove_partials(out)
+        return _diagnose(settings, folder, out, pairs, projections)
+
+
+def _diagnose(settings: Settings, folder: Path, out: Path, pairs: int, projections: int) -> dict[str, Any]:
     states = _states(settings, out, pairs, projections)
     before, after = (read_answers(folder / "answers" / f"{name}.jsonl") for name in (BASELINE, DCR))
     kinds = kinds_in(settings.evaluation)
@@ -75,13 +78,14 @@ def _states(settings: Settings, out: Path, pairs: int, projections: int) -> dict
     it is there with the same options."""
     options = {"pairs": pairs, "projections": projections}
     files = {name: out / f"{name}.json" for name in STATES}
-    found = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.exists()}
+    cure = "Delete it to have it measured again."
+    found = {name: read_state(file, cure) for name, file in files.items() if file.exists()}
     found = {name: state for name, state in found.items() if state.get("options") == options}
     missing = [name for name in STATES if name not in found]
     if missing:
         for name, state in _measure(settings, missing, pairs, projections):
             found[name] = {"options": options, **state}
-            write_json(found[name], files[name])
+            write_state(found[name], files[name])
     return {name: found[name] for name in STATES}
 
 
@@ -107,7 +111,8 @@ def _measure(
     with progress_bar("Diagnosis", len(states) * (1 + sum(map(len, prompts.values())))) as shown:
         for name in states:
             if name in ADAPTERS:
-                weights = load_file(settings.run / ADAPTERS[name] / "adapter_model.safetensors")
+                file = settings.run / ADAPTERS[name] / adapters.WEIGHTS
+                weights = load_tensors(file, "Restore the run folder, or choose another run.")
                 adapters.set_adapter_weights(model, DCR, weights)
                 adapters.activate(model, DCR)
             separation = layer_separations(model, geometries, reference, development)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from dcr_lite.data.benchmarks import load_benchmark
-from dcr_lite.data.rows import Prompt, read_choices, read_conversations, read_prompts
+from dcr_lite.data.rows import Choice, Conversation, Prompt, read_choices, read_conversations, read_prompts
 from dcr_lite.data.splits import sample
 from dcr_lite.errors import UserError
-from dcr_lite.files import load_jsonl, write_json, write_jsonl
-from dcr_lite.measure.answers import Measured, discernment_intervals, measure, method_result
+from dcr_lite.files import PARTIAL, OnlyOne, read_state, write_json, write_jsonl, write_state
+from dcr_lite.measure.answers import Measured, discernment_intervals, measure, method_result, read_answers
 from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS, answer_loss, multiple_choice
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.loading import Model
@@ -56,6 +56,11 @@ class Evaluation:
         return self.out.with_suffix(".answers.jsonl")
 
     @property
+    def lock(self) -> Path:
+        """The file that keeps a second process away."""
+        return self.out.with_suffix(".lock")
+
+    @property
     def unfinished(self) -> Path:
         """The file that is there until the evaluation is finished."""
         return self.out.with_suffix(".begun.json")
@@ -69,7 +74,7 @@ class StoredMeasurement:
         self.path, self.answers_path = evaluation.unfinished, evaluation.answers
         self.started = time.monotonic()
         if self.path.exists():
-            kept = json.loads(self.path.read_text(encoding="utf-8"))
+            kept = read_state(self.path, "Delete it to measure anew.")
             changed = [name for name in inputs if kept["state"].get(name) != inputs[name]]
             if changed:
                 raise UserError(
@@ -78,6 +83,7 @@ class StoredMeasurement:
                 )
         else:
             kept = {"state": inputs, "seconds": 0.0, "parts": {}}
+        if not self.path.exists() or not self.answers_path.exists():
             write_jsonl([], self.answers_path)
         self.inputs, self.parts, self.before = inputs, kept["parts"], kept["seconds"]
         self.save()
@@ -93,7 +99,7 @@ class StoredMeasurement:
 
     def answers(self) -> list[Measured]:
         """The answers so far, in any order; ``number`` is that of the prompt."""
-        return load_jsonl(self.answers_path)
+        return read_answers(self.answers_path)
 
     def keep_answers(self, answers: list[Measured]) -> None:
         """Write all answers so far."""
@@ -106,7 +112,7 @@ class StoredMeasurement:
 
     def save(self) -> None:
         """Write everything but the answers."""
-        write_json({"state": self.inputs, "seconds": self.seconds(), "parts": self.parts}, self.path)
+        write_state({"state": self.inputs, "seconds": self.seconds(), "parts": self.parts}, self.path)
 
 
 def _inputs(evaluation: Evaluation, opened: Opened, prompts: list[Prompt]) -> dict[str, Any]:
@@ -144,10 +150,13 @@ def _answer_all(
     return done
 
 
-def _require_new(out: Path) -> None:
+def _require_new(evaluation: Evaluation) -> None:
+    out = evaluation.out
     if out.is_dir():
         raise UserError(f"{out} is a folder. Give --out the name of a file, such as {out / 'result.json'}.")
     if out.exists():
+        for left in (evaluation.unfinished, evaluation.lock):  # by one that was killed at its very end
+            left.unlink(missing_ok=True)
         raise UserError(f"{out} holds a finished measurement. Move it away, or choose another --out.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +178,15 @@ def measure_model(evaluation: Evaluation) -> dict[str, Any]:
     prompts = sample([prompt for rows in sets for prompt in rows], evaluation.rows)
     instructions = read_conversations(evaluation.instructions)
     questions = read_choices(evaluation.choices) if evaluation.choices else []
-    _require_new(evaluation.out)
+    _require_new(evaluation)
+    with OnlyOne(evaluation.lock, "choose another --out"):
+        return _measure(evaluation, prompts, instructions, questions)
+
+
+def _measure(
+    evaluation: Evaluation, prompts: list[Prompt], instructions: list[Conversation], questions: list[Choice]
+) -> dict[str, Any]:
+    """Measure, alone at the place of the result."""
     opened = open_model(
         evaluation.model, evaluation.method, device=evaluation.device, precision=evaluation.precision,
         quantization=evaluation.quantization,
@@ -195,8 +212,12 @@ def measure_model(evaluation: Evaluation) -> dict[str, Any]:
         "hardware": hardware(model.device),
         "versions": versions(),
     }
+    if not evaluation.answers.exists():
+        raise UserError(f"{evaluation.answers} was moved or removed meanwhile. Put it back, or measure anew.")
     write_json(result, evaluation.out)
     evaluation.unfinished.unlink()
+    for path in (evaluation.answers, evaluation.unfinished):  # what a killed process was writing
+        path.with_name(path.name + PARTIAL).unlink(missing_ok=True)
     return result
 
 

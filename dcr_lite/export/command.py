@@ -1,6 +1,8 @@
 """Exports a finished run as merged weights or as a GGUF file: ``dcr-lite export``."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,12 @@ from dcr_lite.data.sources import locate
 from dcr_lite.errors import UserError, first_line
 from dcr_lite.export.gguf import FileType, architecture_of, write_gguf
 from dcr_lite.export.merge import INDEX, Merged, read_json
-from dcr_lite.files import exists, load_json, require_disk, write_json, write_text
+from dcr_lite.files import OnlyOne, exists, load_json, require_disk, write_json, write_text, write_whole_folder
 from dcr_lite.model.loading import load_tokenizer
 from dcr_lite.run.model_card import model_card
 from dcr_lite.run.terminal import progress_bar
 
+ELSEWHERE = "choose another place with --out"
 SMALL_FILES_BYTES = 100_000_000  # tokenizer, configuration, card
 
 
@@ -64,6 +67,7 @@ def require_memory(needed: int) -> None:
 
 def _require_new(path: Path) -> None:
     if path.exists():
+        _lock(path).unlink(missing_ok=True)  # of an export that was killed at its very end
         raise UserError(f"{path} exists already. Remove it, or choose another place with --out.")
 
 
@@ -85,28 +89,31 @@ def export_merged(run: FinishedRun, out: Path | None = None, base: str | None = 
     # In memory: one file of the base until it is written, and one tensor twice in float32 while it is summed.
     require_memory(merged.largest_file_bytes + 2 * merged.largest_tensor_bytes)
     require_disk(out, merged.bytes + SMALL_FILES_BYTES)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        with progress_bar("Merging", len(merged)) as shown:
-            for file, names in merged.files.items():
-                tensors = {}
-                for name in names:
-                    tensors[name] = merged.tensor(name)
-                    shown.advance(1)
-                save_file(tensors, partial / file, metadata={"format": "pt"})
-        for file in (INDEX, "config.json"):
-            if (merged.base / file).exists():
-                shutil.copyfile(merged.base / file, partial / file)
-        tokenizer = load_tokenizer(run.adapter)
-        tokenizer.save_pretrained(partial)
-        write_json(_generation(merged.base, tokenizer), partial / "generation_config.json")
-        write_text(partial / "README.md", model_card(run.report, "merged"))
-        partial.replace(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with OnlyOne(_lock(out), ELSEWHERE):
+        write_whole_folder(out, lambda partial: _write_merged(run, merged, partial))
     return out
+
+
+def _lock(out: Path) -> Path:
+    """The file that keeps a second export to ``out`` away."""
+    return out.with_name(out.name + ".lock")
+
+
+def _write_merged(run: FinishedRun, merged: Merged, folder: Path) -> None:
+    with progress_bar("Merging", len(merged)) as shown:
+        for file, names in merged.files.items():
+            tensors = {}
+            for name in names:
+                tensors[name] = merged.tensor(name)
+                shown.advance(1)
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+    for file in (INDEX, "config.json"):
+        if (merged.base / file).exists():
+            shutil.copyfile(merged.base / file, folder / file)
+    tokenizer = load_tokenizer(run.adapter)
+    tokenizer.save_pretrained(folder)
+    write_json(_generation(merged.base, tokenizer), folder / "generation_config.json")
+    write_text(folder / "README.md", model_card(run.report, "merged"))
 
 
 def _generation(base: Path, tokenizer: Any) -> dict[str, Any]:
@@ -144,9 +151,22 @@ def export_gguf(
     require_memory(3 * merged.largest_tensor_bytes)
     require_disk(out.parent, merged.bytes + SMALL_FILES_BYTES)
     tokenizer = load_tokenizer(run.adapter)
-    with progress_bar("Writing", len(merged)) as shown:
+    with OnlyOne(_lock(out), ELSEWHERE), _card_beside(run, out), progress_bar("Writing", len(merged)) as shown:
         write_gguf(merged, config, tokenizer, run.name, file_type, out, shown.advance)
-    card = out.parent / "README.md"
-    if not card.exists():
-        write_text(card, model_card(run.report, "gguf"))
     return out
+
+
+@contextmanager
+def _card_beside(run: FinishedRun, out: Path) -> Iterator[None]:
+    """The model card in the folder of ``out``, unless one is there: written before the block, since an export that is
+    killed after it is finished would never get one; removed where the block fails."""
+    card = out.parent / "README.md"
+    new = not card.exists()
+    if new:
+        write_text(card, model_card(run.report, "gguf"))
+    try:
+        yield
+    except BaseException:
+        if new:
+            card.unlink(missing_ok=True)
+        raise

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from dcr_lite.errors import UserError
-from dcr_lite.files import load_json
+from dcr_lite.files import damaged, load_json, load_tensors
 
 ADAPTER_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # peft's prefix of module names
@@ -123,12 +122,13 @@ def _files(base: Path) -> dict[str, list[str]]:
 
 def _factors(file: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """(A: rank inputs, B: outputs rank) of each weight that the adapter changes, by its name in the base."""
+    cure = "Restore the run folder, or choose another run."
+    weights = load_tensors(file, cure)
     try:
-        weights = load_file(file)
         return {
             key.removeprefix(PREFIX).replace(".lora_A.weight", ".weight"): (a, weights[key.replace("lora_A", "lora_B")])
             for key, a in weights.items()
             if "lora_A" in key
         }
-    except (OSError, KeyError, SafetensorError):
-        raise UserError(f"{file} is missing or damaged. Restore the run folder, or choose another run.") from None
+    except KeyError:
+        raise damaged(file, cure) from None

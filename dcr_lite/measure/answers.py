@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_lite.data.rows import Prompt
-from dcr_lite.files import load_jsonl, write_jsonl
+from dcr_lite.files import damaged_line, load_jsonl, sha256_of, write_jsonl
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
 from dcr_lite.measure.metrics import auroc, auroc_interval, wilson_interval, youden_j, youden_j_interval
 from dcr_lite.model.chat import encode_prompts
@@ -13,7 +13,10 @@ from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.names import LABELS
 
-Measured = dict[str, Any]  # one measured prompt: source, label, prompt, response, refused, refusal_log_odds
+Measured = dict[str, Any]  # one measured prompt, with these fields
+FIELDS = {
+    "source": str, "label": str, "prompt": str, "response": str, "refused": bool, "refusal_log_odds": float,
+}  # fmt: skip
 
 
 def measure(
@@ -97,11 +100,16 @@ def method_result(measured: list[Measured]) -> dict[str, Any]:
     return {"sets": refusal_rates(measured), "overall": overall, "discernment": discernment(measured)}
 
 
-def write_answers(measured: list[Measured], path: Path) -> None:
-    """Write answers as JSON Lines. Private: contains answers to toxic prompts."""
+def write_answers(measured: list[Measured], path: Path) -> str:
+    """Write answers as JSON Lines; returns the digest of the file. Private: contains answers to toxic prompts."""
     write_jsonl(measured, path)
+    return sha256_of(path)
 
 
 def read_answers(path: Path) -> list[Measured]:
-    """The answers that ``write_answers`` wrote."""
-    return load_jsonl(path)
+    """The answers that ``write_answers`` wrote. Raises UserError for a damaged line."""
+    rows = load_jsonl(path)
+    for number, row in enumerate(rows, start=1):
+        if any(not isinstance(row.get(name), kind) for name, kind in FIELDS.items()) or row["label"] not in LABELS:
+            raise damaged_line(path, number)
+    return rows

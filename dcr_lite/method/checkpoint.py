@@ -1,6 +1,8 @@
 """Where a stage stands, kept in a file that is whole or absent, so that a stopped run goes on from it."""
 
 import math
+import pickle
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,12 @@ import torch
 from torch import Tensor
 
 from dcr_lite.errors import UserError
-from dcr_lite.files import write_whole
+from dcr_lite.files import damaged, write_whole
 from dcr_lite.model import distributed
 from dcr_lite.model.adapters import adapter_weights, set_adapter_weights
 from dcr_lite.model.loading import Model
+
+CURE = "Delete it to have the stage begin anew."
 
 
 @dataclass
@@ -49,15 +53,29 @@ def write(state: Any, path: Path) -> None:
         raise UserError(f"{path}: cannot be written ({reason}); free some disk, then go on with --resume") from None
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds. torch does not compare the digests that the file, a zip archive, has of its parts."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            if parts.testzip() is not None:
+                raise damaged(path, CURE)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError):
+        raise damaged(path, CURE) from None
+
+
 def restore_checkpoint(path: Path | None, model: Model, adapter: str, optimizer: torch.optim.Optimizer) -> Progress:
     """The progress of a checkpoint, whose weights and optimizer state are put in place; a fresh one where there is
     none."""
     if path is None or not path.exists():
         return Progress()
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    set_adapter_weights(model, adapter, saved["weights"])
-    optimizer.load_state_dict(saved["optimizer"])
-    progress = Progress(**saved["progress"])
+    saved = _read(path)
+    try:
+        set_adapter_weights(model, adapter, saved["weights"])
+        optimizer.load_state_dict(saved["optimizer"])
+        progress = Progress(**saved["progress"])
+    except (KeyError, TypeError, ValueError, RuntimeError):  # of another version, or of another model
+        raise damaged(path, CURE) from None
     model.gradient_scale = progress.gradient_scale or model.gradient_scale
     model.tokens_per_pass = min(progress.tokens_per_pass or model.tokens_per_pass, model.tokens_per_pass)
     return progress

@@ -1,6 +1,6 @@
 """LoRA adapters: added, loaded, switched, saved, and which of their layers train."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,11 +9,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dcr_lite.errors import UserError, first_line
-from dcr_lite.files import load_json
+from dcr_lite.files import load_json, load_tensors, save_tensors, write_whole_folder
 from dcr_lite.model import fused_layers, unsloth
 from dcr_lite.model.hidden_states import decoder_of
 from dcr_lite.model.loading import Model
@@ -26,6 +25,7 @@ PLAIN = {
     "target_modules", "task_type", "use_dora", "use_rslora",
 }  # fmt: skip
 LARGEST_ALPHA = 1e6  # far above any that is in use
+WEIGHTS = "adapter_model.safetensors"  # peft's name of the file
 
 
 def add_adapter(model: Model, name: str, rank: int, seed: int) -> None:
@@ -51,6 +51,7 @@ def load_adapter(model: Model, name: str, folder: Path) -> None:
     """
     try:
         stored = _stored_weights(folder)
+        load_tensors(folder / WEIGHTS, "Restore that folder, or choose another.")
         if isinstance(model.network, PeftModel):
             model.network.load_adapter(str(folder), name)
         else:
@@ -69,7 +70,7 @@ def _stored_weights(folder: Path) -> set[str]:
     config = load_json(folder / "adapter_config.json")
     if config["peft_type"] != "LORA" or any(value for key, value in config.items() if key not in PLAIN):
         raise ValueError("it is no plain LoRA adapter")
-    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+    with safe_open(folder / WEIGHTS, "pt") as file:
         names = set(file.keys())
         largest = max(file.get_slice(name).get_shape()[0] for name in names if ".lora_A." in name)
     if not all(1 <= rank <= largest for rank in (config["r"], *(config.get("rank_pattern") or {}).values())):
@@ -152,9 +153,16 @@ def set_adapter_weights(model: Model, name: str, weights: dict[str, Tensor]) -> 
         raise UserError(f"adapter weights do not fit this model: {result.unexpected_keys[:3]}")
 
 
-def save_adapter(model: Model, adapter: str, folder: Path) -> None:
-    """Write an adapter as peft reads it, with the tokenizer."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(adapter_weights(model, adapter), folder / "adapter_model.safetensors")
-    model.network.peft_config[adapter].save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
+def save_adapter(
+    model: Model, adapter: str, folder: Path, also: Callable[[Path], object] = lambda partial: None
+) -> None:
+    """Write an adapter as peft reads it, with the tokenizer and with what ``also`` writes: a folder that is whole or
+    absent."""
+
+    def write(partial: Path) -> None:
+        save_tensors(adapter_weights(model, adapter), partial / WEIGHTS)
+        model.network.peft_config[adapter].save_pretrained(partial)
+        model.tokenizer.save_pretrained(partial)
+        also(partial)
+
+    write_whole_folder(folder, write)

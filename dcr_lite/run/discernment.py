@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from dcr_lite.data.rows import Pair
-from dcr_lite.errors import UserError
+from dcr_lite.files import damaged, load_tensors, save_tensors
 from dcr_lite.measure.metrics import auroc
 from dcr_lite.method.geometry import Geometry, kinds_of_pairs
 from dcr_lite.method.read_out import difference_of_means
 
 FILE = "discernment.safetensors"
+CURE = "Delete it to go without similarity scores and map, or restore the run folder."
 VERSION = "1"  # of the file's form
 MAP_PAIRS = 80  # development pairs on the map: more would hide each other
 
@@ -138,7 +138,7 @@ class Discernments:
         facts = {"layer": self.layer, "toxic": self.toxic, "seemingly_toxic": self.seemingly_toxic}
         aurocs = {name: reading.auroc for name, reading in self.models.items()}
         metadata = {"version": VERSION, "discernment": json.dumps(facts | {"auroc": aurocs}, ensure_ascii=False)}
-        save_file(tensors, folder / FILE, metadata)
+        save_tensors(tensors, folder / FILE, metadata)
 
     @classmethod
     def load(cls, folder: Path) -> "Discernments | None":
@@ -150,7 +150,7 @@ class Discernments:
         try:
             with safe_open(path, "pt") as file:
                 facts = json.loads(file.metadata()["discernment"])
-                tensors: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+            tensors: dict[str, Any] = dict(load_tensors(path, CURE))
             whitening = tensors.pop("whitening", None)
             models: dict[str, Discernment] = {}
             for name, value in facts["auroc"].items():
@@ -161,9 +161,7 @@ class Discernments:
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
             whole = False
         if not whole:
-            raise UserError(
-                f"{path} is damaged. Delete it to go without similarity scores and map, or restore the run folder."
-            )
+            raise damaged(path, CURE)
         return found
 
     def fits(self, names: Sequence[str], layers: int, width: int) -> bool:

@@ -1,6 +1,5 @@
 """From the command line to a recipe's main function: flags, one-line error messages, and how to continue."""
 
-import errno
 import os
 import shlex
 import sys
@@ -9,13 +8,12 @@ from dataclasses import replace
 
 import tyro
 
-from dcr_lite.errors import MORE_MEMORY, UserError, out_of_memory
+from dcr_lite.errors import MORE_MEMORY, UserError, of_the_disk, out_of_memory
 from dcr_lite.interrupts import sigterm_as_ctrl_c
 from dcr_lite.model.unsloth import prepare
 from dcr_lite.run.cards import show_cards
 from dcr_lite.settings import Settings
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG)  # that a user can fix
 # Settings that replace others: a flag for one of the others would have no effect.
 REPLACES = {
     "paper": ("contrastive_loss", "centre", "whiten"),
@@ -53,9 +51,10 @@ def launch(
         _say(f"\nerror: {error}")
         raise SystemExit(1) from None
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        sentence = of_the_disk(error, "go on with --resume")
+        if sentence is None:
             raise
-        _say(f"\nerror: {error.filename or settings.run}: {error.strerror}. Then go on with --resume.")
+        _say(f"\nerror: {sentence}")
         raise SystemExit(1) from None
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):

@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib
 
+from dcr_lite.files import write_whole
 from dcr_lite.names import BASELINE, DCR, LABEL_TITLES, LABELS, MODEL_TITLES
 
 matplotlib.use("Agg")  # draw into files, wherever the run is
@@ -29,8 +30,8 @@ STYLE: Any = {
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure to a file and close it."""
-    figure.savefig(path, facecolor="white")
+    """Write a figure to a file, whole or absent, and close it."""
+    write_whole(path, lambda partial: figure.savefig(partial, facecolor="white", format="png"))
     plt.close(figure)
 
 

@@ -10,10 +10,24 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from dcr_lite.data.rows import read_bytes
 from dcr_lite.errors import UserError
-from dcr_lite.files import exists, load_json, require_disk, write_json, write_text
+from dcr_lite.files import (
+    OnlyOne,
+    damaged,
+    damaged_line,
+    exists,
+    load_json,
+    load_jsonl,
+    read_state,
+    remove_partials,
+    require_disk,
+    write_json,
+    write_jsonl,
+    write_state,
+)
 from dcr_lite.model import distributed
 from dcr_lite.settings import ModelSettings, Settings
 
+LOCK = "run.lock"
 DISK_BYTES = 1_000_000_000  # three adapters, their checkpoints with Adam's moments, and a margin
 
 FOUR_BIT: dict[Any, str] = {True: "nf4", False: "none"}  # quantization as version 0.1 wrote four_bit, or null
@@ -37,23 +51,38 @@ class RunFolder:
         state = {"settings": chosen, "data": _fingerprints(settings)}
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file. Choose another folder with --run.")
+        self._held: OnlyOne | None = None
+        try:
+            self._open(settings, state)
+        except BaseException:
+            self.leave()
+            raise
+
+    def _open(self, settings: Settings, state: dict[str, Any]) -> None:
         found = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
-        if not found - {"settings.json", "settings.json.partial"}:
+        if not found - {"settings.json", "settings.json.partial", LOCK}:
             # New, or stopped by an error before anything was done: nothing to continue, so it begins anew.
             require_disk(self.path, DISK_BYTES)
+            self._lock()
             if distributed.is_main():
-                self.path.mkdir(parents=True, exist_ok=True)
                 write_json(state, self.path / "settings.json")
         elif "settings.json" in found:
             self._continue(settings, state)
         else:
             raise UserError(f"{self.path} is not empty and no run of this kit. Choose another folder with --run.")
 
+    def _lock(self) -> None:
+        """From here on no other run works in the folder, until this one ends."""
+        if distributed.is_main():
+            self._held = OnlyOne(self.path / LOCK, "choose another folder with --run")
+
     def _continue(self, settings: Settings, state: dict[str, Any]) -> None:
         if (self.path / "report.json").exists():
+            self._remove_checkpoints()  # which a run that was killed at its very end has left
             raise UserError(
                 f"{self.path} holds a finished run: look at its report.md, or choose another folder with --run."
             )
+        self._lock()
         if not settings.resume:
             raise UserError(f"{self.path} holds a stopped run: add --resume, or choose another folder with --run.")
         begun = _stored(self.path)
@@ -67,6 +96,7 @@ class RunFolder:
                 )
         self._before = float((self.finished("elapsed") or {}).get("seconds", 0.0))
         if distributed.is_main():
+            remove_partials(self.path)
             self.tidy_metrics()  # a line cut off must not run into the next one
 
     def checkpoint(self, stage: str) -> Path:
@@ -79,26 +109,32 @@ class RunFolder:
         return self.path / "checkpoints" / "layer_states.safetensors"
 
     def finished(self, stage: str) -> dict[str, Any] | None:
-        """The facts that a finished part was noted with; None where it is not finished. Raises UserError where that
-        note is damaged."""
-        path = self.path / "checkpoints" / f"{stage}.json"
-        try:
-            facts = load_json(path) if path.exists() else None
-        except (OSError, ValueError):
-            facts = "damaged"
-        if facts is not None and not (isinstance(facts, dict) and _is(facts.get("seconds", 0.0), float)):
-            raise UserError(f"{path} is damaged. Delete it and go on with --resume: that part is done again.")
+        """The facts that a finished part was noted with; None where it is not finished. Raises UserError where
+        that note is damaged."""
+        path = self.note(stage)
+        cure = "Delete it to have that part done again."
+        facts = read_state(path, cure) if path.exists() else None
+        if facts is not None and not _is(facts.get("seconds", 0.0), float):
+            raise damaged(path, cure)
         return facts
+
+    def note(self, stage: str) -> Path:
+        """The file that says that a part is finished."""
+        return self.path / "checkpoints" / f"{stage}.json"
 
     def finish(self, stage: str, result: dict[str, Any]) -> None:
         """Note that a part is finished, with the facts that later ones need; its checkpoint is removed."""
         if not distributed.is_main():
             return
-        folder = self.path / "checkpoints"
-        folder.mkdir(exist_ok=True)
-        write_json(result, folder / f"{stage}.json")
-        write_json({"seconds": self.seconds()}, folder / "elapsed.json")
+        self._require_there()
+        write_state(result, self.note(stage))
+        write_state({"seconds": self.seconds()}, self.note("elapsed"))
         self.checkpoint(stage).unlink(missing_ok=True)
+        self.tidy_metrics()
+
+    def _require_there(self) -> None:
+        if not (self.path / "settings.json").exists():
+            raise UserError(f"{self.path} was moved or removed while the run worked in it. Put it back, or begin anew.")
 
     def seconds(self) -> float:
         """Wall time of the run so far, without the time between a stop and its --resume."""
@@ -108,27 +144,41 @@ class RunFolder:
         """Append a step or an observation to metrics.jsonl."""
         if not distributed.is_main():
             return
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            self._require_there()
+            raise OSError(error.errno, error.strerror, str(self.metrics)) from None
 
     def tidy_metrics(self) -> None:
         """One line a step and one an observation: a continued run takes the steps since its checkpoint again, and a
         killed one can leave half a line."""
-        rows: dict[tuple[str, int, bool], str] = {}
-        text = self.metrics.read_text(encoding="utf-8", errors="replace") if self.metrics.exists() else ""
-        for line in text.split("\n"):
+        if not self.metrics.exists():
+            return
+        rows: dict[tuple[str, int, bool], dict[str, Any]] = {}
+        for number, row in enumerate(load_jsonl(self.metrics), start=1):
             try:
-                row = json.loads(line)
-                rows[row["stage"], row["step"], "loss" in row] = line
-            except (ValueError, LookupError, TypeError, RecursionError):
-                continue
-        write_text(self.metrics, "".join(f"{line}\n" for line in rows.values()))
+                rows[row["stage"], row["step"], "loss" in row] = row
+            except (KeyError, TypeError):
+                raise damaged_line(self.metrics, number) from None
+        write_jsonl(rows.values(), self.metrics)
 
     def close(self, report: dict[str, Any]) -> None:
         """Write report.json; after that nothing is left to continue."""
         self.tidy_metrics()
         write_json(report, self.path / "report.json")
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        self._remove_checkpoints()
+        self.leave()
+
+    def leave(self) -> None:
+        """Let other runs work in the folder."""
+        if self._held is not None:
+            self._held.leave()
+
+    def _remove_checkpoints(self) -> None:
+        if distributed.is_main():
+            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
 
 def stored_settings(folder: Path, kind: type[AnySettings], **more: Any) -> AnySettings:

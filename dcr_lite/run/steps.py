@@ -3,13 +3,13 @@ its folder."""
 
 import contextlib
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from dcr_lite.data.rows import Conversation
-from dcr_lite.files import write_text
+from dcr_lite.files import damaged, load_tensors, sha256_of, write_text
 from dcr_lite.measure.answers import Measured, measure, method_result, read_answers, write_answers
 from dcr_lite.method.contrastive import ContrastiveConfig, ContrastiveRefinement, encode_pairs, stock_geometry
 from dcr_lite.method.loop import Loop, Stage
@@ -105,7 +105,8 @@ def train(run: RunFolder, stage: Stage, title: str) -> None:
 
 def _restore(run: RunFolder, model: Model, name: str, adapter: str) -> None:
     """Give the adapter the weights that the finished stage ``name`` left."""
-    adapters.set_adapter_weights(model, adapter, load_file(run.path / name / "adapter_model.safetensors"))
+    cure = f"Delete {run.note(name)} to have it trained again."
+    adapters.set_adapter_weights(model, adapter, load_tensors(run.path / name / adapters.WEIGHTS, cure))
 
 
 def evaluate(run: RunFolder, model: Model, data: Data, settings: Settings) -> dict[str, list[Measured]]:
@@ -123,10 +124,17 @@ def evaluate(run: RunFolder, model: Model, data: Data, settings: Settings) -> di
                 adapters.activate(model, method)
             with adapters.stock(model) if method == STOCK else contextlib.nullcontext():
                 measured = distributed.gathered(measure(model, own, settings.answer_tokens, shown.advance))
-            if distributed.is_main():
-                write_answers(measured, paths[method])
-            run.finish(f"evaluate_{method}", {"seconds": time.monotonic() - started})
-    return distributed.on_main(lambda: {method: read_answers(path) for method, path in paths.items()})
+            digest = write_answers(measured, paths[method]) if distributed.is_main() else ""
+            run.finish(f"evaluate_{method}", {"seconds": time.monotonic() - started, "answers_sha256": digest})
+    return distributed.on_main(lambda: {method: _read_answers(run, method, path) for method, path in paths.items()})
+
+
+def _read_answers(run: RunFolder, method: str, path: Path) -> list[Measured]:
+    """The answers of a finished evaluation, which have to be those that were written."""
+    part = f"evaluate_{method}"
+    if not path.exists() or (run.finished(part) or {}).get("answers_sha256") != sha256_of(path):
+        raise damaged(path, f"Delete {run.note(part)} to have them given again.")
+    return read_answers(path)
 
 
 def write_up(
@@ -142,9 +150,13 @@ def write_up(
         states = load_states(run)
         draw_states(run, data, settings, states)
         report = run_report(run, model, source, data, settings, results, time.monotonic() - started)
-        adapters.save_adapter(model, DCR, run.path / "adapter")
-        fit_discernments(model, data, settings, states).save(run.path / "adapter")
-        write_text(run.path / "adapter" / "README.md", model_card(report, "adapter"))
+        readings = fit_discernments(model, data, settings, states)
+
+        def beside(folder: Path) -> None:
+            readings.save(folder)
+            write_text(folder / "README.md", model_card(report, "adapter"))
+
+        adapters.save_adapter(model, DCR, run.path / "adapter", beside)
         write_report(report, run.path)
         run.close(report)
         return report

@@ -1,12 +1,11 @@
 """What a run keeps of the states at layer L: computed after stage 1, read by stage 2, the map and the readings."""
 
 import numpy as np
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dcr_lite.data.rows import Conversation
 from dcr_lite.data.splits import most_toxic, safety_mixture
-from dcr_lite.files import write_whole
+from dcr_lite.files import load_tensors, save_tensors
 from dcr_lite.measure.metrics import auroc
 from dcr_lite.method.contrastive import REFERENCE_PAIRS, ContrastiveConfig, encode_pairs, first_pairs
 from dcr_lite.method.geometry import Geometry
@@ -28,12 +27,12 @@ States = dict[str, Tensor]  # MODEL.ROWS -> (prompts, d_model); "mean" and "whit
 def store_states(run: RunFolder, model: Model, data: Data, settings: Settings, geometry: Geometry) -> None:
     """Write what later steps read at layer L (see ``compute_states``): whole or absent, whenever the machine stops."""
     states = compute_states(model, data, settings, geometry)
-    write_whole(run.layer_states, lambda partial: save_file(states, partial))
+    save_tensors(states, run.layer_states)
 
 
 def load_states(run: RunFolder) -> States:
     """What ``store_states`` wrote."""
-    return load_file(run.layer_states)
+    return load_tensors(run.layer_states, "Delete it to have it computed again.")
 
 
 def compute_states(model: Model, data: Data, settings: Settings, geometry: Geometry) -> States:
