@@ -1,13 +1,13 @@
 """What the run has to fetch and whether it can: the Hub, the recipe's models with this machine's token, the public
 sets. Nothing is fetched, and the token itself is never read into what is shown."""
 
-import json
 from pathlib import Path
 from typing import Literal
 
 from dcr_lite.check.finding import Finding, Task
 from dcr_lite.data import hub, paper_data
-from dcr_lite.data.sources import PACKAGE, SMOLLM2
+from dcr_lite.data.snapshots import is_whole
+from dcr_lite.data.sources import FETCHED, PACKAGE, SMOLLM2
 from dcr_lite.files import cache_folder
 from dcr_lite.settings import Settings
 
@@ -85,19 +85,15 @@ def folder_of(model: str) -> Path | None:
 
 
 def cached(model: str) -> Path | None:
-    """The folder of a model in the Hub's cache where all of its weights are there: a look at a model's config.json
-    leaves a folder too."""
+    """The folder of a model in the Hub's cache that is whole: a look at a model's config.json leaves a folder too."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    try:
-        folder = Path(snapshot_download(model, local_files_only=True))
-        index = folder / "model.safetensors.index.json"
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else None
-    except (OSError, HFValidationError, ValueError, KeyError, AttributeError):
+    try:  # of the files that the kit fetches: without the patterns a README.md that it left out would be missed
+        folder = Path(snapshot_download(model, local_files_only=True, **FETCHED))
+    except (OSError, HFValidationError):
         return None
-    wanted = [folder / name for name in names or ["model.safetensors"]]
-    return folder if all(path.exists() for path in (*wanted, folder / "config.json")) else None
+    return folder if is_whole(folder) else None
 
 
 def token() -> str | None:
