@@ -113,6 +113,16 @@ def test_a_part_in_the_cache_is_not_a_model(
             assert contents(folder_of(client("locate", model))) == shards
 
 
+def test_the_check_knows_what_is_here(hub: Hub, client: Client, model: str) -> None:
+    """dcr-lite check tells a model that is to be fetched, also where its config.json is here, from one that is whole
+    in the Hub's cache, beside files that are never fetched."""
+    hub.models[model].files["README.md"] = b"# A model"
+    assert client("shape_of", model).error is None
+    assert client("state_of", model, True).value == "open"
+    folder_of(client("locate", model))
+    assert client("state_of", model, True).value == "here"
+
+
 @pytest.mark.parametrize(
     ("lacking", "said"),
     [("model", "weights in safetensors"), ("tokenizer", "tokenizer"), ("config", "config.json")],

@@ -31,6 +31,7 @@ CALLED = {
     "benchmark": "hub_client",
     "full_data": "dcr_lite.data.paper_data",
     "shape_of": "dcr_lite.model.shapes",
+    "state_of": "dcr_lite.check.reach",
     "push": "hub_client",
     "main": "hub_client",
 }
