@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dcr_lite import __version__
-from dcr_lite.errors import MORE_MEMORY, UserError, of_the_disk, out_of_memory
+from dcr_lite.errors import UserError, sentence
 from dcr_lite.interrupts import sigterm_as_ctrl_c
 from dcr_lite.names import BENCHMARK_NAMES, ModelName
 from dcr_lite.run.launch import launch
@@ -283,19 +283,10 @@ def main() -> None:
                 description="Chat models that refuse toxic prompts and answer seemingly toxic ones.",
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+    except Exception as error:
+        if (said := sentence(error, "run the same command again")) is None:
             raise
-        print(f"error: memory runs out. {MORE_MEMORY}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except OSError as error:
-        sentence = of_the_disk(error, "run the same command again")
-        if sentence is None:
-            raise
-        print(f"error: {sentence}", file=sys.stderr)
+        print(f"error: {said}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         if command in ("evaluate", "compare"):

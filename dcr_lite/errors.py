@@ -56,10 +56,14 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def of_the_disk(error: OSError, again: str) -> str | None:
-    """What a user reads of an error with a file or a disk, and does before ``again``; None for an error of another
-    kind."""
-    if error.errno not in CURES:
+def sentence(error: BaseException, again: str) -> str | None:
+    """What a user reads of an error that can be met, and does before ``again``: the kit's own, memory that runs out,
+    what the system says of a file or a disk. None for an error that nobody has foreseen."""
+    if isinstance(error, UserError):
+        return str(error)
+    if out_of_memory(error):
+        return f"memory runs out. {MORE_MEMORY} Then {again}."
+    if not isinstance(error, OSError) or error.errno not in CURES:
         return None
     place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     return f"{place}{os.strerror(error.errno)}. {CURES[error.errno]}, then {again}."

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import tyro
 
-from dcr_lite.errors import MORE_MEMORY, UserError, of_the_disk, out_of_memory
+from dcr_lite.errors import UserError, sentence
 from dcr_lite.interrupts import sigterm_as_ctrl_c
 from dcr_lite.model.unsloth import prepare
 from dcr_lite.run.cards import show_cards
@@ -47,19 +47,10 @@ def launch(
         else:
             prepare(settings.backend, settings.device)
             _start(main, settings)
-    except UserError as error:
-        _say(f"\nerror: {error}")
-        raise SystemExit(1) from None
-    except OSError as error:
-        sentence = of_the_disk(error, "go on with --resume")
-        if sentence is None:
+    except Exception as error:
+        if (said := sentence(error, "go on with --resume")) is None:
             raise
-        _say(f"\nerror: {sentence}")
-        raise SystemExit(1) from None
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        _say(f"\nerror: memory runs out. {MORE_MEMORY} Then go on with --resume.")
+        _say(f"\nerror: {said}")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         again = [*_command(recipe), *flags, *([] if settings.resume else ["--resume"])]
