@@ -345,7 +345,7 @@ def test_memory_that_runs_out_while_loading_is_a_user_error(
     monkeypatch.setattr(opening.loading, "load", load)
     done = run_here(flags(tiny_folder("llama"), save_rows(tmp_path / "rows"), tmp_path / "run"))
     assert done.code == 1
-    assert "is loaded. Close what else uses it, load the model with --quantization nf4" in done.err
+    assert "is loaded. Close other programs that use it, lower --rank, load the model with --quantization" in done.err
 
 
 # --- what a user sees -------------------------------------------------------------------------------------------------

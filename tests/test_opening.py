@@ -55,7 +55,12 @@ def test_what_cannot_be_opened_is_an_error(demo_run: Path, tiny_folder: Callable
 
 def test_an_adapter_on_the_hub_can_be_opened(demo_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Hub name whose snapshot holds an adapter opens as that adapter on the base that it names."""
-    monkeypatch.setattr(opening, "locate", lambda name: (str(demo_run / "adapter"), "Hugging Face Hub"))
+    locate = opening.locate
+
+    def on_the_hub(name: str) -> tuple[str, str]:
+        return (str(demo_run / "adapter"), "Hugging Face Hub") if name == "somebody/adapter" else locate(name)
+
+    monkeypatch.setattr(opening, "locate", on_the_hub)
     opened = open_model("somebody/adapter", "dcr", device="cpu")
     assert opened.adapter == demo_run / "adapter"
     assert opened.base == json.loads((demo_run / "settings.json").read_text())["settings"]["model"]
@@ -80,6 +85,6 @@ def test_an_adapter_brings_the_chat_format_that_its_base_lacks(
 def test_a_model_that_only_answers_needs_the_memory_of_answering(tiny: Path, rows: Path, tmp_path: Path) -> None:
     """Without a run's settings no memory is asked for training, with them for every part of the run."""
     on = opening.machine(ModelSettings(model=str(tiny), device="cpu"))
-    assert list(opening._fit(str(tiny), ModelSettings(model=str(tiny)), on).needs) == ["evaluation"]
-    whole = opening._fit(str(tiny), small_settings(tiny, rows, tmp_path / "run"), on)
+    assert list(opening.what_fits(str(tiny), ModelSettings(model=str(tiny)), on).needs) == ["evaluation"]
+    whole = opening.what_fits(str(tiny), small_settings(tiny, rows, tmp_path / "run"), on)
     assert list(whole.needs) == ["stage1", "stage2", "safety_sft", "evaluation"]

@@ -192,6 +192,13 @@ def test_no_module_imports_unsloth_by_a_statement() -> None:
             assert not any(name.split(".")[0].startswith("unsloth") for name in names)
 
 
+def test_weights_of_the_old_form_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without safetensors is refused before unsloth sees it, which would unpickle what is there."""
+    (tmp_path / "pytorch_model.bin").write_bytes(b"never read")
+    with pytest.raises(UserError, match="holds no weights in safetensors"):
+        unsloth.load(tmp_path, torch.float32, False)
+
+
 def test_compare_and_diagnose_load_with_transformers(
     tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

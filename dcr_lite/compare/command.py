@@ -25,6 +25,7 @@ from dcr_lite.run.inputs import resolved
 from dcr_lite.run.plan import ACHIEVED, matrix_rate
 from dcr_lite.run.recipes import load_recipe
 from dcr_lite.run.terminal import console, show_plan
+from dcr_lite.settings import Settings
 
 
 def compare(
@@ -44,9 +45,7 @@ def compare(
     further strengths.
     """
     _check_seeds(seeds, curve_seeds)
-    settings = resolved(load_recipe(recipe).SETTINGS)
-    if settings.backend == "unsloth":  # which takes no cache, so that its answers cannot be steered
-        settings = replace(settings, backend="transformers")
+    settings = _with_cache(resolved(load_recipe(recipe).SETTINGS))
     files = files or settings.evaluation
     data = EvaluationData.read(files, rows, multiple_choice)
     runs: dict[int | None, SeedRun] = {None: SeedRun(settings, out / "stock", 0)}
@@ -80,6 +79,11 @@ def compare(
     for run in runs.values():
         run.run.leave()
     return report
+
+
+def _with_cache(settings: Settings) -> Settings:
+    """The settings with a backend that answers can be steered on: unsloth's takes no cache."""
+    return replace(settings, backend="transformers") if settings.backend == "unsloth" else settings
 
 
 def _check_seeds(seeds: tuple[int, ...], curve_seeds: tuple[int, ...]) -> None:

@@ -130,7 +130,10 @@ def longest_row(config: Any) -> int:
 
 
 def load(folder: str | Path, precision: Any, four_bit: bool) -> tuple[Any, Any]:
-    """(network, tokenizer) of a model folder."""
+    """(network, tokenizer) of a model folder. Raises UserError for one without weights in safetensors: others would be
+    unpickled."""
+    if not any(Path(folder).glob("*.safetensors")):
+        raise UserError(f"{folder} holds no weights in safetensors. Choose a model that does.")
     network, tokenizer = _import().FastLanguageModel.from_pretrained(
         model_name=str(folder),
         max_seq_length=min(LONGEST, int(_config(folder).get("max_position_embeddings") or LONGEST)),
@@ -138,7 +141,6 @@ def load(folder: str | Path, precision: Any, four_bit: bool) -> tuple[Any, Any]:
         load_in_4bit=four_bit,
         use_gradient_checkpointing=False,
         trust_remote_code=False,
-        use_safetensors=True,
     )
     return network, tokenizer
 

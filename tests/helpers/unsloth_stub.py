@@ -45,9 +45,11 @@ def _taking(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _from_pretrained(
-    model_name: str, max_seq_length: int, dtype: torch.dtype, load_in_4bit: bool, use_gradient_checkpointing: bool
-) -> tuple[Any, Any]:
+    model_name: str, max_seq_length: int, dtype: torch.dtype, load_in_4bit: bool, trust_remote_code: bool,
+    use_gradient_checkpointing: bool,
+) -> tuple[Any, Any]:  # fmt: skip
     assert use_gradient_checkpointing is False
+    assert trust_remote_code is False
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
