@@ -4,7 +4,7 @@ PY := .venv/bin/python
 
 PYTEST := $(PY) -m pytest -n 2 --dist loadfile
 
-.PHONY: train demo test test-fast style setup format clean
+.PHONY: train demo test test-fast faults style setup format clean
 
 train: setup  ## contrastive refinement and safety SFT of SmolLM2-135M, measured (ARGS="--seed 1 --run runs/second")
 	$(PY) recipes/smollm2_135m.py $(ARGS)
@@ -17,6 +17,9 @@ test: style  ## style, types, all tests (ARGS="-k losses")
 
 test-fast: style  ## style, types, the tests that are not marked slow
 	$(PYTEST) -m "not slow" $(ARGS)
+
+faults: setup  ## kills, full disks, damaged files, little memory, generated inputs: about half an hour (ARGS="--seed 1")
+	$(PY) -m tests.faults $(ARGS)
 
 style: setup
 	$(PY) -m ruff check .

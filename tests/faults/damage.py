@@ -6,11 +6,10 @@ import re
 from functools import partial
 from pathlib import Path
 
-import faults
-import forks
-from kills import DONE, Undisturbed, differences
-from scenes import left
-from troubles import Tried
+from tests.faults import faults, forks
+from tests.faults.kills import DONE, Undisturbed, differences
+from tests.faults.scenes import left
+from tests.faults.troubles import Tried
 
 DAMAGES = ("a bit flipped", "cut off", "removed")
 # Without a digest: numbers for a curve, texts, and what an earlier command has finished for people to read.

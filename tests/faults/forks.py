@@ -96,7 +96,7 @@ def start_server() -> None:
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     try:
-        CONTEXT.set_forkserver_preload(["preloaded"])
+        CONTEXT.set_forkserver_preload(["tests.faults.preloaded"])
         multiprocessing.forkserver.ensure_running()
     finally:
         if before is None:

@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import faults
-import forks
 import torch
 from safetensors.torch import load_file
-from scenes import Scene, World, left
+
+from tests.faults import faults, forks
+from tests.faults.scenes import Scene, left
 
 KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)
 MOMENTS = ("clock", "operation", "write")
@@ -188,10 +188,9 @@ def _repeated(folder: Path) -> set[tuple[str, int]]:
     return now & before
 
 
-def campaign(world: World, kills: int, seed: int, folder: Path) -> Iterator[Killed]:
+def campaign(scenes: list[Undisturbed], kills: int, seed: int, folder: Path) -> Iterator[Killed]:
     """Trials until there were so many kills, over all scenes in turn."""
     chance = random.Random(seed)
-    scenes = [Undisturbed.of(scene, folder / f"undisturbed {name}") for name, scene in world.scenes.items()]
     started, done, number = time.monotonic(), 0, 0
     while done < kills:
         number += 1

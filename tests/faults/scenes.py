@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import forks
 import tiny_models
 import tyro
 from safetensors import safe_open
 from small_runs import RECIPE, flags, recipe_module, save_rows, write_rows
 
 from dcr_lite.settings import Settings
+from tests.faults import forks
 
 FEW = {"contrastive_steps": 16, "sft_epochs": 2, "development_pairs": 4, "answer_tokens": 4}
 # Seconds and bytes of memory, which no two runs share, and digests of what holds them. All else has to be the same.

@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,10 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import faults
-import forks
-from kills import DONE, Undisturbed, differences
-from scenes import left
+from tests.faults import faults, forks
+from tests.faults.kills import DONE, Undisturbed, differences
+from tests.faults.scenes import left
 
 SECONDS_TO_END = 5.0  # after Ctrl-C or SIGTERM
 
@@ -98,7 +98,14 @@ def removed(undisturbed: Undisturbed, folder: Path, chance: random.Random) -> Tr
     """At a random operation somebody removes the folder that is written to."""
     number = chance.randint(1, undisturbed.operations)
     away = partial(faults.at_operation, number, partial(faults.remove, str(folder / undisturbed.scene.leaves[0])))
-    return tried("folder removed", undisturbed, folder, (away,))
+
+    def over(folder: Path) -> None:
+        """Of a run that was removed while it wrote, a file may stay, which only its user may remove."""
+        run = folder / "run"
+        if undisturbed.scene.name == "train" and run.exists() and not (run / "settings.json").exists():
+            shutil.rmtree(run)
+
+    return tried("folder removed", undisturbed, folder, (away,), over)
 
 
 def clock_set_back(undisturbed: Undisturbed, folder: Path, chance: random.Random) -> Tried:
@@ -203,9 +210,13 @@ def campaign(
     """``each`` trials of every kind, over all scenes in turn."""
     chance = random.Random(seed)
     folder.mkdir()
-    more = (small_disk,) if can_mount(folder / "mount") else ()
+    more = (small_disk,) if kinds is KINDS and can_mount(folder / "mount") else ()
+    started, done, total = time.monotonic(), 0, each * len((*kinds, *more))
     for kind in (*kinds, *more):
         for number in range(each):
+            done += 1
+            minutes = (time.monotonic() - started) / done * (total - done) / 60
+            print(f"{kind.__name__}: {done}/{total}, {minutes:.0f} min left", flush=True)
             place = folder / f"{kind.__name__}{number}"
             found = kind(scenes[number % len(scenes)], place, chance)
             if found.problem is None:
