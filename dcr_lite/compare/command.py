@@ -41,8 +41,7 @@ def compare(
     and return what the JSON holds.
 
     files: prompts to measure on, by default the recipe's held-out ones; at most ``rows`` of each set and label.
-    multiple_choice: questions for general ability. curve_seeds: seeds with which every method is also measured at its
-    further strengths.
+    multiple_choice: questions for general ability. curve_seeds: those at which further strengths are measured too.
     """
     _check_seeds(seeds, curve_seeds)
     settings = _with_cache(resolved(load_recipe(recipe).SETTINGS))
