@@ -214,10 +214,11 @@ def _digest_of_json(value: dict[str, Any]) -> str:
 
 def save_tensors(tensors: "dict[str, Tensor]", path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file, whole or absent, with the digest of its tensors in the metadata."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    known = (metadata or {}) | {"sha256": _digest_of_tensors(tensors)}
-    write_whole(path, lambda partial: save_file(tensors, partial, known))
+    # As bytes: writing by itself, safetensors would leave a file of its own name behind when it is killed.
+    data = save(tensors, (metadata or {}) | {"sha256": _digest_of_tensors(tensors)})
+    write_whole(path, lambda partial: partial.write_bytes(data))
 
 
 def load_tensors(path: Path, cure: str) -> "dict[str, Tensor]":

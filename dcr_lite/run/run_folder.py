@@ -97,6 +97,9 @@ class RunFolder:
         self._before = float((self.finished("elapsed") or {}).get("seconds", 0.0))
         if distributed.is_main():
             remove_partials(self.path)
+            for checkpoint in self.checkpoint("stage").parent.glob("*.pt"):
+                if self.note(checkpoint.stem).exists():  # killed between the note and the removal
+                    checkpoint.unlink()
             self.tidy_metrics()  # a line cut off must not run into the next one
 
     def checkpoint(self, stage: str) -> Path:
