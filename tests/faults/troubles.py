@@ -101,9 +101,10 @@ def removed(undisturbed: Undisturbed, folder: Path, chance: random.Random) -> Tr
 
     def over(folder: Path) -> None:
         """Of a run that was removed while it wrote, a file may stay, which only its user may remove."""
-        run = folder / "run"
-        if undisturbed.scene.name == "train" and run.exists() and not (run / "settings.json").exists():
-            shutil.rmtree(run)
+        runs = {"train": ("run",), "compare": ("out/stock", "out/seed0")}.get(undisturbed.scene.name, ())
+        for run in map(folder.joinpath, runs):
+            if run.exists() and not (run / "settings.json").exists():
+                shutil.rmtree(run)
 
     return tried("folder removed", undisturbed, folder, (away,), over)
 
