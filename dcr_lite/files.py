@@ -159,6 +159,7 @@ class OnlyOne:
         """Raises UserError, with ``elsewhere`` as the cure, where another process holds it."""
         self.path = path
         self._lock = FileLock(path, is_singleton=True)  # a notebook may open the same folder twice
+        made = not path.parent.exists()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(blocking=False)
@@ -166,7 +167,7 @@ class OnlyOne:
             raise UserError(f"{self._holder()} works in {path.parent}. Wait for its end, or {elsewhere}.") from None
         with suppress(OSError):  # Windows locks the file against writing too
             path.write_text(str(os.getpid()), encoding="utf-8")
-        self.leave = weakref.finalize(self, _release, self._lock, path)
+        self.leave = weakref.finalize(self, _release, self._lock, path, made)
 
     def _holder(self) -> str:
         with suppress(OSError):
@@ -181,11 +182,13 @@ class OnlyOne:
         self.leave()
 
 
-def _release(lock: FileLock, path: Path) -> None:
+def _release(lock: FileLock, path: Path, made: bool) -> None:
     lock.release()
     if not lock.is_locked:
         with suppress(OSError):
             path.unlink()
+            if made:
+                path.parent.rmdir()  # which works where nothing came into it
 
 
 # --- files that notice when they are damaged --------------------------------------------------------------------------
