@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,28 @@ def test_errors_come_before_any_work(demo_run: Path, tmp_path: Path, name: str, 
     with pytest.raises(UserError, match=says):
         command.diagnose(run, 1 if name == "pairs" else 2, 4)
     assert not (run / "diagnosis").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda text: text[: len(text) // 2], r"metrics\.jsonl is missing or damaged"),
+        (lambda text: text.replace('"stage": "stage2"', '"stage": "stage2', 1), r"metrics\.jsonl, line \d+ is damaged"),
+        (lambda text: text.replace('"stage": "stage2"', '"part": "stage2"', 1), r"metrics\.jsonl, line \d+ is damaged"),
+        (lambda text: "", r"metrics\.jsonl is missing or damaged"),
+    ],
+    ids=["cut off", "not JSON", "another field", "empty"],
+)
+def test_damaged_metrics_are_named_before_any_work(
+    demo_run: Path, tmp_path: Path, damage: Callable[[str], str], says: str
+) -> None:
+    """A finished run whose metrics.jsonl is cut off or changed: a sentence, and the model is not loaded for it."""
+    run = Path(shutil.copytree(demo_run, tmp_path / "run"))
+    metrics = run / "metrics.jsonl"
+    metrics.write_text(damage(metrics.read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(UserError, match=says):
+        command.diagnose(run, 2, 2)
+    assert not list((run / "diagnosis").glob("*.json"))
 
 
 def test_the_command_shows_the_diagnosis(

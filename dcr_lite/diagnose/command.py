@@ -49,9 +49,10 @@ def diagnose(folder: Path, pairs: int, projections: int) -> dict[str, Any]:
 
 
 def _diagnose(settings: Settings, folder: Path, out: Path, pairs: int, projections: int) -> dict[str, Any]:
-    states = _states(settings, out, pairs, projections)
+    # Read first: a damaged file is known before the model is measured.
     before, after = (read_answers(folder / "answers" / f"{name}.jsonl") for name in (BASELINE, DCR))
-    kinds = kinds_in(settings.evaluation)
+    kinds, curves = kinds_in(settings.evaluation), refusal_curves(folder / "metrics.jsonl")
+    states = _states(settings, out, pairs, projections)
     suggested = suggested_layer(states["stock"]["separation"], states["stock"]["development_pairs"])
     diagnosis: dict[str, Any] = {
         "run": str(folder),
@@ -60,7 +61,7 @@ def _diagnose(settings: Settings, folder: Path, out: Path, pairs: int, projectio
         "suggested_layer": suggested,
         "separation": {name: state["separation"] for name, state in states.items()},
         "kernel": {name: state["kernel"] for name, state in states.items()},
-        "refusal_during_sft": refusal_curves(folder / "metrics.jsonl"),
+        "refusal_during_sft": curves,
         "by_kind": rates_by_kind(before, after, kinds),
         "changed_prompts": changed_prompts(before, after, kinds),
     }

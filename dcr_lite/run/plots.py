@@ -1,12 +1,11 @@
 """The plots of a run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
-from dcr_lite.files import write_whole
+from dcr_lite.files import damaged, damaged_line, load_jsonl, write_whole
 from dcr_lite.names import BASELINE, DCR, LABEL_TITLES, LABELS, MODEL_TITLES
 
 matplotlib.use("Agg")  # draw into files, wherever the run is
@@ -57,14 +56,19 @@ def draw_run(folder: Path, results: dict[str, dict[str, Any]], answers: dict[str
 
 
 def refusal_curves(metrics: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Mean refusal probability by method, label and step, from the tidy metrics.jsonl of a run."""
+    """Mean refusal probability by method, label and step, from the tidy metrics.jsonl of a run. Raises UserError where
+    it is damaged."""
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {BASELINE: {}, DCR: {}}
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        method = {"stage2": DCR, BASELINE: BASELINE}.get(row["stage"])
-        for label in LABELS:
-            if method and label in row:
-                curves[method].setdefault(label, []).append((row["step"], row[label]))
+    if not metrics.exists() or not metrics.read_bytes().endswith(b"\n"):  # a tidy one ends with a line
+        raise damaged(metrics, "Restore the run folder from a copy.")
+    for number, row in enumerate(load_jsonl(metrics), start=1):
+        try:
+            method = {"stage2": DCR, BASELINE: BASELINE}.get(row["stage"])
+            for label in LABELS:
+                if method and label in row:
+                    curves[method].setdefault(label, []).append((int(row["step"]), float(row[label])))
+        except (KeyError, TypeError, ValueError):
+            raise damaged_line(metrics, number) from None
     return curves
 
 
