@@ -8,9 +8,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1] / "helpers"))
 
@@ -41,7 +42,7 @@ class Ground:
 
 def kill_rows(ground: Ground) -> Iterator[Row]:
     """kill -9, 320 times, by command, and of the demo 24 times."""
-    found = list(kills.campaign(ground.scenes, round(320 * ground.size), ground.seed, ground.folder))
+    found = list(kills.campaign(ground.scenes, round(320 * ground.size), ground.seed, ground.folder / "trials"))
     chance = random.Random(ground.seed)
     for number in range(max(1, round(24 * ground.size))):
         found.append(_told(demos.trial(ground.world, ground.folder / f"demo{number}", chance)))
@@ -52,13 +53,19 @@ def kill_rows(ground: Ground) -> Iterator[Row]:
 
 
 def trouble_rows(ground: Ground) -> Iterator[Row]:
-    """Every other fault, 48 times each, over the commands in turn; 120 damaged files."""
+    """Every fault of disks, folders, clock, signals and memory, 48 times each, over the commands in turn."""
     each = max(1, round(48 * ground.size))
-    found = list(map(_told, troubles.campaign(ground.scenes, each, ground.seed, ground.folder / "troubles")))
-    more = troubles.campaign(
-        ground.scenes, max(1, round(120 * ground.size)), ground.seed, ground.folder / "damage", (damage.damaged,)
-    )
-    found += list(map(_told, more))
+    return _counted(troubles.campaign(ground.scenes, each, ground.seed, ground.folder / "trials"))
+
+
+def damage_rows(ground: Ground) -> Iterator[Row]:
+    """120 damaged files."""
+    each = max(1, round(120 * ground.size))
+    return _counted(troubles.campaign(ground.scenes, each, ground.seed, ground.folder / "trials", (damage.damaged,)))
+
+
+def _counted(trials: Iterable[troubles.Tried]) -> Iterator[Row]:
+    found = list(map(_told, trials))
     counted, kept = Counter(one.fault for one in found), Counter(one.fault for one in found if one.problem is None)
     for fault, n in counted.items():
         yield Row("fault", fault, n, kept[fault])
@@ -73,10 +80,11 @@ def input_rows(ground: Ground) -> Iterator[Row]:
     yield Row("input", "generated inputs", sum(r.inputs for r in rows), sum(r.inputs for r in rows if not r.failure))
 
 
-PARTS = {"kills": kill_rows, "troubles": trouble_rows, "inputs": input_rows}
+PARTS = {"kills": kill_rows, "troubles": trouble_rows, "damage": damage_rows, "inputs": input_rows}
 
 
-def _told(one):  # type: ignore[no-untyped-def]
+def _told(one: Any) -> Any:
+    """The trial, which is printed where it did not end as promised."""
     if one.problem:
         print(one, flush=True)
     return one
