@@ -76,7 +76,8 @@ def input_rows(ground: Ground) -> Iterator[Row]:
     rows = inputs.run_inputs(round(103_000 * ground.size), ground.seed)
     print(inputs.table(rows), flush=True)
     for row in rows:
-        print(row.failure, flush=True)
+        if row.failure:
+            print(row.failure, flush=True)
     yield Row("input", "generated inputs", sum(r.inputs for r in rows), sum(r.inputs for r in rows if not r.failure))
 
 
