@@ -297,7 +297,8 @@ def test_the_trial_takes_steps_of_the_runs_own_stages(
     parts, seconds = found.values["parts"], dict(found.values["whole_run_seconds"])
     shape, fitting = task.given_by("memory")
     assert found.values["layers"] == found.values["tried"]["layers"] == shape.layers
-    assert not found.notes
+    # The peak is that of the process, in which other tests have left memory; of one that only checks, see below.
+    assert not [note for note in found.notes if "more memory than estimated" not in note]
     for name, part in parts.items():
         assert 0 < part["at_once"] <= fitting.units[name]
         assert part["seconds"] > 0
@@ -446,11 +447,13 @@ def checked(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_a_check_goes_well_where_a_run_would(checked: dict[str, Any]) -> None:
-    """No problem, every part whole, in two minutes."""
+    """No problem, every part whole, in two minutes; in a process that only checks no part takes more memory than was
+    estimated."""
     assert checked["ready"]
     assert checked["problems"] == []
     assert [name for name in worker.PARTS if checked[name]["cut_short"]] == []
     assert checked["seconds"] < 120
+    assert checked["trial"]["notes"] == []
     assert checked["trial"]["whole_run_seconds"]["total"] > 0
 
 
