@@ -28,7 +28,7 @@ from dcr_lite.model import distributed
 from dcr_lite.settings import ModelSettings, Settings
 
 LOCK = "run.lock"
-DISK_BYTES = 1_000_000_000  # three adapters, their checkpoints with Adam's moments, and a margin
+DISK_BYTES = 1_000_000_000  # asked for before the model is known; opening.will_it_fit asks for what its run writes
 
 FOUR_BIT: dict[Any, str] = {True: "nf4", False: "none"}  # quantization as version 0.1 wrote four_bit, or null
 
