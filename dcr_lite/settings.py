@@ -11,6 +11,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "bfloat16", "float16", "float32"]
 Quantization = Literal["auto", "nf4", "none"]
 Backend = Literal["auto", "unsloth", "transformers"]
+Target = Literal["auto", "above_stock", "like_stock", "balanced", "none"]
 ChatFormat = Literal["own", "chatml", "llama3", "mistral", "gemma"]
 
 # The files and the sizes that ``data`` stands for, where none are given.
@@ -53,15 +54,18 @@ class Settings(ModelSettings):
 
     run: Path
     """The run folder. An existing one is never overwritten: continue it with --resume, or choose another."""
-    chat_model: str = ""
-    """The family's own chat model, for --from-chat-model; empty where ``model`` is one already."""
-    from_chat_model: bool = False
-    """Begin with ``chat_model``, which its maker has aligned already, instead of the base model, which learns to answer
-    and to refuse here, as in the paper."""
+    base_model: str = ""
+    """The family's base model, for --from-base-model; empty where there is none."""
+    base_format: ChatFormat = "chatml"
+    """The chat template that ``base_model`` learns."""
+    from_base_model: bool = False
+    """Begin with ``base_model``, which learns to answer and to refuse here, as in the paper, on --data full unless
+    --data says otherwise."""
 
     # stage 1: contrastive refinement
-    layer: int
-    """L, counted from 0: stage 1 shapes the states that this decoder layer puts out and trains the adapter up to it."""
+    layer: int | None = None
+    """L, counted from 0: stage 1 shapes the states that this decoder layer puts out and trains the adapter up to it.
+    Unset: found by evidence (docs/method.md)."""
     contrastive_loss: Literal["supervised_contrastive", "circle", "info_nce"] = "supervised_contrastive"
     """Loss of stage 1."""
     centre: Literal["batch", "stock", "none"] = "batch"
@@ -70,22 +74,31 @@ class Settings(ModelSettings):
     """Whiten states by the stock model's covariance, so that topic and form do not mask the label."""
     paper: bool = False
     """The paper's own stage 1, Circle loss on raw states, in place of the three settings above."""
-    temperature: float
-    """Of the supervised contrastive and InfoNCE losses."""
-    margin: float
-    """m of the Circle loss."""
-    scale: float
-    """gamma of the Circle loss."""
-    contrastive_steps: int
-    """Steps of stage 1. The weights kept are those that separate the development pairs best."""
-    contrastive_batch: int
+    temperature: float = 0.5
+    """Of the supervised contrastive and InfoNCE losses. At 0.2 and below the other side of a prompt's own pair
+    dominates the loss, and nothing is learnt (docs/results.md)."""
+    margin: float = 0.25
+    """m of the Circle loss: the first value that was tried, and not yet settled."""
+    scale: float = 16.0
+    """gamma of the Circle loss, likewise."""
+    contrastive_steps: int = 160
+    """Steps of stage 1, at most: twice through the shipped pairs. The weights kept are those that separate the
+    development pairs best."""
+    patience: int = 3
+    """Stage 1 ends after so many evaluations, 20 steps apart, without a better separation of the development pairs."""
+    contrastive_batch: int = 32
     """Prompts in a step of stage 1: half toxic, half seemingly toxic, both sides of each pair."""
-    contrastive_learning_rate: float
-    """Peak learning rate of stage 1."""
+    contrastive_learning_rate: float | None = None
+    """Peak learning rate of stage 1. Unset: from the model's width (docs/method.md)."""
     development_pairs: int = 80
     """Training pairs held back from stage 1 to pick its checkpoint; they share no focus word with the others."""
 
     # stage 2: safety SFT
+    stage2: Literal["auto", "yes", "no"] = "auto"
+    """Safety SFT after stage 1. auto: for a model that does not refuse toxic prompts by itself."""
+    answers: Literal["auto", "own", "given"] = "auto"
+    """Of the general instructions in safety SFT. own: written by the stock model, so that it keeps its voice. given:
+    those of the rows. auto: own for a chat model, given for a base model."""
     sft_layers: Literal["above", "all"] = "above"
     """Adapter layers that stage 2 of DCR trains: above L (what stage 1 separated stays separated), or all."""
     instructions: int | None = None
@@ -99,24 +112,36 @@ class Settings(ModelSettings):
     baseline_refusals: int | None = None
     """Toxic prompts with refusals in the mixture of safety SFT alone. Unset: 128 of the shipped rows, 1,000 of the full
     ones."""
-    augmentations: int = 64
+    augmentations: int = 110
     """Seemingly toxic prompts with helpful answers that data augmentation, a method that dcr-lite compare measures,
-    adds to the mixture of safety SFT alone."""
-    sft_epochs: int
-    """Passes over the mixture."""
-    sft_batch: int
-    """Rows in a step of safety SFT."""
-    sft_learning_rate: float
-    """Peak learning rate of safety SFT."""
+    adds to the mixture of safety SFT alone: all of the shipped ones, about as many as the refusals that they answer."""
+    sft_epochs: int = 1
+    """Passes over the mixture: many rows once taught SmolLM2 more than few rows twice."""
+    sft_batch: int = 8
+    """Rows in a step of safety SFT. With 16 there are too few steps to learn refusing from so few rows."""
+    sft_learning_rate: float | None = None
+    """Peak learning rate of safety SFT. Unset: from the model's width (docs/method.md)."""
+
+    # the dial
+    dial: Target = "auto"
+    """How much to refuse, chosen after training by development pairs; dcr-lite dial chooses again. above_stock: better
+    than the stock model in both rates by as much as can be. like_stock: answers as many seemingly toxic prompts as the
+    stock model does. balanced: answers as many seemingly toxic prompts as it refuses toxic ones. none: as trained.
+    auto: above_stock for a model that refuses by itself, else balanced."""
+
+    # what it is compared with
+    compare_with: tuple[Literal["safety_sft"], ...] = ()
+    """Train a baseline as well, and measure it: safety_sft, safety SFT of the stock model alone, on all layers. It can
+    take more than half of a run."""
 
     # the adapter
     rank: int = 16
     """Rank of the LoRA adapter, on all linear layers; its scale alpha / rank is 1."""
 
     # data
-    data: Literal["shipped", "full"] = "shipped"
+    data: Literal["shipped", "full"] | None = None
     """Training rows: those that come with the kit, or public sets of the paper's size, fetched once from the Hugging
-    Face Hub (docs/data.md). Files given below come first."""
+    Face Hub (docs/data.md). Files given below come first. Unset: shipped, with --from-base-model full."""
     pairs: Path | None = None
     """JSON Lines of {toxic, seemingly_toxic, kind?, focus?}: what stage 1 learns from."""
     instruction_rows: Path | None = None
@@ -148,8 +173,9 @@ class Settings(ModelSettings):
     @property
     def sizes(self) -> dict[str, int]:
         """Rows of safety SFT by the names of their settings: as given, else those of ``data``."""
-        given = {name: getattr(self, name) for name in SIZES[self.data]}
-        return SIZES[self.data] | {name: size for name, size in given.items() if size is not None}
+        usual = SIZES[self.data or "shipped"]
+        given = {name: getattr(self, name) for name in usual}
+        return usual | {name: size for name, size in given.items() if size is not None}
 
     def for_json(self) -> dict[str, Any]:
         """Settings as plain JSON values; whether a run was resumed is not one of its properties."""

@@ -2,12 +2,12 @@
 
     python recipes/qwen3_4b.py
 
-It begins with the base model, which learns to answer and to refuse here, as in the paper: what comes out is then the
-recipe's own doing. --from-chat-model begins with the chat model that Alibaba has aligned already.
+It begins with the chat model that Alibaba has aligned already. --from-base-model begins with the base model,
+which learns to answer and to refuse here, as in the paper.
 
 Stage 1, contrastive refinement, pushes toxic and seemingly toxic prompts apart in the middle of the model; stage 2,
-safety SFT, teaches it to refuse. Beside it the stock model gets safety SFT alone, and all three are measured on
-prompts that nothing was trained on or chosen by.
+safety SFT, teaches a model to refuse that does not do so by itself. Then a dial sets how much it refuses, and the
+stock model and DCR are measured on prompts that nothing was trained on or chosen by. --help lists every setting.
 """
 
 from pathlib import Path
@@ -16,21 +16,10 @@ from dcr_lite.run.launch import launch
 from dcr_lite.settings import Settings
 
 SETTINGS = Settings(
-    model="Qwen/Qwen3-4B-Base",
-    chat_model="Qwen/Qwen3-4B-Instruct-2507",  # answers at once; Qwen3-4B itself would first think aloud
-    chat_format="chatml",
+    model="Qwen/Qwen3-4B-Instruct-2507",  # answers at once; Qwen3-4B itself would first think aloud
+    base_model="Qwen/Qwen3-4B-Base",
+    base_format="chatml",
     run=Path("runs/qwen3_4b"),
-    layer=18,  # half of the 36 layers: on SmolLM2 the lowest depth at which the two kinds can be told apart well
-    temperature=0.5,  # as on SmolLM2: at 0.2 and below a pair's own other side dominates the loss
-    margin=0.25,  # m of Circle, for --paper: the value tried on SmolLM2
-    scale=16.0,  # gamma of Circle, likewise
-    contrastive_batch=64,  # more negatives than SmolLM2's 32; the batch goes through in parts
-    contrastive_steps=80,  # once through 2,200 pairs and a little more; kept is what separates unseen pairs best
-    contrastive_learning_rate=3e-4,  # width 2560, between SmolLM2's 1e-3 at 576 and QLoRA's 2e-4 at 4096
-    data="full",  # the paper's 20,000 instructions and 1,000 refusals; --data shipped trains on those of the kit
-    sft_epochs=1,  # on SmolLM2 many rows once taught more than few rows twice
-    sft_batch=8,  # many small steps, as there
-    sft_learning_rate=3e-4,  # as in stage 1
 )
 
 
@@ -48,18 +37,24 @@ def main(settings: Settings) -> None:
     show_plan(opening.will_it_fit(settings))
     model, source = opening.load_model(settings)
     data = without_long_rows(run, model, data, settings)
+
+    # What is not set is found: the layer L, learning rates, and whether the model refuses by itself.
+    settings = steps.find_settings(run, model, data, settings)
     show_plan(plan(model, source, data, settings))
 
     # Stage 1: the adapter's layers up to L learn to tell the two kinds of prompt apart.
     steps.refine(run, model, data, settings)
 
-    # Stage 2: its layers above L learn to refuse.
+    # Stage 2, for a model that does not refuse by itself: its layers above L learn to refuse.
     steps.teach_refusals(run, model, data, settings)
 
-    # The baseline: safety SFT of the stock model on all layers.
+    # A baseline, if asked for: safety SFT of the stock model on all layers.
     steps.teach_refusals_alone(run, model, data, settings)
 
-    # Three models answer the held-out prompts.
+    # The dial: how much to refuse, chosen by development prompts.
+    steps.set_dial(run, model, data, settings)
+
+    # The models answer the held-out prompts.
     answers = steps.evaluate(run, model, data, settings)
     report = steps.write_up(run, model, source, data, settings, answers)
     show_end(report, run.path)

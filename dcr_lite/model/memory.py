@@ -125,9 +125,10 @@ def needs(shape: Shape, settings: Settings, four_bit: bool, value_bytes: int) ->
         each = (max(0, trained) + 1) * activations(shape, settings.rank, value_bytes, row_tokens)
         return Need(name, fixed, each, min(MOST_TOKENS, max(batch * row_tokens, LEAST_TOKENS)), LEAST_TOKENS)
 
-    above = shape.layers - settings.layer - 1 if settings.sft_layers == "above" else shape.layers
+    layer = shape.layers // 2 if settings.layer is None else settings.layer
+    above = shape.layers - layer - 1 if settings.sft_layers == "above" else shape.layers
     return [
-        training("stage1", settings.layer + 1, settings.contrastive_batch, PROMPT_TOKENS, 0),
+        training("stage1", layer + 1, settings.contrastive_batch, PROMPT_TOKENS, 0),
         training("stage2", above, settings.sft_batch, ROW_TOKENS, answers),
         training("safety_sft", shape.layers, settings.sft_batch, ROW_TOKENS, answers),
         evaluation_need(shape, four_bit, value_bytes, settings.rank, settings.answer_tokens),

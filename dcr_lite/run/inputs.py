@@ -30,15 +30,17 @@ def resolved(settings: Settings) -> Settings:
     """The settings with everything that a run goes by: the model to begin with, every file, every size. What was given
     stays as it is. Full data are fetched the first time.
 
-    Raises UserError where a chat model is asked for and the recipe has none beside its model, or where the full data
+    Raises UserError where a base model is asked for and the recipe has none beside its model, or where the full data
     cannot be fetched.
     """
-    changes: dict[str, Any] = {}
-    if settings.from_chat_model:
-        if not settings.chat_model:
-            raise UserError(f"--from-chat-model: {settings.model} is a chat model already; leave the flag out")
-        changes = {"model": settings.chat_model, "chat_format": "own"}
-    if settings.data == "full" and None in (settings.pairs, settings.instruction_rows, settings.refusal_rows):
+    data = settings.data or ("full" if settings.from_base_model else "shipped")
+    changes: dict[str, Any] = {"data": data}
+    if settings.from_base_model:
+        if not settings.base_model:
+            raise UserError("--from-base-model: this recipe names no base model; give one with --base-model")
+        changes |= {"model": settings.base_model, "chat_format": settings.base_format}
+    settings = replace(settings, **changes)
+    if data == "full" and None in (settings.pairs, settings.instruction_rows, settings.refusal_rows):
         changes |= {name: getattr(settings, name) or file for name, file in vars(full_data()).items()}
     return replace(settings, **(settings.files | _sizes(settings) | changes))
 

@@ -120,7 +120,7 @@ def load_base(settings: ModelSettings) -> tuple[Model, str]:
 def load_model(settings: Settings) -> tuple[Model, str]:
     """The base model with both adapters on it, and where it came from in words."""
     model, source = load_base(settings)
-    if not 0 <= settings.layer < depth(model.network) - 1:
+    if settings.layer is not None and not 0 <= settings.layer < depth(model.network) - 1:
         raise UserError(
             f"--layer {settings.layer}: {settings.model} has {depth(model.network)} layers, so L goes from 0 to "
             f"{depth(model.network) - 2} (stage 2 trains what is above). Half the depth is a good first choice."

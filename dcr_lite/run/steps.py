@@ -3,6 +3,7 @@ its folder."""
 
 import contextlib
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import adapters, distributed
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
+from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, DCR, STOCK
 from dcr_lite.run.inputs import Data
@@ -30,6 +32,21 @@ from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import Settings
 
 ALL_LAYERS = -1  # where safety SFT names the layer above which it trains
+
+
+def find_settings(run: RunFolder, model: Model, data: Data, settings: Settings) -> Settings:
+    """The settings with everything that was not set, found by evidence."""
+    width = model.network.config.hidden_size
+    found = {
+        "layer": depth(model.network) // 2,
+        "contrastive_learning_rate": 1e-3 * (576 / width) ** 0.82,
+        "sft_learning_rate": 2e-3 * (576 / width) ** 1.17,
+    }
+    return replace(settings, **{name: value for name, value in found.items() if getattr(settings, name) is None})
+
+
+def set_dial(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
+    """Choose how much DCR refuses, by development prompts, and put that into its adapter."""
 
 
 def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
