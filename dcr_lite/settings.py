@@ -14,6 +14,8 @@ Backend = Literal["auto", "unsloth", "transformers"]
 Target = Literal["auto", "above_stock", "like_stock", "balanced", "none"]
 ChatFormat = Literal["own", "chatml", "llama3", "mistral", "gemma"]
 
+FOUND = -1  # where a layer stands: it is still to be found
+
 # The files and the sizes that ``data`` stands for, where none are given.
 SHIPPED_FILES = {
     "pairs": SHIPPED / "pairs.jsonl",
@@ -63,9 +65,9 @@ class Settings(ModelSettings):
     --data says otherwise."""
 
     # stage 1: contrastive refinement
-    layer: int | None = None
+    layer: int = FOUND
     """L, counted from 0: stage 1 shapes the states that this decoder layer puts out and trains the adapter up to it.
-    Unset: found by evidence (docs/method.md)."""
+    -1: found by evidence (docs/method.md)."""
     contrastive_loss: Literal["supervised_contrastive", "circle", "info_nce"] = "supervised_contrastive"
     """Loss of stage 1."""
     centre: Literal["batch", "stock", "none"] = "batch"
@@ -88,8 +90,8 @@ class Settings(ModelSettings):
     """Stage 1 ends after so many evaluations, 20 steps apart, without a better separation of the development pairs."""
     contrastive_batch: int = 32
     """Prompts in a step of stage 1: half toxic, half seemingly toxic, both sides of each pair."""
-    contrastive_learning_rate: float | None = None
-    """Peak learning rate of stage 1. Unset: from the model's width (docs/method.md)."""
+    contrastive_learning_rate: float = 0.0
+    """Peak learning rate of stage 1. 0: from the model's width (docs/method.md)."""
     development_pairs: int = 80
     """Training pairs held back from stage 1 to pick its checkpoint; they share no focus word with the others."""
 
@@ -119,8 +121,8 @@ class Settings(ModelSettings):
     """Passes over the mixture: many rows once taught SmolLM2 more than few rows twice."""
     sft_batch: int = 8
     """Rows in a step of safety SFT. With 16 there are too few steps to learn refusing from so few rows."""
-    sft_learning_rate: float | None = None
-    """Peak learning rate of safety SFT. Unset: from the model's width (docs/method.md)."""
+    sft_learning_rate: float = 0.0
+    """Peak learning rate of safety SFT. 0: from the model's width (docs/method.md)."""
 
     # the dial
     dial: Target = "auto"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from dcr_lite.errors import UserError
 from dcr_lite.model.shapes import Shape
-from dcr_lite.settings import Settings
+from dcr_lite.settings import FOUND, Settings
 
 NF4_BYTES = 0.516  # of a weight in 4 bits: its half byte, and the doubly quantised scale of each block of 64
 ADAM_BYTES = 4 + 4 + 4 + 4  # of a trained weight in float32: gradient, two moments, and the step's temporary copy
@@ -125,7 +125,7 @@ def needs(shape: Shape, settings: Settings, four_bit: bool, value_bytes: int) ->
         each = (max(0, trained) + 1) * activations(shape, settings.rank, value_bytes, row_tokens)
         return Need(name, fixed, each, min(MOST_TOKENS, max(batch * row_tokens, LEAST_TOKENS)), LEAST_TOKENS)
 
-    layer = shape.layers // 2 if settings.layer is None else settings.layer
+    layer = shape.layers // 2 if settings.layer == FOUND else settings.layer
     above = shape.layers - layer - 1 if settings.sft_layers == "above" else shape.layers
     return [
         training("stage1", layer + 1, settings.contrastive_batch, PROMPT_TOKENS, 0),

@@ -24,7 +24,7 @@ from dcr_lite.model.shapes import KNOWN, shape_of
 from dcr_lite.names import BASELINE, DCR, STOCK, ModelName
 from dcr_lite.run.run_folder import stored_settings
 from dcr_lite.run.terminal import console
-from dcr_lite.settings import ModelSettings, Settings
+from dcr_lite.settings import FOUND, ModelSettings, Settings
 
 ADAPTER = "opened"  # the name of the adapter on the opened model
 LARGE = 1e9  # weights: on a CPU such a model takes hours, and swapping would make them days
@@ -120,7 +120,7 @@ def load_base(settings: ModelSettings) -> tuple[Model, str]:
 def load_model(settings: Settings) -> tuple[Model, str]:
     """The base model with both adapters on it, and where it came from in words."""
     model, source = load_base(settings)
-    if settings.layer is not None and not 0 <= settings.layer < depth(model.network) - 1:
+    if settings.layer != FOUND and not 0 <= settings.layer < depth(model.network) - 1:
         raise UserError(
             f"--layer {settings.layer}: {settings.model} has {depth(model.network)} layers, so L goes from 0 to "
             f"{depth(model.network) - 2} (stage 2 trains what is above). Half the depth is a good first choice."

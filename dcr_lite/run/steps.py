@@ -29,7 +29,7 @@ from dcr_lite.run.report import run_report, write_report
 from dcr_lite.run.run_folder import RunFolder
 from dcr_lite.run.stored_states import draw_states, fit_discernments, load_states, stage2_rows, store_states
 from dcr_lite.run.terminal import progress_bar
-from dcr_lite.settings import Settings
+from dcr_lite.settings import FOUND, Settings
 
 ALL_LAYERS = -1  # where safety SFT names the layer above which it trains
 
@@ -42,7 +42,9 @@ def find_settings(run: RunFolder, model: Model, data: Data, settings: Settings) 
         "contrastive_learning_rate": 1e-3 * (576 / width) ** 0.82,
         "sft_learning_rate": 2e-3 * (576 / width) ** 1.17,
     }
-    return replace(settings, **{name: value for name, value in found.items() if getattr(settings, name) is None})
+    return replace(
+        settings, **{name: value for name, value in found.items() if getattr(settings, name) in (FOUND, 0.0)}
+    )
 
 
 def set_dial(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
