@@ -1,0 +1,112 @@
+"""The commands of dcr-lite that work on a finished run. Heavy modules are imported inside them."""
+
+from json import dumps
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from dcr_lite.settings import Device
+
+
+def demo(run: Path | None = None, port: int | None = None, share: bool = False, device: Device = "auto") -> None:
+    """Show a run in the browser: verdict, similarity and words of a prompt, and the answers of its three models.
+
+    Args:
+        run: A run folder; by default the newest finished one under runs/, else the stock model alone.
+        port: Port of the local server; by default the first free one from 7860.
+        share: Also open a public link. Whoever has it can use this machine through the demo.
+        device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
+    """
+    from dcr_lite.demo.page import main as serve
+
+    serve(run, port, share, device)
+
+
+def score(
+    prompt: Annotated[str, tyro.conf.Positional],
+    run: Path | None = None,
+    json: bool = False,
+    device: Device = "auto",
+) -> None:
+    """Score one prompt with every model of a run: verdict, refusal probability, similarity to toxic and to seemingly
+    toxic prompts, the words that weigh most, and the answer.
+
+    Args:
+        prompt: The prompt, in quotes.
+        run: A run folder; by default the newest finished one under runs/, else the stock model alone.
+        json: Print one JSON object instead of a table: {run, note, scores}.
+        device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    from dcr_lite.demo.scoring import open_run
+    from dcr_lite.demo.terminal_score import show_score
+
+    transformers_logging.disable_progress_bar()
+    opened = open_run(run, device)
+    scores = [opened.score(name, prompt) for name in opened.names]
+    if json:
+        found = {"run": opened.title, "note": opened.note, "scores": [score.for_json() for score in scores]}
+        print(dumps(found, ensure_ascii=False, indent=2))
+    else:
+        show_score(opened.title, opened.note, scores)
+
+
+def diagnose(
+    run: Annotated[Path, tyro.conf.Positional],
+    pairs: int = 8,
+    projections: int = 8,
+) -> None:
+    """Diagnose a finished run: how strongly toxic and other prompts are coupled before and after each stage, at which
+    layer they can be told apart, how refusal was learnt, which prompts changed most. Writes tables, plots and JSON to
+    RUN/diagnosis.
+
+    Args:
+        run: A finished run folder.
+        pairs: Development pairs, and as many plain prompts, for which the neural tangent kernel is measured.
+        projections: Random projections on each side of the kernel; with as many as the model is wide it is exact.
+    """
+    from dcr_lite.diagnose.command import diagnose as look_into
+    from dcr_lite.run.terminal import show_page
+
+    look_into(run, pairs, projections)
+    show_page(run / "diagnosis" / "diagnosis.md")
+
+
+def export(
+    run: Annotated[Path, tyro.conf.Positional],
+    to: Literal["merged", "gguf", "hub"],
+    out: Path | None = None,
+    base: str | None = None,
+    file_type: Literal["bf16", "q8_0"] | None = None,
+    repo: str | None = None,
+    form: Literal["adapter", "merged", "gguf"] | None = None,
+    public: bool = False,
+) -> None:
+    """Export the adapter of a finished run: as merged weights, as a GGUF file, or to the Hugging Face Hub.
+
+    Args:
+        run: The run folder.
+        to: merged: a folder that transformers loads without peft. gguf: one file for llama.cpp. hub: push to the Hub.
+        out: Folder or file to write (hub: the export to push); by default inside the run folder.
+        base: Folder or Hub name of the base model in 16 bits, where that of the run is stored in 4 bits.
+        file_type: Of a GGUF file: bf16 (the default) keeps every bit, q8_0 halves the size.
+        repo: Of the Hub: owner/name.
+        form: What to push to the Hub: the adapter (the default), or an earlier export.
+        public: Make the Hub repository public; otherwise it is private.
+    """
+    from dcr_lite.export.flags import check_flags
+
+    check_flags(to, base=base, file_type=file_type, repo=repo, form=form, public=public)
+    from dcr_lite.export.command import export_gguf, export_merged, open_finished
+
+    finished = open_finished(run)
+    if to == "merged":
+        print(f"written: {export_merged(finished, out, base)}")
+    elif to == "gguf":
+        print(f"written: {export_gguf(finished, out, base, file_type or 'bf16')}")
+    else:
+        from dcr_lite.export.hub import push
+
+        print(f"pushed: {push(finished, str(repo), form or 'adapter', out, public)}")
