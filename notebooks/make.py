@@ -147,7 +147,7 @@ def introduction(recipe: ModuleType, notebook: Notebook) -> str:
     badge = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     title, _, rest = inspect.cleandoc(recipe.__doc__ or "").partition("\n")
     paragraphs = [part for part in rest.strip().split("\n\n") if not part.strip().startswith(("python ", "dcr-lite "))]
-    words = "\n\n".join(paragraphs).replace("--from-chat-model", "`replace(recipe.SETTINGS, from_chat_model=True)`")
+    words = "\n\n".join(paragraphs).replace("--from-base-model", "`replace(recipe.SETTINGS, from_base_model=True)`")
     return (
         f"{badge}(https://colab.research.google.com/github/{path})\n\n"
         f"# {title.rstrip('.')}\n\n{words}\n\nFor {notebook.card}."

@@ -133,7 +133,7 @@ def test_evaluation_of_one_kind_runs_without_auroc(
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layer", [-2, -1, 3, 4, 30])
+@pytest.mark.parametrize("layer", [-2, 3, 4, 30])
 def test_a_layer_out_of_range_is_refused_with_the_range(layer: int, tiny: Path, rows: Path, tmp_path: Path) -> None:
     """L needs a layer at or below it for stage 1 and one above it for stage 2."""
     seen = run_here(flags(tiny, rows, tmp_path / "run", layer=layer))

@@ -218,7 +218,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[_Hub]]
 def hub_finding(settings: Settings, model: str) -> Finding:
     """What the part on the Hub finds, in a process of its own, with the Hub's real client."""
     part = {"hub": worker.PARTS["hub"]}
-    return worker.look(replace(settings, model=model, chat_model="open/model"), parts=part)["hub"]
+    return worker.look(replace(settings, model=model, base_model="open/model"), parts=part)["hub"]
 
 
 def test_a_gated_model_is_named(settings: Settings, hub: type[_Hub], monkeypatch: pytest.MonkeyPatch) -> None:

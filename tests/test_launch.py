@@ -21,8 +21,8 @@ from dcr_lite.run.recipes import find_recipe, load_recipe, recipe_titles
         (["--paper", "--whiten"], "--paper replaces --whiten"),
         (["--paper", "--no-whiten"], "--paper replaces --no-whiten"),
         (["--paper", "--whiten", "--centre=none"], "--paper replaces --centre, --whiten"),
-        (["--from-chat-model", "--model", "mine"], "--from-chat-model replaces --model"),
-        (["--from_chat_model", "--chat_format=llama3"], "--from-chat-model replaces --chat-format"),
+        (["--from-base-model", "--model", "mine"], "--from-base-model replaces --model"),
+        (["--from_base_model", "--chat_format=llama3"], "--from-base-model replaces --chat-format"),
     ],
 )
 def test_a_flag_that_another_setting_replaces_is_an_error(flags: list[str], said: str) -> None:
@@ -32,12 +32,12 @@ def test_a_flag_that_another_setting_replaces_is_an_error(flags: list[str], said
     assert done.err == f"\nerror: {said}: give one or the other\n"
 
 
-@pytest.mark.parametrize("flags", [["--no-paper", "--centre", "none"], ["--no-from-chat-model", "--model", "mine"]])
+@pytest.mark.parametrize("flags", [["--no-paper", "--centre", "none"], ["--no-from-base-model", "--model", "mine"]])
 def test_a_flag_that_nothing_replaces_is_accepted(flags: list[str]) -> None:
-    """--no-paper and --no-from-chat-model replace nothing."""
+    """--no-paper and --no-from-base-model replace nothing."""
     settings = recipe_module().SETTINGS
     assert not settings.paper
-    assert not settings.from_chat_model
+    assert not settings.from_base_model
     launch.require_effect(settings, flags)
 
 

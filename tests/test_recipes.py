@@ -26,7 +26,7 @@ from dcr_lite.model.memory import fit, needs, weights
 from dcr_lite.model.shapes import KNOWN
 from dcr_lite.run.cards import CARDS, DESKTOP
 from dcr_lite.run.inputs import resolved
-from dcr_lite.settings import Settings
+from dcr_lite.settings import ChatFormat, Settings
 
 RECIPES = {path.stem: path for path in sorted(RECIPE.parent.glob("*.py"))}
 ARCHITECTURES = {
@@ -39,11 +39,9 @@ ARCHITECTURES = {
     "qwen3_4b": "qwen3",
     "smollm2_135m": "llama",
 }
-# What a reader who trains another model has to choose.
-CHOSEN = (
-    "layer", "margin", "scale", "temperature",
-    "contrastive_batch", "contrastive_learning_rate", "sft_batch", "sft_learning_rate",
-)  # fmt: skip
+
+
+FAMILIES = sorted(RECIPES.keys() - {"smollm2_135m"})  # with a base model beside the chat model
 
 
 def settings_of(name: str) -> Settings:
@@ -76,53 +74,51 @@ def test_recipes_differ_in_their_configuration_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_says_how_it_is_run_and_why_its_numbers_are_so(name: str) -> None:
-    """The docstring holds the command; the layer, margin, scale, temperature, batch sizes and learning rates stand
-    there, each with its own reason behind it; other numbers have theirs on their line or above their group; the run
-    folder is the recipe's own."""
+def test_a_recipe_states_no_more_than_its_model(name: str) -> None:
+    """The docstring holds the command, the run folder is the recipe's own, and every number is the default: what
+    differs between models is found."""
+    settings = settings_of(name)
     text = RECIPES[name].read_text(encoding="utf-8")
     assert f"    python recipes/{name}.py" in (ast.get_docstring(ast.parse(text), clean=False) or "")
-    assert settings_of(name).run == Path("runs") / name
-    lines = text.split("SETTINGS = Settings(\n")[1].split("\n)\n")[0].splitlines()
-    behind = {line.split("=")[0].strip(): line.partition("#")[2].split() for line in lines if "=" in line}
-    assert all(len(behind[name]) >= 4 for name in CHOSEN), behind
-    reasoned = [i for i, line in enumerate(lines) if "#" in line]
-    for i, line in enumerate(lines):
-        if line.split("=")[1:2] and line.split("=")[1][:1].isdigit():
-            assert any(j in reasoned for j in range(i, max(i - 4, -1), -1)), line
+    assert settings.run == Path("runs") / name
+    stated = {"base_model": settings.base_model, "base_format": settings.base_format}
+    assert settings == Settings(
+        model=settings.model, run=settings.run, compare_with=settings.compare_with, **stated if name in FAMILIES else {}
+    )
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES.keys() - {"smollm2_135m"}))
-def test_a_family_begins_with_its_base_model(name: str) -> None:
-    """By default the base model in its family's format; with --from-chat-model the chat model in its own."""
-    settings = replace(settings_of(name), data="shipped")
-    base, chat = resolved(settings), resolved(replace(settings, from_chat_model=True))
-    assert (base.model, base.chat_format) == (settings.model, settings.chat_format)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_begins_with_its_chat_model(name: str) -> None:
+    """By default the chat model in its own format, on the shipped rows; with --from-base-model the base model in its
+    family's, on the full ones."""
+    settings = settings_of(name)
+    chat = resolved(settings)
+    assert (chat.model, chat.chat_format, chat.data) == (settings.model, "own", "shipped")
+    base = resolved(replace(settings, from_base_model=True, data="shipped"))
+    assert (base.model, base.chat_format) == (settings.base_model, settings.base_format)
     assert base.chat_format in FORMATS
-    assert (chat.model, chat.chat_format) == (settings.chat_model, "own")
-    assert resolved(chat) == chat
+    assert resolved(base) == base
     for model, is_chat_model in ((base.model, False), (chat.model, True)):
         assert any(word in model.lower() for word in ("instruct", "-it")) == is_chat_model
 
 
-def test_a_chat_model_is_not_asked_for_twice() -> None:
-    """SmolLM2's recipe has a chat model already: the flag is an error that says so."""
-    done = run_here(["--from-chat-model"])
+def test_a_recipe_without_a_base_model_says_so() -> None:
+    """SmolLM2's recipe has none: the flag is an error that names the cure."""
+    done = run_here(["--from-base-model"])
     assert done.code == 1
-    assert "is a chat model already; leave the flag out" in done.err
+    assert "this recipe names no base model; give one with --base-model" in done.err
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_document_of_the_families_is_true(name: str) -> None:
-    """The tables of docs/families.md have of each recipe its models, format, depth, layer, width and learning rates,
-    and the memory and tokens that are estimated for it on three cards."""
+    """The tables of docs/families.md have of each recipe its models, format, depth and width, and the memory and tokens
+    that are estimated for it on three cards."""
     settings = settings_of(name)
     shape = KNOWN[settings.model]
-    true = {settings.model, str(shape.layers), str(settings.layer), str(shape.width)}
+    true = {settings.model, str(shape.layers), str(shape.width)}
     true |= {f"{weights(shape, True, 2) / 1e9:.1f}"}
-    true |= {settings.chat_model, settings.chat_format} - {"", "own"}
-    for rate in (settings.contrastive_learning_rate, settings.sft_learning_rate):
-        true.add(f"{rate:.0e}".replace("e-0", "e-"))
+    if name in FAMILIES:
+        true |= {settings.base_model, settings.base_format}
     for card in ("T4", "RTX 3060", "RTX 3090"):
         free = next(size for title, size in CARDS.items() if title.startswith(card)) - DESKTOP
         found = fit(needs(shape, settings, True, 2), free, settings.model)
@@ -137,8 +133,13 @@ def test_the_document_of_the_families_is_true(name: str) -> None:
 # --- whole runs -------------------------------------------------------------------------------------------------------
 
 
-# One recipe for each architecture and chat format: the flags of the tests set all that two of a kind differ in.
-KINDS = {(ARCHITECTURES[name], settings_of(name).chat_format): name for name in RECIPES}
+def format_of(name: str) -> ChatFormat:
+    """That of the recipe's base model, which brings none; of SmolLM2 its own."""
+    return settings_of(name).base_format if name in FAMILIES else "own"
+
+
+# One recipe for each architecture and chat format: the flags of the tests set all else.
+KINDS = {(ARCHITECTURES[name], format_of(name)): name for name in RECIPES}
 
 
 @pytest.mark.parametrize("name", sorted(KINDS.values()))
@@ -148,15 +149,14 @@ def test_a_recipe_runs_whole_in_four_bits(
     """Both stages, the baseline, the evaluation and the report, in NF4: stage 1 separates unseen pairs better than the
     stock model, stage 2 lowers its loss, and the adapter can be loaded again."""
     monkeypatch.setattr(safety_sft, "OBSERVATIONS", 1)  # of the answers, which take longer than the steps
-    settings = settings_of(name)
-    folder = tiny_folder(ARCHITECTURES[name], settings.chat_format)
-    run = tmp_path / "run"
-    done = run_here(flags(folder, rows, run, quantization="nf4", sft_learning_rate=1e-2), RECIPES[name])
+    folder, run = tiny_folder(ARCHITECTURES[name], format_of(name)), tmp_path / "run"
+    given = flags(folder, rows, run, chat_format=format_of(name), quantization="nf4", sft_learning_rate=1e-2)
+    done = run_here(given, RECIPES[name])
     assert done.code == 0, done.err
     assert "4-bit NF4 on cpu" in done.out
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert list(report["methods"]) == ["base", "safety_sft", "dcr"]
-    assert report["settings"]["chat_format"] == settings.chat_format
+    assert report["settings"]["chat_format"] == format_of(name)
 
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     unseen = [row["development_auroc"] for row in metrics if "development_auroc" in row]

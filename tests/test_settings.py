@@ -30,8 +30,8 @@ def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> paper_data.Files:
 
 
 def settings_of_llama(**changes: Any) -> Settings:
-    """Those of a recipe that trains on the full data by default."""
-    return replace(recipe_module(RECIPES / "llama3_8b.py").SETTINGS, **changes)
+    """Those of a recipe that begins with its base model, which trains on the full data."""
+    return replace(recipe_module(RECIPES / "llama3_8b.py").SETTINGS, **{"from_base_model": True} | changes)
 
 
 @given(size=st.sampled_from([7, 128, 560, 1_000, 20_000]), data=st.sampled_from(["shipped", "full"]))

@@ -47,7 +47,7 @@ def check(words: tuple[str, ...]) -> bool:
         description=DESCRIPTION,
     )
     require_effect(asked, flags)
-    settings = _chosen(Settings(**{k: v for k, v in _values(asked).items() if k != "json"}))
+    settings = _begun_with(Settings(**{k: v for k, v in _values(asked).items() if k != "json"}))
     with Progress() as progress:
         findings = worker.look(settings, progress.begin)
     report = report_of(recipe, settings, findings)
@@ -64,12 +64,11 @@ def _values(settings: Settings) -> dict[str, Any]:
     return {field.name: getattr(settings, field.name) for field in fields(settings)}
 
 
-def _chosen(settings: Settings) -> Settings:
-    """With the model to begin with; nothing is fetched for it."""
-    if not settings.from_chat_model:
-        return settings
-    chosen = resolved(replace(settings, data="shipped"))
-    return replace(settings, model=chosen.model, chat_format=chosen.chat_format, from_chat_model=False)
+def _begun_with(settings: Settings) -> Settings:
+    """The settings with the model to begin with and the data of that; nothing is fetched for it."""
+    begun = resolved(replace(settings, data="shipped"))
+    data = settings.data or ("full" if settings.from_base_model else "shipped")
+    return replace(settings, model=begun.model, chat_format=begun.chat_format, data=data)
 
 
 def report_of(recipe: str, settings: Settings, findings: Findings) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def look(task: Task) -> Finding:
     """Whether the Hub answers and what it says of each model; gives later parts the states by name."""
     settings = task.settings
     answers, has_token = hub.answers(), token() is not None
-    models = dict.fromkeys(filter(None, (settings.model, settings.chat_model)))
+    models = dict.fromkeys(filter(None, (settings.model, settings.base_model)))
     asked = {model: state_of(model, answers) for model in models}
     states = {model: state for model, (state, _) in asked.items()}
     silence = hub.silence(hub.hub())
