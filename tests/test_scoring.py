@@ -139,6 +139,15 @@ def test_an_unknown_model_is_named(opened: OpenRun) -> None:
         opened.score("gpt", "Hello")
 
 
+def without_baseline(run: Path) -> Path:
+    """The run as if it had been compared with the stock model alone."""
+    shutil.rmtree(run / "safety_sft")
+    state = json.loads((run / "settings.json").read_text())
+    state["settings"]["compare_with"] = []
+    (run / "settings.json").write_text(json.dumps(state))
+    return run
+
+
 # --- opening ----------------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +202,17 @@ def test_a_run_of_an_earlier_version_opens_without_similarity(
     score = found.score("dcr", PROMPT)
     assert score.similarity is None
     assert score.words
+
+
+def test_a_run_without_a_baseline_has_two_models(opened: OpenRun, demo_run: Path, tmp_path: Path) -> None:
+    """Where safety SFT alone was not trained, DCR and the stock model answer as ever."""
+    found = open_run(without_baseline(Path(shutil.copytree(demo_run, tmp_path / "run"))))
+    assert found.names == ("dcr", "base")
+    assert not found.note
+    for name in found.names:
+        assert found.score(name, PROMPT, words=False) == opened.score(name, PROMPT, words=False)
+    with pytest.raises(UserError, match="choose one of dcr, base"):
+        found.score("safety_sft", PROMPT)
 
 
 def test_the_newest_finished_run_is_taken(tmp_path: Path) -> None:

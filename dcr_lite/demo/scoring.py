@@ -121,7 +121,7 @@ def pieces_of(prompt: str, most: int) -> list[tuple[int, int]]:
 class OpenRun:
     """One network with the adapters of a run, ready to score.
 
-    names: of its models, DCR first: "dcr", "safety_sft", "base"; without a run "base" alone.
+    names: of its models, DCR first: "dcr", "safety_sft" where the run trained it, "base"; without a run "base" alone.
     discernments: what similarities and the map are computed with; None where the run has no such file.
     title: model and run folder, without paths. note: what is missing, and how to get it; often empty.
     """
@@ -243,7 +243,8 @@ def open_run(folder: Path | None = None, device: Device = "auto") -> OpenRun:
         model, _ = load_base(ModelSettings(model=SMOLLM2, device=device))
         return OpenRun(model, (STOCK,), None, SMOLLM2, NO_RUN)
     settings = model_settings_of(folder)
-    parts = {name: adapter_of(folder, name) for name in (DCR, BASELINE)}
+    trained = (DCR, BASELINE) if (folder / BASELINE).exists() else (DCR,)
+    parts = {name: adapter_of(folder, name) for name in trained}
     discernments = Discernments.load(parts[DCR])
     model, _ = load_base(replace(settings, device=device))
     for name, part in parts.items():

@@ -10,7 +10,7 @@ FOOTER = (
 TITLE = "{model}, run {run}"
 NO_RUN = (
     "No finished run was found, so this is the stock model alone. `dcr-lite train smollm2_135m` trains one in six to "
-    "ten minutes on two cores. Start again after it to see all three models, the similarity scores and the map."
+    "ten minutes on two cores. Start again after it to see what it learnt, the similarity scores and the map."
 )
 EARLIER_VERSION = "This run is of an earlier version: no similarity scores, no map. A new run has them."
 
