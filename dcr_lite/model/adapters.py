@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -26,6 +27,7 @@ PLAIN = {
 }  # fmt: skip
 LARGEST_ALPHA = 1e6  # far above any that is in use
 WEIGHTS = "adapter_model.safetensors"  # peft's name of the file
+PREFIX = "base_model.model."  # peft's, of the names of modules
 
 
 def add_adapter(model: Model, name: str, rank: int, seed: int) -> None:
@@ -147,10 +149,54 @@ def adapter_weights(model: Model, name: str) -> dict[str, Tensor]:
 
 
 def set_adapter_weights(model: Model, name: str, weights: dict[str, Tensor]) -> None:
-    """Load weights that ``adapter_weights`` returned."""
+    """Load weights that ``adapter_weights`` returned, whether or not a map has one more rank in them or here (see
+    ``set_rank_one``)."""
+    usual = model.network.peft_config[name].r
+    for module, layer in model.network.get_base_model().named_modules():
+        if isinstance(layer, LoraLayer) and name in layer.r:
+            rank = len(weights.get(f"{PREFIX}{module}.lora_A.weight", ()))
+            if rank in (usual, usual + 1):  # any other does not fit, which is for peft to say
+                _set_rank(model, name, module, rank)
     result = set_peft_model_state_dict(model.network, weights, adapter_name=name)
     if result.unexpected_keys:
         raise UserError(f"adapter weights do not fit this model: {result.unexpected_keys[:3]}")
+
+
+def set_rank_one(model: Model, name: str, module: str, a: Tensor, b: Tensor) -> None:
+    """Let an adapter add ``b`` (outputs,) times ``a . x`` to what one linear map puts out for its input x: as one more
+    rank of that map, which peft reads from the adapter's configuration. One that was set before is replaced.
+
+    module: the map's name in the base model, such as "model.layers.15.mlp.down_proj". a: (inputs,).
+    """
+    layer = _set_rank(model, name, module, model.network.peft_config[name].r + 1)
+    layer.lora_A[name].weight.data[-1] = a
+    layer.lora_B[name].weight.data[:, -1] = b / layer.scaling[name]
+
+
+def remove_rank_one(model: Model, name: str, module: str) -> None:
+    """Undo ``set_rank_one``: the weights are bit for bit what they were before it."""
+    _set_rank(model, name, module, model.network.peft_config[name].r)
+
+
+def _set_rank(model: Model, name: str, module: str, rank: int) -> Any:
+    """Give an adapter ``rank`` ranks at one linear map, the first of them as they are and new ones zero, at the same
+    scale; returns the map's LoRA layer."""
+    layer, config = model.network.get_base_model().get_submodule(module), model.network.peft_config[name]
+    if layer.r[name] == rank:
+        return layer
+    for factor, dimension in ((layer.lora_A[name], 0), (layer.lora_B[name], 1)):
+        old = factor.weight.detach()
+        kept = old.narrow(dimension, 0, min(rank, old.shape[dimension]))
+        shape = list(old.shape)
+        shape[dimension] = rank - kept.shape[dimension]
+        grown = torch.cat([kept, old.new_zeros(shape)], dimension).contiguous()
+        factor.weight = nn.Parameter(grown, requires_grad=factor.weight.requires_grad)
+    layer.r[name], layer.lora_alpha[name] = rank, layer.scaling[name] * rank
+    for pattern, value in ((config.rank_pattern, rank), (config.alpha_pattern, layer.lora_alpha[name])):
+        pattern.pop(module, None)
+        if rank != config.r:
+            pattern[module] = value
+    return layer
 
 
 def save_adapter(
