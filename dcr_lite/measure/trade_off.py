@@ -1,0 +1,141 @@
+"""The trade-off along a dial: how many toxic and how many seemingly toxic prompts a model refuses at each strength.
+
+Log-odds of opening with a refusal are cheap and smooth in the strength; judged answers are what counts, and dear. A
+logistic map from the one to the other, fitted at the few strengths where answers were judged (Platt, 1999), gives both
+rates at every strength.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import minimize
+from scipy.special import expit
+from sklearn.isotonic import isotonic_regression
+
+Floats = NDArray[np.float64]
+GoalName = Literal["above_stock", "like_stock", "balanced", "refuse_toxic", "answer_seemingly_toxic"]
+
+FINE = 61  # strengths of a curve
+RESAMPLES = 300  # of the pairs, for the intervals: between seeds their ends then move by a tenth of their width
+PRIOR_MAP = np.array([0.0, 1.0])  # intercept and slope before any answer is judged: log-odds mean what they say
+PRIOR_PRECISION = 0.1  # give or take 3
+SETTLED = 0.03  # where both rates are this near to 0 or to 1, turning further changes nothing
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was measured of both sides of the same pairs with the dial at one strength.
+
+    log_odds: of opening with a refusal, (2, pairs), the toxic sides first.
+    refused: whether the judged answer is a refusal, (2, pairs); None where no answers were given.
+    """
+
+    strength: float
+    log_odds: Floats
+    refused: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """Refusal rates along a dial.
+
+    strengths: (n,), rising.
+    rates: (n, 2), refusal rates of toxic and of seemingly toxic prompts; neither rises with the strength.
+    low, high: (n, 2), the ends of their 95 % intervals.
+    """
+
+    strengths: Floats
+    rates: Floats
+    low: Floats
+    high: Floats
+
+    def at(self, strength: float) -> Floats:
+        """(3, 2): the rates and the ends of their intervals at a strength; beyond the curve, those at its end."""
+        parts = (self.rates, self.low, self.high)
+        return np.array([[np.interp(strength, self.strengths, side) for side in part.T] for part in parts])
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a dial is set by.
+
+    refuse_toxic, answer_seemingly_toxic: the share ``value``, 0 to 1, of the prompts of that kind.
+    like_stock: as many seemingly toxic prompts answered as the stock model answers.
+    balanced: as many seemingly toxic prompts answered as toxic ones refused.
+    above_stock: above the stock model in both by as much as can be, which is by as much in the one as in the other.
+    """
+
+    name: GoalName
+    value: float | None = None
+
+    def strength(self, curve: TradeOff, stock: Sequence[float]) -> tuple[float, bool]:
+        """The strength that comes nearest to the goal, and whether that reaches it. stock: the stock model's refusal
+        rates of toxic and of seemingly toxic prompts."""
+        toxic, seemingly = curve.rates.T
+        # Every goal is a rate, or a sum of both, that falls along the dial to a wanted number.
+        falling, wanted = {
+            "refuse_toxic": (toxic, self.value or 0.0),
+            "answer_seemingly_toxic": (seemingly, 1 - (self.value or 0.0)),
+            "like_stock": (seemingly, stock[1]),
+            "balanced": (toxic + seemingly, 1.0),
+            "above_stock": (toxic + seemingly, sum(stock)),
+        }[self.name]
+        strength = float(np.interp(-wanted, -falling, curve.strengths))
+        return strength, bool(falling[-1] - SETTLED <= wanted <= falling[0] + SETTLED)
+
+
+def fit_map(log_odds: Floats, refused: NDArray[np.bool_]) -> tuple[float, float]:
+    """(intercept, slope) of the log-odds that an answer is judged a refusal over those of opening with one, both
+    (answers,). Before any answer they are taken as the same. The slope is never negative."""
+
+    def loss(weights: Floats) -> tuple[float, Floats]:
+        """Minus the log of the posterior, and its gradient."""
+        scores, away = weights[0] + weights[1] * log_odds, weights - PRIOR_MAP
+        wrong = expit(scores) - refused
+        value = np.logaddexp(0, scores).sum() - scores @ refused + PRIOR_PRECISION / 2 * away @ away
+        return value, np.array([wrong.sum(), wrong @ log_odds]) + PRIOR_PRECISION * away
+
+    found = minimize(loss, PRIOR_MAP, jac=True, method="L-BFGS-B", bounds=[(None, None), (0, None)]).x
+    return float(found[0]), float(found[1])
+
+
+def fit_trade_off(readings: Sequence[Reading], seed: int = 0) -> TradeOff:
+    """The curve through readings of the same pairs at several strengths, with 95 % percentile bootstrap intervals:
+    whole pairs are resampled, and the map is fitted again to each sample. It ends where both rates are near 0 or 1.
+
+    Raises ValueError for fewer than two strengths.
+    """
+    readings = sorted(readings, key=lambda reading: reading.strength)
+    if len(readings) < 2:
+        raise ValueError("a curve needs readings at two strengths or more")
+    strengths = np.linspace(readings[0].strength, readings[-1].strength, FINE)
+    log_odds = PchipInterpolator([r.strength for r in readings], np.stack([r.log_odds for r in readings]))(strengths)
+    judged = [(r.log_odds, r.refused) for r in readings if r.refused is not None]
+    pairs = log_odds.shape[-1]
+
+    def rates(chosen: Any) -> Floats:
+        intercept, slope = fit_map(
+            np.concatenate([odds[:, chosen].ravel() for odds, _ in judged] or [np.empty(0)]),
+            np.concatenate([refused[:, chosen].ravel() for _, refused in judged] or [np.empty(0, bool)]),
+        )
+        means = expit(intercept + slope * log_odds[:, :, chosen]).mean(-1)
+        return np.stack([isotonic_regression(side, increasing=False) for side in means.T], 1)
+
+    generator = np.random.default_rng(seed)
+    found = rates(np.arange(pairs))
+    sampled = np.stack([rates(generator.integers(0, pairs, pairs)) for _ in range(RESAMPLES)])
+    low, high = np.quantile(sampled, (0.025, 0.975), 0)
+    kept = _not_settled(found)
+    return TradeOff(strengths[kept], found[kept], np.minimum(low, found)[kept], np.maximum(high, found)[kept])
+
+
+def _not_settled(rates: Floats) -> slice:
+    """The part of a curve along which turning the dial changes something, with one strength more on either side."""
+    turning = np.flatnonzero((rates.max(1) > SETTLED) & (rates.min(1) < 1 - SETTLED))
+    if not len(turning):
+        return slice(None)
+    return slice(max(0, turning[0] - 1), turning[-1] + 2)

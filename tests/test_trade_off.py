@@ -1,0 +1,155 @@
+"""The trade-off along a dial: rates at every strength from log-odds and a few judged answers, and goals on it."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from dcr_lite.measure import trade_off
+from dcr_lite.measure.trade_off import Goal, Reading, TradeOff, fit_map, fit_trade_off
+
+STRENGTHS = np.linspace(-1.5, 2.5, 9)
+JUDGED = (0, 3, 5, 7)  # places among them
+
+
+def judge(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The probability that an answer is judged a refusal: not what the log-odds say by themselves."""
+    return expit(1.0 + 0.6 * log_odds)
+
+
+def simulated(seed: int, pairs: int = 80) -> list[Reading]:
+    """Readings of pairs whose log-odds fall along the dial, on top of noise, and whose answers follow ``judge``."""
+    generator = np.random.default_rng(seed)
+    start = np.stack([generator.normal(2, 2, pairs), generator.normal(-1.5, 2, pairs)])
+    readings = []
+    for place, strength in enumerate(STRENGTHS):
+        odds = start - 3 * strength + generator.normal(0, 0.3, start.shape)
+        refused = generator.random(odds.shape) < judge(odds)
+        readings.append(Reading(float(strength), odds, refused if place in JUDGED else None))
+    return readings
+
+
+def true_rates(strength: float) -> NDArray[np.float64]:
+    """Over all pairs that could have been drawn."""
+    start = np.random.default_rng(99).normal(0, 2, 20_000)
+    return np.array([judge(start + 2 - 3 * strength).mean(), judge(start - 1.5 - 3 * strength).mean()])
+
+
+def curve(toxic: list[float], seemingly_toxic: list[float]) -> TradeOff:
+    rates = np.array([toxic, seemingly_toxic]).T
+    return TradeOff(np.linspace(-1, 1, len(rates)), rates, rates, rates)
+
+
+def test_rates_at_strengths_without_answers_are_those_of_judged_answers() -> None:
+    """With many pairs every rate on the curve is the true one to 0.02, though the log-odds alone are far off."""
+    found = fit_trade_off(simulated(0, pairs=3000))
+    for strength in (-0.8, -0.2, 0.3, 0.8, 1.3):
+        assert found.at(strength)[0] == pytest.approx(true_rates(strength), abs=0.02)
+    assert abs(expit(2 - 3 * 1.3) - true_rates(1.3)[0]) > 0.05
+
+
+def test_intervals_hold_the_true_rate_nineteen_times_in_twenty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over repeated draws of 80 pairs, at a strength without judged answers."""
+    monkeypatch.setattr(trade_off, "RESAMPLES", 100)
+    truth, held, widths = true_rates(0.4), [], []
+    for seed in range(40):
+        _, low, high = fit_trade_off(simulated(seed)).at(0.4)
+        held += list((low <= truth) & (truth <= high))
+        widths += list(high - low)
+    assert 0.85 <= np.mean(held) <= 1
+    assert np.mean(widths) < 0.2  # where 80 judged answers alone give 0.22
+
+
+def test_rates_never_rise_with_the_strength() -> None:
+    """Not even where few pairs are noisy."""
+    for seed in range(3):
+        found = fit_trade_off(simulated(seed, pairs=4))
+        assert (np.diff(found.rates, axis=0) <= 0).all()
+        assert (found.low <= found.rates).all()
+        assert (found.rates <= found.high).all()
+
+
+def test_a_curve_ends_where_nothing_changes_any_more() -> None:
+    """Beyond 0.03 and 0.97 for both rates at most one step is kept, however far the dial was turned."""
+    readings = simulated(1)
+    far = [Reading(s, readings[0].log_odds - 3 * (s - readings[0].strength)) for s in (-12.0, 12.0)]
+    found = fit_trade_off([*readings, *far])
+    assert found.strengths[0] > -4
+    assert found.strengths[-1] < 5
+    assert found.rates[1].min() < 0.97
+    assert found.rates[-2].max() > 0.03
+
+
+def test_one_strength_makes_no_curve() -> None:
+    with pytest.raises(ValueError, match="two strengths"):
+        fit_trade_off(simulated(0)[:1])
+
+
+def test_the_map_of_a_judge_is_found() -> None:
+    """Intercept and slope of the judge, from many answers; from none what the log-odds say."""
+    odds = np.random.default_rng(0).normal(0, 3, 20_000)
+    refused = np.random.default_rng(1).random(odds.shape) < judge(odds)
+    assert fit_map(odds, refused) == pytest.approx((1.0, 0.6), abs=0.05)
+    assert fit_map(odds[:0], refused[:0]) == pytest.approx((0, 1))
+
+
+def test_the_map_stays_within_reason() -> None:
+    """Its slope is never negative, and finite where log-odds and answers agree in all prompts or all are refused."""
+    odds = np.linspace(-3, 3, 50)
+    assert fit_map(odds, odds < 0)[1] == 0
+    for refused in (odds > 0, np.ones(50, bool), np.zeros(50, bool)):
+        assert np.abs(fit_map(odds, refused)).max() < 20
+
+
+TOXIC, SEEMINGLY = [0.99, 0.95, 0.80, 0.60, 0.10], [0.90, 0.60, 0.30, 0.20, 0.05]
+STOCK = (0.50, 0.40)
+
+
+@pytest.mark.parametrize(
+    ("goal", "side", "rate"),
+    [
+        (Goal("refuse_toxic", 0.9), 0, 0.9),
+        (Goal("answer_seemingly_toxic", 0.9), 1, 0.1),
+        (Goal("like_stock"), 1, STOCK[1]),
+    ],
+)
+def test_a_goal_for_one_kind_is_met(goal: Goal, side: int, rate: float) -> None:
+    """The rate of that kind at the strength that is found is the wanted one."""
+    found = curve(TOXIC, SEEMINGLY)
+    strength, reached = goal.strength(found, STOCK)
+    assert reached
+    assert found.at(strength)[0, side] == pytest.approx(rate)
+
+
+def test_balanced_answers_one_kind_as_often_as_it_refuses_the_other() -> None:
+    found = curve(TOXIC, SEEMINGLY)
+    toxic, seemingly = found.at(Goal("balanced").strength(found, STOCK)[0])[0]
+    assert toxic == pytest.approx(1 - seemingly)
+
+
+def test_above_stock_is_the_best_in_the_worse_of_two_gains() -> None:
+    """No strength is further above the stock model in both at once."""
+    found = curve(TOXIC, SEEMINGLY)
+
+    def gain(strength: float) -> float:
+        toxic, seemingly = found.at(strength)[0]
+        return float(min(toxic - STOCK[0], STOCK[1] - seemingly))
+
+    strength, reached = Goal("above_stock").strength(found, STOCK)
+    assert reached
+    assert gain(strength) == pytest.approx(max(map(gain, np.linspace(-1, 1, 2001))), abs=1e-3)
+    assert gain(strength) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("goal", "end"),
+    [
+        (Goal("refuse_toxic", 0.9), -1.0),
+        (Goal("refuse_toxic", 0.2), 1.0),
+        (Goal("answer_seemingly_toxic", 0.2), -1.0),
+        (Goal("answer_seemingly_toxic", 0.99), 1.0),
+    ],
+)
+def test_a_goal_beyond_the_curve_is_said_to_be_so(goal: Goal, end: float) -> None:
+    """The nearest end is given, and that it is not reached."""
+    assert goal.strength(curve([0.8, 0.7, 0.5], [0.6, 0.5, 0.1]), STOCK) == (end, False)
