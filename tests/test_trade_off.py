@@ -74,15 +74,28 @@ def test_a_curve_ends_where_nothing_changes_any_more() -> None:
     readings = simulated(1)
     far = [Reading(s, readings[0].log_odds - 3 * (s - readings[0].strength)) for s in (-12.0, 12.0)]
     found = fit_trade_off([*readings, *far])
-    assert found.strengths[0] > -4
-    assert found.strengths[-1] < 5
+    assert found.strengths[0] > -6
+    assert found.strengths[-1] < 6
     assert found.rates[1].min() < 0.97
     assert found.rates[-2].max() > 0.03
 
 
-def test_one_strength_makes_no_curve() -> None:
-    with pytest.raises(ValueError, match="two strengths"):
-        fit_trade_off(simulated(0)[:1])
+def test_where_answers_were_judged_the_rates_are_theirs() -> None:
+    """Whatever the log-odds say: here nothing at all."""
+    refused = np.random.default_rng(0).random((3, 2, 40)) < np.array([0.9, 0.5, 0.2])[:, None, None]
+    readings = [Reading(float(i), np.zeros((2, 40)), one) for i, one in enumerate(refused)]
+    found = fit_trade_off(readings)
+    for reading in readings:
+        assert reading.refused is not None
+        assert found.at(reading.strength)[0] == pytest.approx(reading.refused.mean(1))
+
+
+def test_a_curve_needs_two_strengths_and_an_answer() -> None:
+    """Anything less is an error."""
+    readings = simulated(0)
+    for too_few in (readings[:1], readings[1:3]):
+        with pytest.raises(ValueError, match="two strengths, and judged answers at one"):
+            fit_trade_off(too_few)
 
 
 def test_the_map_of_a_judge_is_found() -> None:

@@ -19,7 +19,7 @@ from sklearn.isotonic import isotonic_regression
 Floats = NDArray[np.float64]
 GoalName = Literal["above_stock", "like_stock", "balanced", "refuse_toxic", "answer_seemingly_toxic"]
 
-FINE = 61  # strengths of a curve
+FINE = 8  # steps of a curve from one reading to the next
 RESAMPLES = 300  # of the pairs, for the intervals: between seeds their ends then move by a tenth of their width
 PRIOR_MAP = np.array([0.0, 1.0])  # intercept and slope before any answer is judged: log-odds mean what they say
 PRIOR_PRECISION = 0.1  # give or take 3
@@ -104,26 +104,29 @@ def fit_map(log_odds: Floats, refused: NDArray[np.bool_]) -> tuple[float, float]
 
 
 def fit_trade_off(readings: Sequence[Reading], seed: int = 0) -> TradeOff:
-    """The curve through readings of the same pairs at several strengths, with 95 % percentile bootstrap intervals:
-    whole pairs are resampled, and the map is fitted again to each sample. It ends where both rates are near 0 or 1.
+    """The curve through readings of the same pairs at several strengths. Where answers were judged, the rates are
+    theirs; between, what the map misses is interpolated. The 95 % intervals are of a percentile bootstrap: whole
+    pairs are resampled, and the map is fitted again to each sample. The curve ends where both rates are near 0 or 1.
 
-    Raises ValueError for fewer than two strengths.
+    Raises ValueError for fewer than two strengths, or without judged answers.
     """
     readings = sorted(readings, key=lambda reading: reading.strength)
-    if len(readings) < 2:
-        raise ValueError("a curve needs readings at two strengths or more")
-    strengths = np.linspace(readings[0].strength, readings[-1].strength, FINE)
-    log_odds = PchipInterpolator([r.strength for r in readings], np.stack([r.log_odds for r in readings]))(strengths)
-    judged = [(r.log_odds, r.refused) for r in readings if r.refused is not None]
+    if len(readings) < 2 or all(r.refused is None for r in readings):
+        raise ValueError("a curve needs readings at two strengths, and judged answers at one")
+    at = np.array([r.strength for r in readings])
+    strengths = np.interp(np.arange(FINE * (len(at) - 1) + 1) / FINE, range(len(at)), at)
+    log_odds = PchipInterpolator(at, np.stack([r.log_odds for r in readings]))(strengths)
+    judged = [(r.strength, r.log_odds, r.refused) for r in readings if r.refused is not None]
+    at_judged, odds_judged, refused = (np.stack(part) for part in zip(*judged, strict=True))
     pairs = log_odds.shape[-1]
 
     def rates(chosen: Any) -> Floats:
-        intercept, slope = fit_map(
-            np.concatenate([odds[:, chosen].ravel() for odds, _ in judged] or [np.empty(0)]),
-            np.concatenate([refused[:, chosen].ravel() for _, refused in judged] or [np.empty(0, bool)]),
-        )
+        odds, answers = odds_judged[:, :, chosen], refused[:, :, chosen]
+        intercept, slope = fit_map(odds.ravel(), answers.ravel())
         means = expit(intercept + slope * log_odds[:, :, chosen]).mean(-1)
-        return np.stack([isotonic_regression(side, increasing=False) for side in means.T], 1)
+        missed = answers.mean(-1) - expit(intercept + slope * odds).mean(-1)
+        sides = [mean + np.interp(strengths, at_judged, miss) for mean, miss in zip(means.T, missed.T, strict=True)]
+        return np.stack([isotonic_regression(side.clip(0, 1), increasing=False) for side in sides], 1)
 
     generator = np.random.default_rng(seed)
     found = rates(np.arange(pairs))
