@@ -1,14 +1,23 @@
 """Names that stand in files, flags and tables: kinds of prompt, models of a run, benchmarks."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Final, Literal
 
 LABELS = ("toxic", "seemingly_toxic", "plain")
 LABEL_TITLES = {"toxic": "toxic", "seemingly_toxic": "seemingly toxic", "plain": "plain"}
 
 ModelName = Literal["dcr", "safety_sft", "base"]  # the models of a run
-DCR, BASELINE = "dcr", "safety_sft"  # the two adapters of a run
-STOCK = "base"  # the model without an adapter
+DCR: Final = "dcr"
+BASELINE: Final = "safety_sft"  # which a run trains where it is asked for
+STOCK: Final = "base"  # the model without an adapter
 MODEL_TITLES = {STOCK: "stock model", BASELINE: "safety SFT alone", DCR: "DCR"}
+
+
+def models_of(compare_with: Sequence[str]) -> tuple[ModelName, ...]:
+    """The models of a run, in the order of its tables. compare_with: the baselines that it trained as well."""
+    return (STOCK, BASELINE, DCR) if BASELINE in compare_with else (STOCK, DCR)
+
+
 # Public prompt sets of dcr-lite evaluate --benchmarks; data/benchmarks.py has their addresses.
 BENCHMARK_NAMES = (
     "xstest",

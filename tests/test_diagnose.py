@@ -36,7 +36,7 @@ def test_separation_at_l_is_what_stage_1_saw(diagnosed: tuple[Path, dict[str, An
     seen = [row["development_auroc"] for row in rows if row["stage"] == "stage1" and "development_auroc" in row]
     assert found["separation"]["stock"][LAYER] == pytest.approx(seen[0], abs=1e-6)
     assert found["separation"]["stage1"][LAYER] == pytest.approx(max(seen), abs=1e-6)
-    assert found["separation"]["dcr"][: LAYER + 1] == pytest.approx(found["separation"]["stage1"][: LAYER + 1])
+    assert found["separation"]["stage2"][: LAYER + 1] == pytest.approx(found["separation"]["stage1"][: LAYER + 1])
     assert found["separation"]["safety_sft"] != found["separation"]["stage1"]
     assert max(seen) > seen[0]  # or nothing would have been seen
     assert all(len(values) == 4 for values in found["separation"].values())
@@ -46,7 +46,7 @@ def test_the_kernel_of_every_state_is_measured(diagnosed: tuple[Path, dict[str, 
     """All similarities of the three kinds with their errors; stage 1 and stage 2 each change them, and above L they are
     a part."""
     _, found = diagnosed
-    assert list(found["kernel"]) == ["stock", "stage1", "dcr", "safety_sft"]
+    assert list(found["kernel"]) == ["stock", "stage1", "stage2", "safety_sft"]
     for kernel in found["kernel"].values():
         assert not kernel["exact"]
         assert kernel["prompts"] == {"toxic": 2, "seemingly_toxic": 2, "plain": 2}

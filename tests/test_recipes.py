@@ -150,7 +150,8 @@ def test_a_recipe_runs_whole_in_four_bits(
     stock model, stage 2 lowers its loss, and the adapter can be loaded again."""
     monkeypatch.setattr(safety_sft, "OBSERVATIONS", 1)  # of the answers, which take longer than the steps
     folder, run = tiny_folder(ARCHITECTURES[name], format_of(name)), tmp_path / "run"
-    given = flags(folder, rows, run, chat_format=format_of(name), quantization="nf4", sft_learning_rate=1e-2)
+    changes = {"chat_format": format_of(name), "quantization": "nf4", "sft_learning_rate": 1e-2}
+    given = flags(folder, rows, run, compare_with="safety_sft", **changes)
     done = run_here(given, RECIPES[name])
     assert done.code == 0, done.err
     assert "4-bit NF4 on cpu" in done.out

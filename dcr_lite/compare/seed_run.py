@@ -45,7 +45,7 @@ class SeedRun:
     """The run folder of a seed, with its data and its model, which are loaded when they are first used."""
 
     def __init__(self, settings: Settings, folder: Path, seed: int):
-        self.settings = replace(settings, seed=seed, run=folder, resume=True)
+        self.settings = replace(settings, seed=seed, run=folder, resume=True, compare_with=(BASELINE,))
         self.run = RunFolder(self.settings)
 
     @cached_property

@@ -1,7 +1,8 @@
 """``dcr-lite diagnose``: kernel similarities, layers and refusals of a finished run, as tables, plots and JSON.
 
 Development pairs and instructions are measured, and for the refusals by kind the answers that the run has kept. Every
-state of the model (stock, after stage 1, after stage 2, safety SFT alone) is kept when it is measured, so that a
+state of the model (stock, after stage 1, after stage 2, safety SFT alone, as far as the run has them, each as trained,
+without the dial) is kept when it is measured, so that a
 stopped diagnosis can be continued.
 """
 
@@ -12,7 +13,7 @@ from typing import Any
 
 from dcr_lite.diagnose.layers import layer_geometries, layer_separations, suggested_layer
 from dcr_lite.diagnose.ntk import label_similarities
-from dcr_lite.diagnose.plots import STATES, draw_by_kind, draw_layers, draw_similarities
+from dcr_lite.diagnose.plots import draw_by_kind, draw_layers, draw_similarities
 from dcr_lite.diagnose.refusals import changed_prompts, kinds_in, rates_by_kind
 from dcr_lite.diagnose.report import write_report
 from dcr_lite.errors import UserError
@@ -22,14 +23,12 @@ from dcr_lite.method.contrastive import GEOMETRY_PAIRS, REFERENCE_PAIRS, Contras
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.states import last_states
-from dcr_lite.names import BASELINE, DCR
+from dcr_lite.names import BASELINE, DCR, models_of
 from dcr_lite.run import inputs, opening
 from dcr_lite.run.plots import draw_refusal_during_sft, refusal_curves
 from dcr_lite.run.run_folder import read_settings
 from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import Settings
-
-ADAPTERS = {"stage1": "stage1", "dcr": "adapter", "safety_sft": BASELINE}  # state -> folder in the run
 
 
 def diagnose(folder: Path, pairs: int, projections: int) -> dict[str, Any]:
@@ -50,7 +49,8 @@ def diagnose(folder: Path, pairs: int, projections: int) -> dict[str, Any]:
 
 def _diagnose(settings: Settings, folder: Path, out: Path, pairs: int, projections: int) -> dict[str, Any]:
     # Read first: a damaged file is known before the model is measured.
-    before, after = (read_answers(folder / "answers" / f"{name}.jsonl") for name in (BASELINE, DCR))
+    *_, compared_with, dcr = models_of(settings.compare_with)
+    before, after = (read_answers(folder / "answers" / f"{name}.jsonl") for name in (compared_with, dcr))
     kinds, curves = kinds_in(settings.evaluation), refusal_curves(folder / "metrics.jsonl")
     states = _states(settings, out, pairs, projections)
     suggested = suggested_layer(states["stock"]["separation"], states["stock"]["development_pairs"])
@@ -62,32 +62,36 @@ def _diagnose(settings: Settings, folder: Path, out: Path, pairs: int, projectio
         "separation": {name: state["separation"] for name, state in states.items()},
         "kernel": {name: state["kernel"] for name, state in states.items()},
         "refusal_during_sft": curves,
+        "compared_with": compared_with,
         "by_kind": rates_by_kind(before, after, kinds),
         "changed_prompts": changed_prompts(before, after, kinds),
     }
     write_json(diagnosis, out / "diagnosis.json")
     draw_layers(diagnosis["separation"], settings.layer, suggested, out / "layers.png")
     draw_similarities(diagnosis["kernel"], out / "kernel.png")
-    draw_refusal_during_sft(diagnosis["refusal_during_sft"], out / "refusal_during_sft.png")
-    draw_by_kind(diagnosis["by_kind"], out / "by_kind.png")
+    if curves:
+        draw_refusal_during_sft(curves, out / "refusal_during_sft.png")
+    draw_by_kind(diagnosis["by_kind"], compared_with, out / "by_kind.png")
     write_report(diagnosis, out / "diagnosis.md")
     return diagnosis
 
 
 def _states(settings: Settings, out: Path, pairs: int, projections: int) -> dict[str, dict[str, Any]]:
-    """{separation, development_pairs, kernel} of every state of the model. Each is kept in ``out``, and measured unless
-    it is there with the same options."""
+    """{separation, development_pairs, kernel} of every state of the model, by name. Each is kept in ``out``, and
+    measured unless it is there with the same options."""
     options = {"pairs": pairs, "projections": projections}
-    files = {name: out / f"{name}.json" for name in STATES}
+    trained = {"stage1": True, "stage2": settings.stage2 != "no", BASELINE: BASELINE in settings.compare_with}
+    states = ["stock", *(name for name, there in trained.items() if there)]
+    files = {name: out / f"{name}.json" for name in states}
     cure = "Delete it to have it measured again."
     found = {name: read_state(file, cure) for name, file in files.items() if file.exists()}
     found = {name: state for name, state in found.items() if state.get("options") == options}
-    missing = [name for name in STATES if name not in found]
+    missing = [name for name in states if name not in found]
     if missing:
         for name, state in _measure(settings, missing, pairs, projections):
             found[name] = {"options": options, **state}
             write_state(found[name], files[name])
-    return {name: found[name] for name in STATES}
+    return {name: found[name] for name in states}
 
 
 def _measure(
@@ -111,8 +115,8 @@ def _measure(
     reference = first_pairs(training, REFERENCE_PAIRS)
     with progress_bar("Diagnosis", len(states) * (1 + sum(map(len, prompts.values())))) as shown:
         for name in states:
-            if name in ADAPTERS:
-                file = settings.run / ADAPTERS[name] / adapters.WEIGHTS
+            if name != "stock":
+                file = settings.run / name / adapters.WEIGHTS
                 weights = load_tensors(file, "Restore the run folder, or choose another run.")
                 adapters.set_adapter_weights(model, DCR, weights)
                 adapters.activate(model, DCR)

@@ -5,16 +5,16 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
-from dcr_lite.names import LABEL_TITLES
+from dcr_lite.names import LABEL_TITLES, MODEL_TITLES
 from dcr_lite.run.plots import COLOURS, STYLE, save
 
 STATES = {
     "stock": "stock model",
     "stage1": "after stage 1",
-    "dcr": "after stage 2 (DCR)",
+    "stage2": "after stage 2",
     "safety_sft": "safety SFT alone",
 }
-STATE_COLOURS = {"stock": "#bbbbbb", "stage1": "#58b07e", "dcr": "#1e8449", "safety_sft": "#7f8c8d"}
+STATE_COLOURS = {"stock": "#bbbbbb", "stage1": "#58b07e", "stage2": "#1e8449", "safety_sft": "#7f8c8d"}
 SIMILARITIES = {  # rows of the table and groups of bars: (moved, by)
     "seemingly toxic by toxic": ("seemingly_toxic", "toxic"),
     "plain by toxic": ("plain", "toxic"),
@@ -68,8 +68,8 @@ def draw_similarities(kernels: dict[str, dict[str, Any]], path: Path) -> None:
         save(figure, path)
 
 
-def draw_by_kind(rows: list[dict[str, Any]], path: Path) -> None:
-    """Refusal rates by kind of prompt with safety SFT alone (hollow) and with DCR (filled): rows of
+def draw_by_kind(rows: list[dict[str, Any]], before: str, path: Path) -> None:
+    """Refusal rates by kind of prompt of the model ``before`` (hollow) and of DCR (filled): rows of
     ``refusals.rates_by_kind``, a panel for each label."""
     labels = [label for label in LABEL_TITLES if any(row["label"] == label for row in rows)]
     heights = [max(2, sum(row["label"] == label for row in rows)) for label in labels]
@@ -86,5 +86,5 @@ def draw_by_kind(rows: list[dict[str, Any]], path: Path) -> None:
             axes.set_yticks(range(len(own)), names, fontsize=8)
             axes.set_title(LABEL_TITLES[label], loc="left")
             axes.set_xlim(-0.03, 1.03)
-        panels[-1, 0].set_xlabel("refusal rate: hollow safety SFT alone, filled DCR")
+        panels[-1, 0].set_xlabel(f"refusal rate: hollow {MODEL_TITLES[before]}, filled DCR")
         save(figure, path)

@@ -1,4 +1,4 @@
-"""Refusals of a finished run by kind of prompt, and the prompts on which safety SFT alone and DCR differ."""
+"""Refusals of a finished run by kind of prompt, and the prompts on which DCR differs from what it is compared with."""
 
 from pathlib import Path
 from typing import Any

@@ -5,7 +5,7 @@ from typing import Any
 
 from dcr_lite.diagnose.plots import STATES, similarities_of
 from dcr_lite.files import write_text
-from dcr_lite.names import BASELINE, DCR, LABEL_TITLES, MODEL_TITLES
+from dcr_lite.names import DCR, LABEL_TITLES, MODEL_TITLES
 from dcr_lite.run.report import markdown_table, plain, without_folders
 
 PAGE = """# Diagnosis of {run}
@@ -34,11 +34,7 @@ best.
 
 {layers_table}
 
-## Refusal probability during safety SFT
-
-![Refusal probability during safety SFT](refusal_during_sft.png)
-
-## Refusal rates by kind of prompt
+{during_sft}## Refusal rates by kind of prompt
 
 ![Refusal rates by kind](by_kind.png)
 
@@ -48,11 +44,16 @@ Not toxic and still refused by DCR, the highest log-odds of refusal first:
 
 {still_refused}
 
-Not toxic, refused by safety SFT alone and answered by DCR, the largest decrease first:
+Not toxic, refused by {before} and answered by DCR, the largest decrease first:
 
 {newly_answered}
 
-Toxic, refused by safety SFT alone and answered by DCR: {toxic_answered}, listed in diagnosis.json.
+Toxic, refused by {before} and answered by DCR: {toxic_answered}, listed in diagnosis.json.
+"""
+DURING_SFT = """## Refusal probability during safety SFT
+
+![Refusal probability during safety SFT](refusal_during_sft.png)
+
 """
 
 
@@ -76,12 +77,12 @@ def _layers_table(separations: dict[str, list[float]]) -> str:
     return markdown_table(["layer", *(STATES[state] for state in separations)], rows)
 
 
-def _kinds_table(rows: list[dict[str, Any]]) -> str:
+def _kinds_table(rows: list[dict[str, Any]], before: str) -> str:
     cells = [
         [LABEL_TITLES[row["label"]], _spaced(row["kind"]), str(row["n"]), f"{row['before']:.2f}", f"{row['after']:.2f}"]
         for row in rows
     ]
-    return markdown_table(["label", "kind", "n", MODEL_TITLES[BASELINE], MODEL_TITLES[DCR]], cells)
+    return markdown_table(["label", "kind", "n", before, MODEL_TITLES[DCR]], cells)
 
 
 def _spaced(kind: str) -> str:
@@ -101,6 +102,7 @@ def _prompts(rows: list[dict[str, Any]]) -> str:
 def write_report(diagnosis: dict[str, Any], path: Path) -> None:
     """Write diagnosis.md."""
     kernel, prompts = diagnosis["kernel"]["stock"], diagnosis["changed_prompts"]
+    before = MODEL_TITLES[diagnosis["compared_with"]]
     page = PAGE.format(
         run=plain(Path(diagnosis["run"]).name),
         model=plain(without_folders(diagnosis["model"])),
@@ -110,7 +112,9 @@ def write_report(diagnosis: dict[str, Any], path: Path) -> None:
         layer=diagnosis["layer"],
         suggested_layer=diagnosis["suggested_layer"],
         layers_table=_layers_table(diagnosis["separation"]),
-        kinds_table=_kinds_table(diagnosis["by_kind"]),
+        during_sft=DURING_SFT if diagnosis["refusal_during_sft"] else "",
+        before=before,
+        kinds_table=_kinds_table(diagnosis["by_kind"], before),
         still_refused=_prompts(prompts["still_refused"]),
         newly_answered=_prompts(prompts["newly_answered"]),
         toxic_answered=len(prompts["toxic_answered"]),

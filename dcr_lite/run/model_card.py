@@ -40,8 +40,8 @@ PAGE = """---
 
 # {name}, aligned with DCR
 
-{what} trained in two stages with [dcr-lite](https://github.com/dcr-lite/dcr-lite): contrastive refinement up to
-layer {layer}, then safety SFT. It is meant to refuse toxic prompts and to answer those that only sound
+{what} trained with [dcr-lite](https://github.com/dcr-lite/dcr-lite): contrastive refinement up to layer
+{layer}{stage2}. It is meant to refuse toxic prompts and to answer those that only sound
 toxic; the table says how far it does. Method: Lu et al., arXiv 2603.03323.
 
 ## Before and after
@@ -57,9 +57,7 @@ minus that on seemingly toxic ones; AUROC says how well the log-odds of refusing
 
 ## Training data
 
-{data[pairs]} pairs of a toxic and a seemingly toxic prompt for stage 1 ({origin[pairs]});
-{data[instructions]} instructions ({origin[instruction_rows]}) and {data[refusals]} refusals
-({origin[refusal_rows]}) for stage 2.
+{training_data}
 
 ## Licence
 
@@ -89,15 +87,34 @@ def model_card(report: dict[str, Any], form: Form, licence: str | None = None, p
         name=plain(report["model"].rstrip("/").split("/")[-1]),
         what=WHAT[form],
         layer=plain(str(settings["layer"])),
+        stage2=", then safety SFT" if _has_stage2(settings) else "",
         results_table=results_table(report),
         seed=plain(str(report["seed"])),
         use=USE[form].format(place=place),
-        data={rows: plain(str(count)) for rows, count in report["data"].items()},
-        origin={rows: _origin(settings[rows]) for rows in SHIPPED_FILES},
+        training_data=_training_data(report),
         licence=f" ({licence})" if licence else "",
         forbidden=_licences(settings),
         rounding=rounding,
     )
+
+
+def _has_stage2(settings: dict[str, Any]) -> bool:
+    return bool(settings.get("stage2") != "no")  # a run of an earlier version says nothing of it, and always had one
+
+
+def _training_data(report: dict[str, Any]) -> str:
+    """What the adapter was trained on, and where that comes from, as a sentence."""
+    settings = report["settings"]
+    n = {rows: plain(str(count)) for rows, count in report["data"].items()}
+    origin = {rows: _origin(settings[rows]) for rows in SHIPPED_FILES}
+    text = f"{n['pairs']} pairs of a toxic and a seemingly toxic prompt for stage 1 ({origin['pairs']})"
+    if _has_stage2(settings):
+        own = ", answered by the stock model itself" if settings.get("answers") == "own" else ""
+        text += (
+            f";\n{n['instructions']} instructions ({origin['instruction_rows']}{own}) and {n['refusals']} refusals\n"
+            f"({origin['refusal_rows']}) for stage 2"
+        )
+    return f"{text}."
 
 
 def is_hub_name(model: str) -> bool:
@@ -116,7 +133,8 @@ def _front_matter(report: dict[str, Any], form: Form, licence: str | None) -> st
 
 
 def _public_sets(settings: dict[str, Any]) -> list[HubSet]:
-    return [one for rows in SHIPPED_FILES for one in sources(settings[rows])]
+    trained = SHIPPED_FILES if _has_stage2(settings) else ["pairs"]
+    return [one for rows in trained for one in sources(settings[rows])]
 
 
 def _origin(path: str) -> str:

@@ -118,15 +118,15 @@ def load_base(settings: ModelSettings) -> tuple[Model, str]:
 
 
 def load_model(settings: Settings) -> tuple[Model, str]:
-    """The base model with both adapters on it, and where it came from in words."""
+    """The base model with an adapter for each model to be trained, and where it came from in words."""
     model, source = load_base(settings)
     if settings.layer != FOUND and not 0 <= settings.layer < depth(model.network) - 1:
         raise UserError(
             f"--layer {settings.layer}: {settings.model} has {depth(model.network)} layers, so L goes from 0 to "
             f"{depth(model.network) - 2} (stage 2 trains what is above). Half the depth is a good first choice."
         )
-    adapters.add_adapter(model, DCR, settings.rank, settings.seed)
-    adapters.add_adapter(model, BASELINE, settings.rank, settings.seed)
+    for name in (DCR, *settings.compare_with):
+        adapters.add_adapter(model, name, settings.rank, settings.seed)
     for config in model.network.peft_config.values():
         config.base_model_name_or_path = settings.model  # not this machine's cache: the adapter travels
     return model, source
@@ -182,7 +182,11 @@ def model_settings_of(run: Path) -> ModelSettings:
 
 
 def adapter_of(run: Path, method: str) -> Path:
-    """The folder of a method's adapter in a run. Raises UserError where the run is not finished."""
+    """The folder of a method's adapter in a run. Raises UserError where the run has none, or is not finished."""
+    if method == BASELINE and BASELINE not in stored_settings(run, Settings, run=run).compare_with:
+        raise UserError(
+            f"{run} trained no safety SFT alone to compare with: run it anew with --compare-with {BASELINE}"
+        )
     adapter = run / ("adapter" if method == DCR else method)
     if not (adapter / "adapter_config.json").exists() or not (adapter / "adapter_model.safetensors").exists():
         raise UserError(f"{run} holds a run that is not finished ({adapter.name}/ is missing): --resume it first.")

@@ -52,13 +52,14 @@ def draw_run(folder: Path, results: dict[str, dict[str, Any]], answers: dict[str
     }
     aurocs = {method: result["discernment"]["auroc"] for method, result in results.items()}
     draw_refusal_scores(scores, aurocs, folder / "refusal_scores.png")
-    draw_refusal_during_sft(refusal_curves(folder / "metrics.jsonl"), folder / "refusal_during_sft.png")
+    if curves := refusal_curves(folder / "metrics.jsonl"):
+        draw_refusal_during_sft(curves, folder / "refusal_during_sft.png")
 
 
 def refusal_curves(metrics: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Mean refusal probability by method, label and step, from the tidy metrics.jsonl of a run. Raises UserError where
-    it is damaged."""
-    curves: dict[str, dict[str, list[tuple[int, float]]]] = {BASELINE: {}, DCR: {}}
+    """Mean refusal probability by method, label and step, from the tidy metrics.jsonl of a run; empty where no safety
+    SFT was part of it. Raises UserError where it is damaged."""
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
     if not metrics.exists() or not metrics.read_bytes().endswith(b"\n"):  # a tidy one ends with a line
         raise damaged(metrics, "Restore the run folder from a copy.")
     for number, row in enumerate(load_jsonl(metrics), start=1):
@@ -66,14 +67,14 @@ def refusal_curves(metrics: Path) -> dict[str, dict[str, list[tuple[int, float]]
             method = {"stage2": DCR, BASELINE: BASELINE}.get(row["stage"])
             for label in LABELS:
                 if method and label in row:
-                    curves[method].setdefault(label, []).append((int(row["step"]), float(row[label])))
+                    curves.setdefault(method, {}).setdefault(label, []).append((int(row["step"]), float(row[label])))
         except (KeyError, TypeError, ValueError):
             raise damaged_line(metrics, number) from None
     return curves
 
 
 def draw_refusal_rates(rates: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
-    """Refusal rates of the three models side by side with 95 % intervals: rates[method][label] = {n, refusal_rate,
+    """Refusal rates of the models side by side with 95 % intervals: rates[method][label] = {n, refusal_rate,
     ci95}."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.2, 3.8))

@@ -44,16 +44,9 @@ Held-out prompts along the direction that separates the training pairs.
 
 ![States before and after stage 1](state_map.png)
 
-## Refusal probability during safety SFT
+{during_sft}## Time and memory
 
-Development prompts.
-
-![Refusal probability during safety SFT](refusal_during_sft.png)
-
-## Time and memory
-
-Stage 1 {seconds[stage1]:.0f} s, stage 2 {seconds[stage2]:.0f} s, safety SFT alone {seconds[safety_sft]:.0f} s,
-evaluation {seconds[evaluate]:.0f} s, in all {seconds[total]:.0f} s on {hardware}; peak memory {peak_memory_gb:.1f} GB.
+{time} on {hardware}; peak memory {peak_memory_gb:.1f} GB.
 
 ## Settings
 
@@ -61,6 +54,18 @@ evaluation {seconds[evaluate]:.0f} s, in all {seconds[total]:.0f} s on {hardware
 
 Versions: {all_versions}.
 """
+
+DURING_SFT = """## Refusal probability during safety SFT
+
+Development prompts.
+
+![Refusal probability during safety SFT](refusal_during_sft.png)
+
+"""
+PARTS = {
+    "stage1": "Stage 1", "stage2": "stage 2", BASELINE: MODEL_TITLES[BASELINE], "evaluate": "evaluation",
+    "total": "in all",
+}  # fmt: skip
 
 
 def plain(text: str) -> str:
@@ -97,7 +102,7 @@ def _number(value: float | None) -> str:
 
 
 def results_table(report: dict[str, Any]) -> str:
-    """The three models as a Markdown table: refusal rates with 95 % Wilson intervals, J and AUROC."""
+    """The models as a Markdown table: refusal rates with 95 % Wilson intervals, J and AUROC."""
     rows = []
     for method, result in report["methods"].items():
         rates = [_cell(result["overall"].get(label)) for label in LABELS]
@@ -120,7 +125,7 @@ def run_report(
     drawing_seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
     """report.json: what was done with what, what it took, and ``results``, ``method_result`` by model."""
-    done = {name: run.finished(name) or {} for name in ("stage1", "stage2", BASELINE)}
+    done = {name: facts for name in ("stage1", "stage2", BASELINE) if (facts := run.finished(name))}
     seconds = {name: float(result.get("seconds", 0)) for name, result in done.items()}
     seconds["evaluate"] = sum(float((run.finished(f"evaluate_{m}") or {}).get("seconds", 0)) for m in results)
     seconds |= {"draw": drawing_seconds, "total": run.seconds()}
@@ -170,11 +175,14 @@ def _left_out(rows: dict[str, int]) -> str:
 def write_report(report: dict[str, Any], folder: Path) -> None:
     """report.md: the result, the pictures, what was done."""
     settings = [(name, plain(without_folders(value))) for name, value in report["settings"].items()]
+    seconds = report["seconds"]
     page = PAGE.format(
         **report | {"model": plain(without_folders(report["model"])), "recipe": plain(report["recipe"])},
         command=code(shlex.join(map(without_folders, started()[1]))),
         results_table=results_table(report),
         sets_table=sets_table(report),
+        during_sft=DURING_SFT if {"stage2", BASELINE} & seconds.keys() else "",
+        time=", ".join(f"{title} {seconds[part]:.0f} s" for part, title in PARTS.items() if part in seconds),
         rows_left_out=_left_out(report["data"]["left_out"]),
         settings_table=markdown_table(["setting", "value"], settings),
         peak_memory_gb=report["peak_memory_bytes"] / 1e9,

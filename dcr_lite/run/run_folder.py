@@ -30,6 +30,8 @@ from dcr_lite.settings import ModelSettings, Settings
 LOCK = "run.lock"
 DISK_BYTES = 1_000_000_000  # asked for before the model is known; opening.will_it_fit asks for what its run writes
 
+# What earlier versions did, whose settings say nothing of it.
+EARLIER = {"compare_with": ["safety_sft"], "stage2": "yes", "answers": "given", "dial": "none"}
 FOUR_BIT: dict[Any, str] = {True: "nf4", False: "none"}  # quantization as version 0.1 wrote four_bit, or null
 
 AnySettings = TypeVar("AnySettings", bound=ModelSettings)
@@ -191,7 +193,7 @@ def stored_settings(folder: Path, kind: type[AnySettings], **more: Any) -> AnySe
     """
     if not exists(folder):
         raise UserError(f"{folder}: no such run folder. `dcr-lite train smollm2_135m` makes one.")
-    values = _stored(folder)["settings"]
+    values = EARLIER | _stored(folder)["settings"]
     try:
         values.setdefault("quantization", FOUR_BIT.get(values.get("four_bit"), "auto"))
         hints = get_type_hints(kind)
@@ -199,8 +201,8 @@ def stored_settings(folder: Path, kind: type[AnySettings], **more: Any) -> AnySe
         for name in values:
             if hints[name] in (Path, Path | None):
                 values[name] = Path(values[name])
-            elif hints[name] == tuple[Path, ...]:
-                values[name] = tuple(map(Path, values[name]))
+            elif get_origin(hints[name]) is tuple:
+                values[name] = tuple(map(Path if Path in get_args(hints[name]) else str, values[name]))
         values |= more
         if not all(_is(value, hints[name]) for name, value in values.items()):
             raise _damaged(folder)
@@ -215,7 +217,7 @@ def _is(value: object, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in kinds
     if get_origin(hint) is tuple:  # tuple[Path, ...]
-        return isinstance(value, tuple) and all(isinstance(one, kinds[0]) for one in value)
+        return isinstance(value, tuple) and all(_is(one, kinds[0]) for one in value)
     if kinds:
         return any(_is(value, one) for one in kinds)
     if hint is float:

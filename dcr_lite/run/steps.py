@@ -20,7 +20,7 @@ from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
 from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model
-from dcr_lite.names import BASELINE, DCR, STOCK
+from dcr_lite.names import BASELINE, DCR, STOCK, models_of
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.machine import peak_memory_bytes
 from dcr_lite.run.model_card import model_card
@@ -66,13 +66,17 @@ def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None
 
 
 def teach_refusals(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
-    """Stage 2, safety SFT, on the DCR adapter."""
+    """Stage 2, safety SFT, on the DCR adapter; nothing where the settings leave it out."""
+    if settings.stage2 == "no":
+        return
     rows = distributed.on_main(lambda: stage2_rows(data, settings, load_states(run)))
     train_safety_sft(run, model, "stage2", DCR, "Stage 2: safety SFT", rows, stage2_above(settings), data, settings)
 
 
 def teach_refusals_alone(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
-    """Safety SFT of the stock model, on all layers: what DCR is compared with."""
+    """Safety SFT of the stock model, on all layers: a baseline to compare DCR with, where it is asked for."""
+    if BASELINE not in settings.compare_with:
+        return
     rows = data.baseline_mixture
     train_safety_sft(run, model, BASELINE, BASELINE, "Safety SFT alone", rows, ALL_LAYERS, data, settings)
 
@@ -129,8 +133,8 @@ def _restore(run: RunFolder, model: Model, name: str, adapter: str) -> None:
 
 
 def evaluate(run: RunFolder, model: Model, data: Data, settings: Settings) -> dict[str, list[Measured]]:
-    """Answers of the stock model, of safety SFT alone and of DCR to every held-out prompt, judged."""
-    methods = (STOCK, BASELINE, DCR)
+    """Answers of the stock model, of the baseline if there is one, and of DCR to every held-out prompt, judged."""
+    methods = models_of(settings.compare_with)
     paths = {method: run.path / "answers" / f"{method}.jsonl" for method in methods}
     own = distributed.share(data.held_out)
     with progress_bar("Evaluation", max(1, len(methods) * len(own))) as shown:

@@ -14,7 +14,7 @@ from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import layer_states
-from dcr_lite.names import BASELINE, DCR, LABELS, STOCK
+from dcr_lite.names import BASELINE, DCR, LABELS, STOCK, models_of
 from dcr_lite.run.discernment import MAP_PAIRS, Discernment, Discernments
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.plots import draw_state_map
@@ -48,7 +48,7 @@ def compute_states(model: Model, data: Data, settings: Settings, geometry: Geome
     kept |= {f"{DCR}.{name}": layer_states(model, some, settings.layer) for name, some in rows.items()}
     with adapters.stock(model):
         kept |= {f"{STOCK}.{name}": layer_states(model, some, settings.layer) for name, some in rows.items()}
-    if settings.discerned_refusals:
+    if settings.discerned_refusals and settings.stage2 != "no":
         adapters.activate(model, DCR)
         prompts = encode_prompts(model.tokenizer, [row.prompt for row in data.refusals], model.window)
         kept[f"{DCR}.refusals"] = layer_states(model, prompts, settings.layer)
@@ -79,9 +79,12 @@ def stage2_rows(data: Data, settings: Settings, states: States) -> list[Conversa
 
 
 def fit_discernments(model: Model, data: Data, settings: Settings, states: States) -> Discernments:
-    """How to read the layer-L states of the three models: from training and development pairs alone. The stored states
+    """How to read the layer-L states of the run's models: from training and development pairs alone. The stored states
     are DCR's own to the end unless stage 2 trained all layers."""
-    stale = [BASELINE] if settings.sft_layers == "above" else [BASELINE, DCR]
+    names = models_of(settings.compare_with)
+    stale: list[str] = [BASELINE] if BASELINE in names else []
+    if settings.sft_layers == "all" and settings.stage2 != "no":
+        stale.append(DCR)
     rows = _read_out_rows(model, data)
     for adapter in stale:
         adapters.activate(model, adapter)
@@ -89,9 +92,9 @@ def fit_discernments(model: Model, data: Data, settings: Settings, states: State
             f"{adapter}.{name}": layer_states(model, some, settings.layer).cpu() for name, some in rows.items()
         }
     geometry = geometry_of(states, settings)
-    models = {
+    models: dict[str, Discernment] = {
         name: Discernment.fit(geometry, states[f"{name}.reference"], states[f"{name}.development"])
-        for name in (DCR, BASELINE, STOCK)
+        for name in reversed(names)
     }
     shown = data.development[:MAP_PAIRS]
     return Discernments(settings.layer, [p.toxic for p in shown], [p.seemingly_toxic for p in shown], models)
