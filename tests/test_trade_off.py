@@ -5,7 +5,6 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from dcr_lite.measure import trade_off
 from dcr_lite.measure.trade_off import Goal, Reading, TradeOff, fit_map, fit_trade_off
 
 STRENGTHS = np.linspace(-1.5, 2.5, 9)
@@ -42,18 +41,17 @@ def curve(toxic: list[float], seemingly_toxic: list[float]) -> TradeOff:
 
 def test_rates_at_strengths_without_answers_are_those_of_judged_answers() -> None:
     """With many pairs every rate on the curve is the true one to 0.02, though the log-odds alone are far off."""
-    found = fit_trade_off(simulated(0, pairs=3000))
+    found = fit_trade_off(simulated(0, pairs=3000), resamples=0)
     for strength in (-0.8, -0.2, 0.3, 0.8, 1.3):
         assert found.at(strength)[0] == pytest.approx(true_rates(strength), abs=0.02)
     assert abs(expit(2 - 3 * 1.3) - true_rates(1.3)[0]) > 0.05
 
 
-def test_intervals_hold_the_true_rate_nineteen_times_in_twenty(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intervals_hold_the_true_rate_nineteen_times_in_twenty() -> None:
     """Over repeated draws of 80 pairs, at a strength without judged answers."""
-    monkeypatch.setattr(trade_off, "RESAMPLES", 100)
     truth, held, widths = true_rates(0.4), [], []
-    for seed in range(40):
-        _, low, high = fit_trade_off(simulated(seed)).at(0.4)
+    for seed in range(24):
+        _, low, high = fit_trade_off(simulated(seed), resamples=60).at(0.4)
         held += list((low <= truth) & (truth <= high))
         widths += list(high - low)
     assert 0.85 <= np.mean(held) <= 1
@@ -67,17 +65,6 @@ def test_rates_never_rise_with_the_strength() -> None:
         assert (np.diff(found.rates, axis=0) <= 0).all()
         assert (found.low <= found.rates).all()
         assert (found.rates <= found.high).all()
-
-
-def test_a_curve_ends_where_nothing_changes_any_more() -> None:
-    """Beyond 0.03 and 0.97 for both rates at most one step is kept, however far the dial was turned."""
-    readings = simulated(1)
-    far = [Reading(s, readings[0].log_odds - 3 * (s - readings[0].strength)) for s in (-12.0, 12.0)]
-    found = fit_trade_off([*readings, *far])
-    assert found.strengths[0] > -6
-    assert found.strengths[-1] < 6
-    assert found.rates[1].min() < 0.97
-    assert found.rates[-2].max() > 0.03
 
 
 def test_where_answers_were_judged_the_rates_are_theirs() -> None:

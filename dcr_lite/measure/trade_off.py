@@ -20,10 +20,10 @@ Floats = NDArray[np.float64]
 GoalName = Literal["above_stock", "like_stock", "balanced", "refuse_toxic", "answer_seemingly_toxic"]
 
 FINE = 8  # steps of a curve from one reading to the next
-RESAMPLES = 300  # of the pairs, for the intervals: between seeds their ends then move by a tenth of their width
+RESAMPLES = 200  # of the pairs, for the intervals: between seeds their ends then move by a tenth of their width
 PRIOR_MAP = np.array([0.0, 1.0])  # intercept and slope before any answer is judged: log-odds mean what they say
 PRIOR_PRECISION = 0.1  # give or take 3
-SETTLED = 0.03  # where both rates are this near to 0 or to 1, turning further changes nothing
+TOLERANCE = 0.03  # a goal that is missed by less is met: no development set tells such rates apart
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Goal:
             "above_stock": (toxic + seemingly, sum(stock)),
         }[self.name]
         strength = float(np.interp(-wanted, -falling, curve.strengths))
-        return strength, bool(falling[-1] - SETTLED <= wanted <= falling[0] + SETTLED)
+        return strength, bool(falling[-1] - TOLERANCE <= wanted <= falling[0] + TOLERANCE)
 
 
 def fit_map(log_odds: Floats, refused: NDArray[np.bool_]) -> tuple[float, float]:
@@ -103,10 +103,10 @@ def fit_map(log_odds: Floats, refused: NDArray[np.bool_]) -> tuple[float, float]
     return float(found[0]), float(found[1])
 
 
-def fit_trade_off(readings: Sequence[Reading], seed: int = 0) -> TradeOff:
+def fit_trade_off(readings: Sequence[Reading], resamples: int = RESAMPLES) -> TradeOff:
     """The curve through readings of the same pairs at several strengths. Where answers were judged, the rates are
     theirs; between, what the map misses is interpolated. The 95 % intervals are of a percentile bootstrap: whole
-    pairs are resampled, and the map is fitted again to each sample. The curve ends where both rates are near 0 or 1.
+    pairs are resampled, and the map is fitted again to each sample. resamples: 0 for the rates alone.
 
     Raises ValueError for fewer than two strengths, or without judged answers.
     """
@@ -128,17 +128,8 @@ def fit_trade_off(readings: Sequence[Reading], seed: int = 0) -> TradeOff:
         sides = [mean + np.interp(strengths, at_judged, miss) for mean, miss in zip(means.T, missed.T, strict=True)]
         return np.stack([isotonic_regression(side.clip(0, 1), increasing=False) for side in sides], 1)
 
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     found = rates(np.arange(pairs))
-    sampled = np.stack([rates(generator.integers(0, pairs, pairs)) for _ in range(RESAMPLES)])
+    sampled = np.stack([found, *(rates(generator.integers(0, pairs, pairs)) for _ in range(resamples))])
     low, high = np.quantile(sampled, (0.025, 0.975), 0)
-    kept = _not_settled(found)
-    return TradeOff(strengths[kept], found[kept], np.minimum(low, found)[kept], np.maximum(high, found)[kept])
-
-
-def _not_settled(rates: Floats) -> slice:
-    """The part of a curve along which turning the dial changes something, with one strength more on either side."""
-    turning = np.flatnonzero((rates.max(1) > SETTLED) & (rates.min(1) < 1 - SETTLED))
-    if not len(turning):
-        return slice(None)
-    return slice(max(0, turning[0] - 1), turning[-1] + 2)
+    return TradeOff(strengths, found, np.minimum(low, found), np.maximum(high, found))
