@@ -49,7 +49,7 @@ def compare(
     data = EvaluationData.read(files, rows, multiple_choice)
     runs: dict[int | None, SeedRun] = {None: SeedRun(settings, out / "stock", 0)}
     runs |= {seed: SeedRun(settings, out / f"seed{seed}", seed) for seed in seeds}
-    every = configurations(settings, seeds, curve_seeds)
+    every = configurations(METHODS, settings, seeds, curve_seeds)
     left = [one for one in every if finished_result(runs[one.seed], one, data) is None]
     if left:
         seconds_left = _estimated_seconds(runs[left[0].seed], left, len(data.prompts))
@@ -110,7 +110,7 @@ def _measure_all(
 ) -> None:
     """Measure the configurations, printing each result with the time that is left after it."""
     for i, (one, seconds) in enumerate(zip(left, seconds_left, strict=True), start=1):
-        measure_configuration(runs[one.seed], one, data)
+        measure_configuration(runs[one.seed], METHODS[one.method], one, data)
         if result := finished_result(runs[one.seed], one, data):
             time_left = f"; about {_minutes(seconds)} min left" if i < len(left) else ""
             console.print(f"{i}/{len(left)} {_line(result)}{time_left}", soft_wrap=True)

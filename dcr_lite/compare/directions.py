@@ -1,5 +1,7 @@
-"""Prompts of the three kinds and which of them are refused: the training-free methods take directions from them."""
+"""Prompts of the three kinds, which of them are refused, and models steered along directions that they give."""
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.model.packing import shared_prefix
+from dcr_lite.model.states import last_states
 
 LEAST = 8  # prompts behind a mean: with fewer it depends on the single prompts
 
@@ -24,6 +27,27 @@ class Kinds:
 def shared_ending(rows: list[list[int]]) -> int:
     """How many tokens all rows end with: what the chat template writes behind a prompt. At least 1."""
     return max(1, shared_prefix([row[::-1] for row in rows]))
+
+
+@contextmanager
+def steering(model: Model, added: Callable[[list[list[int]]], dict[int, Tensor]]) -> Iterator[None]:
+    """Within the block decoder layers add to their output what ``added`` gives; see ``Model.steering``."""
+    before, model.steering = model.steering, added
+    try:
+        yield
+    finally:
+        model.steering = before
+
+
+def steered(model: Model, vectors: dict[int, Tensor]) -> AbstractContextManager[None]:
+    """``steering`` with the same vectors (d_model,) by layer for every prompt."""
+    return steering(model, lambda rows: {i: v.to(model.device).expand(len(rows), -1) for i, v in vectors.items()})
+
+
+def shifts(model: Model, toxic: list[list[int]], seemingly_toxic: list[list[int]]) -> Tensor:
+    """The mean last state of seemingly toxic minus that of toxic prompts at every layer, of the model as it stands:
+    (layers, d_model)."""
+    return last_states(model, seemingly_toxic)[:, :, 0].mean(1) - last_states(model, toxic)[:, :, 0].mean(1)
 
 
 def refusal_log_odds(model: Model, rows: list[list[int]]) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from dcr_lite.compare.methods import METHODS
+from dcr_lite.compare.methods import Method
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import Result, numbers_of
 from dcr_lite.data.rows import Choice, Conversation, Prompt, read_choices, read_conversations, read_prompts
@@ -14,7 +14,7 @@ from dcr_lite.data.splits import sample
 from dcr_lite.errors import UserError
 from dcr_lite.measure.answers import discernment_intervals, measure, method_result, write_answers
 from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS, answer_loss, multiple_choice
-from dcr_lite.names import LABEL_TITLES, LABELS
+from dcr_lite.names import LABEL_TITLES, LABELS, STOCK
 from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import Settings
 
@@ -51,11 +51,13 @@ class Configuration(NamedTuple):
     seed: int | None
 
 
-def configurations(settings: Settings, seeds: tuple[int, ...], curve_seeds: tuple[int, ...]) -> list[Configuration]:
-    """Every configuration seed by seed, within a seed first those that the table shows."""
-    strengths = {name: method.strengths(settings) for name, method in METHODS.items()}
-    stock, *trained = METHODS
-    found = [Configuration(stock, strengths[stock][0], None)]
+def configurations(
+    methods: dict[str, Method], settings: Settings, seeds: tuple[int, ...], curve_seeds: tuple[int, ...]
+) -> list[Configuration]:
+    """Every configuration seed by seed, within a seed first those that the table shows; the stock model once."""
+    strengths = {name: method.strengths(settings) for name, method in methods.items()}
+    trained = [name for name in methods if name != STOCK]
+    found = [Configuration(STOCK, strengths[STOCK][0], None)]
     for seed in seeds:
         found += [Configuration(name, strengths[name][0], seed) for name in trained]
         if seed in curve_seeds:
@@ -70,16 +72,20 @@ def finished_result(seed_run: SeedRun, configuration: Configuration, data: Evalu
     return None if kept is None else kept | configuration._asdict()
 
 
-def measure_configuration(seed_run: SeedRun, configuration: Configuration, data: EvaluationData) -> None:
+def measure_configuration(
+    seed_run: SeedRun, method: Method, configuration: Configuration, data: EvaluationData
+) -> None:
     """Train or fit the method and measure its model; ``finished_result`` gives the result."""
-    method, part = METHODS[configuration.method], _part(configuration, data)
+    part = _part(configuration, data)
     with method.model(seed_run, configuration.strength) as cost:
         started = time.monotonic()
         model = seed_run.model
         total = len(data.prompts) + len(data.instructions) + len(data.questions)
         with progress_bar(f"{method.title}: answers", total) as shown:
             answers = measure(model, data.prompts, seed_run.settings.answer_tokens, shown.advance)
-            general = {"answer_loss": answer_loss(model, data.instructions, shown.advance)["answer_loss"]}
+            general = {}
+            if data.instructions:
+                general["answer_loss"] = answer_loss(model, data.instructions, shown.advance)["answer_loss"]
             if data.questions:
                 general["accuracy"] = multiple_choice(model, data.questions, shown.advance)["accuracy"]
     write_answers(answers, seed_run.run.path / "answers" / f"{part}.jsonl")

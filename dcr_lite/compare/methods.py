@@ -16,7 +16,6 @@ from dcr_lite.data.rows import read_conversations
 from dcr_lite.model import adapters
 from dcr_lite.names import BASELINE, DCR, STOCK
 from dcr_lite.run import steps
-from dcr_lite.run.machine import forget_peak_memory
 from dcr_lite.run.stored_states import load_states, stage2_rows
 from dcr_lite.run.terminal import console, progress_bar
 from dcr_lite.settings import Settings
@@ -73,11 +72,7 @@ def _scans(seed: SeedRun, factor: float) -> Iterator[Cost]:
 
 @contextmanager
 def _dcr(seed: SeedRun, refusals: float) -> Iterator[Cost]:
-    n = int(refusals)
-    adapters.set_adapter_weights(seed.model, DCR, seed.first_weights)
-    forget_peak_memory()
-    steps.refine(seed.run, seed.model, seed.data, seed.settings)
-    refined, above = adapters.adapter_weights(seed.model, DCR), steps.stage2_above(seed.settings)
+    n, refined, above = int(refusals), seed.refine(), steps.stage2_above(seed.settings)
     rows = stage2_rows(seed.data, replace(seed.settings, refusals=n), load_states(seed.run))
     trained = seed.train(f"stage2_{n}", f"DCR stage 2, {n}", DCR, rows, above, refined)
     yield seed.cost("stage1") + trained

@@ -17,8 +17,7 @@ Their threshold (0.75) and strength (3.5) are those of Llama-2-7b; here both are
 strength is counted in the spread of a layer's states, since models differ in the size of theirs.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,7 +25,7 @@ from sklearn.metrics import roc_curve
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from dcr_lite.compare.directions import Kinds, refusal_log_odds
+from dcr_lite.compare.directions import Kinds, refusal_log_odds, steering
 from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import last_states
@@ -62,19 +61,14 @@ class Scans:
         transitions = _transitions(model, rows)[first:]
         return cosine_similarity(transitions, self.reference[first:, None], dim=-1).mean(0)
 
-    @contextmanager
-    def steering(self, model: Model) -> Iterator[None]:
+    def steering(self, model: Model) -> AbstractContextManager[None]:
         """Within the block the model's answers are steered."""
 
         def added(rows: list[list[int]]) -> dict[int, Tensor]:
             sign = torch.where(self.cosines(model, rows) >= self.threshold, 1.0, -1.0) * self.strength
             return {i: (sign[:, None] * self.vectors[i]).to(model.device) for i in self.steered}
 
-        before, model.steering = model.steering, added
-        try:
-            yield
-        finally:
-            model.steering = before
+        return steering(model, added)
 
 
 def _transitions(model: Model, rows: list[list[int]]) -> Tensor:

@@ -24,6 +24,7 @@ from dcr_lite.run import inputs, opening, plan, steps
 from dcr_lite.run.long_rows import without_long_rows
 from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
 from dcr_lite.run.run_folder import RunFolder
+from dcr_lite.run.stored_states import load_states, stage2_rows
 from dcr_lite.settings import Settings
 
 ANCHORS = 128  # prompts of each kind that give directions, as in the paper of Surgical
@@ -93,6 +94,23 @@ class SeedRun:
             kinds(self.data.training[:ANCHORS], trained[:ANCHORS]),
             kinds(self.data.development, (unused or trained)[:ANCHORS]),
         )
+
+    def refine(self) -> dict[str, Tensor]:
+        """Stage 1 of DCR, once; the weights of its adapter, which is the active one."""
+        adapters.set_adapter_weights(self.model, DCR, self.first_weights)
+        forget_peak_memory()
+        steps.refine(self.run, self.model, self.data, self.settings)
+        adapters.activate(self.model, DCR)
+        return adapters.adapter_weights(self.model, DCR)
+
+    def train_dcr(self) -> Cost:
+        """DCR with its dial at 0, trained once: stage 1, and stage 2 where the settings have one."""
+        refined = self.refine()
+        if self.settings.stage2 == "no":
+            return self.cost("stage1")
+        rows = stage2_rows(self.data, self.settings, load_states(self.run))
+        above = steps.stage2_above(self.settings)
+        return self.cost("stage1") + self.train("stage2", "DCR stage 2", DCR, rows, above, refined)
 
     def mixture(self, refusals: int, augmentations: int = 0) -> list[Conversation]:
         """Rows for safety SFT."""
