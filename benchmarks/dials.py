@@ -136,8 +136,10 @@ def _shifted(apply: Apply, above: bool, several: int, seed: SeedRun, strength: f
 def _in_the_weights(seed: SeedRun, strength: float) -> Iterator[Cost]:
     seed.train_dcr()
     set_strength(seed.model, DCR, _dial(seed), strength)
-    yield Cost(0.0, 0)
-    set_strength(seed.model, DCR, _dial(seed), 0.0)
+    try:
+        yield Cost(0.0, 0)
+    finally:
+        set_strength(seed.model, DCR, _dial(seed), 0)
 
 
 def _dial(seed: SeedRun) -> Dial:
