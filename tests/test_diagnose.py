@@ -12,7 +12,6 @@ from small_runs import LAYER, contents, write_rows
 
 from dcr_lite import cli
 from dcr_lite.diagnose import command
-from dcr_lite.diagnose.layers import auroc_error, suggested_layer
 from dcr_lite.diagnose.refusals import changed_prompts, kinds_in, rates_by_kind
 from dcr_lite.errors import UserError
 from dcr_lite.names import LABELS
@@ -173,15 +172,6 @@ def test_kinds_come_from_the_measured_files(tmp_path: Path) -> None:
     ]
     kinds = kinds_in((write_rows(tmp_path / "file.jsonl", rows),))
     assert kinds == {"t": "law", "s": "law", "x": "homonyms", "y": "set", "z": "file"}
-
-
-def test_the_lowest_layer_that_is_good_enough_is_suggested() -> None:
-    """Within one standard error of the best, which more prompts make smaller; never the last layer."""
-    values = [0.6, 0.70, 0.75, 0.77, 0.9]
-    assert auroc_error(0.77, 80) == pytest.approx(0.0375, abs=0.001)
-    assert suggested_layer(values, 80) == 2
-    assert suggested_layer(values, 10_000) == 3
-    assert suggested_layer(values, 10) == 1
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from tiny_models import add_random_adapter, random_rows
 from transformers import GenerationConfig
 
 from dcr_lite.model.adapters import stock
-from dcr_lite.model.generation import REFUSING_OPENINGS, answer
-from dcr_lite.model.loading import Model
+from dcr_lite.model.generation import answer
+from dcr_lite.model.loading import REFUSING_OPENINGS, Model
 
 MakeModel = Callable[..., Model]
 MakeReference = Callable[..., Any]

@@ -132,7 +132,7 @@ def test_scans_threshold_and_strength_are_the_best_on_validation_prompts(
     """No other threshold tells the validation kinds apart better; no other strength of the list sets the refusal
     probabilities further apart."""
     # A random model hardly opens with a whole refusal: single letters give probabilities to tell apart.
-    monkeypatch.setattr("dcr_lite.model.generation.REFUSING_OPENINGS", tuple("ISTWabcdefg"))
+    monkeypatch.setattr("dcr_lite.model.loading.REFUSING_OPENINGS", tuple("ISTWabcdefg"))
     model, training, validation = tiny_model(), random_kinds(0), random_kinds(2)
     found = scans.fit(model, training, validation)
     toxic, sounding = (found.cosines(model, rows) for rows in (validation.toxic, validation.seemingly_toxic))

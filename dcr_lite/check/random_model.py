@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 
 from dcr_lite.model import loading
-from dcr_lite.model.generation import REFUSING_OPENINGS
-from dcr_lite.model.loading import Model
+from dcr_lite.model.loading import REFUSING_OPENINGS, Model
 from dcr_lite.model.shapes import Shape
 
 WINDOW = 1 << 20  # tokens: no row is too long to try

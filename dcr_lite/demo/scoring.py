@@ -27,7 +27,7 @@ from dcr_lite.model.loading import Model
 from dcr_lite.model.states import layer_states
 from dcr_lite.names import BASELINE, DCR, STOCK
 from dcr_lite.run.discernment import Discernments, Similarity
-from dcr_lite.run.opening import adapter_of, load_base, model_settings_of
+from dcr_lite.run.opening import adapter_of, knows_openings, load_base, model_settings_of
 from dcr_lite.settings import Device, ModelSettings
 
 ANSWER_TOKENS = 80  # of a streamed answer: a few sentences, three seconds on two cores
@@ -247,6 +247,7 @@ def open_run(folder: Path | None = None, device: Device = "auto") -> OpenRun:
     parts = {name: adapter_of(folder, name) for name in trained}
     discernments = Discernments.load(parts[DCR])
     model, _ = load_base(replace(settings, device=device))
+    knows_openings(model, folder)
     for name, part in parts.items():
         adapters.load_adapter(model, name, part)
     names = (*parts, STOCK)

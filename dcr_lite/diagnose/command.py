@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dcr_lite.diagnose.layers import layer_geometries, layer_separations, suggested_layer
 from dcr_lite.diagnose.ntk import label_similarities
 from dcr_lite.diagnose.plots import draw_by_kind, draw_layers, draw_similarities
 from dcr_lite.diagnose.refusals import changed_prompts, kinds_in, rates_by_kind
@@ -20,6 +19,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.files import OnlyOne, load_tensors, read_state, remove_partials, write_json, write_state
 from dcr_lite.measure.answers import read_answers
 from dcr_lite.method.contrastive import GEOMETRY_PAIRS, REFERENCE_PAIRS, ContrastiveConfig, encode_pairs, first_pairs
+from dcr_lite.method.layers import layer_geometries, layer_separations, layers_between, suggested_layers
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.states import last_states
@@ -53,7 +53,9 @@ def _diagnose(settings: Settings, folder: Path, out: Path, pairs: int, projectio
     before, after = (read_answers(folder / "answers" / f"{name}.jsonl") for name in (compared_with, dcr))
     kinds, curves = kinds_in(settings.evaluation), refusal_curves(folder / "metrics.jsonl")
     states = _states(settings, out, pairs, projections)
-    suggested = suggested_layer(states["stock"]["separation"], states["stock"]["development_pairs"])
+    stock = states["stock"]["separation"]
+    candidates = {layer: stock[layer] for layer in layers_between(len(stock))}
+    suggested = suggested_layers(candidates, states["stock"]["development_pairs"], 1)[0]
     diagnosis: dict[str, Any] = {
         "run": str(folder),
         "model": settings.model,

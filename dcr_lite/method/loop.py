@@ -68,12 +68,13 @@ class Loop:
     """The training of one stage.
 
     checkpoint: where it is kept every CHECKPOINT_SECONDS, and when Ctrl-C or SIGTERM ends the training. report: called
-    with every row of metrics.
+    with every row of metrics. patience: the training ends after so many evaluations without better weights; 0: never.
     """
 
     stage: Stage
     checkpoint: Path | None = None
     report: Callable[[dict[str, Any]], None] = lambda row: None
+    patience: int = 0
 
     def run(self) -> Progress:
         """Train to the end, from the checkpoint if there is one. The best weights seen, where "best" is observed,
@@ -88,6 +89,8 @@ class Loop:
             for number in range(progress.step, stage.steps):
                 if number % stage.observe_every == 0:
                     self._observe(number, progress)
+                    if self._gains_no_more(number, progress):
+                        break
                 whole = False
                 stage.model.network.train()
                 with held():
@@ -107,11 +110,17 @@ class Loop:
             if whole and progress.step:
                 self._save(optimizer, progress)
             raise
-        self._observe(stage.steps, progress)
+        if progress.step == stage.steps:
+            self._observe(stage.steps, progress)
         progress.seconds = before + time.monotonic() - started
         if progress.best_weights is not None:
             set_adapter_weights(stage.model, stage.adapter, progress.best_weights)
         return progress
+
+    def _gains_no_more(self, number: int, progress: Progress) -> bool:
+        """Whether the last ``patience`` evaluations have found nothing better."""
+        without = number - progress.best_step
+        return progress.best_weights is not None and 0 < self.patience * self.stage.observe_every <= without
 
     def _checked(self, number: int, loss: float | None, sizes: PassSize) -> float | None:
         """The loss of a step whose gradients, summed over processes and in their true size, are ready; None where the

@@ -15,12 +15,6 @@ from dcr_lite.model.loading import Model, in_halves, require_finite
 from dcr_lite.model.memory import PROMPT_TOKENS
 from dcr_lite.model.packing import passes, shared_prefix
 
-# How models begin a refusal. Their probabilities, summed over these disjoint beginnings, are the refusal probability.
-# Rarer ones are left out: each needs tokens of its own after every prompt.
-REFUSING_OPENINGS = (
-    "Sorry", "I'm sorry", "I can't", "I cannot", "I won't", "I'm not able", "I'm unable", "That's not something",
-)  # fmt: skip
-
 CHECK_EVERY = 4  # tokens between checks of whether an answer can stop
 
 
@@ -146,9 +140,9 @@ def _chains(openings: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
 
 
 def _refusal_log_odds(decoding: Decoding) -> Tensor:
-    """Log-odds (batch,) that the answer begins with one of REFUSING_OPENINGS."""
+    """Log-odds (batch,) that the answer begins with one of ``model.openings``."""
     model = decoding.model
-    encoded = model.tokenizer(list(REFUSING_OPENINGS), add_special_tokens=False)["input_ids"]
+    encoded = model.tokenizer(list(model.openings), add_special_tokens=False)["input_ids"]
     openings = sorted({tuple(ids) for ids in encoded})
     n, device = len(decoding.logits), decoding.logits.device
     states: dict[tuple[int, ...], Tensor] = {}  # from which the token after each beginning is predicted

@@ -26,6 +26,11 @@ from dcr_lite.model.unsloth import TRANSFORMERS, Choice
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+# How models begin a refusal. Their probabilities, summed over these disjoint beginnings, are the refusal probability.
+# Rarer ones are left out: each needs tokens of its own after every prompt.
+REFUSING_OPENINGS = (
+    "Sorry", "I'm sorry", "I can't", "I cannot", "I won't", "I'm not able", "I'm unable", "That's not something",
+)  # fmt: skip
 FIRST_GRADIENT_SCALE = 2.0**15  # half of float16's largest number: the first overflows halve it to what fits
 OUT_OF_MEMORY = f"memory runs out even with one row at a time. {MORE_MEMORY}"
 
@@ -63,6 +68,7 @@ class Model:
     gradient_scale: what stages multiply their losses by before the backward pass; 1 unless in float16.
     steering: None, or the function that gives for prompts, as rows of token ids, what decoder layers add to their
         output from a prompt's last token on: {layer: (rows, d_model)}. See compare/scans.py.
+    openings: how it begins a refusal; of a run those that were found (run/found_settings.py).
     """
 
     network: Any
@@ -77,6 +83,7 @@ class Model:
     prompts_at_once: int = MOST_PROMPTS
     gradient_scale: float = 1.0
     steering: Callable[[list[list[int]]], dict[int, Tensor]] | None = None
+    openings: tuple[str, ...] = field(default_factory=lambda: REFUSING_OPENINGS)
 
     def __post_init__(self) -> None:
         self.gradient_scale = self.first_gradient_scale

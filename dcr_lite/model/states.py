@@ -1,5 +1,7 @@
 """Last-token states of many prompts, without gradient, in passes that fit into memory."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -42,9 +44,12 @@ def layer_states(model: Model, rows: list[list[int]], layer: int) -> Tensor:
     return require_finite(model, torch.stack([states[i] for i in range(len(rows))]), f"states of layer {layer}")
 
 
-def last_states(model: Model, rows: list[list[int]], tokens: int = 1) -> Tensor:
+def last_states(
+    model: Model, rows: list[list[int]], tokens: int = 1, progress: Callable[[int], None] = lambda done: None
+) -> Tensor:
     """States of the last ``tokens`` tokens of each row at every decoder layer, pre-norm: (layers, rows, tokens,
-    d_model), float32 on the CPU. Rows need that many tokens of their own behind what all of them share.
+    d_model), float32 on the CPU. Rows need that many tokens of their own behind what all of them share. ``progress`` is
+    called with the number of rows in each finished pass.
 
     Raises UserError where one is not finite.
     """
@@ -63,4 +68,5 @@ def last_states(model: Model, rows: list[list[int]], tokens: int = 1) -> Tensor:
     with torch.no_grad():
         for part in model.passes(rows, TOKENS_OF_EVERY_LAYER):
             states |= zip(part, in_halves(states_of, part), strict=True)
+            progress(len(part))
     return require_finite(model, torch.stack([states[i] for i in range(len(rows))], 1), "states")

@@ -22,7 +22,7 @@ from dcr_lite.model.loading import Model
 from dcr_lite.model.memory import Fit, disk_need, evaluation_need, fit, needs
 from dcr_lite.model.shapes import KNOWN, shape_of
 from dcr_lite.names import BASELINE, DCR, STOCK, ModelName
-from dcr_lite.run.run_folder import stored_settings
+from dcr_lite.run.run_folder import read_found, stored_settings
 from dcr_lite.run.terminal import console
 from dcr_lite.settings import FOUND, ModelSettings, Settings
 
@@ -120,6 +120,7 @@ def load_base(settings: ModelSettings) -> tuple[Model, str]:
 def load_model(settings: Settings) -> tuple[Model, str]:
     """The base model with an adapter for each model to be trained, and where it came from in words."""
     model, source = load_base(settings)
+    knows_openings(model, settings.run)
     if settings.layer != FOUND and not 0 <= settings.layer < depth(model.network) - 1:
         raise UserError(
             f"--layer {settings.layer}: {settings.model} has {depth(model.network)} layers, so L goes from 0 to "
@@ -130,6 +131,12 @@ def load_model(settings: Settings) -> tuple[Model, str]:
     for config in model.network.peft_config.values():
         config.base_model_name_or_path = settings.model  # not this machine's cache: the adapter travels
     return model, source
+
+
+def knows_openings(model: Model, run: Path) -> None:
+    """Tell the model how it begins its refusals, where the run in this folder has found that."""
+    if found := read_found(run):
+        model.openings = tuple(found["openings"])
 
 
 # --- what was trained before ------------------------------------------------------------------------------------------
@@ -167,6 +174,7 @@ def open_model(name: str, method: ModelName = "dcr", **changes: Any) -> Opened:
         settings = ModelSettings(model=name if adapter is None else _base_of(adapter))
     settings = replace(settings, **{key: value for key, value in changes.items() if value != "auto"})
     model, source = load_base(settings)
+    knows_openings(model, folder)
     if adapter is None:
         return Opened(model, settings.model, source, None, None)
     if not model.tokenizer.chat_template and (adapter / "tokenizer_config.json").exists():

@@ -13,9 +13,10 @@ from dcr_lite.files import write_text
 from dcr_lite.model import distributed
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, LABEL_TITLES, LABELS, MODEL_TITLES
+from dcr_lite.run.found_report import found_section
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.machine import hardware, peak_memory_bytes, versions
-from dcr_lite.run.run_folder import RunFolder
+from dcr_lite.run.run_folder import RunFolder, read_found
 from dcr_lite.settings import Settings
 
 PAGE = """# {recipe}
@@ -48,6 +49,7 @@ Held-out prompts along the direction that separates the training pairs.
 
 {time} on {hardware}; peak memory {peak_memory_gb:.1f} GB.
 
+{how_found}
 ## Settings
 
 {rows_left_out}{settings_table}
@@ -145,6 +147,7 @@ def run_report(
         "processes": distributed.world(),
         "versions": versions(),
         "settings": settings.for_json(),
+        "found": read_found(run.path),
     }
 
 
@@ -183,6 +186,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
         sets_table=sets_table(report),
         during_sft=DURING_SFT if {"stage2", BASELINE} & seconds.keys() else "",
         time=", ".join(f"{title} {seconds[part]:.0f} s" for part, title in PARTS.items() if part in seconds),
+        how_found=found_section(report["found"]),
         rows_left_out=_left_out(report["data"]["left_out"]),
         settings_table=markdown_table(["setting", "value"], settings),
         peak_memory_gb=report["peak_memory_bytes"] / 1e9,

@@ -32,6 +32,8 @@ DISK_BYTES = 1_000_000_000  # asked for before the model is known; opening.will_
 
 # What earlier versions did, whose settings say nothing of it.
 EARLIER = {"compare_with": ["safety_sft"], "stage2": "yes", "answers": "given", "dial": "none"}
+FOUND_FILE = "found.json"  # what a run has found of its settings (found_settings.py)
+FOUND_NAMES = ("layer", "contrastive_learning_rate", "sft_learning_rate", "stage2", "answers", "dial")
 FOUR_BIT: dict[Any, str] = {True: "nf4", False: "none"}  # quantization as version 0.1 wrote four_bit, or null
 
 AnySettings = TypeVar("AnySettings", bound=ModelSettings)
@@ -187,7 +189,7 @@ class RunFolder:
 
 
 def stored_settings(folder: Path, kind: type[AnySettings], **more: Any) -> AnySettings:
-    """What a run folder keeps of the fields of ``kind``, with ``more`` in place of those.
+    """What a run folder keeps of the fields of ``kind``, as they were given or found, with ``more`` in place of those.
 
     Raises UserError for a folder that is no run of this kit, or a damaged one.
     """
@@ -196,6 +198,8 @@ def stored_settings(folder: Path, kind: type[AnySettings], **more: Any) -> AnySe
     values = EARLIER | _stored(folder)["settings"]
     try:
         values.setdefault("quantization", FOUR_BIT.get(values.get("four_bit"), "auto"))
+        found = read_found(folder) or {}
+        values |= {name: found[name] for name in FOUND_NAMES if name in found}
         hints = get_type_hints(kind)
         values = {name: value for name, value in values.items() if name in hints}
         for name in values:
@@ -209,6 +213,23 @@ def stored_settings(folder: Path, kind: type[AnySettings], **more: Any) -> AnySe
         return kind(**values)
     except (ValueError, TypeError):
         raise _damaged(folder) from None
+
+
+def read_found(folder: Path) -> dict[str, Any] | None:
+    """What a run has found of its settings, with the evidence: RUN/found.json. None where it has not looked yet. Raises
+    UserError where the file is damaged."""
+    path, cure = folder / FOUND_FILE, "Restore it, or delete it and add --resume to have it found again."
+    if not path.exists():
+        return None
+    found = read_state(path, cure)
+    openings = found.get("openings")
+    if not set(FOUND_NAMES) <= found.keys() or not isinstance(openings, list) or not all(map(_is_text, openings)):
+        raise damaged(path, cure)
+    return found
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
 
 
 def _is(value: object, hint: Any) -> bool:

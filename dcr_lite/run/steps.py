@@ -18,33 +18,27 @@ from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import adapters, distributed
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
-from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, DCR, STOCK, models_of
+from dcr_lite.run import found_settings
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.machine import peak_memory_bytes
 from dcr_lite.run.model_card import model_card
 from dcr_lite.run.plots import draw_run
 from dcr_lite.run.report import run_report, write_report
-from dcr_lite.run.run_folder import RunFolder
+from dcr_lite.run.run_folder import FOUND_NAMES, RunFolder
 from dcr_lite.run.stored_states import draw_states, fit_discernments, load_states, stage2_rows, store_states
 from dcr_lite.run.terminal import progress_bar
-from dcr_lite.settings import FOUND, Settings
+from dcr_lite.settings import Settings
 
 ALL_LAYERS = -1  # where safety SFT names the layer above which it trains
 
 
 def find_settings(run: RunFolder, model: Model, data: Data, settings: Settings) -> Settings:
-    """The settings with everything that was not set, found by evidence."""
-    width = model.network.config.hidden_size
-    found = {
-        "layer": depth(model.network) // 2,
-        "contrastive_learning_rate": 1e-3 * (576 / width) ** 0.82,
-        "sft_learning_rate": 2e-3 * (576 / width) ** 1.17,
-    }
-    return replace(
-        settings, **{name: value for name, value in found.items() if getattr(settings, name) in (FOUND, 0.0)}
-    )
+    """The settings with everything that was not set, found by evidence; the model knows how it refuses by itself."""
+    found = found_settings.found(run, model, data, settings)
+    model.openings = tuple(found["openings"])
+    return replace(settings, **{name: found[name] for name in FOUND_NAMES})
 
 
 def set_dial(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
@@ -59,7 +53,7 @@ def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None
     geometry = stock_geometry(model, encode_pairs(model, data.training), config)
     model.plan_passes("stage1")
     stage1 = ContrastiveRefinement(model, DCR, data.training, data.development, config, geometry, settings.seed)
-    train(run, stage1, "Stage 1: contrastive")
+    train(run, stage1, "Stage 1: contrastive", settings.patience)
     if distributed.is_main():
         store_states(run, model, data, settings, geometry)
     return None
@@ -108,8 +102,9 @@ def train_safety_sft(
     return train(run, sft, title)
 
 
-def train(run: RunFolder, stage: Stage, title: str) -> None:
-    """Train a stage unless it is done, with its progress bar and its checkpoint; its adapter is saved at the end."""
+def train(run: RunFolder, stage: Stage, title: str, patience: int = 0) -> None:
+    """Train a stage unless it is done, with its progress bar and its checkpoint; its adapter is saved at the end.
+    patience: see ``Loop``."""
     if run.finished(stage.name):
         return _restore(run, stage.model, stage.name, stage.adapter)
     with progress_bar(title, stage.steps) as shown:
@@ -118,7 +113,7 @@ def train(run: RunFolder, stage: Stage, title: str) -> None:
             run.log(row)
             shown.row(row)
 
-        progress = Loop(stage, run.checkpoint(stage.name), report).run()
+        progress = Loop(stage, run.checkpoint(stage.name), report, patience).run()
     if distributed.is_main():
         adapters.save_adapter(stage.model, stage.adapter, run.path / stage.name)
     facts = {"seconds": progress.seconds, "best_step": progress.best_step, "best": progress.best}

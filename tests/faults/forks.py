@@ -131,12 +131,12 @@ def _make_small() -> None:
     from dcr_lite.compare import command as compare
     from dcr_lite.evaluate import command as evaluate
     from dcr_lite.method import loop
-    from dcr_lite.model import generation
+    from dcr_lite.model import loading
     from dcr_lite.run import plan
 
     compare.matrix_rate = plan.matrix_rate = lambda device, precision: 1e10  # measuring it takes a second
     evaluate.CHUNK = 4
-    generation.REFUSING_OPENINGS = tuple("ISTWabcdefg")  # whole refusals are hardly likely in a random model
+    loading.REFUSING_OPENINGS = tuple("ISTWabcdefg")  # whole refusals are hardly likely in a random model
     if hasattr(loop, "CHECKPOINT_SECONDS"):
         loop.CHECKPOINT_SECONDS = CHECKPOINT_SECONDS
     else:

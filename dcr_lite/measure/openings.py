@@ -1,0 +1,50 @@
+"""How a model begins its refusals, learnt from its own judged answers: what its refusal probability has to know."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from dcr_lite.model.loading import REFUSING_OPENINGS
+
+MOST = 8  # further openings: each needs tokens of its own behind every prompt
+WORDS = 5  # of an opening, at most: more would be about the prompt
+REFUSALS = 2  # that have to begin so
+PRECISION = 0.9  # of the answers that begin so, how many have to be refusals
+
+
+def own_openings(refused: Sequence[str], answered: Sequence[str]) -> tuple[str, ...]:
+    """REFUSING_OPENINGS, and the beginnings of those texts of refusals (``refused``) that begin in another way: the
+    most frequent first, none that other answers (``answered``) share. No opening begins with another one, so that
+    their probabilities add up."""
+    openings = list(REFUSING_OPENINGS)
+    while len(openings) < len(REFUSING_OPENINGS) + MOST:
+        counts = Counter(opening for text in refused if not _begins(text, openings) for opening in _openings(text))
+        fitting = {
+            opening: n
+            for opening, n in counts.items()
+            if n >= REFUSALS
+            and not any(one.startswith(opening) for one in openings)
+            and _count(refused, opening) >= PRECISION * _count([*refused, *answered], opening)
+        }
+        if not fitting:
+            break
+        openings.append(max(fitting, key=lambda opening: (fitting[opening], len(opening), opening)))
+    return tuple(openings)
+
+
+def _openings(text: str) -> list[str]:
+    """The first one, two ... words of the first line of a text, without punctuation behind them."""
+    found = re.match(rf"(?:\S+ ?){{1,{WORDS}}}", text)
+    words = found[0].split() if found else []
+    openings = (" ".join(words[:n]).rstrip(",.:;!?-") for n in range(1, len(words) + 1))
+    return list(dict.fromkeys(filter(None, openings)))
+
+
+def _begins(text: str, openings: Sequence[str]) -> bool:
+    return any(text.startswith(opening) for opening in openings)
+
+
+def _count(texts: Sequence[str], opening: str) -> int:
+    """How many texts begin with these whole words."""
+    begins = re.compile(re.escape(opening) + r"(?!\w)")
+    return sum(begins.match(text) is not None for text in texts)

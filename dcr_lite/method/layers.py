@@ -1,0 +1,51 @@
+"""At which layer toxic and seemingly toxic prompts can be told apart, and which of them are worth training."""
+
+import math
+
+from torch import Tensor
+
+from dcr_lite.method.geometry import Centre, Geometry
+from dcr_lite.method.read_out import separation
+from dcr_lite.model.loading import Model
+from dcr_lite.model.states import last_states
+
+# Parts of the depth between which L is looked for: lower, what stage 1 learns does not generalise to unseen pairs;
+# higher, it generalises less, trains longer, and leaves few layers to act on it (docs/results.md, "The layer").
+LOWEST, HIGHEST = 0.4, 0.7
+
+
+def layer_geometries(stock_states: Tensor, centre: Centre, whiten: bool) -> list[Geometry]:
+    """The stock model's geometry at every layer, from its states of training pairs (layers, prompts, d_model)."""
+    return [Geometry.fit(states, centre, whiten) for states in stock_states]
+
+
+def layer_separations(
+    model: Model, geometries: list[Geometry], reference: list[list[int]], unseen: list[list[int]]
+) -> list[float]:
+    """AUROC of unseen pairs at every layer of the model as it stands, as stage 1 evaluates its development pairs."""
+    seen, new = (last_states(model, rows)[:, :, 0] for rows in (reference, unseen))
+    return [separation(geometry, *states) for geometry, *states in zip(geometries, seen, new, strict=True)]
+
+
+def auroc_error(auroc: float, n: int) -> float:
+    """Standard error of an AUROC from n prompts of each kind (Hanley and McNeil, 1982)."""
+    q1, q2 = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
+    variance = (auroc * (1 - auroc) + (n - 1) * (q1 + q2 - 2 * auroc**2)) / n**2
+    return float(max(variance, 0.0) ** 0.5)
+
+
+def layers_between(depth: int) -> range:
+    """The layers among which L is looked for, of a model with ``depth`` of them. Never the last one, above which
+    nothing is left."""
+    last = max(0, depth - 2)
+    return range(min(round(LOWEST * depth), last), min(round(HIGHEST * depth), last) + 1)
+
+
+def suggested_layers(separations: dict[int, float], n: int, most: int) -> list[int]:
+    """At most ``most`` layers that may be the best, from the AUROC of the stock model's ``n`` unseen pairs by layer:
+    of those within one standard error of the best one the lowest, the highest, and some between. A lower layer trains
+    faster and leaves more of the model to act on what is separated, so the lowest comes first."""
+    best = max(separations.values())
+    enough = [layer for layer, value in sorted(separations.items()) if value >= best - auroc_error(best, n)]
+    places = range(min(most, len(enough)))
+    return [enough[math.floor(i * (len(enough) - 1) / max(1, len(places) - 1))] for i in places]

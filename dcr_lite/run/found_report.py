@@ -1,0 +1,110 @@
+"""How the settings of a run were found: the section of its report, and the picture."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from dcr_lite.names import LABEL_TITLES
+from dcr_lite.run.plots import COLOURS, STYLE, save
+
+Evidence = dict[str, Any]
+SIDES = ("toxic", "seemingly_toxic")
+
+
+def found_section(found: dict[str, Any] | None) -> str:
+    """What RUN/found.json holds as Markdown: each choice with its evidence. Empty for a run of an earlier version."""
+    if found is None:
+        return ""
+    evidence = found["evidence"]
+    lines = [_layer(found, evidence["layers"]), _rates(found, evidence), *_from_answers(found, evidence["answers"])]
+    picture = "\n\n![How the settings were found](found.png)" if evidence["layers"] or evidence["answers"] else ""
+    text = "\n".join(f"- {line}" for line in lines)
+    return f"## How the settings were found\n\n{text}{picture}\n"
+
+
+def _layer(found: dict[str, Any], layers: Evidence | None) -> str:
+    if layers is None:
+        return f"**L = {found['layer']}** was given."
+    aurocs = {int(layer): value for layer, value in layers["auroc"].items()}
+    best = max(aurocs, key=lambda layer: aurocs[layer])
+    said = (
+        f"**L = {found['layer']}.** In the stock model the {layers['pairs']} development pairs are told apart best at "
+        f"layer {best} of {min(aurocs)} to {max(aurocs)} (AUROC {aurocs[best]:.2f}, standard error "
+        f"{layers['error']:.2f})"
+    )
+    if not layers["tried"]:
+        return f"{said}, and {found['layer']} is the lowest within one standard error of that."
+    tried = ", ".join(f"{value:.2f} at {layer}" for layer, value in layers["tried"].items())
+    return f"{said}. After {layers['steps']} steps of stage 1 their AUROC is {tried}."
+
+
+def _rates(found: dict[str, Any], evidence: Evidence) -> str:
+    stages = {"contrastive_learning_rate": "stage 1"}
+    if found["stage2"] == "yes":
+        stages["sft_learning_rate"] = "safety SFT"
+    width = f"from the width, {evidence['width']:,}"
+    rates = [
+        f"{stage} {found[name]:.1e} ({'given' if name in evidence['given'] else width})"
+        for name, stage in stages.items()
+    ]
+    return f"**Learning rates**: {', '.join(rates)}."
+
+
+def _from_answers(found: dict[str, Any], answers: Evidence | None) -> list[str]:
+    """Stage 2, answers and dial; what the stock model does, where it was asked."""
+    lines = []
+    if answers is not None:
+        rates = [f"{answers[side]['refusal_rate']:.2f} of {answers[side]['n']} {LABEL_TITLES[side]}" for side in SIDES]
+        lines.append(f"The stock model refuses {' and '.join(rates)} training prompts.")
+    if found["stage2"] == "no":
+        lines.append("**Stage 2**: none: stage 1 and the dial are enough.")
+    else:
+        voice = "written by the stock model itself" if found["answers"] == "own" else "those of the rows"
+        lines.append(f"**Stage 2**: safety SFT; its answers to general instructions are {voice}.")
+    return [*lines, f"**The dial's target**: {found['dial'].replace('_', ' ')}."]
+
+
+def draw_found(found: dict[str, Any], path: Path) -> None:
+    """found.png: AUROC by layer, and how often the stock model refuses; nothing where neither was looked at."""
+    layers, answers = found["evidence"]["layers"], found["evidence"]["answers"]
+    if layers is None and answers is None:
+        return
+    with plt.rc_context(STYLE):
+        widths = [3.4 if part is layers else 1.6 for part in (layers, answers) if part is not None]
+        figure, panels = plt.subplots(
+            1, len(widths), figsize=(2.1 * sum(widths), 3.6), width_ratios=widths, squeeze=False
+        )
+        axes = list(panels[0])
+        if layers is not None:
+            _draw_layers(axes.pop(0), found["layer"], layers)
+        if answers is not None:
+            _draw_answers(axes.pop(0), answers)
+        save(figure, path)
+
+
+def _draw_layers(axes: Axes, chosen: int, layers: Evidence) -> None:
+    places, values = zip(*((int(layer), value) for layer, value in layers["auroc"].items()), strict=True)
+    axes.plot(places, values, "o-", ms=4, color="#7f8c8d", label="stock model")
+    axes.axhspan(max(values) - layers["error"], max(values), color="#7f8c8d", alpha=0.15, lw=0)
+    if layers["tried"]:
+        tried = [(int(layer), value) for layer, value in layers["tried"].items()]
+        label = f"after {layers['steps']} steps of stage 1"
+        axes.plot(*zip(*tried, strict=True), "D", ms=7, color="#1e8449", label=label)
+    axes.axvline(chosen, color="#222222", lw=0.8, ls=":", label=f"L = {chosen}")
+    axes.set_xticks(places)
+    axes.set_xlabel("decoder layer, from 0")
+    axes.set_ylabel("AUROC of development pairs")
+    axes.set_title("At which layer the kinds are told apart", loc="left")
+    axes.legend(loc="lower right", fontsize=8)
+
+
+def _draw_answers(axes: Axes, answers: Evidence) -> None:
+    for place, label in enumerate(SIDES):
+        rate, (low, high) = answers[label]["refusal_rate"], answers[label]["ci95"]
+        axes.bar(place, rate, 0.6, color=COLOURS[label])
+        axes.errorbar(place, rate, [[rate - low], [high - rate]], color="#222222", lw=1, capsize=2.5)
+    axes.set_xticks(range(len(SIDES)), [LABEL_TITLES[label].replace(" ", "\n") for label in SIDES])
+    axes.set_ylim(0, 1)
+    axes.set_title("Stock model refuses", loc="left")

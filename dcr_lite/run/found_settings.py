@@ -1,0 +1,204 @@
+"""The settings that a run finds for itself, by training and development pairs: the layer L, learning rates, and what
+follows from what the model does already. What is given is never searched.
+
+- L: the stock model's states of development pairs at every layer between 0.4 and 0.7 of the depth, read as stage 1
+  reads them; where several layers are within one standard error of the best, a few steps of stage 1 at the lowest, the
+  highest and one between, of which the best counts.
+- Learning rates: a power of the model's width, through those that were found by hand at two widths.
+- Stage 2, answers, dial: by how often the stock model refuses training prompts in its own chat format.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from math import log
+from typing import Any
+
+from dcr_lite.data.rows import Prompt
+from dcr_lite.files import write_state
+from dcr_lite.measure.answers import Measured, measure, overall_rate
+from dcr_lite.measure.openings import own_openings
+from dcr_lite.method.contrastive import (
+    GEOMETRY_PAIRS,
+    ContrastiveConfig,
+    ContrastiveRefinement,
+    encode_pairs,
+    first_pairs,
+)
+from dcr_lite.method.geometry import Geometry
+from dcr_lite.method.layers import auroc_error, layers_between, suggested_layers
+from dcr_lite.method.loop import Loop
+from dcr_lite.method.read_out import separation
+from dcr_lite.model import adapters, distributed
+from dcr_lite.model.hidden_states import depth
+from dcr_lite.model.loading import Model
+from dcr_lite.model.states import last_states
+from dcr_lite.names import DCR
+from dcr_lite.run.found_report import draw_found
+from dcr_lite.run.inputs import Data
+from dcr_lite.run.run_folder import FOUND_FILE, RunFolder, read_found
+from dcr_lite.run.terminal import progress_bar
+from dcr_lite.settings import FOUND, Settings
+
+STOCK_PAIRS = 64  # training pairs that the stock model answers: its refusal rates to about 0.1
+REFUSES = 0.2  # of toxic prompts, from which on a chat model refuses by itself: its makers taught it to
+TRIED = 3  # layers at which stage 1 is tried, at most
+TIE = 0.01  # of AUROC, within which a lower layer is taken
+TRIAL_STEPS = 20  # of SmolLM2 enough to tell a layer at which it learns from one at which it does not
+# Learning rates by width: stage 1's and safety SFT's, at SmolLM2's width as tried there, at 8 billion weights' as
+# QLoRA's (Dettmers et al., 2023).
+WIDTHS = (576, 4096)
+LEARNING_RATES = {"contrastive_learning_rate": (1e-3, 2e-4), "sft_learning_rate": (2e-3, 2e-4)}
+
+Evidence = dict[str, Any]
+
+
+def found(run: RunFolder, model: Model, data: Data, settings: Settings) -> dict[str, Any]:
+    """What RUN/found.json holds: every setting that can be found, as given or found, with ``openings``, how the model
+    begins its refusals, and ``evidence``. Searched for unless it is there."""
+    there = distributed.on_main(lambda: read_found(run.path))
+    if there is not None:
+        return there
+    started = time.monotonic()
+    answers = _stock_answers(run, model, data, settings) if _asks_for_answers(settings) else None
+    layers = _layers(run, model, data, settings) if settings.layer == FOUND else None
+    chosen = choose(settings, model.network.config.hidden_size, answers, layers)
+    chosen["evidence"]["seconds"] = time.monotonic() - started
+
+    def keep() -> None:
+        draw_found(chosen, run.path / "found.png")
+        write_state(chosen, run.path / FOUND_FILE)
+
+    distributed.on_main(keep)
+    return chosen
+
+
+def _asks_for_answers(settings: Settings) -> bool:
+    """Whether it has to be known how the stock model answers: a base model does not in any format."""
+    return settings.chat_format == "own" and (settings.stage2 == "auto" or settings.dial != "none")
+
+
+def choose(settings: Settings, width: int, answers: Evidence | None, layers: Evidence | None) -> dict[str, Any]:
+    """Every setting from the evidence: what ``found`` returns. Given ones stay."""
+    is_chat = settings.chat_format == "own"
+    refuses = answers is not None and answers["toxic"]["refusal_rate"] >= REFUSES
+    automatic = {
+        "stage2": "no" if refuses else "yes",
+        "answers": "own" if is_chat else "given",
+        "dial": "above_stock" if refuses else "balanced",
+    }
+    chosen: dict[str, Any] = {"layer": settings.layer if layers is None else layers["chosen"]}
+    for name, at_widths in LEARNING_RATES.items():
+        chosen[name] = getattr(settings, name) or rate_for(width, *at_widths)
+    for name, value in automatic.items():
+        chosen[name] = value if getattr(settings, name) == "auto" else getattr(settings, name)
+    given = [name for name, value in chosen.items() if getattr(settings, name) == value]
+    openings = own_openings([], []) if answers is None else answers["openings"]
+    evidence = {"given": given, "width": width, "answers": answers, "layers": layers}
+    return {**chosen, "openings": list(openings), "evidence": evidence}
+
+
+def rate_for(width: int, narrow: float, wide: float) -> float:
+    """The learning rate for a width, on the straight line of logarithms through the rates at the two WIDTHS; two
+    figures."""
+    slope = log(wide / narrow) / log(WIDTHS[1] / WIDTHS[0])
+    return float(f"{narrow * (width / WIDTHS[0]) ** slope:.1e}")
+
+
+# --- what the model does already --------------------------------------------------------------------------------------
+
+
+def _stock_answers(run: RunFolder, model: Model, data: Data, settings: Settings) -> Evidence:
+    """{toxic, seemingly_toxic: {n, refusal_rate, ci95}, openings} of the stock model's judged answers to training
+    prompts."""
+    if (done := run.finished("found_answers")) is not None:
+        return done
+    pairs = random.Random(settings.seed).sample(data.training, min(STOCK_PAIRS, len(data.training)))
+    prompts = [Prompt(pair.toxic, "toxic", "training") for pair in pairs]
+    prompts += [Prompt(pair.seemingly_toxic, "seemingly_toxic", "training") for pair in pairs]
+    own = distributed.share(prompts)
+    with progress_bar("Stock answers", max(1, len(own))) as shown, adapters.stock(model):
+        measured: list[Measured] = distributed.gathered(measure(model, own, settings.answer_tokens, shown.advance))
+    said = {judged: [row["response"] for row in measured if row["refused"] == judged] for judged in (True, False)}
+    facts = {label: overall_rate(measured, label) for label in ("toxic", "seemingly_toxic")}
+    evidence = {**facts, "openings": list(own_openings(said[True], said[False]))}
+    run.finish("found_answers", evidence)
+    return evidence
+
+
+# --- the layer --------------------------------------------------------------------------------------------------------
+
+
+def _layers(run: RunFolder, model: Model, data: Data, settings: Settings) -> Evidence:
+    """{auroc: of the stock model by layer, error: of the best one, pairs, tried: AUROC after a short stage 1 by layer,
+    steps, chosen}. Layers are strings, as JSON has them."""
+    between = layers_between(depth(model.network))
+    config = ContrastiveConfig.of(settings)
+    training, development = encode_pairs(model, data.training), encode_pairs(model, data.development)
+    rows = first_pairs(training, GEOMETRY_PAIRS)
+    with progress_bar("States by layer", len(rows) + len(development)) as shown, adapters.stock(model):
+        states = last_states(model, rows + development, progress=shown.advance)[between.start : between.stop, :, 0]
+    geometries, stock = {}, {}
+    for layer, of_layer in zip(between, states.to(model.device), strict=True):
+        # All pairs that give the geometry give the two means too: with fewer the AUROC of single layers varies more.
+        geometries[layer] = Geometry.fit(of_layer[: len(rows)], config.centre, config.whiten)
+        stock[layer] = separation(geometries[layer], of_layer[: len(rows)], of_layer[len(rows) :])
+    stock = distributed.on_main(lambda: stock)  # of several processes, which must not go apart, the first one's
+    candidates = suggested_layers(stock, len(data.development), TRIED)
+    tried = _tried(run, model, data, settings, {layer: geometries[layer] for layer in candidates})
+    enough = [layer for layer in candidates if not tried or tried[layer] >= max(tried.values()) - TIE]
+    best = max(stock.values())
+    return {
+        "auroc": {str(layer): value for layer, value in stock.items()},
+        "error": auroc_error(best, len(data.development)),
+        "pairs": len(data.development),
+        "tried": {str(layer): value for layer, value in tried.items()},
+        "steps": TRIAL_STEPS,
+        "chosen": enough[0],  # the lowest
+    }
+
+
+def _tried(
+    run: RunFolder, model: Model, data: Data, settings: Settings, geometries: dict[int, Geometry]
+) -> dict[int, float]:
+    """The AUROC of development pairs after a short stage 1 at each of the layers; of a single one there is none."""
+    if len(geometries) < 2:
+        return {}
+    tried = {}
+    first = adapters.adapter_weights(model, DCR)
+    model.plan_passes("stage1")
+    with progress_bar("Stage 1 tried", len(geometries) * TRIAL_STEPS) as shown:
+        for layer, geometry in geometries.items():
+            part = f"found_layer_{layer}"
+            if (done := run.finished(part)) is None:
+                done = {"auroc": _trial(model, data, replace(settings, layer=layer), geometry, shown.advance)}
+                adapters.set_adapter_weights(model, DCR, first)
+                run.finish(part, done)
+            tried[layer] = float(done["auroc"])
+    return tried
+
+
+class _Trial(ContrastiveRefinement):
+    """A short stage 1, evaluated at its end alone."""
+
+    def observe(self, step: int) -> dict[str, Any]:
+        return super().observe(step) if step == self.steps else {}
+
+
+def _trial(model: Model, data: Data, settings: Settings, geometry: Geometry, progress: Callable[[int], None]) -> float:
+    """The AUROC of development pairs after a few steps of stage 1 at the layer of the settings."""
+    config = replace(ContrastiveConfig.of(settings), steps=TRIAL_STEPS, observe_every=TRIAL_STEPS)
+    if not config.learning_rate:
+        at_widths = LEARNING_RATES["contrastive_learning_rate"]
+        config = replace(config, learning_rate=rate_for(model.network.config.hidden_size, *at_widths))
+    aurocs: list[float] = []
+
+    def report(row: dict[str, Any]) -> None:
+        if "loss" in row:
+            progress(1)
+        if "development_auroc" in row:
+            aurocs.append(row["development_auroc"])
+
+    Loop(_Trial(model, DCR, data.training, data.development, config, geometry, settings.seed), report=report).run()
+    return aurocs[-1]

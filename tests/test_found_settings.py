@@ -1,0 +1,207 @@
+"""The settings that a run finds: by evidence, unless they are given, and once."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from recipe_runs import same, small_settings
+from small_runs import flags, run_here
+
+from dcr_lite.errors import UserError
+from dcr_lite.measure.openings import MOST, own_openings
+from dcr_lite.method.layers import auroc_error, layers_between, suggested_layers
+from dcr_lite.model.adapters import adapter_weights
+from dcr_lite.model.loading import REFUSING_OPENINGS
+from dcr_lite.names import DCR
+from dcr_lite.run import found_settings, steps
+from dcr_lite.run.found_report import found_section
+from dcr_lite.run.found_settings import choose, rate_for
+from dcr_lite.run.inputs import load_data
+from dcr_lite.run.opening import load_model, open_model
+from dcr_lite.run.run_folder import RunFolder, read_found, read_settings
+from dcr_lite.settings import FOUND, Settings
+
+UNSET = {
+    "layer": FOUND, "contrastive_learning_rate": 0.0, "sft_learning_rate": 0.0,
+    "stage2": "auto", "answers": "auto", "dial": "auto",
+}  # fmt: skip
+REFUSES = {"toxic": {"refusal_rate": 0.41}, "openings": ["Sorry", "As an AI"]}
+COMPLIES = {"toxic": {"refusal_rate": 0.03}, "openings": ["Sorry"]}
+
+
+# --- the layer --------------------------------------------------------------------------------------------------------
+
+
+@given(depth=st.integers(1, 100))
+def test_the_layer_is_looked_for_in_the_middle(depth: int) -> None:
+    """Between 0.4 and 0.7 of the depth, to a layer; never the last one of several, and always somewhere."""
+    found = layers_between(depth)
+    assert len(found) > 0
+    assert all(0 <= layer <= max(0, depth - 2) for layer in found)
+    if depth > 4:
+        assert 0.4 * depth - 0.5 <= found[0] <= found[-1] <= 0.7 * depth + 0.5
+
+
+def test_layers_that_may_be_the_best_are_suggested() -> None:
+    """Those within one standard error of the best, which more prompts make smaller: the lowest, the highest and one
+    between."""
+    stock = {3: 0.60, 4: 0.70, 5: 0.75, 6: 0.77, 7: 0.76}
+    assert auroc_error(0.77, 80) == pytest.approx(0.0375, abs=0.001)
+    assert suggested_layers(stock, 80, 3) == [5, 6, 7]
+    assert suggested_layers(stock, 10, 3) == [4, 5, 7]
+    assert suggested_layers(stock, 10, 1) == [4]
+    assert suggested_layers(stock, 10**6, 3) == [6]
+
+
+# --- learning rates ---------------------------------------------------------------------------------------------------
+
+
+def test_a_learning_rate_follows_from_the_width() -> None:
+    """The two known points to the digit, between them a straight line of logarithms."""
+    assert (rate_for(576, 1e-3, 2e-4), rate_for(4096, 1e-3, 2e-4)) == (1e-3, 2e-4)
+    middle = rate_for(round((576 * 4096) ** 0.5), 1e-3, 2e-4)
+    assert middle == pytest.approx((1e-3 * 2e-4) ** 0.5, rel=0.03)
+
+
+# --- what the model does already --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("chat_format", "answers", "found"),
+    [
+        ("own", REFUSES, ("no", "own", "above_stock")),
+        ("own", COMPLIES, ("yes", "own", "balanced")),
+        ("chatml", None, ("yes", "given", "balanced")),
+    ],
+)
+def test_a_model_that_refuses_by_itself_is_not_taught_to(
+    chat_format: Any, answers: Any, found: tuple[str, ...]
+) -> None:
+    """A chat model that refuses needs no stage 2, one that does not keeps its voice in it, a base model learns the
+    given answers; what is given stays whatever the evidence says."""
+    settings = Settings(model="m", run=Path("r"), chat_format=chat_format, layer=3)
+    chosen = choose(settings, 576, answers, None)
+    assert tuple(chosen[name] for name in ("stage2", "answers", "dial")) == found
+    assert chosen["openings"] == (answers["openings"] if answers else list(REFUSING_OPENINGS))
+    given_ones = {"stage2": "yes", "answers": "given", "dial": "like_stock", "sft_learning_rate": 3e-4}
+    chosen = choose(replace(settings, **given_ones), 576, answers, None)
+    assert {name: chosen[name] for name in given_ones} == given_ones
+    assert {*given_ones, "layer"} <= set(chosen["evidence"]["given"])
+
+
+def test_a_models_own_way_of_refusing_is_learnt() -> None:
+    """Frequent beginnings of refusals that no answer shares, in whole words; none that a known opening covers, or that
+    begins with another."""
+    refused = [f"As an AI language model, I can't help with {n}." for n in range(6)]
+    refused += [f"Unfortunately, {n} is against the law." for n in range(3)] + ["I'm sorry, no."] * 20
+    refused += ["It is wrong.", "It is wrong to do so.", "Assistance with that is out of the question."]
+    answered = ["It is a fine day.", "It is simple.", "As usual, begin with flour.", "I like it."]
+    found = own_openings(refused, answered)
+    assert found[: len(REFUSING_OPENINGS)] == REFUSING_OPENINGS
+    assert found[len(REFUSING_OPENINGS) :] == ("As an AI language model", "Unfortunately", "It is wrong")
+    assert own_openings([], answered) == REFUSING_OPENINGS
+
+
+@given(
+    refused=st.lists(st.text("ab ,.", max_size=12), max_size=30),
+    answered=st.lists(st.text("ab ,.", max_size=12), max_size=30),
+)
+def test_openings_never_begin_with_each_other(refused: list[str], answered: list[str]) -> None:
+    """So that their probabilities add up to at most 1, whatever the answers are; at most eight are added."""
+    found = own_openings(refused, answered)
+    assert not [(a, b) for a in found for b in found if a != b and b.startswith(a)]
+    assert len(found) <= len(REFUSING_OPENINGS) + MOST
+
+
+# --- whole ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def searched(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that has found everything."""
+    run = tmp_path_factory.mktemp("searched") / "run"
+    argv = flags(tiny, rows, run)
+    for name in UNSET:
+        flag = "--" + name.replace("_", "-")
+        if flag in argv:
+            del argv[argv.index(flag) : argv.index(flag) + 2]
+    done = run_here(argv)
+    assert done.code == 0, done.err
+    return run
+
+
+def test_a_run_finds_all_that_is_not_given(searched: Path) -> None:
+    """Every setting is final in what is read from the run folder; the report tells each choice with its picture."""
+    found = read_found(searched)
+    assert found is not None
+    settings = read_settings(searched)
+    assert {name: found[name] for name in UNSET} == {name: getattr(settings, name) for name in UNSET}
+    assert not [name for name, unset in UNSET.items() if getattr(settings, name) == unset]
+    assert settings.layer == 2  # of four the only one that is looked at
+    evidence = found["evidence"]
+    assert evidence["answers"]["toxic"]["n"] == evidence["answers"]["seemingly_toxic"]["n"] > 10
+    report = json.loads((searched / "report.json").read_text(encoding="utf-8"))
+    page = (searched / "report.md").read_text(encoding="utf-8")
+    assert report["found"] == found
+    assert found_section(found) in page
+    assert "L = 2" in page
+    assert (searched / "found.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_an_opened_run_knows_how_its_model_refuses(searched: Path) -> None:
+    """So that refusal probabilities are read later as they were in the run."""
+    found = read_found(searched)
+    assert found is not None
+    assert open_model(str(searched), device="cpu").model.openings == tuple(found["openings"])
+
+
+def test_a_damaged_finding_is_an_error(searched: Path, tmp_path: Path) -> None:
+    """With the file and the cure."""
+    text = (searched / "found.json").read_text(encoding="utf-8")
+    (tmp_path / "found.json").write_text(text.replace('"layer": 2', '"layer": 1'))
+    with pytest.raises(UserError, match=r"found\.json is missing or damaged\. Restore it, or delete it"):
+        read_found(tmp_path)
+
+
+def test_what_is_given_is_not_searched(tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every flag set nothing is run."""
+    for name in ("_stock_answers", "_layers"):
+        monkeypatch.setattr(found_settings, name, lambda *args: pytest.fail("searched"))
+    done = run_here(flags(tiny, rows, tmp_path / "run", contrastive_steps=1, sft_epochs=1))
+    assert done.code == 0, done.err
+    assert not (tmp_path / "run" / "found.png").exists()
+
+
+def test_stage_1_is_tried_where_layers_are_near(
+    tiny_folder: Callable[..., Path], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each of them for a few steps from the same first weights, which are there again afterwards; the best one is
+    taken, and what was tried is not tried again."""
+    folder = tiny_folder(num_hidden_layers=10)
+    settings = small_settings(folder, rows, tmp_path / "run", **UNSET | {"stage2": "yes", "dial": "none"})
+    data, (model, _) = load_data(settings), load_model(settings)
+    monkeypatch.setattr(found_settings, "TRIAL_STEPS", 3)
+    monkeypatch.setattr(found_settings, "suggested_layers", lambda separations, n, most: [4, 5, 7])
+    first = {name: weight.clone() for name, weight in adapter_weights(model, DCR).items()}
+    trained: list[int] = []
+    trial = found_settings._Trial.step
+    monkeypatch.setattr(
+        found_settings._Trial, "step", lambda stage, n: trained.append(stage.config.layer) or trial(stage, n)
+    )
+    run = RunFolder(settings)
+    chosen = steps.find_settings(run, model, data, settings)
+    assert trained == [4] * 3 + [5] * 3 + [7] * 3
+    found = read_found(run.path)
+    assert found is not None
+    tried = {int(layer): auroc for layer, auroc in found["evidence"]["layers"]["tried"].items()}
+    assert tried.keys() == {4, 5, 7}
+    assert tried[chosen.layer] >= max(tried.values()) - found_settings.TIE
+    assert same(adapter_weights(model, DCR), first)
+    (run.path / "found.json").unlink()
+    assert steps.find_settings(run, model, data, settings) == chosen
+    assert len(trained) == 9
