@@ -5,18 +5,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from finished_runs import logits
-from tiny_models import ADAPTER, assert_close, assert_far, random_rows
+from finished_runs import MakeRun, divergence, logits
+from llama_cpp import llama_cpp
+from peft import PeftModel
+from tiny_models import ADAPTER, assert_close, assert_far, load_reference, load_tiny, random_rows
 from tiny_models import add_random_adapter as add_random
 from torch import Tensor
 
 from dcr_lite.data.rows import Conversation, Pair, read_conversations, read_pairs
+from dcr_lite.data.sources import SMOLLM2, locate
 from dcr_lite.errors import UserError
-from dcr_lite.export.command import FinishedRun
+from dcr_lite.export.command import FinishedRun, export_gguf, export_merged
+from dcr_lite.export.merge import Merged
 from dcr_lite.files import SHIPPED, save_tensors
 from dcr_lite.method.contrastive import encode_pairs
-from dcr_lite.method.dial import RIDGE, Dial, fit_dial, ridge, set_strength
-from dcr_lite.model.adapters import activate, adapter_weights, stock
+from dcr_lite.method.dial import RIDGE, Dial, _read, fit_dial, ridge, set_strength
+from dcr_lite.model.adapters import activate, adapter_weights, load_adapter, save_adapter, set_adapter_weights, stock
 from dcr_lite.model.chat import encode_conversations
 from dcr_lite.model.hidden_states import decoder_of, states_at_layer
 from dcr_lite.model.loading import Model
@@ -56,12 +60,16 @@ def unseen_rows(model: Model) -> list[list[int]]:
     return encode_pairs(model, PAIRS[200:206]) + [prompt + answer for prompt, answer in answered]
 
 
-def test_every_token_of_a_real_model_is_shifted_alike(smollm2: tuple[FinishedRun, Model]) -> None:
+@pytest.fixture(scope="module")
+def real_dial(smollm2: tuple[FinishedRun, Model]) -> Dial:
+    """Of SmolLM2-135M-Instruct with a random adapter."""
+    return fit_dial(smollm2[1], ADAPTER, 15, PAIRS[:64], TEXTS[:32])
+
+
+def test_every_token_of_a_real_model_is_shifted_alike(smollm2: tuple[FinishedRun, Model], real_dial: Dial) -> None:
     """At every token of texts that it was not fitted on, the dial adds its strength times the shift and nothing across
     it: 1 +- 0.15 times, but at the very first token, whose state is unlike all others."""
-    _, model = smollm2
-    activate(model, ADAPTER)
-    dial = fit_dial(model, ADAPTER, 15, PAIRS[:64], TEXTS[:32])
+    (_, model), dial = smollm2, real_dial
     rows = unseen_rows(model)
     starts = torch.tensor([0, *map(len, rows[:-1])]).cumsum(0)
     for strength in (1.0, -0.5):
@@ -173,3 +181,79 @@ def test_a_dial_of_another_model_is_refused(tiny_model: MakeModel) -> None:
     add_random(without)
     with pytest.raises(UserError, match="lfm2 cannot carry a dial"):
         fit_dial(without, ADAPTER, LAYER, PAIRS[:4], TEXTS[:4])
+
+
+# --- the adapter with its dial set, as files --------------------------------------------------------------------------
+
+
+def turned(run: FinishedRun, model: Model, strength: float = 3.0) -> Dial:
+    """Any dial, set on the run's model and saved in its adapter."""
+    generator = torch.Generator().manual_seed(0)
+    dial = Dial(LAYER, torch.randn(64, generator=generator), torch.randn(128, generator=generator) / 5)
+    set_strength(model, ADAPTER, dial, strength)
+    save_adapter(model, ADAPTER, run.adapter)
+    return dial
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2"])
+def test_what_is_saved_answers_as_the_dial_is_set(architecture: str, make_run: MakeRun) -> None:
+    """The adapter as peft alone reads it, as the kit reads it, and merged weights have the logits of the strength that
+    was set."""
+    run, model = make_run(architecture)
+    as_trained = logits(model.network, ROW)
+    dial = turned(run, model)
+    expected = logits(model.network, ROW)
+    assert_far(expected, as_trained)
+    base = Path(run.report["model"])
+    assert_close(logits(load_reference(export_merged(run)), ROW), expected, 1e-4)
+    assert_close(logits(PeftModel.from_pretrained(load_reference(base), run.adapter), ROW), expected, 1e-4)
+    again = load_tiny(base)
+    load_adapter(again, "opened", run.adapter)
+    assert torch.equal(logits(again.network, ROW), expected)
+    set_strength(again, "opened", dial, 0)
+    assert torch.equal(logits(again.network, ROW), as_trained)
+
+
+def test_weights_with_and_without_a_dial_go_into_either(tiny_model: MakeModel) -> None:
+    """set_adapter_weights takes weights that were read with a dial where none is set, and the other way round; an
+    adapter of yet another rank is still refused."""
+    model, dial = make(tiny_model)
+    without = adapter_weights(model, ADAPTER), logits(model.network, ROW)
+    set_strength(model, ADAPTER, dial, 20.0)
+    with_dial = adapter_weights(model, ADAPTER), logits(model.network, ROW)
+    for weights, expected in (without, with_dial, with_dial, without):
+        set_adapter_weights(model, ADAPTER, weights)
+        assert torch.equal(logits(model.network, ROW), expected)
+    smaller = {key: value[:2] if "lora_A" in key else value[:, :2] for key, value in without[0].items()}
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        set_adapter_weights(model, ADAPTER, smaller)
+
+
+def test_llama_cpp_turns_the_dial(make_run: MakeRun) -> None:
+    """A GGUF file has the dial in it: llama.cpp gives the next token the probabilities of the adapter as it is set."""
+    run, model = make_run()
+    as_trained = logits(model.network, ROW)[-1:]
+    turned(run, model)
+    expected = logits(model.network, ROW)[-1:]
+    with llama_cpp(export_gguf(run)) as served:
+        theirs = served.log_probabilities(ROW, expected.shape[1])[None]
+    assert divergence(expected, theirs) < 0.01 * divergence(expected, as_trained)
+
+
+def test_rounding_to_16_bits_keeps_the_dial(
+    smollm2: tuple[FinishedRun, Model], real_dial: Dial, tmp_path: Path
+) -> None:
+    """Merged into the 16-bit weights of SmolLM2 and rounded, the edit of a small strength still adds its size."""
+    _, model = smollm2
+    base, name = Path(locate(SMOLLM2)[0]), f"model.layers.{real_dial.layer}.mlp.down_proj.weight"
+    weights = []
+    for strength in (0.0, 0.5):
+        set_strength(model, ADAPTER, real_dial, strength)
+        save_adapter(model, ADAPTER, tmp_path / f"{strength}")
+        weights.append(Merged(base, tmp_path / f"{strength}").tensor(name))
+    set_strength(model, ADAPTER, real_dial, 0)
+    assert {w.dtype for w in weights} == {torch.bfloat16}
+    inputs = torch.cat([row.inputs for row in _read(model, real_dial.layer, unseen_rows(model))])
+    added = inputs @ (weights[1].float() - weights[0].float()).T
+    expected = 0.5 * (inputs @ real_dial.key)[:, None] * real_dial.shift
+    print((added * expected).sum() / expected.square().sum(), (added - expected).norm() / expected.norm())

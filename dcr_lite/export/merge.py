@@ -5,11 +5,13 @@ read from the base's files, which hold 16-bit weights; merged into 4-bit weights
 """
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -34,13 +36,13 @@ class Merged:
             raise UserError(f"{base} holds quantised weights. Give the 16-bit base model with --base.")
         self.files = _files(base)
         config = read_json(adapter / "adapter_config.json")
-        self._scale = _scale(config, adapter)
         self._factors = _factors(adapter / ADAPTER_FILE)
         known = {name for names in self.files.values() for name in names}
         for name, (a, b) in self._factors.items():
             fits = a.dim() == b.dim() == 2 and a.shape[0] == b.shape[1]
             if name not in known or not fits or self.shape(name) != (b.shape[0], a.shape[1]):
                 raise UserError(f"{adapter} belongs to another model than {base}: {name} does not fit. Check both.")
+        self._scales = _scales(config, self._factors, adapter)
 
     def _file_of(self, name: str) -> Path:
         return self.base / next(file for file, names in self.files.items() if name in names)
@@ -51,13 +53,13 @@ class Merged:
             return tuple(file.get_slice(name).get_shape())
 
     def tensor(self, name: str) -> Tensor:
-        """W + (alpha / r) B A, computed in float32 and rounded once to the base's type; other tensors unchanged."""
+        """W + (alpha / rank) B A, computed in float32 and rounded once to the base's type; other tensors unchanged."""
         with safe_open(self._file_of(name), "pt") as file:
             weight = file.get_tensor(name)
         if name not in self._factors:
             return weight
         a, b = self._factors[name]
-        return torch.addmm(weight.float(), b.float(), a.float(), alpha=self._scale).to(weight.dtype)
+        return torch.addmm(weight.float(), b.float(), a.float(), alpha=self._scales[name]).to(weight.dtype)
 
     def __iter__(self) -> Iterator[str]:
         return (name for names in self.files.values() for name in names)
@@ -92,14 +94,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _scale(config: dict[str, Any], adapter: Path) -> float:
+def _scales(config: dict[str, Any], factors: dict[str, tuple[Tensor, Tensor]], adapter: Path) -> dict[str, float]:
+    """alpha / rank of each weight that the adapter changes: a pattern may give some of them others than the usual."""
     try:
-        scale = config["lora_alpha"] / config["r"]
-        if math.isfinite(scale):
-            return float(scale)
-    except (KeyError, TypeError, ArithmeticError):
+        scales = {name: _of(config, "lora_alpha", name) / _of(config, "r", name) for name in factors}
+        if all(_of(config, "r", name) == len(a) and math.isfinite(scales[name]) for name, (a, _) in factors.items()):
+            return scales
+    except (KeyError, TypeError, AttributeError, ArithmeticError, re.error):
         pass
     raise UserError(f"{adapter / 'adapter_config.json'} is damaged. Restore the run folder, or choose another run.")
+
+
+def _of(config: dict[str, Any], key: str, name: str) -> Any:
+    """``key`` ("r" or "lora_alpha") for the weight ``name``, as peft finds it."""
+    pattern = config.get({"r": "rank_pattern", "lora_alpha": "alpha_pattern"}[key]) or {}
+    return pattern.get(get_pattern_key(pattern, name.removesuffix(".weight")), config[key])
 
 
 def _files(base: Path) -> dict[str, list[str]]:
