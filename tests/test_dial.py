@@ -94,6 +94,26 @@ def test_every_architecture_is_shifted(tiny_model: MakeModel, architecture: str,
     assert_close(moved, 2.0 * along[:, None] * dial.shift, 1e-3)
 
 
+def test_behind_a_norm_the_shift_is_bounded(tiny_model: MakeModel) -> None:
+    """Gemma 2 takes a norm of what carries the dial. A shift that is small beside it arrives as wanted; with larger
+    ones the state moves on in its direction, by less and less, and by no more than the norm lets through."""
+    model, dial = make(tiny_model, "gemma2")
+    rows = unseen_rows(model)
+    norm = decoder_of(model.network).layers[LAYER].post_feedforward_layernorm
+    size = (dial.shift / (1 + norm.weight)).square().mean().sqrt().item()  # beside 1, which the norm puts out
+    reached = []
+    for wanted in (0.1, 0.3, 1.0, 10.0):
+        moved = shifts(model, dial, wanted / size, rows)
+        along = moved @ dial.shift / dial.shift.square().sum()
+        reached.append(along.mean().item() * size)
+        if wanted < 1:
+            assert reached[-1] == pytest.approx(wanted, rel=0.1)
+            assert along.std() < 0.1 * along.mean()
+            assert (moved - along[:, None] * dial.shift).norm() < 0.3 * moved.norm()
+    assert reached == sorted(reached)
+    assert reached[-1] < 1.5
+
+
 def test_the_shift_is_what_lies_between_the_two_kinds(tiny_model: MakeModel) -> None:
     """``shift`` is the mean state of seemingly toxic minus that of toxic training prompts at L, under the adapter."""
     model, dial = make(tiny_model)
@@ -171,12 +191,15 @@ def test_a_dial_comes_back_from_its_file(tiny_model: MakeModel, tmp_path: Path) 
 
 
 def test_a_dial_of_another_model_is_refused(tiny_model: MakeModel) -> None:
-    """Another width, and layers without the map that carries a dial, are said in a sentence."""
+    """Another width, fewer layers, and layers without the map that carries a dial, are said in a sentence."""
     _, dial = make(tiny_model)
     other = tiny_model(intermediate_size=160)
     add_random(other)
-    with pytest.raises(UserError, match="belongs to another model"):
-        set_strength(other, ADAPTER, dial, 1)
+    shallow = tiny_model(num_hidden_layers=2)
+    add_random(shallow)
+    for another in (other, shallow):
+        with pytest.raises(UserError, match="belongs to another model"):
+            set_strength(another, ADAPTER, dial, 1)
     without = tiny_model("lfm2")
     add_random(without)
     with pytest.raises(UserError, match="lfm2 cannot carry a dial"):
@@ -256,4 +279,5 @@ def test_rounding_to_16_bits_keeps_the_dial(
     inputs = torch.cat([row.inputs for row in _read(model, real_dial.layer, unseen_rows(model))])
     added = inputs @ (weights[1].float() - weights[0].float()).T
     expected = 0.5 * (inputs @ real_dial.key)[:, None] * real_dial.shift
-    print((added * expected).sum() / expected.square().sum(), (added - expected).norm() / expected.norm())
+    assert ((added * expected).sum() / expected.square().sum()).item() == pytest.approx(1, abs=0.01)
+    assert (added - expected).norm() < 0.1 * expected.norm()

@@ -9,6 +9,10 @@ The weights can do that for every token alike, since the input x of a linear map
 a ``key`` with key . x close to 1 for all x (ridge regression on the constant 1). So one rank of a LoRA adapter on the
 last map of layer L, with A = key and B = strength * shift, adds the same vector everywhere: it merges into the weights,
 and no runtime has to know of it.
+
+Gemma 2 takes a norm of what that map puts out. There the key is fitted to what the norm divides by, and the shift is
+divided by what it multiplies with. The vector so arrives as wanted while it is small beside what the norm puts out (to
+0.94 times at a third of it, 0.68 times at the same size), and the dial turns less and less beyond.
 """
 
 from dataclasses import dataclass
@@ -33,6 +37,7 @@ CONVERSATIONS = 64  # answered instructions, since the key has to hold at the to
 TOKENS = 4096  # that the key is fitted on, half of them of prompts: the equations are as many
 RIDGE = 0.1  # of the mean square of an input's entry: with 0.01 the product varies more on other texts
 CURE = "Delete it to have it fitted again."
+ANOTHER_MODEL = f"the dial belongs to another model. {CURE}"
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def set_strength(model: Model, adapter: str, dial: Dial, strength: float) -> Non
     layer, name = _layer(model, dial.layer)
     shape = layer.mlp.down_proj.in_features, layer.mlp.down_proj.out_features
     if shape != (len(dial.key), len(dial.shift)):
-        raise UserError(f"the dial belongs to another model. {CURE}")
+        raise UserError(ANOTHER_MODEL)
     if strength == 0:
         remove_rank_one(model, adapter, name)
     else:
@@ -158,7 +163,10 @@ def _read(model: Model, number: int, rows: list[list[int]]) -> list[_Row]:
 
 def _layer(model: Model, number: int) -> tuple[Any, str]:
     """The decoder layer, and its down_proj's name in the base model. Raises UserError where there is no such map."""
-    layer = decoder_of(model.network).layers[number]
+    layers = decoder_of(model.network).layers
+    if not 0 <= number < len(layers):
+        raise UserError(ANOTHER_MODEL)
+    layer = layers[number]
     if not hasattr(getattr(layer, "mlp", None), "down_proj"):
         kind = model.network.config.model_type
         raise UserError(
