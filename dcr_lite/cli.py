@@ -12,26 +12,34 @@ from dcr_lite.errors import UserError, sentence
 from dcr_lite.interrupts import sigterm_as_ctrl_c
 from dcr_lite.names import BENCHMARK_NAMES, ModelName
 from dcr_lite.run.launch import launch
-from dcr_lite.run.recipes import find_recipe, load_recipe, recipe_titles
+from dcr_lite.run.recipes import DEFAULT_RECIPE, find_recipe, load_recipe, model_in, recipe_titles
 from dcr_lite.run_commands import demo, diagnose, export, score
-from dcr_lite.settings import HELD_OUT_FILES, Device, Precision, Quantization
+from dcr_lite.settings import HELD_OUT_FILES, Device, Precision, Quantization, Settings
+
+ANY_MODEL = """A chat or base model, aligned with settings that are found (docs/method.md). The model is on the Hugging
+Face Hub, by its name, or in a folder."""
 
 
 def train(words: Annotated[tuple[str, ...], tyro.conf.Positional]) -> None:
-    """Train a model with a recipe, whose settings are flags: dcr-lite train smollm2_135m --seed 1. Without a recipe,
-    list them."""
+    """Train a model: dcr-lite train --model NAME_OR_FOLDER, or with a recipe: dcr-lite train smollm2_135m. Settings
+    are flags. Without words, list the recipes."""
     if not words or words[0] in ("-h", "--help"):
         titles = recipe_titles()
-        print("usage: dcr-lite train RECIPE [flags]\n\nRECIPE is one of these, or the path of a recipe file:\n")
+        print("usage: dcr-lite train --model NAME_OR_FOLDER [flags]\n       dcr-lite train RECIPE [flags]\n")
+        print("Any chat model, or base model with --chat-format, of the Hugging Face Hub or in a folder; or a RECIPE,")
+        print("one of these or the path of a recipe file:\n")
         for name, title in titles.items():
             print(f"  {name:<{max(map(len, titles))}}  {title}")
-        print("\ndcr-lite train RECIPE --help lists the flags of a recipe.")
-        return
+        print("\nWith --help behind them, both list their flags.")
+        return None
     name, *flags = words
-    if name.startswith("-"):
-        raise UserError(f"dcr-lite train {name}: the recipe comes first, then its flags")
-    recipe = load_recipe(find_recipe(name))
-    launch(recipe.main, recipe.SETTINGS, flags, name)
+    if not name.startswith("-"):
+        recipe = load_recipe(find_recipe(name))
+        return launch(recipe.main, recipe.SETTINGS, flags, ("train", name))
+    if (model := model_in(words)) is None:
+        raise UserError(f"dcr-lite train {name}: name a model with --model, or a recipe before its flags")
+    story = load_recipe(find_recipe(DEFAULT_RECIPE)).main  # which is the same in every recipe
+    return launch(story, Settings.of_model(model), words, ("train",), ANY_MODEL)
 
 
 def judge(

@@ -1,5 +1,6 @@
 """Every setting of a run, with the sentence that ``--help`` shows. Nothing heavy is imported here."""
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,9 @@ Target = Literal["auto", "above_stock", "like_stock", "balanced", "none"]
 ChatFormat = Literal["own", "chatml", "llama3", "mistral", "gemma"]
 
 FOUND = -1  # where a layer stands: it is still to be found
+# Parts of the depth between which L is looked for: lower, what stage 1 learns does not generalise to unseen pairs;
+# higher, it generalises less, trains longer, and leaves few layers to act on it (docs/results.md, "The layer").
+LOWEST, HIGHEST = 0.4, 0.7
 
 # The files and the sizes that ``data`` stands for, where none are given.
 SHIPPED_FILES = {
@@ -29,6 +33,13 @@ SIZES = {
     "shipped": {"instructions": 560, "refusals": 128, "baseline_refusals": 128},
     "full": {"instructions": 20_000, "refusals": 1_000, "baseline_refusals": 1_000},  # the paper's
 }
+
+
+def layers_between(depth: int) -> range:
+    """The layers among which L is looked for, of a model with ``depth`` of them. Never the last one, above which
+    nothing is left."""
+    last = max(0, depth - 2)
+    return range(min(round(LOWEST * depth), last), min(round(HIGHEST * depth), last) + 1)
 
 
 @dataclass(kw_only=True)
@@ -166,6 +177,12 @@ class Settings(ModelSettings):
     """Continue a run that was stopped, from its last checkpoint."""
     plan: bool = False
     """Print the memory that each stage needs on common cards, and exit. Nothing is loaded."""
+
+    @classmethod
+    def of_model(cls, model: str) -> "Settings":
+        """Those of a run without a recipe: of a model by its folder or name, in a run folder of that name."""
+        name = re.sub(r"[^\w.-]+", "_", Path(model).resolve().name if model.endswith(".") else Path(model).name)
+        return cls(model=model, run=Path("runs") / name)
 
     @property
     def files(self) -> dict[str, Path]:

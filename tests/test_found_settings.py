@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import run_command
 from hypothesis import given
 from hypothesis import strategies as st
 from recipe_runs import same, small_settings
@@ -14,7 +15,8 @@ from small_runs import flags, run_here
 
 from dcr_lite.errors import UserError
 from dcr_lite.measure.openings import MOST, own_openings
-from dcr_lite.method.layers import auroc_error, layers_between, suggested_layers
+from dcr_lite.method import safety_sft
+from dcr_lite.method.layers import auroc_error, suggested_layers
 from dcr_lite.model.adapters import adapter_weights
 from dcr_lite.model.loading import REFUSING_OPENINGS
 from dcr_lite.names import DCR
@@ -24,7 +26,7 @@ from dcr_lite.run.found_settings import choose, rate_for
 from dcr_lite.run.inputs import load_data
 from dcr_lite.run.opening import load_model, open_model
 from dcr_lite.run.run_folder import RunFolder, read_found, read_settings
-from dcr_lite.settings import FOUND, Settings
+from dcr_lite.settings import FOUND, Settings, layers_between
 
 UNSET = {
     "layer": FOUND, "contrastive_learning_rate": 0.0, "sft_learning_rate": 0.0,
@@ -121,17 +123,22 @@ def test_openings_never_begin_with_each_other(refused: list[str], answered: list
 # --- whole ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def searched(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run that has found everything."""
-    run = tmp_path_factory.mktemp("searched") / "run"
-    argv = flags(tiny, rows, run)
+def unset_flags(model: Path, rows: Path, run: Path, **changes: Any) -> list[str]:
+    """The flags of a small run without those that it can find by itself."""
+    argv = flags(model, rows, run, **changes)
     for name in UNSET:
         flag = "--" + name.replace("_", "-")
         if flag in argv:
             del argv[argv.index(flag) : argv.index(flag) + 2]
-    done = run_here(argv)
-    assert done.code == 0, done.err
+    return argv
+
+
+@pytest.fixture(scope="module")
+def searched(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, without a recipe, that has found everything."""
+    run = tmp_path_factory.mktemp("searched") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        assert run_command(patch, "train", *unset_flags(tiny, rows, run)) == 0
     return run
 
 
@@ -151,6 +158,34 @@ def test_a_run_finds_all_that_is_not_given(searched: Path) -> None:
     assert found_section(found) in page
     assert "L = 2" in page
     assert (searched / "found.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "mistral", "gemma2"])
+def test_any_architecture_finds_its_settings(
+    architecture: str, tiny_folder: Callable[..., Path], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tied or not, packed or padded: dcr-lite train with a model folder and nothing else about the model."""
+    fewer = {"contrastive_steps": 2, "sft_epochs": 1, "evaluation": rows / "plain.jsonl"}
+    argv = unset_flags(tiny_folder(architecture), rows, tmp_path / "run", **fewer)
+    del argv[argv.index("--compare-with") : argv.index("--compare-with") + 2]
+    monkeypatch.setattr(safety_sft, "OBSERVATIONS", 1)
+    assert run_command(monkeypatch, "train", *argv) == 0
+    assert read_found(tmp_path / "run") is not None
+
+
+def test_a_model_without_a_chat_template_needs_a_format(
+    tiny_folder: Callable[..., Path], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The error names the flag and what it takes; with it the base model is trained as one: given answers, stage 2."""
+    folder = tiny_folder("llama", "chatml")
+    assert run_command(monkeypatch, "train", *unset_flags(folder, rows, tmp_path / "a")) == 1
+    assert "--chat-format chatml, llama3, mistral, gemma" in capsys.readouterr().err
+    fewer = {"contrastive_steps": 2, "sft_epochs": 1, "chat_format": "chatml"}
+    assert run_command(monkeypatch, "train", *unset_flags(folder, rows, tmp_path / "b", **fewer)) == 0
+    found = read_found(tmp_path / "b")
+    assert found is not None
+    assert (found["stage2"], found["answers"], found["dial"]) == ("yes", "given", "balanced")
+    assert found["evidence"]["answers"] is None
 
 
 def test_an_opened_run_knows_how_its_model_refuses(searched: Path) -> None:

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import run_command
 from small_runs import RECIPE, recipe_module, run_here
 
 from dcr_lite.errors import UserError
 from dcr_lite.run import launch
-from dcr_lite.run.recipes import find_recipe, load_recipe, recipe_titles
+from dcr_lite.run.recipes import find_recipe, load_recipe, model_in, recipe_titles
+from dcr_lite.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -42,18 +44,19 @@ def test_a_flag_that_nothing_replaces_is_accepted(flags: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "processes", "command"),
+    ("words", "processes", "command"),
     [
-        ("", 1, "python recipes/x.py"),
-        ("", 2, "accelerate launch recipes/x.py"),
-        ("smollm2_135m", 1, "dcr-lite train smollm2_135m"),
-        ("my recipe.py", 1, "dcr-lite train 'my recipe.py'"),
-        ("smollm2_135m", 2, "accelerate launch -m dcr_lite.cli train smollm2_135m"),
+        ([], 1, "python recipes/x.py"),
+        ([], 2, "accelerate launch recipes/x.py"),
+        (["train", "smollm2_135m"], 1, "dcr-lite train smollm2_135m"),
+        (["train"], 1, "dcr-lite train"),
+        (["train", "my recipe.py"], 1, "dcr-lite train 'my recipe.py'"),
+        (["train", "smollm2_135m"], 2, "accelerate launch -m dcr_lite.cli train smollm2_135m"),
     ],
 )
 @pytest.mark.parametrize("flags", [["--seed", "1", "--run", "a b"], ["--seed", "1", "--run", "a b", "--resume"]])
 def test_an_interrupted_run_names_the_command_that_continues_it(
-    recipe: str,
+    words: list[str],
     processes: int,
     command: str,
     flags: list[str],
@@ -71,9 +74,52 @@ def test_an_interrupted_run_names_the_command_that_continues_it(
         monkeypatch.setenv(name, value)
     module = recipe_module()
     with pytest.raises(SystemExit) as end:
-        launch.launch(module.main, module.SETTINGS, flags, recipe)
+        launch.launch(module.main, module.SETTINGS, flags, words)
     assert end.value.code == 130
     assert capsys.readouterr().err.endswith(f"Continue with:\n  {command} --seed 1 --run 'a b' --resume\n")
+
+
+# --- a model without a recipe ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "model"),
+    [
+        (["--seed", "1", "--model", "a/b"], "a/b"),
+        (["--model=a/b", "--plan"], "a/b"),
+        (["--seed", "1"], None),
+        (["--model"], None),
+        (["--model="], None),
+    ],
+)
+def test_the_model_is_found_among_flags(flags: list[str], model: str | None) -> None:
+    """In both forms of a flag."""
+    assert model_in(flags) == model
+
+
+@pytest.mark.parametrize(
+    ("model", "run"),
+    [("Qwen/Qwen2.5-1.5B-Instruct", "Qwen2.5-1.5B-Instruct"), ("/models/my model/", "my_model"), ("tiny", "tiny")],
+)
+def test_a_model_without_a_recipe_has_a_run_folder_of_its_name(model: str, run: str) -> None:
+    """All else is to be found, or as in every recipe."""
+    assert Settings.of_model(model) == Settings(model=model, run=Path("runs") / run)
+
+
+def test_a_model_or_a_recipe_has_to_be_named(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Flags alone are an error that says what is missing; --plan of a folder answers from its config.json."""
+    assert run_command(monkeypatch, "train", "--seed", "1") == 1
+    assert "name a model with --model, or a recipe before its flags" in capsys.readouterr().err
+
+
+def test_a_model_without_a_recipe_can_be_planned(
+    tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+) -> None:
+    """In a folder, from its config.json; no run folder comes about."""
+    monkeypatch.chdir(tmp_path)
+    assert run_command(monkeypatch, "train", "--model", str(tiny_folder("qwen2")), "--plan") == 0
+    assert "RTX 3060" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 # --- recipes by name --------------------------------------------------------------------------------------------------

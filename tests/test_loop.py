@@ -16,6 +16,7 @@ from tiny_models import ADAPTER, LAYERS, GivenStage, add_random_adapter
 
 from dcr_lite.errors import UserError
 from dcr_lite.method import checkpoint, loop
+from dcr_lite.method.checkpoint import Progress
 from dcr_lite.method.loop import Loop, learning_rate_at
 from dcr_lite.model.adapters import adapter_weights, train_only
 from dcr_lite.model.loading import Model
@@ -129,6 +130,49 @@ def test_a_full_disk_is_a_user_error(tmp_path: Path, size: int) -> None:
         checkpoint.write({"step": 2, "weights": torch.zeros(size)}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+# --- patience ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stopped_at", [None, 3, 6, 7])
+def test_training_ends_when_nothing_better_is_found(
+    stopped_at: int | None, tiny_model: Callable[..., Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After as many evaluations without a better one as ``patience`` says, with the best weights; also where the run
+    was interrupted and goes on."""
+    values = {0: 0.5, 2: 0.7, 4: 0.9, 6: 0.8, 8: 0.9, 10: 0.99}
+    observed: list[int] = []
+
+    def train(stop_at: int | None) -> Progress | None:
+        model = tiny_model()
+        add_random_adapter(model)
+        weights = train_only(model, ADAPTER, range(LAYERS))
+
+        def step(number: int) -> float:
+            if number == stop_at:
+                os.kill(os.getpid(), signal.SIGINT)
+            weights[0].sum().backward()
+            return 1.0
+
+        def observe(at: int) -> dict[str, Any]:
+            observed.append(at)
+            return {"best": values[at]}
+
+        stage = GivenStage(model, weights, step, steps=10, observe_every=2)
+        stage.observe = observe  # type: ignore[method-assign]
+        with contextlib.suppress(KeyboardInterrupt):
+            return Loop(stage, tmp_path / "stage1.pt", patience=2).run()
+        return None
+
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.default_int_handler)  # whatever started the tests
+    progress = train(stopped_at)
+    if stopped_at is not None:
+        assert progress is None
+        progress = train(None)
+    assert progress is not None
+    assert (progress.step, progress.best_step, progress.best) == (8, 4, 0.9)
+    assert sorted(set(observed)) == [0, 2, 4, 6, 8]
 
 
 # --- when, and what ---------------------------------------------------------------------------------------------------

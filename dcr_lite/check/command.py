@@ -12,10 +12,9 @@ from dcr_lite.check import worker
 from dcr_lite.check.worker import Findings
 from dcr_lite.run.inputs import resolved
 from dcr_lite.run.launch import require_effect
-from dcr_lite.run.recipes import find_recipe, load_recipe
+from dcr_lite.run.recipes import DEFAULT_RECIPE, find_recipe, load_recipe, model_in
 from dcr_lite.settings import Settings
 
-RECIPE = "smollm2_135m"  # where none is named: it runs everywhere
 DESCRIPTION = """What a run of the recipe will meet on this machine, found in about two minutes: card, driver and torch,
 4-bit products, the Hub and its gated models, disk, the longest rows, and three steps of each stage on the model's shape
 with random weights. Nothing is trained or fetched. Exits with 1 where something stands in the way."""
@@ -32,18 +31,21 @@ class Check(Settings):
 
 
 def check(words: tuple[str, ...]) -> bool:
-    """Check the recipe that is named first, with the flags behind it, and print what was found. True where nothing
-    stands in the way."""
+    """Check the recipe that is named first, or the model behind --model, with the flags, and print what was found. True
+    where nothing stands in the way."""
     from dcr_lite.check.page import Progress, show
 
     named = bool(words) and not words[0].startswith("-")
-    recipe, flags = (words[0], words[1:]) if named else (RECIPE, words)
-    defaults = load_recipe(find_recipe(recipe)).SETTINGS
+    recipe, flags = (words[0], words[1:]) if named else (DEFAULT_RECIPE, words)
+    if not named and (model := model_in(words)) is not None:
+        recipe, defaults = Path(model).name, Settings.of_model(model)
+    else:
+        defaults = load_recipe(find_recipe(recipe)).SETTINGS
     asked = tyro.cli(
         Check,
         default=Check(**_values(defaults)),
         args=flags,
-        prog=f"dcr-lite check {recipe}",
+        prog=f"dcr-lite check {recipe if named else ''}".rstrip(),
         description=DESCRIPTION,
     )
     require_effect(asked, flags)

@@ -12,9 +12,11 @@ from dcr_lite.check.rows import Lengths
 from dcr_lite.method.contrastive import GEOMETRY_PAIRS, REFERENCE_PAIRS, ContrastiveConfig
 from dcr_lite.method.safety_sft import OBSERVATIONS
 from dcr_lite.model.shapes import Shape
-from dcr_lite.settings import Settings
+from dcr_lite.names import BASELINE, models_of
+from dcr_lite.run.found_settings import STOCK_PAIRS, TRIAL_STEPS, TRIED, asks_for_answers, assumed
+from dcr_lite.run.plan import DIAL_ANSWERS, DIAL_READINGS, OWN_TOKENS
+from dcr_lite.settings import FOUND, Settings
 
-MODELS = 3  # that answer the held-out prompts
 OPENINGS = 12  # tokens behind each prompt from which the refusal probability is read, about
 Rows = list[tuple[int, int]]
 
@@ -82,7 +84,8 @@ def operations(
     shape: Shape, settings: Settings, lengths: Lengths, prefix: int, at_once: float = float("inf")
 ) -> dict[str, float]:
     """Operations of the parts of a whole run, under the names that memory.py gives them. prefix, at_once: see
-    ``Counter``."""
+    ``Counter``. What is still to be found is assumed (see ``found_settings.assumed``), and finding it counted."""
+    asked, settings = settings, assumed(settings, shape.layers, shape.width)
     count = Counter(shape, settings.layer, prefix, at_once)
     prompt = fmean(tokens for pair in lengths.pairs for tokens in pair) - prefix
     row = fmean(map(sum, lengths.conversations)) - prefix
@@ -97,7 +100,7 @@ def operations(
     read += 2 * (read_out + len(lengths.held_out)) + lengths.refusals
     batch = 2 * min(settings.contrastive_batch // 2, len(lengths.pairs))
     stage1 = settings.contrastive_steps * count.stage1(batch, prompt)
-    stage1 += count.forward(settings.layer + 1, read * prompt, read)
+    stage1 += count.forward(settings.layer + 1, read * prompt, read) + _search(count, asked, lengths, batch, prompt)
 
     def sft(rows: int, below: int) -> float:
         steps = -(-rows // settings.sft_batch)
@@ -105,12 +108,36 @@ def operations(
         watched = count.answers((OBSERVATIONS + 1) * lengths.watched, prompt, 0)
         return trained + epochs * count.forward(below, rows * row, rows * row) + watched
 
-    return {
-        "stage1": stage1,
-        "stage2": sft(sizes["instructions"] + sizes["refusals"], first_trained(settings)),
-        "safety_sft": sft(sizes["instructions"] + sizes["baseline_refusals"], 0),
-        "evaluation": MODELS * count.answers(len(lengths.held_out), held_out, settings.answer_tokens),
-    }
+    parts = {"stage1": stage1}
+    if settings.stage2 != "no":
+        parts["stage2"] = sft(sizes["instructions"] + sizes["refusals"], first_trained(settings))
+    if BASELINE in settings.compare_with:
+        parts[BASELINE] = sft(sizes["instructions"] + sizes["baseline_refusals"], 0)
+    models = len(models_of(settings.compare_with))
+    answers = models * count.answers(len(lengths.held_out), held_out, settings.answer_tokens)
+    return parts | {"evaluation": answers + _along_the_way(count, asked, settings, lengths, prompt)}
+
+
+def _search(count: Counter, asked: Settings, lengths: Lengths, batch: int, prompt: float) -> float:
+    """Of finding L, where it is not given: states of every layer, and a few steps at some."""
+    if asked.layer != FOUND:
+        return 0.0
+    read = 2 * (min(GEOMETRY_PAIRS, len(lengths.pairs)) + lengths.development)
+    return count.forward(count.shape.layers, read * prompt, read) + TRIED * TRIAL_STEPS * count.stage1(batch, prompt)
+
+
+def _along_the_way(count: Counter, asked: Settings, settings: Settings, lengths: Lengths, prompt: float) -> float:
+    """Of the answers that are not measured: the stock model's to training prompts, its own to general instructions,
+    and those by which the dial is set."""
+    answers = 0.0
+    if asks_for_answers(asked):
+        answers += count.answers(2 * STOCK_PAIRS, prompt, settings.answer_tokens)
+    if settings.answers == "own" and settings.stage2 != "no":
+        answers += count.answers(settings.sizes["instructions"], prompt, OWN_TOKENS)
+    if settings.dial != "none":
+        answers += DIAL_READINGS * count.answers(2 * lengths.development, prompt, 0)
+        answers += DIAL_ANSWERS * count.answers(2 * lengths.development, prompt, settings.answer_tokens)
+    return answers
 
 
 def seconds(operations_of: dict[str, float], rates: dict[str, float]) -> dict[str, float]:

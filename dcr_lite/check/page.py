@@ -92,7 +92,7 @@ def _trial(values: dict[str, Any]) -> Table:
             "" if is_answering else f"{part['seconds']:.2f} s",
             in_words(whole[name]),
         )
-    if len(values["parts"]) == len(TITLES):
+    if list(values["parts"]) == values["of"]:
         table.add_row("[bold]all[/bold]", "", "", "", "", f"[bold]{in_words(whole['total'])}[/bold]")
     return table
 
@@ -109,7 +109,7 @@ def in_words(seconds: float) -> str:
 def _verdict(console: Console, report: dict[str, Any], trial: dict[str, Any]) -> None:
     problems = report["problems"]
     parts = trial.get("parts", {})
-    total = trial["whole_run_seconds"]["total"] if len(parts) == len(TITLES) else None
+    total = trial["whole_run_seconds"]["total"] if parts and list(parts) == trial["of"] else None
     takes = f" A run takes about {in_words(total)}." if total else ""
     if not problems:
         console.print(f"[green]Nothing stands in the way.[/green]{takes}")

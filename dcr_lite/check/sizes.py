@@ -9,6 +9,7 @@ from dcr_lite.data.splits import pair_batches, sft_batches
 from dcr_lite.model.memory import Fit, needs
 from dcr_lite.model.shapes import Shape
 from dcr_lite.model.states import TOKENS_PER_PASS
+from dcr_lite.names import BASELINE
 from dcr_lite.run.opening import Machine
 from dcr_lite.run.plan import ACHIEVED, matrix_rate
 from dcr_lite.settings import Settings
@@ -48,12 +49,16 @@ class Size:
         own = sum(map(sum, self.rows)) / n - self.prefix
         answer = sum(tokens for _, tokens in self.rows) / n
         prompt = sum(self.held_out) / len(self.held_out) - self.prefix
-        return {
+        parts = {
             "stage1": count.stage1(len(prompts), sum(prompts) / len(prompts) - self.prefix),
             "stage2": count.sft(n, own, answer, first_trained(self.settings)),
             "safety_sft": count.sft(n, own, answer, 0),
             "evaluation": count.answers(len(self.held_out), prompt, self.settings.answer_tokens),
         }
+        left_out = {"stage2"} if self.settings.stage2 == "no" else set()
+        if BASELINE not in self.settings.compare_with:
+            left_out.add(BASELINE)
+        return {name: of_part for name, of_part in parts.items() if name not in left_out}
 
     def with_layers(self, layers: int) -> "Size":
         """The same with so many decoder layers."""
@@ -105,7 +110,10 @@ def choose(size: Size, fitting: Fit, on: Machine, seconds: float = SECONDS) -> S
         parts = needs(size.shape, size.settings, on.four_bit, on.precision.itemsize)
         return any(need.total(min(need.most, fitting.units[need.name])) > fitting.free for need in parts)
 
-    full = fitting.units["stage1"], max(fitting.units[name] for name in ("stage2", "safety_sft"))
+    full = (
+        fitting.units["stage1"],
+        max((fitting.units[name] for name in ("stage2", BASELINE) if name in fitting.units), default=0),
+    )
     while too_long(size) and (fewer := size.with_half_the_rows(*full)) != size:
         size = fewer
     while size.shape.layers > FEWEST_LAYERS and (too_long(size) or too_large(size)):

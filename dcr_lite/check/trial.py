@@ -27,6 +27,7 @@ from dcr_lite.model.loading import Model
 from dcr_lite.model.memory import RESERVE, TITLES, Fit, Need, needs
 from dcr_lite.model.packing import Batch
 from dcr_lite.names import BASELINE, DCR
+from dcr_lite.run.found_settings import assumed
 from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
 from dcr_lite.run.opening import Machine
 
@@ -53,7 +54,7 @@ def look(task: Task) -> Finding:
         return Finding(["not tried: see above"])
     shape, fitting = estimate
     found = Finding(values={"parts": {}, "whole_run_seconds": {}})
-    settings = task.settings
+    settings = assumed(task.settings, shape.layers, shape.width)
     largest = sizes.whole(shape, settings, lengths, fitting, on)
     size = sizes.choose(largest, fitting, on)
     tried = {"layers": size.shape.layers, "prompts": 2 * len(size.pairs), "rows": len(size.rows)}
@@ -68,18 +69,19 @@ def look(task: Task) -> Finding:
         found.notes.append("tried with transformers: unsloth needs the model itself")
     task.tell(found)
     model = random_model(size.shape, on.device, on.precision, on.four_bit)
-    for name in (DCR, BASELINE):
+    for name in (DCR, *settings.compare_with):
         adapters.add_adapter(model, name, settings.rank, settings.seed)
     model.tokens_in, model.prompts_at_once = fitting.units, len(size.held_out)
     size = replace(size, prefix=size.prefix if model.packs else 0)
 
-    whole = duration.operations(shape, settings, lengths, size.prefix, size.at_once)
+    whole = duration.operations(shape, task.settings, lengths, size.prefix, size.at_once)
+    found.values["of"] = list(whole)
     rates: dict[str, float] = {}
     of_step = size.operations()
     tried_needs = {need.name: need for need in needs(size.shape, size.settings, on.four_bit, on.precision.itemsize)}
-    for name, attempt in PARTS.items():
+    for name in whole:
         model.plan_passes(name)
-        shown = attempt(model, size)
+        shown = PARTS[name](model, size)
         rates[name] = of_step[name] / shown.seconds
         found.values["parts"][name] = _values(shown, tried_needs[name], on)
         found.values["whole_run_seconds"] = duration.seconds(whole, rates)

@@ -19,7 +19,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.files import OnlyOne, load_tensors, read_state, remove_partials, write_json, write_state
 from dcr_lite.measure.answers import read_answers
 from dcr_lite.method.contrastive import GEOMETRY_PAIRS, REFERENCE_PAIRS, ContrastiveConfig, encode_pairs, first_pairs
-from dcr_lite.method.layers import layer_geometries, layer_separations, layers_between, suggested_layers
+from dcr_lite.method.layers import layer_geometries, layer_separations, suggested_layers
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.states import last_states
@@ -28,7 +28,7 @@ from dcr_lite.run import inputs, opening
 from dcr_lite.run.plots import draw_refusal_during_sft, refusal_curves
 from dcr_lite.run.run_folder import read_settings
 from dcr_lite.run.terminal import progress_bar
-from dcr_lite.settings import Settings
+from dcr_lite.settings import Settings, layers_between
 
 
 def diagnose(folder: Path, pairs: int, projections: int) -> dict[str, Any]:

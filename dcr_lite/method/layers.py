@@ -9,10 +9,6 @@ from dcr_lite.method.read_out import separation
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import last_states
 
-# Parts of the depth between which L is looked for: lower, what stage 1 learns does not generalise to unseen pairs;
-# higher, it generalises less, trains longer, and leaves few layers to act on it (docs/results.md, "The layer").
-LOWEST, HIGHEST = 0.4, 0.7
-
 
 def layer_geometries(stock_states: Tensor, centre: Centre, whiten: bool) -> list[Geometry]:
     """The stock model's geometry at every layer, from its states of training pairs (layers, prompts, d_model)."""
@@ -32,13 +28,6 @@ def auroc_error(auroc: float, n: int) -> float:
     q1, q2 = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
     variance = (auroc * (1 - auroc) + (n - 1) * (q1 + q2 - 2 * auroc**2)) / n**2
     return float(max(variance, 0.0) ** 0.5)
-
-
-def layers_between(depth: int) -> range:
-    """The layers among which L is looked for, of a model with ``depth`` of them. Never the last one, above which
-    nothing is left."""
-    last = max(0, depth - 2)
-    return range(min(round(LOWEST * depth), last), min(round(HIGHEST * depth), last) + 1)
 
 
 def suggested_layers(separations: dict[int, float], n: int, most: int) -> list[int]:

@@ -59,8 +59,8 @@ def prompt_text(tokenizer: Tokenizer, prompt: str) -> str:
     """One user turn up to where the model answers, as the chat template writes it."""
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
-            f"{tokenizer.name_or_path} has no chat template, so it is not a chat model. "
-            "Use its instruct or chat version, or set tokenizer.chat_template and save the tokenizer."
+            f"{tokenizer.name_or_path} has no chat template, so it is no chat model. Name its instruct or chat "
+            f"version, or give a base model the format that it learns: --chat-format {', '.join(FORMATS)}."
         )
     return _render(tokenizer, [{"role": "user", "content": prompt}], answer_next=True)
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from dcr_lite.errors import UserError
 from dcr_lite.model.shapes import Shape
-from dcr_lite.settings import FOUND, Settings
+from dcr_lite.names import BASELINE
+from dcr_lite.settings import FOUND, Settings, layers_between
 
 NF4_BYTES = 0.516  # of a weight in 4 bits: its half byte, and the doubly quantised scale of each block of 64
 ADAM_BYTES = 4 + 4 + 4 + 4  # of a trained weight in float32: gradient, two moments, and the step's temporary copy
@@ -114,25 +115,26 @@ class Need:
 
 
 def needs(shape: Shape, settings: Settings, four_bit: bool, value_bytes: int) -> list[Need]:
-    """What the parts of a run need, in their order: stage1, stage2, safety_sft, evaluation."""
+    """What the parts of a run need, in their order: stage1, stage2 unless it is left out, safety_sft where it is asked
+    for, evaluation. Where L is still to be found, each stage is planned for the L at which it needs most."""
     base = weights(shape, four_bit, value_bytes) + RESERVE + largest_map(shape, four_bit, value_bytes)
     answers = logits(shape, LOGITS, value_bytes)
 
     def training(name: str, trained: int, batch: int, row_tokens: int, extra: float) -> Need:
-        fixed = base + extra + adapters(shape, settings.rank, 2, trained, value_bytes)
+        fixed = base + extra + adapters(shape, settings.rank, 1 + len(settings.compare_with), trained, value_bytes)
         # One layer more than keeps its activations: the gradients that are being computed in it. A layer L that the
         # model lacks is refused later.
         each = (max(0, trained) + 1) * activations(shape, settings.rank, value_bytes, row_tokens)
         return Need(name, fixed, each, min(MOST_TOKENS, max(batch * row_tokens, LEAST_TOKENS)), LEAST_TOKENS)
 
-    layer = shape.layers // 2 if settings.layer == FOUND else settings.layer
-    above = shape.layers - layer - 1 if settings.sft_layers == "above" else shape.layers
-    return [
-        training("stage1", layer + 1, settings.contrastive_batch, PROMPT_TOKENS, 0),
-        training("stage2", above, settings.sft_batch, ROW_TOKENS, answers),
-        training("safety_sft", shape.layers, settings.sft_batch, ROW_TOKENS, answers),
-        evaluation_need(shape, four_bit, value_bytes, settings.rank, settings.answer_tokens),
-    ]
+    between = layers_between(shape.layers) if settings.layer == FOUND else [settings.layer]
+    above = shape.layers - between[0] - 1 if settings.sft_layers == "above" else shape.layers
+    parts = [training("stage1", between[-1] + 1, settings.contrastive_batch, PROMPT_TOKENS, 0)]
+    if settings.stage2 != "no":
+        parts.append(training("stage2", above, settings.sft_batch, ROW_TOKENS, answers))
+    if BASELINE in settings.compare_with:
+        parts.append(training(BASELINE, shape.layers, settings.sft_batch, ROW_TOKENS, answers))
+    return [*parts, evaluation_need(shape, four_bit, value_bytes, settings.rank, settings.answer_tokens)]
 
 
 def evaluation_need(shape: Shape, four_bit: bool, value_bytes: int, rank: int = 16, answer_tokens: int = 40) -> Need:

@@ -27,7 +27,7 @@ from dcr_lite.method.contrastive import (
     first_pairs,
 )
 from dcr_lite.method.geometry import Geometry
-from dcr_lite.method.layers import auroc_error, layers_between, suggested_layers
+from dcr_lite.method.layers import auroc_error, suggested_layers
 from dcr_lite.method.loop import Loop
 from dcr_lite.method.read_out import separation
 from dcr_lite.model import adapters, distributed
@@ -37,9 +37,9 @@ from dcr_lite.model.states import last_states
 from dcr_lite.names import DCR
 from dcr_lite.run.found_report import draw_found
 from dcr_lite.run.inputs import Data
-from dcr_lite.run.run_folder import FOUND_FILE, RunFolder, read_found
+from dcr_lite.run.run_folder import FOUND_FILE, FOUND_NAMES, RunFolder, read_found
 from dcr_lite.run.terminal import progress_bar
-from dcr_lite.settings import FOUND, Settings
+from dcr_lite.settings import FOUND, Settings, layers_between
 
 STOCK_PAIRS = 64  # training pairs that the stock model answers: its refusal rates to about 0.1
 REFUSES = 0.2  # of toxic prompts, from which on a chat model refuses by itself: its makers taught it to
@@ -61,7 +61,7 @@ def found(run: RunFolder, model: Model, data: Data, settings: Settings) -> dict[
     if there is not None:
         return there
     started = time.monotonic()
-    answers = _stock_answers(run, model, data, settings) if _asks_for_answers(settings) else None
+    answers = _stock_answers(run, model, data, settings) if asks_for_answers(settings) else None
     layers = _layers(run, model, data, settings) if settings.layer == FOUND else None
     chosen = choose(settings, model.network.config.hidden_size, answers, layers)
     chosen["evidence"]["seconds"] = time.monotonic() - started
@@ -74,7 +74,7 @@ def found(run: RunFolder, model: Model, data: Data, settings: Settings) -> dict[
     return chosen
 
 
-def _asks_for_answers(settings: Settings) -> bool:
+def asks_for_answers(settings: Settings) -> bool:
     """Whether it has to be known how the stock model answers: a base model does not in any format."""
     return settings.chat_format == "own" and (settings.stage2 == "auto" or settings.dial != "none")
 
@@ -97,6 +97,13 @@ def choose(settings: Settings, width: int, answers: Evidence | None, layers: Evi
     openings = own_openings([], []) if answers is None else answers["openings"]
     evidence = {"given": given, "width": width, "answers": answers, "layers": layers}
     return {**chosen, "openings": list(openings), "evidence": evidence}
+
+
+def assumed(settings: Settings, depth: int, width: int) -> Settings:
+    """The settings as they are reckoned with before anything was looked at: L at half of the depth, both stages."""
+    layers = {"chosen": depth // 2} if settings.layer == FOUND else None
+    chosen = choose(settings, width, None, layers)
+    return replace(settings, **{name: chosen[name] for name in FOUND_NAMES})
 
 
 def rate_for(width: int, narrow: float, wide: float) -> float:

@@ -22,11 +22,16 @@ REPLACES = {
 
 
 def launch(
-    main: Callable[[Settings], None], defaults: Settings, argv: Sequence[str] | None = None, recipe: str = ""
+    main: Callable[[Settings], None],
+    defaults: Settings,
+    argv: Sequence[str] | None = None,
+    words: Sequence[str] = (),
+    about: str | None = None,
 ) -> None:
     """Run a recipe's ``main`` with the settings that the command line gives.
 
-    ``recipe``: the name or path that was given to ``dcr-lite train``; empty where the recipe was started as a script.
+    ``words``: those between ``dcr-lite`` and the flags; none where the recipe was started as a script.
+    ``about``: what --help says, else the recipe's docstring.
     Exits with 1 for an error that a user can fix and with 130 when interrupted.
     """
     sigterm_as_ctrl_c()
@@ -35,8 +40,8 @@ def launch(
         Settings,
         default=defaults,
         args=flags,
-        prog=f"dcr-lite train {recipe}" if recipe else None,
-        description=sys.modules[main.__module__].__doc__,
+        prog=f"dcr-lite {' '.join(words)}" if words else None,
+        description=about or sys.modules[main.__module__].__doc__,
     )
     try:
         require_effect(settings, flags)
@@ -53,7 +58,7 @@ def launch(
         _say(f"\nerror: {said}")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        again = [*_command(recipe), *flags, *([] if settings.resume else ["--resume"])]
+        again = [*_command(words), *flags, *([] if settings.resume else ["--resume"])]
         _say(f"\nstopped; what is done is kept. Continue with:\n  {shlex.join(again)}")
         raise SystemExit(130) from None
 
@@ -69,11 +74,11 @@ def require_effect(settings: Settings, flags: Sequence[str]) -> None:
             raise UserError(f"{by} replaces {', '.join(sorted(without_effect))}: give one or the other")
 
 
-def _command(recipe: str) -> list[str]:
-    """The words that start this recipe in the form in which it was started, without its flags."""
+def _command(words: Sequence[str]) -> list[str]:
+    """What starts this recipe in the form in which it was started, without its flags."""
     if not _several():
-        return ["dcr-lite", "train", recipe] if recipe else ["python", sys.argv[0]]
-    return ["accelerate", "launch", *(["-m", "dcr_lite.cli", "train", recipe] if recipe else [sys.argv[0]])]
+        return ["dcr-lite", *words] if words else ["python", sys.argv[0]]
+    return ["accelerate", "launch", *(["-m", "dcr_lite.cli", *words] if words else [sys.argv[0]])]
 
 
 def _several() -> bool:

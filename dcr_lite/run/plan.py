@@ -7,10 +7,13 @@ import torch
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.hidden_states import decoder_of, depth
 from dcr_lite.model.loading import Model
+from dcr_lite.names import BASELINE, MODEL_TITLES, models_of
 from dcr_lite.run.inputs import Data
 from dcr_lite.settings import Settings
 
 ACHIEVED = 0.5  # of the matrix-product rate that whole runs reach on a CPU by the count below: a rough guide
+OWN_TOKENS = 160  # of the stock model's answers to general instructions, at most
+DIAL_READINGS, DIAL_ANSWERS = 15, 6  # strengths at which the dial is read, and at which answers are judged, about
 ANSWER_WORDS = 1.4  # tokens per word of English, near enough for an estimate
 
 
@@ -34,8 +37,8 @@ def weights_per_layer(model: Model) -> int:
 
 
 def operations(model: Model, data: Data, settings: Settings) -> dict[str, float]:
-    """Of stage 1, stage 2, safety SFT alone and the answers of one model: 2 per weight and token forward, as many
-    again backward."""
+    """Of stage 1, stage 2 and the baseline where there are such, and the answers: 2 per weight and token forward, as
+    many again backward."""
     sample = [p.toxic for p in data.training[:64]]
     prompt = sum(map(len, encode_prompts(model.tokenizer, sample, model.window))) / len(sample)
     layers, layer = depth(model.network), weights_per_layer(model)
@@ -47,18 +50,30 @@ def operations(model: Model, data: Data, settings: Settings) -> dict[str, float]
 
     words = sum(len(r.response.split()) for r in data.baseline_mixture) / len(data.baseline_mixture)
     above = layers - settings.layer if settings.sft_layers == "above" else layers
-    return {
+
+    def answers(prompts: int, tokens: int) -> float:
+        return prompts * (prompt + tokens) * 2 * (layers * layer + head)
+
+    sizes, models = settings.sizes, models_of(settings.compare_with)
+    parts = {
         "stage1": settings.contrastive_steps * settings.contrastive_batch * prompt * (settings.layer + 1) * layer * 4,
-        "stage2": sft(settings.sizes["instructions"] + settings.sizes["refusals"], words, above),
-        "safety_sft": sft(len(data.baseline_mixture), words, layers),
-        "answers": len(data.held_out) * (prompt + settings.answer_tokens) * 2 * (layers * layer + head),
+        "answers": answers(len(models) * len(data.held_out), settings.answer_tokens),
     }
+    if settings.stage2 == "yes":
+        parts["stage2"] = sft(sizes["instructions"] + sizes["refusals"], words, above)
+        if settings.answers == "own":
+            parts["own answers"] = answers(sizes["instructions"], OWN_TOKENS)
+    if BASELINE in settings.compare_with:
+        parts[BASELINE] = sft(len(data.baseline_mixture), words, layers)
+    if settings.dial != "none":
+        parts["dial"] = answers(2 * len(data.development) * DIAL_ANSWERS, settings.answer_tokens)
+    return parts
 
 
 def estimated_seconds(model: Model, data: Data, settings: Settings) -> float:
-    """Rough seconds for the whole run, three models answering."""
+    """Rough seconds for what is still to be done."""
     parts = operations(model, data, settings)
-    return (sum(parts.values()) + 2 * parts["answers"]) / (matrix_rate(model.device, model.precision) * ACHIEVED)
+    return sum(parts.values()) / (matrix_rate(model.device, model.precision) * ACHIEVED)
 
 
 def _longest_rows(data: Data) -> str:
@@ -69,25 +84,34 @@ def _longest_rows(data: Data) -> str:
     return f"{told} tokens" + (f"; left out as too long: {left_out}" if left_out else "")
 
 
+def _safety_sft(settings: Settings) -> dict[str, str]:
+    """The plan of stage 2 and of the baseline, where there are such."""
+    sizes, epochs = settings.sizes, "epoch" if settings.sft_epochs == 1 else "epochs"
+    above = "layers above L" if settings.sft_layers == "above" else "all layers"
+    voice = "its own answers" if settings.answers == "own" else "the answers given"
+    rows = f"{sizes['instructions']} instructions with {voice} and {{}} refusals, {settings.sft_epochs} {epochs} of "
+    rows += f"{settings.sft_batch}, {{}}"
+    lines = {"stage 2": rows.format(sizes["refusals"], above) if settings.stage2 == "yes" else "none"}
+    if BASELINE in settings.compare_with:
+        lines[MODEL_TITLES[BASELINE]] = rows.format(sizes["baseline_refusals"], "all layers")
+    return lines
+
+
 def plan(model: Model, source: str, data: Data, settings: Settings) -> dict[str, str]:
     """The plan by part, in words."""
-    above = "layers above L" if settings.sft_layers == "above" else "all layers"
     precision = "4-bit NF4" if model.four_bit else str(model.precision).removeprefix("torch.")
-    epochs = "epoch" if settings.sft_epochs == 1 else "epochs"
     minutes = estimated_seconds(model, data, settings) / 60
     loss = "circle on raw states (the paper's)" if settings.paper else settings.contrastive_loss.replace("_", " ")
-    sizes, batch = settings.sizes, 2 * min(settings.contrastive_batch // 2, len(data.training))
+    models, batch = len(models_of(settings.compare_with)), 2 * min(settings.contrastive_batch // 2, len(data.training))
     return {
         "model": f"{settings.model} ({source}), {depth(model.network)} layers, {precision} on {model.device}",
         "backend": f"{model.backend.name} ({model.backend.why})",
-        "stage 1": f"{settings.contrastive_steps} steps of {batch} prompts from {len(data.training)} pairs, "
+        "stage 1": f"at most {settings.contrastive_steps} steps of {batch} prompts from {len(data.training)} pairs, "
         f"{len(data.development)} held back, {loss}, layers 0-{settings.layer} (L)",
-        "stage 2": f"{sizes['instructions']} instructions and {sizes['refusals']} refusals, "
-        f"{settings.sft_epochs} {epochs} of {settings.sft_batch}, {above}",
-        "safety SFT alone": f"{sizes['instructions']} instructions and {sizes['baseline_refusals']} refusals, "
-        "all layers",
+        **_safety_sft(settings),
+        "dial": settings.dial.replace("_", " "),
         "longest rows": _longest_rows(data),
-        "evaluation": f"{len(data.held_out)} held-out prompts, three models, {settings.answer_tokens} tokens each",
+        "evaluation": f"{len(data.held_out)} held-out prompts, {models} models, {settings.answer_tokens} tokens each",
         "estimated time": f"about {max(1, round(minutes))} min",
         "run folder": str(settings.run),
     }

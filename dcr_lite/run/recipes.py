@@ -5,12 +5,14 @@ import contextlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 from dcr_lite.errors import UserError, first_line
 from dcr_lite.settings import Settings
 
+DEFAULT_RECIPE = "smollm2_135m"  # where none is named: it runs everywhere
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -24,6 +26,16 @@ def recipe_titles() -> dict[str, str]:
     """Each of these recipes by its name, with the first line of its docstring."""
     trees = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(recipe_folder().glob("*.py"))}
     return {name: (ast.get_docstring(tree) or "").partition("\n")[0] for name, tree in trees.items()}
+
+
+def model_in(flags: Sequence[str]) -> str | None:
+    """The model that flags name with --model, in either form; None where they name none."""
+    for flag, value in zip(flags, [*flags[1:], ""], strict=True):
+        if flag == "--model" and value:
+            return value
+        if flag.startswith("--model="):
+            return flag.partition("=")[2] or None
+    return None
 
 
 def find_recipe(name_or_path: str) -> Path:

@@ -132,7 +132,7 @@ def run_report(
     seconds["evaluate"] = sum(float((run.finished(f"evaluate_{m}") or {}).get("seconds", 0)) for m in results)
     seconds |= {"draw": drawing_seconds, "total": run.seconds()}
     return {
-        "recipe": started()[0],
+        "recipe": started()[0] or Path(settings.model).name,
         "model": settings.model,
         "source": source,
         "four_bit": model.four_bit,
@@ -152,9 +152,9 @@ def run_report(
 
 
 def started() -> tuple[str, list[str]]:
-    """The name of the recipe that runs in this process, and the command that started it."""
+    """The name of the recipe that runs in this process, empty without one, and the command that started it."""
     if sys.argv[1:2] == ["train"]:
-        return Path(sys.argv[2]).stem, ["dcr-lite", *sys.argv[1:]]
+        return "" if sys.argv[2].startswith("-") else Path(sys.argv[2]).stem, ["dcr-lite", *sys.argv[1:]]
     return Path(sys.argv[0]).stem, ["python", *sys.argv]
 
 
