@@ -71,7 +71,7 @@ def test_train_lists_the_recipes(argv: list[str], run: Any) -> None:
     ("argv", "said"),
     [
         (["train", "nosuchrecipe"], "nosuchrecipe: no such recipe"),
-        (["train", "--seed", "1"], "dcr-lite train --seed: the recipe comes first, then its flags"),
+        (["train", "--seed", "1"], "dcr-lite train --seed: name a model with --model, or a recipe before its flags"),
         (["compare", "--recipe", "nosuchrecipe"], "nosuchrecipe: no such recipe"),
     ],
 )
