@@ -13,7 +13,7 @@ from dcr_lite.interrupts import sigterm_as_ctrl_c
 from dcr_lite.names import BENCHMARK_NAMES, ModelName
 from dcr_lite.run.launch import launch
 from dcr_lite.run.recipes import DEFAULT_RECIPE, find_recipe, load_recipe, model_in, recipe_titles
-from dcr_lite.run_commands import demo, diagnose, export, score
+from dcr_lite.run_commands import demo, diagnose, dial, export, score
 from dcr_lite.settings import HELD_OUT_FILES, Device, Precision, Quantization, Settings
 
 ANY_MODEL = """A chat or base model, aligned with settings that are found (docs/method.md). The model is on the Hugging
@@ -162,6 +162,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "judge": judge,
     "compare": compare,
     "diagnose": diagnose,
+    "dial": dial,
     "export": export,
 }
 

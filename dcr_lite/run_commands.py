@@ -74,6 +74,40 @@ def diagnose(
     show_page(run / "diagnosis" / "diagnosis.md")
 
 
+def dial(
+    run: Annotated[Path, tyro.conf.Positional],
+    refuse_toxic: float | None = None,
+    answer_seemingly_toxic: float | None = None,
+    like_stock: bool = False,
+    above_stock: bool = False,
+    balanced: bool = False,
+    strength: float | None = None,
+    set: bool = False,
+    device: Device = "auto",
+) -> None:
+    """Show how much the model of a finished run refuses along its dial, and turn it: dcr-lite dial RUN --refuse-toxic
+    0.9 --set. Without --set nothing is changed.
+
+    Args:
+        run: A finished run folder.
+        refuse_toxic: Refuse this share of toxic prompts, from 0 to 1.
+        answer_seemingly_toxic: Answer this share of seemingly toxic prompts, from 0 to 1.
+        like_stock: Answer as many seemingly toxic prompts as the stock model does.
+        above_stock: Be better than the stock model in both shares by as much as can be.
+        balanced: Answer as many seemingly toxic prompts as toxic ones are refused.
+        strength: Set the dial to this number: 0 is as trained, above it answers more, below it refuses more.
+        set: Write the setting to the run's adapter, after a check by judged answers.
+        device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
+    """
+    from dcr_lite.run.dial_command import asked_for, turn
+
+    flags = {
+        "refuse_toxic": refuse_toxic, "answer_seemingly_toxic": answer_seemingly_toxic, "like_stock": like_stock,
+        "above_stock": above_stock, "balanced": balanced, "strength": strength,
+    }  # fmt: skip
+    turn(run, asked_for(flags), set, device)
+
+
 def export(
     run: Annotated[Path, tyro.conf.Positional],
     to: Literal["merged", "gguf", "hub"],

@@ -13,6 +13,7 @@ from dcr_lite.files import write_text
 from dcr_lite.model import distributed
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, LABEL_TITLES, LABELS, MODEL_TITLES
+from dcr_lite.run.dial_report import chosen_sentence, dial_table, facts_of_dial, stated
 from dcr_lite.run.found_report import found_section
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.machine import hardware, peak_memory_bytes, versions
@@ -39,7 +40,7 @@ Each set by itself:
 
 ![Refusal scores by label](refusal_scores.png)
 
-## States of layer {settings[layer]} before and after stage 1
+{dial_section}## States of layer {settings[layer]} before and after stage 1
 
 Held-out prompts along the direction that separates the training pairs.
 
@@ -65,9 +66,28 @@ Development prompts.
 
 """
 PARTS = {
-    "stage1": "Stage 1", "stage2": "stage 2", BASELINE: MODEL_TITLES[BASELINE], "evaluate": "evaluation",
-    "total": "in all",
+    "stage1": "Stage 1", "stage2": "stage 2", BASELINE: MODEL_TITLES[BASELINE], "dial": "dial",
+    "evaluate": "evaluation", "total": "in all",
 }  # fmt: skip
+
+
+DIAL_HEADING = "## How much it refuses"
+DIAL_HEAD = ("", "strength", "toxic refused ↑", "seemingly toxic answered ↑")
+DIAL = (
+    DIAL_HEADING
+    + """
+
+{chosen}
+
+![Refusals along the dial](dial/dial.png)
+
+{table}
+
+Rates of {pairs} pairs of development prompts with 95 % intervals. `dcr-lite dial {run} --refuse-toxic 0.9 --set` turns
+the dial; so do --answer-seemingly-toxic, --like-stock, --above-stock, --balanced and --strength.
+
+"""
+)
 
 
 def plain(text: str) -> str:
@@ -103,6 +123,19 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def dial_section(report: dict[str, Any], folder: Path) -> str:
+    """The section of report.md on the dial; empty for a run without one."""
+    if (found := stated(report)) is None:
+        return ""
+    setting, evaluated_at = found
+    return DIAL.format(
+        chosen=chosen_sentence(setting, evaluated_at),
+        run=without_folders(folder),
+        pairs=setting.pairs,
+        table=markdown_table(DIAL_HEAD, dial_table(setting)),
+    )
+
+
 def results_table(report: dict[str, Any]) -> str:
     """The models as a Markdown table: refusal rates with 95 % Wilson intervals, J and AUROC."""
     rows = []
@@ -127,7 +160,7 @@ def run_report(
     drawing_seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
     """report.json: what was done with what, what it took, and ``results``, ``method_result`` by model."""
-    done = {name: facts for name in ("stage1", "stage2", BASELINE) if (facts := run.finished(name))}
+    done = {name: facts for name in ("stage1", "stage2", BASELINE, "dial") if (facts := run.finished(name))}
     seconds = {name: float(result.get("seconds", 0)) for name, result in done.items()}
     seconds["evaluate"] = sum(float((run.finished(f"evaluate_{m}") or {}).get("seconds", 0)) for m in results)
     seconds |= {"draw": drawing_seconds, "total": run.seconds()}
@@ -148,6 +181,7 @@ def run_report(
         "versions": versions(),
         "settings": settings.for_json(),
         "found": read_found(run.path),
+        "dial": facts_of_dial(run.path),
     }
 
 
@@ -184,6 +218,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
         command=code(shlex.join(map(without_folders, started()[1]))),
         results_table=results_table(report),
         sets_table=sets_table(report),
+        dial_section=dial_section(report, folder),
         during_sft=DURING_SFT if {"stage2", BASELINE} & seconds.keys() else "",
         time=", ".join(f"{title} {seconds[part]:.0f} s" for part, title in PARTS.items() if part in seconds),
         how_found=found_section(report["found"]),

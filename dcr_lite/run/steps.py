@@ -12,6 +12,7 @@ import torch
 from dcr_lite.data.rows import Conversation
 from dcr_lite.files import damaged, load_tensors, sha256_of, write_text
 from dcr_lite.measure.answers import Measured, measure, method_result, read_answers, write_answers
+from dcr_lite.measure.trade_off import Goal
 from dcr_lite.method.contrastive import ContrastiveConfig, ContrastiveRefinement, encode_pairs, stock_geometry
 from dcr_lite.method.loop import Loop, Stage
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
@@ -20,7 +21,8 @@ from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, DCR, STOCK, models_of
-from dcr_lite.run import found_settings
+from dcr_lite.run import dial, found_settings
+from dcr_lite.run.dial_report import chosen_sentence
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.machine import peak_memory_bytes
 from dcr_lite.run.model_card import model_card
@@ -28,7 +30,7 @@ from dcr_lite.run.plots import draw_run
 from dcr_lite.run.report import run_report, write_report
 from dcr_lite.run.run_folder import FOUND_NAMES, RunFolder
 from dcr_lite.run.stored_states import draw_states, fit_discernments, load_states, stage2_rows, store_states
-from dcr_lite.run.terminal import progress_bar
+from dcr_lite.run.terminal import progress_bar, show_line
 from dcr_lite.settings import Settings
 
 ALL_LAYERS = -1  # where safety SFT names the layer above which it trains
@@ -43,6 +45,20 @@ def find_settings(run: RunFolder, model: Model, data: Data, settings: Settings) 
 
 def set_dial(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
     """Choose how much DCR refuses, by development prompts, and put that into its adapter."""
+    if settings.dial == "none":
+        return
+    if not run.finished("dial"):
+        started = time.monotonic()
+        goal = Goal(settings.dial)  # type: ignore[arg-type]  # what was found is never auto
+
+        def find() -> None:
+            setting = dial.find_setting(run.path, model, data, settings, goal)
+            dial.record(run.path, setting)
+            show_line(chosen_sentence(setting))
+
+        distributed.on_main(find)
+        run.finish("dial", {"seconds": time.monotonic() - started})
+    dial.restore(model, run.path)
 
 
 def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
@@ -168,7 +184,8 @@ def write_up(
         states = load_states(run)
         draw_states(run, data, settings, states)
         report = run_report(run, model, source, data, settings, results, time.monotonic() - started)
-        readings = fit_discernments(model, data, settings, states)
+        with dial.as_trained(model, run.path):
+            readings = fit_discernments(model, data, settings, states)
 
         def beside(folder: Path) -> None:
             readings.save(folder)

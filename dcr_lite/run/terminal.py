@@ -87,6 +87,11 @@ def progress_bar(title: str, total: int) -> Iterator[ProgressBar]:
         yield ProgressBar(title, total, bar)
 
 
+def show_line(text: str) -> None:
+    """Print a sentence and an empty line."""
+    console.print(f"{text}\n", markup=False)
+
+
 def show_page(page: Path) -> None:
     """Print a page of Markdown and its path; in place of each picture the path of its file."""
     text = re.sub(r"!\[.*?\]\((.*?)\)", lambda shown: f"`{page.parent / shown[1]}`", page.read_text(encoding="utf-8"))

@@ -1,0 +1,124 @@
+"""The dial of a run: how much DCR refuses, chosen on development pairs after training.
+
+RUN/dial holds the dial, what was measured, and the setting with its curve (dial.json).
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from dcr_lite.measure.trade_off import Goal
+from dcr_lite.method.dial import Dial, set_strength
+from dcr_lite.model.loading import Model
+from dcr_lite.names import DCR
+from dcr_lite.run.dial_bench import DIAL, Bench
+from dcr_lite.run.dial_report import draw_dial
+from dcr_lite.run.dial_setting import FOLDER, SETTING, DialSetting
+from dcr_lite.run.inputs import Data
+from dcr_lite.run.terminal import progress_bar
+from dcr_lite.settings import Settings
+
+FIRST, LAST = 0.2, 3.2  # strengths at which the search for the useful range begins, doubling, and ends
+SETTLED = 0.05  # where both rates are this near to their end, turning further changes nothing
+BROKEN = 0.5  # nats a token that plain answers may lose. Beyond it (docs/results.md) words are in disorder on the one
+# side of the dial, and plain prompts are refused on the other.
+JUDGED_AT = (1.6, 1.0, 0.5)  # answers are judged where the two rates have about this sum
+NEAR = 0.25  # of such a sum: answers that were judged this near are enough
+CHECKS = 2  # a choice is checked by judged answers, and made once again where they move it
+MOVED = 0.02  # rates that differ by less are the same here
+MEASUREMENTS = 15  # in a usual run, for its progress bar
+
+
+def measure_curve(bench: Bench) -> None:
+    """Measure the dial over its useful range, with answers judged at a few strengths of it."""
+    bench.stock()
+    bench.read(0.0, judged=True)
+    for sign in (1, -1):
+        _measure_towards(bench, sign)
+    if len(bench.strengths) == 1:  # answers break at once: a curve needs two strengths all the same
+        bench.read(FIRST / 20)
+    for level in JUDGED_AT:
+        curve = bench.curve()
+        sums = curve.rates.sum(1)
+        known = [abs(curve.at(strength)[0].sum() - level) for strength in bench.judged]
+        if min(known) > NEAR:
+            bench.read(round(float(np.interp(-level, -sums, curve.strengths)), 2), judged=True)
+
+
+def _measure_towards(bench: Bench, sign: int) -> None:
+    """Measure ever larger strengths of one sign until turning further changes nothing, or breaks the model."""
+    good, broken, strength = 0.0, math.inf, FIRST
+    while strength <= LAST and broken - good > max(good, FIRST) / 4:
+        if bench.loss(sign * strength) > BROKEN:
+            broken = strength
+        else:
+            good = strength
+            bench.read(round(sign * strength, 2))
+            rates = bench.curve().at(sign * strength)[0]
+            if (rates.max() if sign > 0 else 1 - rates.min()) < SETTLED:
+                return
+        strength = 2 * strength if broken == math.inf else (good + broken) / 2
+
+
+def choose(bench: Bench, asked: Goal | float | None) -> DialSetting:
+    """The setting that meets a goal, or has a strength, or (None) leaves the model as trained; checked by answers that
+    are judged at it. Where a goal cannot be reached, it is what comes nearest."""
+    stock, reached = bench.stock(), True
+    strength = asked if isinstance(asked, float) else 0.0
+    for _ in range(CHECKS):
+        before = bench.curve()
+        if isinstance(asked, Goal):
+            found, reached = asked.strength(before, stock)
+            strength = _judged_near(bench, round(found, 2))
+        bench.read(strength, judged=True)
+        if np.abs(bench.curve().at(strength)[0] - before.at(strength)[0]).max() < MOVED:
+            break
+    plain = bench.judged[strength]
+    return DialSetting(
+        strength, asked.name if isinstance(asked, Goal) else "none" if asked is None else "strength",
+        asked.value if isinstance(asked, Goal) else None, reached, float(np.mean(plain)) if plain else None,
+        stock, bench.curve(intervals=True), bench.pairs,
+    )  # fmt: skip
+
+
+def _judged_near(bench: Bench, strength: float) -> float:
+    """A strength with nearly the same rates whose answers were judged, if there is one, else the strength itself."""
+    curve = bench.curve()
+    away = {abs(curve.at(strength) - curve.at(other))[0].max(): other for other in bench.judged}
+    return away[min(away)] if min(away) < MOVED else strength
+
+
+def find_setting(run: Path, model: Model, data: Data, settings: Settings, asked: Goal | float | None) -> DialSetting:
+    """Fit the dial of a run's DCR adapter, which is as trained, measure its curve and choose its strength; not yet
+    recorded or set. What was measured before is not measured again."""
+    with progress_bar("The dial", MEASUREMENTS) as shown:
+        bench = Bench(run / FOLDER, model, data, settings, shown.advance)
+        measure_curve(bench)
+        setting = choose(bench, asked)
+        shown.advance(max(0, MEASUREMENTS - shown.done))
+    return setting
+
+
+def record(run: Path, setting: DialSetting) -> None:
+    """Write dial.json and its picture."""
+    setting.save(run / FOLDER)
+    draw_dial(setting, run / FOLDER / "dial.png")
+
+
+def restore(model: Model, run: Path) -> None:
+    """Turn the dial of the DCR adapter, as trained, to the setting of a run."""
+    set_strength(model, DCR, Dial.load(run / FOLDER / DIAL), DialSetting.load(run / FOLDER).strength)
+
+
+@contextmanager
+def as_trained(model: Model, run: Path) -> Iterator[None]:
+    """Within the block the DCR adapter is as trained, after it as before."""
+    if not (run / FOLDER / SETTING).exists():
+        yield
+        return
+    set_strength(model, DCR, Dial.load(run / FOLDER / DIAL), 0)
+    yield
+    restore(model, run)

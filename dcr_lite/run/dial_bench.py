@@ -1,0 +1,152 @@
+"""Measures a run's DCR model on development pairs with the dial at any strength. What was measured is kept in the run
+folder, as numbers without texts, and is not measured again."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dcr_lite.data.rows import Prompt
+from dcr_lite.files import damaged, read_state, write_state
+from dcr_lite.measure.answers import measure
+from dcr_lite.measure.general_ability import log_likelihoods
+from dcr_lite.measure.trade_off import Reading, TradeOff, fit_trade_off
+from dcr_lite.method.dial import Dial, fit_dial, set_strength
+from dcr_lite.model import adapters
+from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.generation import answer
+from dcr_lite.model.loading import Model
+from dcr_lite.names import DCR, LABELS
+from dcr_lite.run.dial_setting import CURE
+from dcr_lite.run.inputs import Data
+from dcr_lite.settings import Settings
+
+DIAL, READINGS = "dial.safetensors", "readings.json"
+
+
+class Bench:
+    """The DCR model of a run, as trained, with its dial.
+
+    folder: RUN/dial. progress: called with 1 after each measurement of the pairs.
+    """
+
+    def __init__(self, folder: Path, model: Model, data: Data, settings: Settings, progress: Callable[[int], None]):
+        """Fits the dial, unless ``folder`` has it. Raises UserError where its files are damaged."""
+        self.model, self.folder, self._progress = model, folder, progress
+        if not (folder / DIAL).exists():
+            fit_dial(model, DCR, settings.layer, data.training, data.instructions).save(folder / DIAL)
+        self.dial = Dial.load(folder / DIAL)
+        self.pairs, self._tokens = len(data.development), settings.answer_tokens
+        sides = {
+            "toxic": [pair.toxic for pair in data.development],
+            "seemingly_toxic": [pair.seemingly_toxic for pair in data.development],
+            "plain": [prompt.prompt for prompt in data.watched if prompt.label == "plain"],
+        }
+        self._prompts = [Prompt(text, label, "development") for label in LABELS for text in sides[label]]
+        texts = [prompt.prompt for prompt in self._prompts]
+        self._rows = encode_prompts(model.tokenizer, texts, model.window - self._tokens)
+        self._usual: list[tuple[list[int], list[int]]] | None = None  # plain prompts, answered at strength 0
+        self._usual_loss = 0.0
+        self._kept: dict[str, Any] = {"stock": None, "at": {}}
+        if (folder / READINGS).exists():
+            self._kept = read_state(folder / READINGS, CURE)
+        self._require_whole()
+
+    def _require_whole(self) -> None:
+        """Raises UserError where what was kept is damaged, or of other pairs."""
+        shape = (2, self.pairs)
+        try:
+            sides = [
+                self._kept["stock"],
+                *(row.get(name) for row in self._kept["at"].values() for name in ("log_odds", "refused")),
+            ]
+            whole = all(np.shape(side) == shape for side in sides if side is not None)
+            [float(strength) for strength in self._kept["at"]]
+        except (LookupError, ValueError, TypeError, AttributeError):
+            whole = False
+        if not whole:
+            raise damaged(self.folder / READINGS, CURE)
+
+    @contextmanager
+    def _at(self, strength: float) -> Iterator[None]:
+        """Within the block DCR answers with the dial at a strength."""
+        adapters.activate(self.model, DCR)
+        set_strength(self.model, DCR, self.dial, strength)
+        try:
+            yield
+        finally:
+            set_strength(self.model, DCR, self.dial, 0)
+
+    def _keep(self) -> None:
+        write_state(self._kept, self.folder / READINGS)
+        self._progress(1)
+
+    def _by_side(self, values: list[Any]) -> list[list[Any]]:
+        return [values[: self.pairs], values[self.pairs : 2 * self.pairs]]
+
+    def stock(self) -> tuple[float, float]:
+        """The stock model's refusal rates of toxic and of seemingly toxic prompts, from judged answers."""
+        if self._kept["stock"] is None:
+            with adapters.stock(self.model):
+                measured = measure(self.model, self._prompts[: 2 * self.pairs], self._tokens)
+            self._kept["stock"] = self._by_side([row["refused"] for row in measured])
+            self._keep()
+        toxic, seemingly_toxic = np.mean(self._kept["stock"], 1).tolist()
+        return toxic, seemingly_toxic
+
+    def read(self, strength: float, judged: bool = False) -> None:
+        """Measure the pairs at a strength: log-odds, and if ``judged`` answers, also to the plain prompts."""
+        row = self._kept["at"].setdefault(str(strength), {})
+        if judged and "refused" not in row:
+            with self._at(strength):
+                measured = measure(self.model, self._prompts, self._tokens)
+            row["log_odds"] = self._by_side([one["refusal_log_odds"] for one in measured])
+            row["refused"] = self._by_side([one["refused"] for one in measured])
+            row["plain_refused"] = [one["refused"] for one in measured[2 * self.pairs :]]
+        elif "log_odds" not in row:
+            with self._at(strength):
+                answers = answer(self.model, self._rows[: 2 * self.pairs], max_new_tokens=0)
+            row["log_odds"] = self._by_side([one.refusal_log_odds for one in answers])
+        else:
+            return
+        self._keep()
+
+    def loss(self, strength: float) -> float:
+        """Nats a token by which the answers to plain prompts at strength 0 are less likely at this one; 0 where there
+        are no plain prompts."""
+        if self._usual is None:
+            rows = self._rows[2 * self.pairs :]
+            with self._at(0):
+                texts = [said.text for said in answer(self.model, rows, self._tokens)]
+            encoded = self.model.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+            self._usual = [both for both in zip(rows, encoded, strict=True) if both[1]]
+            self._usual_loss = self._loss_at(0)
+        return self._loss_at(strength) - self._usual_loss
+
+    def _loss_at(self, strength: float) -> float:
+        if not self._usual:
+            return 0.0
+        with self._at(strength):
+            return -torch.cat(log_likelihoods(self.model, self._usual)).mean().item()
+
+    def curve(self, intervals: bool = False) -> TradeOff:
+        """Refusal rates along the strengths that were measured, with or without intervals."""
+        readings = [
+            Reading(float(strength), np.array(row["log_odds"]), np.array(row["refused"]) if "refused" in row else None)
+            for strength, row in self._kept["at"].items()
+            if row
+        ]
+        return fit_trade_off(readings) if intervals else fit_trade_off(readings, resamples=0)
+
+    @property
+    def strengths(self) -> list[float]:
+        """Those that were measured."""
+        return [float(strength) for strength in self._kept["at"]]
+
+    @property
+    def judged(self) -> dict[float, list[bool]]:
+        """The strengths whose answers were judged, with whether each plain prompt was refused there."""
+        return {float(at): row["plain_refused"] for at, row in self._kept["at"].items() if "refused" in row}

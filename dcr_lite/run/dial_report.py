@@ -1,0 +1,138 @@
+"""What a run says of its dial: sentences, a table, a picture."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from dcr_lite.measure.metrics import wilson_interval
+from dcr_lite.measure.trade_off import Goal
+from dcr_lite.names import LABEL_TITLES, MODEL_TITLES, STOCK
+from dcr_lite.run.dial_setting import FOLDER, SETTING, DialSetting
+from dcr_lite.run.plots import COLOURS, STYLE, save
+
+TITLES = {
+    "none": "as trained",
+    "like_stock": "answers what the stock model answers",
+    "above_stock": "above the stock model in both",
+    "balanced": "answers one kind as often as it refuses the other",
+    "refuse_toxic": "refuses {value:.2f} of toxic prompts",
+    "answer_seemingly_toxic": "answers {value:.2f} of seemingly toxic prompts",
+    "strength": "at strength {strength:+.2f}",
+}
+SHARES = (0.95, 0.9, 0.8, 0.7, 0.5)
+SHOWN = (Goal("like_stock"), Goal("above_stock"), Goal("balanced"), *(Goal("refuse_toxic", x) for x in SHARES))
+
+
+def title(goal: str, value: float | None, strength: float) -> str:
+    """A goal in words."""
+    return TITLES[goal].format(value=value, strength=strength)
+
+
+def dial_table(setting: DialSetting) -> list[list[str]]:
+    """Settings of the dial that have a name, from the most refusing one to the most answering one: [title, strength,
+    toxic refused, seemingly toxic answered]; the stock model first and the present setting in bold."""
+    named = {title("none", None, 0): 0.0}
+    for goal in SHOWN:
+        strength, reached = goal.strength(setting.curve, setting.stock)
+        if reached:
+            named[title(goal.name, goal.value, strength)] = strength
+    chosen = title(setting.goal, setting.value, setting.strength)
+    named[chosen] = setting.strength
+    toxic, seemingly_toxic = (
+        _share(rate, *_wilson(rate, setting.pairs)) for rate in (setting.stock[0], 1 - setting.stock[1])
+    )
+    rows = [[MODEL_TITLES[STOCK], "", toxic, seemingly_toxic]]
+    for name, strength in sorted(named.items(), key=lambda item: item[1]):
+        (toxic_rate, other), (low, other_low), (high, other_high) = setting.curve.at(strength).tolist()
+        cells = [
+            name,
+            f"{strength:+.2f}",
+            _share(toxic_rate, low, high),
+            _share(1 - other, 1 - other_high, 1 - other_low),
+        ]
+        rows.append([f"**{cell}**" for cell in cells] if name == chosen else cells)
+    return rows
+
+
+def _share(rate: float, low: float, high: float) -> str:
+    return f"{rate:.2f} ({low:.2f}-{high:.2f})"
+
+
+def _wilson(rate: float, n: int) -> tuple[float, float]:
+    return wilson_interval(round(rate * n), n)
+
+
+def chosen_sentence(setting: DialSetting, evaluated_at: float | None = None) -> str:
+    """The present setting in a sentence, with another where the model was evaluated at another strength."""
+    toxic, seemingly_toxic = setting.curve.at(setting.strength)[0].tolist()
+    plain = "" if setting.plain is None else f" and {setting.plain:.2f} of plain ones"
+    how = title(setting.goal, setting.value, setting.strength)
+    turned = ""
+    if evaluated_at not in (None, setting.strength):
+        turned = f" It was turned after the evaluation: all other numbers here are of strength {evaluated_at:+.2f}."
+    if not setting.reached:
+        how = f"as near as can be to: {how}"
+    return (
+        f"The dial stands at {setting.strength:+.2f} ({how}): of development prompts the model refuses {toxic:.2f} of "
+        f"toxic ones, {seemingly_toxic:.2f} of seemingly toxic ones{plain}.{turned}"
+    )
+
+
+def facts_of_dial(run: Path) -> dict[str, Any] | None:
+    """The dial of a run that was evaluated as it stands, for report.json; None where the run has none."""
+    if not (run / FOLDER / SETTING).exists():
+        return None
+    setting = DialSetting.load(run / FOLDER)
+    return setting.for_json() | {"evaluated_at": setting.strength}
+
+
+def stated(report: dict[str, Any]) -> tuple[DialSetting, float] | None:
+    """The dial's setting in a report.json, and the strength at which the model was evaluated; None for a run without a
+    dial. Raises as ``DialSetting.from_json``."""
+    facts = dict(report.get("dial") or {})
+    if not facts:
+        return None
+    evaluated_at = float(facts.pop("evaluated_at"))
+    return DialSetting.from_json(facts), evaluated_at
+
+
+def draw_dial(setting: DialSetting, path: Path) -> None:
+    """Two panels: toxic prompts refused against seemingly toxic ones answered, and both rates along the strength."""
+    with plt.rc_context(STYLE):
+        figure, (plane, along) = plt.subplots(1, 2, figsize=(9.0, 3.9))
+        _draw_plane(plane, setting)
+        _draw_along(along, setting)
+        save(figure, path)
+
+
+def _draw_plane(axes: Axes, setting: DialSetting) -> None:
+    curve = setting.curve
+    answered = 1 - curve.rates[:, 1]
+    axes.fill_between(answered, curve.low[:, 0], curve.high[:, 0], color="#7d3c98", alpha=0.15, lw=0)
+    axes.plot(answered, curve.rates[:, 0], color="#7d3c98", label="along the dial")
+    for strength, colour, name in ((0.0, "#222222", "as trained"), (setting.strength, "#7d3c98", "as set")):
+        toxic, seemingly_toxic = curve.at(strength)[0]
+        axes.plot(1 - seemingly_toxic, toxic, "o", color=colour, ms=7, label=f"{name}, {strength:+.2f}")
+    x, y = 1 - setting.stock[1], setting.stock[0]
+    across, upright = ([[abs(end - rate)] for end in _wilson(rate, setting.pairs)] for rate in (x, y))
+    axes.errorbar(x, y, upright, across, color="#7f8c8d", fmt="D", ms=6, lw=1, label=MODEL_TITLES[STOCK])
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="seemingly toxic prompts answered", ylabel="toxic prompts refused")
+    axes.legend(loc="lower left")
+
+
+def _draw_along(axes: Axes, setting: DialSetting) -> None:
+    curve = setting.curve
+    for side, label in enumerate(("toxic", "seemingly_toxic")):
+        colour = COLOURS[label]
+        axes.fill_between(curve.strengths, curve.low[:, side], curve.high[:, side], color=colour, alpha=0.15, lw=0)
+        axes.plot(curve.strengths, curve.rates[:, side], color=colour, label=f"{LABEL_TITLES[label]} prompts")
+        axes.axhline(setting.stock[side], color=colour, lw=0.8, ls=":")
+    axes.axvline(setting.strength, color="#7d3c98", lw=1, ls="--")
+    axes.set(
+        ylim=(0, 1.02),
+        xlabel="refuses more   \N{LEFT RIGHT ARROW}   strength   \N{LEFT RIGHT ARROW}   answers more",
+        ylabel="refused (dotted: stock model)",
+    )
+    axes.legend(loc="upper right")

@@ -1,0 +1,313 @@
+"""The dial of a run: measured, set, told in the report, and turned again by dcr-lite dial."""
+
+import io
+import json
+import shutil
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from command_line import run_command
+from recipe_runs import adapter, same
+from scipy.special import expit
+from small_runs import Outcome, contents, flags, run_here
+
+from dcr_lite.measure.trade_off import Goal, Reading, TradeOff, fit_trade_off
+from dcr_lite.run import dial, inputs, opening
+from dcr_lite.run.dial_bench import Bench
+from dcr_lite.run.dial_setting import DialSetting
+from dcr_lite.run.run_folder import read_settings
+
+STOCK = (0.45, 0.3)
+
+
+class SimulatedBench:
+    """A model whose log-odds fall with the strength, whose answers follow them, and whose words break at ``breaks``."""
+
+    def __init__(self, slope: float = 4.0, breaks: float = 9.0, level: float = 0.0):
+        generator = np.random.default_rng(0)
+        self.start = np.stack([generator.normal(2 + level, 2, 80), generator.normal(-1 + level, 2, 80)])
+        self.patience = generator.random((2, 80))
+        self.slope, self.breaks, self.pairs = slope, breaks, 80
+        self.kept: dict[float, Reading] = {}
+
+    def stock(self) -> tuple[float, float]:
+        return STOCK
+
+    def loss(self, strength: float) -> float:
+        return 2.0 if abs(strength) >= self.breaks else 0.1
+
+    def read(self, strength: float, judged: bool = False) -> None:
+        assert abs(strength) < self.breaks
+        odds = self.start - self.slope * strength
+        known = self.kept.get(strength)
+        if known is None or (judged and known.refused is None):
+            self.kept[strength] = Reading(strength, odds, self.patience < expit(1 + 0.7 * odds) if judged else None)
+
+    def curve(self, intervals: bool = False) -> TradeOff:
+        return fit_trade_off(list(self.kept.values()), 20 if intervals else 0)
+
+    @property
+    def strengths(self) -> list[float]:
+        return list(self.kept)
+
+    @property
+    def judged(self) -> dict[float, list[bool]]:
+        return {strength: [False] for strength, reading in self.kept.items() if reading.refused is not None}
+
+
+def bench(**how: float) -> Any:
+    return cast(Any, SimulatedBench(**how))
+
+
+@pytest.mark.parametrize(("slope", "level"), [(2.0, 0.0), (4.0, 0.0), (12.0, 0.0), (4.0, 3.0), (4.0, -3.0)])
+def test_the_whole_useful_range_is_measured_at_few_strengths(slope: float, level: float) -> None:
+    """Wherever a model begins and however hard it turns: from refusing nearly all to answering nearly all, at most
+    fourteen strengths, at most four of them with answers."""
+    turned = bench(slope=slope, level=level)
+    dial.measure_curve(turned)
+    rates = turned.curve().rates
+    assert rates[0].min() > 0.85
+    assert rates[-1].max() < 0.2
+    assert len(turned.kept) <= 14
+    assert len(turned.judged) <= 4
+
+
+@pytest.mark.parametrize("breaks", [0.01, 0.17, 0.5, 1.3])
+def test_a_strength_that_breaks_the_model_is_not_measured(breaks: float) -> None:
+    """The curve goes at least three quarters of the way to it (``read`` asserts that it never goes beyond), and holds
+    two strengths even where that is next to nothing."""
+    turned = bench(slope=0.5, breaks=breaks)
+    if breaks < 0.05:
+        turned.breaks = 0.05
+        turned.loss = lambda strength: 2.0
+    dial.measure_curve(turned)
+    low, high = turned.curve().strengths[[0, -1]]
+    assert len(turned.kept) > 1
+    if breaks > 0.05:
+        assert high > 0.6 * breaks
+        assert low < -0.6 * breaks
+
+
+@pytest.mark.parametrize("goal", [Goal("above_stock"), Goal("like_stock"), Goal("balanced"), Goal("refuse_toxic", 0.9)])
+def test_a_choice_is_checked_by_answers_at_its_strength(goal: Goal) -> None:
+    """What the setting says of its strength are the rates of answers judged there, and they meet the goal."""
+    turned = bench()
+    dial.measure_curve(turned)
+    setting = dial.choose(turned, goal)
+    judged = turned.kept[setting.strength].refused.mean(1)
+    toxic, seemingly = setting.curve.at(setting.strength)[0]
+    assert (toxic, seemingly) == pytest.approx(judged, abs=0.03)  # monotone: neighbours can hold a rate back
+    missed = {
+        "above_stock": toxic + seemingly - sum(STOCK),
+        "like_stock": seemingly - STOCK[1],
+        "balanced": toxic + seemingly - 1,
+        "refuse_toxic": toxic - 0.9,
+    }
+    assert abs(missed[goal.name]) < 0.06
+    assert setting.reached
+
+
+def test_a_goal_out_of_reach_becomes_the_nearest_strength() -> None:
+    """And the setting says so, with what can be reached."""
+    turned = bench(slope=0.5, breaks=0.5)
+    dial.measure_curve(turned)
+    setting = dial.choose(turned, Goal("answer_seemingly_toxic", 0.99))
+    assert not setting.reached
+    assert setting.strength == max(turned.kept)
+    assert f"answers {1 - setting.curve.rates[0, 1]:.2f} to" in setting.within_reach
+
+
+# --- on a run ---------------------------------------------------------------------------------------------------------
+
+
+def dcr_lite(*words: object) -> Outcome:
+    """What the user of a command sees."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        code = run_command(patch, *words)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def made(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of few steps, with its dial set; only to be read."""
+    run = tmp_path_factory.mktemp("dial") / "run"
+    done = run_here(flags(tiny, rows, run, dial="balanced", contrastive_steps=4, sft_epochs=1))
+    assert done.code == 0, done.err
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, turned to the last strength that the tiny model has; only to be read."""
+    run = Path(shutil.copytree(made, tmp_path_factory.mktemp("turned") / "run"))
+    curve = DialSetting.load(run / "dial").curve
+    done = dcr_lite("dial", run, "--strength", curve.strengths[-1], "--set")
+    assert done.code == 0, done.err
+    return run
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+def report_of(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "report.json").read_text()))
+
+
+def strongest(run: Path) -> float:
+    return float(DialSetting.load(run / "dial").curve.strengths[-1])
+
+
+def test_a_run_ends_with_the_dial_set(made: Path) -> None:
+    """RUN/adapter is the adapter of stage 2 with one more rank on one map; report.json and report.md say how it stands,
+    and the answers were given so."""
+    trained, turned = adapter(made, "stage2"), adapter(made)
+    setting = DialSetting.load(made / "dial")
+    assert report_of(made)["dial"] == {**setting.for_json(), "evaluated_at": setting.strength}
+    assert report_of(made)["seconds"]["dial"] > 0
+    other = [name for name in trained if trained[name].shape != turned[name].shape]
+    assert len(other) == (2 if setting.strength else 0)
+    text = (made / "report.md").read_text(encoding="utf-8")
+    assert "![Refusals along the dial](dial/dial.png)" in text
+    assert f"The dial stands at {setting.strength:+.2f}" in text
+    assert f"The dial stands at {setting.strength:+.2f}" in (made / "adapter" / "README.md").read_text()
+    assert (made / "dial" / "dial.png").stat().st_size > 10_000
+
+
+def test_what_is_kept_of_the_measurement_holds_no_text(made: Path) -> None:
+    """Neither prompts nor answers: numbers, true and false."""
+    kept = json.loads((made / "dial" / "readings.json").read_text())
+
+    def words(value: Any) -> list[str]:
+        if isinstance(value, dict):
+            return [word for one in value.values() for word in words(one)]
+        if isinstance(value, list):
+            return [word for one in value for word in words(one)]
+        return [value] if isinstance(value, str) else []
+
+    assert words(kept) == [kept["sha256"]]
+
+
+def test_showing_a_dial_changes_nothing(run: Path) -> None:
+    """With a goal or without, the table and the setting are printed, and every file stays as it is."""
+    before = contents(run)
+    shown = dcr_lite("dial", run)
+    assert (shown.code, shown.err) == (0, "")
+    assert "seemingly toxic answered" in " ".join(shown.out.split())
+    asked = dcr_lite("dial", run, "--strength", "0.01")
+    assert "The dial stands at" in shown.out
+    assert "The dial stands at +0.01" in asked.out
+    assert "--set writes this" in asked.out
+    assert contents(run) == before
+
+
+def test_set_writes_the_adapter_and_says_so_everywhere(whole: Path, made: Path) -> None:
+    """One more rank on one map; the readings beside it stay, the report and the card tell of the turn."""
+    setting = DialSetting.load(whole / "dial")
+    assert setting.goal == "strength"
+    assert setting.strength == strongest(made)
+    trained, turned = adapter(whole, "stage2"), adapter(whole)
+    other = [name for name in trained if trained[name].shape != turned[name].shape]
+    assert [name.split(".")[-3:-1] for name in sorted(other)] == [["down_proj", "lora_A"], ["down_proj", "lora_B"]]
+    was, now = contents(made), contents(whole)
+    assert now["adapter/discernment.safetensors"] == was["adapter/discernment.safetensors"]
+    before = report_of(made)["dial"]["strength"]
+    turned_since = f"It was turned after the evaluation: all other numbers here are of strength {before:+.2f}."
+    for page in ("report.md", "adapter/README.md"):
+        assert turned_since in now[page].decode()
+    assert now["report.md"].decode().count("## How much it refuses") == 1
+    kept = {name for name in was if was[name] == now[name]}
+    assert {"answers/dcr.jsonl", "metrics.jsonl", "stage1/adapter_model.safetensors", "settings.json"} <= kept
+    assert now.keys() == was.keys()
+
+
+def test_strength_0_is_the_adapter_as_trained(run: Path) -> None:
+    """Bit for bit, after it was turned."""
+    assert dcr_lite("dial", run, "--strength", "0", "--set").code == 0
+    assert same(adapter(run), adapter(run, "stage2"))
+
+
+def test_a_run_without_a_dial_gets_one(run: Path, made: Path) -> None:
+    """As runs of earlier versions: fitted and measured as in the run, and not turned until that is asked for."""
+    shutil.rmtree(run / "dial")
+    report = report_of(run)
+    del report["dial"]
+    (run / "report.json").write_text(json.dumps(report))
+    text = (made / "report.md").read_text(encoding="utf-8")
+    start, end = text.index("## How much it refuses"), text.index("## States of layer")
+    (run / "report.md").write_text(text[:start] + text[end:], encoding="utf-8")
+    assert dcr_lite("dial", run).code == 0
+    assert DialSetting.load(run / "dial").goal == "none"
+    assert (run / "dial/dial.safetensors").read_bytes() == (made / "dial/dial.safetensors").read_bytes()
+    assert dcr_lite("dial", run, "--strength", strongest(run), "--set").code == 0
+    now = (run / "report.md").read_text(encoding="utf-8")
+    assert now[:start] + now[now.index("## States of layer") :] == text[:start] + text[end:]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--like-stock", "--balanced"], "one setting"),
+        (["--refuse-toxic", "90"], "--refuse-toxic 90.0: a share of prompts, from 0 to 1"),
+        (["--set"], "--set: say how much"),
+        (["--strength", "77"], "With its dial"),
+        (["--refuse-toxic", "0.9", "--set"], "With its dial"),
+    ],
+)
+def test_what_cannot_be_set_is_an_error(words: list[str], said: str, run: Path) -> None:
+    """One line that says what can be, and nothing is changed. The tiny model refuses nothing at any strength."""
+    before = contents(run)
+    seen = dcr_lite("dial", run, *words)
+    assert (seen.code, seen.err.count("\n")) == (1, 1)
+    assert said in seen.err
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("dial.json", b"{}"), ("dial.safetensors", b"no tensors"), ("readings.json", b'{"stock": 3, "at": {}}')],
+)
+def test_a_damaged_file_is_named(name: str, damage: bytes, run: Path) -> None:
+    """With what to do about it."""
+    (run / "dial" / name).write_bytes(damage)
+    seen = dcr_lite("dial", run, "--strength", "0.01", "--set")
+    assert seen.code == 1
+    assert f"{name} is missing or damaged. Delete" in seen.err
+
+
+def test_an_unfinished_run_has_to_be_finished_first(run: Path) -> None:
+    """As for every command on a run."""
+    (run / "report.json").unlink()
+    assert "not finished: --resume it first" in dcr_lite("dial", run).err
+
+
+def test_a_stopped_measurement_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No strength is measured twice, and the dial ends as without the stop."""
+    settings = read_settings(run)
+    made: list[int] = []
+
+    def measured(until: int) -> DialSetting:
+        def keep(bench: Bench) -> None:
+            if len(made) == until:
+                raise KeyboardInterrupt
+            made.append(1)
+            usual(bench)
+
+        monkeypatch.setattr(Bench, "_keep", keep)
+        model, _ = opening.load_model(settings)
+        return dial.find_setting(run, model, inputs.load_data(settings), settings, None)
+
+    usual = Bench._keep
+    shutil.rmtree(run / "dial")
+    with pytest.raises(KeyboardInterrupt):
+        measured(3)
+    stopped = measured(1000)
+    shutil.rmtree(run / "dial")
+    before = len(made)
+    assert measured(1000).for_json() == stopped.for_json()
+    assert len(made) - before == before
