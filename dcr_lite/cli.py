@@ -195,7 +195,7 @@ def main() -> None:
         print(f"error: {said}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        if command in ("evaluate", "compare"):
+        if command in ("evaluate", "compare", "dial"):
             print("\nstopped; what is done is kept. Run the same command again to continue.", file=sys.stderr)
         raise SystemExit(130) from None
 

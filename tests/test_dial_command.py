@@ -228,7 +228,7 @@ def test_set_writes_the_adapter_and_says_so_everywhere(whole: Path, made: Path) 
 
 def test_strength_0_is_the_adapter_as_trained(run: Path) -> None:
     """Bit for bit, after it was turned."""
-    assert dcr_lite("dial", run, "--strength", "0", "--set").code == 0
+    assert dcr_lite("dial", run, "--strength", "-0.0", "--set").code == 0
     assert same(adapter(run), adapter(run, "stage2"))
 
 

@@ -96,7 +96,8 @@ def find_setting(run: Path, model: Model, data: Data, settings: Settings, asked:
     recorded or set. What was measured before is not measured again."""
     with progress_bar("The dial", MEASUREMENTS) as shown:
         bench = Bench(run / FOLDER, model, data, settings, shown.advance)
-        measure_curve(bench)
+        if not (run / FOLDER / SETTING).exists():
+            measure_curve(bench)
         setting = choose(bench, asked)
         shown.advance(max(0, MEASUREMENTS - shown.done))
     return setting

@@ -99,7 +99,7 @@ class Bench:
 
     def read(self, strength: float, judged: bool = False) -> None:
         """Measure the pairs at a strength: log-odds, and if ``judged`` answers, also to the plain prompts."""
-        row = self._kept["at"].setdefault(str(strength), {})
+        row = self._kept["at"].setdefault(str(strength + 0.0), {})  # -0.0 is 0.0
         if judged and "refused" not in row:
             with self._at(strength):
                 measured = measure(self.model, self._prompts, self._tokens)

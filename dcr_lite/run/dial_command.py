@@ -40,7 +40,7 @@ def asked_for(flags: dict[str, Any]) -> Goal | float | None:
         raise UserError(f"the dial has one setting: choose one of {WANT}")
     for name, value in given.items():
         if name == "strength":
-            return float(value)
+            return float(value) + 0.0  # -0.0 is 0.0
         if value is not True and not 0 <= value <= 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: a share of prompts, from 0 to 1")
         return Goal(name, None if value is True else value)  # type: ignore[arg-type]  # the flags bear the goals' names

@@ -14,8 +14,8 @@ from dcr_lite.run.plots import COLOURS, STYLE, save
 
 TITLES = {
     "none": "as trained",
-    "like_stock": "answers what the stock model answers",
-    "above_stock": "above the stock model in both",
+    "like_stock": "answers as many as the stock model",
+    "above_stock": "above the stock model in both shares",
     "balanced": "answers one kind as often as it refuses the other",
     "refuse_toxic": "refuses {value:.2f} of toxic prompts",
     "answer_seemingly_toxic": "answers {value:.2f} of seemingly toxic prompts",
