@@ -55,12 +55,16 @@ def test_prompt_ids_begin_the_conversation(template: str) -> None:
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("response", ["Sure.", "Sure. ", "Sure.\n\n", "1. Mix\n2. Bake", "é – ✓"])
 def test_the_answer_ends_with_the_end_of_the_turn(template: str, response: str) -> None:
-    """The last answer token is the one that ends the turn, it comes once, and nothing follows."""
+    """The last answer token is the one that ends the turn, it comes once, and nothing follows. Of an answer that was
+    cut off it is left out, and nothing else."""
     tokenizer = with_template(template)
     [(_, answer)] = encode_conversations(tokenizer, ["How do I kill a process?"], [response], WINDOW)
     assert answer[-1] == tokenizer.eos_token_id
     assert answer.count(tokenizer.eos_token_id) == 1
     assert tokenizer.decode(answer[:-1]).strip() == response.strip()
+    [(_, cut)] = encode_conversations(tokenizer, ["How do I kill a process?"], [response], WINDOW, [False])
+    assert tokenizer.decode(cut).strip() == response.strip()
+    assert tokenizer.eos_token_id not in cut
 
 
 def test_a_finished_turn_is_what_the_template_writes() -> None:

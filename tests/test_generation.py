@@ -76,13 +76,16 @@ def test_answers_are_those_of_transformers(
 
 
 def test_rows_that_leave_early_change_no_other(tiny_model: MakeModel, reference: MakeReference) -> None:
-    """Rows end at many different steps; each stops at its own end token and the others go on as if alone."""
+    """Rows end at many different steps; each stops at its own end token and the others go on as if alone. Each says
+    whether it has ended or was cut off."""
     model, plain = tiny_model(), reference()
     rows = random_rows([5, 1, 9, 5, 30, 2, 14, 3, 8, 6, 4, 7], shared=3)
     lengths = ending_often(model, plain, rows)
     assert len(set(lengths)) >= 4
     assert max(lengths) == NEW
-    assert [a.text for a in answer(model, rows, NEW)] == texts_alone(model, plain, rows)
+    found = answer(model, rows, NEW)
+    assert [a.text for a in found] == texts_alone(model, plain, rows)
+    assert [a.ended for a in found] == [length < NEW for length in lengths]
 
 
 def test_every_end_token_of_the_model_ends_the_answer(tiny_model: MakeModel, reference: MakeReference) -> None:

@@ -24,12 +24,14 @@ class Pair:
 @dataclass(frozen=True)
 class Conversation:
     """A prompt and the answer to learn. ``kind``: its topic, if the file gives one. ``refuses``: in a mixture for
-    safety SFT, whether the row is one of the refusals."""
+    safety SFT, whether the row is one of the refusals. ``ends``: whether the answer's end is learnt too; not where it
+    was cut off."""
 
     prompt: str
     response: str
     kind: str = ""
     refuses: bool = False
+    ends: bool = True
 
 
 @dataclass(frozen=True)

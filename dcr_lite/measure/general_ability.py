@@ -35,8 +35,10 @@ def log_likelihoods(model: Model, rows: list[tuple[list[int], list[int]]]) -> li
     return [log_p[i] for i in range(len(rows))]
 
 
-def _together(model: Model, rows: list[tuple[list[int], list[int]]]) -> list[Tensor]:
-    """The same in one forward pass. A prefix that all prompts share is computed once where the model packs."""
+def answer_states(model: Model, rows: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
+    """In one forward pass, over rows of (prompt ids, answer ids): the states from which the answer tokens are
+    predicted, after the final norm (tokens, d_model), and those tokens (tokens,). A prefix that all prompts share is
+    computed once where the model packs."""
     prefix = min(shared_prefix([prompt + end for prompt, end in rows]), min(len(prompt) for prompt, _ in rows) - 1)
     batch = model.batch([prompt + end for prompt, end in rows], prefix)
     firsts = [len(prompt) - 1 - batch.shared for prompt, _ in rows]  # the last prompt token predicts the first
@@ -47,6 +49,12 @@ def _together(model: Model, rows: list[tuple[list[int], list[int]]]) -> list[Ten
     with model.compute(), adding(model.network, steering, places):
         # Steering adds to places of the whole sequence, so the last layer has to compute all of them.
         states = final_states(model.network, batch)[at] if steering else final_states(model.network, batch, at)
+    return states, targets
+
+
+def _together(model: Model, rows: list[tuple[list[int], list[int]]]) -> list[Tensor]:
+    """The same in one forward pass."""
+    states, targets = answer_states(model, rows)
     log_p = []
     for part, wanted in zip(states.split(LOGITS_PER_PASS), targets.split(LOGITS_PER_PASS), strict=True):
         with model.compute():

@@ -64,9 +64,8 @@ class SafetySFT:
         evaluate: Callable[[], dict[str, Any]] = dict,
     ):
         self.name, self.model, self.adapter, self.evaluate = name, model, adapter, evaluate
-        encoded = encode_conversations(
-            model.tokenizer, [r.prompt for r in rows], [r.response for r in rows], model.window
-        )
+        prompts, answers, ends = [r.prompt for r in rows], [r.response for r in rows], [r.ends for r in rows]
+        encoded = encode_conversations(model.tokenizer, prompts, answers, model.window, ends)
         self.rows = [Tokens(*row) for row in encoded]
         self.prefix = shared_prefix([row.prompt for row in self.rows])
         self.parameters = train_only(model, adapter, range(config.above + 1, depth(model.network)))

@@ -11,6 +11,7 @@ untrained (Llama 3 ships zeros for it), and since no recipe trains the output ma
 answer's end.
 """
 
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -113,21 +114,24 @@ def encode_prompts(tokenizer: Tokenizer, prompts: list[str], window: int) -> lis
 
 
 def encode_conversations(
-    tokenizer: Tokenizer, prompts: list[str], responses: list[str], window: int
+    tokenizer: Tokenizer, prompts: list[str], responses: list[str], window: int, ends: Sequence[bool] = ()
 ) -> list[tuple[list[int], list[int]]]:
-    """(prompt ids, answer ids) of each row; the answer ends with the token that ends the model's turn.
+    """(prompt ids, answer ids) of each row; the answer ends with the token that ends the model's turn, except where
+    ``ends``, one for each row if given, is false.
 
     Prompt ids are exactly those of ``encode_prompts``, so training and evaluation split the text at the same place.
     """
     starts = encode_prompts(tokenizer, prompts, window)
     answers, around = [], []
-    for prompt, response in zip(prompts, responses, strict=True):
+    for prompt, response, end in zip(prompts, responses, ends or [True] * len(prompts), strict=True):
         start = prompt_text(tokenizer, prompt)
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
         whole = _render(tokenizer, turns, answer_next=False)
         # Some templates rewrite a finished turn (empty thinking blocks): then the plain answer and the end token.
         answers.append(whole[len(start) :].rstrip() if whole.startswith(start) else response + tokenizer.eos_token)
         before, _, after = answers[-1].partition(response.strip() or answers[-1])
+        if not end:
+            answers[-1], after = answers[-1].removesuffix(after), ""
         around.append((before, after))
     ends = _encode_turns(tokenizer, answers, responses, around)
     for prompt, start_ids, end_ids in zip(prompts, starts, ends, strict=True):

@@ -17,7 +17,6 @@ from dcr_lite.model.packing import passes, shared_prefix
 
 CHECK_EVERY = 4  # tokens between checks of whether an answer can stop
 
-
 Prefix = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (1, heads, tokens, d_head); empty: no prefix
 
 
@@ -27,10 +26,12 @@ class Answer:
 
     text: the greedy answer, without special tokens.
     refusal_log_odds: log-odds of beginning with a refusal, read before any token is chosen.
+    ended: it ended before it had all the tokens that it could have, by the model or by ``stop``.
     """
 
     text: str
     refusal_log_odds: float
+    ended: bool
 
 
 class _CachedDecoding:
@@ -218,8 +219,10 @@ def answer(
         def answer_together(chosen: list[int]) -> list[Answer]:
             decoding = _decoding(model, [rows[i] for i in chosen], prefix)
             scores = require_finite(model, _refusal_log_odds(decoding), "refusal log-odds").tolist()
-            texts = model.tokenizer.batch_decode(_greedy(decoding, max_new_tokens, stop), skip_special_tokens=True)
-            return [Answer(text.strip(), score) for text, score in zip(texts, scores, strict=True)]
+            ids = _greedy(decoding, max_new_tokens, stop)
+            texts = model.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            ended = [len(row) < max_new_tokens for row in ids]
+            return [Answer(text.strip(), *more) for text, *more in zip(texts, scores, ended, strict=True)]
 
         for chosen in _batches(model, rows, max_new_tokens):
             answers |= zip(chosen, in_halves(answer_together, chosen), strict=True)

@@ -26,6 +26,7 @@ from dcr_lite.run.dial_report import chosen_sentence
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.machine import peak_memory_bytes
 from dcr_lite.run.model_card import model_card
+from dcr_lite.run.own_voice import in_own_voice
 from dcr_lite.run.plots import draw_run
 from dcr_lite.run.report import run_report, write_report
 from dcr_lite.run.run_folder import FOUND_NAMES, RunFolder
@@ -79,6 +80,7 @@ def teach_refusals(run: RunFolder, model: Model, data: Data, settings: Settings)
     """Stage 2, safety SFT, on the DCR adapter; nothing where the settings leave it out."""
     if settings.stage2 == "no":
         return
+    data = in_own_voice(run, model, data, settings)
     rows = distributed.on_main(lambda: stage2_rows(data, settings, load_states(run)))
     train_safety_sft(run, model, "stage2", DCR, "Stage 2: safety SFT", rows, stage2_above(settings), data, settings)
 
@@ -87,7 +89,7 @@ def teach_refusals_alone(run: RunFolder, model: Model, data: Data, settings: Set
     """Safety SFT of the stock model, on all layers: a baseline to compare DCR with, where it is asked for."""
     if BASELINE not in settings.compare_with:
         return
-    rows = data.baseline_mixture
+    rows = in_own_voice(run, model, data, settings).baseline_mixture
     train_safety_sft(run, model, BASELINE, BASELINE, "Safety SFT alone", rows, ALL_LAYERS, data, settings)
 
 

@@ -71,11 +71,12 @@ def stage2_rows(data: Data, settings: Settings, states: States) -> list[Conversa
     """What DCR's stage 2 trains on. Stage 1 leaves some toxic prompts among the seemingly toxic ones; to refuse those
     would teach the surface form that the two kinds share, so they are left out."""
     refusals, sizes = data.refusals, settings.sizes
+    instructions = min(sizes["instructions"], len(data.instructions))  # of its own answers some were left out
     if settings.discerned_refusals:
         geometry = geometry_of(states, settings)
         toxicity = reads_as_toxic(geometry, states[f"{DCR}.reference"], states[f"{DCR}.refusals"]).tolist()
         refusals = most_toxic(refusals, toxicity, sizes["refusals"])
-    return safety_mixture(data.instructions, refusals, sizes["instructions"], sizes["refusals"], settings.seed)
+    return safety_mixture(data.instructions, refusals, instructions, sizes["refusals"], settings.seed)
 
 
 def fit_discernments(model: Model, data: Data, settings: Settings, states: States) -> Discernments:

@@ -1,0 +1,144 @@
+"""General instructions answered by the stock model itself: safety SFT on its own answers teaches a chat model to refuse
+and leaves the way in which it answers as it is.
+
+They are given once, in batches, and kept in the run folder with the reasons why some are not learnt from. Of an answer
+that is cut off all is learnt but an end: to leave out the long ones would teach the model to be brief.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dcr_lite.data.rows import Conversation
+from dcr_lite.data.splits import evenly_drawn, safety_mixture
+from dcr_lite.errors import UserError
+from dcr_lite.files import damaged, load_jsonl, sha256_of, write_jsonl
+from dcr_lite.measure.judge import is_refusal
+from dcr_lite.measure.voice import repeats_itself
+from dcr_lite.model import adapters, distributed
+from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.generation import answer
+from dcr_lite.model.loading import Model
+from dcr_lite.model.memory import PROMPT_TOKENS
+from dcr_lite.run import long_rows
+from dcr_lite.run.inputs import Data
+from dcr_lite.run.run_folder import RunFolder
+from dcr_lite.run.terminal import progress_bar
+from dcr_lite.settings import Settings
+
+PART = "own_answers"  # of a run, and the name of its file
+ANSWER_TOKENS = 160  # of an own answer, at most
+BATCH = 64  # instructions between two writes of the file
+LEAST = 0.25  # of the instructions that are wanted: with fewer, refusals would be most of what is learnt
+
+# Of the file: prompt, response, ends (not cut off), and left_out, the reason, empty where the answer is learnt from.
+Row = dict[str, Any]
+FIELDS = {"prompt": str, "response": str, "ends": bool, "left_out": str}
+
+
+def in_own_voice(run: RunFolder, model: Model, data: Data, settings: Settings) -> Data:
+    """``data`` with the general instructions of safety SFT answered by the stock model, and the baseline's mixture of
+    these; as it was where the settings take the given answers.
+
+    Answers that are empty, refuse or repeat themselves are left out, and further instructions taken in their place
+    while there are any. Raises UserError where too few are left.
+    """
+    if settings.answers != "own":
+        return data
+    path, wanted = run.path / f"{PART}.jsonl", settings.sizes["instructions"]
+    candidates = distributed.on_main(lambda: _candidates(run, model, data, settings))
+    rows = distributed.on_main(lambda: _answered(run, path, candidates))
+    if not run.finished(PART):
+        started = time.monotonic()
+        rows = answers_of(model, candidates, wanted, settings.answer_tokens, rows, lambda some: write_jsonl(some, path))
+        counts = Counter(row["left_out"] or "learnt" for row in rows)
+        facts = {"seconds": time.monotonic() - started, "counts": counts}
+        distributed.on_main(lambda: run.finish(PART, facts | {"answers_sha256": sha256_of(path)}))
+    own = learnt(candidates, rows)
+    if len(own) < LEAST * wanted:
+        raise UserError(
+            f"{settings.model} gives only {len(own)} of {len(rows)} general instructions an answer that can be learnt "
+            f"from ({path}): take the given answers with --answers given"
+        )
+    refusals = settings.sizes["baseline_refusals"]
+    mixture = safety_mixture(own, data.refusals, len(own), refusals, settings.seed)
+    return replace(data, instructions=own, baseline_mixture=mixture)
+
+
+def _candidates(run: RunFolder, model: Model, data: Data, settings: Settings) -> list[Conversation]:
+    """The instructions that safety SFT draws, in its order, and behind them those that can take another's place: not
+    the ones that are watched, nor those that would be too long with an answer."""
+    order = evenly_drawn("instructions", data.instructions, len(data.instructions), settings.seed)
+    watched = {prompt.prompt for prompt in data.watched}
+    most = (run.finished(long_rows.PART) or {}).get("safety_sft", model.window) - ANSWER_TOKENS
+    lengths = [len(row) for row in encode_prompts(model.tokenizer, [c.prompt for c in order], model.window)]
+    return [c for c, n in zip(order, lengths, strict=True) if c.prompt not in watched and n <= most]
+
+
+def answers_of(
+    model: Model, candidates: list[Conversation], wanted: int, answer_tokens: int, rows: list[Row],
+    keep: Callable[[list[Row]], None],
+) -> list[Row]:  # fmt: skip
+    """The stock model's answers to the first candidates, until ``wanted`` can be learnt from or none is left; ``rows``:
+    those that were given before. ``keep`` is called with all rows after every batch.
+
+    ``answer_tokens``: of the answers for which the model's memory was planned; longer ones are given fewer at a time.
+    """
+    at_once, rows = model.prompts_at_once, list(rows)
+    with progress_bar("Own answers", wanted) as shown, adapters.stock(model):
+        shown.start_at(usable := _usable(rows))
+        try:
+            model.prompts_at_once = max(1, at_once * (PROMPT_TOKENS + answer_tokens) // (PROMPT_TOKENS + ANSWER_TOKENS))
+            while usable < wanted and len(rows) < len(candidates):
+                batch = candidates[len(rows) :][: min(BATCH, wanted - usable)]
+                prompts = distributed.share([row.prompt for row in batch])
+                ids = encode_prompts(model.tokenizer, prompts, model.window)
+                said = distributed.gathered(answer(model, ids, ANSWER_TOKENS, stop=repeats_itself))
+                rows += [
+                    {"prompt": row.prompt, "response": one.text, "ends": one.ended, "left_out": why_left_out(one.text)}
+                    for row, one in zip(batch, said, strict=True)
+                ]
+                if distributed.is_main():
+                    keep(rows)
+                new = _usable(rows) - usable
+                usable += new
+                shown.facts["left out"] = str(len(rows) - usable)
+                shown.advance(new)
+        finally:
+            model.prompts_at_once = at_once
+    return rows
+
+
+def why_left_out(said: str) -> str:
+    """Why an answer is not learnt from; empty where it is."""
+    if not said or repeats_itself(said):
+        return "broken"
+    return "refusal" if is_refusal(said) else ""
+
+
+def _usable(rows: list[Row]) -> int:
+    return sum(not row["left_out"] for row in rows)
+
+
+def learnt(candidates: list[Conversation], rows: list[Row]) -> list[Conversation]:
+    """The instructions with the answers that are learnt from."""
+    answered = zip(candidates, rows, strict=False)  # only as many were answered as were needed
+    return [replace(one, response=row["response"], ends=row["ends"]) for one, row in answered if not row["left_out"]]
+
+
+def _answered(run: RunFolder, path: Path, candidates: list[Conversation]) -> list[Row]:
+    """The rows of the file, which have to be those that were written; none where there is no file yet. Raises UserError
+    for a damaged one."""
+    finished = run.finished(PART)
+    cure = f"Delete it and {run.note(PART)} to have them answered again."
+    if finished and not (path.exists() and finished.get("answers_sha256") == sha256_of(path)):
+        raise damaged(path, cure)
+    rows = load_jsonl(path) if path.exists() else []
+    for number, row in enumerate(rows, start=1):
+        whole = {name: type(value) for name, value in row.items()} == FIELDS
+        if not whole or number > len(candidates) or row["prompt"] != candidates[number - 1].prompt:
+            raise damaged(path, cure)
+    return rows

@@ -1,0 +1,155 @@
+"""Claims about a model's own answers: what is learnt from, in whose place, kept once, and the same when resumed."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recipe_runs import small_settings
+
+from dcr_lite.data.splits import evenly_drawn
+from dcr_lite.errors import UserError
+from dcr_lite.model.generation import Answer
+from dcr_lite.model.loading import Model
+from dcr_lite.run import inputs, opening, own_voice, steps
+from dcr_lite.run.inputs import Data
+from dcr_lite.run.run_folder import RunFolder
+from dcr_lite.settings import Settings
+
+SAID = ("I have a cat.", "I'm sorry, but I can't help with that.", "", "one two three four five six seven eight " * 4)
+
+
+class Talking:
+    """A stand-in for the model's answers: to the n-th prompt whatever ``says`` gives, and a record of the calls."""
+
+    def __init__(self, model: Model, says: Callable[[int], Answer]):
+        self.model, self.says, self.batches, self.at_once = model, says, [], []
+
+    def __call__(self, model: Model, rows: list[list[int]], tokens: int, **more: Any) -> list[Answer]:
+        assert model.network.base_model.active_adapters == [] or all(
+            module.disable_adapters for module in model.network.modules() if hasattr(module, "disable_adapters")
+        )
+        before = sum(self.batches)
+        self.batches.append(len(rows))
+        self.at_once.append(model.prompts_at_once)
+        return [self.says(before + i) for i in range(len(rows))]
+
+
+@pytest.fixture
+def scene(tiny: Path, rows: Path, tmp_path: Path) -> tuple[RunFolder, Model, Data, Settings]:
+    """A run of which 8 of 18 instructions are to be learnt, and 10 are watched or left over."""
+    settings = small_settings(tiny, rows, tmp_path / "run", instructions=8, answers="own")
+    run, data, (model, _) = RunFolder(settings), inputs.load_data(settings), opening.load_model(settings)
+    plain = [p for p in data.watched if p.label == "plain"]
+    data = replace(data, watched=[p for p in data.watched if p not in plain[4:]])  # of ten, four are watched
+    return run, model, data, settings
+
+
+def file_of(run: RunFolder) -> Path:
+    return run.path / "own_answers.jsonl"
+
+
+def test_unusable_answers_are_replaced_while_others_are_left(
+    scene: tuple[RunFolder, Model, Data, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refusals, empty and repeating answers are not learnt from, of a cut off one all but its end; the next instructions in the order of the
+    draw take their place, but never a prompt that is watched; all are in the file with their reasons. The baseline
+    learns the same answers."""
+    run, model, data, settings = scene
+    talking = Talking(model, lambda i: Answer(SAID[i] if i < len(SAID) else f"Answer {i}.", 0.0, ended=i != 5))
+    monkeypatch.setattr(own_voice, "answer", talking)
+    own = own_voice.in_own_voice(run, model, data, settings)
+    kept = [json.loads(line) for line in file_of(run).read_text().splitlines()]
+    assert [row["left_out"] for row in kept] == ["", "refusal", "broken", "broken", *[""] * 7]
+    watched = {p.prompt for p in data.watched}
+    order = [row.prompt for row in evenly_drawn("", data.instructions, 18, settings.seed) if row.prompt not in watched]
+    assert [row["prompt"] for row in kept] == order[:11]
+    assert [(row.prompt, row.response, row.ends) for row in own.instructions] == [
+        (row["prompt"], row["response"], row["ends"]) for row in kept if not row["left_out"]
+    ]
+    assert [row.ends for row in own.instructions] == [True, True, False, *[True] * 5]
+    assert len(own.instructions) == 8
+    mixed = {(row.prompt, row.response) for row in own.baseline_mixture if not row.refuses}
+    assert mixed == {(row.prompt, row.response) for row in own.instructions}
+    assert len(own.baseline_mixture) == 8 + settings.sizes["baseline_refusals"]
+    assert talking.batches == [8, 3]
+    assert model.prompts_at_once == 128
+    assert set(talking.at_once) == {128 * (64 + 6) // (64 + 160)}  # planned for answers of 6 tokens
+    assert (run.finished("own_answers") or {})["counts"] == {"learnt": 8, "refusal": 1, "broken": 2}
+
+
+def test_too_few_usable_answers_are_an_error(
+    scene: tuple[RunFolder, Model, Data, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer than wanted are learnt from where no instruction is left; fewer than a quarter end with a sentence that
+    names the cure."""
+    run, model, data, settings = scene
+    monkeypatch.setattr(own_voice, "answer", Talking(model, lambda i: Answer(f"Answer {i}." * (i < 2), 0.0, True)))
+    own = own_voice.in_own_voice(run, model, data, settings)
+    assert [row.response for row in own.instructions] == ["Answer 0.", "Answer 1."]
+    file_of(run).unlink()
+    run.note("own_answers").unlink()
+    monkeypatch.setattr(own_voice, "answer", Talking(model, lambda i: Answer("Answer." * (i < 1), 0.0, True)))
+    with pytest.raises(UserError, match=r"gives only 1 of 14 general .*--answers given"):
+        own_voice.in_own_voice(run, model, data, settings)
+
+
+def test_stopped_answers_go_on_and_are_given_once(
+    scene: tuple[RunFolder, Model, Data, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop keeps every finished batch; afterwards nothing is answered again, and a file that was changed or belongs
+    to other rows is named."""
+    run, model, data, settings = scene
+    monkeypatch.setattr(own_voice, "BATCH", 3)
+
+    def until(stop: int) -> Talking:
+        def says(i: int) -> Answer:
+            if i == stop:
+                raise KeyboardInterrupt
+            return Answer("Fine.", 0.0, ended=True)
+
+        talking = Talking(model, says)
+        monkeypatch.setattr(own_voice, "answer", talking)
+        return talking
+
+    until(4)
+    with pytest.raises(KeyboardInterrupt):
+        own_voice.in_own_voice(run, model, data, settings)
+    assert len(file_of(run).read_text().splitlines()) == 3
+    talking = until(99)
+    first = own_voice.in_own_voice(run, model, data, settings)
+    assert talking.batches == [3, 2]
+    assert own_voice.in_own_voice(run, model, data, settings) == first
+    assert talking.batches == [3, 2]
+    lines = file_of(run).read_text().splitlines(keepends=True)
+    file_of(run).write_text("".join(lines[:-1]))
+    with pytest.raises(UserError, match=r"own_answers\.jsonl is missing or damaged\. Delete it and"):
+        own_voice.in_own_voice(run, model, data, settings)
+    run.note("own_answers").unlink()
+    file_of(run).write_text("".join(lines[::-1]))
+    with pytest.raises(UserError, match=r"own_answers\.jsonl is missing or damaged"):
+        own_voice.in_own_voice(run, model, data, settings)
+
+
+def test_stage_2_and_the_baseline_learn_the_models_own_answers(
+    scene: tuple[RunFolder, Model, Data, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are trained on what the stock model said, and on the given answers with --answers given."""
+    run, model, data, settings = scene
+    settings = replace(settings, compare_with=("safety_sft",))
+    learnt: dict[str, set[str]] = {}
+
+    def train(run: Any, model: Any, name: str, adapter: str, title: str, rows: Any, *more: Any) -> None:
+        learnt[name] = {row.response for row in rows if not row.refuses}
+
+    monkeypatch.setattr(steps, "train_safety_sft", train)
+    monkeypatch.setattr(own_voice, "answer", Talking(model, lambda i: Answer("Mine.", 0.0, ended=True)))
+    steps.refine(run, model, data, settings)
+    for answers, expected in (("own", {"Mine."}), ("given", {row.response for row in data.instructions})):
+        given = replace(settings, answers=answers)
+        steps.teach_refusals(run, model, data, given)
+        steps.teach_refusals_alone(run, model, data, given)
+        assert learnt.keys() == {"stage2", "safety_sft"}
+        assert all(said and said <= expected for said in learnt.values())
