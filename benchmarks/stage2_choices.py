@@ -3,28 +3,35 @@
     python benchmarks/stage2_choices.py --runs runs/compare/seed0 runs/compare/seed1 runs/compare/seed2
 
 Each run folder holds a finished stage 1 of its own seed. One line per variant and seed: refusal rates on the
-development pairs, J, the AUROC of the log-odds of opening with a refusal, and the loss on the answers of instructions
-that no variant trains on (nats a token). The held-out prompts are not used.
+development pairs, J and the AUROC of the log-odds of opening with a refusal. Then the model's voice: the median length
+of answers to instructions that no variant trains on, in words and in all of VOICE_TOKENS; the log-probability of the
+stock model's own answers to these under the model, and the divergence from the stock model on them, in nats per token;
+the divergence on its answers to seemingly toxic prompts. The held-out prompts are not used.
 """
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import _choices
 import tyro
 from safetensors.torch import load_file
 
-from dcr_lite.data.rows import Prompt
+from dcr_lite.data.rows import Conversation, Prompt
+from dcr_lite.files import load_jsonl, write_jsonl
 from dcr_lite.measure.answers import discernment_intervals, measure, overall_rate
-from dcr_lite.measure.general_ability import answer_loss
+from dcr_lite.measure.voice import nearness
 from dcr_lite.method.contrastive import ContrastiveConfig, encode_pairs, stock_geometry
 from dcr_lite.method.loop import Loop
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import adapters
+from dcr_lite.model.chat import encode_conversations, encode_prompts
+from dcr_lite.model.generation import answer
+from dcr_lite.model.loading import Model
 from dcr_lite.names import DCR
-from dcr_lite.run import inputs, opening, steps, stored_states
+from dcr_lite.run import inputs, opening, own_voice, steps, stored_states
 from dcr_lite.run.run_folder import read_settings
 from dcr_lite.settings import Settings
 
@@ -35,7 +42,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "a quarter of the refusals": {"share": 0.25},
     "half of the refusals": {"share": 0.5},
     "a half more refusals": {"share": 1.5},
+    "given answers": {"answers": "given"},
+    "its own answers": {"answers": "own"},
 }
+VOICE_TOKENS, VOICE_PROMPTS = 160, 40  # of an answer whose length is measured, and prompts of each kind
 
 
 @dataclass(kw_only=True)
@@ -59,12 +69,53 @@ def opened(folder: Path) -> tuple[Any, ...]:
     return model, data, refined, stored_states.compute_states(model, data, settings, geometry)
 
 
-def variant(folder: Path, settings: Settings) -> dict[str, Any]:
+@lru_cache(maxsize=1)
+def voice_of_stock(folder: Path) -> dict[str, list[Conversation]]:
+    """The stock model's answers to prompts that are not trained on, by kind."""
+    model, data, *_ = opened(folder)
+    used = {row.prompt for row in data.baseline_mixture}
+    prompts = {
+        "plain": [row.prompt for row in data.instructions if row.prompt not in used],
+        "seemingly_toxic": [pair.seemingly_toxic for pair in data.development],
+    }
+    with adapters.stock(model):
+        return {kind: answered(model, some[:VOICE_PROMPTS]) for kind, some in prompts.items()}
+
+
+def answered(model: Model, prompts: list[str]) -> list[Conversation]:
+    """Prompts with the answers of the model as it is."""
+    said = answer(model, encode_prompts(model.tokenizer, prompts, model.window), VOICE_TOKENS)
+    return [Conversation(prompt, one.text, ends=one.ended) for prompt, one in zip(prompts, said, strict=True)]
+
+
+def voice(model: Model, stock: dict[str, list[Conversation]]) -> dict[str, float]:
+    """How the active adapter answers, beside the stock model."""
+    found = {"words": median(len(row.response.split()) for row in answered(model, [r.prompt for r in stock["plain"]]))}
+    found["stock_words"] = median(len(row.response.split()) for row in stock["plain"])
+    for kind, rows in stock.items():
+        texts = [row.prompt for row in rows], [row.response for row in rows], model.window, [row.ends for row in rows]
+        near = nearness(model, encode_conversations(model.tokenizer, *texts))
+        found |= {f"{kind}_{name}": value for name, value in vars(near).items()}
+    return found
+
+
+def in_own_voice(model: Model, data: inputs.Data, settings: Settings, path: Path) -> inputs.Data:
+    """``data`` with the stock model's answers, which are kept in ``path``."""
+    order = own_voice.candidates(model, data, settings.seed, model.window)
+    rows, wanted = load_jsonl(path) if path.exists() else [], settings.sizes["instructions"]
+    rows = own_voice.answers_of(
+        model, order, wanted, settings.answer_tokens, rows, lambda some: write_jsonl(some, path)
+    )
+    return replace(data, instructions=own_voice.learnt(order, rows))
+
+
+def variant(folder: Path, settings: Settings, own_answers: Path) -> dict[str, Any]:
     """Stage 2 under these settings, from the stage 1 of a run, measured on what is for development."""
     model, data, refined, states = opened(folder)
+    stock = voice_of_stock(folder)
     adapters.set_adapter_weights(model, DCR, refined)
-    rows = stored_states.stage2_rows(data, settings, states)
-    used = {row.prompt for row in rows}
+    chosen = in_own_voice(model, data, settings, own_answers) if settings.answers == "own" else data
+    rows = stored_states.stage2_rows(chosen, settings, states)
     above = steps.stage2_above(settings)
     config = SafetySFTConfig(above, settings.sft_epochs, settings.sft_batch, settings.sft_learning_rate)
     seconds = Loop(SafetySFT("stage2", model, DCR, rows, config, settings.seed)).run().seconds
@@ -72,11 +123,10 @@ def variant(folder: Path, settings: Settings) -> dict[str, Any]:
     prompts = [Prompt(p.toxic, "toxic", "development") for p in data.development]
     prompts += [Prompt(p.seemingly_toxic, "seemingly_toxic", "development") for p in data.development]
     measured = measure(model, prompts, settings.answer_tokens)
-    unused = [row for row in data.instructions if row.prompt not in used]
     return {
         **{label: overall_rate(measured, label) for label in ("toxic", "seemingly_toxic")},
         "discernment": discernment_intervals(measured),
-        "answer_loss": answer_loss(model, unused)["answer_loss"],
+        "voice": voice(model, stock),
         "refusals": settings.sizes["refusals"],
         "seconds": seconds,
     }
@@ -89,19 +139,27 @@ def _line(row: dict[str, Any]) -> str:
     found = row["discernment"]
     rates = [cell(row[label]["refusal_rate"], row[label]["ci95"]) for label in ("toxic", "seemingly_toxic")]
     both = [cell(found[key], found[f"{key}_ci95"]) for key in ("j", "auroc")]
-    ends = [f"{row['answer_loss']:.3f}", f"{row['seconds']:.0f}"]
+    said = row["voice"]
+    words = f"{said['words']:.0f} of {said['stock_words']:.0f}"
+    near = f"{said['plain_log_probability']:.2f} of {said['plain_stock_log_probability']:.2f}"
+    apart = [f"{said[f'{kind}_divergence']:.3f}" for kind in ("plain", "seemingly_toxic")]
+    ends = [words, near, *apart, f"{row['seconds']:.0f}"]
     return "| " + " | ".join([row["variant"], str(row["refusals"]), str(row["seed"]), *rates, *both, *ends]) + " |"
 
 
 def main(choices: Choices) -> None:
-    print("| stage 2 | refusals | seed | toxic ↑ | seemingly toxic ↓ | J ↑ | AUROC ↑ | answer loss ↓ | seconds |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| stage 2 | refusals | seed | toxic ↑ | seemingly toxic ↓ | J ↑ | AUROC ↑ | words | log-probability ↑ "
+        "| divergence, plain ↓ | divergence, seemingly toxic ↓ | seconds |"
+    )
+    print("|---" * 12 + "|")
     for folder in choices.runs:
         usual = read_settings(folder)
         for name, changes in choices.named(VARIANTS):
             share = round(usual.sizes["refusals"] * changes.get("share", 1))
             settings = replace(usual, refusals=share, **{k: v for k, v in changes.items() if k != "share"})
-            row = choices.stored(name, usual.seed) or choices.store(name, usual.seed, variant(folder, settings))
+            own = choices.json.with_name(f"own_answers_{usual.seed}.jsonl")
+            row = choices.stored(name, usual.seed) or choices.store(name, usual.seed, variant(folder, settings, own))
             print(_line(row), flush=True)
 
 

@@ -54,9 +54,9 @@ def file_of(run: RunFolder) -> Path:
 def test_unusable_answers_are_replaced_while_others_are_left(
     scene: tuple[RunFolder, Model, Data, Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refusals, empty and repeating answers are not learnt from, of a cut off one all but its end; the next instructions in the order of the
-    draw take their place, but never a prompt that is watched; all are in the file with their reasons. The baseline
-    learns the same answers."""
+    """Refusals, empty and repeating answers are not learnt from, of a cut off one all but its end. The next
+    instructions in the order of the draw take their place, but never a prompt that is watched; all are in the file with
+    their reasons. The baseline learns the same answers."""
     run, model, data, settings = scene
     talking = Talking(model, lambda i: Answer(SAID[i] if i < len(SAID) else f"Answer {i}.", 0.0, ended=i != 5))
     monkeypatch.setattr(own_voice, "answer", talking)

@@ -133,7 +133,7 @@ def encode_conversations(
         if not end:
             answers[-1], after = answers[-1].removesuffix(after), ""
         around.append((before, after))
-    ends = _encode_turns(tokenizer, answers, responses, around)
-    for prompt, start_ids, end_ids in zip(prompts, starts, ends, strict=True):
+    said = _encode_turns(tokenizer, answers, responses, around)
+    for prompt, start_ids, end_ids in zip(prompts, starts, said, strict=True):
         _require_window("row", prompt, len(start_ids) + len(end_ids), window, "with its answer")
-    return list(zip(starts, ends, strict=True))
+    return list(zip(starts, said, strict=True))

@@ -49,15 +49,16 @@ def in_own_voice(run: RunFolder, model: Model, data: Data, settings: Settings) -
     if settings.answers != "own":
         return data
     path, wanted = run.path / f"{PART}.jsonl", settings.sizes["instructions"]
-    candidates = distributed.on_main(lambda: _candidates(run, model, data, settings))
-    rows = distributed.on_main(lambda: _answered(run, path, candidates))
+    most = (run.finished(long_rows.PART) or {}).get("safety_sft", model.window)
+    order = candidates(model, data, settings.seed, most)
+    rows = distributed.on_main(lambda: _answered(run, path, order))
     if not run.finished(PART):
         started = time.monotonic()
-        rows = answers_of(model, candidates, wanted, settings.answer_tokens, rows, lambda some: write_jsonl(some, path))
+        rows = answers_of(model, order, wanted, settings.answer_tokens, rows, lambda some: write_jsonl(some, path))
         counts = Counter(row["left_out"] or "learnt" for row in rows)
         facts = {"seconds": time.monotonic() - started, "counts": counts}
         distributed.on_main(lambda: run.finish(PART, facts | {"answers_sha256": sha256_of(path)}))
-    own = learnt(candidates, rows)
+    own = learnt(order, rows)
     if len(own) < LEAST * wanted:
         raise UserError(
             f"{settings.model} gives only {len(own)} of {len(rows)} general instructions an answer that can be learnt "
@@ -68,22 +69,23 @@ def in_own_voice(run: RunFolder, model: Model, data: Data, settings: Settings) -
     return replace(data, instructions=own, baseline_mixture=mixture)
 
 
-def _candidates(run: RunFolder, model: Model, data: Data, settings: Settings) -> list[Conversation]:
+def candidates(model: Model, data: Data, seed: int, most: int) -> list[Conversation]:
     """The instructions that safety SFT draws, in its order, and behind them those that can take another's place: not
-    the ones that are watched, nor those that would be too long with an answer."""
-    order = evenly_drawn("instructions", data.instructions, len(data.instructions), settings.seed)
+    the ones that are watched, nor those that would have more than ``most`` tokens with an answer."""
+    order = evenly_drawn("instructions", data.instructions, len(data.instructions), seed)
     watched = {prompt.prompt for prompt in data.watched}
-    most = (run.finished(long_rows.PART) or {}).get("safety_sft", model.window) - ANSWER_TOKENS
-    lengths = [len(row) for row in encode_prompts(model.tokenizer, [c.prompt for c in order], model.window)]
+    lengths = [
+        ANSWER_TOKENS + len(row) for row in encode_prompts(model.tokenizer, [c.prompt for c in order], model.window)
+    ]
     return [c for c, n in zip(order, lengths, strict=True) if c.prompt not in watched and n <= most]
 
 
 def answers_of(
-    model: Model, candidates: list[Conversation], wanted: int, answer_tokens: int, rows: list[Row],
+    model: Model, order: list[Conversation], wanted: int, answer_tokens: int, rows: list[Row],
     keep: Callable[[list[Row]], None],
 ) -> list[Row]:  # fmt: skip
-    """The stock model's answers to the first candidates, until ``wanted`` can be learnt from or none is left; ``rows``:
-    those that were given before. ``keep`` is called with all rows after every batch.
+    """The stock model's answers to the first of ``order``, the ``candidates``, until ``wanted`` can be learnt from or
+    none is left; ``rows``: those that were given before. ``keep`` is called with all rows after every batch.
 
     ``answer_tokens``: of the answers for which the model's memory was planned; longer ones are given fewer at a time.
     """
@@ -92,8 +94,8 @@ def answers_of(
         shown.start_at(usable := _usable(rows))
         try:
             model.prompts_at_once = max(1, at_once * (PROMPT_TOKENS + answer_tokens) // (PROMPT_TOKENS + ANSWER_TOKENS))
-            while usable < wanted and len(rows) < len(candidates):
-                batch = candidates[len(rows) :][: min(BATCH, wanted - usable)]
+            while usable < wanted and len(rows) < len(order):
+                batch = order[len(rows) :][: min(BATCH, wanted - usable)]
                 prompts = distributed.share([row.prompt for row in batch])
                 ids = encode_prompts(model.tokenizer, prompts, model.window)
                 said = distributed.gathered(answer(model, ids, ANSWER_TOKENS, stop=repeats_itself))
@@ -123,13 +125,13 @@ def _usable(rows: list[Row]) -> int:
     return sum(not row["left_out"] for row in rows)
 
 
-def learnt(candidates: list[Conversation], rows: list[Row]) -> list[Conversation]:
+def learnt(order: list[Conversation], rows: list[Row]) -> list[Conversation]:
     """The instructions with the answers that are learnt from."""
-    answered = zip(candidates, rows, strict=False)  # only as many were answered as were needed
+    answered = zip(order, rows, strict=False)  # only as many were answered as were needed
     return [replace(one, response=row["response"], ends=row["ends"]) for one, row in answered if not row["left_out"]]
 
 
-def _answered(run: RunFolder, path: Path, candidates: list[Conversation]) -> list[Row]:
+def _answered(run: RunFolder, path: Path, order: list[Conversation]) -> list[Row]:
     """The rows of the file, which have to be those that were written; none where there is no file yet. Raises UserError
     for a damaged one."""
     finished = run.finished(PART)
@@ -139,6 +141,6 @@ def _answered(run: RunFolder, path: Path, candidates: list[Conversation]) -> lis
     rows = load_jsonl(path) if path.exists() else []
     for number, row in enumerate(rows, start=1):
         whole = {name: type(value) for name, value in row.items()} == FIELDS
-        if not whole or number > len(candidates) or row["prompt"] != candidates[number - 1].prompt:
+        if not whole or number > len(order) or row["prompt"] != order[number - 1].prompt:
             raise damaged(path, cure)
     return rows
