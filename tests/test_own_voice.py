@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from recipe_runs import small_settings
+from small_runs import flags, run_here
 
 from dcr_lite.data.splits import evenly_drawn
 from dcr_lite.errors import UserError
@@ -153,3 +154,25 @@ def test_stage_2_and_the_baseline_learn_the_models_own_answers(
         steps.teach_refusals_alone(run, model, data, given)
         assert learnt.keys() == {"stage2", "safety_sft"}
         assert all(said and said <= expected for said in learnt.values())
+
+
+def test_the_report_and_the_card_say_whose_answers_were_learnt(
+    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many were learnt and why others were not; how long it took; the card says that the model answered itself."""
+    said = ["", *(f"Answer {i}." for i in range(99))]
+    monkeypatch.setattr(own_voice, "answer", lambda model, rows, *more, **stop: [
+        Answer(said.pop(0), 0.0, ended=True) for _ in rows
+    ])  # fmt: skip
+    run = tmp_path / "run"
+    short = {"instructions": 8, "contrastive_steps": 4, "sft_epochs": 1}
+    done = run_here(flags(tiny, rows, run, answers="own", **short))
+    assert (done.code, done.err) == (0, "")
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert report["data"]["own_answers"] == {"broken": 1, "learnt": 8}
+    assert report["seconds"]["own_answers"] > 0
+    page = (run / "report.md").read_text(encoding="utf-8")
+    assert "learns 8 general answers that the stock model gave itself (left out: 1 broken)." in page
+    assert "own answers 0 s, stage 2" in page
+    card = (run / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "8 instructions (rows of its own, answered by the stock model itself)" in card

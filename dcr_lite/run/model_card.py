@@ -111,9 +111,11 @@ def _training_data(report: dict[str, Any]) -> str:
     origin = {rows: _origin(settings[rows]) for rows in SHIPPED_FILES}
     text = f"{n['pairs']} pairs of a toxic and a seemingly toxic prompt for stage 1 ({origin['pairs']})"
     if _has_stage2(settings):
-        own = ", answered by the stock model itself" if settings.get("answers") == "own" else ""
+        counts = report["data"].get("own_answers")
+        learnt = counts["learnt"] if counts else n["instructions"]
+        own = ", answered by the stock model itself" if counts else ""
         text += (
-            f";\n{n['instructions']} instructions ({origin['instruction_rows']}{own}) and {n['refusals']} refusals\n"
+            f";\n{learnt} instructions ({origin['instruction_rows']}{own}) and {n['refusals']} refusals\n"
             f"({origin['refusal_rows']}) for stage 2"
         )
     return f"{text}."

@@ -53,7 +53,7 @@ Held-out prompts along the direction that separates the training pairs.
 {how_found}
 ## Settings
 
-{rows_left_out}{settings_table}
+{rows_left_out}{own_answers}{settings_table}
 
 Versions: {all_versions}.
 """
@@ -66,7 +66,8 @@ Development prompts.
 
 """
 PARTS = {
-    "stage1": "Stage 1", "stage2": "stage 2", BASELINE: MODEL_TITLES[BASELINE], "dial": "dial",
+    "stage1": "Stage 1", "own_answers": "own answers", "stage2": "stage 2", BASELINE: MODEL_TITLES[BASELINE],
+    "dial": "dial",
     "evaluate": "evaluation", "total": "in all",
 }  # fmt: skip
 
@@ -160,7 +161,8 @@ def run_report(
     drawing_seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
     """report.json: what was done with what, what it took, and ``results``, ``method_result`` by model."""
-    done = {name: facts for name in ("stage1", "stage2", BASELINE, "dial") if (facts := run.finished(name))}
+    parts = ("stage1", "own_answers", "stage2", BASELINE, "dial")
+    done = {name: facts for name in parts if (facts := run.finished(name))}
     seconds = {name: float(result.get("seconds", 0)) for name, result in done.items()}
     seconds["evaluate"] = sum(float((run.finished(f"evaluate_{m}") or {}).get("seconds", 0)) for m in results)
     seconds |= {"draw": drawing_seconds, "total": run.seconds()}
@@ -173,7 +175,8 @@ def run_report(
         "methods": results,
         "stage1": {k: done["stage1"].get(k) for k in ("best", "best_step")},
         "data": {"pairs": len(data.training), "development_pairs": len(data.development), **settings.sizes}
-        | {"longest": data.longest, "left_out": data.left_out},
+        | {"longest": data.longest, "left_out": data.left_out}
+        | {"own_answers": done.get("own_answers", {}).get("counts")},
         "seconds": seconds,
         "peak_memory_bytes": peak_memory_bytes(),
         "hardware": hardware(model.device),
@@ -209,6 +212,15 @@ def _left_out(rows: dict[str, int]) -> str:
     return f"Left out as too long: {', '.join(f'{n:,} of {setting}' for setting, n in rows.items())}.\n\n"
 
 
+def _own_answers(counts: dict[str, int] | None) -> str:
+    """The sentence on the stock model's own answers; empty where none were given."""
+    if counts is None:
+        return ""
+    left_out = ", ".join(f"{n:,} {reason}" for reason, n in counts.items() if reason != "learnt")
+    of_others = f" (left out: {left_out})" if left_out else ""
+    return f"Safety SFT learns {counts['learnt']:,} general answers that the stock model gave itself{of_others}.\n\n"
+
+
 def write_report(report: dict[str, Any], folder: Path) -> None:
     """report.md: the result, the pictures, what was done."""
     settings = [(name, plain(without_folders(value))) for name, value in report["settings"].items()]
@@ -223,6 +235,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
         time=", ".join(f"{title} {seconds[part]:.0f} s" for part, title in PARTS.items() if part in seconds),
         how_found=found_section(report["found"]),
         rows_left_out=_left_out(report["data"]["left_out"]),
+        own_answers=_own_answers(report["data"]["own_answers"]),
         settings_table=markdown_table(["setting", "value"], settings),
         peak_memory_gb=report["peak_memory_bytes"] / 1e9,
         all_versions=", ".join(f"{name} {version}" for name, version in report["versions"].items()),
