@@ -21,7 +21,6 @@ import _choices
 import tyro
 
 from dcr_lite.data.rows import Pair, read_conversations
-from dcr_lite.diagnose.layers import layer_geometries
 from dcr_lite.files import SHIPPED
 from dcr_lite.measure.metrics import auroc, auroc_interval
 from dcr_lite.method.contrastive import (
@@ -32,6 +31,7 @@ from dcr_lite.method.contrastive import (
     first_pairs,
     stock_geometry,
 )
+from dcr_lite.method.layers import layer_geometries
 from dcr_lite.method.loop import Loop
 from dcr_lite.method.read_out import read_out
 from dcr_lite.model import adapters
