@@ -14,7 +14,8 @@ from dcr_lite.method.safety_sft import OBSERVATIONS
 from dcr_lite.model.shapes import Shape
 from dcr_lite.names import BASELINE, models_of
 from dcr_lite.run.found_settings import STOCK_PAIRS, TRIAL_STEPS, TRIED, asks_for_answers, assumed
-from dcr_lite.run.plan import DIAL_ANSWERS, DIAL_READINGS, OWN_TOKENS
+from dcr_lite.run.own_voice import OWN_TOKENS
+from dcr_lite.run.plan import DIAL_ANSWERS, DIAL_READINGS
 from dcr_lite.settings import FOUND, Settings
 
 OPENINGS = 12  # tokens behind each prompt from which the refusal probability is read, about

@@ -30,7 +30,7 @@ from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import Settings
 
 PART = "own_answers"  # of a run, and the name of its file
-ANSWER_TOKENS = 160  # of an own answer, at most
+OWN_TOKENS = 160  # of an own answer, at most
 BATCH = 64  # instructions between two writes of the file
 LEAST = 0.25  # of the instructions that are wanted: with fewer, refusals would be most of what is learnt
 
@@ -75,7 +75,7 @@ def candidates(model: Model, data: Data, seed: int, most: int) -> list[Conversat
     order = evenly_drawn("instructions", data.instructions, len(data.instructions), seed)
     watched = {prompt.prompt for prompt in data.watched}
     lengths = [
-        ANSWER_TOKENS + len(row) for row in encode_prompts(model.tokenizer, [c.prompt for c in order], model.window)
+        OWN_TOKENS + len(row) for row in encode_prompts(model.tokenizer, [c.prompt for c in order], model.window)
     ]
     return [c for c, n in zip(order, lengths, strict=True) if c.prompt not in watched and n <= most]
 
@@ -93,12 +93,12 @@ def answers_of(
     with progress_bar("Own answers", wanted) as shown, adapters.stock(model):
         shown.start_at(usable := _usable(rows))
         try:
-            model.prompts_at_once = max(1, at_once * (PROMPT_TOKENS + answer_tokens) // (PROMPT_TOKENS + ANSWER_TOKENS))
+            model.prompts_at_once = max(1, at_once * (PROMPT_TOKENS + answer_tokens) // (PROMPT_TOKENS + OWN_TOKENS))
             while usable < wanted and len(rows) < len(order):
                 batch = order[len(rows) :][: min(BATCH, wanted - usable)]
                 prompts = distributed.share([row.prompt for row in batch])
                 ids = encode_prompts(model.tokenizer, prompts, model.window)
-                said = distributed.gathered(answer(model, ids, ANSWER_TOKENS, stop=repeats_itself))
+                said = distributed.gathered(answer(model, ids, OWN_TOKENS, stop=repeats_itself))
                 rows += [
                     {"prompt": row.prompt, "response": one.text, "ends": one.ended, "left_out": why_left_out(one.text)}
                     for row, one in zip(batch, said, strict=True)

@@ -9,10 +9,10 @@ from dcr_lite.model.hidden_states import decoder_of, depth
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, MODEL_TITLES, models_of
 from dcr_lite.run.inputs import Data
+from dcr_lite.run.own_voice import OWN_TOKENS
 from dcr_lite.settings import Settings
 
 ACHIEVED = 0.5  # of the matrix-product rate that whole runs reach on a CPU by the count below: a rough guide
-OWN_TOKENS = 160  # of the stock model's answers to general instructions, at most
 DIAL_READINGS, DIAL_ANSWERS = 15, 6  # strengths at which the dial is read, and at which answers are judged, about
 ANSWER_WORDS = 1.4  # tokens per word of English, near enough for an estimate
 

@@ -67,8 +67,7 @@ Development prompts.
 """
 PARTS = {
     "stage1": "Stage 1", "own_answers": "own answers", "stage2": "stage 2", BASELINE: MODEL_TITLES[BASELINE],
-    "dial": "dial",
-    "evaluate": "evaluation", "total": "in all",
+    "dial": "dial", "evaluate": "evaluation", "total": "in all",
 }  # fmt: skip
 
 
