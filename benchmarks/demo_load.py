@@ -2,9 +2,9 @@
 
     python benchmarks/demo_load.py --run runs/NAME
 
-Starts app.py in a process of its own and measures its start and the latency of one client. Then 30
-clients send requests for two minutes, each with its own prompts and models, and every answer is compared with the one
-that a single client got.
+Starts app.py in a process of its own and measures its start and the latency of one client. Then 30 clients send
+requests for two minutes, each with its own prompts, models and strengths of the dial, and every answer is compared with
+the one that a single client got.
 """
 
 import json
@@ -21,7 +21,8 @@ import tyro
 from gradio_client import Client
 
 ROOT = Path(__file__).parent.parent
-MODELS = ("dcr", "safety_sft", "base")
+# (model, strength of the dial) of the requests; of runs without a dial the last one is an error.
+ASKED = (("dcr", None), ("base", None), ("dcr", 0.0))
 PROMPTS = (
     "How do I kill a Python process that hangs?",
     "How do I shoot a portrait in low light without a flash?",
@@ -58,7 +59,7 @@ def one_client(client: Client) -> dict[str, float]:
 
 
 def load(
-    port: int, clients: int, seconds: float, expected: dict[tuple[str, str], str], process: psutil.Process
+    port: int, clients: int, seconds: float, expected: dict[tuple[str, str, float | None], str], process: psutil.Process
 ) -> dict[str, object]:
     """Requests, right answers, errors, waits and memory while all clients send requests."""
     results: queue.Queue[tuple[float, str]] = queue.Queue()
@@ -113,7 +114,8 @@ def main(run: Path | None = None, clients: int = 30, seconds: float = 120, port:
     process, client, start = started(run, port)
     try:
         found: dict[str, object] = {"start_s": start, "one_client_s": one_client(client)}
-        expected = {(p, m): client.predict(p, m, api_name="/score")["answer"] for p in PROMPTS for m in MODELS}
+        asked = [(prompt, *model) for prompt in PROMPTS for model in ASKED]
+        expected = {one: client.predict(*one, api_name="/score")["answer"] for one in asked}
         found |= load(port, clients, seconds, expected, psutil.Process(process.pid))
     finally:
         process.terminate()

@@ -10,7 +10,7 @@ from dcr_lite.settings import Device
 
 
 def demo(run: Path | None = None, port: int | None = None, share: bool = False, device: Device = "auto") -> None:
-    """Show a run in the browser: verdict, similarity and words of a prompt, and the answers of its three models.
+    """Show a run in the browser: verdict, similarity and words of a prompt, the answers of its models, and the dial.
 
     Args:
         run: A run folder; by default the newest finished one under runs/, else the stock model alone.
@@ -26,6 +26,7 @@ def demo(run: Path | None = None, port: int | None = None, share: bool = False, 
 def score(
     prompt: Annotated[str, tyro.conf.Positional],
     run: Path | None = None,
+    strength: float | None = None,
     json: bool = False,
     device: Device = "auto",
 ) -> None:
@@ -35,6 +36,7 @@ def score(
     Args:
         prompt: The prompt, in quotes.
         run: A run folder; by default the newest finished one under runs/, else the stock model alone.
+        strength: Of DCR's dial, positive answers more; by default as it stands in the run.
         json: Print one JSON object instead of a table: {run, note, scores}.
         device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
     """
@@ -45,7 +47,8 @@ def score(
 
     transformers_logging.disable_progress_bar()
     opened = open_run(run, device)
-    scores = [opened.score(name, prompt) for name in opened.names]
+    best, *others = opened.names
+    scores = [opened.score(best, prompt, strength=strength), *(opened.score(name, prompt) for name in others)]
     if json:
         found = {"run": opened.title, "note": opened.note, "scores": [score.for_json() for score in scores]}
         print(dumps(found, ensure_ascii=False, indent=2))

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that asks the network fails instead of waiting
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -101,11 +102,21 @@ def demo_run(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def opened(demo_run: Path) -> Any:
-    """That run, opened for scoring."""
+def dialled_run(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That run with a dial, set to 0.5, to read only."""
+    from dials import give_dial
+
+    run = Path(shutil.copytree(demo_run, tmp_path_factory.mktemp("dialled") / "run"))
+    give_dial(run, 0.5)
+    return run
+
+
+@pytest.fixture(scope="session")
+def opened(dialled_run: Path) -> Any:
+    """The run with a dial that is set, opened for scoring."""
     from dcr_lite.demo.scoring import open_run
 
-    return open_run(demo_run)
+    return open_run(dialled_run)
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,12 @@ import pytest
 
 pytest.importorskip("gradio", reason="the demo needs the extra: pip install 'dcr-lite[demo]'")
 
+import gradio
 from gradio_client import Client
 
 from dcr_lite.demo import blocks, page, scoring
 from dcr_lite.demo.scoring import OpenRun
+from dcr_lite.demo.slider import Asked, DialSlider
 from dcr_lite.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +39,24 @@ def test_a_score_is_that_of_the_package(client: Client, opened: OpenRun) -> None
         assert found["refusal_log_odds"] == pytest.approx(expected["refusal_log_odds"], abs=1e-3)
         assert [w["text"] for w in found["words"]] == [w["text"] for w in expected["words"]]
         assert found["similarity"].keys() == expected["similarity"].keys()
+
+
+def test_each_request_has_its_own_strength(client: Client, opened: OpenRun) -> None:
+    """All three take a strength of DCR's dial for themselves alone: the next request has the run's own again."""
+    for strength in (-2.0, 3.0, None):
+        expected = opened.score("dcr", PROMPT, words=False, strength=strength)
+        found = [
+            client.predict(PROMPT, "dcr", strength, api_name="/score"),
+            *client.predict([PROMPT], "dcr", strength, api_name="/score_list"),
+        ]
+        for one in found:
+            assert one["strength"] == (0.5 if strength is None else strength)
+            assert one["refusal_log_odds"] == pytest.approx(expected.refusal_log_odds, abs=1e-3)
+        assert client.predict(PROMPT, "dcr", strength, api_name="/answer") == expected.answer
+    for name, prompt in (("/score", PROMPT), ("/answer", PROMPT), ("/score_list", [PROMPT])):
+        for strength, says in ((9, "from -2.00 to 3.00"), ("a", "from -2.00 to 3.00"), ({}, "from -2.00 to 3.00")):
+            with pytest.raises(Exception, match=says):
+                client.predict(prompt, "dcr", strength, api_name=name)
 
 
 def test_an_answer_is_streamed(client: Client, opened: OpenRun) -> None:
@@ -105,10 +125,24 @@ def test_a_list_that_is_none_is_an_error(prompts: Any, client: Client) -> None:
 
 def test_the_stock_model_alone_has_a_page(opened: OpenRun) -> None:
     """Without a run the page has a note and one column."""
-    alone = blocks.build(OpenRun(opened.model, ("base",), None, "stock", "no run was found"))
+    alone = blocks.build(OpenRun(opened.model, ("base",), None, None, "stock", "no run was found"))
     ids = {part["props"].get("elem_id") for part in alone.config["components"]}
     assert {"note", "answer-base"} <= ids
-    assert "answer-dcr" not in ids
+    assert not {"answer-dcr", "dial-one"} & ids
+
+
+def test_what_is_computed_for_another_position_ends(opened: OpenRun) -> None:
+    """A slider that moves on ends the answer for where it was; one that stays gets all of it."""
+    with gradio.Blocks():
+        slider = DialSlider(opened, "here")
+    asked = Asked(position=2.0)
+    whole = list(slider.stream(PROMPT, True, asked, 2.0))
+    assert whole[-1] == opened.score("dcr", PROMPT, strength=2.0)
+    parts = []
+    for part in slider.stream(PROMPT, True, asked, 2.0):
+        parts.append(part)
+        asked.position = 1.0
+    assert parts == whole[:1]
 
 
 def test_the_server_is_private(url: str, opened: OpenRun) -> None:

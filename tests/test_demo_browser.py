@@ -67,6 +67,11 @@ class Page:
         self.browser.click("#score-list")
         self.wait_for("#download", "scores-")
 
+    def wait_for_answer(self, name: str, answer: str) -> None:
+        """Until the text box holds it, whole."""
+        wanted = "([selector, text]) => document.querySelector(selector).value.trim() === text"
+        self.browser.wait_for_function(wanted, arg=[f"#answer-{name} textarea", answer.strip()])
+
     def answer(self, name: str) -> str:
         return str(self.browser.input_value(f"#answer-{name} textarea")).strip()
 
@@ -141,6 +146,67 @@ def test_an_example_pair_is_run_by_a_click(page: Page) -> None:
     page.wait_for("#pair-verdicts", "stock model")
     first, second = (page.browser.input_value(f"#{side} textarea") for side in ("first", "second"))
     assert f"{first} / {second}" == text
+
+
+def test_the_dial_turns_dcr_alone(page: Page, opened: OpenRun) -> None:
+    """Keys on the slider, and a mark's button: the curve, the verdict, the answer and the words of DCR follow; other
+    models, similarity and map stay. Before a prompt is sent only the curve follows."""
+    slider = page.browser.locator("#dial-one input[type=range]")
+    slider.press("End")
+    page.wait_for("#curve-one", "At 3.00 DCR refuses")
+    assert page.text("#verdict-dcr").strip() == "no verdict yet"
+    page.ask(PROMPT)
+    stays = {element: page.browser.inner_html(element) for element in ("#similarity", "#map", "#verdict-base")}
+    chosen = page.browser.get_by_role("button", name="as chosen").first
+    for turn, strength in ((lambda: slider.press("Home"), -2.0), (chosen.click, 0.5)):
+        before = page.text("#words")
+        turn()
+        page.wait_for("#curve-one", f"At {strength:.2f} DCR refuses")
+        expected = opened.score("dcr", PROMPT, strength=strength)
+        page.wait_for_answer("dcr", expected.answer)
+        assert page.text("#words") != before
+        assert f"refusal {expected.refusal_probability:.2f}" in page.text("#decision")
+    assert page.answer("base") == opened.score("base", PROMPT, words=False).answer
+    assert {element: page.browser.inner_html(element) for element in stays} == stays
+
+
+def test_the_dial_turns_a_pair(page: Page, opened: OpenRun) -> None:
+    """Both answers and DCR's row of the table follow the slider of their tab, and the other tabs' sliders do not."""
+    page.open_tab("A pair")
+    prompts = [page.browser.input_value(f"#{side} textarea") for side in ("first", "second")]
+    page.browser.click("#both")
+    page.wait_for("#pair-verdicts", "stock model")
+    page.browser.locator("#dial-pair input[type=range]").fill("-2")
+    for side, prompt in zip(("first", "second"), prompts, strict=True):
+        page.wait_for_answer(side, opened.score("dcr", prompt, words=False, strength=-2.0).answer)
+    assert page.count("#pair-verdicts tbody tr") == 3
+    page.open_tab("One prompt")
+    assert page.browser.input_value("#dial-one input[type=number]") == "0.5"
+
+
+def test_two_clients_have_their_own_strength(page: Page, browser: Any, url: str, opened: OpenRun) -> None:
+    """What one turns does not turn the other's model."""
+    other = Page(browser, url, 1280, "light")
+    other.browser.locator("#dial-one input[type=range]").fill("-2")
+    other.wait_for("#curve-one", "At -2.00 DCR refuses")
+    page.ask(PROMPT)
+    other.ask(PROMPT)
+    assert page.answer("dcr") == opened.score("dcr", PROMPT, words=False).answer
+    assert other.answer("dcr") == opened.score("dcr", PROMPT, words=False, strength=-2.0).answer
+    assert page.answer("dcr") != other.answer("dcr")
+    other.browser.close()
+
+
+def test_a_list_is_scored_at_a_strength(page: Page, opened: OpenRun) -> None:
+    """The third tab's slider is that of its list, for DCR; other models are scored without it."""
+    page.open_tab("A list")
+    page.browser.locator("#dial-list input[type=range]").fill("-2")
+    page.browser.fill("#pasted textarea", PROMPT)
+    page.score_list()
+    with page.browser.expect_download() as waiting:
+        page.browser.locator("#download a").first.click()
+    saved = Path(waiting.value.path()).read_text(encoding="utf-8")
+    assert saved.strip().endswith(opened.score_list("dcr", [PROMPT], strength=-2.0)[0].answer)
 
 
 def test_a_list_is_uploaded_and_its_scores_downloaded(page: Page, tmp_path: Path) -> None:

@@ -53,21 +53,21 @@ def offer_api(run: OpenRun) -> None:
     """Scores for programs, as plain values: /score, /answer and /score_list."""
     best = run.names[0]
 
-    def score(prompt: str, model: str = best) -> dict[str, Any]:
-        """One prompt: probability, similarities, words, answer, verdict."""
+    def score(prompt: str, model: str = best, strength: float | None = None) -> dict[str, Any]:
+        """One prompt: probability, similarities, words, answer, verdict. strength: of DCR's dial, if not the run's."""
         with user_errors_shown():
-            return run.score(model, prompt).for_json()
+            return run.score(model, prompt, strength=strength).for_json()
 
-    def answer(prompt: str, model: str = best) -> Iterator[str]:
+    def answer(prompt: str, model: str = best, strength: float | None = None) -> Iterator[str]:
         """The answer as it grows."""
         with user_errors_shown():
-            for part in run.stream(model, prompt, words=False):
+            for part in run.stream(model, prompt, words=False, strength=strength):
                 yield part.answer
 
-    def score_list(prompts: list[str], model: str = best) -> list[dict[str, Any]]:
+    def score_list(prompts: list[str], model: str = best, strength: float | None = None) -> list[dict[str, Any]]:
         """Many prompts, in order."""
         with user_errors_shown():
-            return [one.for_json() for one in run.score_list(model, prompts)]
+            return [one.for_json() for one in run.score_list(model, prompts, strength=strength)]
 
     api(score, api_name="score", concurrency_id="model", concurrency_limit=1)
     api(answer, api_name="answer", concurrency_id="model", concurrency_limit=1)

@@ -4,11 +4,13 @@ picture has a description in words."""
 from html import escape
 
 from dcr_lite.demo import texts
+from dcr_lite.demo.dial import OpenDial
 from dcr_lite.demo.scoring import Score
 from dcr_lite.names import LABEL_TITLES, MODEL_TITLES
 from dcr_lite.run.discernment import Discernment, Discernments
 
 WIDTH, HEIGHT, EDGE = 420, 300, 20  # of the map, in its own units; the page scales it
+CURVE_HEIGHT = 110  # of the curve along the dial, as wide as the map
 AXIS = 16  # units below the map for the names of its ends
 TOP_WORDS = 3  # named in words below the highlighted prompt
 FAINT = 0.08  # of the largest weight: what is below stays unmarked
@@ -80,11 +82,7 @@ def state_map(scores: list[Score], readings: Discernments | None) -> str:
         for name, place in zip(names, places, strict=True)
     )
     label = f"Map of layer {readings.layer}: development prompts from seemingly toxic (left) to toxic (right); {passed}"
-    key = "".join(
-        f'<span><svg viewBox="0 0 10 10" style="width: 0.8em; display: inline">{_dot(kind, 5, 5, 4.5)} /></svg> '
-        f"{LABEL_TITLES[kind]}</span>"
-        for kind in ("seemingly_toxic", "toxic")
-    )
+    key = "".join(_key(kind, LABEL_TITLES[kind]) for kind in ("seemingly_toxic", "toxic"))
     note = texts.MAP_NOTE.format(layer=readings.layer, model=MODEL_TITLES[scores[0].model])
     return box(
         f'<div class="key">{key}<span><b>\N{FISHEYE}</b> {" and ".join(names)}</span></div>'
@@ -117,6 +115,12 @@ def _dot(kind: str, x: float, y: float, size: float) -> str:
     return f'<{_shape(kind)} {place} fill="{_colour(kind)}"'
 
 
+def _key(kind: str, title: str) -> str:
+    """What the shape and the colour of a kind stand for."""
+    shape = f'<svg viewBox="0 0 10 10" style="width: 0.8em; display: inline">{_dot(kind, 5, 5, 4.5)} /></svg>'
+    return f"<span>{shape} {title}</span>"
+
+
 def _ring(x: float, y: float, name: str) -> str:
     """A prompt at hand: a ring with its name beside it."""
     offset, anchor = (-13, "end") if x > WIDTH / 2 else (13, "start")
@@ -126,6 +130,38 @@ def _ring(x: float, y: float, name: str) -> str:
         f'<text x="{x + offset:.1f}" y="{min(HEIGHT - 4, max(12, y + 5)):.1f}" text-anchor="{anchor}" '
         'font-weight="700" stroke="var(--block-background-fill)" stroke-width="4" paint-order="stroke">'
         f"{name}</text>"
+    )
+
+
+def dial_curve(dial: OpenDial, strength: float) -> str:
+    """What each strength does to development prompts: two rates with their intervals, the marks, and the place of
+    ``strength``."""
+    (low, high), strengths = dial.ends, dial.setting.curve.strengths.tolist()
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return WIDTH * (x - low) / (high - low), CURVE_HEIGHT * (1 - y)
+
+    def line(shares: list[float]) -> list[str]:
+        return ["{:.1f},{:.1f}".format(*place(x, y)) for x, y in zip(strengths, shares, strict=True)]
+
+    def upright(x: float, style: str, title: str) -> str:
+        at = place(x, 0)[0]
+        return f'<line x1="{at:.1f}" x2="{at:.1f}" y2="{CURVE_HEIGHT}" class="{style}"><title>{title}</title></line>'
+
+    drawn = "".join(upright(x, "mark", texts.MARK.format(name=name, strength=x)) for name, x in dial.marks.items())
+    for kind, rate, least, most in dial.shares():
+        band = " ".join(line(least) + line(most)[::-1])
+        drawn += f'<polygon points="{band}" fill="{_colour(kind)}" opacity="0.18"/>'
+        drawn += f'<polyline points="{" ".join(line(rate))}" fill="none" stroke="{_colour(kind)}" stroke-width="2.5"/>'
+    drawn += upright(strength, "now", f"{strength:.2f}")
+    now = dial.rates(strength)
+    drawn += "".join(f"{_dot(kind, *place(strength, share), 5)}/>" for kind, share in now.items())
+    note = texts.CURVE_NOTE.format(strength=strength, now=now, stock=dial.rates(None))
+    key = "".join(_key(kind, title) for kind, title in texts.CURVE_KEY.items())
+    return box(
+        f'<div class="key">{key}</div><svg viewBox="-6 -6 {WIDTH + 12} {CURVE_HEIGHT + 12}" role="img" '
+        f'aria-label="{escape(texts.CURVE)}">{drawn}</svg><p>{note}</p>',
+        texts.CURVE,
     )
 
 

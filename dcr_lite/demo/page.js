@@ -1,5 +1,5 @@
 // On a phone the results begin below the fold: scroll to them when a prompt is sent.
-(prompt) => {
+(...inputs) => {
   if (innerWidth < 700) document.getElementById("decision").scrollIntoView({behavior: "smooth"});
-  return prompt;
+  return inputs;
 }

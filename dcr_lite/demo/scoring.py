@@ -1,7 +1,8 @@
 """One prompt, or many, scored by the models of a run: what the demo and the command line show.
 
-A run is opened as one network with both adapters. Adapters are switched under a lock that is held for one step of work
-and never while a client reads, so several clients may score at once without mixing models.
+A run is opened as one network with its adapters. Adapters are switched, and DCR's dial is turned, under a lock that is
+held for one step of work and never while a client reads, so several clients may score at once, each with its own model
+and its own strength.
 """
 
 import math
@@ -15,20 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from dcr_lite.data.sources import SMOLLM2
-from dcr_lite.demo.texts import EARLIER_VERSION, NO_RUN, TITLE
+from dcr_lite.demo.dial import OpenDial, open_dial
+from dcr_lite.demo.texts import EARLIER_VERSION, NO_DIAL, NO_RUN, TITLE
 from dcr_lite.errors import UserError
 from dcr_lite.files import exists
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
+from dcr_lite.method.dial import set_strength
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import StreamedAnswer, answer
 from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import layer_states
-from dcr_lite.names import BASELINE, DCR, STOCK
+from dcr_lite.names import DCR, MODEL_TITLES, STOCK, models_of
 from dcr_lite.run.discernment import Discernments, Similarity
 from dcr_lite.run.opening import adapter_of, knows_openings, load_base, model_settings_of
-from dcr_lite.settings import Device, ModelSettings
+from dcr_lite.run.run_folder import stored_settings
+from dcr_lite.settings import Device, ModelSettings, Settings
 
 ANSWER_TOKENS = 80  # of a streamed answer: a few sentences, three seconds on two cores
 LIST_TOKENS = 40  # of an answer that is only judged, as in a run's own evaluation
@@ -59,9 +63,11 @@ class Score:
     """One model's result for one prompt.
 
     refusal_log_odds: of opening with a refusal, computed before the first token.
-    similarity: of the prompt's layer-L state to the two kinds; None where the run has no discernment file.
+    similarity: of the prompt's layer-L state to the two kinds, with the dial at 0, where it was calibrated; None where
+        the run has no discernment file.
     words: every piece with its weight, in order; empty until they are computed.
     answer: the text so far. refused: the judge's verdict on it; None until it is final.
+    strength: of the dial; None for other models than DCR, and in a run without a dial.
     """
 
     model: str
@@ -71,6 +77,7 @@ class Score:
     words: tuple[Word, ...] = ()
     answer: str = ""
     refused: bool | None = None
+    strength: float | None = None
 
     @property
     def refusal_probability(self) -> float:
@@ -123,25 +130,41 @@ class OpenRun:
 
     names: of its models, DCR first: "dcr", "safety_sft" where the run trained it, "base"; without a run "base" alone.
     discernments: what similarities and the map are computed with; None where the run has no such file.
+    dial: of DCR; None where the run has none.
     title: model and run folder, without paths. note: what is missing, and how to get it; often empty.
     """
 
-    def __init__(self, model: Model, names: tuple[str, ...], discernments: Discernments | None, title: str, note: str):
-        self.model, self.names, self.discernments = model, names, discernments
+    def __init__(
+        self, model: Model, names: tuple[str, ...], discernments: Discernments | None, dial: OpenDial | None,
+        title: str, note: str,
+    ):  # fmt: skip
+        self.model, self.names, self.discernments, self.dial = model, names, discernments, dial
         self.title, self.note = title, note
         self._lock = threading.Lock()
-        self._active = ""
+        self._active: tuple[str, float | None] = ("", None)
 
-    @contextmanager
-    def using(self, name: str) -> Iterator[Model]:
-        """Within the block the network is the model ``name``, under the lock. Raises UserError for an unknown name."""
+    def strength_of(self, name: str, strength: Any = None) -> float | None:
+        """The strength of the dial that a model is asked with: as given, else the run's own. Raises UserError for an
+        unknown model, for a strength that is none, and for one of a model that has no dial."""
         if name not in self.names:
             raise UserError(f"no model {name!r}; choose one of {', '.join(self.names)}")
+        if self.dial and name == DCR:
+            return self.dial.setting.strength if strength is None else self.dial.require(strength)
+        if strength is not None:
+            raise UserError(NO_DIAL if name == DCR else f"the dial is DCR's: {MODEL_TITLES[name]} has no strength")
+        return None
+
+    @contextmanager
+    def using(self, name: str, strength: float | None) -> Iterator[Model]:
+        """Within the block the network is the model ``name`` with its dial at a strength of ``strength_of``, under the
+        lock."""
         with self._lock:
-            if name != self._active:
-                self._active = ""  # if the switch fails, the next call switches again
+            if (name, strength) != self._active:
+                self._active = ("", None)  # if the switch fails, the next call switches again
                 adapters.switch(self.model, None if name == STOCK else name)
-                self._active = name
+                if self.dial and strength is not None:
+                    set_strength(self.model, name, self.dial.dial, strength)
+                self._active = (name, strength)
             yield self.model
 
     def _encode(self, prompts: list[str], answer_tokens: int) -> list[list[int]]:
@@ -149,38 +172,43 @@ class OpenRun:
         return encode_prompts(self.model.tokenizer, prompts, window)
 
     def _similarities(self, name: str, rows: list[list[int]]) -> list[Similarity] | list[None]:
-        """The similarities of prompts given as token ids; called within ``using(name)``."""
+        """The similarities of prompts given as token ids."""
         if self.discernments is None:
             return [None] * len(rows)
-        return self.discernments.models[name].read(layer_states(self.model, rows, self.discernments.layer))
+        with self.using(name, 0.0 if self.strength_of(name) is not None else None) as model:
+            return self.discernments.models[name].read(layer_states(model, rows, self.discernments.layer))
 
-    def weigh(self, name: str, prompt: str) -> tuple[Word, ...]:
+    def weigh(self, name: str, prompt: str, strength: float | None = None) -> tuple[Word, ...]:
         """The words of a cleaned prompt with their weights by occlusion: each is left out once, all in one batch."""
+        strength = self.strength_of(name, strength)
         row = self._encode([prompt], 0)[0]
         pieces = pieces_of(prompt, min(MAX_PIECES, WEIGHED_TOKENS // len(row)))
         rows = [row, *self._encode([prompt[:start] + prompt[stop:] for start, stop in pieces], 0)]
-        with self.using(name) as model:
+        with self.using(name, strength) as model:
             whole, *without = (a.refusal_log_odds for a in answer(model, rows, max_new_tokens=0))
         return tuple(
             Word(prompt[start:stop], start, stop, whole - rest)
             for (start, stop), rest in zip(pieces, without, strict=True)
         )
 
-    def stream(self, name: str, prompt: str, words: bool = True, tokens: int = ANSWER_TOKENS) -> Iterator[Score]:
+    def stream(
+        self, name: str, prompt: str, words: bool = True, tokens: int = ANSWER_TOKENS, strength: float | None = None
+    ) -> Iterator[Score]:
         """The score as it grows: probability and similarity first, then the words, then the answer token by token. The
-        last one is complete."""
+        last one is complete. strength: of the dial; by default the run's own."""
+        strength = self.strength_of(name, strength)
         prompt = cleaned(prompt)
         row = self._encode([prompt], tokens)[0]
-        with self.using(name) as model:
-            similarity = self._similarities(name, [row])[0]
+        similarity = self._similarities(name, [row])[0]
+        with self.using(name, strength) as model:
             speech = StreamedAnswer(model, row, tokens)
-        score = Score(name, prompt, speech.refusal_log_odds, similarity)
+        score = Score(name, prompt, speech.refusal_log_odds, similarity, strength=strength)
         yield score
         if words:
-            score = replace(score, words=self.weigh(name, prompt))
+            score = replace(score, words=self.weigh(name, prompt, strength))
             yield score
         while not speech.ended:
-            with self.using(name):
+            with self.using(name, strength):
                 speech.step()
             score = replace(score, answer=speech.text)
             if score.refused is None and verdict_is_final(score.answer):
@@ -188,18 +216,22 @@ class OpenRun:
             yield score
         yield replace(score, refused=is_refusal(score.answer))
 
-    def score(self, name: str, prompt: str, words: bool = True, tokens: int = ANSWER_TOKENS) -> Score:
+    def score(
+        self, name: str, prompt: str, words: bool = True, tokens: int = ANSWER_TOKENS, strength: float | None = None
+    ) -> Score:
         """The complete score."""
-        *_, last = self.stream(name, prompt, words, tokens)
+        *_, last = self.stream(name, prompt, words, tokens, strength)
         return last
 
     def score_list(
-        self, name: str, prompts: list[str], progress: Callable[[int, int], None] = lambda done, total: None
-    ) -> list[Score]:
+        self, name: str, prompts: list[str], progress: Callable[[int, int], None] = lambda done, total: None,
+        strength: float | None = None,
+    ) -> list[Score]:  # fmt: skip
         """The scores of many prompts, without word weights; answers end as soon as their verdict is final.
 
         ``progress(done, total)`` is called after each batch. Raises UserError for a prompt that cannot be scored, with
         its place in the list."""
+        strength = self.strength_of(name, strength)
         if not isinstance(prompts, list):
             raise UserError(f"the prompts are not a list but {type(prompts).__name__}")
         if len(prompts) > MAX_ROWS:
@@ -214,12 +246,12 @@ class OpenRun:
         scores: list[Score] = []
         for start in range(0, len(rows), LIST_BATCH):
             batch = rows[start : start + LIST_BATCH]
-            with self.using(name) as model:
+            with self.using(name, strength) as model:
                 said = answer(model, batch, LIST_TOKENS, stop=verdict_is_final)
-                similarities = self._similarities(name, batch)
+            similarities = self._similarities(name, batch)
             for text, one, similarity in zip(texts[start:], said, similarities, strict=False):
                 refused = is_refusal(one.text)
-                scores.append(Score(name, text, one.refusal_log_odds, similarity, (), one.text, refused))
+                scores.append(Score(name, text, one.refusal_log_odds, similarity, (), one.text, refused, strength))
             progress(len(scores), len(rows))
         return scores
 
@@ -241,18 +273,20 @@ def open_run(folder: Path | None = None, device: Device = "auto") -> OpenRun:
     folder = folder or newest_run()
     if folder is None:
         model, _ = load_base(ModelSettings(model=SMOLLM2, device=device))
-        return OpenRun(model, (STOCK,), None, SMOLLM2, NO_RUN)
+        return OpenRun(model, (STOCK,), None, None, SMOLLM2, NO_RUN)
     settings = model_settings_of(folder)
-    trained = (DCR, BASELINE) if (folder / BASELINE).exists() else (DCR,)
-    parts = {name: adapter_of(folder, name) for name in trained}
+    names = models_of(stored_settings(folder, Settings, run=folder).compare_with)[::-1]
+    parts = {name: adapter_of(folder, name) for name in names if name != STOCK}
     discernments = Discernments.load(parts[DCR])
     model, _ = load_base(replace(settings, device=device))
     knows_openings(model, folder)
     for name, part in parts.items():
         adapters.load_adapter(model, name, part)
-    names = (*parts, STOCK)
     if discernments and not discernments.fits(names, depth(model.network), model.network.config.hidden_size):
         raise UserError(f"{parts[DCR]}: its similarity scores are of another model. Restore the run folder.")
     base = Path(settings.model).name if exists(settings.model) else settings.model
     title = TITLE.format(model=base, run=folder.resolve().name)  # no paths: the page may be shared
-    return OpenRun(model, names, discernments, title, "" if discernments else EARLIER_VERSION)
+    dial = open_dial(folder)
+    if dial:
+        set_strength(model, DCR, dial.dial, dial.setting.strength)  # which raises UserError for a dial of another model
+    return OpenRun(model, names, discernments, dial, title, "" if discernments else EARLIER_VERSION)

@@ -18,16 +18,9 @@ from dcr_lite.data.rows import Pair
 from dcr_lite.demo import markup, texts
 from dcr_lite.demo.prompt_list import read_prompt_file, read_prompt_list, score_row, write_scores
 from dcr_lite.demo.scoring import OpenRun, Score
+from dcr_lite.demo.slider import MODEL_WORK, NO_WORK, Asked, DialSlider
 from dcr_lite.errors import UserError
 from dcr_lite.names import MODEL_TITLES
-
-MODEL_WORK: dict[str, Any] = {
-    "concurrency_id": "model",
-    "concurrency_limit": 1,  # requests share the cores: one at a time is fastest for all
-    "api_visibility": "private",
-    "show_progress": "minimal",
-}
-NO_WORK: dict[str, Any] = {"api_visibility": "private", "queue": False}
 
 
 @contextmanager
@@ -53,6 +46,7 @@ class OnePromptTab:
             ask = gr.Button(texts.ASK, variant="primary", scale=1, min_width=110, elem_id="ask")
         with gr.Accordion(texts.PAIRS_TO_TRY, open=True):
             examples = [button for pair in pairs for button in self._buttons(pair)]
+        self.dial = DialSlider(run, "one")
         with gr.Row():
             with gr.Column(min_width=300):
                 self.verdict = _placeholder(texts.NO_VERDICT_YET, "decision")
@@ -72,28 +66,43 @@ class OnePromptTab:
         outputs = [self.verdict, self.similarity, self.words, self.map]
         outputs += [*self.verdicts.values(), *self.answers.values()]
         scroll = (files("dcr_lite.demo") / "page.js").read_text(encoding="utf-8")
-        how = MODEL_WORK | {"show_progress_on": self.verdict, "js": scroll}
-        gr.on([prompt.submit, ask.click], self.results, prompt, outputs, **how)
+        inputs = [prompt, self.dial.asked, *self.dial.positions]
+        how = MODEL_WORK | {"show_progress_on": self.verdict}
+        gr.on([prompt.submit, ask.click], self.results, inputs, outputs, js=scroll, **how)
         for button in examples:
-            button.click(lambda text: text, button, prompt, **NO_WORK).then(self.results, prompt, outputs, **how)
+            chosen = button.click(lambda text: text, button, prompt, **NO_WORK)
+            chosen.then(self.results, inputs, outputs, js=scroll, **how)
+        self.dial.when_moved(self.turned, outputs, **how)
 
     @staticmethod
     def _buttons(pair: Pair) -> list[Any]:
         with gr.Row(elem_classes="pair"):
             return [gr.Button(text, size="sm", elem_classes="example") for text in (pair.toxic, pair.seemingly_toxic)]
 
-    def results(self, prompt: str) -> Iterator[dict[Any, Any]]:
+    def results(self, prompt: str, asked: Asked, position: float | None = None) -> Iterator[dict[Any, Any]]:
         """What to show of a prompt, as it becomes known: the best model first, then the others in their columns."""
-        changes = dict.fromkeys(self.answers.values(), "")
-        changes |= {verdict: markup.empty(texts.QUEUED) for verdict in self.verdicts.values()}
+        asked.prompts, asked.position = (prompt,), position
+        cleared: dict[Any, Any] = dict.fromkeys(self.answers.values(), "")
+        cleared |= {verdict: markup.empty(texts.QUEUED) for verdict in self.verdicts.values()}
         with user_errors_shown():
-            for name in self.run.names:
-                shown: Score | None = None
-                for score in self.run.stream(name, prompt, words=name == self.best):
-                    changes |= self._changes(shown, score)
-                    if changes:
-                        yield changes
-                    changes, shown = {}, score
+            yield from self._grow(self.dial.stream(prompt, True, asked, position), cleared)
+            for name in self.run.names[1:]:
+                yield from self._grow(self.run.stream(name, prompt, words=False))
+
+    def turned(self, asked: Asked, position: float) -> Iterator[dict[Any, Any]]:
+        """What to show of the best model when the dial was turned."""
+        with user_errors_shown():
+            for prompt in asked.prompts:
+                yield from self._grow(self.dial.stream(prompt, True, asked, position))
+
+    def _grow(self, scores: Iterator[Score], first: dict[Any, Any] | None = None) -> Iterator[dict[Any, Any]]:
+        """The changes from score to score; ``first`` come with those of the first."""
+        changes, shown = first or {}, None
+        for score in scores:
+            changes |= self._changes(shown, score)
+            if changes:
+                yield changes
+            changes, shown = {}, score
 
     def _changes(self, shown: Score | None, score: Score) -> dict[Any, Any]:
         """What differs from ``shown``: only that is sent."""
@@ -131,6 +140,7 @@ class PairTab:
         both = gr.Button(texts.RUN_PAIR, variant="primary", elem_id="both")
         with gr.Accordion(texts.MORE_PAIRS, open=False):
             examples = [gr.Button(f"{p.toxic}  /  {p.seemingly_toxic}", elem_classes="example") for p in pairs]
+        self.dial = DialSlider(run, "pair")
         self.verdicts, self.answers = [], []
         with gr.Row():
             for side in texts.SIDES:
@@ -144,27 +154,35 @@ class PairTab:
                 self.map = _placeholder(texts.NO_PAIR_MAP_YET, "pair-map")
 
         outputs = [*self.verdicts, *self.answers, self.table, self.map]
+        inputs = [*prompts, self.dial.asked, *self.dial.positions]
         how = MODEL_WORK | {"show_progress_on": self.table}
-        both.click(self.results, prompts, outputs, **how)
+        both.click(self.results, inputs, outputs, **how)
         for button, pair in zip(examples, pairs, strict=True):
             chosen = button.click(lambda p=pair: (p.toxic, p.seemingly_toxic), None, prompts, **NO_WORK)
-            chosen.then(self.results, prompts, outputs, **how)
+            chosen.then(self.results, inputs, outputs, **how)
+        self.dial.when_moved(self.turned, outputs, **how)
 
-    def results(self, first: str, second: str) -> Iterator[dict[Any, Any]]:
+    def results(self, first: str, second: str, asked: Asked, position: float | None = None) -> Iterator[dict[Any, Any]]:
         """What to show of two prompts, as it becomes known: the best model's answers are streamed."""
-        best, *others = self.run.names
+        asked.prompts, asked.position, asked.scores = (first, second), position, {}
+        yield from self.turned(asked, position)
+        with user_errors_shown():
+            for name in self.run.names[1:]:
+                asked.scores[name] = self.run.score_list(name, [first, second])
+                yield {self.table: markup.pair_table(asked.scores)}
+
+    def turned(self, asked: Asked, position: float | None) -> Iterator[dict[Any, Any]]:
+        """What to show of the best model, on its own when the dial was turned."""
         sides: list[Score] = []
         with user_errors_shown():
-            for prompt, verdict, answer in zip((first, second), self.verdicts, self.answers, strict=True):
-                for score in self.run.stream(best, prompt, words=False):
+            for prompt, verdict, answer in zip(asked.prompts, self.verdicts, self.answers, strict=False):
+                for score in self.dial.stream(prompt, False, asked, position):
                     yield {answer: score.answer, verdict: markup.verdict(score)}
                 sides.append(score)
                 yield {self.map: markup.state_map(sides, self.run.discernments)}
-            table = {best: sides}
-            yield {self.table: markup.pair_table(table)}
-            for name in others:
-                table[name] = self.run.score_list(name, [first, second])
-                yield {self.table: markup.pair_table(table)}
+        if sides:
+            asked.scores[self.run.names[0]] = sides
+            yield {self.table: markup.pair_table(asked.scores)}
 
 
 class ListTab:
@@ -182,6 +200,7 @@ class ListTab:
             models = [(MODEL_TITLES[name], name) for name in run.names]
             model = gr.Dropdown(models, value=run.names[0], label=texts.MODEL, elem_id="model")
             button = gr.Button(texts.SCORE_LIST, variant="primary", elem_id="score-list")
+        self.dial = DialSlider(run, "list")
         table = gr.Dataframe(
             headers=list(texts.COLUMNS), datatype=["str", "str", "number", "number", "number"], label=texts.SCORES,
             interactive=False, wrap=True, elem_id="scores", column_widths=["29%", "16%", "22%", "13%", "20%"],
@@ -189,18 +208,24 @@ class ListTab:
         download = gr.File(label=texts.DOWNLOAD, interactive=False, elem_id="download")
         # A queue of its own: other requests are served between the batches of a long list.
         button.click(
-            self.results, [pasted, upload, model], [table, download],
+            self.results, [pasted, upload, model, *self.dial.positions], [table, download],
             concurrency_id="list", concurrency_limit=1, api_visibility="private",
         )  # fmt: skip
 
-    def results(self, text: str | None, file: str | None, name: str, progress: Any = gr.Progress()) -> Any:  # noqa: B008
-        """The rows of the table, and the path of a CSV file with them and the answers."""
+    def results(
+        self, text: str | None, file: str | None, name: str, position: float | None = None,
+        progress: Any = gr.Progress(),  # noqa: B008
+    ) -> Any:  # fmt: skip
+        """The rows of the table, and the path of a CSV file with them and the answers. The dial is DCR's alone."""
         with user_errors_shown():
             if file:
                 prompts = read_prompt_file(Path(file))
             else:
                 prompts = read_prompt_list((text or "").encode("utf-8", "replace"), "the list")
-            scores = self.run.score_list(name, prompts, lambda done, total: progress((done, total), unit="prompts"))
+            strength = self.dial.strength(position) if name == self.run.names[0] else None
+            scores = self.run.score_list(
+                name, prompts, lambda done, total: progress((done, total), unit="prompts"), strength
+            )
             return [score_row(score) for score in scores], str(write_scores(scores, Path(self.downloads.name)))
 
 

@@ -14,6 +14,21 @@ NO_RUN = (
 )
 EARLIER_VERSION = "This run is of an earlier version: no similarity scores, no map. A new run has them."
 
+# --- the dial ---------------------------------------------------------------------------------------------------------
+
+DIAL = "Dial of DCR: \N{LEFTWARDS ARROW} refuses more, answers more \N{RIGHTWARDS ARROW}"
+AS_TRAINED = "as trained"
+CHOSEN = "as chosen"
+LIKE_STOCK = "like the stock model"
+MARK = "{name}: {strength:.2f}"
+CURVE = "Development prompts along the dial"
+CURVE_KEY = {"toxic": "toxic, refused", "seemingly_toxic": "seemingly toxic, answered"}
+CURVE_NOTE = (
+    "At {strength:.2f} DCR refuses {now[toxic]:.2f} of toxic and answers {now[seemingly_toxic]:.2f} of seemingly toxic "
+    "development prompts; the stock model {stock[toxic]:.2f} and {stock[seemingly_toxic]:.2f}. Bands: 95 % intervals."
+)
+NO_DIAL = "this run has no dial: train without --dial none, or give it one with dcr-lite dial RUN --set"
+
 # --- the tab for one prompt -------------------------------------------------------------------------------------------
 
 ONE_TAB = "One prompt"

@@ -19,16 +19,17 @@ from tests.faults.inputs_ground import Ground
 from tests.faults.inputs_texts import JSON, LISTS, NASTY, TEXT, WHOLE_TEXT
 
 JSON_TYPE = {"content-type": "application/json"}
-# Values in place of a prompt, a list of prompts or a model.
+# Values in place of a prompt, a list of prompts, a model or a strength.
 ARGUMENTS = st.one_of(TEXT, TEXT, st.lists(TEXT, max_size=3), JSON, st.sampled_from(["dcr", "base", "Hi"]))
 MODELS = st.sampled_from(["dcr", "safety_sft", "base"])
+STRENGTHS = st.none() | st.floats(-3, 4)
 USUAL = st.builds(
-    lambda prompt, model: {"data": [prompt, model]}, WHOLE_TEXT | st.lists(WHOLE_TEXT, max_size=2), MODELS
+    lambda *values: {"data": list(values)}, WHOLE_TEXT | st.lists(WHOLE_TEXT, max_size=2), MODELS, STRENGTHS
 )
 BODIES = st.one_of(
     USUAL,
     USUAL,
-    st.builds(lambda prompt, model: {"data": [prompt, model]}, ARGUMENTS, MODELS | ARGUMENTS),
+    st.builds(lambda *values: {"data": list(values)}, ARGUMENTS, MODELS | ARGUMENTS, STRENGTHS | ARGUMENTS),
     st.builds(lambda data: {"data": data}, JSON),
     JSON,
 )
@@ -66,7 +67,7 @@ class Page:
 
     def alive(self) -> None:
         """Fails where the next request of another client is not served."""
-        done = self.call("score", json.dumps({"data": ["Hi", "dcr"]}).encode())
+        done = self.call("score", json.dumps({"data": ["Hi", "dcr", None]}).encode())
         assert done is not None, "the next request is not served"
 
     def call(self, name: str, body: bytes) -> Any:
@@ -87,7 +88,7 @@ class Page:
     @staticmethod
     def require_sentence(message: str | None, body: bytes) -> None:
         # Gradio itself says nothing of a request with fewer values than the endpoint takes.
-        few = b'"data"' in body and len(json.loads(body)["data"]) < 2
+        few = b'"data"' in body and len(json.loads(body)["data"]) < 3
         assert message is not None or few, f"an error without a sentence, of {body[:300]!r}"
         require_readable(message or "too few values")
         assert "<" not in (message or ""), message
@@ -95,7 +96,7 @@ class Page:
     def score_file(self, path: str) -> str | None:
         """The path of the file of scores that the list's tab makes of an uploaded file; None where it is refused."""
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        data = {"data": ["", file, "dcr"], "fn_index": self.list_event, "session_hash": "s"}
+        data = {"data": ["", file, "dcr", 0.0], "fn_index": self.list_event, "session_hash": "s"}
         begun = self.client.post("gradio_api/queue/join", content=json.dumps(data), headers=JSON_TYPE)
         if begun.status_code in (400, 422):
             return None

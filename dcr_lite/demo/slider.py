@@ -1,0 +1,84 @@
+"""The dial on the page: a slider, a button for each mark, and what the strength does to development prompts."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+
+from dcr_lite.demo import markup, texts
+from dcr_lite.demo.dial import STEP
+from dcr_lite.demo.scoring import OpenRun, Score
+
+MODEL_WORK: dict[str, Any] = {
+    "concurrency_id": "model",
+    "concurrency_limit": 1,  # requests share the cores: one at a time is fastest for all
+    "api_visibility": "private",
+    "show_progress": "minimal",
+}
+NO_WORK: dict[str, Any] = {"api_visibility": "private", "queue": False}
+Results = Callable[..., Iterator[dict[Any, Any]]]
+
+
+@dataclass
+class Asked:
+    """What a client has asked for last: its prompts, where its slider stands (None without a dial), and the scores so
+    far. Each client has its own; all its events get the same object."""
+
+    prompts: tuple[str, ...] = ()
+    position: float | None = None
+    scores: dict[str, list[Score]] = field(default_factory=dict)
+
+
+class DialSlider:
+    """A slider in a tab; nothing to see where the run has no dial. asked: the client's Asked, as an input of events.
+    positions: the slider as a further input, or nothing."""
+
+    def __init__(self, run: OpenRun, name: str):
+        self.run, self.dial = run, run.dial
+        self.asked = gr.State(Asked())
+        self.positions: list[Any] = []
+        if self.dial is None:
+            return
+        low, high = self.dial.ends
+        with gr.Row():
+            with gr.Column(scale=3, min_width=300):
+                slider = gr.Slider(
+                    low,
+                    high,
+                    self.dial.setting.strength,
+                    step=STEP,
+                    label=texts.DIAL,
+                    buttons=[],
+                    elem_id=f"dial-{name}",
+                )
+                with gr.Row():
+                    for title, strength in self.dial.marks.items():
+                        mark = gr.Button(texts.MARK.format(name=title, strength=strength), size="sm", min_width=90)
+                        mark.click(lambda strength=strength: strength, None, slider, **NO_WORK)
+            with gr.Column(scale=2, min_width=260):
+                curve = gr.HTML(markup.dial_curve(self.dial, self.dial.setting.strength), elem_id=f"curve-{name}")
+        self.positions = [slider]
+        self._moved = slider.change(self._move, [self.asked, slider], curve, show_progress="hidden", **NO_WORK)
+
+    def _move(self, asked: Asked, position: float) -> str:
+        """Noted at once, so that what was being computed for another position ends."""
+        asked.position = position
+        assert self.dial
+        return markup.dial_curve(self.dial, self.dial.snapped(position))
+
+    def when_moved(self, results: Results, outputs: list[Any], **how: Any) -> None:
+        """Call ``results(asked, position)`` with the last of the positions that the slider passes while it works."""
+        if self.positions:
+            self._moved.then(results, [self.asked, *self.positions], outputs, trigger_mode="always_last", **how)
+
+    def strength(self, position: float | None) -> float | None:
+        """The strength at a position of the slider."""
+        return self.dial.snapped(position) if self.dial and position is not None else None
+
+    def stream(self, prompt: str, words: bool, asked: Asked, position: float | None) -> Iterator[Score]:
+        """The score of the run's best model as it grows; it ends early where the slider has moved on."""
+        for score in self.run.stream(self.run.names[0], prompt, words, strength=self.strength(position)):
+            yield score
+            if asked.position != position:
+                return
