@@ -19,7 +19,7 @@ from dcr_lite.run.inputs import Data
 from dcr_lite.run.run_folder import RunFolder
 from dcr_lite.settings import Settings
 
-SAID = ("I have a cat.", "I'm sorry, but I can't help with that.", "", "one two three four five six seven eight " * 4)
+SAID = ("I have a cat.", "I'm sorry, but I can't help with that.", "", "One two three four five six seven eight. " * 4)
 
 
 class Talking:
@@ -55,7 +55,7 @@ def file_of(run: RunFolder) -> Path:
 def test_unusable_answers_are_replaced_while_others_are_left(
     scene: tuple[RunFolder, Model, Data, Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refusals, empty and repeating answers are not learnt from, of a cut off one all but its end. The next
+    """Refusals and empty answers are not learnt from, cut off and repeating ones are but for their ends. The next
     instructions in the order of the draw take their place, but never a prompt that is watched; all are in the file with
     their reasons. The baseline learns the same answers."""
     run, model, data, settings = scene
@@ -63,22 +63,23 @@ def test_unusable_answers_are_replaced_while_others_are_left(
     monkeypatch.setattr(own_voice, "answer", talking)
     own = own_voice.in_own_voice(run, model, data, settings)
     kept = [json.loads(line) for line in file_of(run).read_text().splitlines()]
-    assert [row["left_out"] for row in kept] == ["", "refusal", "broken", "broken", *[""] * 7]
+    assert [row["left_out"] for row in kept] == ["", "refusal", "empty", *[""] * 7]
     watched = {p.prompt for p in data.watched}
     order = [row.prompt for row in evenly_drawn("", data.instructions, 18, settings.seed) if row.prompt not in watched]
-    assert [row["prompt"] for row in kept] == order[:11]
+    assert [row["prompt"] for row in kept] == order[:10]
     assert [(row.prompt, row.response, row.ends) for row in own.instructions] == [
         (row["prompt"], row["response"], row["ends"]) for row in kept if not row["left_out"]
     ]
-    assert [row.ends for row in own.instructions] == [True, True, False, *[True] * 5]
+    assert [row.ends for row in own.instructions] == [True, False, True, False, *[True] * 4]
+    assert own.instructions[1].response == "One two three four five six seven eight."
     assert len(own.instructions) == 8
     mixed = {(row.prompt, row.response) for row in own.baseline_mixture if not row.refuses}
     assert mixed == {(row.prompt, row.response) for row in own.instructions}
     assert len(own.baseline_mixture) == 8 + settings.sizes["baseline_refusals"]
-    assert talking.batches == [8, 3]
+    assert talking.batches == [8, 2]
     assert model.prompts_at_once == 128
     assert set(talking.at_once) == {128 * (64 + 6) // (64 + 160)}  # planned for answers of 6 tokens
-    assert (run.finished("own_answers") or {})["counts"] == {"learnt": 8, "refusal": 1, "broken": 2}
+    assert (run.finished("own_answers") or {})["counts"] == {"learnt": 8, "refusal": 1, "empty": 1}
 
 
 def test_too_few_usable_answers_are_an_error(
@@ -170,10 +171,10 @@ def test_the_report_and_the_card_say_whose_answers_were_learnt(
     done = run_here(flags(tiny, rows, run, answers="own", **short))
     assert (done.code, done.err) == (0, "")
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    assert report["data"]["own_answers"] == {"broken": 1, "learnt": 7}
+    assert report["data"]["own_answers"] == {"empty": 1, "learnt": 7}
     assert report["seconds"]["own_answers"] > 0
     page = (run / "report.md").read_text(encoding="utf-8")
-    assert "learns 7 general answers that the stock model gave itself (left out: 1 broken)." in page
+    assert "learns 7 general answers that the stock model gave itself (left out: 1 empty)." in page
     assert "own answers 0 s, stage 2" in page
     card = (run / "adapter" / "README.md").read_text(encoding="utf-8")
     assert "7 instructions (rows of its own, answered by the stock model itself)" in card

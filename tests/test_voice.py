@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_models import ADAPTER, add_random_adapter, random_rows
 
-from dcr_lite.measure.voice import nearness, repeats_itself
+from dcr_lite.measure.voice import before_repeating, nearness
 from dcr_lite.model import adapters
 from dcr_lite.model.loading import Model
 
@@ -49,16 +49,16 @@ def test_no_answer_is_an_error(tiny_model: Callable[..., Model]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "repeats"),
+    ("text", "kept"),
     [
-        ("", False),
-        ("The cat sat on the mat and watched the rain. The cat sat on the mat.", False),
-        ("I have a cat and a dog and a bird. " * 2, False),
-        ("I have a cat and a dog and a bird. " * 3, True),
-        ("very " * 10, True),
-        ("\n".join(f"{i}. Mix the flour with the milk." for i in range(9)), False),
+        ("", None),
+        ("The cat sat on the mat and watched the rain. The cat sat on the mat.", None),
+        ("I have a cat and a dog and a bird. " * 2, None),
+        ("Well,\n\nI have a cat and a dog and a bird. " * 3, "Well,\n\nI have a cat and a dog and a bird."),
+        ("Yes. " + "very " * 10, "Yes. very"),
+        ("\n".join(f"{i}. Mix the flour with the milk." for i in range(9)), None),
     ],
 )
-def test_a_phrase_said_three_times_is_repetition(text: str, repeats: bool) -> None:
-    """Eight words in a row, three times; the lines of a list may begin alike."""
-    assert repeats_itself(text) == repeats
+def test_an_answer_is_kept_up_to_where_it_repeats_itself(text: str, kept: str | None) -> None:
+    """Eight words in a row, said three times: all before the second is kept. The lines of a list may begin alike."""
+    assert before_repeating(text) == (text if kept is None else kept)

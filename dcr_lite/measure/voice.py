@@ -4,7 +4,7 @@ With p the stock model's distribution of the next token, q the other model's and
 the mean over its tokens of log q(a_k | prompt, a_1 ... a_{k-1}), and of KL(p || q) = sum_v p(v) log(p(v) / q(v)).
 """
 
-from collections import Counter
+import re
 from dataclasses import dataclass
 
 import torch
@@ -64,8 +64,19 @@ def _sums(model: Model, rows: list[tuple[list[int], list[int]]]) -> Tensor:
     return require_finite(model, total, "log-probabilities of answers")
 
 
+def before_repeating(text: str) -> str:
+    """An answer up to where a phrase comes again that it says three times or more, as small models do that find no end;
+    the whole answer where none does."""
+    words = list(re.finditer(r"\S+", text))
+    said: dict[tuple[str, ...], list[int]] = {}
+    for i, word in enumerate(words[: len(words) - PHRASE + 1]):
+        places = said.setdefault(tuple(one[0].lower() for one in words[i : i + PHRASE]), [])
+        places.append(word.start())
+        if len(places) == REPEATS:
+            return text[: places[1]].rstrip()
+    return text
+
+
 def repeats_itself(text: str) -> bool:
-    """Whether an answer says a phrase of several words again and again, as small models that found no end do."""
-    words = text.lower().split()
-    phrases = Counter(tuple(words[i : i + PHRASE]) for i in range(len(words) - PHRASE + 1))
-    return max(phrases.values(), default=0) >= REPEATS
+    """Whether an answer says a phrase three times."""
+    return before_repeating(text) != text

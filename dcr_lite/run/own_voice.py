@@ -1,8 +1,9 @@
 """General instructions answered by the stock model itself: safety SFT on its own answers teaches a chat model to refuse
 and leaves the way in which it answers as it is.
 
-They are given once, in batches, and kept in the run folder with the reasons why some are not learnt from. Of an answer
-that is cut off all is learnt but an end: to leave out the long ones would teach the model to be brief.
+They are given once, in batches, and kept in the run folder with the reasons why some are not learnt from. An answer
+that has not ended is learnt without an end, and one that repeats itself up to there: to leave out the long ones would
+teach the model to be brief.
 """
 
 import time
@@ -17,10 +18,10 @@ from dcr_lite.data.splits import evenly_drawn, safety_mixture
 from dcr_lite.errors import UserError
 from dcr_lite.files import damaged, load_jsonl, sha256_of, write_jsonl
 from dcr_lite.measure.judge import is_refusal
-from dcr_lite.measure.voice import repeats_itself
+from dcr_lite.measure.voice import before_repeating, repeats_itself
 from dcr_lite.model import adapters, distributed
 from dcr_lite.model.chat import encode_prompts
-from dcr_lite.model.generation import answer
+from dcr_lite.model.generation import Answer, answer
 from dcr_lite.model.loading import Model
 from dcr_lite.model.memory import PROMPT_TOKENS
 from dcr_lite.run import long_rows
@@ -43,8 +44,8 @@ def in_own_voice(run: RunFolder, model: Model, data: Data, settings: Settings) -
     """``data`` with the general instructions of safety SFT answered by the stock model, and the baseline's mixture of
     these; as it was where the settings take the given answers.
 
-    Answers that are empty, refuse or repeat themselves are left out, and further instructions taken in their place
-    while there are any. Raises UserError where too few are left.
+    Answers that are empty or refuse are left out, and further instructions taken in their place while there are any.
+    Raises UserError where too few are left.
     """
     if settings.answers != "own":
         return data
@@ -99,10 +100,7 @@ def answers_of(
                 prompts = distributed.share([row.prompt for row in batch])
                 ids = encode_prompts(model.tokenizer, prompts, model.window)
                 said = distributed.gathered(answer(model, ids, OWN_TOKENS, stop=repeats_itself))
-                rows += [
-                    {"prompt": row.prompt, "response": one.text, "ends": one.ended, "left_out": why_left_out(one.text)}
-                    for row, one in zip(batch, said, strict=True)
-                ]
+                rows += map(_row, batch, said)
                 if distributed.is_main():
                     keep(rows)
                 new = _usable(rows) - usable
@@ -114,11 +112,12 @@ def answers_of(
     return rows
 
 
-def why_left_out(said: str) -> str:
-    """Why an answer is not learnt from; empty where it is."""
-    if not said or repeats_itself(said):
-        return "broken"
-    return "refusal" if is_refusal(said) else ""
+def _row(instruction: Conversation, said: Answer) -> Row:
+    """What is kept of an answer."""
+    text = before_repeating(said.text)
+    left_out = "refusal" if is_refusal(text) else "" if text else "empty"
+    ends = said.ended and text == said.text
+    return {"prompt": instruction.prompt, "response": text, "ends": ends, "left_out": left_out}
 
 
 def _usable(rows: list[Row]) -> int:
