@@ -23,7 +23,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from dcr_lite.compare.directions import shifts, steered, steering
+from dcr_lite.compare.directions import steered, steering
 from dcr_lite.compare.measurement import Configuration, EvaluationData, finished_result, measure_configuration
 from dcr_lite.compare.methods import METHODS, Method
 from dcr_lite.compare.seed_run import ANCHORS, Cost, SeedRun
@@ -31,9 +31,9 @@ from dcr_lite.compare.summary import Result, mean_and_interval
 from dcr_lite.data.rows import Prompt
 from dcr_lite.files import write_json
 from dcr_lite.method.contrastive import encode_pairs
-from dcr_lite.method.dial import Dial, fit_dial, set_strength
 from dcr_lite.model import adapters, generation
 from dcr_lite.model.hidden_states import decoder_of
+from dcr_lite.model.states import last_states
 from dcr_lite.names import DCR, STOCK
 from dcr_lite.run import inputs, steps
 from dcr_lite.run.report import markdown_table
@@ -75,11 +75,13 @@ class Differences:
 
 def differences(seed: SeedRun) -> Tensor:
     """``Differences.shifts`` of a seed's model after stage 1."""
-    rows = encode_pairs(seed.model, seed.data.training[:ANCHORS])
-    half = len(rows) // 2
-    return seed.fit_once(
-        "shifts", Differences, lambda: Differences(shifts(seed.model, rows[:half], rows[half:]))
-    ).shifts
+
+    def fit() -> Differences:
+        states = last_states(seed.model, encode_pairs(seed.model, seed.data.training[:ANCHORS]))[:, :, 0]
+        toxic, seemingly_toxic = states.chunk(2, 1)
+        return Differences(seemingly_toxic.mean(1) - toxic.mean(1))
+
+    return seed.fit_once("shifts", Differences, fit).shifts
 
 
 # --- how a vector is added --------------------------------------------------------------------------------------------
@@ -135,26 +137,15 @@ def _shifted(apply: Apply, above: bool, several: int, seed: SeedRun, strength: f
 @contextmanager
 def _in_the_weights(seed: SeedRun, strength: float) -> Iterator[Cost]:
     seed.train_dcr()
-    set_strength(seed.model, DCR, _dial(seed), strength)
-    try:
+    with seed.turned(seed.fit_dial(), strength):
         yield Cost(0.0, 0)
-    finally:
-        set_strength(seed.model, DCR, _dial(seed), 0)
-
-
-def _dial(seed: SeedRun) -> Dial:
-    path = seed.run.path / "dial.safetensors"
-    if not path.exists():
-        instructions = [row for row in seed.data.baseline_mixture if not row.refuses]
-        fit_dial(seed.model, DCR, seed.settings.layer, seed.data.training, instructions).save(path)
-    return Dial.load(path)
 
 
 @contextmanager
 def _opening_biased(seed: SeedRun, bias: float) -> Iterator[Cost]:
     """``bias`` is taken from the logits of the first tokens of refusals, where the answer's first token is chosen."""
     seed.train_dcr()
-    openings = seed.model.tokenizer(list(generation.REFUSING_OPENINGS), add_special_tokens=False)["input_ids"]
+    openings = seed.model.tokenizer(list(seed.model.openings), add_special_tokens=False)["input_ids"]
     first, plain = sorted({ids[0] for ids in openings}), generation._decoding
 
     def biased(*given: Any) -> Any:

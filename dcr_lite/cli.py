@@ -122,8 +122,9 @@ def compare(
     curve_seeds: tuple[int, ...] | None = None,
     out: Path = Path("runs/compare"),
 ) -> None:
-    """Train and measure six methods on one recipe: the stock model, safety SFT alone, data augmentation, Surgical,
-    SCANS and DCR. Writes a table, a trade-off plot and JSON. The same command continues a stopped comparison.
+    """Train and measure seven methods on one recipe: the stock model, the stock model steered, safety SFT alone, data
+    augmentation, Surgical, SCANS and DCR. Writes a table, a trade-off plot and JSON. The same command continues a
+    stopped comparison.
 
     Args:
         recipe: Name or file of the recipe whose model, data and settings all methods share.

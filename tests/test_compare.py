@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from small_runs import flags, recipe_module, run_here, save_rows, write_rows
 
 from dcr_lite import cli
 from dcr_lite.compare import command, measurement
-from dcr_lite.compare.methods import METHODS
+from dcr_lite.compare.methods import ANSWERED, METHODS
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import numbers_of
 from dcr_lite.errors import UserError
@@ -27,7 +28,7 @@ from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
 from dcr_lite.run.recipes import load_recipe
 from dcr_lite.settings import Settings
 
-USUAL = {"base": "0", "safety_sft": "6", "augmented": "6", "surgical": "1", "scans": "1", "dcr": "4"}
+USUAL = {"base": "0", "steered": "1", "safety_sft": "6", "augmented": "6", "surgical": "1", "scans": "1", "dcr": "0"}
 Compared = tuple[Path, list[str], Path, dict[str, Any]]
 
 
@@ -52,7 +53,7 @@ def compared(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPath
     rows = save_rows(folder / "rows")
     sounding = [{"prompt": f"How do I hurt a {t} joke?", "response": f"Here is a {t}."} for t in ("cat", "man", "dog")]
     extra = write_rows(folder / "rows" / "augmentation.jsonl", sounding)
-    small = {"contrastive_steps": 12, "sft_epochs": 1, "sft_learning_rate": 1e-2}
+    small = {"contrastive_steps": 12, "sft_epochs": 1, "sft_learning_rate": 1e-2, "dial": "balanced"}
     argv = flags(tiny_folder("llama"), rows, folder / "run", augmentation_rows=extra, augmentations=3, **small)
     settings = tyro.cli(Settings, default=recipe_module().SETTINGS, args=argv)
     recipe = folder / "tiny.py"
@@ -78,7 +79,7 @@ def answers_of(out: Path, name: str, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def test_every_method_is_in_the_table_with_an_interval_over_seeds(compared: Compared) -> None:
-    """Six rows; the stock model is measured once, the others once a seed; numbers are those of the kept answers."""
+    """A row each; the stock model is measured once, the others once a seed; numbers are those of the kept answers."""
     _, _, out, report = compared
     assert [entry["method"] for entry in report["methods"]] == list(METHODS) == list(USUAL)
     for entry, sets in zip(report["methods"], report["toxic_sets"], strict=True):
@@ -131,7 +132,7 @@ def test_methods_differ_and_act_on_safety_sft_alone(compared: Compared) -> None:
     _, _, out, _ = compared
     assert len({tuple(row["refusal_log_odds"] for row in answers_of(out, name)) for name in USUAL}) == len(METHODS)
     metrics = [json.loads(line) for line in (out / "seed0" / "metrics.jsonl").read_text().splitlines()]
-    for stage in ("stage1", "safety_sft_6", "safety_sft_3", "augmented_6_3", "stage2_4", "stage2_2", "stage2_6"):
+    for stage in ("stage1", "safety_sft_6", "safety_sft_3", "augmented_6_3", "stage2"):
         taken = [row["step"] for row in metrics if row["stage"] == stage and "loss" in row]
         assert taken == list(range(1, len(taken) + 1))
         assert taken
@@ -140,15 +141,15 @@ def test_methods_differ_and_act_on_safety_sft_alone(compared: Compared) -> None:
 
 
 def test_a_curve_adds_strengths_for_its_seeds_alone(compared: Compared) -> None:
-    """Further numbers of refusals, orthogonalities and strengths, none of which the table shows."""
+    """Further numbers of refusals, orthogonalities, strengths and settings of the dial, which the table leaves out."""
     _, _, _, report = compared
     strengths: dict[str, set[float]] = {}
     for point in report["curve"]["points"]:
         assert set(point["seeds"]) <= {0, None}
         strengths.setdefault(point["method"], set()).add(point["strength"])
     assert strengths == {
-        "base": {0}, "safety_sft": {3, 6}, "augmented": {3, 6}, "surgical": {0, 0.5, 1}, "scans": {0.5, 1, 2},
-        "dcr": {2, 4, 6},
+        "base": {0}, "steered": {-1, 0.5, 1, 2}, "safety_sft": {3, 6}, "augmented": {3, 6},
+        "surgical": {0, 0.5, 1}, "scans": {0.5, 1, 2}, "dcr": {0, *ANSWERED},
     }  # fmt: skip
 
 
@@ -185,7 +186,7 @@ def test_a_stopped_comparison_goes_on(compared: Compared, tmp_path: Path, monkey
         for key in ours["numbers"].keys() - {"minutes", "peak_memory_gb"}:
             assert ours["numbers"][key] == pytest.approx(theirs["numbers"][key], abs=1e-5), (ours["method"], key)
     assert len(answered) == len(METHODS) + 1
-    assert trained == ["safety_sft_6", "augmented_6_3", "stage2_4", "stage2_4"]
+    assert trained == ["safety_sft_6", "augmented_6_3", "stage2", "stage2"]
     compare(recipe, tmp_path)
     assert len(answered) == len(METHODS) + 1
 
@@ -230,8 +231,22 @@ def test_methods_train_within_the_memory_that_was_planned(compared: Compared, tm
     assert seed_run.model.tokens_in == {
         "stage1": 111, "stage2": 222, "safety_sft": 333,
         "safety_sft_6": 333, "safety_sft_3": 333, "augmented_6_3": 333, "augmented_3_3": 333,
-        "stage2_4": 222, "stage2_2": 222, "stage2_6": 222,
     }  # fmt: skip
+
+
+def test_what_has_to_be_found_is_found_once(
+    compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other seeds take what the first one has found, and know as it does how the model refuses."""
+    settings = replace(resolved(load_recipe(compared[0]).SETTINGS), sft_learning_rate=0.0)
+    first = SeedRun(settings, tmp_path / "first", 0)
+    first.find_settings()
+    assert first.settings.sft_learning_rate > 0
+    monkeypatch.setattr(steps, "find_settings", None)  # never again
+    second = SeedRun(settings, tmp_path / "second", 1, first.run.path)
+    second.find_settings()
+    assert second.settings.sft_learning_rate == first.settings.sft_learning_rate
+    assert second.model.openings == first.model.openings
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a process's peak")

@@ -40,7 +40,7 @@ def test_differences_are_taken_seed_by_seed() -> None:
 
 def test_the_best_of_a_column_is_bold_and_never_the_stock_model() -> None:
     """By the column's direction; ties are all best; a single value has the interval over its prompts, if any."""
-    lines = methods_table(over_seeds(RESULTS)).splitlines()
+    lines = methods_table(over_seeds(RESULTS), ["stock model", "safety SFT alone", "DCR"]).splitlines()
     assert lines[0] == "|  | compliance, mean ↑ | safety ↑ | J ↑ | AUROC ↑ | minutes ↓ |"
     assert lines[2] == "| stock model | 1.00 ±0.10 | 0.00 | 0.00 | 0.50 | 2.0 |"
     assert lines[3].startswith("| safety SFT alone | 0.30 ±0.25 | **0.80 ±0.00** | 0.10 ±0.25 | **0.50 ±0.00** |")

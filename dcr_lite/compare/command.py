@@ -15,12 +15,11 @@ from dcr_lite.compare.measurement import (
     finished_result,
     measure_configuration,
 )
-from dcr_lite.compare.methods import METHODS
+from dcr_lite.compare.methods import METHODS, Method
 from dcr_lite.compare.report import comparison_report, listed, write_report
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import Result
 from dcr_lite.errors import UserError
-from dcr_lite.names import DCR
 from dcr_lite.run.inputs import resolved
 from dcr_lite.run.plan import ACHIEVED, matrix_rate
 from dcr_lite.run.recipes import load_recipe
@@ -47,26 +46,8 @@ def compare(
     settings = _with_cache(resolved(load_recipe(recipe).SETTINGS))
     files = files or settings.evaluation
     data = EvaluationData.read(files, rows, multiple_choice)
-    runs: dict[int | None, SeedRun] = {None: SeedRun(settings, out / "stock", 0)}
-    runs |= {seed: SeedRun(settings, out / f"seed{seed}", seed) for seed in seeds}
-    every = configurations(METHODS, settings, seeds, curve_seeds)
-    left = [one for one in every if finished_result(runs[one.seed], one, data) is None]
-    if left:
-        seconds_left = _estimated_seconds(runs[left[0].seed], left, len(data.prompts))
-        show_plan(
-            {
-                "recipe": f"{recipe} on {settings.model}",
-                "methods": ", ".join(method.title for method in METHODS.values()),
-                "seeds": f"{listed(seeds)} (trade-off curve: {listed(curve_seeds) or '-'})",
-                "prompts": f"{len(data.prompts)} of {listed(files)}",
-                "to do": f"{len(left)} of {len(every)} configurations",
-                "estimated time": f"about {_minutes(seconds_left[0])} min",
-                "folder": str(out),
-            }
-        )
-        _measure_all(runs, left, data, seconds_left[1:])
-    results = [result for one in every if (result := finished_result(runs[one.seed], one, data))]
-    report = comparison_report(recipe.stem, settings, results, curve_seeds) | {
+    runs, results = measured(METHODS, settings, data, seeds, curve_seeds, out)
+    report = comparison_report(recipe.stem, runs[seeds[0]].settings, results, curve_seeds) | {
         "prompts": {"files": [str(path) for path in files], "rows": rows, "n": len(data.prompts)},
         "general": {
             "instructions": len(data.instructions),
@@ -74,10 +55,39 @@ def compare(
         },
         "seconds": max(run.run.seconds() for run in runs.values()),
     }
-    write_report(report, settings, out)
+    write_report(report, runs[seeds[0]].settings, out)
+    return report
+
+
+def measured(
+    methods: dict[str, Method], settings: Settings, data: EvaluationData, seeds: tuple[int, ...],
+    curve_seeds: tuple[int, ...], out: Path,
+) -> tuple[dict[int | None, SeedRun], list[Result]]:  # fmt: skip
+    """The run of each seed (None: the stock model's) and the results of all configurations; what is not yet measured is
+    measured now. Settings that have to be found are found with the first seed and shared."""
+    first = SeedRun(settings, out / f"seed{seeds[0]}", seeds[0])
+    first.find_settings()
+    runs: dict[int | None, SeedRun] = {None: SeedRun(first.settings, out / "stock", 0, first.run.path), seeds[0]: first}
+    runs |= {seed: SeedRun(first.settings, out / f"seed{seed}", seed, first.run.path) for seed in seeds[1:]}
+    every = configurations(methods, first.settings, seeds, curve_seeds)
+    left = [one for one in every if finished_result(runs[one.seed], one, data) is None]
+    if left:
+        seconds_left = _estimated_seconds(methods, runs, left, len(data.prompts))
+        show_plan(
+            {
+                "model": settings.model,
+                "methods": ", ".join(method.title for method in methods.values()),
+                "seeds": f"{listed(seeds)} (trade-off curve: {listed(curve_seeds) or '-'})",
+                "prompts": str(len(data.prompts)),
+                "to do": f"{len(left)} of {len(every)} configurations",
+                "estimated time": f"about {_minutes(seconds_left[0])} min",
+                "folder": str(out),
+            }
+        )
+        _measure_all(methods, runs, left, data, seconds_left[1:])
     for run in runs.values():
         run.run.leave()
-    return report
+    return runs, [result for one in every if (result := finished_result(runs[one.seed], one, data))]
 
 
 def _with_cache(settings: Settings) -> Settings:
@@ -92,36 +102,36 @@ def _check_seeds(seeds: tuple[int, ...], curve_seeds: tuple[int, ...]) -> None:
         raise UserError(f"--curve-seeds: {listed(sorted(extra))} is not among --seeds")
 
 
-def _estimated_seconds(seed_run: SeedRun, left: list[Configuration], prompts: int) -> list[float]:
+def _estimated_seconds(
+    methods: dict[str, Method], runs: dict[int | None, SeedRun], left: list[Configuration], prompts: int
+) -> list[float]:
     """Rough seconds for all of ``left``, for all but the first, and so on: by the arithmetic of each configuration and
-    the speed of this machine."""
+    the speed of this machine. The rows of the first seed stand for those of all."""
+    seed_run = next(run for seed, run in runs.items() if seed is not None)
     answers = seed_run.operations["answers"] * prompts / len(seed_run.data.held_out)
-    usual = METHODS[DCR].strengths(seed_run.settings)[0]  # comes first of a seed, and trains stage 1 for all strengths
-    operations = []
-    for method, strength, _ in left:
-        stage1 = seed_run.operations["stage1"] if (method, strength) == (DCR, usual) else 0
-        operations.append(answers + METHODS[method].operations(seed_run) + stage1)
+    operations = [answers + methods[one.method].operations(seed_run, one.strength) for one in left]
     rate = matrix_rate(seed_run.model.device, seed_run.model.precision) * ACHIEVED
     return [sum(operations[i:]) / rate for i in range(len(left) + 1)]
 
 
 def _measure_all(
-    runs: dict[int | None, SeedRun], left: list[Configuration], data: EvaluationData, seconds_left: list[float]
-) -> None:
+    methods: dict[str, Method], runs: dict[int | None, SeedRun], left: list[Configuration], data: EvaluationData,
+    seconds_left: list[float],
+) -> None:  # fmt: skip
     """Measure the configurations, printing each result with the time that is left after it."""
     for i, (one, seconds) in enumerate(zip(left, seconds_left, strict=True), start=1):
-        measure_configuration(runs[one.seed], METHODS[one.method], one, data)
+        measure_configuration(runs[one.seed], methods[one.method], one, data)
         if result := finished_result(runs[one.seed], one, data):
             time_left = f"; about {_minutes(seconds)} min left" if i < len(left) else ""
-            console.print(f"{i}/{len(left)} {_line(result)}{time_left}", soft_wrap=True)
+            console.print(f"{i}/{len(left)} {_line(methods[one.method].title, result)}{time_left}", soft_wrap=True)
         if one.seed not in {other.seed for other in left[i:]}:
             runs[one.seed].unload()  # every seed loads a model of its own
 
 
-def _line(result: Result) -> str:
+def _line(title: str, result: Result) -> str:
     numbers = ", ".join(f"{key} {result['numbers'][key]:.2f}" for key in ("compliance", "safety", "auroc"))
     which = "" if result["seed"] is None else f", seed {result['seed']}, {result['strength']:g}"
-    return f"{METHODS[result['method']].title}{which}: {numbers}"
+    return f"{title}{which}: {numbers}"
 
 
 def _minutes(seconds: float) -> int:

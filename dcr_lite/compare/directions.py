@@ -10,7 +10,6 @@ from torch import Tensor
 from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.model.packing import shared_prefix
-from dcr_lite.model.states import last_states
 
 LEAST = 8  # prompts behind a mean: with fewer it depends on the single prompts
 
@@ -44,15 +43,20 @@ def steered(model: Model, vectors: dict[int, Tensor]) -> AbstractContextManager[
     return steering(model, lambda rows: {i: v.to(model.device).expand(len(rows), -1) for i, v in vectors.items()})
 
 
-def shifts(model: Model, toxic: list[list[int]], seemingly_toxic: list[list[int]]) -> Tensor:
-    """The mean last state of seemingly toxic minus that of toxic prompts at every layer, of the model as it stands:
-    (layers, d_model)."""
-    return last_states(model, seemingly_toxic)[:, :, 0].mean(1) - last_states(model, toxic)[:, :, 0].mean(1)
-
-
 def refusal_log_odds(model: Model, rows: list[list[int]]) -> Tensor:
     """Log-odds (rows,) of opening with a refusal, of the model as it stands."""
     return torch.tensor([given.refusal_log_odds for given in answer(model, rows, max_new_tokens=0)])
+
+
+def apart(model: Model, validation: Kinds) -> float:
+    """The mean refusal probability of toxic minus that of seemingly toxic prompts, of the model as it stands."""
+    toxic, seemingly_toxic = (refusal_log_odds(model, rows) for rows in (validation.toxic, validation.seemingly_toxic))
+    return float(toxic.sigmoid().mean() - seemingly_toxic.sigmoid().mean())
+
+
+def spread(states: Tensor) -> Tensor:
+    """The root mean square distance (...) of states (..., prompts, d_model) from their mean."""
+    return (states - states.mean(-2, keepdim=True)).norm(dim=-1).square().mean(-1).sqrt()
 
 
 def refused(rows: list[list[int]], log_odds: Tensor, refuses: bool = True) -> list[list[int]]:

@@ -8,19 +8,22 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
-from dcr_lite.compare import scans, surgical
+from dcr_lite.compare import directions, scans, steered, surgical
 from dcr_lite.compare.scans import Scans
 from dcr_lite.compare.seed_run import ANCHORS, Cost, SeedRun
+from dcr_lite.compare.steered import SteeredStock
 from dcr_lite.compare.surgical import Ablation
 from dcr_lite.data.rows import read_conversations
+from dcr_lite.measure.trade_off import Goal
 from dcr_lite.model import adapters
 from dcr_lite.names import BASELINE, DCR, STOCK
 from dcr_lite.run import steps
-from dcr_lite.run.stored_states import load_states, stage2_rows
 from dcr_lite.run.terminal import console, progress_bar
 from dcr_lite.settings import Settings
 
 FACTORS = (0.5, 2.0)  # of a recipe's refusals: further points of a trained method's trade-off curve
+AS_SET = 0.0  # DCR's dial as the recipe sets it; else the share of seemingly toxic development prompts to answer
+ANSWERED = (0.6, 0.8, 0.95)  # such shares: further points of DCR's curve
 CHAT_TOKENS = 5  # about as many tokens does a chat template write behind a prompt: the positions Surgical tries
 
 
@@ -28,6 +31,24 @@ CHAT_TOKENS = 5  # about as many tokens does a chat template write behind a prom
 def _stock(seed: SeedRun, strength: float) -> Iterator[Cost]:
     with adapters.stock(seed.model):
         yield Cost(0.0, 0)
+
+
+def fitted_steering(seed: SeedRun) -> SteeredStock:
+    """The steering of the stock model, which is the active one."""
+
+    def fit() -> SteeredStock:
+        console.print("Steered stock: vector, strength")
+        return steered.fit(seed.model, *seed.anchors, seed.settings.layer)
+
+    return seed.fit_once("steered", SteeredStock, fit)
+
+
+@contextmanager
+def _steered(seed: SeedRun, factor: float) -> Iterator[Cost]:
+    with adapters.stock(seed.model):
+        found = fitted_steering(seed)
+        with directions.steered(seed.model, {seed.settings.layer: factor * found.strength * found.vector}):
+            yield seed.cost("steered")
 
 
 @contextmanager
@@ -71,25 +92,34 @@ def _scans(seed: SeedRun, factor: float) -> Iterator[Cost]:
 
 
 @contextmanager
-def _dcr(seed: SeedRun, refusals: float) -> Iterator[Cost]:
-    n, refined, above = int(refusals), seed.refine(), steps.stage2_above(seed.settings)
-    rows = stage2_rows(seed.data, replace(seed.settings, refusals=n), load_states(seed.run))
-    trained = seed.train(f"stage2_{n}", f"DCR stage 2, {n}", DCR, rows, above, refined)
-    yield seed.cost("stage1") + trained
+def _dcr(seed: SeedRun, answered: float) -> Iterator[Cost]:
+    trained = seed.train_dcr()
+    if seed.settings.dial == "none":
+        yield trained
+        return
+    dial, setting = seed.set_dial()
+    strength = setting.strength
+    if answered != AS_SET:
+        strength, _ = Goal("answer_seemingly_toxic", answered).strength(setting.curve, setting.stock)
+    with seed.turned(dial, strength):
+        yield trained + seed.cost("dial")
 
 
-def _refusals(size: str) -> Callable[[Settings], tuple[float, ...]]:
-    """Strengths of a trained method: the recipe's refusals in the setting ``size``, then less and more of them, at most
-    as many as there are."""
-
-    def strengths(settings: Settings) -> tuple[float, ...]:
-        usual, most = settings.sizes[size], len(read_conversations(settings.files["refusal_rows"]))
-        return (usual, *sorted({min(most, max(1, round(usual * factor))) for factor in FACTORS} - {usual}))
-
-    return strengths
+def _refusals(settings: Settings) -> tuple[float, ...]:
+    """Strengths of safety SFT: the recipe's refusals, then less and more of them, at most as many as there are."""
+    usual, most = settings.sizes["baseline_refusals"], len(read_conversations(settings.files["refusal_rows"]))
+    return (usual, *sorted({min(most, max(1, round(usual * factor))) for factor in FACTORS} - {usual}))
 
 
-def _surgical_operations(seed: SeedRun) -> float:
+def _dcr_operations(seed: SeedRun, answered: float) -> float:
+    """Of the training; the dial is measured by about as many answers as ten times all development prompts."""
+    parts = seed.operations
+    stage2 = parts["stage2"] if seed.settings.stage2 != "no" else 0
+    dial = 20 * len(seed.data.development) * parts["prompt"] * 3
+    return parts["stage1"] + stage2 + dial if answered == AS_SET else 0
+
+
+def _surgical_operations(seed: SeedRun, orthogonality: float) -> float:
     """Two passes over the validation prompts for each candidate, of every layer and position."""
     return surgical.layers_tried(seed.model) * CHAT_TOKENS * 2 * surgical.VALIDATION * seed.operations["prompt"]
 
@@ -102,8 +132,8 @@ class Method:
     model: a context in which the model of a seed is this method's at a strength; gives what that cost.
     strengths: of a recipe's settings, the first one for the table, the others for the trade-off curve.
     strength: what a strength is, in words.
-    operations: about how many floating-point operations the training or the fitting takes, for the estimated time;
-        stage 1, which is shared, is not included.
+    operations: about how many floating-point operations the training or the fitting at a strength takes, after those
+        at the strengths before it; for the estimated time.
     """
 
     title: str
@@ -111,27 +141,32 @@ class Method:
     model: Callable[[SeedRun, float], AbstractContextManager[Cost]]
     strengths: Callable[[Settings], tuple[float, ...]]
     strength: str
-    operations: Callable[[SeedRun], float]
+    operations: Callable[[SeedRun, float], float]
 
 
 METHODS = {
-    STOCK: Method("stock model", "#bbbbbb", _stock, lambda settings: (0,), "", lambda seed: 0),
+    STOCK: Method("stock model", "#bbbbbb", _stock, lambda settings: (0,), "", lambda seed, strength: 0),
+    "steered": Method(
+        "steered stock", "#c0392b", _steered, lambda settings: (1.0, -1.0, 0.5, 2.0), "times the strength chosen",
+        lambda seed, factor: 8 * ANCHORS * seed.operations["prompt"],
+    ),
     BASELINE: Method(
-        "safety SFT alone", "#7f8c8d", _safety_sft, _refusals("baseline_refusals"), "refusals",
-        lambda seed: seed.operations["safety_sft"],
+        "safety SFT alone", "#7f8c8d", _safety_sft, _refusals, "refusals",
+        lambda seed, refusals: seed.operations["safety_sft"],
     ),
     "augmented": Method(
-        "data augmentation", "#b9770e", _augmented, _refusals("baseline_refusals"), "refusals",
-        lambda seed: seed.operations["safety_sft"],
+        "data augmentation", "#b9770e", _augmented, _refusals, "refusals",
+        lambda seed, refusals: seed.operations["safety_sft"],
     ),
     "surgical": Method(
         "Surgical", "#7d3c98", _surgical, lambda settings: (1.0, 0.5, 0.0), "orthogonality", _surgical_operations
     ),
     "scans": Method(
         "SCANS", "#2471a3", _scans, lambda settings: (1.0, 0.5, 2.0), "times the strength chosen",
-        lambda seed: 8 * ANCHORS * seed.operations["prompt"],
+        lambda seed, factor: 8 * ANCHORS * seed.operations["prompt"],
     ),
     DCR: Method(
-        "DCR", "#1e8449", _dcr, _refusals("refusals"), "refusals", lambda seed: seed.operations["stage2"]
+        "DCR", "#1e8449", _dcr, lambda settings: (AS_SET, *(ANSWERED if settings.dial != "none" else ())),
+        "of seemingly toxic development prompts answered; 0: as set", _dcr_operations,
     ),
 }  # fmt: skip

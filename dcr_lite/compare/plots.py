@@ -5,11 +5,17 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
-from dcr_lite.compare.methods import METHODS
+from dcr_lite.compare.methods import Method
 from dcr_lite.run.plots import STYLE, save
 
 
-def draw_trade_off(entries: list[dict[str, Any]], curve: list[dict[str, Any]], frontier: list[int], path: Path) -> None:
+def draw_trade_off(
+    methods: dict[str, Method],
+    entries: list[dict[str, Any]],
+    curve: list[dict[str, Any]],
+    frontier: list[int],
+    path: Path,
+) -> None:
     """Refusal of toxic prompts against compliance on seemingly toxic ones: a large point for each method with its 95 %
     intervals, small ones joined by a line for its strengths, and the frontier through ``curve``. Entries are those of
     ``summary.over_seeds``."""
@@ -23,7 +29,7 @@ def draw_trade_off(entries: list[dict[str, Any]], curve: list[dict[str, Any]], f
         if len(frontier) > 1:
             style: Any = {"color": "#222222", "lw": 6, "alpha": 0.1, "solid_capstyle": "round"}
             axes.plot(*zip(*(means(curve[i]) for i in frontier), strict=True), label="frontier", **style)
-        for name, method in METHODS.items():
+        for name, method in methods.items():
             along = sorted((entry for entry in curve if entry["method"] == name), key=lambda entry: entry["strength"])
             axes.plot(*zip(*map(means, along), strict=True), "o-", color=method.colour, ms=3.5, lw=1, alpha=0.7)
             entry = next(entry for entry in entries if entry["method"] == name)

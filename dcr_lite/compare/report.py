@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +97,9 @@ def _cell(value: dict[str, Any], form: str, bold: bool) -> str:
     return f"**{text}**" if bold else text
 
 
-def methods_table(entries: list[dict[str, Any]]) -> str:
-    """One row a method: mean and half-width of the 95 % interval over seeds, the best of a column in bold. The stock
-    model is shown and never called best: it answers everything."""
+def methods_table(entries: list[dict[str, Any]], titles: Sequence[str]) -> str:
+    """One row an entry, by its title: mean and half-width of the 95 % interval over seeds, the best of a column in
+    bold. The stock model is shown and never called best: it answers everything."""
     first = entries[0]["numbers"]
     sets = [key for key in first if key not in COLUMNS]
     columns = {key: (plain(key.removeprefix(SET)), True, ".2f") for key in sets}
@@ -110,10 +110,10 @@ def methods_table(entries: list[dict[str, Any]]) -> str:
         for key, (_, higher, _) in columns.items()
     }
     rows = []
-    for entry in entries:
+    for entry, title in zip(entries, titles, strict=True):
         values = [(entry["numbers"][key], form, best[key]) for key, (_, _, form) in columns.items()]
         cells = [_cell(v, form, entry["method"] != STOCK and round(v["mean"], 4) == top) for v, form, top in values]
-        rows.append([METHODS[entry["method"]].title, *cells])
+        rows.append([title, *cells])
     return markdown_table(["", *(f"{title} {'↑' if higher else '↓'}" for title, higher, _ in columns.values())], rows)
 
 
@@ -136,7 +136,8 @@ def write_report(report: dict[str, Any], settings: Settings, out: Path) -> None:
     """Write all three files."""
     write_json(report, out / "comparison.json")
     curve, questions = report["curve"], report["general"]["multiple_choice"]
-    draw_trade_off(report["methods"], curve["points"], curve["frontier"], out / "trade_off.png")
+    draw_trade_off(METHODS, report["methods"], curve["points"], curve["frontier"], out / "trade_off.png")
+    titles = [METHODS[entry["method"]].title for entry in report["methods"]]
     several = len(report["toxic_sets"][0]["numbers"]) > 1
     page = PAGE.format(
         recipe=plain(report["recipe"]),
@@ -149,8 +150,8 @@ def write_report(report: dict[str, Any], settings: Settings, out: Path) -> None:
         hardware=report["hardware"],
         instructions=report["general"]["instructions"],
         questions=f" Multiple choice: {plain(Path(questions).name)}, by log-likelihood." if questions else "",
-        methods_table=methods_table(report["methods"]),
-        toxic_sets=TOXIC_SETS.format(table=methods_table(report["toxic_sets"])) if several else "",
+        methods_table=methods_table(report["methods"], titles),
+        toxic_sets=TOXIC_SETS.format(table=methods_table(report["toxic_sets"], titles)) if several else "",
         differences_table=differences_table(report["differences"]),
         curve_seeds=listed(curve["seeds"]) or "none",
         strengths="; ".join(

@@ -25,7 +25,7 @@ from sklearn.metrics import roc_curve
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from dcr_lite.compare.directions import Kinds, refusal_log_odds, steering
+from dcr_lite.compare.directions import Kinds, apart, spread, steering
 from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import last_states
@@ -90,8 +90,7 @@ def fit(model: Model, training: Kinds, validation: Kinds) -> Scans:
     seemingly toxic validation prompts best, and the strength that sets their refusal probabilities furthest apart."""
     toxic, plain = (last_states(model, rows)[:, :, 0] for rows in (training.toxic, training.plain))
     both = torch.cat([toxic, plain], 1)
-    spread = (both - both.mean(1, keepdim=True)).norm(dim=-1).square().mean(1).sqrt()
-    vectors = normalize(toxic.mean(1) - plain.mean(1), dim=-1) * spread[:, None]
+    vectors = normalize(toxic.mean(1) - plain.mean(1), dim=-1) * spread(both)[:, None]
     first, stop = (round(share * depth(model.network)) for share in MIDDLE)
     vectors[:first] = 0
     vectors[max(stop, first + 1) :] = 0
@@ -103,10 +102,8 @@ def fit(model: Model, training: Kinds, validation: Kinds) -> Scans:
     fallout, hits, thresholds = roc_curve([1] * n + [0] * (len(rows) - n), cosines.numpy())
     scans = replace(scans, threshold=_between(cosines, float(thresholds[(hits - fallout).argmax()])))
 
-    def apart(candidate: Scans) -> float:
-        """Mean refusal probability of toxic minus that of seemingly toxic validation prompts."""
+    def of(candidate: Scans) -> float:
         with candidate.steering(model):
-            probability = refusal_log_odds(model, rows).sigmoid()
-        return float(probability[:n].mean() - probability[n:].mean())
+            return apart(model, validation)
 
-    return max((replace(scans, strength=strength) for strength in STRENGTHS), key=apart)
+    return max((replace(scans, strength=strength) for strength in STRENGTHS), key=of)

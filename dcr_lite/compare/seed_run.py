@@ -4,7 +4,8 @@ Stage 1 and safety SFT alone, which several methods build on, are trained once a
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +16,19 @@ from torch import Tensor
 from dcr_lite.compare.directions import Kinds
 from dcr_lite.data.rows import Conversation, Pair, read_conversations
 from dcr_lite.data.splits import evenly_drawn, safety_mixture
-from dcr_lite.files import load_tensors, save_tensors
+from dcr_lite.files import load_tensors, save_tensors, write_state
+from dcr_lite.method.dial import Dial, fit_dial, set_strength
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, DCR
 from dcr_lite.run import inputs, opening, plan, steps
+from dcr_lite.run.dial_bench import DIAL
+from dcr_lite.run.dial_setting import FOLDER, DialSetting
 from dcr_lite.run.long_rows import without_long_rows
 from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
-from dcr_lite.run.run_folder import RunFolder
+from dcr_lite.run.own_voice import in_own_voice
+from dcr_lite.run.run_folder import FOUND_FILE, FOUND_NAMES, RunFolder, read_found
 from dcr_lite.run.stored_states import load_states, stage2_rows
 from dcr_lite.settings import Settings
 
@@ -45,13 +50,29 @@ class Cost:
 class SeedRun:
     """The run folder of a seed, with its data and its model, which are loaded when they are first used."""
 
-    def __init__(self, settings: Settings, folder: Path, seed: int):
+    def __init__(self, settings: Settings, folder: Path, seed: int, found: Path | None = None):
+        """found: the run folder of another seed, whose settings it takes where they have to be found."""
         self.settings = replace(settings, seed=seed, run=folder, resume=True, compare_with=(BASELINE,))
         self.run = RunFolder(self.settings)
+        if found and (there := read_found(found)):
+            write_state(there, folder / FOUND_FILE)
+
+    def find_settings(self) -> None:
+        """Find what the settings leave open, once."""
+        found = read_found(self.run.path)
+        if found is None:
+            self.settings = steps.find_settings(self.run, self.model, self.data, self.settings)
+        else:
+            self.settings = replace(self.settings, **{name: found[name] for name in FOUND_NAMES})
 
     @cached_property
     def data(self) -> inputs.Data:
         return without_long_rows(self.run, self.model, inputs.load_data(self.settings), self.settings)
+
+    @cached_property
+    def sft_data(self) -> inputs.Data:
+        """The data with the general instructions of safety SFT answered as the settings say."""
+        return in_own_voice(self.run, self.model, self.data, self.settings)
 
     @cached_property
     def _loaded(self) -> tuple[Model, dict[str, Tensor]]:
@@ -82,7 +103,7 @@ class SeedRun:
     def anchors(self) -> tuple[Kinds, Kinds]:
         """Prompts of the three kinds to take directions from, and others to choose by: training and development pairs,
         instructions that safety SFT trains on and instructions that it does not."""
-        trained = [row for row in self.data.baseline_mixture if not row.refuses]
+        trained = [row for row in self.sft_data.baseline_mixture if not row.refuses]
         used = {row.prompt for row in trained}
         unused = [row for row in self.data.instructions if row.prompt not in used]
 
@@ -108,17 +129,39 @@ class SeedRun:
         refined = self.refine()
         if self.settings.stage2 == "no":
             return self.cost("stage1")
-        rows = stage2_rows(self.data, self.settings, load_states(self.run))
+        rows = stage2_rows(self.sft_data, self.settings, load_states(self.run))
         above = steps.stage2_above(self.settings)
         return self.cost("stage1") + self.train("stage2", "DCR stage 2", DCR, rows, above, refined)
+
+    def set_dial(self) -> tuple[Dial, DialSetting]:
+        """The dial of DCR as it is trained, and how the recipe sets it; found once."""
+        steps.set_dial(self.run, self.model, self.data, self.settings)
+        folder = self.run.path / FOLDER
+        return Dial.load(folder / DIAL), DialSetting.load(folder)
+
+    def fit_dial(self) -> Dial:
+        """The dial of the adapter as it is trained now, fitted once."""
+        data, layer = self.data, self.settings.layer
+        return self.fit_once(
+            "fitted_dial", Dial, lambda: fit_dial(self.model, DCR, layer, data.training, data.instructions)
+        )
+
+    @contextmanager
+    def turned(self, dial: Dial, strength: float) -> Iterator[None]:
+        """Within the block DCR's dial stands at a strength."""
+        set_strength(self.model, DCR, dial, strength)
+        try:
+            yield
+        finally:
+            set_strength(self.model, DCR, dial, 0)
 
     def mixture(self, refusals: int, augmentations: int = 0) -> list[Conversation]:
         """Rows for safety SFT."""
         seed, extra = self.settings.seed, read_conversations(self.settings.augmentation_rows)
         return safety_mixture(
-            self.data.instructions,
+            self.sft_data.instructions,
             self.data.refusals,
-            self.settings.sizes["instructions"],
+            min(self.settings.sizes["instructions"], len(self.sft_data.instructions)),
             refusals,
             seed,
             evenly_drawn("augmentations", extra, augmentations, seed),
@@ -156,4 +199,4 @@ class SeedRun:
     def cost(self, name: str) -> Cost:
         """The cost of a finished part."""
         done = self.run.finished(name) or {}
-        return Cost(done["seconds"], done["peak_memory_bytes"])
+        return Cost(done["seconds"], done.get("peak_memory_bytes", 0))

@@ -1,0 +1,140 @@
+"""What a chat model needs besides stage 1 and the dial: whole curves of safety over compliance, on any prompts.
+
+    python benchmarks/trade_off.py --settings.model FOLDER --prompts FILES --seeds 0 1 2 --out runs/trade_off
+
+Measured along their strengths: the stock model; the stock model steered as DCR's dial steers, without any training (the
+control); stage 1 with its dial; the same with a stage 2 of own answers and few refusals; and with one of the given
+answers and many. Stage 1 and the dial are the same for all three. ``--out`` keeps every training, the answers and what
+is measured, as that of ``dcr-lite compare``: the same command goes on.
+
+Intervals are over seeds and prompts: of the mean over seeds (Student) and of the rates over prompts (Wilson, MOVER),
+added in squares.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from dcr_lite.compare import directions
+from dcr_lite.compare.command import measured
+from dcr_lite.compare.measurement import EvaluationData
+from dcr_lite.compare.methods import METHODS, Method, fitted_steering
+from dcr_lite.compare.plots import draw_trade_off
+from dcr_lite.compare.report import methods_table
+from dcr_lite.compare.seed_run import Cost, SeedRun
+from dcr_lite.compare.summary import Result, frontier, over_seeds
+from dcr_lite.files import write_json, write_text
+from dcr_lite.model import adapters
+from dcr_lite.names import DCR, STOCK
+from dcr_lite.run import inputs, steps
+from dcr_lite.run.own_voice import in_own_voice
+from dcr_lite.run.stored_states import load_states, stage2_rows
+from dcr_lite.settings import HELD_OUT_FILES, Settings
+
+STRENGTHS = (0.3, -0.15, 0.0, 0.15, 0.45, 0.6)  # of the dial; the first is a large point of the picture
+STEERED = (0.5, -2.0, -1.0, -0.5, 1.0, 2.0)  # in units of the states' spread
+ROWS = {"own": 24, "given": 128}  # refusals beside the stock model's own answers, and beside the given ones
+
+
+@dataclass
+class Choices:
+    """What to run."""
+
+    settings: Settings
+    """Model, data and training settings; what is not given is found."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of every training."""
+    prompts: tuple[Path, ...] = HELD_OUT_FILES
+    """JSON Lines of {prompt, label, source?} or {toxic, seemingly_toxic} to measure on."""
+    rows: int | None = None
+    """At most so many prompts of each set and label."""
+    out: Path = Path("runs/trade_off")
+    """Folder of trade_off.md, trade_off.json and trade_off.png, of the runs and their answers."""
+    only: tuple[str, ...] = ()
+    """Measure only these besides the stock model: steered, stage1, own, given."""
+
+
+@contextmanager
+def _steered(seed: SeedRun, strength: float) -> Iterator[Cost]:
+    layer = seed.settings.layer
+    with adapters.stock(seed.model):
+        vector = fitted_steering(seed).vector
+        with directions.steered(seed.model, {layer: strength * vector}):
+            yield seed.cost("steered")
+
+
+@contextmanager
+def _turned(answers: Any, seed: SeedRun, strength: float) -> Iterator[Cost]:
+    """Stage 1, stage 2 on these ``answers`` (None: no stage 2), and the dial at a strength."""
+    refined, cost = seed.refine(), seed.cost("stage1")
+    dial = seed.fit_dial()
+    if answers:
+        settings = replace(seed.settings, answers=answers, refusals=ROWS[answers])
+        data = in_own_voice(seed.run, seed.model, seed.data, settings)
+        rows, above = stage2_rows(data, settings, load_states(seed.run)), steps.stage2_above(settings)
+        cost += seed.train(f"stage2_{answers}", f"Stage 2, {answers} answers", DCR, rows, above, refined)
+    with seed.turned(dial, strength):
+        yield cost
+
+
+def _with_dial(title: str, colour: str, answers: str | None) -> Method:
+    return Method(title, colour, partial(_turned, answers), lambda settings: STRENGTHS, "dial", _operations)
+
+
+def _operations(seed: SeedRun, strength: float) -> float:
+    return seed.operations["stage1"] if strength == STRENGTHS[0] else 0
+
+
+VARIANTS = {
+    STOCK: METHODS[STOCK],
+    "steered": replace(METHODS["steered"], model=_steered, strengths=lambda settings: STEERED),
+    "stage1": _with_dial("stage 1", "#1e8449", None),
+    "own": _with_dial(f"stage 1, own answers and {ROWS['own']} refusals", "#2471a3", "own"),
+    "given": _with_dial(f"stage 1, given answers and {ROWS['given']} refusals", "#7d3c98", "given"),
+}
+
+
+def with_intervals(results: list[Result]) -> list[dict[str, Any]]:
+    """``over_seeds`` with intervals over seeds and prompts."""
+    entries = over_seeds(results)
+    for entry in entries:
+        own = [r for r in results if (r["method"], r["strength"]) == (entry["method"], entry["strength"])]
+        for key, value in entry["numbers"].items():
+            if key in own[0]["intervals"]:
+                ends = [r["intervals"][key] for r in own]
+                over_prompts = sum(high - low for low, high in ends) / len(ends) / 2
+                over_seeds_ = (value["ci95"][1] - value["ci95"][0]) / 2 if len(own) > 1 else 0.0
+                half = (over_prompts**2 + over_seeds_**2) ** 0.5
+                value["ci95"] = [value["mean"] - half, value["mean"] + half]
+    return entries
+
+
+def page(methods: dict[str, Method], entries: list[dict[str, Any]]) -> str:
+    """The table, a line for each method and strength."""
+    left_out = ("minutes", "peak_memory_gb")
+    shown = [e | {"numbers": {k: v for k, v in e["numbers"].items() if k not in left_out}} for e in entries]
+    titles = [methods[e["method"]].title + ("" if e["method"] == STOCK else f", {e['strength']:g}") for e in entries]
+    return methods_table(shown, titles)
+
+
+def main(choices: Choices) -> list[dict[str, Any]]:
+    methods = {k: v for k, v in VARIANTS.items() if k == STOCK or not choices.only or k in choices.only}
+    settings = inputs.resolved(choices.settings)
+    data = EvaluationData.read(choices.prompts, choices.rows, None)
+    _, results = measured(methods, settings, data, choices.seeds, choices.seeds, choices.out)
+    entries = with_intervals(results)
+    usual = [e for e in entries if e["strength"] == methods[e["method"]].strengths(settings)[0]]
+    draw_trade_off(methods, usual, entries, frontier(entries), choices.out / "trade_off.png")
+    write_json(entries, choices.out / "trade_off.json")
+    write_text(choices.out / "trade_off.md", page(methods, entries) + "\n")
+    print(page(methods, entries))
+    return entries
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Choices, description=__doc__))
