@@ -50,14 +50,15 @@ def test_the_layer_is_looked_for_in_the_middle(depth: int) -> None:
 
 
 def test_layers_that_may_be_the_best_are_suggested() -> None:
-    """Those within one standard error of the best, which more prompts make smaller: the lowest, the highest and one
-    between."""
+    """Those within one standard error of the best, which more prompts make smaller: the lowest, and one in the middle
+    of them."""
     stock = {3: 0.60, 4: 0.70, 5: 0.75, 6: 0.77, 7: 0.76}
     assert auroc_error(0.77, 80) == pytest.approx(0.0375, abs=0.001)
-    assert suggested_layers(stock, 80, 3) == [5, 6, 7]
-    assert suggested_layers(stock, 10, 3) == [4, 5, 7]
+    assert suggested_layers(stock, 80, 2) == [5, 6]
+    assert suggested_layers(stock, 10, 2) == [4, 6]
     assert suggested_layers(stock, 10, 1) == [4]
-    assert suggested_layers(stock, 10**6, 3) == [6]
+    assert suggested_layers(stock, 10, 9) == [4, 5, 6, 7]
+    assert suggested_layers(stock, 10**6, 2) == [6]
 
 
 # --- learning rates ---------------------------------------------------------------------------------------------------

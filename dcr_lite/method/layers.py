@@ -32,9 +32,9 @@ def auroc_error(auroc: float, n: int) -> float:
 
 def suggested_layers(separations: dict[int, float], n: int, most: int) -> list[int]:
     """At most ``most`` layers that may be the best, from the AUROC of the stock model's ``n`` unseen pairs by layer:
-    of those within one standard error of the best one the lowest, the highest, and some between. A lower layer trains
-    faster and leaves more of the model to act on what is separated, so the lowest comes first."""
+    of those within one standard error of the best one the lowest, and others evenly above it, but not the highest. A
+    lower layer trains faster and leaves more of the model to act on what is separated, so the lowest comes first."""
     best = max(separations.values())
     enough = [layer for layer, value in sorted(separations.items()) if value >= best - auroc_error(best, n)]
-    places = range(min(most, len(enough)))
-    return [enough[math.floor(i * (len(enough) - 1) / max(1, len(places) - 1))] for i in places]
+    number = min(most, len(enough))
+    return [enough[math.ceil(i * (len(enough) - 1) / number)] for i in range(number)]

@@ -2,8 +2,8 @@
 follows from what the model does already. What is given is never searched.
 
 - L: the stock model's states of development pairs at every layer between 0.4 and 0.7 of the depth, read as stage 1
-  reads them; where several layers are within one standard error of the best, a few steps of stage 1 at the lowest, the
-  highest and one between, of which the best counts.
+  reads them; where several layers are within one standard error of the best, a few steps of stage 1 at the lowest and
+  at the middle one, of which the better counts.
 - Learning rates: a power of the model's width, through those that were found by hand at two widths.
 - Stage 2, answers, dial: by how often the stock model refuses training prompts in its own chat format.
 """
@@ -43,7 +43,7 @@ from dcr_lite.settings import FOUND, Settings, layers_between
 
 STOCK_PAIRS = 64  # training pairs that the stock model answers: its refusal rates to about 0.1
 REFUSES = 0.2  # of toxic prompts, from which on a chat model refuses by itself: its makers taught it to
-TRIED = 3  # layers at which stage 1 is tried, at most
+TRIED = 2  # layers at which stage 1 is tried, at most: the highest, tried on two models, was the worst on both
 TIE = 0.01  # of AUROC, within which a lower layer is taken
 TRIAL_STEPS = 20  # of SmolLM2 enough to tell a layer at which it learns from one at which it does not
 # Learning rates by width: stage 1's and safety SFT's, at SmolLM2's width as tried there, at 8 billion weights' as
