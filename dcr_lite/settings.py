@@ -97,7 +97,7 @@ class Settings(ModelSettings):
     contrastive_steps: int = 160
     """Steps of stage 1, at most: twice through the shipped pairs. The weights kept are those that separate the
     development pairs best."""
-    patience: int = 3
+    patience: int = 4
     """Stage 1 ends after so many evaluations, 20 steps apart, without a better separation of the development pairs."""
     contrastive_batch: int = 32
     """Prompts in a step of stage 1: half toxic, half seemingly toxic, both sides of each pair."""

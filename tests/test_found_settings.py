@@ -22,7 +22,7 @@ from dcr_lite.model.loading import REFUSING_OPENINGS
 from dcr_lite.names import DCR
 from dcr_lite.run import found_settings, steps
 from dcr_lite.run.found_report import found_section
-from dcr_lite.run.found_settings import choose, rate_for
+from dcr_lite.run.found_settings import LEARNING_RATES, choose, rate_for
 from dcr_lite.run.inputs import load_data
 from dcr_lite.run.opening import load_model, open_model
 from dcr_lite.run.run_folder import RunFolder, read_found, read_settings
@@ -65,10 +65,14 @@ def test_layers_that_may_be_the_best_are_suggested() -> None:
 
 
 def test_a_learning_rate_follows_from_the_width() -> None:
-    """The two known points to the digit, between them a straight line of logarithms."""
-    assert (rate_for(576, 1e-3, 2e-4), rate_for(4096, 1e-3, 2e-4)) == (1e-3, 2e-4)
-    middle = rate_for(round((576 * 4096) ** 0.5), 1e-3, 2e-4)
-    assert middle == pytest.approx((1e-3 * 2e-4) ** 0.5, rel=0.03)
+    """The known ones to the digit, between two of them a straight line of logarithms, beyond them the nearest."""
+    for name, known in LEARNING_RATES.items():
+        assert {width: rate_for(width, name) for width in known} == known
+        rates = [rate_for(width, name) for width in (64, 576, 700, 896, 1536, 4096, 8192)]
+        assert rates == sorted(rates, reverse=True)
+        assert (rates[0], rates[-1]) == (known[576], known[4096])
+    middle = rate_for(round((576 * 4096) ** 0.5), "sft_learning_rate")
+    assert middle == pytest.approx((2e-3 * 2e-4) ** 0.5, rel=0.03)
 
 
 # --- what the model does already --------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ follows from what the model does already. What is given is never searched.
 - L: the stock model's states of development pairs at every layer between 0.4 and 0.7 of the depth, read as stage 1
   reads them; where several layers are within one standard error of the best, a few steps of stage 1 at the lowest and
   at the middle one, of which the better counts.
-- Learning rates: a power of the model's width, through those that were found by hand at two widths.
+- Learning rates: from the model's width, between those that are known at other widths.
 - Stage 2, answers, dial: by how often the stock model refuses training prompts in its own chat format.
 """
 
@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from math import log
 from typing import Any
 
@@ -46,10 +47,12 @@ REFUSES = 0.2  # of toxic prompts, from which on a chat model refuses by itself:
 TRIED = 2  # layers at which stage 1 is tried, at most: the highest, tried on two models, was the worst on both
 TIE = 0.01  # of AUROC, within which a lower layer is taken
 TRIAL_STEPS = 20  # of SmolLM2 enough to tell a layer at which it learns from one at which it does not
-# Learning rates by width: stage 1's and safety SFT's, at SmolLM2's width as tried there, at 8 billion weights' as
-# QLoRA's (Dettmers et al., 2023).
-WIDTHS = (576, 4096)
-LEARNING_RATES = {"contrastive_learning_rate": (1e-3, 2e-4), "sft_learning_rate": (2e-3, 2e-4)}
+# Learning rates by width: at SmolLM2's (576) and at Qwen2.5 0.5B's (896) as tried there, at 8 billion weights' (4096)
+# QLoRA's (Dettmers et al., 2023). At 896 stage 1 stands still at 7e-4, which lies between its two neighbours.
+LEARNING_RATES = {
+    "contrastive_learning_rate": {576: 1e-3, 896: 3.5e-4, 4096: 2e-4},
+    "sft_learning_rate": {576: 2e-3, 4096: 2e-4},
+}
 
 Evidence = dict[str, Any]
 
@@ -89,8 +92,8 @@ def choose(settings: Settings, width: int, answers: Evidence | None, layers: Evi
         "dial": "above_stock" if refuses else "balanced",
     }
     chosen: dict[str, Any] = {"layer": settings.layer if layers is None else layers["chosen"]}
-    for name, at_widths in LEARNING_RATES.items():
-        chosen[name] = getattr(settings, name) or rate_for(width, *at_widths)
+    for name in LEARNING_RATES:
+        chosen[name] = getattr(settings, name) or rate_for(width, name)
     for name, value in automatic.items():
         chosen[name] = value if getattr(settings, name) == "auto" else getattr(settings, name)
     given = [name for name, value in chosen.items() if getattr(settings, name) == value]
@@ -106,11 +109,14 @@ def assumed(settings: Settings, depth: int, width: int) -> Settings:
     return replace(settings, **{name: chosen[name] for name in FOUND_NAMES})
 
 
-def rate_for(width: int, narrow: float, wide: float) -> float:
-    """The learning rate for a width, on the straight line of logarithms through the rates at the two WIDTHS; two
-    figures."""
-    slope = log(wide / narrow) / log(WIDTHS[1] / WIDTHS[0])
-    return float(f"{narrow * (width / WIDTHS[0]) ** slope:.1e}")
+def rate_for(width: int, name: str) -> float:
+    """The learning rate of that name for a width: between two known ones a power of the width, beyond them the nearest;
+    two figures."""
+    known = LEARNING_RATES[name]
+    width = min(max(width, min(known)), max(known))
+    low, high = next(pair for pair in pairwise(sorted(known)) if width <= pair[1])
+    slope = log(known[high] / known[low]) / log(high / low)
+    return float(f"{known[low] * (width / low) ** slope:.1e}")
 
 
 # --- what the model does already --------------------------------------------------------------------------------------
@@ -197,8 +203,8 @@ def _trial(model: Model, data: Data, settings: Settings, geometry: Geometry, pro
     """The AUROC of development pairs after a few steps of stage 1 at the layer of the settings."""
     config = replace(ContrastiveConfig.of(settings), steps=TRIAL_STEPS, observe_every=TRIAL_STEPS)
     if not config.learning_rate:
-        at_widths = LEARNING_RATES["contrastive_learning_rate"]
-        config = replace(config, learning_rate=rate_for(model.network.config.hidden_size, *at_widths))
+        rate = rate_for(model.network.config.hidden_size, "contrastive_learning_rate")
+        config = replace(config, learning_rate=rate)
     aurocs: list[float] = []
 
     def report(row: dict[str, Any]) -> None:
