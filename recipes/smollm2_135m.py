@@ -15,6 +15,8 @@ from dcr_lite.settings import Settings
 SETTINGS = Settings(
     model="HuggingFaceTB/SmolLM2-135M-Instruct",
     run=Path("runs/smollm2_135m"),
+    contrastive_batch=32,  # which this small model learns with as well, in as many passes through the pairs
+    contrastive_steps=160,
     compare_with=("safety_sft",),  # small enough that the baseline costs two minutes
 )
 

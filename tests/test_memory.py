@@ -361,7 +361,7 @@ def test_the_plan_names_every_card(path: Path, capsys: pytest.CaptureFixture[str
     compared = "safety SFT alone" in done.out
     assert compared == (path.stem == "smollm2_135m")
     assert all(row.count(" GB (") + row.count("does not fit") == 3 + compared for row in rows.values())
-    assert rows["A100 / H100, 80 GB"].count(f"({MOST_TOKENS:,})") == 1 + compared
+    assert rows["A100 / H100, 80 GB"].count(f"({MOST_TOKENS:,})") >= 2
     assert all(word in done.out for word in ("stage 1", "stage 2", "evaluation", "4-bit NF4"))
     assert not (tmp_path / "run").exists()
 

@@ -13,7 +13,7 @@ from dcr_lite.method.contrastive import GEOMETRY_PAIRS, REFERENCE_PAIRS, Contras
 from dcr_lite.method.safety_sft import OBSERVATIONS
 from dcr_lite.model.shapes import Shape
 from dcr_lite.names import BASELINE, models_of
-from dcr_lite.run.found_settings import STOCK_PAIRS, TRIAL_STEPS, TRIED, asks_for_answers, assumed
+from dcr_lite.run.found_settings import STOCK_PAIRS, TRIAL_BATCH, TRIAL_STEPS, TRIED, asks_for_answers, assumed
 from dcr_lite.run.own_voice import OWN_TOKENS
 from dcr_lite.run.plan import DIAL_ANSWERS, DIAL_READINGS
 from dcr_lite.settings import FOUND, Settings
@@ -124,7 +124,9 @@ def _search(count: Counter, asked: Settings, lengths: Lengths, batch: int, promp
     if asked.layer != FOUND:
         return 0.0
     read = 2 * (min(GEOMETRY_PAIRS, len(lengths.pairs)) + lengths.development)
-    return count.forward(count.shape.layers, read * prompt, read) + TRIED * TRIAL_STEPS * count.stage1(batch, prompt)
+    return count.forward(count.shape.layers, read * prompt, read) + TRIED * TRIAL_STEPS * count.stage1(
+        min(batch, TRIAL_BATCH), prompt
+    )
 
 
 def _along_the_way(count: Counter, asked: Settings, settings: Settings, lengths: Lengths, prompt: float) -> float:

@@ -47,10 +47,11 @@ REFUSES = 0.2  # of toxic prompts, from which on a chat model refuses by itself:
 TRIED = 2  # layers at which stage 1 is tried, at most: the highest, tried on two models, was the worst on both
 TIE = 0.01  # of AUROC, within which a lower layer is taken
 TRIAL_STEPS = 20  # of SmolLM2 enough to tell a layer at which it learns from one at which it does not
-# Learning rates by width: at SmolLM2's (576) and at Qwen2.5 0.5B's (896) as tried there, at 8 billion weights' (4096)
-# QLoRA's (Dettmers et al., 2023). At 896 stage 1 stands still at 7e-4, which lies between its two neighbours.
+TRIAL_BATCH = 32  # prompts in such a step, at most: enough for that, in half the time of the usual batch
+# Learning rates by width: at those of SmolLM2 (576) and of Qwen2.5 0.5B and 1.5B (896, 1536) as tried there, at 8
+# billion weights' (4096) QLoRA's (Dettmers et al., 2023).
 LEARNING_RATES = {
-    "contrastive_learning_rate": {576: 1e-3, 896: 3.5e-4, 4096: 2e-4},
+    "contrastive_learning_rate": {576: 1e-3, 896: 5e-4, 1536: 5e-4, 4096: 2e-4},
     "sft_learning_rate": {576: 2e-3, 4096: 2e-4},
 }
 
@@ -201,7 +202,8 @@ class _Trial(ContrastiveRefinement):
 
 def _trial(model: Model, data: Data, settings: Settings, geometry: Geometry, progress: Callable[[int], None]) -> float:
     """The AUROC of development pairs after a few steps of stage 1 at the layer of the settings."""
-    config = replace(ContrastiveConfig.of(settings), steps=TRIAL_STEPS, observe_every=TRIAL_STEPS)
+    batch = min(TRIAL_BATCH, settings.contrastive_batch)
+    config = replace(ContrastiveConfig.of(settings), steps=TRIAL_STEPS, observe_every=TRIAL_STEPS, batch_size=batch)
     if not config.learning_rate:
         rate = rate_for(model.network.config.hidden_size, "contrastive_learning_rate")
         config = replace(config, learning_rate=rate)
