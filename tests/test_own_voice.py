@@ -78,7 +78,7 @@ def test_unusable_answers_are_replaced_while_others_are_left(
     assert len(own.baseline_mixture) == 8 + settings.sizes["baseline_refusals"]
     assert talking.batches == [8, 2]
     assert model.prompts_at_once == 128
-    assert set(talking.at_once) == {128 * (64 + 6) // (64 + 160)}  # planned for answers of 6 tokens
+    assert set(talking.at_once) == {128 * (64 + 6) // (64 + 80)}  # planned for answers of 6 tokens
     assert (run.finished("own_answers") or {})["counts"] == {"learnt": 8, "refusal": 1, "empty": 1}
 
 
