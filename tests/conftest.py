@@ -104,7 +104,7 @@ def demo_run(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def dialled_run(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That run with a dial, set to 0.5, to read only."""
-    from dials import give_dial
+    from given_dials import give_dial
 
     run = Path(shutil.copytree(demo_run, tmp_path_factory.mktemp("dialled") / "run"))
     give_dial(run, 0.5)
