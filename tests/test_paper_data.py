@@ -146,9 +146,13 @@ def test_the_files_are_fetched_once_and_read_as_any_other(hub: list[tuple[Any, .
 
 
 def test_a_recipe_trains_on_them(hub: list[tuple[Any, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A family's resolved settings name the fetched files; where all files are given, nothing is fetched."""
+    """The resolved settings of a family's base model name the fetched files, those of its chat model the shipped ones;
+    where all files are given, nothing is fetched."""
     monkeypatch.setenv("DCR_LITE_CACHE", str(tmp_path))
-    settings = recipe_module(RECIPE.parent / "llama3_8b.py").SETTINGS
+    recipe = recipe_module(RECIPE.parent / "llama3_8b.py").SETTINGS
+    assert resolved(recipe).files == SHIPPED_FILES
+    assert not hub
+    settings = replace(recipe, from_base_model=True)
     assert {path.parent for path in resolved(settings).files.values()} == {tmp_path / "data" / VERSION}
     hub.clear()
     shutil.rmtree(tmp_path / "data")
@@ -181,7 +185,7 @@ def test_the_documents_list_every_set() -> None:
 def test_without_the_hub_the_local_ways_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Hub that does not answer is a one-line error with what to do instead, and leaves no file."""
     monkeypatch.setenv("DCR_LITE_CACHE", str(tmp_path))
-    done = run_here(["--run", str(tmp_path / "run")], RECIPE.parent / "qwen2_5_1_5b.py")
+    done = run_here(["--data", "full", "--run", str(tmp_path / "run")], RECIPE.parent / "qwen2_5_1_5b.py")
     assert done.code == 1
     reason = "HF_HUB_OFFLINE is set: unset it to ask huggingface.co"
     assert f"cannot be fetched ({reason}). Run once with a connection, use --data" in done.err
