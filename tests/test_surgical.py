@@ -39,10 +39,12 @@ PADDED_AND_PACKED = ["llama", "gemma2", "gemma3"]
 def test_last_states_are_those_of_a_full_forward_pass(
     tiny_model: MakeModel, reference: MakeReference, architecture: str
 ) -> None:
-    """Every layer, the last three tokens, rows in the order given; also where rows share all but their ending."""
+    """Every layer, the last three tokens, rows in the order given; also where rows share all but their ending. The
+    first layers alone have the same states."""
     model, plain = tiny_model(architecture), reference(architecture)
     for rows in (random_rows([9, 4, 21, 5], shared=7), [[5, 6, 7, 8, 9], [5, 6, 7, 8, 10]]):
         states = last_states(model, rows, 3)
+        assert torch.equal(last_states(model, rows, 3, layers=2), states[:2])
         assert states.shape == (LAYERS, len(rows), 3, 64)
         for layer in range(LAYERS - 1):  # of the last one transformers only gives the state behind the final norm
             for i, row in enumerate(rows):

@@ -118,16 +118,16 @@ def final_states(model: nn.Module, batch: Batch, places: Tensor | None = None) -
         return read(decoder(**batch.inputs, use_cache=False).last_hidden_state)
 
 
-def states_of_every_layer(model: nn.Module, batch: Batch, places: Tensor) -> Tensor:
-    """The states that every decoder layer puts out at ``places`` of the flattened batch, pre-norm, in float32:
-    (layers, places, d_model)."""
+def states_of_every_layer(model: nn.Module, batch: Batch, places: Tensor, layers: int | None = None) -> Tensor:
+    """The states that the first ``layers`` decoder layers, by default all, put out at ``places`` of the flattened
+    batch, pre-norm, in float32: (layers, places, d_model)."""
     decoder = decoder_of(model)
     captured: list[Tensor] = []
 
     def capture(states: Tensor) -> None:
         captured.append(states.flatten(0, 1)[places].float())
 
-    with ExitStack() as hooks:
+    with only_layers(decoder, 0, layers or len(decoder.layers)), ExitStack() as hooks:
         for layer in decoder.layers:
             hooks.enter_context(layer.register_forward_hook(partial(_hook, capture)))
         decoder(**batch.inputs, use_cache=False)

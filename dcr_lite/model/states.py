@@ -45,11 +45,15 @@ def layer_states(model: Model, rows: list[list[int]], layer: int) -> Tensor:
 
 
 def last_states(
-    model: Model, rows: list[list[int]], tokens: int = 1, progress: Callable[[int], None] = lambda done: None
+    model: Model,
+    rows: list[list[int]],
+    tokens: int = 1,
+    layers: int | None = None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
-    """States of the last ``tokens`` tokens of each row at every decoder layer, pre-norm: (layers, rows, tokens,
-    d_model), float32 on the CPU. Rows need that many tokens of their own behind what all of them share. ``progress`` is
-    called with the number of rows in each finished pass.
+    """States of the last ``tokens`` tokens of each row at the first ``layers`` decoder layers, by default all,
+    pre-norm: (layers, rows, tokens, d_model), float32 on the CPU. Rows need that many tokens of their own behind what
+    all of them share. ``progress`` is called with the number of rows in each finished pass.
 
     Raises UserError where one is not finite.
     """
@@ -60,7 +64,7 @@ def last_states(
         batch = model.batch(chosen, min(shared_prefix(chosen), min(map(len, chosen)) - tokens))
         places = torch.cat([own[-tokens:] for own in batch.index])
         with model.compute():
-            of_part = states_of_every_layer(model.network, batch, places).cpu()
+            of_part = states_of_every_layer(model.network, batch, places, layers).cpu()
         return list(of_part.view(len(of_part), len(part), tokens, -1).unbind(1))
 
     model.network.eval()

@@ -152,7 +152,9 @@ def _layers(run: RunFolder, model: Model, data: Data, settings: Settings) -> Evi
     training, development = encode_pairs(model, data.training), encode_pairs(model, data.development)
     rows = first_pairs(training, GEOMETRY_PAIRS)
     with progress_bar("States by layer", len(rows) + len(development)) as shown, adapters.stock(model):
-        states = last_states(model, rows + development, progress=shown.advance)[between.start : between.stop, :, 0]
+        states = last_states(model, rows + development, layers=between.stop, progress=shown.advance)[
+            between.start :, :, 0
+        ]
     geometries, stock = {}, {}
     for layer, of_layer in zip(between, states.to(model.device), strict=True):
         # All pairs that give the geometry give the two means too: with fewer the AUROC of single layers varies more.
