@@ -135,4 +135,4 @@ def _draw_along(axes: Axes, setting: DialSetting) -> None:
         xlabel="refuses more   \N{LEFT RIGHT ARROW}   strength   \N{LEFT RIGHT ARROW}   answers more",
         ylabel="refused (dotted: stock model)",
     )
-    axes.legend(loc="upper right")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)  # above: the curves may be anywhere
