@@ -3,8 +3,8 @@
     python benchmarks/trade_off.py --settings.model FOLDER --prompts FILES --seeds 0 1 2 --out runs/trade_off
 
 Measured along their strengths: the stock model; the stock model steered as DCR's dial steers, without any training (the
-control); stage 1 with its dial; the same with a stage 2 of own answers and few refusals; and with one of the given
-answers and many. Stage 1 and the dial are the same for all three. ``--out`` keeps every training, the answers and what
+control); stage 1 with its dial; the same with a stage 2 of own answers, with few refusals where the stock model refuses
+by itself; and with one of the given answers and all refusals. Stage 1 and the dial are the same for all three. ``--out`` keeps every training, the answers and what
 is measured, as that of ``dcr-lite compare``: the same command goes on.
 
 Intervals are over seeds and prompts: of the mean over seeds (Student) and of the rates over prompts (Wilson, MOVER),
@@ -36,9 +36,9 @@ from dcr_lite.run.own_voice import in_own_voice
 from dcr_lite.run.stored_states import load_states, stage2_rows
 from dcr_lite.settings import HELD_OUT_FILES, Settings
 
-STRENGTHS = (0.3, -0.15, 0.0, 0.15, 0.45, 0.6)  # of the dial; the first is a large point of the picture
-STEERED = (0.5, -2.0, -1.0, -0.5, 1.0, 2.0)  # in units of the states' spread
-ROWS = {"own": 24, "given": 128}  # refusals beside the stock model's own answers, and beside the given ones
+STRENGTHS = (0.3, 0.0, 0.15, 0.45, 0.6)  # of the dial; the first is a large point of the picture
+STEERED = (0.5, -1.0, 1.0, 2.0)  # in units of the states' spread
+FEW = 24  # refusals beside own answers, of a model that refuses by itself
 
 
 @dataclass
@@ -74,7 +74,9 @@ def _turned(answers: Any, seed: SeedRun, strength: float) -> Iterator[Cost]:
     refined, cost = seed.refine(), seed.cost("stage1")
     dial = seed.fit_dial()
     if answers:
-        settings = replace(seed.settings, answers=answers, refusals=ROWS[answers])
+        settings = replace(seed.settings, answers=answers)
+        if answers == "own" and settings.dial == "above_stock":
+            settings = replace(settings, refusals=FEW)
         data = in_own_voice(seed.run, seed.model, seed.data, settings)
         rows, above = stage2_rows(data, settings, load_states(seed.run)), steps.stage2_above(settings)
         cost += seed.train(f"stage2_{answers}", f"Stage 2, {answers} answers", DCR, rows, above, refined)
@@ -94,8 +96,8 @@ VARIANTS = {
     STOCK: METHODS[STOCK],
     "steered": replace(METHODS["steered"], model=_steered, strengths=lambda settings: STEERED),
     "stage1": _with_dial("stage 1", "#1e8449", None),
-    "own": _with_dial(f"stage 1, own answers and {ROWS['own']} refusals", "#2471a3", "own"),
-    "given": _with_dial(f"stage 1, given answers and {ROWS['given']} refusals", "#7d3c98", "given"),
+    "own": _with_dial("stage 1 and 2, own answers", "#2471a3", "own"),
+    "given": _with_dial("stage 1 and 2, given answers", "#7d3c98", "given"),
 }
 
 
@@ -124,7 +126,7 @@ def page(methods: dict[str, Method], entries: list[dict[str, Any]]) -> str:
 
 def main(choices: Choices) -> list[dict[str, Any]]:
     methods = {k: v for k, v in VARIANTS.items() if k == STOCK or not choices.only or k in choices.only}
-    settings = inputs.resolved(choices.settings)
+    settings = replace(inputs.resolved(choices.settings), stage2="yes")  # so that its states are kept
     data = EvaluationData.read(choices.prompts, choices.rows, None)
     _, results = measured(methods, settings, data, choices.seeds, choices.seeds, choices.out)
     entries = with_intervals(results)

@@ -97,8 +97,8 @@ class Settings(ModelSettings):
     contrastive_steps: int = 80
     """Steps of stage 1, at most: twice through the shipped pairs. The weights kept are those that separate the
     development pairs best."""
-    patience: int = 4
-    """Stage 1 ends after so many evaluations, 20 steps apart, without a better separation of the development pairs."""
+    patience: int = 3
+    """Stage 1 ends after so many of its eight evaluations without a better separation of the development pairs."""
     contrastive_batch: int = 64
     """Prompts in a step of stage 1: half toxic, half seemingly toxic, both sides of each pair. With 32, Qwen2.5 0.5B
     stands still at every learning rate that was tried; it learns with 64."""

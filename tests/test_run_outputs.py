@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 
 from dcr_lite.data.rows import Pair
 from dcr_lite.measure.answers import read_answers, write_answers
+from dcr_lite.method.contrastive import OBSERVATIONS as STAGE1_OBSERVATIONS
 from dcr_lite.method.contrastive import ContrastiveConfig, encode_pairs, stock_geometry
 from dcr_lite.method.read_out import reads_as_toxic
 from dcr_lite.method.safety_sft import OBSERVATIONS
@@ -121,7 +122,7 @@ def test_metrics_hold_every_step_once(finished: Finished) -> None:
         "safety_sft": list(range(1, BASELINE_STEPS + 1)),
     }
     for stage, last, every in (
-        ("stage1", CONTRASTIVE_STEPS, ContrastiveConfig.observe_every),
+        ("stage1", CONTRASTIVE_STEPS, -(-CONTRASTIVE_STEPS // STAGE1_OBSERVATIONS)),
         ("stage2", SFT_STEPS, -(-SFT_STEPS // OBSERVATIONS)),
         ("safety_sft", BASELINE_STEPS, -(-BASELINE_STEPS // OBSERVATIONS)),
     ):

@@ -77,6 +77,20 @@ def test_where_answers_were_judged_the_rates_are_theirs() -> None:
         assert found.at(reading.strength)[0] == pytest.approx(reading.refused.mean(1))
 
 
+def test_readings_close_together_count_as_one() -> None:
+    """Two that are judged apart by chance leave no kink: the curve is as steep between them as the log-odds are."""
+    readings = simulated(0)
+    usual = readings[3]
+    rates, by_chance = judge(usual.log_odds).mean(-1), np.array([0.1, 0.05])
+    close = [
+        Reading(usual.strength + further, usual.log_odds, np.arange(80) < 80 * (rates + apart)[:, None])
+        for further, apart in ((0, by_chance), (0.02, -by_chance))
+    ]
+    found = fit_trade_off([*readings[:3], *close, *readings[4:]], resamples=0)
+    for strength in (usual.strength, usual.strength + 0.02):
+        assert found.at(strength)[0] == pytest.approx(rates, abs=0.02)
+
+
 def test_a_curve_needs_two_strengths_and_an_answer() -> None:
     """Anything less is an error."""
     readings = simulated(0)

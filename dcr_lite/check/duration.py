@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from dcr_lite.check.rows import Lengths
-from dcr_lite.method.contrastive import GEOMETRY_PAIRS, REFERENCE_PAIRS, ContrastiveConfig
+from dcr_lite.method.contrastive import GEOMETRY_PAIRS, REFERENCE_PAIRS
+from dcr_lite.method.contrastive import OBSERVATIONS as STAGE1_OBSERVATIONS
 from dcr_lite.method.safety_sft import OBSERVATIONS
 from dcr_lite.model.shapes import Shape
 from dcr_lite.names import BASELINE, models_of
@@ -96,8 +97,7 @@ def operations(
 
     # Prompts read without a gradient: for the geometry, along stage 1, and after it for the other parts.
     read_out = 2 * (min(REFERENCE_PAIRS, len(lengths.pairs)) + lengths.development)
-    observations = 1 + -(-settings.contrastive_steps // ContrastiveConfig.observe_every)
-    read = 2 * min(GEOMETRY_PAIRS, len(lengths.pairs)) + observations * read_out
+    read = 2 * min(GEOMETRY_PAIRS, len(lengths.pairs)) + (1 + STAGE1_OBSERVATIONS) * read_out
     read += 2 * (read_out + len(lengths.held_out)) + lengths.refusals
     batch = 2 * min(settings.contrastive_batch // 2, len(lengths.pairs))
     stage1 = settings.contrastive_steps * count.stage1(batch, prompt)

@@ -23,6 +23,7 @@ FINE = 8  # steps of a curve from one reading to the next
 RESAMPLES = 200  # of the pairs, for the intervals: between seeds their ends then move by a tenth of their width
 PRIOR_MAP = np.array([0.0, 1.0])  # intercept and slope before any answer is judged: log-odds mean what they say
 PRIOR_PRECISION = 0.1  # give or take 3
+POOLED = 0.05  # of the range of strengths: what judged answers nearer than that differ by is noise
 TOLERANCE = 0.03  # a goal that is missed by less is met: no development set tells such rates apart
 
 
@@ -105,7 +106,7 @@ def fit_map(log_odds: Floats, refused: NDArray[np.bool_]) -> tuple[float, float]
 
 def fit_trade_off(readings: Sequence[Reading], resamples: int = RESAMPLES) -> TradeOff:
     """The curve through readings of the same pairs at several strengths. Where answers were judged, the rates are
-    theirs; between, what the map misses is interpolated. The 95 % intervals are of a percentile bootstrap: whole
+    theirs, or the mean where several strengths lie close together; between, what the map misses is interpolated. The 95 % intervals are of a percentile bootstrap: whole
     pairs are resampled, and the map is fitted again to each sample. resamples: 0 for the rates alone.
 
     Raises ValueError for fewer than two strengths, or without judged answers.
@@ -119,13 +120,17 @@ def fit_trade_off(readings: Sequence[Reading], resamples: int = RESAMPLES) -> Tr
     judged = [(r.strength, r.log_odds, r.refused) for r in readings if r.refused is not None]
     at_judged, odds_judged, refused = (np.stack(part) for part in zip(*judged, strict=True))
     pairs = log_odds.shape[-1]
+    group = np.cumsum(np.diff(at_judged, prepend=at_judged[0]) > POOLED * np.ptp(at))
+    together = np.array([group == k for k in range(group[-1] + 1)], float)
+    together /= together.sum(1, keepdims=True)  # groups judged: the mean of each
 
     def rates(chosen: Any) -> Floats:
         odds, answers = odds_judged[:, :, chosen], refused[:, :, chosen]
         intercept, slope = fit_map(odds.ravel(), answers.ravel())
         means = expit(intercept + slope * log_odds[:, :, chosen]).mean(-1)
-        missed = answers.mean(-1) - expit(intercept + slope * odds).mean(-1)
-        sides = [mean + np.interp(strengths, at_judged, miss) for mean, miss in zip(means.T, missed.T, strict=True)]
+        missed = together @ (answers.mean(-1) - expit(intercept + slope * odds).mean(-1))
+        places = together @ at_judged
+        sides = [mean + np.interp(strengths, places, miss) for mean, miss in zip(means.T, missed.T, strict=True)]
         return np.stack([isotonic_regression(side.clip(0, 1), increasing=False) for side in sides], 1)
 
     generator = np.random.default_rng(0)

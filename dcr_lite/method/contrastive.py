@@ -24,6 +24,7 @@ from dcr_lite.model.states import layer_states, prompt_passes
 from dcr_lite.settings import Settings
 
 REFERENCE_PAIRS = 64  # training pairs that give the read-out: enough for two means, and read in every observation
+OBSERVATIONS = 8  # evaluations on development pairs, evenly over the steps
 GEOMETRY_PAIRS = 420  # training pairs that give the stock model's geometry: 840 states for a shrunk covariance
 
 
@@ -42,7 +43,7 @@ class ContrastiveConfig:
     steps: int
     batch_size: int
     learning_rate: float
-    observe_every: int = 20
+    observe_every: int = 10
 
     @classmethod
     def of(cls, settings: Settings) -> "ContrastiveConfig":
@@ -60,6 +61,7 @@ class ContrastiveConfig:
             steps=settings.contrastive_steps,
             batch_size=settings.contrastive_batch,
             learning_rate=settings.contrastive_learning_rate,
+            observe_every=-(-settings.contrastive_steps // OBSERVATIONS),
         )
 
 
