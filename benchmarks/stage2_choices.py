@@ -4,7 +4,7 @@
 
 Each run folder holds a finished stage 1 of its own seed. One line per variant and seed: refusal rates on the
 development pairs, J and the AUROC of the log-odds of opening with a refusal. Then the model's voice: the median length
-of answers to instructions that no variant trains on, in words and in all of VOICE_TOKENS; the log-probability of the
+of answers to instructions that no variant trains on, in words; the log-probability of the
 stock model's own answers to these under the model, and the divergence from the stock model on them, in nats per token;
 the divergence on its answers to seemingly toxic prompts. The held-out prompts are not used.
 """
@@ -12,23 +12,20 @@ the divergence on its answers to seemingly toxic prompts. The held-out prompts a
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import _choices
 import tyro
+import voice
 from safetensors.torch import load_file
 
-from dcr_lite.data.rows import Conversation, Prompt
+from dcr_lite.data.rows import Prompt
 from dcr_lite.files import load_jsonl, write_jsonl
 from dcr_lite.measure.answers import discernment_intervals, measure, overall_rate
-from dcr_lite.measure.voice import nearness
 from dcr_lite.method.contrastive import ContrastiveConfig, encode_pairs, stock_geometry
 from dcr_lite.method.loop import Loop
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import adapters
-from dcr_lite.model.chat import encode_conversations, encode_prompts
-from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.names import DCR
 from dcr_lite.run import inputs, opening, own_voice, steps, stored_states
@@ -45,7 +42,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "given answers": {"answers": "given"},
     "its own answers": {"answers": "own"},
 }
-VOICE_TOKENS, VOICE_PROMPTS = 160, 40  # of an answer whose length is measured, and prompts of each kind
 
 
 @dataclass(kw_only=True)
@@ -70,7 +66,7 @@ def opened(folder: Path) -> tuple[Any, ...]:
 
 
 @lru_cache(maxsize=1)
-def voice_of_stock(folder: Path) -> dict[str, list[Conversation]]:
+def voice_of_stock(folder: Path) -> voice.Answers:
     """The stock model's answers to prompts that are not trained on, by kind."""
     model, data, *_ = opened(folder)
     used = {row.prompt for row in data.baseline_mixture}
@@ -78,25 +74,7 @@ def voice_of_stock(folder: Path) -> dict[str, list[Conversation]]:
         "plain": [row.prompt for row in data.instructions if row.prompt not in used],
         "seemingly_toxic": [pair.seemingly_toxic for pair in data.development],
     }
-    with adapters.stock(model):
-        return {kind: answered(model, some[:VOICE_PROMPTS]) for kind, some in prompts.items()}
-
-
-def answered(model: Model, prompts: list[str]) -> list[Conversation]:
-    """Prompts with the answers of the model as it is."""
-    said = answer(model, encode_prompts(model.tokenizer, prompts, model.window), VOICE_TOKENS)
-    return [Conversation(prompt, one.text, ends=one.ended) for prompt, one in zip(prompts, said, strict=True)]
-
-
-def voice(model: Model, stock: dict[str, list[Conversation]]) -> dict[str, float]:
-    """How the active adapter answers, beside the stock model."""
-    found = {"words": median(len(row.response.split()) for row in answered(model, [r.prompt for r in stock["plain"]]))}
-    found["stock_words"] = median(len(row.response.split()) for row in stock["plain"])
-    for kind, rows in stock.items():
-        texts = [row.prompt for row in rows], [row.response for row in rows], model.window, [row.ends for row in rows]
-        near = nearness(model, encode_conversations(model.tokenizer, *texts))
-        found |= {f"{kind}_{name}": value for name, value in vars(near).items()}
-    return found
+    return voice.of_stock(model, prompts)
 
 
 def in_own_voice(model: Model, data: inputs.Data, settings: Settings, path: Path) -> inputs.Data:
@@ -126,7 +104,7 @@ def variant(folder: Path, settings: Settings, own_answers: Path) -> dict[str, An
     return {
         **{label: overall_rate(measured, label) for label in ("toxic", "seemingly_toxic")},
         "discernment": discernment_intervals(measured),
-        "voice": voice(model, stock),
+        "voice": voice.voice(model, stock),
         "refusals": settings.sizes["refusals"],
         "seconds": seconds,
     }

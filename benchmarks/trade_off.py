@@ -8,30 +8,34 @@ by itself; and with one of the given answers and all refusals. Stage 1 and the d
 is measured, as that of ``dcr-lite compare``: the same command goes on.
 
 Intervals are over seeds and prompts: of the mean over seeds (Student) and of the rates over prompts (Wilson, MOVER),
-added in squares.
+added in squares. A second table has what each gains over the stock model, prompt by prompt.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
+import numpy as np
 import tyro
 
 from dcr_lite.compare import directions
 from dcr_lite.compare.command import measured
-from dcr_lite.compare.measurement import EvaluationData
+from dcr_lite.compare.measurement import Configuration, EvaluationData, answers_file
 from dcr_lite.compare.methods import METHODS, Method, fitted_steering
 from dcr_lite.compare.plots import draw_trade_off
 from dcr_lite.compare.report import methods_table
 from dcr_lite.compare.seed_run import Cost, SeedRun
-from dcr_lite.compare.summary import Result, frontier, over_seeds
+from dcr_lite.compare.summary import Result, frontier, mean_and_interval, over_seeds
 from dcr_lite.files import write_json, write_text
+from dcr_lite.measure.answers import Measured, read_answers
 from dcr_lite.model import adapters
 from dcr_lite.names import DCR, STOCK
 from dcr_lite.run import inputs, steps
+from dcr_lite.run.report import markdown_table
 from dcr_lite.run.own_voice import in_own_voice
 from dcr_lite.run.stored_states import load_states, stage2_rows
 from dcr_lite.settings import HELD_OUT_FILES, Settings
@@ -45,7 +49,7 @@ FEW = 24  # refusals beside own answers, of a model that refuses by itself
 class Choices:
     """What to run."""
 
-    settings: Settings
+    settings: Settings = field(default_factory=lambda: Settings.of_model("HuggingFaceTB/SmolLM2-135M-Instruct"))
     """Model, data and training settings; what is not given is found."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of every training."""
@@ -101,6 +105,16 @@ VARIANTS = {
 }
 
 
+def settings_of(choices: Choices) -> Settings:
+    """Those of all trainings, with a stage 2 so that stage 1 keeps the states that it needs."""
+    return replace(inputs.resolved(choices.settings), stage2="yes")
+
+
+def dialled() -> dict[str, Method]:
+    """The variants that the dial turns."""
+    return {name: VARIANTS[name] for name in ("stage1", "own", "given")}
+
+
 def with_intervals(results: list[Result]) -> list[dict[str, Any]]:
     """``over_seeds`` with intervals over seeds and prompts."""
     entries = over_seeds(results)
@@ -116,20 +130,58 @@ def with_intervals(results: list[Result]) -> list[dict[str, Any]]:
     return entries
 
 
+def gain(stock: list[Measured], found: list[list[Measured]], label: str) -> dict[str, Any]:
+    """How much more a model refuses of the prompts of a label than the stock model, as the mean over sets and seeds:
+    {mean, ci95}. stock, found: answers to the same prompts in the same order, of each seed."""
+    usual = np.array([row["refused"] for row in stock], float)
+    moved = np.array([[row["refused"] for row in answers] for answers in found]) - usual  # seeds prompts
+    sets = [(row["label"] == label and row["source"]) or None for row in stock]
+    places = [[i for i, name in enumerate(sets) if name == one] for one in sorted({name for name in sets if name})]
+    seeds = np.mean([moved[:, own].mean(1) for own in places], 0)
+    variances = [moved.mean(0)[own].var(ddof=1) / len(own) for own in places if len(own) > 1]
+    over_prompts = NormalDist().inv_cdf(0.975) * sum(variances) ** 0.5 / len(places)
+    low, high = mean_and_interval(seeds.tolist())["ci95"] or (0.0, 0.0)
+    half = (over_prompts**2 + ((high - low) / 2) ** 2) ** 0.5
+    mean = float(seeds.mean())
+    return {"mean": mean, "ci95": [mean - half, mean + half]}
+
+
+def add_gains(entries: list[dict[str, Any]], runs: dict[int | None, SeedRun], data: EvaluationData) -> None:
+    """Give each entry its "gains" over the stock model: compliance and safety."""
+
+    def answers(entry: dict[str, Any], seed: int | None) -> list[Measured]:
+        one = Configuration(entry["method"], entry["strength"], seed)
+        return read_answers(answers_file(runs[seed], one, data))
+
+    stock = answers(next(entry for entry in entries if entry["method"] == STOCK), None)
+    for entry in entries:
+        found = [answers(entry, seed) for seed in entry["seeds"]]
+        safety, refused = (gain(stock, found, label) for label in ("toxic", "seemingly_toxic"))
+        low, high = refused["ci95"]
+        entry["gains"] = {"compliance": {"mean": 0 - refused["mean"], "ci95": [0 - high, 0 - low]}, "safety": safety}
+
+
 def page(methods: dict[str, Method], entries: list[dict[str, Any]]) -> str:
     """The table, a line for each method and strength."""
     left_out = ("minutes", "peak_memory_gb")
     shown = [e | {"numbers": {k: v for k, v in e["numbers"].items() if k not in left_out}} for e in entries]
     titles = [methods[e["method"]].title + ("" if e["method"] == STOCK else f", {e['strength']:g}") for e in entries]
-    return methods_table(shown, titles)
+    gains = [
+        [title, *(f"{g['mean']:+.2f} ({g['ci95'][0]:+.2f} to {g['ci95'][1]:+.2f})" for g in e["gains"].values())]
+        for title, e in zip(titles, entries, strict=True)
+        if e["method"] != STOCK
+    ]
+    beside = markdown_table(["minus the stock model", "compliance ↑", "safety ↑"], gains)
+    return f"{methods_table(shown, titles)}\n\n{beside}"
 
 
 def main(choices: Choices) -> list[dict[str, Any]]:
     methods = {k: v for k, v in VARIANTS.items() if k == STOCK or not choices.only or k in choices.only}
-    settings = replace(inputs.resolved(choices.settings), stage2="yes")  # so that its states are kept
+    settings = settings_of(choices)
     data = EvaluationData.read(choices.prompts, choices.rows, None)
-    _, results = measured(methods, settings, data, choices.seeds, choices.seeds, choices.out)
+    runs, results = measured(methods, settings, data, choices.seeds, choices.seeds, choices.out)
     entries = with_intervals(results)
+    add_gains(entries, runs, data)
     usual = [e for e in entries if e["strength"] == methods[e["method"]].strengths(settings)[0]]
     draw_trade_off(methods, usual, entries, frontier(entries), choices.out / "trade_off.png")
     write_json(entries, choices.out / "trade_off.json")

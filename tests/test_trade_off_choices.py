@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import trade_off
+import voice
 from recipe_runs import small_settings
 from safetensors.torch import load_file
 
@@ -26,13 +27,35 @@ def test_intervals_are_over_seeds_and_prompts() -> None:
     assert (high - low) / 2 == pytest.approx((0.03**2 + over_seeds**2) ** 0.5, rel=1e-3)
 
 
+def test_gains_are_prompt_by_prompt() -> None:
+    """Two sets weigh alike whatever their size; prompts that never differ leave no doubt, seeds that differ leave some."""
+
+    def answers(*refused: bool) -> list[dict[str, Any]]:
+        sources = ["large"] * 4 + ["small"] * 2 + ["other"]
+        labels = ["toxic"] * 6 + ["seemingly_toxic"]
+        return [
+            {"source": s, "label": la, "refused": r} for s, la, r in zip(sources, labels, refused, strict=True)
+        ]
+
+    stock = answers(False, False, False, False, False, False, True)
+    all_refused = answers(True, True, True, True, True, True, True)
+    half = answers(True, True, False, False, False, False, True)
+    assert trade_off.gain(stock, [all_refused], "toxic") == {"mean": 1.0, "ci95": [1.0, 1.0]}
+    assert trade_off.gain(stock, [all_refused], "seemingly_toxic")["mean"] == 0.0
+    found = trade_off.gain(stock, [half], "toxic")
+    assert found["mean"] == pytest.approx(0.25)  # of a half of the large set and nothing of the small one
+    over_prompts = 1.96 * (1 / 3 / 4) ** 0.5 / 2  # the variance of two of four, over four prompts, of two sets
+    assert found["ci95"][1] - found["mean"] == pytest.approx(over_prompts, rel=1e-3)
+    wider = trade_off.gain(stock, [half, all_refused], "toxic")["ci95"]
+    assert wider[1] - wider[0] > 2 * 12.706 * 0.53 / 2**0.5  # Student's t over two seeds, 0.75 apart
+
+
 def test_trade_off(
     tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A line for each strength of what was asked for; stage 1 and its dial are shared with the variants that have a
     stage 2; a second call measures nothing."""
     monkeypatch.setattr(trade_off, "STRENGTHS", (0.5, 0.0))
-    monkeypatch.setattr(trade_off, "ROWS", {"own": 2, "given": 4})
     settings = small_settings(tiny, rows, tmp_path / "unused")
     out, prompts = tmp_path / "out", (rows / "held_out.jsonl",)
     choices = trade_off.Choices(settings, (0,), prompts, out=out, only=("stage1", "given"))
@@ -53,3 +76,11 @@ def test_trade_off(
     assert {int(name.split(".layers.")[1].split(".")[0]) for name in changed} == {2, 3}  # L is 1
     monkeypatch.setattr("dcr_lite.compare.command.measure_configuration", None)
     assert trade_off.main(choices) == entries
+
+    monkeypatch.setattr(voice, "VOICE_TOKENS", 8)
+    found = voice.main(voice.Choices(**vars(choices), strengths=(0.5, 0.0)))
+    assert [(row["variant"], row["strength"]) for row in found] == [
+        (name, strength) for name in ("stage1", "given") for strength in (0.5, 0.0)
+    ]
+    same, apart = (row["voice"]["plain_divergence"] for row in found[1::2])
+    assert same > 0 and apart > 0 and same != apart

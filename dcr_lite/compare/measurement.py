@@ -88,12 +88,17 @@ def measure_configuration(
                 general["answer_loss"] = answer_loss(model, data.instructions, shown.advance)["answer_loss"]
             if data.questions:
                 general["accuracy"] = multiple_choice(model, data.questions, shown.advance)["accuracy"]
-    write_answers(answers, seed_run.run.path / "answers" / f"{part}.jsonl")
+    write_answers(answers, answers_file(seed_run, configuration, data))
     result = method_result(answers)
     numbers, intervals = numbers_of(result, discernment_intervals(answers)["auroc_ci95"])
     spent = {"minutes": cost.seconds / 60, "peak_memory_gb": cost.peak_memory_bytes / 1e9}
     facts = {"result": result, "numbers": numbers | general | spent, "intervals": intervals}
     seed_run.run.finish(f"measured_{part}", facts | {"answer_seconds": time.monotonic() - started} | vars(cost))
+
+
+def answers_file(seed_run: SeedRun, configuration: Configuration, data: EvaluationData) -> Path:
+    """Where the answers of a configuration are kept."""
+    return seed_run.run.path / "answers" / f"{_part(configuration, data)}.jsonl"
 
 
 def _part(configuration: Configuration, data: EvaluationData) -> str:

@@ -60,7 +60,7 @@ def turn(run: Path, asked: Goal | float | None, put: bool, device: Device) -> No
     with OnlyOne(run / FOLDER / "dial.lock", "turn the dial of another run"):
         remove_partials(run / FOLDER)
         if not (run / FOLDER / SETTING).exists():
-            dial.record(run, dial.find_setting(run, *_open(settings), settings, None))
+            dial.record(run, dial.find_setting(run, *open_as_trained(settings), settings, None))
         setting = DialSetting.load(run / FOLDER)
         if asked is not None:
             setting = setting.turned_to(asked)
@@ -82,7 +82,7 @@ def _report(run: Path) -> dict[str, Any]:
     return report
 
 
-def _open(settings: Settings) -> tuple[Model, Data]:
+def open_as_trained(settings: Settings) -> tuple[Model, Data]:
     """The model of a run with its DCR adapter as trained, and the run's data."""
     data = inputs.load_data(settings)
     model, _ = opening.load_model(settings)
@@ -95,7 +95,7 @@ def _open(settings: Settings) -> tuple[Model, Data]:
 
 def _set(run: Path, settings: Settings, asked: Goal | float | None, report: dict[str, Any]) -> DialSetting:
     """Turn the dial of a run, and say so wherever the run speaks of it; returns the setting, checked by answers."""
-    model, data = _open(settings)
+    model, data = open_as_trained(settings)
     setting = dial.find_setting(run, model, data, settings, asked)
     before = stated(report)
     report["dial"] = setting.for_json() | {"evaluated_at": before[1] if before else 0.0}
