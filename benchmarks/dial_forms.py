@@ -38,7 +38,15 @@ from dcr_lite.run.report import markdown_table
 from dcr_lite.run.run_folder import read_settings
 from dcr_lite.run.terminal import progress_bar
 
-HEAD = ["form", "strength", "toxic refused", "seemingly toxic refused", "judged alike", "log-odds: largest change", "mean"]
+HEAD = [
+    "form",
+    "strength",
+    "toxic refused",
+    "seemingly toxic refused",
+    "judged alike",
+    "log-odds: largest change",
+    "mean",
+]
 
 
 @dataclass
@@ -79,7 +87,9 @@ def gguf_answers(file: Path, prompts: list[Prompt], tokens: int) -> list[Measure
         for prompt in prompts:
             messages = [{"role": "user", "content": prompt.prompt}]
             body = json.dumps({"messages": messages, "max_tokens": tokens, "temperature": 0}).encode()
-            asked = Request(f"{server.listening_address}/v1/chat/completions", body, {"Content-Type": "application/json"})
+            asked = Request(
+                f"{server.listening_address}/v1/chat/completions", body, {"Content-Type": "application/json"}
+            )
             with urlopen(asked, timeout=120) as answer:
                 text = json.load(answer)["choices"][0]["message"]["content"]
             found.append({"refused": is_refusal(text), "refusal_log_odds": float("nan")})
@@ -99,7 +109,9 @@ def row(form: str, strength: float, found: list[Measured], usual: list[Measured]
     """The numbers of one form at one strength, beside the shift at run time."""
     refused = np.array([one["refused"] for one in found])
     alike = refused == [one["refused"] for one in usual]
-    moved = np.abs([one["refusal_log_odds"] - other["refusal_log_odds"] for one, other in zip(found, usual, strict=True)])
+    moved = np.abs(
+        [one["refusal_log_odds"] - other["refusal_log_odds"] for one, other in zip(found, usual, strict=True)]
+    )
     rates = refused.reshape(2, -1).mean(1).tolist()
     odds = None if np.isnan(moved).any() else [moved.max().item(), moved.mean().item()]
     return {"form": form, "strength": strength, "rates": rates, "alike": alike.mean().item(), "log_odds": odds}

@@ -4,9 +4,9 @@
 
 Each run folder holds a finished stage 1 of its own seed. One line per variant and seed: refusal rates on the
 development pairs, J and the AUROC of the log-odds of opening with a refusal. Then the model's voice: the median length
-of answers to instructions that no variant trains on, in words; the log-probability of the
-stock model's own answers to these under the model, and the divergence from the stock model on them, in nats per token;
-the divergence on its answers to seemingly toxic prompts. The held-out prompts are not used.
+of answers to instructions that no variant trains on, in words; the log-probability of the stock model's own answers to
+these under the model, and the divergence from the stock model on them, in nats per token; the divergence on its answers
+to seemingly toxic prompts. The held-out prompts are not used.
 """
 
 from dataclasses import dataclass, replace

@@ -4,8 +4,9 @@
 
 Measured along their strengths: the stock model; the stock model steered as DCR's dial steers, without any training (the
 control); stage 1 with its dial; the same with a stage 2 of own answers, with few refusals where the stock model refuses
-by itself; and with one of the given answers and all refusals. Stage 1 and the dial are the same for all three. ``--out`` keeps every training, the answers and what
-is measured, as that of ``dcr-lite compare``: the same command goes on.
+by itself; and with one of the given answers and all refusals. Stage 1 and the dial are the same for all three.
+``--out`` keeps every training, the answers and what is measured, as that of ``dcr-lite compare``: the same command goes
+on.
 
 Intervals are over seeds and prompts: of the mean over seeds (Student) and of the rates over prompts (Wilson, MOVER),
 added in squares. A second table has what each gains over the stock model, prompt by prompt.
@@ -35,8 +36,8 @@ from dcr_lite.measure.answers import Measured, read_answers
 from dcr_lite.model import adapters
 from dcr_lite.names import DCR, STOCK
 from dcr_lite.run import inputs, steps
-from dcr_lite.run.report import markdown_table
 from dcr_lite.run.own_voice import in_own_voice
+from dcr_lite.run.report import markdown_table
 from dcr_lite.run.stored_states import load_states, stage2_rows
 from dcr_lite.settings import HELD_OUT_FILES, Settings
 

@@ -9,7 +9,6 @@ prompts, and the divergence from the stock model on them, in nats per token.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean, median
 from typing import Any
 

@@ -328,11 +328,12 @@ def test_dial_forms(dialled_run: Path, tmp_path: Path, capsys: pytest.CaptureFix
     choices = dial_forms.Choices(run=dialled_run, strengths=(0.5,), pairs=2, json=tmp_path / "found.json")
     rows = dial_forms.main(choices)
     forms = ["shift at run time", "adapter", "merged", "GGUF, bf16"]
-    assert [row["form"] for row in rows] == forms[: len(rows)] and len(rows) >= 3
+    assert len(rows) >= 3
+    assert [row["form"] for row in rows] == forms[: len(rows)]
     assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[-len(rows) :]] == [
         f"| {form}" for form in forms[: len(rows)]
     ]
-    assert rows[0]["log_odds"] == [0, 0] and rows[0]["alike"] == 1
+    assert (rows[0]["log_odds"], rows[0]["alike"]) == ([0, 0], 1)
     assert 0 < rows[1]["log_odds"][0] < 0.1  # the key is near 1 at every token, and not the same
     assert rows[2]["log_odds"][0] == pytest.approx(rows[1]["log_odds"][0], abs=0.05)
     assert {file: file.read_bytes() for file in dialled_run.rglob("*") if file.is_file()} == before

@@ -28,14 +28,12 @@ def test_intervals_are_over_seeds_and_prompts() -> None:
 
 
 def test_gains_are_prompt_by_prompt() -> None:
-    """Two sets weigh alike whatever their size; prompts that never differ leave no doubt, seeds that differ leave some."""
+    """Two sets weigh alike whatever their size; prompts that all move leave no doubt, seeds that differ leave some."""
 
     def answers(*refused: bool) -> list[dict[str, Any]]:
         sources = ["large"] * 4 + ["small"] * 2 + ["other"]
         labels = ["toxic"] * 6 + ["seemingly_toxic"]
-        return [
-            {"source": s, "label": la, "refused": r} for s, la, r in zip(sources, labels, refused, strict=True)
-        ]
+        return [{"source": s, "label": la, "refused": r} for s, la, r in zip(sources, labels, refused, strict=True)]
 
     stock = answers(False, False, False, False, False, False, True)
     all_refused = answers(True, True, True, True, True, True, True)
@@ -83,4 +81,4 @@ def test_trade_off(
         (name, strength) for name in ("stage1", "given") for strength in (0.5, 0.0)
     ]
     same, apart = (row["voice"]["plain_divergence"] for row in found[1::2])
-    assert same > 0 and apart > 0 and same != apart
+    assert 0 < same != apart > 0

@@ -106,8 +106,9 @@ def fit_map(log_odds: Floats, refused: NDArray[np.bool_]) -> tuple[float, float]
 
 def fit_trade_off(readings: Sequence[Reading], resamples: int = RESAMPLES) -> TradeOff:
     """The curve through readings of the same pairs at several strengths. Where answers were judged, the rates are
-    theirs, or the mean where several strengths lie close together; between, what the map misses is interpolated. The 95 % intervals are of a percentile bootstrap: whole
-    pairs are resampled, and the map is fitted again to each sample. resamples: 0 for the rates alone.
+    theirs, or the mean where several strengths lie close together; between, what the map misses is interpolated. The
+    95 % intervals are of a percentile bootstrap: whole pairs are resampled, and the map is fitted again to each sample.
+    resamples: 0 for the rates alone.
 
     Raises ValueError for fewer than two strengths, or without judged answers.
     """
