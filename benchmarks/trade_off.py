@@ -41,7 +41,6 @@ from dcr_lite.run.report import markdown_table
 from dcr_lite.run.stored_states import load_states, stage2_rows
 from dcr_lite.settings import HELD_OUT_FILES, Settings
 
-STRENGTHS = (0.3, 0.0, 0.15, 0.45, 0.6)  # of the dial; the first is a large point of the picture
 STEERED = (0.5, -1.0, 1.0, 2.0)  # in units of the states' spread
 FEW = 24  # refusals beside own answers, of a model that refuses by itself
 
@@ -62,6 +61,8 @@ class Choices:
     """Folder of trade_off.md, trade_off.json and trade_off.png, of the runs and their answers."""
     only: tuple[str, ...] = ()
     """Measure only these besides the stock model: steered, stage1, own, given."""
+    strengths: tuple[float, ...] = (0.3, 0.0, 0.15, 0.45, 0.6)
+    """Of the dial; the first is a large point of the picture."""
 
 
 @contextmanager
@@ -90,11 +91,7 @@ def _turned(answers: Any, seed: SeedRun, strength: float) -> Iterator[Cost]:
 
 
 def _with_dial(title: str, colour: str, answers: str | None) -> Method:
-    return Method(title, colour, partial(_turned, answers), lambda settings: STRENGTHS, "dial", _operations)
-
-
-def _operations(seed: SeedRun, strength: float) -> float:
-    return seed.operations["stage1"] if strength == STRENGTHS[0] else 0
+    return Method(title, colour, partial(_turned, answers), lambda settings: (), "dial", lambda seed, strength: 0)
 
 
 VARIANTS = {
@@ -111,9 +108,18 @@ def settings_of(choices: Choices) -> Settings:
     return replace(inputs.resolved(choices.settings), stage2="yes")
 
 
-def dialled() -> dict[str, Method]:
-    """The variants that the dial turns."""
-    return {name: VARIANTS[name] for name in ("stage1", "own", "given")}
+def variants(choices: Choices) -> dict[str, Method]:
+    """What is to be measured besides the stock model, with its strengths; the first of the trainings has stage 1."""
+    chosen = {name: way for name, way in VARIANTS.items() if name in (choices.only or VARIANTS) and name != STOCK}
+    dialled, first = [name for name in chosen if name != "steered"], choices.strengths[0]
+    for name in dialled:
+        chosen[name] = replace(chosen[name], strengths=lambda settings: choices.strengths)
+    if dialled:
+        chosen[dialled[0]] = replace(
+            chosen[dialled[0]],
+            operations=lambda seed, strength: seed.operations["stage1"] if strength == first else 0,
+        )
+    return chosen
 
 
 def with_intervals(results: list[Result]) -> list[dict[str, Any]]:
@@ -177,7 +183,7 @@ def page(methods: dict[str, Method], entries: list[dict[str, Any]]) -> str:
 
 
 def main(choices: Choices) -> list[dict[str, Any]]:
-    methods = {k: v for k, v in VARIANTS.items() if k == STOCK or not choices.only or k in choices.only}
+    methods = {STOCK: VARIANTS[STOCK]} | variants(choices)
     settings = settings_of(choices)
     data = EvaluationData.read(choices.prompts, choices.rows, None)
     runs, results = measured(methods, settings, data, choices.seeds, choices.seeds, choices.out)

@@ -1,6 +1,6 @@
 """Whether a model still answers in its own voice: what each variant of trade_off.py makes of plain prompts.
 
-    python benchmarks/voice.py --settings.model FOLDER --seeds 0 1 2 --out runs/trade_off
+    python benchmarks/voice.py --settings.model FOLDER --seeds 0 1 2 --out runs/trade_off --strengths 0.3
 
 ``--out`` is that of trade_off.py, whose trainings are taken from there. One line per variant, seed and strength of the
 dial: the share of plain held-out prompts that are refused; the median length of the answers, in words, of at most
@@ -8,7 +8,6 @@ VOICE_TOKENS; the log-probability of the stock model's own answers to these prom
 prompts, and the divergence from the stock model on them, in nats per token.
 """
 
-from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
@@ -35,14 +34,6 @@ HEAD = [
 ]  # fmt: skip
 
 Answers = dict[str, list[Conversation]]  # by kind: plain, seemingly_toxic
-
-
-@dataclass
-class Choices(trade_off.Choices):
-    """What to run."""
-
-    strengths: tuple[float, ...] = (0.3,)
-    """Of the dial."""
 
 
 def answered(model: Model, prompts: list[str]) -> list[Conversation]:
@@ -77,11 +68,11 @@ def _cells(name: str, seed: int, strength: float, found: dict[str, float]) -> li
     return [name, str(seed), f"{strength:g}", f"{found['refused']:.2f}", words, *near, *apart]
 
 
-def main(choices: Choices) -> list[dict[str, Any]]:
+def main(choices: trade_off.Choices) -> list[dict[str, Any]]:
     settings = trade_off.settings_of(choices)
     file = choices.out / "voice.json"
     rows: list[dict[str, Any]] = load_json(file) if file.exists() else []
-    variants = {name: way for name, way in trade_off.dialled().items() if not choices.only or name in choices.only}
+    variants = {name: way for name, way in trade_off.variants(choices).items() if name != "steered"}
     for number in choices.seeds:
         seed = SeedRun(settings, choices.out / f"seed{number}", number)
         seed.find_settings()
@@ -105,4 +96,4 @@ def main(choices: Choices) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Choices, description=__doc__))
+    main(tyro.cli(trade_off.Choices, description=__doc__))

@@ -53,10 +53,9 @@ def test_trade_off(
 ) -> None:
     """A line for each strength of what was asked for; stage 1 and its dial are shared with the variants that have a
     stage 2; a second call measures nothing."""
-    monkeypatch.setattr(trade_off, "STRENGTHS", (0.5, 0.0))
     settings = small_settings(tiny, rows, tmp_path / "unused")
     out, prompts = tmp_path / "out", (rows / "held_out.jsonl",)
-    choices = trade_off.Choices(settings, (0,), prompts, out=out, only=("stage1", "given"))
+    choices = trade_off.Choices(settings, (0,), prompts, out=out, only=("stage1", "given"), strengths=(0.5, 0.0))
     entries = trade_off.main(choices)
     assert [(e["method"], e["strength"]) for e in entries] == [
         (STOCK, 0), ("stage1", 0.5), ("given", 0.5), ("stage1", 0.0), ("given", 0.0)
@@ -76,7 +75,7 @@ def test_trade_off(
     assert trade_off.main(choices) == entries
 
     monkeypatch.setattr(voice, "VOICE_TOKENS", 8)
-    found = voice.main(voice.Choices(**vars(choices), strengths=(0.5, 0.0)))
+    found = voice.main(choices)
     assert [(row["variant"], row["strength"]) for row in found] == [
         (name, strength) for name in ("stage1", "given") for strength in (0.5, 0.0)
     ]
