@@ -13,8 +13,10 @@ from small_runs import BASELINE_STEPS, RECIPE, contents, flags, run_here, save_r
 from torch import Tensor
 
 from dcr_lite.errors import UserError
+from dcr_lite.files import SHIPPED
 from dcr_lite.run import steps
-from dcr_lite.run.run_folder import RunFolder
+from dcr_lite.run.run_folder import RunFolder, read_settings
+from dcr_lite.settings import Settings
 
 
 def test_killed_in_stage1_ends_as_undisturbed(
@@ -136,6 +138,25 @@ def test_resume_with_other_settings_names_them(stopped: Stopped, tiny: Path, row
     assert "begun with other settings" in seen.err
     assert "contrastive_loss: supervised_contrastive then, circle now; seed: 0 then, 7 now" in seen.err
     assert contents(run) == before
+
+
+def test_resume_where_the_kit_was_installed_elsewhere(tmp_path: Path) -> None:
+    """A run folder that was begun under another installation, in another notebook or before an upgrade, is continued
+    and read with the shipped files of this one, as long as their rows are the same."""
+    settings = Settings(model="model", run=tmp_path / "run")
+    RunFolder(settings).log({"stage": "stage1", "step": 1, "loss": 1.0})
+    settings.resume = True
+    file = settings.run / "settings.json"
+    file.write_text(file.read_text().replace(str(SHIPPED.parent.parent.parent), "/elsewhere/site-packages"))
+    assert "/elsewhere/site-packages/dcr_lite/data/shipped/pairs.jsonl" in file.read_text()
+    RunFolder(settings)
+    assert read_settings(settings.run).files["pairs"] == SHIPPED / "pairs.jsonl"
+    digest = next(iter(json.loads(file.read_text())["data"].values()))
+    file.write_text(file.read_text().replace(digest, "0" * 16))
+    with pytest.raises(UserError, match="begun with other data"):
+        RunFolder(settings)
+    with pytest.raises(UserError, match="made with other rows"):
+        read_settings(settings.run)
 
 
 def test_resume_with_changed_data_names_the_file(tmp_path: Path) -> None:

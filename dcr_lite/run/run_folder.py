@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from dcr_lite.data.rows import read_bytes
 from dcr_lite.errors import UserError
 from dcr_lite.files import (
+    SHIPPED,
     OnlyOne,
     damaged,
     damaged_line,
@@ -247,7 +248,8 @@ def _is(value: object, hint: Any) -> bool:
 
 
 def _stored(folder: Path) -> dict[str, dict[str, Any]]:
-    """{settings, data} in a run folder's settings.json. Raises UserError where it cannot be read."""
+    """{settings, data} in a run folder's settings.json, shipped files where they are today: a run outlives the place at
+    which its kit was installed. Raises UserError where it cannot be read."""
     try:
         found = load_json(folder / "settings.json")
         parts = {"settings": found["settings"], "data": found.get("data", {})}
@@ -255,7 +257,18 @@ def _stored(folder: Path) -> dict[str, dict[str, Any]]:
         raise _damaged(folder) from None
     if not all(isinstance(part, dict) for part in parts.values()):
         raise _damaged(folder)
-    return parts
+    return {
+        part: {
+            _here(key): [*map(_here, value)] if isinstance(value, list) else _here(value) for key, value in of.items()
+        }
+        for part, of in parts.items()
+    }
+
+
+def _here(value: Any) -> Any:
+    """The path of a shipped file in this installation, for its path in any; every other value as it is."""
+    is_shipped = isinstance(value, str) and Path(value).parts[-4:-1] == SHIPPED.parts[-3:]
+    return str(SHIPPED / Path(value).name) if is_shipped else value
 
 
 def _damaged(folder: Path) -> UserError:

@@ -54,6 +54,7 @@ def small_values(rows: Path) -> dict[str, Any]:
     return {
         "layer": LAYER,
         "contrastive_steps": CONTRASTIVE_STEPS,
+        "patience": 8,  # as many as there are: all steps are taken
         "contrastive_batch": 8,
         "contrastive_learning_rate": 1e-2,
         "temperature": 1.0,
