@@ -54,8 +54,12 @@ class SimulatedBench:
         return list(self.kept)
 
     @property
-    def judged(self) -> dict[float, list[bool]]:
-        return {strength: [False] for strength, reading in self.kept.items() if reading.refused is not None}
+    def judged(self) -> list[float]:
+        return [strength for strength, reading in self.kept.items() if reading.refused is not None]
+
+    def plain(self, strength: float) -> list[bool]:
+        assert self.kept[strength].refused is not None
+        return [False]
 
 
 def bench(**how: float) -> Any:

@@ -29,7 +29,7 @@ JUDGED_AT = (1.6, 1.0, 0.5)  # answers are judged where the two rates have about
 NEAR = 0.25  # of such a sum: answers that were judged this near are enough
 CHECKS = 2  # a choice is checked by judged answers, and made once again where they move it
 MOVED = 0.02  # rates that differ by less are the same here
-MEASUREMENTS = 15  # in a usual run, for its progress bar
+MEASUREMENTS = 16  # in a usual run, for its progress bar
 
 
 def measure_curve(bench: Bench) -> None:
@@ -76,7 +76,7 @@ def choose(bench: Bench, asked: Goal | float | None) -> DialSetting:
         bench.read(strength, judged=True)
         if np.abs(bench.curve().at(strength)[0] - before.at(strength)[0]).max() < MOVED:
             break
-    plain = bench.judged[strength]
+    plain = bench.plain(strength)
     return DialSetting(
         strength, asked.name if isinstance(asked, Goal) else "none" if asked is None else "strength",
         asked.value if isinstance(asked, Goal) else None, reached, float(np.mean(plain)) if plain else None,

@@ -98,14 +98,13 @@ class Bench:
         return toxic, seemingly_toxic
 
     def read(self, strength: float, judged: bool = False) -> None:
-        """Measure the pairs at a strength: log-odds, and if ``judged`` answers, also to the plain prompts."""
+        """Measure the pairs at a strength: log-odds, and if ``judged`` answers."""
         row = self._kept["at"].setdefault(str(strength + 0.0), {})  # -0.0 is 0.0
         if judged and "refused" not in row:
             with self._at(strength):
-                measured = measure(self.model, self._prompts, self._tokens)
+                measured = measure(self.model, self._prompts[: 2 * self.pairs], self._tokens)
             row["log_odds"] = self._by_side([one["refusal_log_odds"] for one in measured])
             row["refused"] = self._by_side([one["refused"] for one in measured])
-            row["plain_refused"] = [one["refused"] for one in measured[2 * self.pairs :]]
         elif "log_odds" not in row:
             with self._at(strength):
                 answers = answer(self.model, self._rows[: 2 * self.pairs], max_new_tokens=0)
@@ -113,6 +112,17 @@ class Bench:
         else:
             return
         self._keep()
+
+    def plain(self, strength: float) -> list[bool]:
+        """Whether each plain prompt is refused at a strength that was measured. They are answered here alone: answers
+        that refuse nothing run to their last token, and would make every measurement an eighth longer."""
+        row = self._kept["at"][str(strength + 0.0)]
+        if "plain_refused" not in row:
+            with self._at(strength):
+                measured = measure(self.model, self._prompts[2 * self.pairs :], self._tokens)
+            row["plain_refused"] = [one["refused"] for one in measured]
+            self._keep()
+        return list(row["plain_refused"])
 
     def loss(self, strength: float) -> float:
         """Nats a token by which the answers to plain prompts at strength 0 are less likely at this one; 0 where there
@@ -147,6 +157,6 @@ class Bench:
         return [float(strength) for strength in self._kept["at"]]
 
     @property
-    def judged(self) -> dict[float, list[bool]]:
-        """The strengths whose answers were judged, with whether each plain prompt was refused there."""
-        return {float(at): row["plain_refused"] for at, row in self._kept["at"].items() if "refused" in row}
+    def judged(self) -> list[float]:
+        """The strengths whose answers were judged."""
+        return [float(at) for at, row in self._kept["at"].items() if "refused" in row]
