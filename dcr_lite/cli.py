@@ -78,6 +78,7 @@ def evaluate(
     instructions: Path | None = None,
     multiple_choice: Path | None = None,
     answer_tokens: int = 40,
+    whole_answers: bool = False,
     device: Device = "auto",
     precision: Precision = "auto",
     quantization: Quantization = "auto",
@@ -96,6 +97,8 @@ def evaluate(
         instructions: JSON Lines of {prompt, response} for the answer loss; by default the shipped held-out ones.
         multiple_choice: JSON Lines of {question, choices, answer}, answered by log-likelihood.
         answer_tokens: Tokens of each answer: enough to see whether it refuses.
+        whole_answers: Give refusals to their end as well, instead of stopping once they are sure, so that partial ones
+            are told from full ones. Needs longer answers: --answer-tokens 150.
         device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
         precision: auto: that of the run; of another model bfloat16 where the device multiplies it natively, else
             float16 on a GPU and float32 on a CPU.
@@ -108,7 +111,8 @@ def evaluate(
 
     asked = Evaluation(
         model, out, prompts or (() if benchmarks else HELD_OUT_FILES), benchmarks, method, rows,
-        instructions or HELD_OUT_INSTRUCTIONS, multiple_choice, answer_tokens, device, precision, quantization,
+        instructions or HELD_OUT_INSTRUCTIONS, multiple_choice, answer_tokens, whole_answers, device, precision,
+        quantization,
     )  # fmt: skip
     show(measure_model(asked), asked)
 

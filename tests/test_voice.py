@@ -1,4 +1,4 @@
-"""Claims about a model's own voice: the two distances are those of transformers, and repetition is seen."""
+"""Claims about a model's own voice: the two distances are those of transformers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_models import ADAPTER, add_random_adapter, random_rows
 
-from dcr_lite.measure.voice import before_repeating, nearness
+from dcr_lite.measure.voice import nearness
 from dcr_lite.model import adapters
 from dcr_lite.model.loading import Model
 
@@ -46,19 +46,3 @@ def test_distances_are_those_of_whole_logits(
 def test_no_answer_is_an_error(tiny_model: Callable[..., Model]) -> None:
     with pytest.raises(ValueError, match="no answer"):
         nearness(tiny_model(), [([3, 4], [])])
-
-
-@pytest.mark.parametrize(
-    ("text", "kept"),
-    [
-        ("", None),
-        ("The cat sat on the mat and watched the rain. The cat sat on the mat.", None),
-        ("I have a cat and a dog and a bird. " * 2, None),
-        ("Well,\n\nI have a cat and a dog and a bird. " * 3, "Well,\n\nI have a cat and a dog and a bird."),
-        ("Yes. " + "very " * 10, "Yes. very"),
-        ("\n".join(f"{i}. Mix the flour with the milk." for i in range(9)), None),
-    ],
-)
-def test_an_answer_is_kept_up_to_where_it_repeats_itself(text: str, kept: str | None) -> None:
-    """Eight words in a row, said three times: all before the second is kept. The lines of a list may begin alike."""
-    assert before_repeating(text) == (text if kept is None else kept)

@@ -17,10 +17,11 @@ from typing import Any
 
 from dcr_lite.data.sources import SMOLLM2
 from dcr_lite.demo.dial import OpenDial, open_dial
-from dcr_lite.demo.texts import EARLIER_VERSION, NO_DIAL, NO_RUN, TITLE
+from dcr_lite.demo.texts import EARLIER_VERSION, IN_WORDS, NO_DIAL, NO_RUN, TITLE
 from dcr_lite.errors import UserError
 from dcr_lite.files import exists
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
+from dcr_lite.measure.kinds import Kind, kind_of
 from dcr_lite.method.dial import set_strength
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
@@ -68,6 +69,7 @@ class Score:
     words: every piece with its weight, in order; empty until they are computed.
     answer: the text so far. refused: the judge's verdict on it; None until it is final.
     strength: of the dial; None for other models than DCR, and in a run without a dial.
+    kind: of the complete answer; None before, and where it was stopped once its refusal was sure.
     """
 
     model: str
@@ -78,6 +80,7 @@ class Score:
     answer: str = ""
     refused: bool | None = None
     strength: float | None = None
+    kind: Kind | None = None
 
     @property
     def refusal_probability(self) -> float:
@@ -91,8 +94,10 @@ class Score:
 
     @property
     def verdict(self) -> str:
-        """``refuses`` in words."""
+        """``refuses`` in words, and the kind of answer once it is known."""
         verdict = "refuses" if self.refuses else "answers"
+        if self.kind is not None:
+            return IN_WORDS[self.kind]
         return f"likely {verdict} …" if self.refused is None else verdict
 
     def heaviest(self, count: int) -> list[Word]:
@@ -214,7 +219,8 @@ class OpenRun:
             if score.refused is None and verdict_is_final(score.answer):
                 score = replace(score, refused=is_refusal(score.answer))
             yield score
-        yield replace(score, refused=is_refusal(score.answer))
+        refused = is_refusal(score.answer)
+        yield replace(score, refused=refused, kind=kind_of(prompt, score.answer, refused))
 
     def score(
         self, name: str, prompt: str, words: bool = True, tokens: int = ANSWER_TOKENS, strength: float | None = None
@@ -251,7 +257,10 @@ class OpenRun:
             similarities = self._similarities(name, batch)
             for text, one, similarity in zip(texts[start:], said, similarities, strict=False):
                 refused = is_refusal(one.text)
-                scores.append(Score(name, text, one.refusal_log_odds, similarity, (), one.text, refused, strength))
+                kind = None if refused else kind_of(text, one.text, refused)  # help after a refusal was not waited for
+                scores.append(
+                    Score(name, text, one.refusal_log_odds, similarity, (), one.text, refused, strength, kind)
+                )
             progress(len(scores), len(rows))
         return scores
 

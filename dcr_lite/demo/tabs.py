@@ -107,13 +107,13 @@ class OnePromptTab:
     def _changes(self, shown: Score | None, score: Score) -> dict[Any, Any]:
         """What differs from ``shown``: only that is sent."""
         changes: dict[Any, Any] = {}
-        if shown is None or shown.refused != score.refused:
+        if shown is None or shown.verdict != score.verdict:
             changes[self.verdicts[score.model]] = markup.verdict(score, small=True)
         if shown is None or shown.answer != score.answer:
             changes[self.answers[score.model]] = score.answer
         if score.model != self.best:
             return changes
-        if shown is None or shown.refused != score.refused:
+        if shown is None or shown.verdict != score.verdict:
             changes[self.verdict] = markup.verdict(score)
         if shown is None:
             readings = self.run.discernments

@@ -1,5 +1,6 @@
 """Every text of the demo's page. {...} stands for a value that the page fills in."""
 
+from dcr_lite.measure.kinds import Kind
 from dcr_lite.names import MODEL_TITLES
 
 HEADING = "Toxic, or does it only sound so?"
@@ -70,6 +71,10 @@ COLUMNS = ("prompt", "verdict", "refusal probability", "like toxic", "like seemi
 
 # --- results ----------------------------------------------------------------------------------------------------------
 
+IN_WORDS: dict[Kind, str] = {  # each begins with the decision: refuses, or answers
+    "refusal": "refuses", "partial": "refuses in part", "evasion": "answers, but evades",
+    "broken": "answers, but in a broken text", "answer": "answers",
+}  # fmt: skip
 PROBABILITY = "probability of opening with a refusal {probability:.2f}"
 NEEDS_RUN = "{what} needs a run: see the note above."
 SIMILARITY = "Similarity to the two kinds"

@@ -34,6 +34,7 @@ class Evaluation:
     """What to measure, on what, and how.
 
     model, method: as ``open_model`` takes them. rows: at most so many prompts of each set and label, see ``sample``.
+    whole_answers: as ``whole`` of ``measure``.
     out: the result; the other files lie beside it.
     """
 
@@ -46,6 +47,7 @@ class Evaluation:
     instructions: Path = HELD_OUT_INSTRUCTIONS
     choices: Path | None = None
     answer_tokens: int = 40
+    whole_answers: bool = False
     device: Device = "auto"
     precision: Precision = "auto"
     quantization: Quantization = "auto"
@@ -125,6 +127,7 @@ def _inputs(evaluation: Evaluation, opened: Opened, prompts: list[Prompt]) -> di
         "adapter": opened.adapter_sha256,
         "prompts": hashlib.sha256(texts).hexdigest(),
         "answer tokens": evaluation.answer_tokens,
+        "whole answers": evaluation.whole_answers,
         "precision": str(opened.model.precision),
         "quantisation": opened.model.four_bit,
         **{name: hashlib.sha256(path.read_bytes()).hexdigest() if path else None for name, path in files.items()},
@@ -132,7 +135,7 @@ def _inputs(evaluation: Evaluation, opened: Opened, prompts: list[Prompt]) -> di
 
 
 def _answer_all(
-    opened: Opened, prompts: list[Prompt], answer_tokens: int, progress: StoredMeasurement
+    opened: Opened, prompts: list[Prompt], evaluation: Evaluation, progress: StoredMeasurement
 ) -> list[Measured]:
     """The judged answers in the order of ``prompts``; generated in the order of length, so that batches are even."""
     done = progress.answers()
@@ -142,7 +145,10 @@ def _answer_all(
         shown.advance(len(done))
         for start in range(0, len(todo), CHUNK):
             chunk = todo[start : start + CHUNK]
-            measured = measure(opened.model, [prompts[i] for i in chunk], answer_tokens, shown.advance)
+            own = [prompts[i] for i in chunk]
+            measured = measure(
+                opened.model, own, evaluation.answer_tokens, shown.advance, evaluation.whole_answers
+            )
             done += [{"number": i, **row} for i, row in zip(chunk, measured, strict=True)]
             progress.keep_answers(done)
     done.sort(key=lambda row: row["number"])
@@ -167,7 +173,7 @@ def _require_new(evaluation: Evaluation) -> None:
 def measure_model(evaluation: Evaluation) -> dict[str, Any]:
     """Measure a model, write the result to ``evaluation.out`` and return it:
 
-    sets: [{name, label, n, refusal_rate, ci95}], 95 % Wilson intervals; overall: the same by label.
+    sets: [{name, label, n, refusal_rate, ci95, kinds}], 95 % Wilson intervals; overall: the same by label.
     discernment: {auroc, auroc_ci95, j, j_ci95}, 95 % bootstrap intervals over prompts.
     general: {answer_loss, answers, tokens, multiple_choice: {accuracy, ci95, n, chance} or None}.
     Beside these model, base, adapter_sha256, settings, seconds, memory, hardware, versions.
@@ -194,7 +200,7 @@ def _measure(
     model = opened.model
     encode_prompts(model.tokenizer, [p.prompt for p in prompts], model.window - evaluation.answer_tokens)
     progress = StoredMeasurement(evaluation, _inputs(evaluation, opened, prompts))
-    measured = _answer_all(opened, prompts, evaluation.answer_tokens, progress)
+    measured = _answer_all(opened, prompts, evaluation, progress)
     general = progress.part("Answer loss", answer_loss, model, instructions)
     chosen = progress.part("Multiple choice", multiple_choice, model, questions) if questions else None
     result = {
@@ -229,6 +235,7 @@ def _settings(evaluation: Evaluation, opened: Opened) -> dict[str, Any]:
         "instructions": evaluation.instructions.name,
         "multiple_choice": evaluation.choices and evaluation.choices.name,
         "answer_tokens": evaluation.answer_tokens,
+        "whole_answers": evaluation.whole_answers,
         "precision": str(opened.model.precision).removeprefix("torch."),
         "four_bit": opened.model.four_bit,
     }

@@ -8,13 +8,15 @@ from dcr_lite.data.rows import Fields, field_error, parse_jsonl, read_bytes
 from dcr_lite.errors import UserError
 from dcr_lite.files import jsonl, write_jsonl
 from dcr_lite.measure.judge import is_refusal, opening_match, refusal_score, string_match
+from dcr_lite.measure.kinds import kind_of
 
 STANDARD = "-"  # the name of standard input and output
 
 
 def label_answers(path: str, literature: bool = False) -> list[dict[str, Any]]:
     """The rows {prompt, response, ...} of a JSON Lines file, or of standard input for "-", each with ``refused`` (true
-    or false) and ``score`` (0 to 1), and with ``literature`` also the two string matches. Other fields are kept.
+    or false) and ``score`` (0 to 1), where there is a prompt also ``kind``, and with ``literature`` also the two string
+    matches. Other fields are kept.
 
     Raises UserError with file and line where a response is missing or not a text.
     """
@@ -33,7 +35,9 @@ def _judged(fields: Fields, place: str) -> dict[str, Any]:
     response = fields.get("response")
     if not isinstance(response, str):
         raise field_error(fields, "response", place)
-    return {**fields, "refused": is_refusal(response), "score": round(refusal_score(response), 4)}
+    refused, prompt = is_refusal(response), fields.get("prompt")
+    kind = {"kind": kind_of(prompt, response, refused)} if isinstance(prompt, str) else {}
+    return {**fields, "refused": refused, **kind, "score": round(refusal_score(response), 4)}
 
 
 def write_rows(rows: list[dict[str, Any]], path: str) -> None:

@@ -3,13 +3,23 @@
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from dcr_lite.evaluate.command import Evaluation
+from dcr_lite.measure.kinds import KIND_TITLES, KINDS, Kind
 from dcr_lite.run.terminal import console
+
+BAR = 40  # characters
+# Of each kind a sign of its own, so that bars can be read without colour as well.
+SIGNS: dict[Kind, tuple[str, str]] = {
+    "refusal": ("█", "yellow"), "partial": ("▒", "yellow"), "evasion": ("?", "magenta"), "broken": ("×", "red"),
+    "answer": ("░", "green"),
+}  # fmt: skip
+STOPPED = "Refusals were stopped once they were sure. --whole-answers tells partial ones from full ones."
 
 
 def show(result: dict[str, Any], evaluation: Evaluation) -> None:
-    """Print refusal rates, discernment and general ability, and where the files are."""
+    """Print refusal rates, kinds of answer, discernment and general ability, and where the files are."""
     table = Table(title="Refusal rates (95 % interval)", title_justify="left", title_style="bold")
     for column in ("set", "label"):
         table.add_column(column)
@@ -19,6 +29,7 @@ def show(result: dict[str, Any], evaluation: Evaluation) -> None:
         rate = _with_interval(row["refusal_rate"], row["ci95"])
         table.add_row(row["name"], row["label"].replace("_", " "), str(row["n"]), rate)
     console.print(table)
+    _show_kinds(result)
     discernment, general = result["discernment"], result["general"]
     for name, key in (("J", "j"), ("AUROC", "auroc")):
         if discernment[f"{key}_ci95"]:
@@ -32,6 +43,40 @@ def show(result: dict[str, Any], evaluation: Evaluation) -> None:
     for path, what in ((evaluation.out, "the numbers"), (evaluation.answers, private)):
         # Never wrapped and never read as markup: a path is there to be copied.
         console.print(f"  {path!s:<36} {what}", markup=False, soft_wrap=True)
+
+
+def _show_kinds(result: dict[str, Any]) -> None:
+    """The kinds of answer to every set and label, a bar each, and what its signs stand for."""
+    table = Table(title="Kinds of answer", title_justify="left", title_style="bold")
+    for column in ("set", "label", "kinds"):
+        table.add_column(column)
+    for row in result["sets"]:
+        table.add_row(row["name"], row["label"].replace("_", " "), kinds_bar(row["kinds"]))
+    console.print(table)
+    legend = Text()
+    for kind in KINDS:
+        sign, colour = SIGNS[kind]
+        share = sum(row["kinds"][kind] * row["n"] for row in result["sets"]) / sum(row["n"] for row in result["sets"])
+        legend.append(f"{sign} ", colour).append(f"{KIND_TITLES[kind]} {share:.0%}   ")
+    console.print(legend)
+    if not result["settings"]["whole_answers"]:
+        console.print(Text(STOPPED, "dim"))
+
+
+def kinds_bar(shares: dict[Kind, float], width: int = BAR) -> Text:
+    """A stacked bar of the shares of KINDS, which sum to 1, in ``width`` characters: one at least for every kind that
+    there is, the rest by the largest remainders."""
+    here = [kind for kind in KINDS if shares[kind] > 0]
+    exact = {kind: shares[kind] * (width - len(here)) for kind in here}
+    lengths = {kind: 1 + int(exact[kind]) for kind in here}
+    by_remainder = sorted(here, key=lambda kind: int(exact[kind]) - exact[kind])
+    for kind in by_remainder[: width - sum(lengths.values())]:
+        lengths[kind] += 1
+    bar = Text()
+    for kind in here:
+        sign, colour = SIGNS[kind]
+        bar.append(sign * lengths[kind], colour)
+    return bar
 
 
 def _with_interval(value: float, interval: list[float]) -> str:

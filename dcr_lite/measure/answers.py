@@ -7,57 +7,69 @@ from typing import Any
 from dcr_lite.data.rows import Prompt
 from dcr_lite.files import damaged_line, load_jsonl, sha256_of, write_jsonl
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
+from dcr_lite.measure.kinds import KINDS, REFUSING, kind_of
 from dcr_lite.measure.metrics import auroc, auroc_interval, wilson_interval, youden_j, youden_j_interval
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.names import LABELS
 
-Measured = dict[str, Any]  # one measured prompt, with these fields
+Measured = dict[str, Any]  # one measured prompt, with these fields and its kind, one of KINDS
 FIELDS = {
     "source": str, "label": str, "prompt": str, "response": str, "refused": bool, "refusal_log_odds": float,
 }  # fmt: skip
 
 
 def measure(
-    model: Model, prompts: list[Prompt], answer_tokens: int, progress: Callable[[int], None] = lambda done: None
+    model: Model,
+    prompts: list[Prompt],
+    answer_tokens: int,
+    progress: Callable[[int], None] = lambda done: None,
+    whole: bool = False,
 ) -> list[Measured]:
-    """The model's greedy answers, judged, in the order of ``prompts``. Generation of an answer stops once no
-    continuation can change its verdict."""
+    """The model's greedy answers, judged, in the order of ``prompts``.
+
+    Generation of an answer stops once no continuation can change whether it refuses. Help that would have followed does
+    not show then, and most partial refusals count as full ones. whole: go on to ``answer_tokens`` all the same.
+    """
     if not prompts:
         return []
     rows = encode_prompts(model.tokenizer, [p.prompt for p in prompts], model.window - answer_tokens)
+    answers = answer(model, rows, answer_tokens, progress, None if whole else verdict_is_final)
     return [
         {
             "source": prompt.source,
             "label": prompt.label,
             "prompt": prompt.prompt,
             "response": said.text,
-            "refused": is_refusal(said.text),
+            "refused": (refused := is_refusal(said.text)),
+            "kind": kind_of(prompt.prompt, said.text, refused),
             "refusal_log_odds": said.refusal_log_odds,
         }
-        for prompt, said in zip(prompts, answer(model, rows, answer_tokens, progress, verdict_is_final), strict=True)
+        for prompt, said in zip(prompts, answers, strict=True)
     ]
 
 
-def _rate(refused: list[bool]) -> dict[str, Any]:
-    interval = wilson_interval(sum(refused), len(refused))
-    return {"n": len(refused), "refusal_rate": sum(refused) / len(refused), "ci95": list(interval)}
+def _rate(rows: list[Measured]) -> dict[str, Any]:
+    n, refused = len(rows), sum(row["refused"] for row in rows)
+    kinds = {kind: sum(row["kind"] == kind for row in rows) / n for kind in KINDS}
+    return {"n": n, "refusal_rate": refused / n, "ci95": list(wilson_interval(refused, n)), "kinds": kinds}
 
 
 def refusal_rates(measured: list[Measured]) -> list[dict[str, Any]]:
-    """{name, label, n, refusal_rate, ci95} of every set and label, with 95 % Wilson intervals."""
-    groups: dict[tuple[str, str], list[bool]] = {}
+    """{name, label, n, refusal_rate, ci95, kinds} of every set and label: 95 % Wilson intervals, and the share of each
+    kind of answer."""
+    groups: dict[tuple[str, str], list[Measured]] = {}
     for row in measured:
-        groups.setdefault((row["source"], row["label"]), []).append(row["refused"])
+        groups.setdefault((row["source"], row["label"]), []).append(row)
     order = sorted(groups, key=lambda group: (group[0], LABELS.index(group[1])))
     return [{"name": name, "label": label, **_rate(groups[name, label])} for name, label in order]
 
 
 def overall_rate(measured: list[Measured], label: str) -> dict[str, Any] | None:
-    """{n, refusal_rate, ci95} over all prompts of a label; None where there are none."""
-    refused = [row["refused"] for row in measured if row["label"] == label]
-    return _rate(refused) if refused else None
+    """{n, refusal_rate, ci95, kinds} over all prompts of a label; None where there are none."""
+    rows = [row for row in measured if row["label"] == label]
+    return _rate(rows) if rows else None
 
 
 def discernment(measured: list[Measured]) -> dict[str, float | None]:
@@ -107,9 +119,14 @@ def write_answers(measured: list[Measured], path: Path) -> str:
 
 
 def read_answers(path: Path) -> list[Measured]:
-    """The answers that ``write_answers`` wrote. Raises UserError for a damaged line."""
+    """The answers that ``write_answers`` wrote. Files that were written before there were kinds get them here. Raises
+    UserError for a damaged line."""
     rows = load_jsonl(path)
     for number, row in enumerate(rows, start=1):
         if any(not isinstance(row.get(name), kind) for name, kind in FIELDS.items()) or row["label"] not in LABELS:
+            raise damaged_line(path, number)
+        if "kind" not in row:
+            row["kind"] = kind_of(row["prompt"], row["response"], row["refused"])
+        elif row["kind"] not in KINDS or (row["kind"] in REFUSING) != row["refused"]:
             raise damaged_line(path, number)
     return rows

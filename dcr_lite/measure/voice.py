@@ -1,10 +1,9 @@
-"""A model's own voice: how near another model is to the answers of the stock model, and answers that repeat themselves.
+"""A model's own voice: how near another model is to the answers of the stock model.
 
 With p the stock model's distribution of the next token, q the other model's and a an answer that the stock model gave:
 the mean over its tokens of log q(a_k | prompt, a_1 ... a_{k-1}), and of KL(p || q) = sum_v p(v) log(p(v) / q(v)).
 """
 
-import re
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +13,6 @@ from dcr_lite.measure.general_ability import LOGITS_PER_PASS, TOKENS_PER_PASS, a
 from dcr_lite.model import adapters
 from dcr_lite.model.hidden_states import vocabulary_logits
 from dcr_lite.model.loading import Model, in_halves, require_finite
-
-PHRASE, REPEATS = 8, 3  # words in a phrase, and how often an answer may not say it: lists repeat fewer words
 
 
 @dataclass(frozen=True)
@@ -62,21 +59,3 @@ def _sums(model: Model, rows: list[tuple[list[int], list[int]]]) -> Tensor:
         said = [log_p.gather(1, targets[part, None]).sum() for log_p in (q, p)]
         total += torch.stack([*said, (p.exp() * (p - q)).sum()]).double().cpu()
     return require_finite(model, total, "log-probabilities of answers")
-
-
-def before_repeating(text: str) -> str:
-    """An answer up to where a phrase comes again that it says three times or more, as small models do that find no end;
-    the whole answer where none does."""
-    words = list(re.finditer(r"\S+", text))
-    said: dict[tuple[str, ...], list[int]] = {}
-    for i, word in enumerate(words[: len(words) - PHRASE + 1]):
-        places = said.setdefault(tuple(one[0].lower() for one in words[i : i + PHRASE]), [])
-        places.append(word.start())
-        if len(places) == REPEATS:
-            return text[: places[1]].rstrip()
-    return text
-
-
-def repeats_itself(text: str) -> bool:
-    """Whether an answer says a phrase three times."""
-    return before_repeating(text) != text

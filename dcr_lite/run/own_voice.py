@@ -17,8 +17,8 @@ from dcr_lite.data.rows import Conversation
 from dcr_lite.data.splits import evenly_drawn, safety_mixture
 from dcr_lite.errors import UserError
 from dcr_lite.files import damaged, load_jsonl, sha256_of, write_jsonl
+from dcr_lite.measure.brokenness import before_repeating, repeats_itself
 from dcr_lite.measure.judge import is_refusal
-from dcr_lite.measure.voice import before_repeating, repeats_itself
 from dcr_lite.model import adapters, distributed
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import Answer, answer

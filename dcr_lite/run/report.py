@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_lite.files import write_text
+from dcr_lite.measure.kinds import KIND_TITLES, KINDS
 from dcr_lite.model import distributed
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, LABEL_TITLES, LABELS, MODEL_TITLES
@@ -35,6 +36,11 @@ prompts that nothing was trained on or chosen by.
 Each set by itself:
 
 {sets_table}
+
+Kinds of answer, in percent. An answer is stopped once its refusal is sure, so a full refusal may be one whose help
+would have followed later.
+
+{kinds_table}
 
 ## Refusal probability
 
@@ -155,6 +161,16 @@ def sets_table(report: dict[str, Any]) -> str:
     return markdown_table(["set", "label", "n", *(MODEL_TITLES[method] for method in report["methods"])], rows)
 
 
+def kinds_table(report: dict[str, Any]) -> str:
+    """The share of each kind of answer, in percent, by model and label as a Markdown table."""
+    rows = [
+        [MODEL_TITLES[method], LABEL_TITLES[label], *(f"{100 * rate['kinds'][kind]:.0f}" for kind in KINDS)]
+        for method, result in report["methods"].items()
+        for label, rate in result["overall"].items()
+    ]
+    return markdown_table(["", "prompts", *(KIND_TITLES[kind] for kind in KINDS)], rows)
+
+
 def run_report(
     run: RunFolder, model: Model, source: str, data: Data, settings: Settings, results: dict[str, Any],
     drawing_seconds: float,
@@ -229,6 +245,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
         command=code(shlex.join(map(without_folders, started()[1]))),
         results_table=results_table(report),
         sets_table=sets_table(report),
+        kinds_table=kinds_table(report),
         dial_section=dial_section(report, folder),
         during_sft=DURING_SFT if {"stage2", BASELINE} & seconds.keys() else "",
         time=", ".join(f"{title} {seconds[part]:.0f} s" for part, title in PARTS.items() if part in seconds),
