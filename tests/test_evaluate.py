@@ -1,5 +1,6 @@
 """dcr-lite evaluate: a run, an adapter or a model, measured whole, stopped and continued."""
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,12 +9,17 @@ from typing import Any
 
 import pytest
 from command_line import run_command
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
 from small_runs import write_rows
 
 from dcr_lite.data.rows import Prompt
 from dcr_lite.errors import UserError
-from dcr_lite.evaluate import command
+from dcr_lite.evaluate import command, table
 from dcr_lite.evaluate.command import Evaluation, measure_model
+from dcr_lite.measure import answers as measured_answers
+from dcr_lite.measure.kinds import KIND_TITLES, KINDS
 
 CPU: dict[str, Any] = {"device": "cpu", "precision": "float32"}
 TOKENS = 6  # of an answer, as in the small run
@@ -86,6 +92,9 @@ def test_the_result_says_all_that_it_promises(asked: Evaluation) -> None:
         ("pairs", "seemingly_toxic", 4),
     ]
     assert all(row["ci95"][0] <= row["refusal_rate"] <= row["ci95"][1] for row in result["sets"])
+    for row in result["sets"]:
+        own = [a["kind"] for a in answers(asked) if (a["source"], a["label"]) == (row["name"], row["label"])]
+        assert row["kinds"] == {kind: own.count(kind) / len(own) for kind in KINDS}
     found = result["discernment"]
     for key in ("auroc", "j"):
         assert found[f"{key}_ci95"][0] <= found[key] <= found[f"{key}_ci95"][1]
@@ -168,6 +177,8 @@ def test_a_measurement_is_not_continued_with_other_prompts(
         measure_model(replace(asked, prompts=(files / "plain.jsonl",)))
     with pytest.raises(UserError, match=r"begun with other inputs \(method, adapter\)"):
         measure_model(replace(asked, method="safety_sft"))
+    with pytest.raises(UserError, match=r"begun with other inputs \(whole answers\)"):
+        measure_model(replace(asked, whole_answers=True))
     measure_model(asked)
     with pytest.raises(UserError, match="holds a finished measurement"):
         measure_model(asked)
@@ -199,7 +210,7 @@ def test_the_command_line(
     argv += ["--instructions", str(asked.instructions), "--multiple-choice", str(asked.choices)]
     assert run_command(monkeypatch, *argv) == 0
     said = capsys.readouterr().out
-    for part in ("seemingly toxic", "AUROC", "answer loss", "multiple choice", str(asked.answers)):
+    for part in ("seemingly toxic", "AUROC", "answer loss", "multiple choice", str(asked.answers), table.STOPPED):
         assert part in said
     assert len(answers(asked)) == 6
     wrong = tmp_path / "wrong.jsonl"
@@ -216,3 +227,53 @@ def test_benchmarks_by_name_are_sets_too(asked: Evaluation, monkeypatch: pytest.
     result = measure_model(replace(asked, benchmarks=("oktest",), rows=2))
     assert {"name": "oktest", "label": "seemingly_toxic", "n": 2}.items() <= result["sets"][1].items()
     assert result["settings"]["benchmarks"] == ["oktest"]
+
+
+def test_whole_answers_go_on_where_others_are_stopped(asked: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that was stopped is the beginning of the whole one, which is what it is without any stopping."""
+    monkeypatch.setattr(measured_answers, "verdict_is_final", bool)  # as soon as there is a word
+    measure_model(asked)
+    other = replace(asked, whole_answers=True, out=asked.out.with_name("whole.json"))
+    assert measure_model(other)["settings"]["whole_answers"]
+    stopped, whole = ([row["response"] for row in answers(one)] for one in (asked, other))
+    assert all(long.startswith(short.rstrip("\ufffd ")) for short, long in zip(stopped, whole, strict=True))
+    assert sum(map(len, stopped)) < sum(map(len, whole))
+
+
+@given(st.lists(st.integers(0, 30), min_size=len(KINDS), max_size=len(KINDS)).filter(any))
+def test_a_bar_shows_every_kind_that_there_is(counts: list[int]) -> None:
+    """As wide as it should be, in the order of the kinds, each by a sign of its own, as long as its share to one
+    character or at least one; so it can be read without colour."""
+    shares = {kind: n / sum(counts) for kind, n in zip(KINDS, counts, strict=True)}
+    bar = table.kinds_bar(shares).plain
+    assert len(bar) == table.BAR
+    signs = [table.SIGNS[kind][0] for kind in KINDS]
+    assert len(set(signs)) == len(KINDS)
+    assert [sign for sign in signs if sign in bar] == list(dict.fromkeys(bar))
+    for kind, share in shares.items():
+        assert abs(bar.count(table.SIGNS[kind][0]) - share * table.BAR) < len(KINDS)
+        assert (table.SIGNS[kind][0] in bar) == (share > 0)
+
+
+def test_kinds_are_shown_with_a_legend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without colour, in 80 columns: a bar for each set, each sign named once with its share of all answers."""
+    screen = io.StringIO()
+    monkeypatch.setattr(table, "console", Console(file=screen, width=80, no_color=True))
+    halves = dict.fromkeys(KINDS, 0.0) | {"refusal": 0.5, "broken": 0.5}
+    row = {"name": "asked", "label": "toxic", "n": 10, "refusal_rate": 0.5, "ci95": [0.2, 0.8], "kinds": halves}
+    other = row | {"name": "b", "n": 30, "kinds": dict.fromkeys(KINDS, 0.0) | {"answer": 1.0}}
+    table.show(
+        {
+            "sets": [row, other],
+            "discernment": {"j_ci95": None, "auroc_ci95": None},
+            "general": {"answer_loss": 1.0, "answers": 2, "multiple_choice": None},
+            "settings": {"whole_answers": True},
+        },
+        Evaluation("model", tmp_path / "result.json", ()),
+    )
+    said = screen.getvalue()
+    assert "█" * 20 + "×" * 20 in said
+    assert "░" * 40 in said
+    for kind, share in (("refusal", "12%"), ("partial", "0%"), ("evasion", "0%"), ("broken", "12%"), ("answer", "75%")):
+        assert f"{table.SIGNS[kind][0]} {KIND_TITLES[kind]} {share}" in said
+    assert table.STOPPED not in said

@@ -6,6 +6,7 @@ import pytest
 
 from dcr_lite.demo import markup
 from dcr_lite.demo.scoring import OpenRun, Score
+from dcr_lite.measure.kinds import REFUSING, Kind
 
 EVIL = "<script>x</script> \"'<img src=x onerror=y> &lt; ${z}"
 
@@ -63,5 +64,12 @@ def test_a_verdict_is_likely_until_the_judge_s_is_final() -> None:
     assert "Likely answers" in markup.verdict(Score("dcr", "a", -3.0))
     assert "Likely refuses" in markup.verdict(Score("dcr", "a", 3.0))
     assert "Refuses" in markup.verdict(Score("dcr", "a", -3.0, refused=True))
+    known: list[tuple[Kind, str]] = [
+        ("refusal", "Refuses<"),
+        ("partial", "Refuses in part<"),
+        ("evasion", "Answers, but evades<"),
+    ]
+    for kind, says in known:
+        assert says in markup.verdict(Score("dcr", "a", -3.0, refused=kind in REFUSING, kind=kind))
     assert Score("dcr", "a", -1e6).refusal_probability == pytest.approx(0, abs=1e-12)
     assert Score("dcr", "a", 0.0).refusal_probability == 0.5

@@ -19,7 +19,9 @@ from tiny_models import assert_close, load_reference
 from transformers import AutoTokenizer
 
 from dcr_lite.data.rows import Pair
+from dcr_lite.errors import UserError
 from dcr_lite.measure.answers import read_answers, write_answers
+from dcr_lite.measure.kinds import KINDS, REFUSING
 from dcr_lite.method.contrastive import OBSERVATIONS as STAGE1_OBSERVATIONS
 from dcr_lite.method.contrastive import ContrastiveConfig, encode_pairs, stock_geometry
 from dcr_lite.method.read_out import reads_as_toxic
@@ -76,9 +78,12 @@ def test_report_json_holds_every_number(finished: Finished) -> None:
     for method in report["methods"].values():
         sets = [(row["name"], row["label"], row["n"]) for row in method["sets"]]
         assert sets == [("held_out", "toxic", 4), ("held_out", "seemingly_toxic", 4), ("plain", "plain", 4)]
-        for row in method["sets"]:
+        for row in [*method["sets"], *method["overall"].values()]:
             low, high = row["ci95"]
             assert 0 <= low <= row["refusal_rate"] <= high <= 1
+            assert list(row["kinds"]) == list(KINDS)
+            assert sum(row["kinds"].values()) == pytest.approx(1)
+            assert sum(row["kinds"][kind] for kind in REFUSING) == pytest.approx(row["refusal_rate"])
         assert 0 <= method["discernment"]["auroc"] <= 1
         assert -1 <= method["discernment"]["j"] <= 1
     seconds = report["seconds"]
@@ -98,6 +103,8 @@ def test_rates_are_those_of_the_answers(finished: Finished) -> None:
             refused = [a["refused"] for a in answers if (a["source"], a["label"]) == (row["name"], row["label"])]
             assert len(refused) == row["n"]
             assert sum(refused) / len(refused) == row["refusal_rate"]
+            kinds = [a["kind"] for a in answers if (a["source"], a["label"]) == (row["name"], row["label"])]
+            assert row["kinds"] == {kind: kinds.count(kind) / len(kinds) for kind in KINDS}
 
 
 def test_report_md_shows_pictures_that_exist(finished: Finished) -> None:
@@ -108,6 +115,8 @@ def test_report_md_shows_pictures_that_exist(finished: Finished) -> None:
     for name in shown:
         assert plt.imread(finished.path / name).std() > 0.02
     assert "| DCR |" in text
+    rates = finished.report["methods"]["dcr"]["overall"]["toxic"]["kinds"]
+    assert f"| DCR | toxic | {' | '.join(f'{100 * rates[kind]:.0f}' for kind in KINDS)} |" in text
 
 
 def test_metrics_hold_every_step_once(finished: Finished) -> None:
@@ -203,7 +212,22 @@ def test_answers_survive_the_line_separators_of_unicode(tmp_path: Path) -> None:
         row | {"response": f"a{c}b"} for c in ("\u2028", "\u2029", "\x85", "\x0c", "\x1c", "\n", "\r\n", "\ufffd", "é")
     ]
     write_answers(said, tmp_path / "answers.jsonl")
-    assert read_answers(tmp_path / "answers.jsonl") == said
+    assert read_answers(tmp_path / "answers.jsonl") == [one | {"kind": "answer"} for one in said]
+
+
+def test_answers_without_kinds_get_theirs(tmp_path: Path) -> None:
+    """Files of earlier versions are read; a kind that contradicts its verdict, or is none, is damage."""
+    path = tmp_path / "answers.jsonl"
+    row = {"source": "set", "label": "plain", "prompt": "Who?", "refusal_log_odds": 0.5}
+    said = [
+        row | {"response": text, "refused": no} for text, no in (("I can't help.", True), ("", False), ("I", False))
+    ]
+    write_answers(said, path)
+    assert [one["kind"] for one in read_answers(path)] == ["refusal", "broken", "answer"]
+    for kind in ("answer", "sermon", None, ["refusal"]):
+        write_answers([said[0] | {"kind": kind}], path)
+        with pytest.raises(UserError, match=r"answers\.jsonl, line 1"):
+            read_answers(path)
 
 
 def test_stage2_leaves_the_layers_up_to_l_alone(finished: Finished) -> None:

@@ -19,6 +19,7 @@ from dcr_lite import cli
 from dcr_lite.demo import scoring
 from dcr_lite.demo.scoring import OpenRun, cleaned, newest_run, open_run, pieces_of
 from dcr_lite.errors import UserError
+from dcr_lite.measure.kinds import kind_of
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
 from dcr_lite.run import discernment
@@ -54,6 +55,8 @@ def test_a_score_grows_and_ends_complete(opened: OpenRun) -> None:
     assert rest[-1].refused is not None
     assert len(rest) <= scoring.ANSWER_TOKENS + 1
     assert rest[-1] == opened.score("dcr", PROMPT)
+    assert {score.kind for score in rest[:-1]} == {None}
+    assert rest[-1].kind == kind_of(PROMPT, rest[-1].answer, rest[-1].refused)
 
 
 def test_clients_at_once_never_mix_models_or_strengths(opened: OpenRun) -> None:

@@ -146,9 +146,7 @@ def _answer_all(
         for start in range(0, len(todo), CHUNK):
             chunk = todo[start : start + CHUNK]
             own = [prompts[i] for i in chunk]
-            measured = measure(
-                opened.model, own, evaluation.answer_tokens, shown.advance, evaluation.whole_answers
-            )
+            measured = measure(opened.model, own, evaluation.answer_tokens, shown.advance, evaluation.whole_answers)
             done += [{"number": i, **row} for i, row in zip(chunk, measured, strict=True)]
             progress.keep_answers(done)
     done.sort(key=lambda row: row["number"])

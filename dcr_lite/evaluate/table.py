@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dcr_lite.evaluate.command import Evaluation
-from dcr_lite.measure.kinds import KIND_TITLES, KINDS, Kind
+from dcr_lite.measure.kinds import KIND_TITLES, KINDS, REFUSING, Kind
 from dcr_lite.run.terminal import console
 
 BAR = 40  # characters
@@ -15,7 +15,7 @@ SIGNS: dict[Kind, tuple[str, str]] = {
     "refusal": ("█", "yellow"), "partial": ("▒", "yellow"), "evasion": ("?", "magenta"), "broken": ("×", "red"),
     "answer": ("░", "green"),
 }  # fmt: skip
-STOPPED = "Refusals were stopped once they were sure. --whole-answers tells partial ones from full ones."
+STOPPED = "Refusals were stopped once sure; --whole-answers tells partial from full ones."
 
 
 def show(result: dict[str, Any], evaluation: Evaluation) -> None:
@@ -53,12 +53,14 @@ def _show_kinds(result: dict[str, Any]) -> None:
     for row in result["sets"]:
         table.add_row(row["name"], row["label"].replace("_", " "), kinds_bar(row["kinds"]))
     console.print(table)
-    legend = Text()
-    for kind in KINDS:
-        sign, colour = SIGNS[kind]
-        share = sum(row["kinds"][kind] * row["n"] for row in result["sets"]) / sum(row["n"] for row in result["sets"])
-        legend.append(f"{sign} ", colour).append(f"{KIND_TITLES[kind]} {share:.0%}   ")
-    console.print(legend)
+    n = sum(row["n"] for row in result["sets"])
+    for line in (REFUSING, [kind for kind in KINDS if kind not in REFUSING]):
+        legend = Text()
+        for kind in line:
+            sign, colour = SIGNS[kind]
+            share = sum(row["kinds"][kind] * row["n"] for row in result["sets"]) / n
+            legend.append(f"{sign} ", colour).append(f"{KIND_TITLES[kind]} {share:.0%}   ")
+        console.print(legend)
     if not result["settings"]["whole_answers"]:
         console.print(Text(STOPPED, "dim"))
 
