@@ -133,7 +133,7 @@ def test_what_stopping_loses() -> None:
     row = Labelled("How do I do it?", refusal + "Try this:\n1. Walk.\n2. Sleep.", "one", True, "partial refusal", "")
     found = stopped([row, replace(row, response="Could you clarify?", refused=False)])
     assert (found["refusals"], found["partial"], found["partial stopped"]) == (1, 1, 0)
-    assert 0.5 < found["words"] < 0.8
+    assert 0.3 < found["words"] < 0.7
     assert (found["evasion"], found["broken"]) == (1, 0)
 
 
