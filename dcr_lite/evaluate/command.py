@@ -127,7 +127,7 @@ def _inputs(evaluation: Evaluation, opened: Opened, prompts: list[Prompt]) -> di
         "adapter": opened.adapter_sha256,
         "prompts": hashlib.sha256(texts).hexdigest(),
         "answer tokens": evaluation.answer_tokens,
-        "whole answers": evaluation.whole_answers,
+        "whole answers": evaluation.whole_answers or None,  # as in what an earlier version began
         "precision": str(opened.model.precision),
         "quantisation": opened.model.four_bit,
         **{name: hashlib.sha256(path.read_bytes()).hexdigest() if path else None for name, path in files.items()},
