@@ -207,12 +207,19 @@ def test_the_adapter_is_ready_to_publish(finished: Finished, tiny: Path) -> None
 
 def test_answers_survive_the_line_separators_of_unicode(tmp_path: Path) -> None:
     """Whatever a model says comes back: U+2028 and U+0085 in an answer are no ends of a row."""
-    row = {"source": "set", "label": "plain", "prompt": "p", "refused": False, "refusal_log_odds": 0.5}
+    row = {
+        "source": "set",
+        "label": "plain",
+        "prompt": "p",
+        "refused": False,
+        "kind": "answer",
+        "refusal_log_odds": 0.5,
+    }
     said = [
         row | {"response": f"a{c}b"} for c in ("\u2028", "\u2029", "\x85", "\x0c", "\x1c", "\n", "\r\n", "\ufffd", "é")
     ]
     write_answers(said, tmp_path / "answers.jsonl")
-    assert read_answers(tmp_path / "answers.jsonl") == [one | {"kind": "answer"} for one in said]
+    assert read_answers(tmp_path / "answers.jsonl") == said
 
 
 def test_answers_without_kinds_get_theirs(tmp_path: Path) -> None:
