@@ -95,9 +95,7 @@ class Score:
     @property
     def verdict(self) -> str:
         """``refuses`` in words, and the kind of answer once it is known."""
-        verdict = "refuses" if self.refuses else "answers"
-        if self.kind is not None:
-            return IN_WORDS[self.kind]
+        verdict = IN_WORDS[self.kind] if self.kind else "refuses" if self.refuses else "answers"
         return f"likely {verdict} …" if self.refused is None else verdict
 
     def heaviest(self, count: int) -> list[Word]:
