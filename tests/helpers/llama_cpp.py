@@ -48,12 +48,15 @@ class LlamaCpp:
 
 
 @contextmanager
-def llama_cpp(file: Path) -> Iterator[LlamaCpp]:
-    """Skips the test where llama.cpp's wheel is not installed."""
+def llama_cpp(file: Path, context: int = 512, key: str = "") -> Iterator[LlamaCpp]:
+    """A file served with so many tokens of context, to those alone who know the key where there is one. Skips the test
+    where llama.cpp's wheel is not installed."""
     xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp's wheel (xllamacpp) is not installed here")
     params = xllamacpp.CommonParams()
     params.model.path = str(file)
-    params.n_ctx = 512
+    params.n_ctx = context
+    if key:
+        params.api_keys = [key]
     params.n_parallel = 1
     params.cpuparams.n_threads = 1
     params.warmup = False

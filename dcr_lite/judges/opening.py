@@ -1,0 +1,38 @@
+"""Opens a judge by the name that a user gives: --judge cues | NAME_OR_FOLDER | http://HOST/v1#MODEL."""
+
+from collections.abc import Callable, Sequence
+
+from dcr_lite.errors import UserError
+from dcr_lite.judges import cues
+from dcr_lite.judges.interface import Judge
+
+DEFAULT = (cues.NAME,)
+# The judges that come with the kit. Each is imported when it is asked for, so that the cue judge starts at once.
+OWN: dict[str, Callable[[], Judge]] = {cues.NAME: cues.CueJudge}
+
+
+def open_judge(name: str, device: str = "auto", key_variable: str | None = None) -> Judge:
+    """The judge of that name: one of OWN; the address of an OpenAI-compatible endpoint, with #MODEL behind it where it
+    serves several; else a text classifier, in a folder or on the Hub.
+
+    device: of a classifier; auto takes a CUDA GPU where there is one. key_variable: the environment variable that holds
+    the endpoint's key, by default OPENAI_API_KEY.
+
+    Raises UserError for a judge that cannot be had, and for a classifier that does not tell refusals from answers.
+    """
+    if name in OWN:
+        return OWN[name]()
+    if name.startswith(("http://", "https://")):
+        from dcr_lite.judges.endpoint import EndpointJudge
+
+        return EndpointJudge(name, key_variable)
+    from dcr_lite.judges.classifier import ClassifierJudge
+
+    return ClassifierJudge(name, device)
+
+
+def open_judges(names: Sequence[str], device: str = "auto", key_variable: str | None = None) -> list[Judge]:
+    """The judges in the order of their names, each once. Raises UserError as ``open_judge``, and where there is none."""
+    if not names:
+        raise UserError(f"--judge: name a judge: {', '.join(OWN)}, a text classifier or the address of an endpoint")
+    return [open_judge(name, device, key_variable) for name in dict.fromkeys(names)]
