@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible endpoint as a judge: a real llama.cpp server, and a scripted one for its faults."""
+"""A model behind an OpenAI-compatible endpoint as a judge: a real llama.cpp server, and a scripted one for faults."""
 
 import json
 import math
@@ -255,7 +255,7 @@ def test_what_an_endpoint_does_not_take_is_left_out(scripted: Scripted) -> None:
     assert judged(scripted) == [1.0, 1.0]
     assert scripted.asked[-1][1].keys() == {"model", "messages", "temperature", "logprobs", "top_logprobs"}
     scripted.reply = lambda path, body, headers: (400, {"error": {"message": "no such deployment"}}, {})
-    with pytest.raises(UserError, match="refuses the request .400: no such deployment"):
+    with pytest.raises(UserError, match=r"refuses the request .400: no such deployment"):
         judged(scripted)
 
 
@@ -285,7 +285,7 @@ def test_a_refusal_names_the_cure_and_never_the_key(
 def test_an_endpoint_that_is_not_there_is_named(scripted: Scripted) -> None:
     """Connection refused at once; a page that is no API; an address that is none; a password is never shown."""
     free = scripted.url.replace(str(scripted.server.server_port), "9")
-    with pytest.raises(UserError, match="does not answer .*Start it, or check the address"):
+    with pytest.raises(UserError, match=r"does not answer .*Start it, or check the address"):
         open_judge(f"{free}#model").scores(ROWS)
     scripted.reply = lambda path, body, headers: (200, ["hello"], {})
     with pytest.raises(UserError, match="something else than a chat completion"):

@@ -1,4 +1,4 @@
-"""How far two judges agree: Cohen's kappa with an interval, overall and by group, and the answers on which they part."""
+"""How far two judges agree: Cohen's kappa with an interval, overall and by group; the answers on which they part."""
 
 import math
 from collections.abc import Sequence

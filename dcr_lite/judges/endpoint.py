@@ -106,7 +106,8 @@ class EndpointJudge:
             models = [str(model["id"]) for model in answer.json()["data"]]
         except (ValueError, LookupError, TypeError):
             raise UserError(
-                f"--judge {self.shown}: it does not list its models. Name one behind the address, as {self.shown}#MODEL."
+                f"--judge {self.shown}: it does not list its models. Name one behind the address, as "
+                f"{self.shown}#MODEL."
             ) from None
         if len(models) != 1:
             listed = ", ".join(models[:10]) or "none"

@@ -32,7 +32,7 @@ def open_judge(name: str, device: str = "auto", key_variable: str | None = None)
 
 
 def open_judges(names: Sequence[str], device: str = "auto", key_variable: str | None = None) -> list[Judge]:
-    """The judges in the order of their names, each once. Raises UserError as ``open_judge``, and where there is none."""
+    """The judges in the order of their names, each once. Raises UserError as ``open_judge``, and for no name."""
     if not names:
         raise UserError(f"--judge: name a judge: {', '.join(OWN)}, a text classifier or the address of an endpoint")
     return [open_judge(name, device, key_variable) for name in dict.fromkeys(names)]
