@@ -18,6 +18,9 @@ from dcr_lite.settings import HELD_OUT_FILES, Device, Precision, Quantization, S
 
 ANY_MODEL = """A chat or base model, aligned with settings that are found (docs/method.md). The model is on the Hugging
 Face Hub, by its name, or in a folder."""
+JUDGES = """Judges of refusals, the first for the main numbers: cues, a text classifier (a folder, or a name on the Hub)
+or an OpenAI-compatible endpoint (http://localhost:8080/v1#MODEL). See docs/measuring.md."""
+JudgeNames = Annotated[tuple[str, ...], tyro.conf.arg(help=JUDGES)]
 
 
 def train(words: Annotated[tuple[str, ...], tyro.conf.Positional]) -> None:
@@ -46,24 +49,22 @@ def judge(
     answers: Annotated[str, tyro.conf.Positional],
     out: str,
     string_match: bool = False,
+    judge: JudgeNames = ("cues",),
+    judge_key: str | None = None,
 ) -> None:
-    """Judge a file of answers: adds refused (true or false) and a score from 0 to 1 to every row. Needs no model and no
-    network.
+    """Judge a file of answers: adds refused (true or false) and a score from 0 to 1 to every row. The cue judge needs
+    no model and no network.
 
     Args:
         answers: JSON Lines of {prompt, response}; other fields are kept. - reads standard input.
         out: File for the labelled rows; - writes to standard output.
         string_match: Add the two string matches of the literature (string_match: GCG, opening_match: XSTest).
+        judge_key: Environment variable that holds an endpoint's key; by default OPENAI_API_KEY.
     """
-    from dcr_lite.evaluate.labelling import label_answers, write_rows
-    from dcr_lite.measure.metrics import wilson_interval
+    from dcr_lite.evaluate.labelling import judge_file
 
-    rows = label_answers(answers, string_match)
-    write_rows(rows, out)
-    refused = sum(row["refused"] for row in rows)
-    low, high = wilson_interval(refused, len(rows))
-    summary = f"{len(rows):,} answers, {refused:,} refusals: {refused / len(rows):.3f} (95 % {low:.3f}-{high:.3f})"
-    print(summary, file=sys.stderr)
+    for line in judge_file(answers, out, string_match, judge, judge_key):
+        print(line, file=sys.stderr)
 
 
 def evaluate(
@@ -82,6 +83,8 @@ def evaluate(
     device: Device = "auto",
     precision: Precision = "auto",
     quantization: Quantization = "auto",
+    judge: JudgeNames = ("cues",),
+    judge_key: str | None = None,
 ) -> None:
     """Measure one model: refusal rates by set, discernment, general ability. The same command continues a stopped
     measurement.
@@ -104,6 +107,7 @@ def evaluate(
             float16 on a GPU and float32 on a CPU.
         quantization: Of the base model's weights. auto: that of the run; of another model 4-bit NF4 on a CUDA GPU, none
             elsewhere.
+        judge_key: Environment variable that holds an endpoint's key; by default OPENAI_API_KEY.
     """
     from dcr_lite.evaluate.command import Evaluation, measure_model
     from dcr_lite.evaluate.table import show
@@ -112,7 +116,7 @@ def evaluate(
     asked = Evaluation(
         model, out, prompts or (() if benchmarks else HELD_OUT_FILES), benchmarks, method, rows,
         instructions or HELD_OUT_INSTRUCTIONS, multiple_choice, answer_tokens, whole_answers, device, precision,
-        quantization,
+        quantization, judge, judge_key,
     )  # fmt: skip
     show(measure_model(asked), asked)
 

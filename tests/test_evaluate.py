@@ -268,6 +268,9 @@ def test_kinds_are_shown_with_a_legend(monkeypatch: pytest.MonkeyPatch, tmp_path
             "discernment": {"j_ci95": None, "auroc_ci95": None},
             "general": {"answer_loss": 1.0, "answers": 2, "multiple_choice": None},
             "settings": {"whole_answers": True},
+            "judge": "cues",
+            "judges": [],
+            "agreement": [],
         },
         Evaluation("model", tmp_path / "result.json", ()),
     )

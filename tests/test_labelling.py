@@ -59,7 +59,7 @@ def test_a_row_without_a_prompt_has_no_kind(tmp_path: Path) -> None:
     """Whether an answer evades, or is in another language, shows against the prompt alone."""
     answers = tmp_path / "answers.jsonl"
     answers.write_text('{"response": "No."}\n{"prompt": 7, "response": "No."}\n', encoding="utf-8")
-    assert [row.get("kind") for row in label_answers(str(answers))] == [None, None]
+    assert [row.get("kind") for row in label_answers(str(answers))[0]] == [None, None]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,11 @@ from dcr_lite.data.rows import Choice, Conversation, Prompt, read_choices, read_
 from dcr_lite.data.splits import sample
 from dcr_lite.errors import UserError
 from dcr_lite.files import PARTIAL, OnlyOne, read_state, write_json, write_jsonl, write_state
+from dcr_lite.judges.agreement import agreements, with_verdicts
+from dcr_lite.judges.interface import Judge
+from dcr_lite.judges.judging import judge_rows
+from dcr_lite.judges.opening import DEFAULT, open_judges
+from dcr_lite.judges.rates import exchanges, rates_by_judge
 from dcr_lite.measure.answers import Measured, discernment_intervals, measure, method_result, read_answers
 from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS, answer_loss, multiple_choice
 from dcr_lite.model.chat import encode_prompts
@@ -34,7 +39,8 @@ class Evaluation:
     """What to measure, on what, and how.
 
     model, method: as ``open_model`` takes them. rows: at most so many prompts of each set and label, see ``sample``.
-    whole_answers: as ``whole`` of ``measure``.
+    whole_answers: as ``whole`` of ``measure``. judges, judge_key: as ``open_judges`` takes them; the main numbers are by
+    the first.
     out: the result; the other files lie beside it.
     """
 
@@ -51,6 +57,8 @@ class Evaluation:
     device: Device = "auto"
     precision: Precision = "auto"
     quantization: Quantization = "auto"
+    judges: tuple[str, ...] = DEFAULT
+    judge_key: str | None = None
 
     @property
     def answers(self) -> Path:
@@ -66,6 +74,11 @@ class Evaluation:
     def unfinished(self) -> Path:
         """The file that is there until the evaluation is finished."""
         return self.out.with_suffix(".begun.json")
+
+    @property
+    def judging(self) -> Path:
+        """The file of what judges have done, until the evaluation is finished."""
+        return self.out.with_suffix(".judging.jsonl")
 
 
 class StoredMeasurement:
@@ -159,7 +172,8 @@ def _require_new(evaluation: Evaluation) -> None:
     if out.is_dir():
         raise UserError(f"{out} is a folder. Give --out the name of a file, such as {out / 'result.json'}.")
     if out.exists():
-        for left in (evaluation.unfinished, evaluation.lock):  # by one that was killed at its very end
+        # By one that was killed at its very end.
+        for left in (evaluation.unfinished, evaluation.judging, evaluation.lock):
             left.unlink(missing_ok=True)
         raise UserError(f"{out} holds a finished measurement. Move it away, or choose another --out.")
     try:
@@ -173,6 +187,8 @@ def measure_model(evaluation: Evaluation) -> dict[str, Any]:
 
     sets: [{name, label, n, refusal_rate, ci95, kinds}], 95 % Wilson intervals; overall: the same by label.
     discernment: {auroc, auroc_ci95, j, j_ci95}, 95 % bootstrap intervals over prompts.
+    judge: the one that these are by; judges, agreement: where others were asked for, ``rates_by_judge`` and
+        ``agreements`` by label, else empty.
     general: {answer_loss, answers, tokens, multiple_choice: {accuracy, ci95, n, chance} or None}.
     Beside these model, base, adapter_sha256, settings, seconds, memory, hardware, versions.
 
@@ -191,6 +207,10 @@ def _measure(
     evaluation: Evaluation, prompts: list[Prompt], instructions: list[Conversation], questions: list[Choice]
 ) -> dict[str, Any]:
     """Measure, alone at the place of the result."""
+    # First, so that a judge that cannot be had is known before the model answers.
+    judges = []
+    if evaluation.judges != DEFAULT:
+        judges = open_judges(evaluation.judges, evaluation.device, evaluation.judge_key)
     opened = open_model(
         evaluation.model, evaluation.method, device=evaluation.device, precision=evaluation.precision,
         quantization=evaluation.quantization,
@@ -201,6 +221,7 @@ def _measure(
     measured = _answer_all(opened, prompts, evaluation, progress)
     general = progress.part("Answer loss", answer_loss, model, instructions)
     chosen = progress.part("Multiple choice", multiple_choice, model, questions) if questions else None
+    judged = _judge(judges, measured, evaluation, progress)
     result = {
         "model": evaluation.model,
         "method": evaluation.method if opened.adapter else "base",
@@ -209,6 +230,7 @@ def _measure(
         "adapter_sha256": opened.adapter_sha256,
         **method_result(measured),
         "discernment": discernment_intervals(measured),
+        **judged,
         "general": {**general, "multiple_choice": chosen},
         "settings": _settings(evaluation, opened),
         "seconds": progress.seconds(),
@@ -220,9 +242,26 @@ def _measure(
         raise UserError(f"{evaluation.answers} was moved or removed meanwhile. Put it back, or measure anew.")
     write_json(result, evaluation.out)
     evaluation.unfinished.unlink()
+    evaluation.judging.unlink(missing_ok=True)
     for path in (evaluation.answers, evaluation.unfinished):  # what a killed process was writing
         path.with_name(path.name + PARTIAL).unlink(missing_ok=True)
     return result
+
+
+def _judge(
+    judges: list[Judge], measured: list[Measured], evaluation: Evaluation, progress: StoredMeasurement
+) -> dict[str, Any]:
+    """The fields of the result that judges give: those of the first take the place of the cue judge's. The answers are
+    kept with every verdict. Without judges, those of the cue judge stand as they are."""
+    if not judges:
+        return {"judge": DEFAULT[0], "judges": [], "agreement": []}
+    with progress_bar("Judging", len(measured) * len(judges)) as shown:
+        scores = judge_rows(judges, exchanges(measured), evaluation.judging, shown.advance)
+    progress.keep_answers(with_verdicts(measured, scores))
+    rates = rates_by_judge(scores, measured)
+    first = {name: rates[0][name] for name in ("sets", "overall", "discernment")}
+    pairs = agreements(scores, [row["label"] for row in measured])
+    return {**first, "judge": judges[0].name, "judges": rates, "agreement": pairs}
 
 
 def _settings(evaluation: Evaluation, opened: Opened) -> dict[str, Any]:

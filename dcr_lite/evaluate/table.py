@@ -2,10 +2,13 @@
 
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from dcr_lite.evaluate.command import Evaluation
+from dcr_lite.judges.agreement import agreement_words
+from dcr_lite.judges.interface import short
 from dcr_lite.measure.kinds import KIND_TITLES, KINDS, REFUSING, Kind
 from dcr_lite.run.terminal import console
 
@@ -20,15 +23,9 @@ STOPPED = "Refusals were stopped once sure; --whole-answers tells partial from f
 
 def show(result: dict[str, Any], evaluation: Evaluation) -> None:
     """Print refusal rates, kinds of answer, discernment and general ability, and where the files are."""
-    table = Table(title="Refusal rates (95 % interval)", title_justify="left", title_style="bold")
-    for column in ("set", "label"):
-        table.add_column(column)
-    for column in ("n", "refused"):
-        table.add_column(column, justify="right")
-    for row in result["sets"]:
-        rate = _with_interval(row["refusal_rate"], row["ci95"])
-        table.add_row(row["name"], row["label"].replace("_", " "), str(row["n"]), rate)
-    console.print(table)
+    console.print(_rates(result))
+    for pair in result["agreement"]:
+        console.print(f"{' and '.join(map(short, pair['judges']))} {agreement_words(pair)}", markup=False)
     _show_kinds(result)
     discernment, general = result["discernment"], result["general"]
     for name, key in (("J", "j"), ("AUROC", "auroc")):
@@ -43,6 +40,23 @@ def show(result: dict[str, Any], evaluation: Evaluation) -> None:
     for path, what in ((evaluation.out, "the numbers"), (evaluation.answers, private)):
         # Never wrapped and never read as markup: a path is there to be copied.
         console.print(f"  {path!s:<36} {what}", markup=False, soft_wrap=True)
+
+
+def _rates(result: dict[str, Any]) -> Table:
+    """The refusal rates of each set, a column for each judge."""
+    judges = result["judges"] or [result | {"name": result["judge"]}]
+    by = f" by {escape(short(judges[0]['name']))}" if len(judges) == 1 and result["judges"] else ""
+    table = Table(title=f"Refusal rates{by} (95 % interval)", title_justify="left", title_style="bold")
+    for column in ("set", "label"):
+        table.add_column(column)
+    for column in ("n", *("refused" if len(judges) == 1 else escape(short(judge["name"])) for judge in judges)):
+        table.add_column(column, justify="right")
+    found = [{(row["name"], row["label"]): row for row in judge["sets"]} for judge in judges]
+    for key in dict.fromkeys(key for rows in found for key in rows):
+        rates = [_with_interval(rows[key]["refusal_rate"], rows[key]["ci95"]) if key in rows else "-" for rows in found]
+        most = max(rows[key]["n"] for rows in found if key in rows)
+        table.add_row(escape(key[0]), key[1].replace("_", " "), str(most), *rates)
+    return table
 
 
 def _show_kinds(result: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcr_lite.judges.interface import verdict
-from dcr_lite.judges.judging import Scores
+from dcr_lite.judges.judging import Scores, for_json
 from dcr_lite.measure.metrics import RESAMPLES
 
 Verdict = bool | None  # None: the judge gave none
@@ -82,6 +82,25 @@ def agreements(scores: Scores, groups: Sequence[str] = ()) -> list[dict[str, Any
     return found
 
 
+def agreement_words(found: dict[str, Any]) -> str:
+    """An ``agreement`` in words."""
+    words = f"part on {found['part']:,} of {found['n']:,} answers"
+    if found["kappa"] is None:
+        return f"{words} (kappa undefined: all verdicts are alike)"
+    low, high = found["ci95"]
+    return f"{words}, Cohen's kappa {found['kappa']:.2f} (95 % {low:.2f}-{high:.2f})"
+
+
 def parting(scores: Scores) -> list[bool]:
     """For each answer whether its judges part: whether one calls it a refusal and another does not."""
     return [len({verdict(score) for score in row} - {None}) > 1 for row in zip(*scores.values(), strict=True)]
+
+
+def with_verdicts(rows: Sequence[dict[str, Any]], scores: Scores) -> list[dict[str, Any]]:
+    """The rows of a file of answers with ``judges``: {name: {refused, score}}, null where a judge gave no verdict; and
+    ``judges_part``, whether they differ."""
+    found = []
+    for i, (row, part) in enumerate(zip(rows, parting(scores), strict=True)):
+        judges = {name: {"refused": verdict(given[i]), "score": for_json(given[i])} for name, given in scores.items()}
+        found.append({**row, "judges": judges, "judges_part": part})
+    return found

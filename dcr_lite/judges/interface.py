@@ -28,6 +28,11 @@ class Judge(Protocol):
         ...
 
 
+def short(name: str) -> str:
+    """A judge's name for the head of a column: the model of an endpoint, the last part of a path."""
+    return name.rpartition("#")[2].rstrip("/\\").replace("\\", "/").rpartition("/")[2] or name
+
+
 def verdict(score: float) -> bool | None:
     """Whether a score says refusal; None where the judge gave no verdict."""
     return None if math.isnan(score) else score >= 0.5

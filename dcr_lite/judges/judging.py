@@ -28,6 +28,7 @@ def judge_rows(
 
     Raises UserError where a judge gives no verdict on any row, and what the judges raise.
     """
+    rows = [_whole(row) for row in rows]
     store = _Store(kept)
     found: Scores = {}
     for judge in judges:
@@ -68,6 +69,11 @@ class _Store:
         with self.path.open("a", encoding="utf-8") as file:
             for key, score in scores.items():
                 file.write(json.dumps({"key": key, "score": for_json(score)}) + "\n")
+
+
+def _whole(row: Exchange) -> Exchange:
+    """The row without halves of characters (lone surrogates), which neither tokenizers nor requests take."""
+    return Exchange(*(text.encode("utf-8", "replace").decode() for text in (row.prompt, row.response)))
 
 
 def _key(name: str, row: Exchange) -> str:

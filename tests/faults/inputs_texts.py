@@ -94,7 +94,7 @@ def check_judged(raw: bytes, folder: Path) -> bool:
     path.write_bytes(raw)
     out.touch()
     with leaves_nothing(folder):
-        if refused(lambda: rows.extend(label_answers(str(path), literature=True))):
+        if refused(lambda: rows.extend(label_answers(str(path), literature=True)[0])):
             return False
         write_rows(rows, str(out))
         again = readers.read_jsonl(out, lambda fields, place: fields)
