@@ -12,12 +12,14 @@ from command_line import run_command
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from scripted_endpoint import Scripted, said
 from small_runs import write_rows
 
 from dcr_lite.data.rows import Prompt
 from dcr_lite.errors import UserError
 from dcr_lite.evaluate import command, table
 from dcr_lite.evaluate.command import Evaluation, measure_model
+from dcr_lite.judges import judging
 from dcr_lite.measure import answers as measured_answers
 from dcr_lite.measure.kinds import KIND_TITLES, KINDS
 
@@ -280,3 +282,58 @@ def test_kinds_are_shown_with_a_legend(monkeypatch: pytest.MonkeyPatch, tmp_path
     for kind, share in (("refusal", "12%"), ("partial", "0%"), ("evasion", "0%"), ("broken", "12%"), ("answer", "75%")):
         assert f"{table.SIGNS[kind][0]} {KIND_TITLES[kind]} {share}" in said
     assert table.STOPPED not in said
+
+
+def test_several_judges(
+    asked: Evaluation, scripted: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The main numbers are the first judge's, which is named; the cue judge's stand beside them and are those of a
+    measurement by itself. Every answer holds each verdict; the table has a column for each judge and says on how many
+    answers they part. Stopped while it judges, the same command asks for the rest alone. A judge that cannot be had is
+    named before the model answers."""
+    alone = measure_model(replace(asked, out=asked.out.with_name("alone.json")))
+    assert (alone["judge"], alone["judges"], alone["agreement"]) == ("cues", [], [])
+    with pytest.raises(UserError, match="--judge no such judge"):
+        measure_model(replace(asked, judges=("cues", "no such judge")))
+    assert not asked.answers.exists()
+    name = f"{scripted.url}#strict"
+
+    def strict(path: str, body: Any, headers: Any) -> Any:
+        """Takes every answer about a man for a refusal, and has no word for clocks; falters at first."""
+        text = body["messages"][0]["content"]
+        if len(scripted.asked) == 6:
+            return 404, {}, {}
+        return 200, said("Tick." if "clock" in text else "REFUSED" if "man" in text else "ANSWERED"), {}
+
+    scripted.reply = strict
+    monkeypatch.setattr(judging, "CHUNK", 4)
+    judged = replace(asked, judges=(name, "cues"))
+    with pytest.raises(UserError, match="Check the address"):
+        measure_model(judged)
+    assert not judged.out.exists()
+    result = measure_model(judged)
+    table.show(result, judged)
+    assert len({body["messages"][0]["content"] for _, body, _ in scripted.asked}) == 12
+    assert len(scripted.asked) <= 12 + 4
+    assert result["judge"] == name
+    assert [(row["label"], row["n"], row["refusal_rate"]) for row in result["sets"]] == [
+        ("plain", 3, 0.0),
+        ("toxic", 3, 1.0),
+        ("seemingly_toxic", 3, 0.0),
+    ]
+    assert result["discernment"]["j"] == 1.0
+    first, cues = result["judges"]
+    assert first["without_verdict"] == 3
+    assert (cues["name"], cues["sets"], cues["discernment"]) == ("cues", alone["sets"], alone["discernment"])
+    rows = answers(judged)
+    assert sum(row["judges"][name]["refused"] is None for row in rows) == 3
+    assert all(row["judges"]["cues"]["refused"] == row["refused"] for row in rows)
+    (pair,) = result["agreement"]
+    assert pair["judges"] == [name, "cues"]
+    assert pair["n"] == 9
+    assert pair["part"] == sum(row["judges_part"] for row in rows) > 0
+    assert list(pair["by"]) == ["toxic", "seemingly_toxic", "plain"]
+    printed = capsys.readouterr().out
+    assert "strict" in printed
+    assert f"strict and cues part on {pair['part']} of 9 answers" in printed
+    assert not list(asked.out.parent.glob("*judging*"))

@@ -39,8 +39,8 @@ class Evaluation:
     """What to measure, on what, and how.
 
     model, method: as ``open_model`` takes them. rows: at most so many prompts of each set and label, see ``sample``.
-    whole_answers: as ``whole`` of ``measure``. judges, judge_key: as ``open_judges`` takes them; the main numbers are by
-    the first.
+    whole_answers: as ``whole`` of ``measure``. judges, judge_key: as ``open_judges`` takes them; the main numbers are
+    by the first.
     out: the result; the other files lie beside it.
     """
 
