@@ -129,6 +129,8 @@ def compare(
     multiple_choice: Path | None = None,
     curve_seeds: tuple[int, ...] | None = None,
     out: Path = Path("runs/compare"),
+    judge: JudgeNames = ("cues",),
+    judge_key: str | None = None,
 ) -> None:
     """Train and measure seven methods on one recipe: the stock model, the stock model steered, safety SFT alone, data
     augmentation, Surgical, SCANS and DCR. Writes a table, a trade-off plot and JSON. The same command continues a
@@ -144,12 +146,13 @@ def compare(
         curve_seeds: Seeds for which every method is measured at further strengths, for the trade-off curve; by default
             the first one, with nothing behind the flag none.
         out: Folder of the comparison: comparison.md, comparison.json, trade_off.png, adapters and answers.
+        judge_key: Environment variable that holds an endpoint's key; by default OPENAI_API_KEY.
     """
     from dcr_lite.compare.command import compare as run_comparison
     from dcr_lite.run.terminal import show_page
 
     curve_seeds = seeds[:1] if curve_seeds is None else curve_seeds
-    run_comparison(find_recipe(recipe), seeds, prompts, rows, multiple_choice, curve_seeds, out)
+    run_comparison(find_recipe(recipe), seeds, prompts, rows, multiple_choice, curve_seeds, out, judge, judge_key)
     show_page(out / "comparison.md")
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dcr_lite.compare.judged import judged
 from dcr_lite.compare.measurement import (
     Configuration,
     EvaluationData,
@@ -20,6 +21,7 @@ from dcr_lite.compare.report import comparison_report, listed, write_report
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import Result
 from dcr_lite.errors import UserError
+from dcr_lite.judges.opening import DEFAULT, open_judges
 from dcr_lite.run.inputs import resolved
 from dcr_lite.run.plan import ACHIEVED, matrix_rate
 from dcr_lite.run.recipes import load_recipe
@@ -35,24 +37,32 @@ def compare(
     multiple_choice: Path | None,
     curve_seeds: tuple[int, ...],
     out: Path,
+    judges: tuple[str, ...] = DEFAULT,
+    judge_key: str | None = None,
 ) -> dict[str, Any]:
     """Train and measure every method with every seed; write comparison.json, comparison.md and trade_off.png to ``out``
     and return what the JSON holds.
 
     files: prompts to measure on, by default the recipe's held-out ones; at most ``rows`` of each set and label.
     multiple_choice: questions for general ability. curve_seeds: those at which further strengths are measured too.
+    judges, judge_key: as ``open_judges`` takes them; the tables are by the first.
     """
     _check_seeds(seeds, curve_seeds)
     settings = _with_cache(resolved(load_recipe(recipe).SETTINGS))
     files = files or settings.evaluation
     data = EvaluationData.read(files, rows, multiple_choice)
+    opened = [] if judges == DEFAULT else open_judges(judges, settings.device, judge_key)
     runs, results = measured(METHODS, settings, data, seeds, curve_seeds, out)
+    section: dict[str, Any] = {"main": DEFAULT[0], "judges": [], "agreement": []}
+    if opened:
+        results, section = judged(opened, runs, results, data, out)
     report = comparison_report(recipe.stem, runs[seeds[0]].settings, results, curve_seeds) | {
         "prompts": {"files": [str(path) for path in files], "rows": rows, "n": len(data.prompts)},
         "general": {
             "instructions": len(data.instructions),
             "multiple_choice": multiple_choice and str(multiple_choice),
         },
+        "judged": section,
         "seconds": max(run.run.seconds() for run in runs.values()),
     }
     write_report(report, runs[seeds[0]].settings, out)

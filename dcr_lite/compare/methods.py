@@ -12,6 +12,7 @@ from dcr_lite.compare import directions, scans, steered, surgical
 from dcr_lite.compare.scans import Scans
 from dcr_lite.compare.seed_run import ANCHORS, Cost, SeedRun
 from dcr_lite.compare.steered import SteeredStock
+from dcr_lite.compare.summary import Result
 from dcr_lite.compare.surgical import Ablation
 from dcr_lite.data.rows import read_conversations
 from dcr_lite.measure.trade_off import Goal
@@ -170,3 +171,8 @@ METHODS = {
         "of seemingly toxic development prompts answered; 0: as set", _dcr_operations,
     ),
 }  # fmt: skip
+
+
+def at_usual_strength(results: list[Result], settings: Settings) -> list[Result]:
+    """Those of the results that the tables show."""
+    return [result for result in results if result["strength"] == METHODS[result["method"]].strengths(settings)[0]]

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dcr_lite.compare.methods import METHODS
+from dcr_lite.compare.judged import judges_section
+from dcr_lite.compare.methods import METHODS, at_usual_strength
 from dcr_lite.compare.plots import draw_trade_off
 from dcr_lite.compare.summary import COMPARED, SET, Result, differences, frontier, over_seeds, toxic_sets
 from dcr_lite.files import write_json, write_text
+from dcr_lite.judges.interface import short
 from dcr_lite.names import STOCK
 from dcr_lite.run.machine import hardware, versions
 from dcr_lite.run.opening import machine
@@ -32,6 +34,7 @@ COLUMNS: dict[str, tuple[str, bool, str]] = {
 PAGE = """# Methods compared: {recipe}
 
 {command} on {model}, seeds {seeds}, {n_prompts} prompts of {files}. {minutes} minutes in all on {hardware}.
+Refusals are those that the judge {judge} sees.
 
 Means over seeds, ± the half-width of a 95 % interval over seeds (Student), the best of a column in bold. The interval
 of a single measurement, as of the stock model, is over prompts. Compliance is the share of seemingly toxic prompts that
@@ -45,7 +48,7 @@ those of training and of choosing directions, for each method alone.
 DCR minus each method, seed by seed; in bold where the interval over seeds excludes zero:
 
 {differences_table}
-
+{judges}
 ## The trade-off
 
 ![Toxic refusal against compliance](trade_off.png)
@@ -67,7 +70,7 @@ def comparison_report(
 ) -> dict[str, Any]:
     """The results over seeds: the table, the differences, the trade-off curve with its frontier; and how they came
     about."""
-    usual = [r for r in results if r["strength"] == METHODS[r["method"]].strengths(settings)[0]]
+    usual = at_usual_strength(results, settings)
     curve = over_seeds([r for r in results if r["seed"] in (None, *curve_seeds)]) if curve_seeds else over_seeds(usual)
     return {
         "recipe": recipe,
@@ -153,6 +156,8 @@ def write_report(report: dict[str, Any], settings: Settings, out: Path) -> None:
         methods_table=methods_table(report["methods"], titles),
         toxic_sets=TOXIC_SETS.format(table=methods_table(report["toxic_sets"], titles)) if several else "",
         differences_table=differences_table(report["differences"]),
+        judge=plain(short(report["judged"]["main"])),
+        judges=judges_section(report["judged"]),
         curve_seeds=listed(curve["seeds"]) or "none",
         strengths="; ".join(
             f"{method.title} {listed(f'{s:g}' for s in method.strengths(settings))} ({method.strength})"

@@ -1,0 +1,166 @@
+"""A comparison by several judges: its numbers by each, how far they agree, and whether the order of methods stands."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from dcr_lite.compare.measurement import Configuration, EvaluationData, answers_file
+from dcr_lite.compare.methods import METHODS, at_usual_strength
+from dcr_lite.compare.seed_run import SeedRun
+from dcr_lite.compare.summary import Result, numbers_of, over_seeds
+from dcr_lite.errors import UserError
+from dcr_lite.files import write_jsonl
+from dcr_lite.judges.agreement import agreement_words, agreements, with_verdicts
+from dcr_lite.judges.interface import Judge, short
+from dcr_lite.judges.judging import judge_rows
+from dcr_lite.judges.rates import exchanges, rates_by_judge
+from dcr_lite.measure.answers import Measured, read_answers
+from dcr_lite.names import LABEL_TITLES, LABELS
+from dcr_lite.run.report import markdown_table, plain
+from dcr_lite.run.terminal import progress_bar
+
+PARTED = "judges_part.jsonl"  # the answers on which judges part. Private: contains answers to toxic prompts
+
+
+def judged(
+    judges: Sequence[Judge], runs: dict[int | None, SeedRun], results: list[Result], data: EvaluationData, out: Path
+) -> tuple[list[Result], dict[str, Any]]:
+    """The results with the numbers of the first judge, and what the report says of all: {main, judges: [{name, methods,
+    without_verdict, changed}], agreement}.
+
+    methods: as ``over_seeds``, at the usual strengths. changed: the pairs of methods whose J the judge orders otherwise
+    than the first does. agreement: ``agreements`` by method, over the answers at all strengths. The answers on which
+    judges part go to PARTED.
+
+    Raises UserError where a judge has no verdict on any toxic, or seemingly toxic, prompt of a configuration.
+    """
+    answers = [read_answers(_file(runs, result, data)) for result in results]
+    rows = [row for some in answers for row in some]
+    places = [result for result, some in zip(results, answers, strict=True) for _ in some]
+    kept = out / "judging.jsonl"
+    with progress_bar("Judging", len(rows) * len(judges)) as shown:
+        scores = judge_rows(judges, exchanges(rows), kept, shown.advance)
+    by_judge: dict[str, list[Result]] = {}
+    missing = dict.fromkeys(scores, 0)
+    begin = 0
+    for result, some in zip(results, answers, strict=True):
+        own = {name: given[begin : begin + len(some)] for name, given in scores.items()}
+        begin += len(some)
+        for found in rates_by_judge(own, some):
+            missing[found["name"]] += found["without_verdict"]
+            by_judge.setdefault(found["name"], []).append(_rejudged(result, found))
+    write_jsonl(_parted(with_verdicts(rows, scores), places), out / PARTED)
+    first = by_judge[judges[0].name]
+    settings = runs[None].settings
+    means = {name: over_seeds(at_usual_strength(found, settings)) for name, found in by_judge.items()}
+    main = means[judges[0].name]
+    section = {
+        "main": judges[0].name,
+        "judges": [
+            {"name": name, "methods": found, "without_verdict": missing[name], "changed": changed(main, found)}
+            for name, found in means.items()
+        ],
+        "agreement": agreements(scores, [result["method"] for result in places]),
+    }
+    kept.unlink(missing_ok=True)
+    return first, section
+
+
+def _file(runs: dict[int | None, SeedRun], result: Result, data: EvaluationData) -> Path:
+    configuration = Configuration(result["method"], result["strength"], result["seed"])
+    return answers_file(runs[configuration.seed], configuration, data)
+
+
+def _rejudged(result: Result, found: dict[str, Any]) -> Result:
+    """The result of a configuration with one judge's numbers in place of the cue judge's."""
+    for label in LABELS[:2]:
+        if label not in found["overall"]:
+            raise UserError(
+                f"--judge {found['name']}: no verdict on any {LABEL_TITLES[label]} prompt of "
+                f"{METHODS[result['method']].title}. Choose another judge."
+            )
+    interval = found["discernment"]["auroc_ci95"] or result["intervals"]["auroc"]
+    numbers, intervals = numbers_of(found, interval)
+    return {
+        **result,
+        "result": {key: found[key] for key in ("sets", "overall", "discernment")},
+        "numbers": result["numbers"] | numbers,
+        "intervals": result["intervals"] | intervals,
+    }
+
+
+def _parted(rows: Sequence[Measured], places: Sequence[Result]) -> list[dict[str, Any]]:
+    return [
+        {"method": place["method"], "strength": place["strength"], "seed": place["seed"], **row}
+        for row, place in zip(rows, places, strict=True)
+        if row["judges_part"]
+    ]
+
+
+def changed(main: list[dict[str, Any]], other: list[dict[str, Any]]) -> list[list[str]]:
+    """The pairs [a, b] of methods of which ``main`` gives a the higher mean J, and ``other`` b. Equal ones are in no
+    order."""
+    j = [{entry["method"]: entry["numbers"]["j"]["mean"] for entry in entries} for entries in (main, other)]
+    found = []
+    for pair in combinations(j[0], 2):
+        a, b = sorted(pair, key=lambda method: -j[0][method])
+        if round(j[0][a], 9) > round(j[0][b], 9) and round(j[1][a], 9) < round(j[1][b], 9):
+            found.append([a, b])
+    return found
+
+
+SECTION = """
+## Other judges
+
+J by each judge, means over seeds; the tables above are by {main}.
+
+{table}
+
+{sentences}
+
+How far two judges agree on the answers at all strengths, on which they have a verdict (Cohen's kappa; the answers on
+which they part are in {parted}):
+
+{agreement}
+"""
+
+
+def judges_section(section: dict[str, Any]) -> str:
+    """The part of comparison.md that ``judged`` gives; empty where no judge was asked for."""
+    judges = section["judges"]
+    if not judges:
+        return ""
+    titles = [plain(short(judge["name"])) for judge in judges]
+    table = [
+        [METHODS[entry["method"]].title, *(_number(judge["methods"][i]["numbers"]["j"]) for judge in judges)]
+        for i, entry in enumerate(judges[0]["methods"])
+    ]
+    agreement = []
+    for pair in section["agreement"]:
+        agreement.append(f"- {plain(' and '.join(map(short, pair['judges'])))} {agreement_words(pair)}.")
+        agreement += [f"  - {METHODS[name].title}: {agreement_words(found)}." for name, found in pair["by"].items()]
+    return SECTION.format(
+        main=titles[0],
+        table=markdown_table(["", *(f"J, {title}" for title in titles)], table),
+        sentences=" ".join(_sentence(judge, titles[0]) for judge in judges[1:]) or "No second judge was asked for.",
+        parted=PARTED,
+        agreement="\n".join(agreement) or "-",
+    )
+
+
+def _number(value: dict[str, Any]) -> str:
+    text = f"{value['mean']:.2f}"
+    return text if value["ci95"] is None else f"{text} ±{(value['ci95'][1] - value['ci95'][0]) / 2:.2f}"
+
+
+def _sentence(judge: dict[str, Any], main: str) -> str:
+    """Whether a judge orders the methods by J as the first does, and on how many answers it gave no verdict."""
+    name = plain(short(judge["name"]))
+    pairs = [f"{METHODS[b].title} before {METHODS[a].title}" for a, b in judge["changed"]]
+    if pairs:
+        said = f"By {name} the order of methods by J is another than by {main}: it puts {', '.join(pairs)}."
+    else:
+        said = f"By {name} the order of methods by J is the same as by {main}."
+    none = judge["without_verdict"]
+    return f"{said} It gave no verdict on {none} answers." if none else said
