@@ -12,7 +12,6 @@ import pytest
 import torch
 import tyro
 from safetensors.torch import load_file
-from scripted_endpoint import Scripted, said
 from small_runs import flags, recipe_module, run_here, save_rows, write_rows
 
 from dcr_lite import cli
@@ -21,8 +20,6 @@ from dcr_lite.compare.methods import ANSWERED, METHODS
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import numbers_of
 from dcr_lite.errors import UserError
-from dcr_lite.judges.interface import Exchange
-from dcr_lite.judges.question import question
 from dcr_lite.measure.answers import method_result, read_answers
 from dcr_lite.measure.metrics import mean_interval
 from dcr_lite.run import steps
@@ -296,50 +293,3 @@ def test_the_command_shows_the_table(
     shown = capsys.readouterr().out
     assert "SCANS" in shown
     assert str(out / "comparison.md") in shown
-
-
-def test_several_judges_of_a_comparison(
-    compared: Compared, tmp_path: Path, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Judged from the kept answers: nothing is measured again. The tables are by the first judge, the cue judge's
-    numbers are as they were; the page says whether the order of methods stands, and how far the judges agree. A
-    configuration without any verdict on toxic prompts is an error that names it."""
-    recipe, _, finished, report = compared
-    out = shutil.copytree(finished, tmp_path / "out")
-    monkeypatch.setattr(measurement, "measure", None)  # never again
-    never = 1 - len(answers_of(out, "dcr")) % 2
-
-    def odd(path: str, body: Any, headers: Any) -> Any:
-        """Calls those of an odd length refusals."""
-        return 200, said("REFUSED" if len(body["messages"][0]["content"]) % 2 == never else "ANSWERED"), {}
-
-    scripted.reply = odd
-    name = f"{scripted.url}#odd"
-    again = compare(recipe, out, seeds=(0, 1), curve_seeds=(0,), judges=(name, "cues"))
-    section = again["judged"]
-    assert [judge["name"] for judge in section["judges"]] == [section["main"], "cues"] == [name, "cues"]
-    assert section["judges"][1]["methods"] == report["methods"]
-    assert section["judges"][0]["methods"] == again["methods"]
-    for entry in again["methods"]:
-        seeds = [None] if entry["method"] == "base" else [0, 1]
-        kept = [row for seed in seeds for row in answers_of(out, entry["method"], seed or 0) if row["label"] == "toxic"]
-        lengths = [len(question(Exchange(row["prompt"], row["response"]))) for row in kept]
-        assert entry["numbers"]["safety"]["mean"] == pytest.approx(sum(n % 2 == never for n in lengths) / len(lengths))
-    for key in ("minutes", "answer_loss"):
-        assert [e["numbers"][key] for e in again["methods"]] == [e["numbers"][key] for e in report["methods"]]
-    (pair,) = section["agreement"]
-    parted = [json.loads(line) for line in (out / "judges_part.jsonl").read_text(encoding="utf-8").split("\n") if line]
-    assert len(parted) == pair["part"] > 0
-    assert all(row["judges"][name]["refused"] != row["judges"]["cues"]["refused"] for row in parted)
-    assert {row["method"] for row in parted} <= set(pair["by"]) == set(METHODS)
-    page = (out / "comparison.md").read_text(encoding="utf-8")
-    assert "Refusals are those that the judge odd sees." in page
-    assert "|  | J, odd | J, cues |" in page
-    same = "the order of methods by J is the same as by odd"
-    other = "the order of methods by J is another than by odd"
-    assert (other if section["judges"][1]["changed"] else same) in page
-    assert "the judge cues sees" in (finished / "comparison.md").read_text(encoding="utf-8")
-    assert not (out / "judging.jsonl").exists()
-    scripted.reply = lambda path, body, headers: (200, said("ANSWERED" if "What is a" in str(body) else "?"), {})
-    with pytest.raises(UserError, match="no verdict on any toxic prompt of stock model"):
-        compare(recipe, out, judges=(name,))

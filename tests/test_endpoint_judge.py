@@ -143,6 +143,7 @@ def judged(scripted: Scripted, rows: list[Exchange] = ROWS) -> list[float]:
 def test_a_request_is_what_the_api_wants(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     """One message with the question, temperature 0, few tokens, their probabilities; the key of OPENAI_API_KEY."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # for other machines than this
     scripted.reply = lambda path, body, headers: (200, said("REFUSED", [("REF", 0.6), ("ANS", 0.2)]), {})
     assert judged(scripted, ROWS[:1]) == [pytest.approx(0.75)]
     path, body, headers = scripted.asked[0]

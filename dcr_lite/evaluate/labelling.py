@@ -47,8 +47,8 @@ def label_answers(
     """The rows {prompt, response, ...} of a JSON Lines file, or of standard input for "-", and the judges' scores.
 
     Each row has ``refused`` (true or false) and ``score`` (0 to 1) of the first judge, null where it gives no verdict,
-    and the ``kind`` that goes with it where there is a prompt; of several judges also ``judges`` and ``judges_part``, see
-    ``with_verdicts``; with ``literature`` the two string matches. Other fields are kept. names, key_variable: as
+    and the ``kind`` that goes with it where there is a prompt; of several judges also ``judges`` and ``judges_part``,
+    see ``with_verdicts``; with ``literature`` the two string matches. Other fields are kept. names, key_variable: as
     ``open_judges`` takes them. kept: as for ``judge_rows``.
 
     Raises UserError with file and line where a response, or a prompt that a judge has to see, is missing or no text.
