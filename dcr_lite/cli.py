@@ -80,6 +80,7 @@ def evaluate(
     multiple_choice: Path | None = None,
     answer_tokens: int = 40,
     whole_answers: bool = False,
+    thinking: bool = False,
     device: Device = "auto",
     precision: Precision = "auto",
     quantization: Quantization = "auto",
@@ -102,6 +103,8 @@ def evaluate(
         answer_tokens: Tokens of each answer: enough to see whether it refuses.
         whole_answers: Give refusals to their end as well, instead of stopping once they are sure, so that partial ones
             are told from full ones. Needs longer answers: --answer-tokens 150.
+        thinking: Let the model think before it answers, where its chat template can ask for that. What it thinks is not
+            judged and counts to --answer-tokens: 1024 or more are needed.
         device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
         precision: auto: that of the run; of another model bfloat16 where the device multiplies it natively, else
             float16 on a GPU and float32 on a CPU.
@@ -115,8 +118,8 @@ def evaluate(
 
     asked = Evaluation(
         model, out, prompts or (() if benchmarks else HELD_OUT_FILES), benchmarks, method, rows,
-        instructions or HELD_OUT_INSTRUCTIONS, multiple_choice, answer_tokens, whole_answers, device, precision,
-        quantization, judge, judge_key,
+        instructions or HELD_OUT_INSTRUCTIONS, multiple_choice, answer_tokens, whole_answers, thinking, device,
+        precision, quantization, judge, judge_key,
     )  # fmt: skip
     show(measure_model(asked), asked)
 

@@ -55,11 +55,13 @@ def file_of(run: RunFolder) -> Path:
 def test_unusable_answers_are_replaced_while_others_are_left(
     scene: tuple[RunFolder, Model, Data, Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refusals and empty answers are not learnt from, cut off and repeating ones are but for their ends. The next
+    """Refusals and empty answers are not learnt from, cut off and repeating ones are but for their ends, and nothing
+    that was thought before an answer. The next
     instructions in the order of the draw take their place, but never a prompt that is watched; all are in the file with
     their reasons. The baseline learns the same answers."""
     run, model, data, settings = scene
-    talking = Talking(model, lambda i: Answer(SAID[i] if i < len(SAID) else f"Answer {i}.", 0.0, ended=i != 5))
+    said = [*SAID, *(f"<think>Hm.</think>Answer {i}." for i in range(len(SAID), 10))]
+    talking = Talking(model, lambda i: Answer(said[i], 0.0, ended=i != 5))
     monkeypatch.setattr(own_voice, "answer", talking)
     own = own_voice.in_own_voice(run, model, data, settings)
     kept = [json.loads(line) for line in file_of(run).read_text().splitlines()]
@@ -73,6 +75,7 @@ def test_unusable_answers_are_replaced_while_others_are_left(
     assert [row.ends for row in own.instructions] == [True, False, True, False, *[True] * 4]
     assert own.instructions[1].response == "One two three four five six seven eight."
     assert len(own.instructions) == 8
+    assert own.instructions[-1].response == "Answer 9."
     mixed = {(row.prompt, row.response) for row in own.baseline_mixture if not row.refuses}
     assert mixed == {(row.prompt, row.response) for row in own.instructions}
     assert len(own.baseline_mixture) == 8 + settings.sizes["baseline_refusals"]

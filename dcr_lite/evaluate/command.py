@@ -23,8 +23,9 @@ from dcr_lite.judges.opening import DEFAULT, open_judges
 from dcr_lite.judges.rates import exchanges, rates_by_judge
 from dcr_lite.measure.answers import Measured, discernment_intervals, measure, method_result, read_answers
 from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS, answer_loss, multiple_choice
-from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.chat import can_think, encode_prompts
 from dcr_lite.model.loading import Model
+from dcr_lite.model.thinking import not_begun
 from dcr_lite.names import ModelName
 from dcr_lite.run.machine import hardware, peak_memory_bytes, versions
 from dcr_lite.run.opening import Opened, open_model
@@ -41,6 +42,7 @@ class Evaluation:
     model, method: as ``open_model`` takes them. rows: at most so many prompts of each set and label, see ``sample``.
     whole_answers: as ``whole`` of ``measure``. judges, judge_key: as ``open_judges`` takes them; the main numbers are
     by the first.
+    thinking: let the model think before it answers; its general ability is measured without.
     out: the result; the other files lie beside it.
     """
 
@@ -54,6 +56,7 @@ class Evaluation:
     choices: Path | None = None
     answer_tokens: int = 40
     whole_answers: bool = False
+    thinking: bool = False
     device: Device = "auto"
     precision: Precision = "auto"
     quantization: Quantization = "auto"
@@ -141,6 +144,7 @@ def _inputs(evaluation: Evaluation, opened: Opened, prompts: list[Prompt]) -> di
         "prompts": hashlib.sha256(texts).hexdigest(),
         "answer tokens": evaluation.answer_tokens,
         "whole answers": evaluation.whole_answers or None,  # as in what an earlier version began
+        "thinking": evaluation.thinking or None,  # as in what an earlier version began
         "precision": str(opened.model.precision),
         "quantisation": opened.model.four_bit,
         **{name: hashlib.sha256(path.read_bytes()).hexdigest() if path else None for name, path in files.items()},
@@ -159,7 +163,8 @@ def _answer_all(
         for start in range(0, len(todo), CHUNK):
             chunk = todo[start : start + CHUNK]
             own = [prompts[i] for i in chunk]
-            measured = measure(opened.model, own, evaluation.answer_tokens, shown.advance, evaluation.whole_answers)
+            tokens, whole, thinking = evaluation.answer_tokens, evaluation.whole_answers, evaluation.thinking
+            measured = measure(opened.model, own, tokens, shown.advance, whole, thinking)
             done += [{"number": i, **row} for i, row in zip(chunk, measured, strict=True)]
             progress.keep_answers(done)
     done.sort(key=lambda row: row["number"])
@@ -189,6 +194,7 @@ def measure_model(evaluation: Evaluation) -> dict[str, Any]:
     discernment: {auroc, auroc_ci95, j, j_ci95}, 95 % bootstrap intervals over prompts.
     judge: the one that these are by; judges, agreement: where others were asked for, ``rates_by_judge`` and
         ``agreements`` by label, else empty.
+    not_begun: answers that were still thinking when their tokens were used up.
     general: {answer_loss, answers, tokens, multiple_choice: {accuracy, ci95, n, chance} or None}.
     Beside these model, base, adapter_sha256, settings, seconds, memory, hardware, versions.
 
@@ -216,7 +222,10 @@ def _measure(
         quantization=evaluation.quantization,
     )  # fmt: skip
     model = opened.model
-    encode_prompts(model.tokenizer, [p.prompt for p in prompts], model.window - evaluation.answer_tokens)
+    if evaluation.thinking and not can_think(model.tokenizer):
+        raise UserError(f"--thinking: the chat template of {evaluation.model} has no thinking to switch on")
+    most = model.window - evaluation.answer_tokens
+    encode_prompts(model.tokenizer, [p.prompt for p in prompts], most, evaluation.thinking)
     progress = StoredMeasurement(evaluation, _inputs(evaluation, opened, prompts))
     measured = _answer_all(opened, prompts, evaluation, progress)
     general = progress.part("Answer loss", answer_loss, model, instructions)
@@ -231,6 +240,7 @@ def _measure(
         **method_result(measured),
         "discernment": discernment_intervals(measured),
         **judged,
+        "not_begun": sum(not_begun(row["response"]) for row in measured),
         "general": {**general, "multiple_choice": chosen},
         "settings": _settings(evaluation, opened),
         "seconds": progress.seconds(),
@@ -273,6 +283,7 @@ def _settings(evaluation: Evaluation, opened: Opened) -> dict[str, Any]:
         "multiple_choice": evaluation.choices and evaluation.choices.name,
         "answer_tokens": evaluation.answer_tokens,
         "whole_answers": evaluation.whole_answers,
+        "thinking": evaluation.thinking,
         "precision": str(opened.model.precision).removeprefix("torch."),
         "four_bit": opened.model.four_bit,
     }

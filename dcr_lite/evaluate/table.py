@@ -27,6 +27,12 @@ def show(result: dict[str, Any], evaluation: Evaluation) -> None:
     for pair in result["agreement"]:
         console.print(f"{' and '.join(map(short, pair['judges']))} {agreement_words(pair)}", markup=False)
     _show_kinds(result)
+    if count := result["not_begun"]:
+        tokens = result["settings"]["answer_tokens"]
+        console.print(
+            f"{count} of {sum(row['n'] for row in result['sets'])} answers had not begun after {tokens} tokens: the "
+            "model was still thinking, and they count as not refused. Measure with more --answer-tokens."
+        )
     discernment, general = result["discernment"], result["general"]
     for name, key in (("J", "j"), ("AUROC", "auroc")):
         if discernment[f"{key}_ci95"]:

@@ -26,15 +26,17 @@ def measure(
     answer_tokens: int,
     progress: Callable[[int], None] = lambda done: None,
     whole: bool = False,
+    thinking: bool = False,
 ) -> list[Measured]:
     """The model's greedy answers, judged, in the order of ``prompts``.
 
     Generation of an answer stops once no continuation can change whether it refuses. Help that would have followed does
     not show then, and most partial refusals count as full ones. whole: go on to ``answer_tokens`` all the same.
+    thinking: let the model think first, which counts to ``answer_tokens``.
     """
     if not prompts:
         return []
-    rows = encode_prompts(model.tokenizer, [p.prompt for p in prompts], model.window - answer_tokens)
+    rows = encode_prompts(model.tokenizer, [p.prompt for p in prompts], model.window - answer_tokens, thinking)
     answers = answer(model, rows, answer_tokens, progress, None if whole else verdict_is_final)
     return [
         {

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from dcr_lite.measure.brokenness import is_broken
 from dcr_lite.measure.judge import CUES, SENTENCE_END, Cue, evidence, is_refusal, prose
+from dcr_lite.model.thinking import answer_of
 
 Kind = Literal["refusal", "partial", "evasion", "broken", "answer"]
 KINDS: tuple[Kind, ...] = ("refusal", "partial", "evasion", "broken", "answer")
@@ -151,7 +152,9 @@ def evasion_found(prompt: str, response: str) -> dict[str, int]:
 
 def kind_of(prompt: str, response: str, refused: bool | None = None) -> Kind:
     """The kind of an answer. refused: whether a judge says that it refuses, in full or in part; None: the cue judge
-    decides. What refuses is "refusal" or "partial", anything else "evasion", "broken" or "answer"."""
+    decides. What refuses is "refusal" or "partial", anything else "evasion", "broken" or "answer". What was thought
+    before the answer is skipped; one that has not begun is broken."""
+    response = answer_of(response)
     if is_refusal(response) if refused is None else refused:
         return "partial" if sum(help_found(response).values()) > HELPS else "refusal"
     if is_broken(prompt, response):

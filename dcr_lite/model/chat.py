@@ -5,6 +5,9 @@ A prompt is one turn, whatever it says: a special token that it spells, such as 
 characters, as Meta's reference code for Llama does and transformers' apply_chat_template alone does not. Else a prompt
 could end its turn and forge the next.
 
+A model that can think before it answers is asked to answer at once (``thinking.answer_at_once``), in both stages and
+wherever else it is asked, unless ``thinking`` says otherwise.
+
 A base model has read no conversations, so its format can be chosen. The templates in chat_formats/ are the families'
 own, with one change: an answer ends with the token that ends *texts*. A base model's end-of-turn token is often
 untrained (Llama 3 ships zeros for it), and since no recipe trains the output matrix, it could never be learnt as an
@@ -16,6 +19,7 @@ from importlib.resources import files
 from typing import Any
 
 from dcr_lite.errors import UserError, first_line
+from dcr_lite.model.thinking import MARKERS, THINKING, left_open
 
 Tokenizer = Any  # a transformers tokenizer
 
@@ -27,6 +31,7 @@ FORMATS = {
     "mistral": ("[INST]", "[/INST]"),
     "gemma": ("<start_of_turn>", "<end_of_turn>"),
 }
+OPENING_TOKENS = 24  # more than the opening of a thinking block has at the end of a prompt
 MARK = "\N{LEFT WHITE SQUARE BRACKET}turn\N{RIGHT WHITE SQUARE BRACKET}"  # stands for a prompt: what is around it?
 
 
@@ -49,21 +54,28 @@ def set_format(tokenizer: Tokenizer, name: str) -> None:
     tokenizer.chat_template = template.read_text(encoding="utf-8")
 
 
-def _render(tokenizer: Tokenizer, messages: list[dict[str, str]], answer_next: bool) -> str:
+def _render(tokenizer: Tokenizer, messages: list[dict[str, str]], answer_next: bool, thinking: bool = False) -> str:
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next))
+        values = THINKING if thinking else {}
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next, **values)
+        return str(text)
     except Exception as error:  # a template is a program in a sandbox: it can fail in any way
         raise UserError(f"{tokenizer.name_or_path}: its chat template fails ({first_line(error)})") from None
 
 
-def prompt_text(tokenizer: Tokenizer, prompt: str) -> str:
-    """One user turn up to where the model answers, as the chat template writes it."""
+def prompt_text(tokenizer: Tokenizer, prompt: str, thinking: bool = False) -> str:
+    """One user turn up to where the model answers, as the chat template writes it. thinking: let it think first."""
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
             f"{tokenizer.name_or_path} has no chat template, so it is no chat model. Name its instruct or chat "
             f"version, or give a base model the format that it learns: --chat-format {', '.join(FORMATS)}."
         )
-    return _render(tokenizer, [{"role": "user", "content": prompt}], answer_next=True)
+    return _render(tokenizer, [{"role": "user", "content": prompt}], True, thinking)
+
+
+def can_think(tokenizer: Tokenizer) -> bool:
+    """Whether the chat template can ask for an answer with thinking and for one without."""
+    return prompt_text(tokenizer, MARK, thinking=True) != prompt_text(tokenizer, MARK)
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str], split_special_tokens: bool = False) -> list[list[int]]:
@@ -100,13 +112,14 @@ def _require_window(what: str, text: str, length: int, window: int, where: str) 
         )
 
 
-def encode_prompts(tokenizer: Tokenizer, prompts: list[str], window: int) -> list[list[int]]:
-    """Token ids of each prompt in the chat template. ``window``: the longest row allowed, in tokens.
+def encode_prompts(tokenizer: Tokenizer, prompts: list[str], window: int, thinking: bool = False) -> list[list[int]]:
+    """Token ids of each prompt in the chat template. ``window``: the longest row allowed, in tokens. ``thinking``: ask
+    for an answer with thinking, where the template can.
 
     Raises UserError for a longer prompt: cutting its end would lose the very token whose state is read.
     """
-    before, _, after = prompt_text(tokenizer, MARK).partition(MARK)
-    texts = [prompt_text(tokenizer, prompt) for prompt in prompts]
+    before, _, after = prompt_text(tokenizer, MARK, thinking).partition(MARK)
+    texts = [prompt_text(tokenizer, prompt, thinking) for prompt in prompts]
     rows = _encode_turns(tokenizer, texts, prompts, [(before, after)] * len(prompts))
     for prompt, row in zip(prompts, rows, strict=True):
         _require_window("prompt", prompt, len(row), window, "in the chat template")
@@ -127,7 +140,7 @@ def encode_conversations(
         start = prompt_text(tokenizer, prompt)
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
         whole = _render(tokenizer, turns, answer_next=False)
-        # Some templates rewrite a finished turn (empty thinking blocks): then the plain answer and the end token.
+        # Some templates leave an empty thinking block out of a finished turn: then the plain answer and the end token.
         answers.append(whole[len(start) :].rstrip() if whole.startswith(start) else response + tokenizer.eos_token)
         before, _, after = answers[-1].partition(response.strip() or answers[-1])
         if not end:
@@ -137,3 +150,17 @@ def encode_conversations(
     for prompt, start_ids, end_ids in zip(prompts, starts, said, strict=True):
         _require_window("row", prompt, len(start_ids) + len(end_ids), window, "with its answer")
     return list(zip(starts, said, strict=True))
+
+
+def decode_answers(tokenizer: Tokenizer, rows: list[list[int]], answers: list[list[int]]) -> list[str]:
+    """The text of each answer, given as token ids behind the prompt in ``rows``: without special tokens, except those
+    that mark thinking, and with the opening of a thinking block that the prompt has left open. So the text alone says
+    what of it is the answer."""
+    special = {number: str(t.content) for number, t in tokenizer.added_tokens_decoder.items() if t.special}
+    hidden = {number for number, token in special.items() if not any(token in marker for marker in MARKERS)}
+    if len(hidden) == len(special):
+        texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+    else:
+        texts = tokenizer.batch_decode([[token for token in answer if token not in hidden] for answer in answers])
+    ends = tokenizer.batch_decode([row[-OPENING_TOKENS:] for row in rows])
+    return [left_open(end) + text.strip() for end, text in zip(ends, texts, strict=True)]

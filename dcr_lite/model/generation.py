@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from dcr_lite.errors import UserError
+from dcr_lite.model.chat import decode_answers
 from dcr_lite.model.hidden_states import adding, decoder_of, vocabulary_logits
 from dcr_lite.model.loading import Model, in_halves, require_finite
 from dcr_lite.model.memory import PROMPT_TOKENS
@@ -24,14 +25,16 @@ Prefix = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (1, heads
 class Answer:
     """A model's answer to a prompt.
 
-    text: the greedy answer, without special tokens.
+    text: the greedy answer, as ``decode_answers`` gives it.
     refusal_log_odds: log-odds of beginning with a refusal, read before any token is chosen.
     ended: it ended before it had all the tokens that it could have, by the model or by ``stop``.
+    ids: its tokens.
     """
 
     text: str
     refusal_log_odds: float
     ended: bool
+    ids: tuple[int, ...] = ()
 
 
 class _CachedDecoding:
@@ -172,9 +175,10 @@ def _end_tokens(model: Model) -> Tensor:
     return torch.tensor(sorted({t for t in [model.tokenizer.eos_token_id, *more] if t is not None}))
 
 
-def _greedy(decoding: Decoding, max_new_tokens: int, stop: Callable[[str], bool] | None) -> list[list[int]]:
-    """Token ids of each greedy answer; a row that has ended, or for which ``stop`` is true, leaves the batch."""
-    tokenizer = decoding.model.tokenizer
+def _greedy(
+    decoding: Decoding, rows: list[list[int]], max_new_tokens: int, stop: Callable[[str], bool] | None
+) -> list[list[int]]:
+    """Token ids of each greedy answer to ``rows``; a row that has ended, or is to ``stop``, leaves the batch."""
     ends = _end_tokens(decoding.model).to(decoding.logits.device)
     answers: list[list[int]] = [[] for _ in decoding.logits]
     alive = torch.arange(len(answers))
@@ -182,7 +186,8 @@ def _greedy(decoding: Decoding, max_new_tokens: int, stop: Callable[[str], bool]
         token = decoding.logits.argmax(-1)
         going = ~torch.isin(token, ends)
         if stop and step and step % CHECK_EVERY == 0:
-            texts = tokenizer.batch_decode([answers[i] for i in alive.tolist()], skip_special_tokens=True)
+            some = alive.tolist()
+            texts = decode_answers(decoding.model.tokenizer, [rows[i] for i in some], [answers[i] for i in some])
             going &= torch.tensor([not stop(text) for text in texts], device=token.device)
         going = going.nonzero()[:, 0]
         if len(going) < len(alive):
@@ -217,12 +222,12 @@ def answer(
         prefix = _prefix_cache(model, rows) if model.packs and rows else []
 
         def answer_together(chosen: list[int]) -> list[Answer]:
-            decoding = _decoding(model, [rows[i] for i in chosen], prefix)
+            asked = [rows[i] for i in chosen]
+            decoding = _decoding(model, asked, prefix)
             scores = require_finite(model, _refusal_log_odds(decoding), "refusal log-odds").tolist()
-            ids = _greedy(decoding, max_new_tokens, stop)
-            texts = model.tokenizer.batch_decode(ids, skip_special_tokens=True)
-            ended = [len(row) < max_new_tokens for row in ids]
-            return [Answer(text.strip(), *more) for text, *more in zip(texts, scores, ended, strict=True)]
+            found = _greedy(decoding, asked, max_new_tokens, stop)
+            ended = [len(ids) < max_new_tokens for ids in found]
+            return list(map(Answer, decode_answers(model.tokenizer, asked, found), scores, ended, map(tuple, found)))
 
         for chosen in _batches(model, rows, max_new_tokens):
             answers |= zip(chosen, in_halves(answer_together, chosen), strict=True)
@@ -245,6 +250,7 @@ class StreamedAnswer:
             self._decoding = _decoding(model, [row], [])
             odds = require_finite(model, _refusal_log_odds(self._decoding), "refusal log-odds")
         self.refusal_log_odds = float(odds)
+        self._row = row
         self._ends = set(_end_tokens(model).tolist())
         self._tokens: list[int] = []
         self._most = max_new_tokens
@@ -252,8 +258,8 @@ class StreamedAnswer:
 
     @property
     def text(self) -> str:
-        """The answer so far, without special tokens."""
-        return str(self._decoding.model.tokenizer.decode(self._tokens, skip_special_tokens=True)).strip()
+        """The answer so far, as ``decode_answers`` gives it."""
+        return decode_answers(self._decoding.model.tokenizer, [self._row], [self._tokens])[0]
 
     @torch.no_grad()
     def step(self) -> None:

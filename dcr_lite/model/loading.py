@@ -21,6 +21,7 @@ from dcr_lite.files import exists
 from dcr_lite.model import unsloth
 from dcr_lite.model.memory import LEAST_TOKENS, MOST_PROMPTS, MOST_TOKENS
 from dcr_lite.model.packing import ATTENTION, ATTENTION_SHARE, Batch, pack, pad, passes, shared_prefix
+from dcr_lite.model.thinking import answer_at_once
 from dcr_lite.model.unsloth import TRANSFORMERS, Choice
 
 Item = TypeVar("Item")
@@ -205,9 +206,11 @@ def keep_freed_memory() -> None:
 def load_tokenizer(path: str | Path) -> Any:
     """The tokenizer in a folder. Raises UserError where it is damaged, or has code of its own, which is never run."""
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises errors of every kind for a folder that is not as it should be
         raise UserError(f"{path}: its tokenizer cannot be loaded ({first_line(error)})") from None
+    answer_at_once(tokenizer)
+    return tokenizer
 
 
 def load(
@@ -226,6 +229,7 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         network = _load_with_transformers(path, device, precision, four_bit)
     network.requires_grad_(False)
+    answer_at_once(tokenizer)
     tokenizer.clean_up_tokenization_spaces = False  # it is ignored anyway, with a long warning
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:

@@ -24,6 +24,7 @@ from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import Answer, answer
 from dcr_lite.model.loading import Model
 from dcr_lite.model.memory import PROMPT_TOKENS
+from dcr_lite.model.thinking import answer_of
 from dcr_lite.run import long_rows
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.run_folder import RunFolder
@@ -114,9 +115,10 @@ def answers_of(
 
 def _row(instruction: Conversation, said: Answer) -> Row:
     """What is kept of an answer."""
-    text = before_repeating(said.text)
+    whole = answer_of(said.text)
+    text = before_repeating(whole)
     left_out = "refusal" if is_refusal(text) else "" if text else "empty"
-    ends = said.ended and text == said.text
+    ends = said.ended and text == whole
     return {"prompt": instruction.prompt, "response": text, "ends": ends, "left_out": left_out}
 
 

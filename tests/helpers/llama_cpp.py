@@ -27,8 +27,10 @@ class LlamaCpp:
         body = {"content": text, "add_special": add_special, "parse_special": True}
         return [int(token) for token in self._ask("/tokenize", body)["tokens"]]
 
-    def prompt_text(self, prompt: str) -> str:
-        return str(self._ask("/apply-template", {"messages": [{"role": "user", "content": prompt}]})["prompt"])
+    def prompt_text(self, prompt: str, **values: Any) -> str:
+        """In the file's own chat template, with these values of its variables."""
+        body = {"messages": [{"role": "user", "content": prompt}], "chat_template_kwargs": values}
+        return str(self._ask("/apply-template", body)["prompt"])
 
     def log_probabilities(self, row: list[int], vocabulary: int) -> Tensor:
         """Of each next token after a row of token ids: (vocabulary,)."""
