@@ -101,10 +101,8 @@ def evaluate(
         instructions: JSON Lines of {prompt, response} for the answer loss; by default the shipped held-out ones.
         multiple_choice: JSON Lines of {question, choices, answer}, answered by log-likelihood.
         answer_tokens: Tokens of each answer: enough to see whether it refuses.
-        whole_answers: Give refusals to their end as well, instead of stopping once they are sure, so that partial ones
-            are told from full ones. Needs longer answers: --answer-tokens 150.
-        thinking: Let the model think before it answers, where its chat template can ask for that. What it thinks is not
-            judged and counts to --answer-tokens: 1024 or more are needed.
+        whole_answers: Give refusals to their end as well, which tells partial from full ones; --answer-tokens 150.
+        thinking: Let the model think before it answers, which is not judged; needs --answer-tokens 1024 or more.
         device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
         precision: auto: that of the run; of another model bfloat16 where the device multiplies it natively, else
             float16 on a GPU and float32 on a CPU.

@@ -268,6 +268,7 @@ def test_kinds_are_shown_with_a_legend(monkeypatch: pytest.MonkeyPatch, tmp_path
         {
             "sets": [row, other],
             "discernment": {"j_ci95": None, "auroc_ci95": None},
+            "not_begun": 0,
             "general": {"answer_loss": 1.0, "answers": 2, "multiple_choice": None},
             "settings": {"whole_answers": True},
             "judge": "cues",
