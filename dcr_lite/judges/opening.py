@@ -1,4 +1,4 @@
-"""Opens a judge by the name that a user gives: --judge cues | NAME_OR_FOLDER | http://HOST/v1#MODEL."""
+"""Opens a judge by the name that a user gives: --judge cues | learned | NAME_OR_FOLDER | http://HOST/v1#MODEL."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,21 +7,29 @@ from dcr_lite.judges import cues
 from dcr_lite.judges.interface import Judge
 
 DEFAULT = (cues.NAME,)
-# The judges that come with the kit. Each is imported when it is asked for, so that the cue judge starts at once.
-OWN: dict[str, Callable[[], Judge]] = {cues.NAME: cues.CueJudge}
+
+
+def _learned(device: str) -> Judge:
+    from dcr_lite.judges.learned import LearnedJudge  # only where it is asked for: the cue judge starts at once
+
+    return LearnedJudge(device)
+
+
+# The judges that come with the kit, opened on a device.
+OWN: dict[str, Callable[[str], Judge]] = {cues.NAME: lambda device: cues.CueJudge(), "learned": _learned}
 
 
 def open_judge(name: str, device: str = "auto", key_variable: str | None = None) -> Judge:
     """The judge of that name: one of OWN; the address of an OpenAI-compatible endpoint, with #MODEL behind it where it
     serves several; else a text classifier, in a folder or on the Hub.
 
-    device: of a classifier; auto takes a CUDA GPU where there is one. key_variable: the environment variable that holds
-    the endpoint's key, by default OPENAI_API_KEY.
+    device: of a classifier and of the learned judge; auto takes a CUDA GPU where there is one. key_variable: the
+    environment variable that holds the endpoint's key, by default OPENAI_API_KEY.
 
     Raises UserError for a judge that cannot be had, and for a classifier that does not tell refusals from answers.
     """
     if name in OWN:
-        return OWN[name]()
+        return OWN[name](device)
     if name.startswith(("http://", "https://")):
         from dcr_lite.judges.endpoint import EndpointJudge
 
