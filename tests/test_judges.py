@@ -161,6 +161,20 @@ def test_what_is_kept_belongs_to_its_judge(tmp_path: Path) -> None:
     assert (first.asked, second.asked) == (3, 2)
 
 
+def test_thoughts_are_not_judged() -> None:
+    """Every judge reads the answer behind them; of an answer that is still thinking there is nothing to read."""
+    seen: list[str] = []
+
+    class Reader(Given):
+        def scores(self, rows: Any) -> list[float]:
+            seen.extend(row.response for row in rows)
+            return super().scores(rows)
+
+    rows = [Exchange("0", "<think>I can't help with that.</think>\n\nParis."), Exchange("1", "<think>I refuse")]
+    judge_rows([Reader("one", [0.1, 0.1])], rows)
+    assert seen == ["Paris.", ""]
+
+
 def measured_rows() -> list[dict[str, Any]]:
     rows = []
     for i, label in enumerate(["toxic"] * 4 + ["seemingly_toxic"] * 4):

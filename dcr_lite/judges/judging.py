@@ -9,6 +9,7 @@ from pathlib import Path
 from dcr_lite.errors import UserError
 from dcr_lite.files import load_jsonl, write_jsonl
 from dcr_lite.judges.interface import Exchange, Judge
+from dcr_lite.model.thinking import answer_of
 
 CHUNK = 64  # rows between two savings: some seconds of a fast endpoint, four batches of a classifier
 
@@ -28,7 +29,7 @@ def judge_rows(
 
     Raises UserError where a judge gives no verdict on any row, and what the judges raise.
     """
-    rows = [_whole(row) for row in rows]
+    rows = [_as_read(row) for row in rows]
     store = _Store(kept)
     found: Scores = {}
     for judge in judges:
@@ -71,9 +72,10 @@ class _Store:
                 file.write(json.dumps({"key": key, "score": for_json(score)}) + "\n")
 
 
-def _whole(row: Exchange) -> Exchange:
-    """The row without halves of characters (lone surrogates), which neither tokenizers nor requests take."""
-    return Exchange(*(text.encode("utf-8", "replace").decode() for text in (row.prompt, row.response)))
+def _as_read(row: Exchange) -> Exchange:
+    """The row without the model's thoughts before its answer, and without halves of characters (lone surrogates), which
+    neither tokenizers nor requests take."""
+    return Exchange(*(text.encode("utf-8", "replace").decode() for text in (row.prompt, answer_of(row.response))))
 
 
 def _key(name: str, row: Exchange) -> str:
