@@ -18,9 +18,13 @@ from dcr_lite.settings import HELD_OUT_FILES, Device, Precision, Quantization, S
 
 ANY_MODEL = """A chat or base model, aligned with settings that are found (docs/method.md). The model is on the Hugging
 Face Hub, by its name, or in a folder."""
-JUDGES = """Judges of refusals, the first for the main numbers: cues, a text classifier (a folder, or a name on the Hub)
-or an OpenAI-compatible endpoint (http://localhost:8080/v1#MODEL). See docs/measuring.md."""
+JUDGES = (
+    "Judges of refusals, the first for the main numbers: cues, a text classifier (a folder, or a name on the Hub) or "
+    "an OpenAI-compatible endpoint (http://localhost:8080/v1#MODEL). See docs/measuring.md."
+)
 JudgeNames = Annotated[tuple[str, ...], tyro.conf.arg(help=JUDGES)]
+KEY = "Environment variable that holds an endpoint's key; by default OPENAI_API_KEY."
+JudgeKey = Annotated[str | None, tyro.conf.arg(help=KEY)]
 
 
 def train(words: Annotated[tuple[str, ...], tyro.conf.Positional]) -> None:
@@ -50,7 +54,7 @@ def judge(
     out: str,
     string_match: bool = False,
     judge: JudgeNames = ("cues",),
-    judge_key: str | None = None,
+    judge_key: JudgeKey = None,
 ) -> None:
     """Judge a file of answers: adds refused (true or false) and a score from 0 to 1 to every row. The cue judge needs
     no model and no network.
@@ -59,7 +63,6 @@ def judge(
         answers: JSON Lines of {prompt, response}; other fields are kept. - reads standard input.
         out: File for the labelled rows; - writes to standard output.
         string_match: Add the two string matches of the literature (string_match: GCG, opening_match: XSTest).
-        judge_key: Environment variable that holds an endpoint's key; by default OPENAI_API_KEY.
     """
     from dcr_lite.evaluate.labelling import judge_file
 
@@ -85,7 +88,7 @@ def evaluate(
     precision: Precision = "auto",
     quantization: Quantization = "auto",
     judge: JudgeNames = ("cues",),
-    judge_key: str | None = None,
+    judge_key: JudgeKey = None,
 ) -> None:
     """Measure one model: refusal rates by set, discernment, general ability. The same command continues a stopped
     measurement.
@@ -106,9 +109,7 @@ def evaluate(
         device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
         precision: auto: that of the run; of another model bfloat16 where the device multiplies it natively, else
             float16 on a GPU and float32 on a CPU.
-        quantization: Of the base model's weights. auto: that of the run; of another model 4-bit NF4 on a CUDA GPU, none
-            elsewhere.
-        judge_key: Environment variable that holds an endpoint's key; by default OPENAI_API_KEY.
+        quantization: Of the base model's weights. auto: that of the run; of another model 4-bit NF4 on CUDA, else none.
     """
     from dcr_lite.evaluate.command import Evaluation, measure_model
     from dcr_lite.evaluate.table import show
@@ -131,7 +132,7 @@ def compare(
     curve_seeds: tuple[int, ...] | None = None,
     out: Path = Path("runs/compare"),
     judge: JudgeNames = ("cues",),
-    judge_key: str | None = None,
+    judge_key: JudgeKey = None,
 ) -> None:
     """Train and measure seven methods on one recipe: the stock model, the stock model steered, safety SFT alone, data
     augmentation, Surgical, SCANS and DCR. Writes a table, a trade-off plot and JSON. The same command continues a
@@ -147,7 +148,6 @@ def compare(
         curve_seeds: Seeds for which every method is measured at further strengths, for the trade-off curve; by default
             the first one, with nothing behind the flag none.
         out: Folder of the comparison: comparison.md, comparison.json, trade_off.png, adapters and answers.
-        judge_key: Environment variable that holds an endpoint's key; by default OPENAI_API_KEY.
     """
     from dcr_lite.compare.command import compare as run_comparison
     from dcr_lite.run.terminal import show_page

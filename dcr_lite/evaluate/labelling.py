@@ -74,8 +74,9 @@ def label_answers(
 
 def _labelled(row: dict[str, Any], score: float) -> dict[str, Any]:
     refused, prompt = verdict(score), row.get("prompt")
-    known = isinstance(prompt, str) and refused is not None
-    kind = {"kind": kind_of(prompt, row["response"], refused) if known else None} if known or "kind" in row else {}
+    kind: dict[str, Any] = {"kind": None} if "kind" in row else {}  # an older one may contradict the verdict
+    if isinstance(prompt, str) and refused is not None:
+        kind["kind"] = kind_of(prompt, row["response"], refused)
     return {**row, "refused": refused, **kind, "score": for_json(score)}
 
 
