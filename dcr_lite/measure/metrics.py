@@ -25,6 +25,15 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values) - half, fmean(values) + half
 
 
+def bootstrap_mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of a mean over prompts. Raises ValueError for fewer than 2."""
+
+    def statistic(a: Any, axis: int = -1) -> Any:
+        return a.mean(axis)
+
+    return _bootstrap(statistic, (values,), seed)
+
+
 def auroc(toxic: Sequence[float], seemingly_toxic: Sequence[float]) -> float:
     """The probability that a random toxic prompt scores above a random seemingly toxic one; 0.5 is chance."""
     labels = [1] * len(toxic) + [0] * len(seemingly_toxic)
@@ -42,7 +51,7 @@ def auroc_interval(toxic: Sequence[float], seemingly_toxic: Sequence[float], see
         n, m = a.shape[axis], b.shape[axis]
         return (ranks.take(range(n), axis).sum(axis) - n * (n + 1) / 2) / (n * m)
 
-    return _bootstrap(statistic, toxic, seemingly_toxic, seed)
+    return _bootstrap(statistic, (toxic, seemingly_toxic), seed)
 
 
 def youden_j_interval(toxic: Sequence[bool], seemingly_toxic: Sequence[bool], seed: int = 0) -> tuple[float, float]:
@@ -51,12 +60,13 @@ def youden_j_interval(toxic: Sequence[bool], seemingly_toxic: Sequence[bool], se
     def statistic(a: Any, b: Any, axis: int = -1) -> Any:
         return a.mean(axis) - b.mean(axis)
 
-    return _bootstrap(statistic, [float(x) for x in toxic], [float(x) for x in seemingly_toxic], seed)
+    return _bootstrap(statistic, (toxic, seemingly_toxic), seed)
 
 
-def _bootstrap(statistic: Callable[..., Any], a: Sequence[float], b: Sequence[float], seed: int) -> tuple[float, float]:
+def _bootstrap(statistic: Callable[..., Any], samples: Sequence[Sequence[float]], seed: int) -> tuple[float, float]:
+    """Of a statistic of one sample or of several independent ones."""
     found = bootstrap(
-        (np.asarray(a, float), np.asarray(b, float)),
+        tuple(np.asarray(sample, float) for sample in samples),
         statistic,
         n_resamples=RESAMPLES,
         batch=100,  # resamples at a time: a few megabytes for thousands of prompts

@@ -52,10 +52,18 @@ def _sums(model: Model, rows: list[tuple[list[int], list[int]]]) -> Tensor:
     states, targets = answer_states(model, rows)
     with adapters.stock(model):
         stock_states, _ = answer_states(model, rows)
-    total = torch.zeros(3, dtype=torch.float64)
+    return token_distances(model, states, stock_states, targets).sum(0)
+
+
+def token_distances(model: Model, states: Tensor, stock_states: Tensor, targets: Tensor) -> Tensor:
+    """(tokens, 3) in nats: log q(a_k), log p(a_k) and KL(p || q) at each token of ``targets`` (tokens,), from the
+    states (tokens, d_model), after the final norm, from which the active adapter and the stock model predict it."""
+    found = []
     for part in torch.arange(len(targets)).split(LOGITS_PER_PASS):
         with model.compute():
-            q, p = (vocabulary_logits(model.network, some[part]).log_softmax(-1) for some in (states, stock_states))
-        said = [log_p.gather(1, targets[part, None]).sum() for log_p in (q, p)]
-        total += torch.stack([*said, (p.exp() * (p - q)).sum()]).double().cpu()
-    return require_finite(model, total, "log-probabilities of answers")
+            q = vocabulary_logits(model.network, states[part]).log_softmax(-1)
+            with adapters.stock(model):  # an adapter of another kit may change the output matrix as well
+                p = vocabulary_logits(model.network, stock_states[part]).log_softmax(-1)
+        said = [log_p.gather(1, targets[part, None])[:, 0] for log_p in (q, p)]
+        found.append(torch.stack([*said, (p.exp() * (p - q)).sum(-1)], 1).double().cpu())
+    return require_finite(model, torch.cat(found), "log-probabilities of answers")

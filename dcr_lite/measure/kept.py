@@ -1,0 +1,169 @@
+"""Answers kept: whether a model would still give the answers that the stock model gave by itself. No judge is asked.
+
+A model that stops refusing because it breaks complies with everything and keeps nothing. With a the stock model's
+greedy answer to a prompt, p the stock model's distribution of the next token and q the measured model's:
+
+- loss: the mean over the tokens of a of log p(a_k | prompt, a_1 ... a_{k-1}) - log q(a_k | ...), in nats per token.
+- kept: exp(-loss), the share of its probability that a token of the stock model's answer keeps. A reader sees at once
+  what 0.9 means, as with a rate, where 0.105 nats say little. 1: as the stock model; above 1 where the model is surer
+  of these answers than the stock model itself.
+- divergence: KL(p || q), the mean over the tokens of a; first_divergence: at its first token alone, where refusals
+  begin. 0 only where nothing has changed.
+
+Only seemingly toxic and plain prompts count, and of these only what the stock model answers: it is no fault to leave
+its refusals.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcr_lite.measure.answers import Measured
+from dcr_lite.measure.general_ability import TOKENS_PER_PASS, answer_states
+from dcr_lite.measure.metrics import bootstrap_mean_interval
+from dcr_lite.measure.voice import token_distances
+from dcr_lite.model import adapters
+from dcr_lite.model.chat import encode_conversations
+from dcr_lite.model.loading import Model, in_halves
+
+KEPT_LABELS = ("seemingly_toxic", "plain")
+NUMBERS = ("log_probability", "stock_log_probability", "loss", "first_divergence", "divergence")
+
+Distances = dict[str, Any]  # of one answer: its label and NUMBERS
+
+
+@dataclass(frozen=True)
+class StockAnswers:
+    """Answers of the stock model, read by it.
+
+    labels: of their prompts. rows: (prompt ids, answer ids) of each. states: of each, (answer tokens, d_model), after
+    the final norm, from which the stock model predicts the answer's tokens; on the CPU.
+    """
+
+    labels: list[str]
+    rows: list[tuple[list[int], list[int]]]
+    states: list[Tensor]
+
+
+def worth_keeping(answers: Sequence[Measured], most: int | None = None) -> list[Measured]:
+    """Of the stock model's judged answers those that another model is measured by; ``most``: at most so many of each
+    label, at even distances, so that every set has its share."""
+    chosen = []
+    for label in KEPT_LABELS:
+        rows = [row for row in answers if row["label"] == label and not _refused(row) and not _empty(row)]
+        n = min(len(rows), most or len(rows))
+        chosen += [rows[i * len(rows) // n] for i in range(n)]
+    return chosen
+
+
+def _refused(row: Measured) -> bool:
+    return bool(row["refused"])
+
+
+def _empty(row: Measured) -> bool:
+    return not _refused(row) and not _text(row)
+
+
+def _text(row: Measured) -> str:
+    return str(row["response"]).rstrip("\N{REPLACEMENT CHARACTER} \n")  # cut off in the middle of a character
+
+
+@torch.no_grad()
+def read_stock_answers(model: Model, answers: Sequence[Measured]) -> StockAnswers:
+    """Answers that are ``worth_keeping``, read by the stock model, once for all models that are measured by them. Call
+    it where nothing steers the model; an adapter may be active."""
+    if not answers:
+        return StockAnswers([], [], [])
+    model.network.eval()
+    # Whether an answer had ended was not stored with it, so its end is left out.
+    prompts, texts, ends = [row["prompt"] for row in answers], [_text(row) for row in answers], [False] * len(answers)
+    encoded = encode_conversations(model.tokenizer, prompts, texts, sys.maxsize, ends)
+    # A text may be encoded in a token more than it was given in, which must not be one too many.
+    rows = [(prompt, said[: model.window - len(prompt)]) for prompt, said in encoded]
+
+    def states_of(part: list[int]) -> list[Tensor]:
+        states, _ = answer_states(model, [rows[i] for i in part])
+        return list(states.cpu().split([len(rows[i][1]) for i in part]))
+
+    with adapters.stock(model):
+        found = _in_passes(model, rows, states_of)
+    return StockAnswers([row["label"] for row in answers], rows, found)
+
+
+@torch.no_grad()
+def distances(
+    model: Model, stock: StockAnswers, progress: Callable[[int], None] = lambda done: None
+) -> list[Distances]:
+    """How far the model as it stands, with its active adapter and what steers it, is from the stock model on each of
+    that one's answers: {label, log_probability, stock_log_probability, loss, first_divergence, divergence}, in nats,
+    means over the answer's tokens."""
+    model.network.eval()
+
+    def of_part(part: list[int]) -> list[Distances]:
+        states, targets = answer_states(model, [stock.rows[i] for i in part])
+        stock_states = torch.cat([stock.states[i] for i in part]).to(states)
+        by_token = token_distances(model, states, stock_states, targets)
+        progress(len(part))
+        by_answer = by_token.split([len(stock.rows[i][1]) for i in part])
+        return [_of_answer(stock.labels[i], found) for i, found in zip(part, by_answer, strict=True)]
+
+    return _in_passes(model, stock.rows, of_part)
+
+
+def _in_passes(model: Model, rows: list[tuple[list[int], list[int]]], work: Callable[[list[int]], list[Any]]) -> Any:
+    """What ``work`` finds of each row, given the numbers of those that go through together."""
+    found: dict[int, Any] = {}
+    for part in model.passes([prompt + answer for prompt, answer in rows], TOKENS_PER_PASS) if rows else []:
+        found |= zip(part, in_halves(work, part), strict=True)
+    return [found[i] for i in range(len(rows))]
+
+
+def _of_answer(label: str, by_token: Tensor) -> Distances:
+    said, stock_said, divergence = by_token.mean(0).tolist()
+    first = by_token[0, 2].item()
+    return {"label": label} | dict(zip(NUMBERS, (said, stock_said, stock_said - said, first, divergence), strict=True))
+
+
+def answers_kept(found: Sequence[Distances], stock: Sequence[Measured], own: Sequence[Measured]) -> dict[str, Any]:
+    """By label of KEPT_LABELS that the prompts have: {n, refused, empty, kept, loss, log_probability,
+    stock_log_probability, first_divergence, divergence, words, stock_words}, and for each of these numbers but the
+    counts its 95 % bootstrap interval over prompts, such as kept_ci95.
+
+    n: the answers that ``found`` has the ``distances`` of. refused, empty: how many of ``stock``, all answers of the
+    stock model, were left out as that. words: the mean length of ``own``, the model's own answers, where they are no
+    refusals; stock_words of the stock model's. Numbers are None without an answer, intervals with fewer than two.
+    """
+    result = {}
+    for label in KEPT_LABELS:
+        of_stock, of_model = ([row for row in rows if row["label"] == label] for rows in (stock, own))
+        if not of_stock:
+            continue
+        mine = [row for row in found if row["label"] == label]
+        numbers = {name: _mean([row[name] for row in mine]) for name in NUMBERS}
+        mean, interval = numbers["loss"]
+        numbers["kept"] = (
+            None if mean is None else math.exp(-mean),
+            None if interval is None else [math.exp(-end) for end in reversed(interval)],
+        )
+        numbers |= {"words": _mean(_words(of_model)), "stock_words": _mean(_words(of_stock))}
+        refused, empty = (sum(map(is_so, of_stock)) for is_so in (_refused, _empty))
+        result[label] = {"n": len(mine), "refused": refused, "empty": empty}
+        for name, (mean, interval) in numbers.items():
+            result[label] |= {name: mean, f"{name}_ci95": interval}
+    return result
+
+
+def _words(answers: Sequence[Measured]) -> list[float]:
+    """Of each answer that is no refusal: those end where their verdict is final."""
+    return [float(len(row["response"].split())) for row in answers if not row["refused"]]
+
+
+def _mean(values: Sequence[float]) -> tuple[float | None, list[float] | None]:
+    """The mean over prompts and its interval, where there are enough."""
+    return fmean(values) if values else None, list(bootstrap_mean_interval(values)) if len(values) > 1 else None
