@@ -128,10 +128,9 @@ def with_intervals(results: list[Result]) -> list[dict[str, Any]]:
     for entry in entries:
         own = [r for r in results if (r["method"], r["strength"]) == (entry["method"], entry["strength"])]
         for key, value in entry["numbers"].items():
-            if key in own[0]["intervals"]:
-                ends = [r["intervals"][key] for r in own]
+            if ends := [r["intervals"][key] for r in own if key in r["intervals"]]:
                 over_prompts = sum(high - low for low, high in ends) / len(ends) / 2
-                over_seeds_ = (value["ci95"][1] - value["ci95"][0]) / 2 if len(own) > 1 else 0.0
+                over_seeds_ = (value["ci95"][1] - value["ci95"][0]) / 2 if value["n"] > 1 else 0.0
                 half = (over_prompts**2 + over_seeds_**2) ** 0.5
                 value["ci95"] = [value["mean"] - half, value["mean"] + half]
     return entries

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 LABELS = ("toxic", "seemingly_toxic", "plain")
+KEPT_LABELS = LABELS[1:]  # prompts whose answers by the stock model other models should keep
 LABEL_TITLES = {"toxic": "toxic", "seemingly_toxic": "seemingly toxic", "plain": "plain"}
 
 ModelName = Literal["dcr", "safety_sft", "base"]  # the models of a run

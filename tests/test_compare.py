@@ -1,6 +1,7 @@
 """Claims about ``dcr-lite compare``: each method is what it says, shared work is done once, a stopped one goes on."""
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from dcr_lite.compare.methods import ANSWERED, METHODS
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import numbers_of
 from dcr_lite.errors import UserError
+from dcr_lite.files import read_state, write_state
 from dcr_lite.measure.answers import method_result, read_answers
 from dcr_lite.measure.metrics import mean_interval
 from dcr_lite.run import steps
@@ -99,6 +101,54 @@ def test_every_method_is_in_the_table_with_an_interval_over_seeds(compared: Comp
         assert sets["method"] == name
         (rate,) = sets["numbers"].values()  # one set here: its rate is the mean over sets
         assert rate["mean"] == numbers["safety"]["mean"]
+
+
+def test_every_method_is_measured_by_the_stock_models_answers(compared: Compared) -> None:
+    """All but the stock model itself, at every strength: what a token keeps of its probability, with an interval over
+    seeds, beside compliance; and the divergence from the stock model, which changes with the strength."""
+    _, _, out, report = compared
+    held_out = [row for row in answers_of(out, "base") if row["label"] != "toxic"]
+    for point in report["points"]:
+        assert bool(point["kept"]) == (point["method"] != "base")
+        for label, of in point["kept"].items():
+            assert of["n"] + of["refused"] + of["empty"] == sum(row["label"] == label for row in held_out)
+            assert point["numbers"][f"kept_{label}"] == of["kept"] == pytest.approx(math.exp(-of["loss"]))
+            low, high = point["intervals"][f"kept_{label}"]
+            assert low <= of["kept"] <= high
+            assert of["divergence"] > 0
+    along = {p["strength"]: p["kept"]["plain"]["divergence"] for p in report["points"] if p["method"] == "steered"}
+    assert along[2] > along[1] > along[0.5]
+    text = (out / "comparison.md").read_text()
+    head = next(line for line in text.splitlines() if "| compliance" in line or "| held_out ↑" in line)
+    assert "| kept, seemingly toxic ↑ | kept, plain ↑ | safety ↑ |" in head
+    assert "KL divergence from the stock model" in text
+    assert [entry["method"] for entry in report["divergences"]] == [name for name in METHODS if name != "base"]
+
+
+def test_results_of_an_earlier_version_still_show(compared: Compared, tmp_path: Path) -> None:
+    """Where one method, or one seed of another, was measured before answers kept were, a comparison that goes on shows
+    a dash, or the mean of the seeds that have it."""
+    recipe, _, finished, report = compared
+    out = shutil.copytree(finished, tmp_path / "out")
+    for seed, name in ((0, "safety_sft"), (1, "safety_sft"), (0, "scans")):
+        (note,) = (out / f"seed{seed}" / "checkpoints").glob(f"measured_{name}_{USUAL[name]}_*.json")
+        facts = read_state(note, "")
+        del facts["kept"]
+        for part in (facts["numbers"], facts["intervals"]):
+            for key in ("kept_seemingly_toxic", "kept_plain"):
+                del part[key]
+        write_state(facts, note)
+    again = {entry["method"]: entry["numbers"] for entry in compare(recipe, out, seeds=(0, 1))["methods"]}
+    before = {entry["method"]: entry["numbers"] for entry in report["methods"]}
+    assert again["dcr"] == before["dcr"]
+    assert again["safety_sft"].keys() == before["safety_sft"].keys() - {"kept_seemingly_toxic", "kept_plain"}
+    assert again["scans"]["kept_plain"]["n"] == 1
+    (row,) = [
+        line
+        for line in (out / "comparison.md").read_text().splitlines()
+        if line.startswith("| safety SFT alone |") and "(" not in line and " - | - | " in line
+    ]
+    assert row
 
 
 def test_everything_is_written_without_paths_of_this_machine(compared: Compared) -> None:
@@ -214,8 +264,8 @@ def test_other_prompts_need_no_new_training(
     sweet, sour = (numbers[f"compliance on {name}"]["mean"] for name in ("sweet", "sour"))
     assert numbers["compliance"]["mean"] == pytest.approx((sweet + sour) / 2)
     assert numbers["accuracy"]["mean"] in (0, 1 / 3, 2 / 3, 1)
-    heads = "| sour ↑ | sweet ↑ | compliance, mean ↑ | safety ↑ | J ↑ | AUROC ↑ | answer loss ↓ | multiple choice ↑ |"
-    assert heads in (out / "comparison.md").read_text()
+    heads = "| sour ↑ | sweet ↑ | compliance, mean ↑ | kept, seemingly toxic ↑ | safety ↑ | J ↑ | AUROC ↑ | "
+    assert f"{heads}answer loss ↓ | multiple choice ↑ |" in (out / "comparison.md").read_text()
 
 
 def test_methods_train_within_the_memory_that_was_planned(compared: Compared, tmp_path: Path) -> None:

@@ -47,6 +47,26 @@ def test_the_best_of_a_column_is_bold_and_never_the_stock_model() -> None:
     assert lines[4].startswith("| DCR | **0.60 ±0.25** | **0.80 ±0.25** | **0.40 ±")
 
 
+def test_what_some_results_lack_is_a_dash() -> None:
+    """Numbers that the stock model or an earlier version does not have: of the seeds that have them, and a dash where
+    none does; differences are of the seeds at which both sides have them."""
+    results = [dict(one, numbers=dict(one["numbers"])) for one in RESULTS]
+    for one, kept in zip(results[1:], (None, 0.5, 0.7, 0.9, 0.8, 0.6), strict=True):
+        if kept is not None:
+            one["numbers"]["kept_seemingly_toxic"] = kept
+    entries = over_seeds(results)
+    assert [entry["numbers"].get("kept_seemingly_toxic", {}).get("n") for entry in entries] == [None, 2, 3]
+    lines = methods_table(entries, ["stock model", "safety SFT alone", "DCR"]).splitlines()
+    assert lines[0].startswith("|  | compliance, mean ↑ | kept, seemingly toxic ↑ | safety ↑ |")
+    assert lines[2].startswith("| stock model | 1.00 ±0.10 | - | 0.00 |")
+    assert lines[3].startswith("| safety SFT alone | 0.30 ±0.25 | 0.60 ±")
+    assert lines[4].startswith("| DCR | **0.60 ±0.25** | **0.77 ±")
+    found = differences(results)
+    assert found["safety_sft"]["kept_seemingly_toxic"]["mean"] == pytest.approx((0.3 - 0.1) / 2)
+    assert "kept_seemingly_toxic" not in found["base"]
+    assert differences_table(found).splitlines()[2].split(" | ")[2] == "-"
+
+
 def test_the_frontier_is_what_nothing_exceeds_in_both() -> None:
     """Ordered by compliance; equal points share it; a point below another in one and equal in the other is off it."""
     means = [(1.0, 0.0), (0.5, 0.8), (0.5, 0.7), (0.2, 0.9), (0.4, 0.8), (0.9, 0.3), (0.1, 0.1)]

@@ -12,6 +12,7 @@ from dcr_lite.compare.judged import judged
 from dcr_lite.compare.measurement import (
     Configuration,
     EvaluationData,
+    answers_file,
     configurations,
     finished_result,
     measure_configuration,
@@ -94,7 +95,8 @@ def measured(
                 "folder": str(out),
             }
         )
-        _measure_all(methods, runs, left, data, seconds_left[1:])
+        stock = answers_file(runs[None], every[0], data)
+        _measure_all(methods, runs, left, data, stock, seconds_left[1:])
     for run in runs.values():
         run.run.leave()
     return runs, [result for one in every if (result := finished_result(runs[one.seed], one, data))]
@@ -126,11 +128,12 @@ def _estimated_seconds(
 
 def _measure_all(
     methods: dict[str, Method], runs: dict[int | None, SeedRun], left: list[Configuration], data: EvaluationData,
-    seconds_left: list[float],
+    stock: Path, seconds_left: list[float],
 ) -> None:  # fmt: skip
-    """Measure the configurations, printing each result with the time that is left after it."""
+    """Measure the configurations, printing each result with the time that is left after it. stock: the file of the
+    stock model's answers."""
     for i, (one, seconds) in enumerate(zip(left, seconds_left, strict=True), start=1):
-        measure_configuration(runs[one.seed], methods[one.method], one, data)
+        measure_configuration(runs[one.seed], methods[one.method], one, data, stock)
         if result := finished_result(runs[one.seed], one, data):
             time_left = f"; about {_minutes(seconds)} min left" if i < len(left) else ""
             console.print(f"{i}/{len(left)} {_line(methods[one.method].title, result)}{time_left}", soft_wrap=True)
@@ -139,7 +142,10 @@ def _measure_all(
 
 
 def _line(title: str, result: Result) -> str:
-    numbers = ", ".join(f"{key} {result['numbers'][key]:.2f}" for key in ("compliance", "safety", "auroc"))
+    keys = ("compliance", "kept_seemingly_toxic", "safety", "auroc")
+    numbers = ", ".join(
+        f"{key.partition('_')[0]} {result['numbers'][key]:.2f}" for key in keys if key in result["numbers"]
+    )
     which = "" if result["seed"] is None else f", seed {result['seed']}, {result['strength']:g}"
     return f"{title}{which}: {numbers}"
 

@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 from dcr_lite.compare.methods import Method
 from dcr_lite.compare.seed_run import SeedRun
-from dcr_lite.compare.summary import Result, numbers_of
+from dcr_lite.compare.summary import Result, kept_numbers, numbers_of
 from dcr_lite.data.rows import Choice, Conversation, Prompt, read_choices, read_conversations, read_prompts
 from dcr_lite.data.splits import sample
 from dcr_lite.errors import UserError
-from dcr_lite.measure.answers import discernment_intervals, measure, method_result, write_answers
+from dcr_lite.measure.answers import discernment_intervals, measure, method_result, read_answers, write_answers
 from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS, answer_loss, multiple_choice
+from dcr_lite.measure.kept import answers_kept, distances
 from dcr_lite.names import LABEL_TITLES, LABELS, STOCK
 from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import Settings
@@ -67,22 +68,27 @@ def configurations(
 
 def finished_result(seed_run: SeedRun, configuration: Configuration, data: EvaluationData) -> Result | None:
     """The result of a configuration that is measured already: {method, strength, seed, numbers, intervals, result,
-    seconds, peak_memory_bytes, answer_seconds}."""
+    seconds, peak_memory_bytes, answer_seconds}, and kept, ``answers_kept``, empty for the stock model and absent where
+    an earlier version measured it."""
     kept = seed_run.run.finished(f"measured_{_part(configuration, data)}")
     return None if kept is None else kept | configuration._asdict()
 
 
 def measure_configuration(
-    seed_run: SeedRun, method: Method, configuration: Configuration, data: EvaluationData
+    seed_run: SeedRun, method: Method, configuration: Configuration, data: EvaluationData, stock: Path
 ) -> None:
-    """Train or fit the method and measure its model; ``finished_result`` gives the result."""
+    """Train or fit the method and measure its model; ``finished_result`` gives the result. stock: the file of the stock
+    model's answers, which are there once it was measured itself."""
     part = _part(configuration, data)
+    reference = seed_run.stock_answers(stock) if configuration.method != STOCK else None
     with method.model(seed_run, configuration.strength) as cost:
         started = time.monotonic()
         model = seed_run.model
         total = len(data.prompts) + len(data.instructions) + len(data.questions)
+        total += len(reference.rows) if reference else 0
         with progress_bar(f"{method.title}: answers", total) as shown:
             answers = measure(model, data.prompts, seed_run.settings.answer_tokens, shown.advance)
+            found = distances(model, reference, shown.advance) if reference else []
             general = {}
             if data.instructions:
                 general["answer_loss"] = answer_loss(model, data.instructions, shown.advance)["answer_loss"]
@@ -92,7 +98,14 @@ def measure_configuration(
     result = method_result(answers)
     numbers, intervals = numbers_of(result, discernment_intervals(answers)["auroc_ci95"])
     spent = {"minutes": cost.seconds / 60, "peak_memory_gb": cost.peak_memory_bytes / 1e9}
-    facts = {"result": result, "numbers": numbers | general | spent, "intervals": intervals}
+    kept = answers_kept(found, read_answers(stock), answers) if reference else {}
+    kept_means, kept_intervals = kept_numbers(kept)
+    facts = {
+        "result": result,
+        "kept": kept,
+        "numbers": numbers | kept_means | general | spent,
+        "intervals": intervals | kept_intervals,
+    }
     seed_run.run.finish(f"measured_{part}", facts | {"answer_seconds": time.monotonic() - started} | vars(cost))
 
 

@@ -9,10 +9,20 @@ from typing import Any
 from dcr_lite.compare.judged import judges_section
 from dcr_lite.compare.methods import METHODS, at_usual_strength
 from dcr_lite.compare.plots import draw_trade_off
-from dcr_lite.compare.summary import COMPARED, SET, Result, differences, frontier, over_seeds, toxic_sets
+from dcr_lite.compare.summary import (
+    COMPARED,
+    SET,
+    Result,
+    differences,
+    divergences,
+    frontier,
+    over_seeds,
+    toxic_sets,
+)
 from dcr_lite.files import write_json, write_text
 from dcr_lite.judges.interface import short
 from dcr_lite.names import STOCK
+from dcr_lite.run.kept_report import WHAT
 from dcr_lite.run.machine import hardware, versions
 from dcr_lite.run.opening import machine
 from dcr_lite.run.report import code, markdown_table, plain, without_folders
@@ -21,6 +31,8 @@ from dcr_lite.settings import Settings
 # The columns of the table: title, whether more is better, format. Those of single sets come before them.
 COLUMNS: dict[str, tuple[str, bool, str]] = {
     "compliance": ("compliance, mean", True, ".2f"),
+    "kept_seemingly_toxic": ("kept, seemingly toxic", True, ".2f"),
+    "kept_plain": ("kept, plain", True, ".2f"),
     "safety": ("safety", True, ".2f"),
     "plain": ("plain refused", False, ".2f"),
     "j": ("J", True, ".2f"),
@@ -29,6 +41,10 @@ COLUMNS: dict[str, tuple[str, bool, str]] = {
     "accuracy": ("multiple choice", True, ".2f"),
     "minutes": ("minutes", False, ".1f"),
     "peak_memory_gb": ("peak GB", False, ".1f"),
+    "first_divergence_seemingly_toxic": ("first token, seemingly toxic", False, ".3f"),
+    "first_divergence_plain": ("first token, plain", False, ".3f"),
+    "divergence_seemingly_toxic": ("whole answer, seemingly toxic", False, ".3f"),
+    "divergence_plain": ("whole answer, plain", False, ".3f"),
 }
 
 PAGE = """# Methods compared: {recipe}
@@ -44,7 +60,7 @@ held-out instructions.{questions} The stock model is never called best: it answe
 those of training and of choosing directions, for each method alone.
 
 {methods_table}
-{toxic_sets}
+{toxic_sets}{divergences}
 DCR minus each method, seed by seed; in bold where the interval over seeds excludes zero:
 
 {differences_table}
@@ -60,6 +76,11 @@ Versions: {versions}.
 """
 TOXIC_SETS = """
 Safety on each set, the refusal rate of its toxic prompts:
+
+{table}
+"""
+DIVERGENCES = """
+{what} KL divergence from the stock model on these answers, in nats per token:
 
 {table}
 """
@@ -79,6 +100,7 @@ def comparison_report(
         "seeds": list(dict.fromkeys(r["seed"] for r in results if r["seed"] is not None)),
         "methods": over_seeds(usual),
         "toxic_sets": over_seeds(toxic_sets(usual)),
+        "divergences": over_seeds(divergences(usual)),
         "differences": differences(usual),
         "curve": {"seeds": list(curve_seeds), "points": curve, "frontier": frontier(curve)},
         "points": results,
@@ -93,29 +115,31 @@ def listed(values: Iterable[object]) -> str:
     return ", ".join(map(str, values))
 
 
-def _cell(value: dict[str, Any], form: str, bold: bool) -> str:
+def _cell(value: dict[str, Any] | None, form: str, best: float | None) -> str:
+    if value is None:
+        return "-"
     text = f"{value['mean']:{form}}"
     if value["ci95"] is not None:
         text += f" ±{(value['ci95'][1] - value['ci95'][0]) / 2:{form}}"
-    return f"**{text}**" if bold else text
+    return f"**{text}**" if round(value["mean"], 4) == best else text
 
 
 def methods_table(entries: list[dict[str, Any]], titles: Sequence[str]) -> str:
     """One row an entry, by its title: mean and half-width of the 95 % interval over seeds, the best of a column in
     bold. The stock model is shown and never called best: it answers everything."""
-    first = entries[0]["numbers"]
-    sets = [key for key in first if key not in COLUMNS]
+    there = dict.fromkeys(key for entry in entries for key in entry["numbers"])
+    sets = [key for key in there if key not in COLUMNS]
     columns = {key: (plain(key.removeprefix(SET)), True, ".2f") for key in sets}
-    columns |= {k: v for k, v in COLUMNS.items() if k in first and not (k == "compliance" and len(sets) == 1)}
+    columns |= {k: v for k, v in COLUMNS.items() if k in there and not (k == "compliance" and len(sets) == 1)}
     trained = [entry["numbers"] for entry in entries if entry["method"] != STOCK]
     best = {
-        key: (max if higher else min)(round(numbers[key]["mean"], 4) for numbers in trained)
+        key: (max if higher else min)(round(numbers[key]["mean"], 4) for numbers in trained if key in numbers)
         for key, (_, higher, _) in columns.items()
     }
     rows = []
     for entry, title in zip(entries, titles, strict=True):
-        values = [(entry["numbers"][key], form, best[key]) for key, (_, _, form) in columns.items()]
-        cells = [_cell(v, form, entry["method"] != STOCK and round(v["mean"], 4) == top) for v, form, top in values]
+        values = [(entry["numbers"].get(key), form, best[key]) for key, (_, _, form) in columns.items()]
+        cells = [_cell(v, form, None if entry["method"] == STOCK else top) for v, form, top in values]
         rows.append([title, *cells])
     return markdown_table(["", *(f"{title} {'↑' if higher else '↓'}" for title, higher, _ in columns.values())], rows)
 
@@ -123,7 +147,9 @@ def methods_table(entries: list[dict[str, Any]], titles: Sequence[str]) -> str:
 def differences_table(found: dict[str, dict[str, Any]]) -> str:
     """DCR minus each method, with the interval; bold where it excludes zero."""
 
-    def cell(value: dict[str, Any]) -> str:
+    def cell(value: dict[str, Any] | None) -> str:
+        if value is None:
+            return "-"
         text = f"{round(value['mean'], 2) + 0:+.2f}"  # never -0.00
         if value["ci95"] is None:
             return text
@@ -131,8 +157,9 @@ def differences_table(found: dict[str, dict[str, Any]]) -> str:
         text += f" ({low:+.2f} to {high:+.2f})"
         return f"**{text}**" if low > 0 or high < 0 else text
 
-    rows = [[METHODS[name].title, *(cell(numbers[key]) for key in COMPARED)] for name, numbers in found.items()]
-    return markdown_table(["DCR minus", *(COLUMNS[key][0] for key in COMPARED)], rows)
+    keys = [key for key in COMPARED if any(key in numbers for numbers in found.values())]
+    rows = [[METHODS[name].title, *(cell(numbers.get(key)) for key in keys)] for name, numbers in found.items()]
+    return markdown_table(["DCR minus", *(COLUMNS[key][0] for key in keys)], rows)
 
 
 def write_report(report: dict[str, Any], settings: Settings, out: Path) -> None:
@@ -142,6 +169,7 @@ def write_report(report: dict[str, Any], settings: Settings, out: Path) -> None:
     draw_trade_off(METHODS, report["methods"], curve["points"], curve["frontier"], out / "trade_off.png")
     titles = [METHODS[entry["method"]].title for entry in report["methods"]]
     several = len(report["toxic_sets"][0]["numbers"]) > 1
+    read = [METHODS[entry["method"]].title for entry in report["divergences"]]
     page = PAGE.format(
         recipe=plain(report["recipe"]),
         command=code(shlex.join(map(without_folders, shlex.split(report["command"])))),
@@ -155,6 +183,7 @@ def write_report(report: dict[str, Any], settings: Settings, out: Path) -> None:
         questions=f" Multiple choice: {plain(Path(questions).name)}, by log-likelihood." if questions else "",
         methods_table=methods_table(report["methods"], titles),
         toxic_sets=TOXIC_SETS.format(table=methods_table(report["toxic_sets"], titles)) if several else "",
+        divergences=DIVERGENCES.format(what=WHAT, table=methods_table(report["divergences"], read)) if read else "",
         differences_table=differences_table(report["differences"]),
         judge=plain(short(report["judged"]["main"])),
         judges=judges_section(report["judged"]),

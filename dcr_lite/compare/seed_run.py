@@ -16,7 +16,10 @@ from torch import Tensor
 from dcr_lite.compare.directions import Kinds
 from dcr_lite.data.rows import Conversation, Pair, read_conversations
 from dcr_lite.data.splits import evenly_drawn, safety_mixture
+from dcr_lite.errors import UserError
 from dcr_lite.files import load_tensors, save_tensors, write_state
+from dcr_lite.measure.answers import read_answers
+from dcr_lite.measure.kept import StockAnswers, read_stock_answers, worth_keeping
 from dcr_lite.method.dial import Dial, fit_dial, set_strength
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
@@ -33,6 +36,7 @@ from dcr_lite.run.stored_states import load_states, stage2_rows
 from dcr_lite.settings import Settings
 
 ANCHORS = 128  # prompts of each kind that give directions, as in the paper of Surgical
+KEPT = 64  # answers of the stock model of each label that every method reads: a fifth of the time of its own answers
 Fitted = TypeVar("Fitted")  # a dataclass of tensors and numbers
 
 
@@ -54,6 +58,7 @@ class SeedRun:
         """found: the run folder of another seed, whose settings it takes where they have to be found."""
         self.settings = replace(settings, seed=seed, run=folder, resume=True, compare_with=(BASELINE,))
         self.run = RunFolder(self.settings)
+        self._stock_answers: StockAnswers | None = None
         if found and (there := read_found(found)):
             write_state(there, folder / FOUND_FILE)
 
@@ -92,6 +97,16 @@ class SeedRun:
         """Free the memory of the model."""
         for loaded in ("_loaded", "anchors"):
             self.__dict__.pop(loaded, None)
+        self._stock_answers = None
+
+    def stock_answers(self, file: Path) -> StockAnswers:
+        """Those of the stock model's answers in the file that methods are measured by, read once by the stock model. To
+        be called outside of a method's context, whatever adapter is active."""
+        if not file.exists():
+            raise UserError(f"{file} was moved or removed. Put it back, or compare anew with another --out.")
+        if self._stock_answers is None:
+            self._stock_answers = read_stock_answers(self.model, worth_keeping(read_answers(file), KEPT))
+        return self._stock_answers
 
     @cached_property
     def operations(self) -> dict[str, float]:

@@ -5,11 +5,13 @@ from statistics import fmean
 from typing import Any
 
 from dcr_lite.measure.metrics import mean_interval
-from dcr_lite.names import DCR
+from dcr_lite.names import DCR, KEPT_LABELS
 
 Result = dict[str, Any]  # of one method at one strength with one seed: method, strength, seed, numbers, intervals, ...
 
-COMPARED = ("compliance", "safety", "j", "auroc")  # the numbers that differences are taken of
+KEPT = {f"kept_{label}": ("kept", label) for label in KEPT_LABELS}  # key: name and label in ``answers_kept``
+DIVERGENCES = {f"{name}_{label}": (name, label) for name in ("first_divergence", "divergence") for label in KEPT_LABELS}
+COMPARED = ("compliance", "kept_seemingly_toxic", "safety", "j", "auroc")  # the numbers that differences are taken of
 SET = "compliance on "  # in front of a seemingly toxic set's name
 
 
@@ -55,6 +57,30 @@ def numbers_of(result: dict[str, Any], auroc_ci95: Sequence[float]) -> tuple[dic
     return numbers, intervals
 
 
+def kept_numbers(kept: dict[str, Any]) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """The numbers in KEPT of a measured model, from its ``answers_kept``, and their 95 % intervals over prompts."""
+    return _of_labels(kept, KEPT)
+
+
+def _of_labels(
+    kept: dict[str, Any], keys: dict[str, tuple[str, str]]
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """The numbers and intervals that were measured, of a name and a label for each key."""
+    found = {key: (kept[label], name) for key, (name, label) in keys.items() if label in kept}
+    numbers = {key: of[name] for key, (of, name) in found.items() if of[name] is not None}
+    return numbers, {key: of[f"{name}_ci95"] for key, (of, name) in found.items() if of[f"{name}_ci95"]}
+
+
+def divergences(results: list[Result]) -> list[Result]:
+    """The results that have been read beside the stock model, with those in DIVERGENCES in place of their numbers."""
+    found = []
+    for result in results:
+        numbers, intervals = _of_labels(result.get("kept", {}), DIVERGENCES)
+        if numbers:
+            found.append({**result, "numbers": numbers, "intervals": intervals})
+    return found
+
+
 def toxic_sets(results: list[Result]) -> list[Result]:
     """The same results with the refusal rate of every toxic set in place of their numbers."""
     found = []
@@ -73,7 +99,7 @@ def mean_and_interval(values: Sequence[float], over_prompts: Sequence[float] | N
 
 def over_seeds(results: list[Result]) -> list[dict[str, Any]]:
     """One entry for each method and strength, in the order first met: {method, strength, seeds, numbers}, the numbers
-    as ``mean_and_interval``."""
+    as ``mean_and_interval`` of the seeds that have them: earlier versions measured less."""
     groups: dict[tuple[str, float], list[Result]] = {}
     for result in results:
         groups.setdefault((result["method"], result["strength"]), []).append(result)
@@ -83,8 +109,9 @@ def over_seeds(results: list[Result]) -> list[dict[str, Any]]:
             "strength": strength,
             "seeds": [result["seed"] for result in group],
             "numbers": {
-                key: mean_and_interval([result["numbers"][key] for result in group], group[0]["intervals"].get(key))
-                for key in group[0]["numbers"]
+                key: mean_and_interval([result["numbers"][key] for result in having], having[0]["intervals"].get(key))
+                for key in dict.fromkeys(key for result in group for key in result["numbers"])
+                if (having := [result for result in group if key in result["numbers"]])
             },
         }
         for (method, strength), group in groups.items()
@@ -92,8 +119,8 @@ def over_seeds(results: list[Result]) -> list[dict[str, Any]]:
 
 
 def differences(results: list[Result]) -> dict[str, dict[str, Any]]:
-    """DCR minus each other method, seed by seed and then over seeds: {method: {number: mean_and_interval}}. The stock
-    model, measured once, is compared with every seed."""
+    """DCR minus each other method, seed by seed and then over seeds: {method: {number: mean_and_interval}}, of the
+    numbers that both have. The stock model, measured once, is compared with every seed."""
     by_method: dict[str, dict[int | None, dict[str, float]]] = {}
     for result in results:
         by_method.setdefault(result["method"], {})[result["seed"]] = result["numbers"]
@@ -101,7 +128,8 @@ def differences(results: list[Result]) -> dict[str, dict[str, Any]]:
     for method, numbers in by_method.items():
         if method != DCR:
             pairs = [(ours, numbers.get(seed) or numbers[None]) for seed, ours in by_method[DCR].items()]
-            found[method] = {key: mean_and_interval([a[key] - b[key] for a, b in pairs]) for key in COMPARED}
+            apart = {key: [a[key] - b[key] for a, b in pairs if key in a and key in b] for key in COMPARED}
+            found[method] = {key: mean_and_interval(values) for key, values in apart.items() if values}
     return found
 
 

@@ -31,8 +31,8 @@ from dcr_lite.measure.voice import token_distances
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_conversations
 from dcr_lite.model.loading import Model, in_halves
+from dcr_lite.names import KEPT_LABELS
 
-KEPT_LABELS = ("seemingly_toxic", "plain")
 NUMBERS = ("log_probability", "stock_log_probability", "loss", "first_divergence", "divergence")
 
 Distances = dict[str, Any]  # of one answer: its label and NUMBERS

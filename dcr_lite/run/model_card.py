@@ -7,6 +7,7 @@ from typing import Any, Literal
 from dcr_lite.data.paper_data import HubSet, sources
 from dcr_lite.files import SHIPPED, exists
 from dcr_lite.run.dial_report import chosen_sentence, stated
+from dcr_lite.run.kept_report import WHAT as WHAT_IS_KEPT
 from dcr_lite.run.report import plain, results_table
 from dcr_lite.settings import SHIPPED_FILES
 
@@ -50,7 +51,7 @@ toxic; the table says how far it does. Method: Lu et al., arXiv 2603.03323.
 {results_table}
 
 Refusal rates on held-out prompts with 95 % Wilson intervals, seed {seed}. J is the rate on toxic prompts
-minus that on seemingly toxic ones; AUROC says how well the log-odds of refusing tell the two apart.{dial}
+minus that on seemingly toxic ones; AUROC says how well the log-odds of refusing tell the two apart.{kept}{dial}
 
 ## Use
 
@@ -91,6 +92,7 @@ def model_card(report: dict[str, Any], form: Form, licence: str | None = None, p
         stage2=", then safety SFT" if _has_stage2(settings) else "",
         results_table=results_table(report),
         seed=plain(str(report["seed"])),
+        kept=f" {WHAT_IS_KEPT}" if any("kept" in one for one in report["methods"].values()) else "",
         dial=f"\n\n{chosen_sentence(*found)}" if (found := stated(report)) else "",
         use=USE[form].format(place=place),
         training_data=_training_data(report),

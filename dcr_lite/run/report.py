@@ -17,6 +17,8 @@ from dcr_lite.names import BASELINE, LABEL_TITLES, LABELS, MODEL_TITLES
 from dcr_lite.run.dial_report import chosen_sentence, dial_table, facts_of_dial, stated
 from dcr_lite.run.found_report import found_section
 from dcr_lite.run.inputs import Data
+from dcr_lite.run.kept import kept_seconds
+from dcr_lite.run.kept_report import COLUMNS, HEAD, WHAT, kept_cells, kept_rows, left_out
 from dcr_lite.run.machine import hardware, peak_memory_bytes, versions
 from dcr_lite.run.run_folder import RunFolder, read_found
 from dcr_lite.settings import Settings
@@ -42,7 +44,7 @@ would have followed later.
 
 {kinds_table}
 
-## Refusal probability
+{kept_section}## Refusal probability
 
 ![Refusal scores by label](refusal_scores.png)
 
@@ -64,6 +66,15 @@ Held-out prompts along the direction that separates the training pairs.
 Versions: {all_versions}.
 """
 
+KEPT = """## Answers kept
+
+{what}{left_out}
+Nats lost: what the mean log-probability of such a token loses; kept is exp(-nats lost). KL: of the model from the stock
+model, in nats per token. Words: of the model's own answers that are no refusals.
+
+{table}
+
+"""
 DURING_SFT = """## Refusal probability during safety SFT
 
 Development prompts.
@@ -143,12 +154,26 @@ def dial_section(report: dict[str, Any], folder: Path) -> str:
 
 
 def results_table(report: dict[str, Any]) -> str:
-    """The models as a Markdown table: refusal rates with 95 % Wilson intervals, J and AUROC."""
-    rows = []
+    """The models as a Markdown table: refusal rates with 95 % Wilson intervals, answers kept where they were measured,
+    J and AUROC."""
+    rows, has_kept = [], any("kept" in result for result in report["methods"].values())
     for method, result in report["methods"].items():
         rates = [_cell(result["overall"].get(label)) for label in LABELS]
-        rows.append([MODEL_TITLES[method], *rates, *(_number(result["discernment"][key]) for key in ("j", "auroc"))])
-    return markdown_table(["", "toxic ↑", "seemingly toxic ↓", "plain ↓", "J ↑", "AUROC ↑"], rows)
+        kept = kept_cells(result.get("kept")) if has_kept else []
+        numbers = [_number(result["discernment"][key]) for key in ("j", "auroc")]
+        rows.append([MODEL_TITLES[method], *rates, *kept, *numbers])
+    columns = COLUMNS if has_kept else ()
+    return markdown_table(["", "toxic ↑", "seemingly toxic ↓", "plain ↓", *columns, "J ↑", "AUROC ↑"], rows)
+
+
+def kept_section(report: dict[str, Any]) -> str:
+    """The section of report.md on answers kept; empty where they were not measured."""
+    measured = {method: result["kept"] for method, result in report["methods"].items() if result.get("kept")}
+    if not measured:
+        return ""
+    left = left_out(next(iter(measured.values())))
+    rows = kept_rows((MODEL_TITLES[method], kept) for method, kept in measured.items())
+    return KEPT.format(what=WHAT, left_out=f" {left}" if left else "", table=markdown_table(HEAD, rows))
 
 
 def sets_table(report: dict[str, Any]) -> str:
@@ -175,11 +200,14 @@ def run_report(
     run: RunFolder, model: Model, source: str, data: Data, settings: Settings, results: dict[str, Any],
     drawing_seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """report.json: what was done with what, what it took, and ``results``, ``method_result`` by model."""
+    """report.json: what was done with what, what it took, and ``results``, ``method_result`` and ``answers_kept`` by
+    model."""
     parts = ("stage1", "own_answers", "stage2", BASELINE, "dial")
     done = {name: facts for name in parts if (facts := run.finished(name))}
     seconds = {name: float(result.get("seconds", 0)) for name, result in done.items()}
-    seconds["evaluate"] = sum(float((run.finished(f"evaluate_{m}") or {}).get("seconds", 0)) for m in results)
+    seconds["evaluate"] = sum(
+        float((run.finished(f"evaluate_{m}") or {}).get("seconds", 0)) + kept_seconds(run, m) for m in results
+    )
     seconds |= {"draw": drawing_seconds, "total": run.seconds()}
     return {
         "recipe": started()[0] or Path(settings.model).name,
@@ -246,6 +274,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
         results_table=results_table(report),
         sets_table=sets_table(report),
         kinds_table=kinds_table(report),
+        kept_section=kept_section(report),
         dial_section=dial_section(report, folder),
         during_sft=DURING_SFT if {"stage2", BASELINE} & seconds.keys() else "",
         time=", ".join(f"{title} {seconds[part]:.0f} s" for part, title in PARTS.items() if part in seconds),

@@ -24,6 +24,7 @@ from dcr_lite.names import BASELINE, DCR, STOCK, models_of
 from dcr_lite.run import dial, found_settings
 from dcr_lite.run.dial_report import chosen_sentence
 from dcr_lite.run.inputs import Data
+from dcr_lite.run.kept import kept_of, measure_kept
 from dcr_lite.run.machine import peak_memory_bytes
 from dcr_lite.run.model_card import model_card
 from dcr_lite.run.own_voice import in_own_voice
@@ -146,7 +147,8 @@ def _restore(run: RunFolder, model: Model, name: str, adapter: str) -> None:
 
 
 def evaluate(run: RunFolder, model: Model, data: Data, settings: Settings) -> dict[str, list[Measured]]:
-    """Answers of the stock model, of the baseline if there is one, and of DCR to every held-out prompt, judged."""
+    """Answers of the stock model, of the baseline if there is one, and of DCR to every held-out prompt, judged; and how
+    many of the stock model's answers the others keep."""
     methods = models_of(settings.compare_with)
     paths = {method: run.path / "answers" / f"{method}.jsonl" for method in methods}
     own = distributed.share(data.held_out)
@@ -162,7 +164,9 @@ def evaluate(run: RunFolder, model: Model, data: Data, settings: Settings) -> di
                 measured = distributed.gathered(measure(model, own, settings.answer_tokens, shown.advance))
             digest = write_answers(measured, paths[method]) if distributed.is_main() else ""
             run.finish(f"evaluate_{method}", {"seconds": time.monotonic() - started, "answers_sha256": digest})
-    return distributed.on_main(lambda: {method: _read_answers(run, method, path) for method, path in paths.items()})
+    answers = distributed.on_main(lambda: {method: _read_answers(run, method, path) for method, path in paths.items()})
+    measure_kept(run, model, answers)
+    return answers
 
 
 def _read_answers(run: RunFolder, method: str, path: Path) -> list[Measured]:
@@ -180,7 +184,7 @@ def write_up(
 
     def write() -> dict[str, Any]:
         started = time.monotonic()
-        results = {method: method_result(measured) for method, measured in answers.items()}
+        results = {name: method_result(measured) | kept_of(run, name) for name, measured in answers.items()}
         run.tidy_metrics()
         draw_run(run.path, results, answers)
         states = load_states(run)

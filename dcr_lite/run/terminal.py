@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from dcr_lite.names import LABEL_TITLES, MODEL_TITLES
+from dcr_lite.names import LABEL_TITLES, LABELS, MODEL_TITLES
 
 console = Console(highlight=False)
 LOGGED_PARTS = 5  # lines of a stage where the output is a file and a bar cannot move
@@ -104,14 +104,16 @@ def show_end(report: dict[str, Any], folder: Path) -> None:
     table = Table(title="Refusals on held-out prompts (95 % interval)", title_justify="left", title_style="bold")
     table.add_column("")
     for column in ("toxic \N{UPWARDS ARROW}", "seemingly toxic \N{DOWNWARDS ARROW}", "plain \N{DOWNWARDS ARROW}",
-                   "J \N{UPWARDS ARROW}", "AUROC \N{UPWARDS ARROW}"):  # fmt: skip
+                   "kept \N{UPWARDS ARROW}", "J \N{UPWARDS ARROW}", "AUROC \N{UPWARDS ARROW}"):  # fmt: skip
         table.add_column(column, justify="right")
     for method, result in report["methods"].items():
         rates = [result["overall"].get(label) for label in LABEL_TITLES]
-        numbers = [result["discernment"][key] for key in ("j", "auroc")]
+        kept = result.get("kept", {}).get(LABELS[1], {}).get("kept")
+        numbers = [kept, *(result["discernment"][key] for key in ("j", "auroc"))]
         table.add_row(MODEL_TITLES[method], *map(_rate, rates), *("-" if x is None else f"{x:.2f}" for x in numbers))
     console.print()
     console.print(table)
+    console.print("kept: of the probability of the stock model's own answers to seemingly toxic prompts")
     seconds, memory = report["seconds"], report["peak_memory_bytes"]
     console.print(f"{seconds['total'] / 60:.1f} min in all, peak memory {memory / 1e9:.1f} GB\n")
     for name, what in (

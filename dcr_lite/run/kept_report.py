@@ -1,0 +1,52 @@
+"""What tables say of the stock model's answers that other models keep."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from dcr_lite.names import KEPT_LABELS, LABEL_TITLES
+
+Kept = dict[str, Any]  # of one model, as ``answers_kept`` gives it
+WHAT = (
+    "Kept: the share of its probability that a token of the stock model's own answer keeps under the model, 1 where "
+    "nothing has changed; refusals of the stock model are left out."
+)
+HEAD = ("", "prompts", "answers", "kept ↑", "nats lost", "KL, first token", "KL", "words", "stock model's")
+COLUMNS = tuple(f"kept, {LABEL_TITLES[label]} ↑" for label in KEPT_LABELS)
+
+
+def kept_cells(kept: Kept | None) -> list[str]:
+    """Of COLUMNS, with 95 % intervals; a dash where nothing was measured."""
+    return [_share(kept.get(label) if kept else None) for label in KEPT_LABELS]
+
+
+def kept_rows(models: Iterable[tuple[str, Kept]]) -> list[list[str]]:
+    """The cells of HEAD, a row for each label of each model, given with its title."""
+    rows = []
+    for title, kept in models:
+        for label, of in kept.items():
+            distances, words = (of["loss"], of["first_divergence"], of["divergence"]), (of["words"], of["stock_words"])
+            cells = [*(_number(x, ".3f") for x in distances), *(_number(x, ".0f") for x in words)]
+            rows.append([title, LABEL_TITLES[label], str(of["n"]), _share(of), *cells])
+    return rows
+
+
+def left_out(kept: Kept) -> str:
+    """How many of the stock model's answers were left out, as a sentence; empty where none was."""
+    counts = [
+        f"{of[what]} {name} to {LABEL_TITLES[label]} prompts"
+        for label, of in kept.items()
+        for what, name in (("refused", "refusals"), ("empty", "empty answers"))
+        if of[what]
+    ]
+    return f"Of the stock model's answers these were left out: {', '.join(counts)}." if counts else ""
+
+
+def _share(of: dict[str, Any] | None) -> str:
+    if of is None or of["kept"] is None:
+        return "-"
+    interval = of["kept_ci95"]
+    return f"{of['kept']:.2f}" + (f" ({interval[0]:.2f}-{interval[1]:.2f})" if interval else "")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
