@@ -89,6 +89,7 @@ def evaluate(
     quantization: Quantization = "auto",
     judge: JudgeNames = ("cues",),
     judge_key: JudgeKey = None,
+    kept: bool = False,
 ) -> None:
     """Measure one model: refusal rates by set, discernment, general ability. The same command continues a stopped
     measurement.
@@ -110,6 +111,8 @@ def evaluate(
         precision: auto: that of the run; of another model bfloat16 where the device multiplies it natively, else
             float16 on a GPU and float32 on a CPU.
         quantization: Of the base model's weights. auto: that of the run; of another model 4-bit NF4 on CUDA, else none.
+        kept: Also measure how many of the stock model's own answers the adapter keeps. The stock model has to answer as
+            well, which about doubles the time.
     """
     from dcr_lite.evaluate.command import Evaluation, measure_model
     from dcr_lite.evaluate.table import show
@@ -118,7 +121,7 @@ def evaluate(
     asked = Evaluation(
         model, out, prompts or (() if benchmarks else HELD_OUT_FILES), benchmarks, method, rows,
         instructions or HELD_OUT_INSTRUCTIONS, multiple_choice, answer_tokens, whole_answers, thinking, device,
-        precision, quantization, judge, judge_key,
+        precision, quantization, judge, judge_key, kept,
     )  # fmt: skip
     show(measure_model(asked), asked)
 

@@ -17,7 +17,7 @@ from small_runs import write_rows
 
 from dcr_lite.data.rows import Prompt
 from dcr_lite.errors import UserError
-from dcr_lite.evaluate import command, table
+from dcr_lite.evaluate import command, kept, table
 from dcr_lite.evaluate.command import Evaluation, measure_model
 from dcr_lite.judges import judging
 from dcr_lite.measure import answers as measured_answers
@@ -106,6 +106,53 @@ def test_the_result_says_all_that_it_promises(asked: Evaluation) -> None:
     assert result["general"]["multiple_choice"]["chance"] == 0.5
     assert (result["method"], result["settings"]["precision"]) == ("dcr", "float32")
     assert not asked.unfinished.exists()
+
+
+def test_answers_kept_are_measured_where_they_are_asked_for(
+    demo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--kept has the stock model answer first and finds what the run found of its own model; stopped between the two,
+    it does not ask the stock model again; without the flag there is nothing."""
+    settings = json.loads((demo_run / "settings.json").read_text())["settings"]
+    theirs = json.loads((demo_run / "report.json").read_text())["methods"]["safety_sft"]["kept"]
+    asked = Evaluation(
+        str(demo_run), tmp_path / "kept.json", tuple(map(Path, settings["evaluation"])), method="safety_sft",
+        answer_tokens=TOKENS, kept=True, **CPU,
+    )  # fmt: skip
+    plain, calls = kept.measure, []
+
+    def measure(model: Any, prompts: list[Prompt], *rest: Any) -> Any:
+        calls.append(len(prompts))
+        return plain(model, prompts, *rest)
+
+    def stopped(*rest: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kept, "CHUNK", 5)
+    monkeypatch.setattr(kept, "measure", measure)
+    with monkeypatch.context() as once:
+        once.setattr(kept, "distances", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            measure_model(asked)
+    assert calls == [5, 3]
+    result = measure_model(asked)
+    assert calls == [5, 3]
+    assert result["kept"].keys() == theirs.keys() == {"seemingly_toxic", "plain"}
+    for label, of in theirs.items():
+        assert of["kept"] < 0.99
+        for name, value in of.items():
+            assert result["kept"][label][name] == pytest.approx(value, abs=1e-4), name
+    table.show(result, asked)
+    assert capsys.readouterr().out.count("answers kept 0.") == 2
+    assert measure_model(replace(asked, out=tmp_path / "without.json", kept=False))["kept"] is None
+
+
+def test_a_stock_model_has_no_answers_to_keep(demo_run: Path, tmp_path: Path) -> None:
+    """Said before anything is answered."""
+    asked = Evaluation(str(demo_run), tmp_path / "stock.json", (), method="base", kept=True, **CPU)
+    with pytest.raises(UserError, match="Leave --kept out"):
+        measure_model(asked)
+    assert not list(tmp_path.glob("stock*.jsonl"))
 
 
 def test_an_adapter_and_a_model_folder_are_models_too(
@@ -209,10 +256,11 @@ def test_the_command_line(
     """The command prints the table and says where the answers lie; a wrong row is named and nothing is begun."""
     argv = ["evaluate", "--model", asked.model, "--device", "cpu", "--out", str(asked.out)]
     argv += ["--prompts", *map(str, asked.prompts), "--answer-tokens", "6", "--rows", "2"]
-    argv += ["--instructions", str(asked.instructions), "--multiple-choice", str(asked.choices)]
+    argv += ["--instructions", str(asked.instructions), "--multiple-choice", str(asked.choices), "--kept"]
     assert run_command(monkeypatch, *argv) == 0
     said = capsys.readouterr().out
-    for part in ("seemingly toxic", "AUROC", "answer loss", "multiple choice", str(asked.answers), table.STOPPED):
+    parts = ("seemingly toxic", "AUROC", "answers kept", "answer loss", "multiple choice", table.STOPPED)
+    for part in (*parts, str(asked.answers)):
         assert part in said
     assert len(answers(asked)) == 6
     wrong = tmp_path / "wrong.jsonl"

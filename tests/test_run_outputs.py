@@ -107,6 +107,32 @@ def test_rates_are_those_of_the_answers(finished: Finished) -> None:
             assert row["kinds"] == {kind: kinds.count(kind) / len(kinds) for kind in KINDS}
 
 
+def test_answers_kept_stand_beside_the_rates(finished: Finished) -> None:
+    """Of every trained model, for both kinds of prompts that should be answered, in report.json, the table, a section
+    of its own and at the end of the run; a report of an earlier version is written without them."""
+    methods = finished.report["methods"]
+    assert "kept" not in methods["base"]
+    stock = read_answers(finished.path / "answers" / "base.jsonl")
+    for name in ("safety_sft", "dcr"):
+        assert methods[name]["kept"].keys() == {"seemingly_toxic", "plain"}
+        for label, of in methods[name]["kept"].items():
+            assert of["n"] + of["refused"] + of["empty"] == sum(row["label"] == label for row in stock)
+            low, high = of["kept_ci95"]
+            assert 0 < low <= of["kept"] <= high
+            assert of["divergence"] > 0
+    text = (finished.path / "report.md").read_text(encoding="utf-8")
+    kept = methods["dcr"]["kept"]
+    (row,) = [line for line in text.splitlines() if line.startswith("| DCR | 0") and line.count("|") == 9]
+    assert f"| {kept['seemingly_toxic']['kept']:.2f} (" in row
+    assert f"| {kept['plain']['kept']:.2f} (" in row
+    assert text.count("| DCR | plain |") == 1
+    end = finished.seen.out[finished.seen.out.index("AUROC ↑") :]
+    assert f"{kept['seemingly_toxic']['kept']:.2f}" in next(line for line in end.splitlines() if "DCR" in line)
+    earlier = {name: {k: v for k, v in result.items() if k != "kept"} for name, result in methods.items()}
+    assert "kept" not in report.results_table({"methods": earlier})
+    assert report.kept_section({"methods": earlier}) == ""
+
+
 def test_report_md_shows_pictures_that_exist(finished: Finished) -> None:
     """Every picture that report.md shows is a PNG with something on it."""
     text = (finished.path / "report.md").read_text(encoding="utf-8")

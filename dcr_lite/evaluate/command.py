@@ -15,6 +15,7 @@ from dcr_lite.data.benchmarks import load_benchmark
 from dcr_lite.data.rows import Choice, Conversation, Prompt, read_choices, read_conversations, read_prompts
 from dcr_lite.data.splits import sample
 from dcr_lite.errors import UserError
+from dcr_lite.evaluate.kept import measure_kept, require_adapter
 from dcr_lite.files import PARTIAL, OnlyOne, read_state, write_json, write_jsonl, write_state
 from dcr_lite.judges.agreement import agreements, with_verdicts
 from dcr_lite.judges.interface import Judge
@@ -43,7 +44,8 @@ class Evaluation:
     whole_answers: as ``whole`` of ``measure``. judges, judge_key: as ``open_judges`` takes them; the main numbers are
     by the first.
     thinking: let the model think before it answers; its general ability is measured without.
-    out: the result; the other files lie beside it.
+    out: the result; the other files lie beside it. kept: whether to measure how many of the stock model's answers the
+    model keeps, which the stock model has to give first.
     """
 
     model: str
@@ -62,6 +64,7 @@ class Evaluation:
     quantization: Quantization = "auto"
     judges: tuple[str, ...] = DEFAULT
     judge_key: str | None = None
+    kept: bool = False
 
     @property
     def answers(self) -> Path:
@@ -118,6 +121,15 @@ class StoredMeasurement:
     def answers(self) -> list[Measured]:
         """The answers so far, in any order; ``number`` is that of the prompt."""
         return read_answers(self.answers_path)
+
+    def stock_answers(self) -> list[Measured]:
+        """The stock model's answers so far, where they are asked for."""
+        return list(self.parts.get("Stock answers", []))
+
+    def keep_stock_answers(self, answers: list[Measured]) -> None:
+        """Write all of these so far."""
+        self.parts["Stock answers"] = answers
+        self.save()
 
     def keep_answers(self, answers: list[Measured]) -> None:
         """Write all answers so far."""
@@ -196,6 +208,7 @@ def measure_model(evaluation: Evaluation) -> dict[str, Any]:
         ``agreements`` by label, else empty.
     not_begun: answers that were still thinking when their tokens were used up.
     general: {answer_loss, answers, tokens, multiple_choice: {accuracy, ci95, n, chance} or None}.
+    kept: ``answers_kept`` by label, where it is asked for; else None.
     Beside these model, base, adapter_sha256, settings, seconds, memory, hardware, versions.
 
     Raises UserError for a wrong row (with file and line), a prompt that is too long, or a finished result in ``out``.
@@ -224,6 +237,8 @@ def _measure(
     model = opened.model
     if evaluation.thinking and not can_think(model.tokenizer):
         raise UserError(f"--thinking: the chat template of {evaluation.model} has no thinking to switch on")
+    if evaluation.kept:
+        require_adapter(opened, evaluation.model)
     most = model.window - evaluation.answer_tokens
     encode_prompts(model.tokenizer, [p.prompt for p in prompts], most, evaluation.thinking)
     progress = StoredMeasurement(evaluation, _inputs(evaluation, opened, prompts))
@@ -231,6 +246,7 @@ def _measure(
     general = progress.part("Answer loss", answer_loss, model, instructions)
     chosen = progress.part("Multiple choice", multiple_choice, model, questions) if questions else None
     judged = _judge(judges, measured, evaluation, progress)
+    kept = _kept(evaluation, model, prompts, measured, progress) if evaluation.kept else None
     result = {
         "model": evaluation.model,
         "method": evaluation.method if opened.adapter else "base",
@@ -242,6 +258,7 @@ def _measure(
         **judged,
         "not_begun": sum(not_begun(row["response"]) for row in measured),
         "general": {**general, "multiple_choice": chosen},
+        "kept": kept,
         "settings": _settings(evaluation, opened),
         "seconds": progress.seconds(),
         "peak_memory_bytes": peak_memory_bytes(),
@@ -272,6 +289,13 @@ def _judge(
     first = {name: rates[0][name] for name in ("sets", "overall", "discernment")}
     pairs = agreements(scores, [row["label"] for row in measured])
     return {**first, "judge": judges[0].name, "judges": rates, "agreement": pairs}
+
+
+def _kept(
+    evaluation: Evaluation, model: Model, prompts: list[Prompt], measured: list[Measured], progress: StoredMeasurement
+) -> dict[str, Any]:
+    given, keep = progress.stock_answers(), progress.keep_stock_answers
+    return measure_kept(model, prompts, measured, evaluation.answer_tokens, given, keep)
 
 
 def _settings(evaluation: Evaluation, opened: Opened) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dcr_lite.evaluate.command import Evaluation
 from dcr_lite.judges.agreement import agreement_words
 from dcr_lite.judges.interface import short
 from dcr_lite.measure.kinds import KIND_TITLES, KINDS, REFUSING, Kind
+from dcr_lite.run.kept_report import kept_lines
 from dcr_lite.run.terminal import console
 
 BAR = 40  # characters
@@ -37,6 +38,8 @@ def show(result: dict[str, Any], evaluation: Evaluation) -> None:
     for name, key in (("J", "j"), ("AUROC", "auroc")):
         if discernment[f"{key}_ci95"]:
             console.print(f"{name} {_with_interval(discernment[key], discernment[f'{key}_ci95'])}")
+    for line in kept_lines(result["kept"] or {}):
+        console.print(line)
     console.print(f"answer loss {general['answer_loss']:.3f} nats per token on {general['answers']} held-out answers")
     if found := general["multiple_choice"]:
         accuracy = _with_interval(found["accuracy"], found["ci95"])

@@ -30,6 +30,17 @@ def kept_rows(models: Iterable[tuple[str, Kept]]) -> list[list[str]]:
     return rows
 
 
+def kept_lines(kept: Kept) -> list[str]:
+    """The same of one model as sentences."""
+    lines = []
+    for label, of in kept.items():
+        if of["n"]:
+            apart = f"KL {of['divergence']:.3f} nats per token, {of['first_divergence']:.3f} at the first"
+            what = f"{of['n']} of the stock model's answers to {LABEL_TITLES[label]} prompts"
+            lines.append(f"answers kept {_share(of)}, {apart}; {what}")
+    return [*lines, *filter(None, [left_out(kept)])]
+
+
 def left_out(kept: Kept) -> str:
     """How many of the stock model's answers were left out, as a sentence; empty where none was."""
     counts = [
