@@ -177,6 +177,9 @@ def test_means_and_intervals_are_over_prompts() -> None:
     assert plain["kept"] == pytest.approx(math.exp(-0.36))
     assert plain["kept_ci95"] == pytest.approx([math.exp(-end) for end in plain["loss_ci95"][::-1]])
     assert (plain["words"], plain["stock_words"]) == (2, 3)
+    assert (plain["distinct"], plain["stock_distinct"]) == (1, 1)
+    looped = [given(response="no no no no no")]
+    assert answers_kept(found, stock, looped)["plain"]["distinct"] == 0.25
     none = result["seemingly_toxic"]
     assert (none["n"], none["refused"], none["kept"], none["kept_ci95"], none["words"]) == (0, 1, None, None, None)
     assert answers_kept(found[:1], stock, own)["plain"]["kept_ci95"] is None

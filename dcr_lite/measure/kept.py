@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from dcr_lite.measure.answers import Measured
+from dcr_lite.measure.brokenness import brokenness
 from dcr_lite.measure.general_ability import TOKENS_PER_PASS, answer_states
 from dcr_lite.measure.metrics import bootstrap_mean_interval
 from dcr_lite.measure.voice import token_distances
@@ -35,6 +36,7 @@ from dcr_lite.names import KEPT_LABELS
 
 NUMBERS = ("log_probability", "stock_log_probability", "loss", "first_divergence", "divergence")
 
+Mean = tuple[float | None, list[float] | None]  # over prompts, with its interval
 Distances = dict[str, Any]  # of one answer: its label and NUMBERS
 
 
@@ -132,12 +134,13 @@ def _of_answer(label: str, by_token: Tensor) -> Distances:
 
 def answers_kept(found: Sequence[Distances], stock: Sequence[Measured], own: Sequence[Measured]) -> dict[str, Any]:
     """By label of KEPT_LABELS that the prompts have: {n, refused, empty, kept, loss, log_probability,
-    stock_log_probability, first_divergence, divergence, words, stock_words}, and for each of these numbers but the
-    counts its 95 % bootstrap interval over prompts, such as kept_ci95.
+    stock_log_probability, first_divergence, divergence, words, distinct, stock_words, stock_distinct}, and for each of
+    these numbers but the counts its 95 % bootstrap interval over prompts, such as kept_ci95.
 
     n: the answers that ``found`` has the ``distances`` of. refused, empty: how many of ``stock``, all answers of the
-    stock model, were left out as that. words: the mean length of ``own``, the model's own answers, where they are no
-    refusals; stock_words of the stock model's. Numbers are None without an answer, intervals with fewer than two.
+    stock model, were left out as that. words, distinct: of ``own``, the model's own answers, where they are no
+    refusals, the mean length, and distinct-2 (see ``Brokenness``); beside those of ``stock``. Numbers are None without
+    an answer, intervals with fewer than two.
     """
     result = {}
     for label in KEPT_LABELS:
@@ -151,7 +154,8 @@ def answers_kept(found: Sequence[Distances], stock: Sequence[Measured], own: Seq
             None if mean is None else math.exp(-mean),
             None if interval is None else [math.exp(-end) for end in reversed(interval)],
         )
-        numbers |= {"words": _mean(_words(of_model)), "stock_words": _mean(_words(of_stock))}
+        numbers |= _text_numbers(of_model)
+        numbers |= {f"stock_{name}": value for name, value in _text_numbers(of_stock).items()}
         refused, empty = (sum(map(is_so, of_stock)) for is_so in (_refused, _empty))
         result[label] = {"n": len(mine), "refused": refused, "empty": empty}
         for name, (mean, interval) in numbers.items():
@@ -159,11 +163,14 @@ def answers_kept(found: Sequence[Distances], stock: Sequence[Measured], own: Seq
     return result
 
 
-def _words(answers: Sequence[Measured]) -> list[float]:
-    """Of each answer that is no refusal: those end where their verdict is final."""
-    return [float(len(row["response"].split())) for row in answers if not row["refused"]]
+def _text_numbers(answers: Sequence[Measured]) -> dict[str, Mean]:
+    """Words and distinct-2 of the answers that are no refusals: those end where their verdict is final."""
+    texts = [(row["prompt"], row["response"]) for row in answers if not _refused(row)]
+    words = [float(len(response.split())) for _, response in texts]
+    distinct = [brokenness(prompt, response).distinct for prompt, response in texts]
+    return {"words": _mean(words), "distinct": _mean(distinct)}
 
 
-def _mean(values: Sequence[float]) -> tuple[float | None, list[float] | None]:
+def _mean(values: Sequence[float]) -> Mean:
     """The mean over prompts and its interval, where there are enough."""
     return fmean(values) if values else None, list(bootstrap_mean_interval(values)) if len(values) > 1 else None

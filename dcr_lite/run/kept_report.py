@@ -10,7 +10,7 @@ WHAT = (
     "Kept: the share of its probability that a token of the stock model's own answer keeps under the model, 1 where "
     "nothing has changed; refusals of the stock model are left out."
 )
-HEAD = ("", "prompts", "answers", "kept ↑", "nats lost", "KL, first token", "KL", "words", "stock model's")
+HEAD = ("", "prompts", "answers", "kept ↑", "nats lost", "KL, first token", "KL", "words", "distinct-2")
 COLUMNS = tuple(f"kept, {LABEL_TITLES[label]} ↑" for label in KEPT_LABELS)
 
 
@@ -24,8 +24,9 @@ def kept_rows(models: Iterable[tuple[str, Kept]]) -> list[list[str]]:
     rows = []
     for title, kept in models:
         for label, of in kept.items():
-            distances, words = (of["loss"], of["first_divergence"], of["divergence"]), (of["words"], of["stock_words"])
-            cells = [*(_number(x, ".3f") for x in distances), *(_number(x, ".0f") for x in words)]
+            cells = [_number(of[name], ".3f") for name in ("loss", "first_divergence", "divergence")]
+            for name, form in (("words", ".0f"), ("distinct", ".2f")):
+                cells.append(f"{_number(of[name], form)} of {_number(of[f'stock_{name}'], form)}")
             rows.append([title, LABEL_TITLES[label], str(of["n"]), _share(of), *cells])
     return rows
 

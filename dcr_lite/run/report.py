@@ -70,7 +70,8 @@ KEPT = """## Answers kept
 
 {what}{left_out}
 Nats lost: what the mean log-probability of such a token loses; kept is exp(-nats lost). KL: of the model from the stock
-model, in nats per token. Words: of the model's own answers that are no refusals.
+model, in nats per token. Words and distinct-2, the share of pairs of words that are no repetition: of the model's own
+answers that are no refusals, beside the stock model's.
 
 {table}
 
