@@ -142,7 +142,7 @@ def answers_kept(found: Sequence[Distances], stock: Sequence[Measured], own: Seq
     refusals, the mean length, and distinct-2 (see ``Brokenness``); beside those of ``stock``. Numbers are None without
     an answer, intervals with fewer than two.
     """
-    result = {}
+    result: dict[str, dict[str, Any]] = {}
     for label in KEPT_LABELS:
         of_stock, of_model = ([row for row in rows if row["label"] == label] for rows in (stock, own))
         if not of_stock:

@@ -164,7 +164,9 @@ def evaluate(run: RunFolder, model: Model, data: Data, settings: Settings) -> di
                 measured = distributed.gathered(measure(model, own, settings.answer_tokens, shown.advance))
             digest = write_answers(measured, paths[method]) if distributed.is_main() else ""
             run.finish(f"evaluate_{method}", {"seconds": time.monotonic() - started, "answers_sha256": digest})
-    answers = distributed.on_main(lambda: {method: _read_answers(run, method, path) for method, path in paths.items()})
+    answers: dict[str, list[Measured]] = distributed.on_main(
+        lambda: {method: _read_answers(run, method, path) for method, path in paths.items()}
+    )
     measure_kept(run, model, answers)
     return answers
 
