@@ -122,15 +122,6 @@ class StoredMeasurement:
         """The answers so far, in any order; ``number`` is that of the prompt."""
         return read_answers(self.answers_path)
 
-    def stock_answers(self) -> list[Measured]:
-        """The stock model's answers so far, where they are asked for."""
-        return list(self.parts.get("Stock answers", []))
-
-    def keep_stock_answers(self, answers: list[Measured]) -> None:
-        """Write all of these so far."""
-        self.parts["Stock answers"] = answers
-        self.save()
-
     def keep_answers(self, answers: list[Measured]) -> None:
         """Write all answers so far."""
         write_jsonl(answers, self.answers_path)
@@ -294,8 +285,7 @@ def _judge(
 def _kept(
     evaluation: Evaluation, model: Model, prompts: list[Prompt], measured: list[Measured], progress: StoredMeasurement
 ) -> dict[str, Any]:
-    given, keep = progress.stock_answers(), progress.keep_stock_answers
-    return measure_kept(model, prompts, measured, evaluation.answer_tokens, given, keep)
+    return measure_kept(model, prompts, measured, evaluation.answer_tokens, progress.parts, progress.save)
 
 
 def _settings(evaluation: Evaluation, opened: Opened) -> dict[str, Any]:

@@ -23,18 +23,18 @@ def require_adapter(opened: Opened, name: str) -> None:
 
 
 def measure_kept(
-    model: Model, prompts: list[Prompt], measured: list[Measured], answer_tokens: int, given: list[Measured],
-    keep: Callable[[list[Measured]], None],
+    model: Model, prompts: list[Prompt], measured: list[Measured], answer_tokens: int, parts: dict[str, Any],
+    save: Callable[[], None],
 ) -> dict[str, Any]:  # fmt: skip
-    """``answers_kept`` of the opened adapter. measured: its answers to the prompts. given: the stock model's answers
-    that a stopped process has left; ``keep`` is called with all so far."""
+    """``answers_kept`` of the opened adapter. measured: its answers to the prompts. parts: where the stock model's
+    answers so far are kept, which ``save`` writes, so that a stopped process is continued."""
     asked = sorted((p for p in prompts if p.label in KEPT_LABELS), key=lambda p: len(p.prompt))
-    stock = list(given)
+    stock: list[Measured] = parts.setdefault("Stock answers", [])
     with progress_bar("Stock answers", max(1, len(asked))) as shown, adapters.stock(model):
         shown.start_at(len(stock))
         while len(stock) < len(asked):
             stock += measure(model, asked[len(stock) :][:CHUNK], answer_tokens, shown.advance)
-            keep(stock)
+            save()
     chosen = worth_keeping(stock)
     with progress_bar("Answers kept", max(1, len(chosen))) as shown:
         found = distances(model, read_stock_answers(model, chosen), shown.advance)
