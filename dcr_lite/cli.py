@@ -19,9 +19,11 @@ from dcr_lite.settings import HELD_OUT_FILES, Device, Precision, Quantization, S
 ANY_MODEL = """A chat or base model, aligned with settings that are found (docs/method.md). The model is on the Hugging
 Face Hub, by its name, or in a folder."""
 JUDGES = (
-    "Judges of refusals, the first for the main numbers: cues, a text classifier (a folder, or a name on the Hub) or "
-    "an OpenAI-compatible endpoint (http://localhost:8080/v1#MODEL). See docs/measuring.md."
+    "Judges of refusals, the first for the main numbers: cues, learned, a text classifier (a folder, or a name on the "
+    "Hub) or an OpenAI-compatible endpoint (http://localhost:8080/v1#MODEL). See docs/measuring.md."
 )
+BENCHMARKS = f"Public benchmarks, fetched once: {', '.join(BENCHMARK_NAMES)}."
+KEPT = "Also measure answers kept, of those that the stock model gives first: about twice the time."
 JudgeNames = Annotated[tuple[str, ...], tyro.conf.arg(help=JUDGES)]
 KEY = "Environment variable that holds an endpoint's key; by default OPENAI_API_KEY."
 JudgeKey = Annotated[str | None, tyro.conf.arg(help=KEY)]
@@ -74,9 +76,7 @@ def evaluate(
     model: str,
     out: Path,
     prompts: tuple[Path, ...] = (),
-    benchmarks: Annotated[
-        tuple[str, ...], tyro.conf.arg(help=f"Public benchmarks, fetched once: {', '.join(BENCHMARK_NAMES)}.")
-    ] = (),
+    benchmarks: Annotated[tuple[str, ...], tyro.conf.arg(help=BENCHMARKS)] = (),
     method: ModelName = "dcr",
     rows: int | None = None,
     instructions: Path | None = None,
@@ -89,15 +89,14 @@ def evaluate(
     quantization: Quantization = "auto",
     judge: JudgeNames = ("cues",),
     judge_key: JudgeKey = None,
-    kept: bool = False,
+    kept: Annotated[bool, tyro.conf.arg(help=KEPT)] = False,
 ) -> None:
     """Measure one model: refusal rates by set, discernment, general ability. The same command continues a stopped
     measurement.
 
     Args:
         model: A run folder, the folder of an adapter or of a model, or a name on the Hub.
-        out: File for the result, JSON. The answers go to NAME.answers.jsonl beside it. Private: contains answers to
-            toxic prompts.
+        out: File for the result, JSON. The answers go beside it. Private: contains answers to toxic prompts.
         prompts: JSON Lines of {prompt, label, source?} or {toxic, seemingly_toxic}; by default the shipped held-out
             prompts.
         method: Which model of a run: DCR's, safety SFT alone, or the stock model.
@@ -111,8 +110,6 @@ def evaluate(
         precision: auto: that of the run; of another model bfloat16 where the device multiplies it natively, else
             float16 on a GPU and float32 on a CPU.
         quantization: Of the base model's weights. auto: that of the run; of another model 4-bit NF4 on CUDA, else none.
-        kept: Also measure how many of the stock model's own answers the adapter keeps. The stock model has to answer as
-            well, which about doubles the time.
     """
     from dcr_lite.evaluate.command import Evaluation, measure_model
     from dcr_lite.evaluate.table import show

@@ -228,16 +228,15 @@ def _measure(
     model = opened.model
     if evaluation.thinking and not can_think(model.tokenizer):
         raise UserError(f"--thinking: the chat template of {evaluation.model} has no thinking to switch on")
-    if evaluation.kept:
-        require_adapter(opened, evaluation.model)
-    most = model.window - evaluation.answer_tokens
-    encode_prompts(model.tokenizer, [p.prompt for p in prompts], most, evaluation.thinking)
+    require_adapter(opened, evaluation.kept)
+    tokens = evaluation.answer_tokens
+    encode_prompts(model.tokenizer, [p.prompt for p in prompts], model.window - tokens, evaluation.thinking)
     progress = StoredMeasurement(evaluation, _inputs(evaluation, opened, prompts))
     measured = _answer_all(opened, prompts, evaluation, progress)
     general = progress.part("Answer loss", answer_loss, model, instructions)
     chosen = progress.part("Multiple choice", multiple_choice, model, questions) if questions else None
     judged = _judge(judges, measured, evaluation, progress)
-    kept = _kept(evaluation, model, prompts, measured, progress) if evaluation.kept else None
+    kept = measure_kept(model, prompts, measured, tokens, progress.parts, progress.save) if evaluation.kept else None
     result = {
         "model": evaluation.model,
         "method": evaluation.method if opened.adapter else "base",
@@ -280,12 +279,6 @@ def _judge(
     first = {name: rates[0][name] for name in ("sets", "overall", "discernment")}
     pairs = agreements(scores, [row["label"] for row in measured])
     return {**first, "judge": judges[0].name, "judges": rates, "agreement": pairs}
-
-
-def _kept(
-    evaluation: Evaluation, model: Model, prompts: list[Prompt], measured: list[Measured], progress: StoredMeasurement
-) -> dict[str, Any]:
-    return measure_kept(model, prompts, measured, evaluation.answer_tokens, progress.parts, progress.save)
 
 
 def _settings(evaluation: Evaluation, opened: Opened) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from dcr_lite.run.terminal import progress_bar
 CHUNK = 64  # prompts between two savings
 
 
-def require_adapter(opened: Opened, name: str) -> None:
-    """Raises UserError for a model that is its own stock model."""
-    if opened.adapter is None:
-        raise UserError(f"--kept: {name} has no adapter, so every answer is the stock model's own. Leave --kept out.")
+def require_adapter(opened: Opened, asked_for: bool) -> None:
+    """Raises UserError where answers kept are asked for of a model that is its own stock model."""
+    if asked_for and opened.adapter is None:
+        raise UserError(f"--kept: {opened.base} is the stock model itself, which keeps every answer. Leave --kept out.")
 
 
 def measure_kept(
