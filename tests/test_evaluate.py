@@ -322,6 +322,7 @@ def test_kinds_are_shown_with_a_legend(monkeypatch: pytest.MonkeyPatch, tmp_path
             "judge": "cues",
             "judges": [],
             "agreement": [],
+            "kept": None,
         },
         Evaluation("model", tmp_path / "result.json", ()),
     )
