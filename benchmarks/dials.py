@@ -24,7 +24,13 @@ import tyro
 from torch import Tensor
 
 from dcr_lite.compare.directions import steered, steering
-from dcr_lite.compare.measurement import Configuration, EvaluationData, finished_result, measure_configuration
+from dcr_lite.compare.measurement import (
+    Configuration,
+    EvaluationData,
+    answers_file,
+    finished_result,
+    measure_configuration,
+)
 from dcr_lite.compare.methods import METHODS, Method
 from dcr_lite.compare.seed_run import ANCHORS, Cost, SeedRun
 from dcr_lite.compare.summary import Result, mean_and_interval
@@ -279,7 +285,8 @@ def main(choices: Choices) -> list[dict[str, Any]]:
             for strength in method.strengths(settings) if wanted else ():
                 one = Configuration(way, strength, seed)
                 if not finished_result(seed_run, one, data):
-                    measure_configuration(seed_run, method, one, data)
+                    stock = answers_file(seed_run, Configuration(STOCK, 0, seed), data)  # the first way
+                    measure_configuration(seed_run, method, one, data, stock)
                 if result := finished_result(seed_run, one, data):
                     results.setdefault((way, seed), []).append(result)
         seed_run.unload()

@@ -193,7 +193,7 @@ def test_two_clients_have_their_own_strength(page: Page, browser: Any, url: str,
     other.ask(PROMPT)
     assert page.answer("dcr") == opened.score("dcr", PROMPT, words=False).answer
     assert other.answer("dcr") == opened.score("dcr", PROMPT, words=False, strength=-2.0).answer
-    assert page.answer("dcr") != other.answer("dcr")
+    assert page.text("#words") != other.text("#words")  # answers may be alike: the weights are random
     other.browser.close()
 
 

@@ -59,10 +59,11 @@ class Embedder:
         except UserError as error:
             raise UserError(f"--judge {NAME} reads answers with {SMOLLM2}. {error}") from None
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        network = AutoModel.from_pretrained(folder, dtype=best_precision(self.device))
+        network = AutoModel.from_pretrained(folder, dtype=best_precision(self.device), trust_remote_code=False)
         network.layers = network.layers[:LAYERS]
         network.norm = torch.nn.Identity()  # it belongs behind the last layer of all
-        self.network, self.tokenizer = network.to(self.device).eval(), AutoTokenizer.from_pretrained(folder)
+        self.network = network.to(self.device).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
     def states(self, rows: Sequence[Exchange]) -> NDArray[np.float64]:
         """The embedding of each answer, (rows, d_model). None of them may be empty."""
