@@ -3,8 +3,8 @@
     python benchmarks/dials.py --settings.model FOLDER --seeds 0 1 2 --out runs/dials
 
 ``--out`` has a folder for each seed, as that of ``dcr-lite compare``: what is trained there is not trained again.
-Every way is measured at several strengths on the judged answers to the development pairs, which share no focus
-word with the training pairs. Finished measurements are kept and not done again. The held-out prompts are not used.
+Every way is measured at several strengths on the judged answers to the development pairs, which share no focus word
+with the training pairs. Finished measurements are kept. The held-out prompts are not used.
 
 Of each way's curve (compliance: seemingly toxic prompts answered; safety: toxic ones refused) the table has the mean
 over seeds of the area below it, from refusing all to answering all (0.5: no discernment), and of J where it answers as
