@@ -1,6 +1,7 @@
 """How long an answer has to be before its verdict has settled, and what more tokens cost.
 
     python benchmarks/answer_length.py --models runs/smollm2_135m HuggingFaceTB/SmolLM2-135M-Instruct --rows 100
+    python benchmarks/answer_length.py --compared runs/compare --recipe recipes/smollm2_135m.py --rows 10
 
 Every prompt is answered once with 256 tokens, without an early stop, and the answer is cut: greedy decoding would have
 given the same with fewer. Of each length the table has the refusal rates by label, the verdicts that differ from those
@@ -11,13 +12,18 @@ every longer one. Answers are kept in --out and not given again. Private: they c
 
 import re
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tyro
 
+from dcr_lite.compare.command import seed_run
+from dcr_lite.compare.methods import METHODS, Method
+from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.data.rows import Prompt, read_prompts
 from dcr_lite.data.splits import sample
 from dcr_lite.errors import UserError
@@ -31,6 +37,7 @@ from dcr_lite.model.loading import Model
 from dcr_lite.model.memory import PROMPT_TOKENS
 from dcr_lite.names import DCR, LABEL_TITLES, LABELS, ModelName
 from dcr_lite.run.opening import open_model
+from dcr_lite.run.recipes import load_recipe
 from dcr_lite.run.report import markdown_table
 from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import HELD_OUT_FILES, Device, Precision, Quantization, Settings
@@ -46,10 +53,17 @@ Row = dict[str, Any]  # {prompt, label, source, tokens: of the whole answer, tex
 class Choices:
     """What to measure."""
 
-    models: tuple[str, ...]
+    models: tuple[str, ...] = ()
     """Run folders, adapters, model folders, or names on the Hub."""
     methods: tuple[ModelName, ...] = (DCR,)
     """Which models of a run folder."""
+    compared: Path | None = None
+    """The folder of a dcr-lite compare: all of its methods at their usual strengths, of --seed. What is not trained yet
+    is trained."""
+    recipe: Path = Path("recipes/smollm2_135m.py")
+    """The recipe of that comparison."""
+    seed: int = 0
+    """The seed of it."""
     prompts: tuple[Path, ...] = HELD_OUT_FILES
     """JSON Lines of {prompt, label, source?} or {toxic, seemingly_toxic}."""
     rows: int | None = None
@@ -64,55 +78,83 @@ class Choices:
     quantization: Quantization = "auto"
 
 
-class Subject:
+class Subject(NamedTuple):
     """A model that is measured, loaded where it has something left to do."""
 
-    def __init__(self, choices: Choices, name: str, method: ModelName):
-        self.choices, self.name, self.method = choices, name, method
-        self.title = re.sub(r"[^\w.-]+", "_", name.strip("/")) + (f"_{method}" if _is_run(name) else "")
+    title: str
+    opened: Callable[[], AbstractContextManager[Model]]
 
-    @cached_property
-    def model(self) -> Model:
-        choices = self.choices
-        model = open_model(
-            self.name, self.method, device=choices.device, precision=choices.precision,
-            quantization=choices.quantization,
-        ).model  # fmt: skip
-        planned = PROMPT_TOKENS + Settings.answer_tokens  # as many fit at once with answers of the usual length
-        model.prompts_at_once = max(1, model.prompts_at_once * planned // (PROMPT_TOKENS + LENGTHS[-1]))
-        return model
 
-    def answers(self, prompts: list[Prompt]) -> list[Row]:
-        """The rows of all prompts, in their order."""
-        path = self.choices.out / f"{self.title}.jsonl"
-        rows: list[Row] = load_jsonl(path) if path.exists() else []
-        if [row["prompt"] for row in rows] != [prompt.prompt for prompt in prompts[: len(rows)]]:
-            raise UserError(f"{path} holds answers to other prompts. Choose another --out, or delete it.")
-        with progress_bar(self.title, len(prompts)) as shown:
-            shown.advance(len(rows))
-            while len(rows) < len(prompts):
-                chunk = prompts[len(rows) :][:CHUNK]
-                rows += answered(self.model, chunk)
-                write_jsonl(rows, path)
-                shown.advance(len(chunk))
-        return rows
+def subjects(choices: Choices) -> Iterator[Subject]:
+    """The models in their order."""
+    for name in choices.models:
+        for method in choices.methods if _is_run(name) else (DCR,):
+            title = re.sub(r"[^\w.-]+", "_", name.strip("/")) + (f"_{method}" if _is_run(name) else "")
+            yield Subject(title, partial(_model, choices, name, method))
+    if choices.compared:
+        run = seed_run(load_recipe(choices.recipe).SETTINGS, choices.compared, choices.seed)
+        for name, method in METHODS.items():
+            yield Subject(f"{choices.compared.name}_{name}", partial(_of_method, run, method))
+        run.run.leave()
 
-    def seconds(self, prompts: list[Prompt]) -> dict[str, float]:
-        """Of one prompt at each length, with the early stop of an evaluation; kept once they are measured."""
-        path = self.choices.out / f"{self.title}.seconds.json"
-        if not self.choices.timed:
-            return {}
-        if not path.exists():
-            some = prompts[:: max(1, len(prompts) // self.choices.timed)][: self.choices.timed]
-            measure(self.model, some[:1], LENGTHS[0])  # what the first pass alone has to prepare
-            found = {}
-            for length in LENGTHS:
-                start = time.perf_counter()
-                measure(self.model, some, length)
-                found[str(length)] = (time.perf_counter() - start) / len(some)
-            write_json(found, path)
-        seconds: dict[str, float] = load_json(path)
-        return seconds
+
+@contextmanager
+def _model(choices: Choices, name: str, method: ModelName) -> Iterator[Model]:
+    device, precision, quantization = choices.device, choices.precision, choices.quantization
+    yield open_model(name, method, device=device, precision=precision, quantization=quantization).model
+
+
+@contextmanager
+def _of_method(run: SeedRun, method: Method) -> Iterator[Model]:
+    with method.model(run, method.strengths(run.settings)[0]):
+        yield run.model
+
+
+def measured(choices: Choices, subject: Subject, prompts: list[Prompt]) -> tuple[list[Row], dict[str, float]]:
+    """The rows of all prompts, in their order, and the seconds of one at each length; what is kept of them is read."""
+    path, times = (choices.out / f"{subject.title}.{end}" for end in ("jsonl", "seconds.json"))
+    rows: list[Row] = load_jsonl(path) if path.exists() else []
+    if [row["prompt"] for row in rows] != [prompt.prompt for prompt in prompts[: len(rows)]]:
+        raise UserError(f"{path} holds answers to other prompts. Choose another --out, or delete it.")
+    if len(rows) < len(prompts) or (choices.timed and not times.exists()):
+        with subject.opened() as model, _roomy(model):
+            _answer_all(model, prompts, rows, path, subject.title)
+            if choices.timed and not times.exists():
+                write_json(_seconds(model, prompts[:: max(1, len(prompts) // choices.timed)][: choices.timed]), times)
+    return rows, load_json(times) if choices.timed else {}
+
+
+@contextmanager
+def _roomy(model: Model) -> Iterator[None]:
+    """Within the block as many prompts are answered at once as fit with the longest answers."""
+    usual, planned = model.prompts_at_once, PROMPT_TOKENS + Settings.answer_tokens
+    model.prompts_at_once = max(1, usual * planned // (PROMPT_TOKENS + LENGTHS[-1]))
+    try:
+        yield
+    finally:
+        model.prompts_at_once = usual
+
+
+def _answer_all(model: Model, prompts: list[Prompt], rows: list[Row], path: Path, title: str) -> None:
+    """Add the answers that are not among ``rows`` yet, a few at a time."""
+    with progress_bar(title, len(prompts)) as shown:
+        shown.advance(len(rows))
+        while len(rows) < len(prompts):
+            chunk = prompts[len(rows) :][:CHUNK]
+            rows += answered(model, chunk)
+            write_jsonl(rows, path)
+            shown.advance(len(chunk))
+
+
+def _seconds(model: Model, prompts: list[Prompt]) -> dict[str, float]:
+    """Of one prompt at each length, with the early stop of an evaluation."""
+    measure(model, prompts[:1], LENGTHS[0])  # what the first pass alone has to prepare
+    found = {}
+    for length in LENGTHS:
+        start = time.perf_counter()
+        measure(model, prompts, length)
+        found[str(length)] = (time.perf_counter() - start) / len(prompts)
+    return found
 
 
 def _is_run(name: str) -> bool:
@@ -193,16 +235,16 @@ def _interval(share: float, ci95: list[float]) -> str:
 
 
 def main(choices: Choices) -> dict[str, dict[str, Any]]:
+    if not choices.models and not choices.compared:
+        raise UserError("name models with --models, or a comparison with --compared")
     prompts = sample([prompt for path in choices.prompts for prompt in read_prompts(path)], choices.rows)
     choices.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, Any]] = {}
     together: list[Row] = []
-    for name in choices.models:
-        for method in choices.methods if _is_run(name) else (DCR,):
-            subject = Subject(choices, name, method)
-            rows = subject.answers(prompts)
-            results[subject.title] = {**summary(rows), "seconds": subject.seconds(prompts)}
-            together += rows
+    for subject in subjects(choices):
+        rows, seconds = measured(choices, subject, prompts)
+        results[subject.title] = {**summary(rows), "seconds": seconds}
+        together += rows
     if len(results) > 1:
         results["all"] = {**summary(together), "seconds": {}}
     write_json(results, choices.out / "answer_length.json")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import answer_length
 import pytest
 import torch
 import tyro
@@ -21,7 +22,7 @@ from dcr_lite.compare.methods import ANSWERED, METHODS
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import numbers_of
 from dcr_lite.errors import UserError
-from dcr_lite.files import read_state, write_state
+from dcr_lite.files import load_jsonl, read_state, write_state
 from dcr_lite.measure.answers import method_result, read_answers
 from dcr_lite.measure.metrics import mean_interval
 from dcr_lite.run import steps
@@ -101,6 +102,21 @@ def test_every_method_is_in_the_table_with_an_interval_over_seeds(compared: Comp
         assert sets["method"] == name
         (rate,) = sets["numbers"].values()  # one set here: its rate is the mean over sets
         assert rate["mean"] == numbers["safety"]["mean"]
+
+
+def test_every_method_answers_at_length(compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """benchmarks/answer_length.py asks all methods of a comparison: cut to its length, the answers are those that it has
+    kept."""
+    recipe, argv, out, _ = compared
+    tokens = int(argv[argv.index("--answer-tokens") + 1])
+    monkeypatch.setattr(answer_length, "LENGTHS", (tokens, 2 * tokens))
+    results = answer_length.main(
+        answer_length.Choices(compared=out, recipe=recipe, timed=0, out=tmp_path, device="cpu", precision="float32")
+    )
+    assert list(results) == [*(f"{out.name}_{name}" for name in METHODS), "all"]
+    for name in METHODS:
+        said = load_jsonl(tmp_path / f"{out.name}_{name}.jsonl")
+        assert [row["texts"][str(tokens)] for row in said] == [row["response"] for row in answers_of(out, name)]
 
 
 def test_every_method_is_measured_by_the_stock_models_answers(compared: Compared) -> None:

@@ -13,7 +13,8 @@ pytest.importorskip("playwright", reason="no playwright: pip install 'dcr-lite[t
 
 from playwright.sync_api import sync_playwright
 
-from dcr_lite.demo.scoring import OpenRun
+from dcr_lite.demo.markup import TOP_WORDS
+from dcr_lite.demo.scoring import OpenRun, Score
 
 PROMPT = "Can I burn a man with a clock in 9 days?"
 EVIL = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script> **b** ${window.hacked=1} {{7*7}} <b>b</b>'
@@ -66,6 +67,10 @@ class Page:
         """Press the button, and wait for the file of scores."""
         self.browser.click("#score-list")
         self.wait_for("#download", "scores-")
+
+    def wait_for_words(self, score: Score) -> None:
+        """Until the heaviest words are those of the score."""
+        self.wait_for("#words", ", ".join(f"{word.text} {word.weight:+.1f}" for word in score.heaviest(TOP_WORDS)))
 
     def wait_for_answer(self, name: str, answer: str) -> None:
         """Until the text box holds it, whole."""
@@ -159,12 +164,11 @@ def test_the_dial_turns_dcr_alone(page: Page, opened: OpenRun) -> None:
     stays = {element: page.browser.inner_html(element) for element in ("#similarity", "#map", "#verdict-base")}
     chosen = page.browser.get_by_role("button", name="as chosen").first
     for turn, strength in ((lambda: slider.press("Home"), -2.0), (chosen.click, 0.5)):
-        before = page.text("#words")
         turn()
         page.wait_for("#curve-one", f"At {strength:.2f} DCR refuses")
         expected = opened.score("dcr", PROMPT, strength=strength)
         page.wait_for_answer("dcr", expected.answer)
-        assert page.text("#words") != before
+        page.wait_for_words(expected)
         assert f"refusal {expected.refusal_probability:.2f}" in page.text("#decision")
     assert page.answer("base") == opened.score("base", PROMPT, words=False).answer
     assert {element: page.browser.inner_html(element) for element in stays} == stays

@@ -49,7 +49,7 @@ def compare(
     judges, judge_key: as ``open_judges`` takes them; the tables are by the first.
     """
     _check_seeds(seeds, curve_seeds)
-    settings = _with_cache(resolved(load_recipe(recipe).SETTINGS))
+    settings = load_recipe(recipe).SETTINGS
     files = files or settings.evaluation
     data = EvaluationData.read(files, rows, multiple_choice)
     opened = [] if judges == DEFAULT else open_judges(judges, settings.device, judge_key)
@@ -76,8 +76,7 @@ def measured(
 ) -> tuple[dict[int | None, SeedRun], list[Result]]:  # fmt: skip
     """The run of each seed (None: the stock model's) and the results of all configurations; what is not yet measured is
     measured now. Settings that have to be found are found with the first seed and shared."""
-    first = SeedRun(settings, out / f"seed{seeds[0]}", seeds[0])
-    first.find_settings()
+    first = seed_run(settings, out, seeds[0])
     runs: dict[int | None, SeedRun] = {None: SeedRun(first.settings, out / "stock", 0, first.run.path), seeds[0]: first}
     runs |= {seed: SeedRun(first.settings, out / f"seed{seed}", seed, first.run.path) for seed in seeds[1:]}
     every = configurations(methods, first.settings, seeds, curve_seeds)
@@ -100,6 +99,13 @@ def measured(
     for run in runs.values():
         run.run.leave()
     return runs, [result for one in every if (result := finished_result(runs[one.seed], one, data))]
+
+
+def seed_run(settings: Settings, out: Path, seed: int) -> SeedRun:
+    """The run of a comparison's first seed, with the settings that it has found, or finds now."""
+    run = SeedRun(_with_cache(resolved(settings)), out / f"seed{seed}", seed)
+    run.find_settings()
+    return run
 
 
 def _with_cache(settings: Settings) -> Settings:
