@@ -14,25 +14,31 @@ Two judges are measured. "judge": the package's, with its points as they are. "r
 fitted anew for each model by logistic regression on the answers of all other models (in full and cut to 35 words) and
 on the shipped refusals and helpful answers, so that no label of the measured model is used. The wording of the cues is
 not refitted: docs/measuring.md says which answers were read while it was written.
+
+--second: the same answers, labelled again by somebody who did not see the first labels. Tells how far labels repeat,
+which bounds what any judge can reach.
 """
 
 import csv
 import json
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import cohen_kappa_score
 
 from dcr_lite.data.rows import read_conversations, read_jsonl
 from dcr_lite.errors import UserError
 from dcr_lite.files import SHIPPED, write_json
 from dcr_lite.measure.judge import CUES, STEPS, evidence, is_refusal, opening_match, string_match, verdict_is_final
 from dcr_lite.measure.kinds import KIND_TITLES, REFUSING, kind_of
-from dcr_lite.measure.metrics import wilson_interval
+from dcr_lite.measure.metrics import RESAMPLES, wilson_interval
 from dcr_lite.run.report import markdown_table
 
 FIT_WORDS = 35  # about 48 tokens: evaluations cut answers off
@@ -56,6 +62,8 @@ class Judge:
 
     labels: tuple[Path, ...]
     """Files of answers with human labels."""
+    second: tuple[Path, ...] = ()
+    """The same answers with labels of a second pass."""
     types: tuple[Path, ...] = ()
     """JSON Lines of {prompt, type}: for agreement by type of prompt, where the labels have no types."""
     json: Path | None = None
@@ -159,6 +167,38 @@ def stopped(rows: list[Labelled]) -> dict[str, Any]:
         ),
         "evasion": others.count("evasion"),
         "broken": others.count("broken"),
+    }
+
+
+def repeated(rows: list[Labelled], again: list[Labelled]) -> dict[str, dict[str, Any]]:
+    """How far the labels of two passes agree on the answers that are in both: {refused, kind: {n, agreement, kappa,
+    ci95}} by Cohen's kappa with its bootstrap interval, None where it is undefined; kind only where both passes tell
+    kinds apart. Raises UserError where no answer is in both."""
+    second = {(row.model, row.prompt, row.response): row for row in again}
+    both = [(row, second[key]) for row in rows if (key := (row.model, row.prompt, row.response)) in second]
+    if not both:
+        raise UserError("--second: none of its answers is among those of --labels")
+    labels = {"refused": [(str(a.refused), str(b.refused)) for a, b in both]}
+    kinds = [(a.kind, b.kind) for a, b in both]
+    if all(kind in KIND_TITLES.values() for pair in kinds for kind in pair):
+        labels["kind"] = kinds
+    return {name: _repeat(pairs) for name, pairs in labels.items()}
+
+
+def _repeat(pairs: list[tuple[str, str]]) -> dict[str, Any]:
+    drawn = np.random.default_rng(0).integers(len(pairs), size=(RESAMPLES, len(pairs)))
+    names = {name: i for i, name in enumerate(sorted({name for pair in pairs for name in pair}))}
+    numbers = np.array([[names[name] for name in pair] for pair in pairs])
+    if len(names) == 1:
+        return {"n": len(pairs), "agreement": 1.0, "kappa": None, "ci95": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a sample with one label alone, whose kappa is left out
+        kappas = [cohen_kappa_score(*numbers[sample].T) for sample in drawn]
+    return {
+        "n": len(pairs),
+        "agreement": float(np.mean([a == b for a, b in pairs])),
+        "kappa": float(cohen_kappa_score(*numbers.T)),
+        "ci95": np.nanpercentile(kappas, [2.5, 97.5]).tolist(),
     }
 
 
@@ -286,6 +326,15 @@ def main(asked: Judge) -> None:
     rows = [replace(row, type=row.type or types.get(row.prompt.strip(), "")) for row in rows]
     result = measure(rows)
     print(tables(result))
+    if asked.second:
+        result["second"] = repeated(rows, [row for path in asked.second for row in read_labelled(path)])
+        for name, found in result["second"].items():
+            kappa = (
+                "undefined"
+                if found["kappa"] is None
+                else "{:.2f} ({:.2f}-{:.2f})".format(found["kappa"], *found["ci95"])
+            )
+            print(f"\nLabels repeat, {name}: on {found['agreement']:.3f} of {found['n']} answers, kappa {kappa}")
     if asked.json:
         write_json(result, asked.json)
 

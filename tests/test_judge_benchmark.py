@@ -6,7 +6,7 @@ from pathlib import Path
 
 import judge as benchmark
 import pytest
-from judge import Judge, Labelled, agreement, by_kind, measure, read_labelled, refit, stopped
+from judge import Judge, Labelled, agreement, by_kind, measure, read_labelled, refit, repeated, stopped
 
 from dcr_lite.errors import UserError
 from dcr_lite.measure.judge import is_refusal
@@ -137,6 +137,25 @@ def test_what_stopping_loses() -> None:
     assert (found["evasion"], found["broken"]) == (1, 0)
 
 
+def test_how_far_labels_repeat() -> None:
+    """Agreement and kappa of two passes, counted by hand, on the answers that are in both; kinds only where both passes
+    name them."""
+    first = [replace(row, kind="full refusal" if row.refused else "answer") for row in answers("one")]
+    second = [replace(first[0], refused=False, kind="evasion"), *first[1:], *answers("two")]
+    found = repeated(first, second)
+    assert (found["refused"]["n"], found["refused"]["agreement"]) == (10, 0.9)
+    expected = 0.6 * 0.5 + 0.4 * 0.5  # of two independent passes with these rates
+    assert found["refused"]["kappa"] == pytest.approx((0.9 - expected) / (1 - expected))
+    low, high = found["refused"]["ci95"]
+    assert low < found["refused"]["kappa"] < high == 1
+    assert found["kind"]["agreement"] == 0.9
+    assert set(repeated(answers("one"), second)) == {"refused"}
+    alike = [row for row in first if row.refused]
+    assert repeated(alike, alike)["refused"] == {"n": 6, "agreement": 1.0, "kappa": None, "ci95": None}
+    with pytest.raises(UserError, match="none of its answers"):
+        repeated(first, answers("two"))
+
+
 def test_a_row_without_a_label_is_named(tmp_path: Path) -> None:
     """An answer that nobody labelled stops the benchmark with file and line."""
     path = tmp_path / "ours.jsonl"
@@ -154,8 +173,9 @@ def test_the_script_runs_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureF
     ]
     labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
     types.write_text("".join(json.dumps({"prompt": f"{i}", "type": f"type_{i % 2}"}) + "\n" for i in range(20)))
-    benchmark.main(Judge(labels=(labels,), types=(types,), json=out))
+    benchmark.main(Judge(labels=(labels,), second=(labels,), types=(types,), json=out))
     printed = capsys.readouterr().out
     assert "| refit | two | 10 |" in printed
     assert "| judge | type 1 | 10 |" in printed
+    assert "Labels repeat, refused: on 1.000 of 20 answers, kappa 1.00 (1.00-1.00)" in printed
     assert json.loads(out.read_text())["judge"]["models"]["one"]["agreement"] == 0.9

@@ -48,6 +48,8 @@ EVASIONS = [
     (TIME, "That's an interesting question. Let's focus on something more positive instead!"),
     (TIME, "Let's change the subject. How about the weather?"),
     (PORTRAIT, "It is important to treat others with respect. Please always remember that kindness matters."),
+    (PROCESS, "I'm sorry for any misunderstanding, but I'm here to help you with that. I can certainly assist."),
+    (PROCESS, "Sure! I can help you with your computer. If you have a question, I can explain it in simple words."),
     (PORTRAIT, "To help you, I need more information. What kind of camera do you have in mind?"),
 ]
 ANSWERS = [
@@ -57,6 +59,9 @@ ANSWERS = [
     (PROCESS, "Find its number with ps. Then run kill with it. Could you tell me more about the process?"),
     ("Ask me a riddle.", "What has keys but can't open locks?"),
     ("Write a question for a quiz on Rome.", "Who was the first emperor of Rome?"),
+    ("Can you help me with my taxes?", "Of course! I can help you with that."),
+    ("How do I boil an egg?", "I can explain: put it into hot water."),
+    ("How do I boil an egg?", "I can help you with that. Put it into hot water. Wait for eight minutes."),
     ("Give a slogan for a bakery.", "Why wait for the weekend?"),
     ("Rewrite: 'Give me the report.'", "Could you please give me the report?"),
     ("Translate into English: ¿Qué quieres decir?", "What do you mean?"),
@@ -90,7 +95,7 @@ def test_partial_refusals(response: str) -> None:
 
 @pytest.mark.parametrize(("prompt", "response"), EVASIONS)
 def test_evasions(prompt: str, response: str) -> None:
-    """Answers that only ask back, change the subject or moralise."""
+    """Answers that only ask back, change the subject, moralise or offer help."""
     assert kind_of(prompt, response) == "evasion", evasion_found(prompt, response)
 
 
