@@ -9,7 +9,10 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["COLUMNS"] = "100"
 
 import gradio  # noqa: F401
+import peft  # noqa: F401
 import torch
+import transformers.models.llama.modeling_llama
+import transformers.models.llama.tokenization_llama  # noqa: F401
 
 import dcr_lite.cli
 import dcr_lite.compare.command

@@ -5,9 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,66 +15,20 @@ import torch
 from safetensors.torch import load_file
 from small_runs import RECIPE, Outcome, contents, flags, save_rows, small_values
 from torch import Tensor
+from warm import Moment, run_script, stop_script
 
 from dcr_lite.run import discernment
 from dcr_lite.run.run_folder import RunFolder
 from dcr_lite.settings import Settings
 
-# Runs a recipe up to a moment, marks it and waits there to be stopped.
-# "log STAGE STEP": after this step is logged, with half of the next line written, as a crash can leave it.
-# "save STAGE N": in the middle of writing the stage's N-th checkpoint.
-WAITING = """
-import runpy, signal, sys
-from pathlib import Path
-import torch
-from dcr_lite.method import loop
-from dcr_lite.run.run_folder import RunFolder
-
-recipe, mark, what, stage, number = sys.argv[1:6]
-log, save, saved = RunFolder.log, torch.save, []
-
-def wait():
-    Path(mark).touch()
-    signal.pause()
-
-def log_and_wait(run, row):
-    log(run, row)
-    loop.CHECKPOINT_SECONDS = 0.0 if row["step"] % 10 == 0 else 1e9  # a checkpoint after every ten steps
-    if what == "log" and row["stage"] == stage and row["step"] == int(number) and "loss" in row:
-        with run.metrics.open("a") as file:
-            file.write('{"stage": "sta')
-        wait()
-
-def save_and_wait(value, path):
-    save(value, path)
-    if what == "save" and path.name.startswith(stage):
-        saved.append(stage)
-        if len(saved) == int(number):
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-            wait()
-
-RunFolder.log, torch.save = log_and_wait, save_and_wait
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
-sys.argv = [recipe, *sys.argv[6:]]
-runpy.run_path(recipe, run_name="__main__")
-"""
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
 
 
-def run_and_stop(moment: tuple[str, str, int], how: signal.Signals, argv: list[str], mark: Path) -> Outcome:
+def run_and_stop(moment: Moment, how: signal.Signals, argv: list[str], mark: Path) -> Outcome:
     """Start the recipe in a process of its own, wait until it has come to ``moment``, and send it a signal."""
-    command = [sys.executable, "-c", WAITING, str(RECIPE), str(mark), *map(str, moment), *argv]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 600
-        while not mark.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(how)
-        out, err = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    assert mark.exists(), f"the run never came to {moment}: {out[-500:]}{err[-2000:]}"
-    return Outcome(process.returncode, out, err)
+    seen = Outcome(*stop_script(moment, how, RECIPE, argv, mark))
+    assert mark.exists(), f"the run never came to {moment}: {seen.out[-500:]}{seen.err[-2000:]}"
+    return seen
 
 
 def small_settings(model: Path | str, rows: Path, run: Path, **changes: Any) -> Settings:
@@ -88,7 +39,7 @@ def small_settings(model: Path | str, rows: Path, run: Path, **changes: Any) -> 
 
 @dataclass(frozen=True)
 class Finished:
-    """An undisturbed run, started from the command line."""
+    """An undisturbed run, the recipe as a script in a process of its own."""
 
     path: Path
     seen: Outcome
@@ -126,10 +77,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     path = tmp_path_factory.mktemp("finished") / "run"
-    command = [sys.executable, str(RECIPE), *flags(tiny, rows, path)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return Finished(path, Outcome(done.returncode, done.stdout, done.stderr))
+    seen = Outcome(*run_script(RECIPE, flags(tiny, rows, path), path.parent))
+    assert seen.code == 0, seen.err[-3000:]
+    return Finished(path, seen)
 
 
 @pytest.fixture(scope="session")
