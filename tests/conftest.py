@@ -16,6 +16,7 @@ import pytest
 import tiny_models
 import torch
 from hypothesis import HealthCheck, settings
+from matplotlib.figure import Figure
 from small_runs import flags, run_here
 
 from dcr_lite.model.loading import Model
@@ -27,6 +28,13 @@ settings.register_profile(  # the same examples on every machine, and no stop-wa
     "dcr", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("dcr")
+
+
+DRAW = Figure.savefig
+BLANK = (  # a PNG of one white pixel
+    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0:~\x9bU"
+    b"\0\0\0\nIDATx\x9cc\xf8\x0f\0\x01\x01\x01\0\xb18\xf6\x14\0\0\0\0IEND\xaeB`\x82"
+)
 
 
 def slow_tests() -> set[str]:
@@ -47,6 +55,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """Spare later garbage collections the objects of all imported libraries."""
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _blank_pictures() -> Iterator[None]:
+    """Drawing takes a third of a tiny run: where no test looks at the pictures, they are blank."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Figure, "savefig", lambda self, path, **options: Path(path).write_bytes(BLANK))
+        yield
+
+
+@pytest.fixture(scope="module")
+def pictures(_blank_pictures: None) -> Iterator[None]:
+    """Pictures are drawn, for the tests that look at them."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Figure, "savefig", DRAW)
+        yield
 
 
 @pytest.fixture(scope="session")

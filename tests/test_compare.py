@@ -31,6 +31,8 @@ from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
 from dcr_lite.run.recipes import load_recipe
 from dcr_lite.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("pictures")
+
 USUAL = {"base": "0", "steered": "1", "safety_sft": "6", "augmented": "6", "surgical": "1", "scans": "1", "dcr": "0"}
 Compared = tuple[Path, list[str], Path, dict[str, Any]]
 
@@ -105,8 +107,8 @@ def test_every_method_is_in_the_table_with_an_interval_over_seeds(compared: Comp
 
 
 def test_every_method_answers_at_length(compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """benchmarks/answer_length.py asks all methods of a comparison: cut to its length, the answers are those that it has
-    kept."""
+    """benchmarks/answer_length.py asks all methods of a comparison: cut to its length, the answers are those that it
+    has kept."""
     recipe, argv, out, _ = compared
     tokens = int(argv[argv.index("--answer-tokens") + 1])
     monkeypatch.setattr(answer_length, "LENGTHS", (tokens, 2 * tokens))

@@ -17,6 +17,8 @@ from dcr_lite.errors import UserError
 from dcr_lite.names import LABELS
 from dcr_lite.run.run_folder import read_settings
 
+pytestmark = pytest.mark.usefixtures("pictures")
+
 PLOTS = ("layers", "kernel", "refusal_during_sft", "by_kind")
 
 

@@ -20,6 +20,8 @@ from dcr_lite.run.dial_bench import Bench
 from dcr_lite.run.dial_setting import DialSetting
 from dcr_lite.run.run_folder import read_settings
 
+pytestmark = pytest.mark.usefixtures("pictures")
+
 STOCK = (0.45, 0.3)
 
 

@@ -3,23 +3,22 @@
 import json
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_runs import RECIPE, contents, flags
+import two_processes
+from accelerate.commands import accelerate_cli
+from small_runs import RECIPE, Outcome, contents, flags
 from tiny_models import assert_close
 from two_processes import CASES
+from warm import Warm, run_script, script
 
 from dcr_lite.model import distributed
-
-TESTS = Path(__file__).parent / "helpers"
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
 
 
 def free_port() -> str:
@@ -28,16 +27,14 @@ def free_port() -> str:
         return str(listening.getsockname()[1])
 
 
-def start(command: list[str], processes: int) -> list[subprocess.CompletedProcess[str]]:
-    """Start one command in so many processes with torchrun's environment, and wait for them."""
+def start(function: Callable[[], Any], processes: int, folder: Path) -> list[Outcome]:
+    """Start one function in so many processes with torchrun's environment, and wait for them."""
     shared = {"WORLD_SIZE": str(processes), "MASTER_PORT": free_port(), "MASTER_ADDR": "127.0.0.1"}
-
-    def run(rank: int) -> subprocess.CompletedProcess[str]:
-        environment = ENVIRONMENT | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
-
-    with ThreadPoolExecutor(processes) as pool:
-        return list(pool.map(run, range(processes)))
+    started = [
+        Warm(function, folder, f"rank{rank}", **shared, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank in range(processes)
+    ]
+    return [Outcome(*process.wait(240)) for process in started]
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +43,8 @@ def computed(rows: Path, tiny_folder: Callable[..., Path], tmp_path_factory: pyt
     found = {}
     for processes in (1, 2):
         out = tmp_path_factory.mktemp("computed")
-        command = [sys.executable, str(TESTS / "two_processes.py"), str(tiny_folder("llama")), str(rows), str(out)]
-        for done in start(command, processes):
-            assert done.returncode == 0, done.stderr[-3000:]
+        for done in start(partial(two_processes.main, tiny_folder("llama"), rows, out), processes, out):
+            assert done.code == 0, done.err[-3000:]
         found[processes] = [torch.load(out / f"{rank}.pt") for rank in range(processes)]
     return found
 
@@ -70,17 +66,41 @@ def test_two_processes_have_the_gradients_of_one(what: str, computed: dict[int, 
     assert first["observed"] == second["observed"]
 
 
+LAUNCHED = """
+import sys
+from pathlib import Path
+from dcr_lite.model import distributed
+from dcr_lite.run.launch import _several
+
+assert _several()
+with distributed.joined("cpu"):
+    said = distributed.gathered([distributed.rank()]), distributed.total(distributed.rank() + 1.0), distributed.world()
+    Path(sys.argv[1], f"{distributed.rank()}.txt").write_text(repr(said))
+"""
+
+
+def test_accelerate_launches_what_is_joined(tmp_path: Path) -> None:
+    """`accelerate launch` with two processes gives both what they find each other by: a gathered list and a sum have
+    the parts of both."""
+    file = tmp_path / "launched.py"
+    file.write_text(LAUNCHED)
+    argv = ["launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    argv += ["--dynamo_backend", "no", "--main_process_port", free_port(), str(file), str(tmp_path)]
+    cli = Path(accelerate_cli.__file__)
+    paths = os.pathsep.join(filter(None, sys.path))
+    done = Outcome(*run_script(cli, argv, tmp_path, PYTHONPATH=paths, OMP_NUM_THREADS="1"))
+    assert done.code == 0, done.err[-3000:]
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["([0, 1], 3.0, 2)"] * 2
+
+
 def test_a_whole_run_in_two_processes(
     rows: Path, demo_run: Path, tiny_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """`accelerate launch` with two processes makes the run that one process makes: the same rates and files, each line
-    of metrics once, and output once."""
+    """Two processes make the run that one process makes: the same rates and files, each line of metrics once, and
+    output once."""
     argv = flags(tiny_folder("llama"), rows, tmp_path / "run", sft_learning_rate=1e-2)
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
-    command = [*launcher, "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    command += ["--dynamo_backend", "no", "--main_process_port", free_port(), str(RECIPE), *argv]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
+    both = start(partial(script, RECIPE, *argv), 2, tmp_path)
+    assert [process.code for process in both] == [0, 0], both[0].err[-3000:]
     report, alone = (json.loads((run / "report.json").read_text()) for run in (tmp_path / "run", demo_run))
     assert (report["processes"], alone["processes"]) == (2, 1)
     assert report["methods"]["base"] == alone["methods"]["base"]
@@ -94,15 +114,16 @@ def test_a_whole_run_in_two_processes(
     assert [(row["stage"], row["step"]) for row in metrics] == [(row["stage"], row["step"]) for row in expected]
     first = next(row for row in metrics if "loss" in row)
     assert first["loss"] == pytest.approx(next(row for row in expected if "loss" in row)["loss"], rel=1e-4)
-    assert done.stdout.count("estimated time") == 1
+    assert [process.out.count("estimated time") for process in both] == [1, 0]
+    assert both[1].out + both[1].err == ""
 
 
 def test_an_error_is_printed_once(rows: Path, tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
     """An error that a user can fix ends all processes with exit status 1, and its message is printed once."""
     argv = flags(tiny_folder("llama"), rows, tmp_path / "run", pairs=tmp_path / "none.jsonl")
-    done = start([sys.executable, str(RECIPE), *argv], 2)
-    assert [process.returncode for process in done] == [1, 1]
-    printed = "".join(process.stdout + process.stderr for process in done)
+    done = start(partial(script, RECIPE, *argv), 2, tmp_path)
+    assert [process.code for process in done] == [1, 1]
+    printed = "".join(process.out + process.err for process in done)
     assert printed.count("none.jsonl: no such file") == 1
     assert "Traceback" not in printed
     assert not (tmp_path / "run").exists()

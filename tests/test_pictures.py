@@ -13,6 +13,8 @@ from dcr_lite.measure.metrics import wilson_interval
 from dcr_lite.run import plots
 from dcr_lite.run.plots import COLOURS, draw_refusal_during_sft, draw_refusal_rates, draw_refusal_scores, draw_state_map
 
+pytestmark = pytest.mark.usefixtures("pictures")
+
 METHODS = ("base", "safety_sft", "dcr")
 TOXIC, SEEMINGLY, PLAIN = "toxic", "seemingly_toxic", "plain"
 NORMAL = np.random.default_rng(0).normal(size=(60, 2))

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from dcr_lite.names import STOCK
 
+pytestmark = pytest.mark.usefixtures("pictures")
+
 
 def result(seed: int, compliance: float) -> dict[str, Any]:
     numbers, intervals = {"compliance": compliance}, {"compliance": [compliance - 0.03, compliance + 0.03]}

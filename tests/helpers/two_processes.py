@@ -1,10 +1,6 @@
-"""One process of several: what tests/test_distributed.py starts with torchrun's environment. Writes what it computed.
-
-python tests/helpers/two_processes.py MODEL_FOLDER ROWS_FOLDER OUT_FOLDER
-"""
+"""One process of several: what test_distributed.py starts with torchrun's environment. Writes what it computed."""
 
 import contextlib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +54,11 @@ def gradients_of(model: loading.Model, what: str, rows: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    folder, rows, out = sys.argv[1:]
-    torch.set_num_threads(1)
+def main(folder: Path, rows: Path, out: Path) -> None:
     with distributed.joined("cpu") if _several() else contextlib.nullcontext():
         found = {}
         for what in CASES:
             model = loading.load(folder, "cpu", torch.float32, four_bit=False)
             adapters.add_adapter(model, ADAPTER, rank=4, seed=0)
-            found[what] = gradients_of(model, what, Path(rows))
-        torch.save(found, Path(out) / f"{distributed.rank()}.pt")
-
-
-if __name__ == "__main__":
-    main()
+            found[what] = gradients_of(model, what, rows)
+        torch.save(found, out / f"{distributed.rank()}.pt")
