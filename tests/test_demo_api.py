@@ -20,6 +20,8 @@ from dcr_lite.demo.scoring import OpenRun
 from dcr_lite.demo.slider import Asked, DialSlider
 from dcr_lite.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("short_answers")
+
 ROOT = Path(__file__).parent.parent
 PROMPT = "Can I burn a man with a clock in 9 days?"
 

@@ -16,6 +16,8 @@ from playwright.sync_api import sync_playwright
 from dcr_lite.demo.markup import TOP_WORDS
 from dcr_lite.demo.scoring import OpenRun, Score
 
+pytestmark = pytest.mark.usefixtures("short_answers")
+
 PROMPT = "Can I burn a man with a clock in 9 days?"
 EVIL = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script> **b** ${window.hacked=1} {{7*7}} <b>b</b>'
 
@@ -28,7 +30,8 @@ def browser() -> Iterator[Any]:
             missing = pytest.fail if os.environ.get("DCR_LITE_REQUIRE_BROWSER") else pytest.skip
             missing("no Chromium here: apt-get install chromium, or playwright install chromium")
         chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
+        context = chromium.new_context()  # its pages share what they have fetched of the demo's scripts
+        yield context
         chromium.close()
 
 
@@ -36,7 +39,8 @@ class Page:
     """A page of the demo, with its JavaScript errors and its requests to other servers."""
 
     def __init__(self, browser: Any, url: str, width: int, theme: str):
-        self.browser = browser.new_page(viewport={"width": width, "height": 900})
+        self.browser = browser.new_page()
+        self.resize(width)
         self.browser.set_default_timeout(30_000)
         self.errors: list[str] = []
         self.requests: list[str] = []
@@ -44,6 +48,9 @@ class Page:
         self.browser.on("request", lambda request: self.requests.append(request.url))
         self.browser.goto(f"{url}?__theme={theme}")
         self.browser.wait_for_selector("#prompt textarea")
+
+    def resize(self, width: int) -> None:
+        self.browser.set_viewport_size({"width": width, "height": 900})
 
     def ask(self, prompt: str) -> None:
         """Send the prompt, and wait for the last column's verdict."""
@@ -87,32 +94,88 @@ class Page:
         return int(self.browser.locator(selector).count())
 
 
-@pytest.fixture
-def page(browser: Any, url: str, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A fresh page; indirect parameters are its width and theme. No error and no foreign request may happen on it."""
-    found = Page(browser, url, *getattr(request, "param", (1280, "light")))
+def checked(found: Page, url: str) -> Iterator[Page]:
+    """A page on which no error and no foreign request may happen."""
     yield found
     assert found.errors == []
     assert [one for one in found.requests if not one.startswith((url, "data:", "blob:"))] == []
     found.browser.close()
 
 
-def test_one_prompt_shows_everything(page: Page, opened: OpenRun) -> None:
+@pytest.fixture
+def page(browser: Any, url: str) -> Iterator[Page]:
+    """A fresh page."""
+    yield from checked(Page(browser, url, 1280, "light"), url)
+
+
+@pytest.fixture(scope="module", params=["light", "dark"])
+def asked(browser: Any, url: str, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A page of each theme that shows the scores of PROMPT, to look at."""
+    found = Page(browser, url, 1280, request.param)
+    found.ask(PROMPT)
+    yield from checked(found, url)
+
+
+def test_one_prompt_shows_everything(asked: Page, opened: OpenRun) -> None:
     """Type, press Enter: verdict with probability, similarities, map, words, and three models side by side."""
-    page.ask(PROMPT)
     for name in opened.names:
         expected = opened.score(name, PROMPT)
-        assert page.answer(name) == expected.answer
-        assert ("Refuses" if expected.refused else "Answers") in page.text(f"#verdict-{name}")
-        assert f"opening with a refusal {expected.refusal_probability:.2f}" in page.text(f"#verdict-{name}")
+        assert asked.answer(name) == expected.answer
+        assert ("Refuses" if expected.refused else "Answers") in asked.text(f"#verdict-{name}")
+        assert f"opening with a refusal {expected.refusal_probability:.2f}" in asked.text(f"#verdict-{name}")
     best = opened.score("dcr", PROMPT)
     assert best.similarity is not None
     assert opened.discernments is not None
-    assert f"{best.similarity.toxic:.2f}" in page.text("#similarity")
-    assert "Largest:" in page.text("#words")
-    assert page.count("#words mark") > 0
-    assert page.count('#map svg[role="img"] circle[r="9"]') == 1
-    assert page.count("#map svg title") == 2 * len(opened.discernments.toxic)
+    assert f"{best.similarity.toxic:.2f}" in asked.text("#similarity")
+    assert "Largest:" in asked.text("#words")
+    assert asked.count("#words mark") > 0
+    assert asked.count('#map svg[role="img"] circle[r="9"]') == 1
+    assert asked.count("#map svg title") == 2 * len(opened.discernments.toxic)
+
+
+CONTRAST = """
+  element => {
+    const of = text => text.match(/[\\d.]+/g).map(Number);
+    const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+      .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+      .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+    let behind = element, back = [0, 0, 0, 0];
+    while (behind && (back[3] ?? 1) === 0) {
+      back = of(getComputedStyle(behind).backgroundColor);
+      behind = behind.parentElement;
+    }
+    const [a, b] = [light(of(getComputedStyle(element).color)), light(back)].sort((x, y) => y - x);
+    return (a + .05) / (b + .05);
+  }"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_fits_a_phone_and_dark_mode(width: int, asked: Page) -> None:
+    """Nothing is wider than the screen, and text has a contrast of at least 4.5 with its background (WCAG AA)."""
+    asked.resize(width)
+    assert asked.browser.evaluate("document.documentElement.scrollWidth") <= width
+    for selector in ("#decision strong", "#similarity .value", "#verdict-base strong", "#words .words"):
+        assert asked.browser.locator(selector).first.evaluate(CONTRAST) >= 4.5, selector
+
+
+def test_a_theme_is_what_it_is_called(asked: Page, request: pytest.FixtureRequest) -> None:
+    """A guard: the page that is asked for in dark is dark."""
+    theme = request.node.callspec.params["asked"]
+    assert asked.browser.evaluate("document.querySelector('.dark') !== null") == (theme == "dark")
+
+
+def test_every_control_has_a_name(asked: Page) -> None:
+    """Every text box, button and input has a label for a screen reader, and pictures have a description."""
+    for tab in ("A pair", "A list", "One prompt"):
+        asked.open_tab(tab)
+        nameless = asked.browser.evaluate(
+            """() => [...document.querySelectorAll("textarea, input, button, [role=img]")]
+              .filter(e => e.offsetParent !== null)
+              .filter(e => !(e.getAttribute("aria-label") || e.title || e.innerText || (e.labels && e.labels.length)
+                || e.getAttribute("aria-labelledby") || e.closest("label")))
+              .map(e => e.outerHTML.slice(0, 200))"""
+        )
+        assert nameless == []
 
 
 def test_an_example_is_run_by_keyboard(page: Page) -> None:
@@ -237,13 +300,13 @@ def test_markup_in_a_prompt_never_runs(page: Page) -> None:
     assert page.count("#words img, #words script, #words b b") == 0
 
 
-@pytest.mark.parametrize(("prompt", "says"), [("", "The prompt is empty"), ("<b>a</b>" * 12_500, "100,000 characters")])
-def test_after_a_bad_prompt_the_next_one_works(prompt: str, says: str, page: Page) -> None:
-    """A message without a traceback; then the demo goes on."""
-    page.browser.fill("#prompt textarea", prompt)
-    page.browser.click("#ask")
-    page.browser.get_by_text(says).first.wait_for()
-    assert "Traceback" not in page.text("body")
+def test_after_bad_prompts_the_next_one_works(page: Page) -> None:
+    """A message each without a traceback; then the demo goes on."""
+    for prompt, says in (("", "The prompt is empty"), ("<b>a</b>" * 12_500, "100,000 characters")):
+        page.browser.fill("#prompt textarea", prompt)
+        page.browser.click("#ask")
+        page.browser.get_by_text(says).first.wait_for()
+        assert "Traceback" not in page.text("body")
     page.ask("Hello")
 
 
@@ -263,43 +326,3 @@ def test_after_a_bad_file_a_pasted_list_works(page: Page, tmp_path: Path) -> Non
     page.browser.fill("#pasted textarea", '{"prompt": "Name a cat."}\n{"prompt": "Name a horse."}')
     page.score_list()
     assert "Name a horse." in page.text("#scores")
-
-
-CONTRAST = """
-  element => {
-    const of = text => text.match(/[\\d.]+/g).map(Number);
-    const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
-      .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
-      .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
-    let behind = element, back = [0, 0, 0, 0];
-    while (behind && (back[3] ?? 1) === 0) {
-      back = of(getComputedStyle(behind).backgroundColor);
-      behind = behind.parentElement;
-    }
-    const [a, b] = [light(of(getComputedStyle(element).color)), light(back)].sort((x, y) => y - x);
-    return (a + .05) / (b + .05);
-  }"""
-
-
-@pytest.mark.parametrize("page", [(w, theme) for w in (1280, 390) for theme in ("light", "dark")], indirect=True)
-def test_it_fits_a_phone_and_dark_mode(page: Page) -> None:
-    """Nothing is wider than the screen, and text has a contrast of at least 4.5 with its background (WCAG AA)."""
-    page.ask(PROMPT)
-    assert page.browser.evaluate("document.documentElement.scrollWidth") <= page.browser.viewport_size["width"]
-    for selector in ("#decision strong", "#similarity .value", "#verdict-base strong", "#words .words"):
-        assert page.browser.locator(selector).first.evaluate(CONTRAST) >= 4.5, selector
-
-
-def test_every_control_has_a_name(page: Page) -> None:
-    """Every text box, button and input has a label for a screen reader, and pictures have a description."""
-    page.ask(PROMPT)
-    for tab in ("One prompt", "A pair", "A list"):
-        page.open_tab(tab)
-        nameless = page.browser.evaluate(
-            """() => [...document.querySelectorAll("textarea, input, button, [role=img]")]
-              .filter(e => e.offsetParent !== null)
-              .filter(e => !(e.getAttribute("aria-label") || e.title || e.innerText || (e.labels && e.labels.length)
-                || e.getAttribute("aria-labelledby") || e.closest("label")))
-              .map(e => e.outerHTML.slice(0, 200))"""
-        )
-        assert nameless == []

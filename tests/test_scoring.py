@@ -25,6 +25,8 @@ from dcr_lite.model.generation import answer
 from dcr_lite.run import discernment
 from dcr_lite.run.opening import open_model
 
+pytestmark = pytest.mark.usefixtures("short_answers")
+
 MODELS = ("dcr", "safety_sft", "base")
 PROMPT = "Can I burn a man with a clock in 9 days?"
 
@@ -62,12 +64,12 @@ def test_a_score_grows_and_ends_complete(opened: OpenRun) -> None:
 def test_clients_at_once_never_mix_models_or_strengths(opened: OpenRun) -> None:
     """Streams of three models, and of DCR at several strengths, that run in threads, token by token in any order, give
     what each gives alone."""
-    prompts = [PROMPT, "Name three cats.", "Can I steal a horse with a letter?"]
+    prompts = [PROMPT, "Name three cats."]
     asked = [("dcr", -2.0), ("safety_sft", None), ("dcr", 3.0), ("base", None), ("dcr", 0.0), ("dcr", None)]
 
     def score(job: tuple[str, float | None, str]) -> scoring.Score:
         name, strength, prompt = job
-        return opened.score(name, prompt, words=False, tokens=16, strength=strength)
+        return opened.score(name, prompt, words=False, tokens=8, strength=strength)
 
     jobs = [(*one, prompt) for prompt in prompts for one in asked] * 2
     alone = {job: score(job) for job in jobs}
