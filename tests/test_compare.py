@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from small_runs import flags, recipe_module, run_here, save_rows, write_rows
 
 from dcr_lite import cli
-from dcr_lite.compare import command, measurement
+from dcr_lite.compare import command, measurement, surgical
 from dcr_lite.compare.methods import ANSWERED, METHODS
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import numbers_of
@@ -25,6 +25,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.files import load_jsonl, read_state, write_state
 from dcr_lite.measure.answers import method_result, read_answers
 from dcr_lite.measure.metrics import mean_interval
+from dcr_lite.method import safety_sft
 from dcr_lite.run import steps
 from dcr_lite.run.inputs import resolved
 from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
@@ -47,6 +48,8 @@ def _small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         instructions = write_rows(tmp_path_factory.mktemp("rows") / "instructions.jsonl", rows)
         patched.setattr(command, "matrix_rate", lambda device, precision: 1e10)
         patched.setattr(measurement, "HELD_OUT_INSTRUCTIONS", instructions)
+        patched.setattr(safety_sft, "OBSERVATIONS", 1)  # of probabilities along a training, which no test here reads
+        patched.setattr(surgical, "DISCARDED", 0.5)  # of the layers: each candidate is tried on all prompts
         yield
 
 
@@ -58,7 +61,7 @@ def compared(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPath
     rows = save_rows(folder / "rows")
     sounding = [{"prompt": f"How do I hurt a {t} joke?", "response": f"Here is a {t}."} for t in ("cat", "man", "dog")]
     extra = write_rows(folder / "rows" / "augmentation.jsonl", sounding)
-    small = {"contrastive_steps": 12, "sft_epochs": 1, "sft_learning_rate": 1e-2, "dial": "balanced"}
+    small = {"contrastive_steps": 6, "sft_epochs": 1, "sft_learning_rate": 1e-2, "dial": "balanced"}
     argv = flags(tiny_folder("llama"), rows, folder / "run", augmentation_rows=extra, augmentations=3, **small)
     settings = tyro.cli(Settings, default=recipe_module().SETTINGS, args=argv)
     recipe = folder / "tiny.py"
@@ -112,9 +115,9 @@ def test_every_method_answers_at_length(compared: Compared, tmp_path: Path, monk
     recipe, argv, out, _ = compared
     tokens = int(argv[argv.index("--answer-tokens") + 1])
     monkeypatch.setattr(answer_length, "LENGTHS", (tokens, 2 * tokens))
-    results = answer_length.main(
-        answer_length.Choices(compared=out, recipe=recipe, timed=0, out=tmp_path, device="cpu", precision="float32")
-    )
+    asked = tuple(recipe.parent / "rows" / f"{name}.jsonl" for name in ("held_out", "plain"))
+    choices = answer_length.Choices(compared=out, recipe=recipe, prompts=asked, timed=0, out=tmp_path)
+    results = answer_length.main(choices)
     assert list(results) == [*(f"{out.name}_{name}" for name in METHODS), "all"]
     for name in METHODS:
         said = load_jsonl(tmp_path / f"{out.name}_{name}.jsonl")
