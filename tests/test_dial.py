@@ -33,12 +33,18 @@ TEXTS: list[Conversation] = read_conversations(SHIPPED / "instructions.jsonl")
 ROW = random_rows([30])[0]
 
 
+FITTED: dict[tuple[str, bool], Dial] = {}  # the models are always the same, and a dial is only read
+
+
 def make(tiny_model: MakeModel, architecture: str = "llama", four_bit: bool = False) -> tuple[Model, Dial]:
     """A tiny model with an adapter and a dial. Its states get what those of real models have: a common component."""
     model = tiny_model(architecture, four_bit=four_bit)
     decoder_of(model.network).embed_tokens.weight.data += torch.linspace(-1, 1, 64)
     add_random(model)
-    return model, fit_dial(model, ADAPTER, LAYER, PAIRS[:40], TEXTS[:20])
+    key = architecture, four_bit
+    if key not in FITTED:
+        FITTED[key] = fit_dial(model, ADAPTER, LAYER, PAIRS[:40], TEXTS[:20])
+    return model, FITTED[key]
 
 
 def shifts(model: Model, dial: Dial, strength: float, rows: list[list[int]]) -> Tensor:

@@ -19,12 +19,20 @@ from transformers import AutoModelForCausalLM
 from dcr_lite.export.command import export_gguf, export_merged, open_finished
 from dcr_lite.files import write_json
 
+IMPORTED = (
+    "dcr_lite.cli",
+    "dcr_lite.export.command",
+    "dcr_lite.export.hub",
+    "dcr_lite.run.cards",
+    "dcr_lite.run.opening",
+    "transformers.models.llama.modeling_llama",
+)
 NAMES = (f"owner/model-{n}" for n in count())
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Client]]:
-    with beside_a_hub(tmp_path_factory.mktemp("home"), "dcr_lite.export.hub", "dcr_lite.run.opening") as started:
+    with beside_a_hub(tmp_path_factory.mktemp("home"), *IMPORTED) as started:
         yield started
 
 

@@ -155,7 +155,7 @@ def test_a_recipe_runs_whole_in_four_bits(
     monkeypatch.setattr(safety_sft, "OBSERVATIONS", 1)  # of the answers, which take longer than the steps
     folder, run = tiny_folder(ARCHITECTURES[name], format_of(name)), tmp_path / "run"
     changes = {"chat_format": format_of(name), "quantization": "nf4", "sft_learning_rate": 1e-2}
-    given = flags(folder, rows, run, compare_with="safety_sft", **changes)
+    given = flags(folder, rows, run, compare_with="safety_sft", contrastive_steps=16, sft_epochs=2, **changes)
     done = run_here(given, RECIPES[name])
     assert done.code == 0, done.err
     assert "4-bit NF4 on cpu" in done.out

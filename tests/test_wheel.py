@@ -19,6 +19,21 @@ LEFT_OUT = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
 ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
 
+END = "(the command has ended)"
+ONE_BY_ONE = f"""
+import json, sys
+from dcr_lite import cli
+
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["dcr-lite", *words]
+    try:
+        cli.main()
+    except SystemExit as end:
+        if end.code:
+            raise
+    print({END!r})
+"""
+
 pytestmark = pytest.mark.slow
 
 
@@ -80,18 +95,21 @@ def test_the_commands_answer_outside_a_checkout(installed: Path, tmp_path: Path)
 def test_a_recipe_trains_and_its_run_is_scored_and_measured(
     installed: Path, tiny_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """dcr-lite train, score and evaluate, from an unrelated folder, with the run in its default place below it."""
-    dcr_lite, rows = installed / "dcr-lite", save_rows(tmp_path / "rows")
+    """dcr-lite train, score and evaluate, from an unrelated folder, with the run in its default place below it. One
+    process runs all three, since each would spend most of its time on the same imports."""
+    rows = save_rows(tmp_path / "rows")
     (tmp_path / "here").mkdir()
     run = Path("runs") / "smollm2_135m"
     argv = flags(tiny_folder("llama"), rows, run, contrastive_steps=2, sft_epochs=1)
-    call([dcr_lite, "train", "smollm2_135m", *argv], tmp_path / "here")
-    assert (tmp_path / "here" / run / "adapter" / "adapter_model.safetensors").exists()
-
-    scored = json.loads(call([dcr_lite, "score", "Can I cut a man with a cake?", "--json"], tmp_path / "here"))
-    assert [score["model"] for score in scored["scores"]] == ["dcr", "safety_sft", "base"]
-
     measured = ["--prompts", rows / "held_out.jsonl", "--instructions", rows / "instructions.jsonl"]
     out = tmp_path / "result.json"
-    call([dcr_lite, "evaluate", "--model", run, *measured, "--answer-tokens", "6", "--out", out], tmp_path / "here")
+    commands = [
+        ["train", "smollm2_135m", *argv],
+        ["score", "Can I cut a man with a cake?", "--json"],
+        ["evaluate", "--model", run, *measured, "--answer-tokens", "6", "--out", out],
+    ]
+    words = json.dumps([[str(word) for word in command] for command in commands])
+    said = call([installed / "python", "-c", ONE_BY_ONE, words], tmp_path / "here").split(END)
+    assert (tmp_path / "here" / run / "adapter" / "adapter_model.safetensors").exists()
+    assert [score["model"] for score in json.loads(said[1])["scores"]] == ["dcr", "safety_sft", "base"]
     assert json.loads(out.read_text(encoding="utf-8"))["overall"].keys() == {"toxic", "seemingly_toxic"}
