@@ -41,6 +41,7 @@ from dcr_lite.model.shapes import Shape, shape_of
 from dcr_lite.run.inputs import load_data
 from dcr_lite.run.opening import Machine
 from dcr_lite.settings import Settings
+from tests.faults.forks import CONTEXT, start_server
 
 SMALL = Shape(6, 64, 4, 2, 16, 128, 512, tied=False)
 SHAPES = {
@@ -487,6 +488,8 @@ def test_what_stands_in_the_way_sets_the_exit_status(
     """A device that is not there: status 1, the problem with its cure at the end, and no traceback."""
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
+    start_server()  # a process that has the imports, to fork from
+    monkeypatch.setattr(worker.multiprocessing, "get_context", lambda how: CONTEXT)
     given = flags(tiny, rows, tmp_path / "run", device="cuda")
     assert run_command(monkeypatch, "check", *given) == 1
     out, err = capsys.readouterr()

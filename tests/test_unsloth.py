@@ -34,6 +34,7 @@ from dcr_lite.compare import command as compare_command
 from dcr_lite.data.rows import Conversation
 from dcr_lite.diagnose import command as diagnose_command
 from dcr_lite.errors import UserError
+from dcr_lite.method import safety_sft
 from dcr_lite.method.loop import Loop
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import loading, unsloth
@@ -427,10 +428,11 @@ def test_a_whole_run_ends_as_with_transformers(
     """Both stages, the comparison, the measurement and the report: the same losses and the same answers."""
     rows, found = save_rows(tmp_path / "rows"), []
     install(monkeypatch)
+    monkeypatch.setattr(safety_sft, "OBSERVATIONS", 1)  # without a cache they take longer than the steps
     for choice in (TRANSFORMERS, UNSLOTH):
         monkeypatch.setattr(unsloth, "choose", lambda *args, choice=choice: choice)
         run = tmp_path / choice.name
-        done = run_here(flags(tiny_folder("llama"), rows, run, contrastive_steps=6, sft_epochs=1))
+        done = run_here(flags(tiny_folder("llama"), rows, run, contrastive_steps=4, sft_epochs=1, answer_tokens=3))
         assert done.code == 0, done.err
         metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         report = json.loads((run / "report.json").read_text(encoding="utf-8"))
