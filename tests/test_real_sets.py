@@ -21,10 +21,12 @@ from dcr_lite.files import SHIPPED
 
 NAMES = (f"owner/set-{n}" for n in count())
 
+OURS = ("dcr_lite.data.benchmarks", "dcr_lite.data.paper_data", "dcr_lite.data.public_sets")
+
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Client]]:
-    with beside_a_hub(tmp_path_factory.mktemp("home"), "datasets", "sklearn.feature_extraction.text") as started:
+    with beside_a_hub(tmp_path_factory.mktemp("home"), "datasets", "sklearn.feature_extraction.text", *OURS) as started:
         yield started
 
 

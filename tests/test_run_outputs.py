@@ -291,7 +291,8 @@ def test_same_seed_same_adapter(finished: Finished, tiny: Path, rows: Path, tmp_
     """The same seed gives every finding bit for bit, another one another adapter."""
     assert run_here(flags(tiny, rows, tmp_path / "again")).code == 0
     assert_same_findings(tmp_path / "again", finished)
-    assert run_here(flags(tiny, rows, tmp_path / "other", seed=1, contrastive_steps=4, sft_epochs=1)).code == 0
+    stage1_alone = {"contrastive_steps": 4, "stage2": "no", "compare_with": []}
+    assert run_here(flags(tiny, rows, tmp_path / "other", seed=1, **stage1_alone)).code == 0
     assert not same(adapter(tmp_path / "other", "stage1"), adapter(finished.path, "stage1"))
     starts = [adapter(run, "stage1") for run in (finished.path, tmp_path / "other")]
     frozen = next(k for k in starts[0] if layer_of(k) > LAYER and "lora_A" in k)  # as the seed drew it
@@ -300,7 +301,7 @@ def test_same_seed_same_adapter(finished: Finished, tiny: Path, rows: Path, tmp_
 
 def test_the_papers_own_stage1_runs(tiny: Path, rows: Path, tmp_path: Path) -> None:
     """--paper trains stage 1 with Circle loss on raw states: the same as those three settings by hand."""
-    short = {"contrastive_steps": 4, "sft_epochs": 1}
+    short = {"contrastive_steps": 4, "stage2": "no", "compare_with": []}
     seen = run_here(flags(tiny, rows, tmp_path / "paper", paper=True, **short))
     assert seen.code == 0
     assert "circle on raw states (the paper's)" in " ".join(seen.out.split())
@@ -319,7 +320,7 @@ def test_states_centred_on_the_stock_mean_run_whole(tiny: Path, rows: Path, tmp_
 
 def test_a_four_bit_base_runs_the_whole_recipe(tiny: Path, rows: Path, tmp_path: Path) -> None:
     """QLoRA on the CPU: with --quantization nf4 the base model is NF4 and both stages train on it."""
-    argv = flags(tiny, rows, tmp_path / "run", quantization="nf4", contrastive_steps=6, sft_epochs=1)
+    argv = flags(tiny, rows, tmp_path / "run", quantization="nf4", contrastive_steps=4, sft_epochs=1)
     seen = run_here(argv)
     assert (seen.code, seen.err) == (0, "")
     assert "4-bit NF4 on cpu" in " ".join(seen.out.split())
