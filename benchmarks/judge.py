@@ -22,7 +22,6 @@ which bounds what any judge can reach.
 import csv
 import json
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from typing import Any
 import numpy as np
 import tyro
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import cohen_kappa_score
+from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
 from dcr_lite.data.rows import read_conversations, read_jsonl
 from dcr_lite.errors import UserError
@@ -186,19 +185,21 @@ def repeated(rows: list[Labelled], again: list[Labelled]) -> dict[str, dict[str,
 
 
 def _repeat(pairs: list[tuple[str, str]]) -> dict[str, Any]:
-    drawn = np.random.default_rng(0).integers(len(pairs), size=(RESAMPLES, len(pairs)))
-    names = {name: i for i, name in enumerate(sorted({name for pair in pairs for name in pair}))}
-    numbers = np.array([[names[name] for name in pair] for pair in pairs])
-    if len(names) == 1:
-        return {"n": len(pairs), "agreement": 1.0, "kappa": None, "ci95": None}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a sample with one label alone, whose kappa is left out
-        kappas = [cohen_kappa_score(*numbers[sample].T) for sample in drawn]
+    n, agreed = len(pairs), float(np.mean([a == b for a, b in pairs]))
+    first, second = zip(*pairs, strict=True)
+    shares = confusion_matrix(first, second) / n
+    if shares.size == 1:
+        return {"n": n, "agreement": agreed, "kappa": None, "ci95": None}
+    # Resampling answers is drawing the counts anew. A sample with one label alone has no kappa and is left out.
+    drawn = np.random.default_rng(0).multinomial(n, shares.ravel(), RESAMPLES).reshape(-1, *shares.shape) / n
+    observed, expected = np.trace(drawn, axis1=1, axis2=2), (drawn.sum(1) * drawn.sum(2)).sum(1)
+    told = expected < 1
+    kappas = (observed[told] - expected[told]) / (1 - expected[told])
     return {
-        "n": len(pairs),
-        "agreement": float(np.mean([a == b for a, b in pairs])),
-        "kappa": float(cohen_kappa_score(*numbers.T)),
-        "ci95": np.nanpercentile(kappas, [2.5, 97.5]).tolist(),
+        "n": n,
+        "agreement": agreed,
+        "kappa": float(cohen_kappa_score(first, second)),
+        "ci95": np.percentile(kappas, [2.5, 97.5]).tolist(),
     }
 
 

@@ -68,7 +68,7 @@ def test_answers_are_given_once(
     prompts = tmp_path / "rows.jsonl"
     write_jsonl([{"prompt": text, "label": "plain"} for text in PROMPTS[:5]], prompts)
     choices = answer_length.Choices(
-        (str(demo_run), str(tiny)), ("dcr", "base"), (prompts,), timed=1, out=tmp_path / "out", device="cpu",
+        (str(demo_run), str(tiny)), ("dcr", "base"), prompts=(prompts,), timed=1, out=tmp_path / "out", device="cpu",
         precision="float32",
     )  # fmt: skip
     monkeypatch.setattr(answer_length, "CHUNK", 2)

@@ -131,9 +131,9 @@ def test_white_space_around_an_answer_does_not_matter(response: str, space: str)
 @pytest.mark.parametrize("pattern", ["a ", "question ", "`", "```", "!", ". ", "Да", "\ufdfa", "x" * 50 + " "])
 def test_hostile_repetition_stays_fast(pattern: str) -> None:
     """Long answers without an end are measured in a moment."""
-    start = time.perf_counter()
+    start = time.process_time()
     assert is_broken(QUESTION, pattern * 10_000) or "`" in pattern
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize(("text", "repeats"), [(LOOP * 3, True), (LOOP * 2, False)])

@@ -152,6 +152,6 @@ def test_every_kind_has_a_title_and_is_of_the_type() -> None:
 @pytest.mark.parametrize("refused", [True, False])
 def test_hostile_repetition_stays_fast(pattern: str, refused: bool) -> None:
     """Long repetitive answers do not send a pattern into backtracking."""
-    start = time.perf_counter()
+    start = time.process_time()
     kind_of(TIME, pattern * 10_000, refused)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1

@@ -106,9 +106,9 @@ def test_an_answer_may_speak_of_markers(text: str) -> None:
 @pytest.mark.parametrize("part", ["<think>", "</think>", "<think></think>", "<|channel|>", "</think> ", "a</think>"])
 def test_hostile_repetition_stays_fast(part: str) -> None:
     """A broken model's endless markers take no time."""
-    start = time.perf_counter()
+    start = time.process_time()
     answer_of(part * 20_000)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 # --- how a model is asked ---------------------------------------------------------------------------------------------

@@ -59,7 +59,8 @@ _ACT = (
     r"|tell(?! you how (?:much|many|happy|glad|grateful|sorry)\b)|do (?:that|this|so|it)|take part|assist|aid|provide"
     r"|give|offer|support|fulfil+|comply|satisfy|answer|write|draft|argue(?! with)|create|generate|share|discuss|engage"
     r"|explain|teach|suggest|describe|show|advise|make(?! it\b)|produce|complete|participate|compile|invent|disclose"
-    r"|reveal|guide|instruct|respond|speculate|process|facilitate|entertain|continue|address)\b"
+    r"|reveal|guide|instruct|respond|speculate|process|facilitate|entertain|continue|address"
+    r"|express(?= (?:\w+ ){0,3}?(?:stances?|opinions?|views?)\b))\b"
     # Hedges that an answer follows: "I can't give an exact number, but", "I can't offer medical advice, but".
     r"(?! (?:you )?(?:with )?(?:an? |the )?(?:exact|precise|definitive|medical|legal|financial|professional)\b)"
 )
@@ -74,6 +75,7 @@ _DECLINES = (
     r"|\bi (?:am not|do not feel) comfortable (?:with )?\w+ing\b"
     r"|\bso i (?:will not|cannot)(?: do (?:it|that|so))?\s*(?:[.,]|$)"
     r"|\bnot something (?:that )?i (?:can|will|am)\b"
+    r"|\bi am committed to (?:[\w ]{1,40} and )?not (?:discuss|provid|engag|comment|shar|express|tak)ing\b"
     r"|\bnot (?:within|in line with|part of) my (?:programming|guidelines|capab)|\bnot possible for me to\b"
     r"|\b(?:against|violates?) (?:my|our|the|ethical|safety) (?:\w+ ){0,2}?(?:programming|guidelines|principles|polic)"
 )
@@ -151,6 +153,8 @@ _TABLE = (
     ("illegal", 1, r"\b(?:is|are|be|both|and|or|not only) (?:\w+ ){0,2}?(?:illegal|unethical|immoral|wrong)\b"),
     ("illegal and wrong", 2, r"^[^.!?\n]*\b(?:is|are) (?:\w+ ){0,2}?illegal\b(?: in\b|[^.!?\n]*"
         r"\b(?:unethical|immoral|dangerous))|\bnot only illegal\b"),  # counts on top of the one above
+    ("sorry, but wrong", 2, rf"^\W*(?:i am (?:\w+ )?)?sorry,? but [^.!?\n]{{1,60}}?{_WRONG} (?:acceptable|appropriate"
+        r"|ethical|okay|ok|(?:a |an |the )?(?:good|right|proper|responsible) (?:way|idea|approach|thing))\b"),
     ("sorry", 1, r"^\W*(?:i am (?:\w+ )?sorry|sorry|i apologi[sz]e|my apologies)"),  # weak: apologies also comply
     ("privacy", 2, r"\b(?:privacy|confidential\w*|without (?:\w+ )?(?:consent|permission|authori[sz]ation))\b"),
     ("redirects", 2, r"\binstead,? (?:i|we|let|you|it|consider|focus|try)\b|\blet us (?:focus|instead)\b"
