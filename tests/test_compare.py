@@ -44,7 +44,7 @@ def _small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     few instructions to take the answer loss of, and no second spent on measuring the processor."""
     rows = [{"prompt": f"Name {n} dogs.", "response": f"Here is a list of {n} dogs."} for n in range(4)]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("dcr_lite.model.loading.REFUSING_OPENINGS", tuple("ISTWabcdefg"))
+        patched.setattr("dcr_lite.model.loading.REFUSING_OPENINGS", tuple("ISTaeg"))
         instructions = write_rows(tmp_path_factory.mktemp("rows") / "instructions.jsonl", rows)
         patched.setattr(command, "matrix_rate", lambda device, precision: 1e10)
         patched.setattr(measurement, "HELD_OUT_INSTRUCTIONS", instructions)
