@@ -18,7 +18,7 @@ from tests.faults.inputs_folders import folder_attacks
 from tests.faults.inputs_ground import Ground, served
 from tests.faults.inputs_texts import text_attacks
 
-INPUTS = 1_500  # in all
+INPUTS = 800  # in all
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 
