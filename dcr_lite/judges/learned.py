@@ -1,8 +1,8 @@
 """A learned judge: a linear head on the states of SmolLM2-135M-Instruct, the small model that the kit ships with.
 
 The embedding of an answer is the mean over its tokens of the states behind decoder layer 18 of 30, where it is read as
-the answer to its prompt; the head is a logistic regression on human labels. benchmarks/fit_judge.py fits it and writes
-learned.safetensors; docs/measuring.md has its accuracy on models and prompts that it was not fitted on.
+the answer to its prompt; the head is a logistic regression on labels of answers. benchmarks/fit_judge.py fits it and
+writes learned.safetensors; docs/measuring.md has its accuracy on models and prompts that it was not fitted on.
 """
 
 from collections.abc import Sequence
