@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a test that asks the network fails instead
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what a test starts: the other core has tests of its own
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,15 @@ def slow_tests() -> set[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that slow.txt lists: by file, by function or by one of its parameters."""
+    """Mark the tests that slow.txt lists: by file, by function or by one of its parameters. Files with most of them
+    come first, so that no worker is left with a long one at the end."""
     slow = slow_tests()
     for item in items:
         name = f"{item.path.name}::{item.nodeid.partition('::')[2]}"
         if slow & {item.path.name, name, name.partition("[")[0]}:
             item.add_marker(pytest.mark.slow)
+    marked = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -marked[item.path])
 
 
 def pytest_collection_finish() -> None:
