@@ -26,7 +26,7 @@ pytest_plugins = ["recipe_runs", "scripted_endpoint"]
 
 torch.set_num_threads(1)  # tiny matrices: threads would only wait for each other
 settings.register_profile(  # the same examples on every machine, and no stop-watch on a busy one
-    "dcr", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    "dcr", max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("dcr")
 

@@ -34,7 +34,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 @pytest.mark.parametrize(
     ("command", "moments"),
     [
-        ("train", ("operation", "write")),
+        ("train", ("operation",)),
         ("evaluate", ("write",)),
         ("diagnose", ("operation",)),
         ("export to merged", ("operation", "write")),
