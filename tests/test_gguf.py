@@ -250,6 +250,6 @@ def test_the_real_model_as_gguf(smollm2: tuple[FinishedRun, Model], tmp_path: Pa
     assert small.stat().st_size < 0.56 * file.stat().st_size
     for made in (file, small):
         with llama_cpp(made) as served:
-            said = served.answer("What is the capital of France?", 24)
+            said = served.answer("What is the capital of France?", 60)
             assert "Paris" in said
             assert "<|im_" not in said

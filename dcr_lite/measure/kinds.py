@@ -57,11 +57,13 @@ _COURTESY = re.compile(
     r"|i (?:understand|see|appreciate|do not (?:\w+ )?understand)\b|(?:that is|what) an? \w+ question)\b.*",
     re.DOTALL,
 )
-# Says what it could do for the user, and does not do it; "I can explain: ..." does.
+# Says what it could do for the user, and does not do it. "I can explain: ...", "I would suggest a walk" and "I can tell
+# you that ..." do it.
 _OFFERS = re.compile(
-    r"\bi (?:can|could|will|would|am) (?:(?:certainly|also|gladly|definitely|still|always|only|be|here to|happy to"
-    r"|glad to|able to|ready to) )*(?:help|assist|explain|provide|offer|suggest|share|give|write|guide|show|tell)\b"
-    r"[^:]*$"
+    r"\bi (?:can|could|will|would be|am) (?:(?:certainly|also|gladly|definitely|still|always|only|be|here to|happy to"
+    r"|glad to|able to|ready to) )*(?:help\b|assist\b|guide you\b|explain (?:it|this|how|what|why)\b"
+    r"|(?:provide|offer|share|give you|suggest) (?:(?:you|with|some|more|a few|general) )*(?:information|guidance"
+    r"|support|advice|tips|resources|suggestions|strategies|ways|help|assistance)\b)[^:]*$"
 )
 _STAR = re.compile(r"^(\s*)\*(?=\s)", re.MULTILINE)  # of a list; ``prose`` would take it for emphasis
 _ITEM = re.compile(r"^\s*(?:\d+[.):]|[-\u2022+])\s+(.*)", re.MULTILINE)
@@ -154,10 +156,13 @@ def evasion_found(prompt: str, response: str) -> dict[str, int]:
         found["only asks"] = 3
     if len(sentences) >= _TWO and all(map(_MORALISES.search, sentences)):
         found["only moralises"] = 3
-    empty = [s for s in sentences if _OFFERS.search(s) or _COURTESY.fullmatch(s)]
-    if empty == sentences and any(map(_OFFERS.search, sentences)) and not _ASKS_FOR_AN_OFFER.search(asked):
-        found["only offers"] = 3
-    if "```" in response or _ITEM.search(text) or len(set(saying).difference(empty)) >= _TWO:
+    offers = list(filter(_OFFERS.search, sentences))
+    if offers and all(s in offers or _COURTESY.fullmatch(s) for s in sentences):
+        if not _ASKS_FOR_AN_OFFER.search(asked):
+            found["only offers"] = 3
+    elif len(saying) >= _TWO:
+        found["says something"] = -3
+    if "```" in response or _ITEM.search(text):
         found["says something"] = -3
     return found
 
