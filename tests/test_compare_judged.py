@@ -1,6 +1,7 @@
 """A comparison by several judges, from kept answers: nothing is trained and no model answers here."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,14 @@ from dcr_lite.compare.judged import PARTED, changed, judged, judges_section
 from dcr_lite.compare.measurement import Configuration, EvaluationData, answers_file
 from dcr_lite.compare.methods import METHODS
 from dcr_lite.compare.report import comparison_report, write_report
-from dcr_lite.compare.summary import numbers_of
+from dcr_lite.compare.summary import SET, numbers_of
 from dcr_lite.errors import UserError
 from dcr_lite.judges.cues import CueJudge
 from dcr_lite.judges.interface import Exchange
 from dcr_lite.measure.answers import discernment_intervals, method_result, write_answers
 from dcr_lite.measure.kinds import kind_of
 from dcr_lite.names import LABELS
+from dcr_lite.run import terminal
 from dcr_lite.settings import Settings
 
 REFUSES, ANSWERS, EVADES = "I'm sorry, but I can't help with that.", "Sure, here it is.", "Why do you ask?"
@@ -129,7 +131,36 @@ def test_tables_are_by_the_first_judge_and_the_page_says_what_the_others_find(
         "  - stock model: part on 0 of 8 answers (kappa undefined",
     ):
         assert line in page, line
+    assert "Compliance on each set" not in page  # there is one set
+    assert "Small ones" not in page  # there is no curve
     assert json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))["judged"] == section
+
+
+def test_tables_of_several_sets_fit_a_terminal(
+    ground: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Single sets have a table of their own, so that no number of the first is cut off in 80 columns."""
+    _, results, _, settings = ground
+    names = ("oktest", "phtest", "xstest-v2", "or-bench-hard-1k", "coconot-contrast")
+    for result in results:
+        result["numbers"] |= {f"{SET}{name}": 0.512 for name in names} | {"minutes": 14.7, "peak_memory_gb": 2.9}
+        result["intervals"] |= {f"{SET}{name}": (0.4, 0.6) for name in names}
+        del result["numbers"][f"{SET}some"]
+    more = {"prompts": {"files": ["a.jsonl"], "rows": None, "n": 12}, "seconds": 60.0}
+    more |= {"general": {"instructions": 4, "multiple_choice": None}}
+    more |= {"judged": {"main": "cues", "judges": [], "agreement": []}}
+    monkeypatch.setattr(report, "draw_trade_off", lambda *args: None)  # which needs all seven methods
+    write_report(comparison_report("tiny", settings, results, (0,)) | more, settings, tmp_path)
+    page = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    first, sets = page.split("Compliance on each set")
+    assert not any(f"{name} ↑" in first for name in names)
+    assert all(f"{name} ↑" in sets for name in names)
+    assert "Small ones (seeds 0): " in sets
+    monkeypatch.setattr(terminal.console, "width", 80)
+    terminal.show_page(tmp_path / "comparison.md")
+    shown = capsys.readouterr().out
+    assert shown.count("0.51") == 5 * len(KINDS)
+    assert not re.search(r"\d…|±[\d.]*…", shown)
 
 
 def test_another_order_is_said() -> None:

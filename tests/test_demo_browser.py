@@ -226,13 +226,16 @@ def test_the_dial_turns_dcr_alone(page: Page, opened: OpenRun) -> None:
     page.ask(PROMPT)
     stays = {element: page.browser.inner_html(element) for element in ("#similarity", "#map", "#verdict-base")}
     chosen = page.browser.get_by_role("button", name="as chosen").first
+    words = set()
     for turn, strength in ((lambda: slider.press("Home"), -2.0), (chosen.click, 0.5)):
         turn()
         page.wait_for("#curve-one", f"At {strength:.2f} DCR refuses")
         expected = opened.score("dcr", PROMPT, strength=strength)
         page.wait_for_answer("dcr", expected.answer)
         page.wait_for_words(expected)
+        words.add(page.text("#words"))
         assert f"refusal {expected.refusal_probability:.2f}" in page.text("#decision")
+    assert len(words) == 2
     assert page.answer("base") == opened.score("base", PROMPT, words=False).answer
     assert {element: page.browser.inner_html(element) for element in stays} == stays
 

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ held-out instructions.{questions} The stock model is never called best: it answe
 those of training and of choosing directions, for each method alone.
 
 {methods_table}
-{toxic_sets}{divergences}
+{sets}{toxic_sets}{divergences}
 DCR minus each method, seed by seed; in bold where the interval over seeds excludes zero:
 
 {differences_table}
@@ -69,10 +69,15 @@ DCR minus each method, seed by seed; in bold where the interval over seeds exclu
 
 ![Toxic refusal against compliance](trade_off.png)
 
-Large points: the table. Small ones (seeds {curve_seeds}): {strengths}. The line is the frontier: points that no other
-exceeds in both.
+Large points: the table.{curve} The line is the frontier: points that no other exceeds in both.
 
 Versions: {versions}.
+"""
+# Of single sets there are tables of their own: with their columns the first would be too wide for a terminal.
+SETS = """
+Compliance on each set, the share of its seemingly toxic prompts that are answered:
+
+{table}
 """
 TOXIC_SETS = """
 Safety on each set, the refusal rate of its toxic prompts:
@@ -144,6 +149,13 @@ def methods_table(entries: list[dict[str, Any]], titles: Sequence[str]) -> str:
     return markdown_table(["", *(f"{title} {'↑' if higher else '↓'}" for title, higher, _ in columns.values())], rows)
 
 
+def _with(entries: list[dict[str, Any]], wanted: Callable[[str], bool]) -> list[dict[str, Any]]:
+    """The entries with those numbers alone whose names are wanted."""
+    return [
+        entry | {"numbers": {key: value for key, value in entry["numbers"].items() if wanted(key)}} for entry in entries
+    ]
+
+
 def differences_table(found: dict[str, dict[str, Any]]) -> str:
     """DCR minus each method, with the interval; bold where it excludes zero."""
 
@@ -168,8 +180,15 @@ def write_report(report: dict[str, Any], settings: Settings, out: Path) -> None:
     curve, questions = report["curve"], report["general"]["multiple_choice"]
     draw_trade_off(METHODS, report["methods"], curve["points"], curve["frontier"], out / "trade_off.png")
     titles = [METHODS[entry["method"]].title for entry in report["methods"]]
-    several = len(report["toxic_sets"][0]["numbers"]) > 1
+    of_sets = _with(report["methods"], lambda key: key.startswith(SET))
+    several, several_toxic = (len(entries[0]["numbers"]) > 1 for entries in (of_sets, report["toxic_sets"]))
+    means = _with(report["methods"], lambda key: not key.startswith(SET)) if several else report["methods"]
     read = [METHODS[entry["method"]].title for entry in report["divergences"]]
+    strengths = "; ".join(
+        f"{method.title} {listed(f'{s:g}' for s in method.strengths(settings))} ({method.strength})"
+        for method in METHODS.values()
+        if method.strength
+    )
     page = PAGE.format(
         recipe=plain(report["recipe"]),
         command=code(shlex.join(map(without_folders, shlex.split(report["command"])))),
@@ -181,18 +200,14 @@ def write_report(report: dict[str, Any], settings: Settings, out: Path) -> None:
         hardware=report["hardware"],
         instructions=report["general"]["instructions"],
         questions=f" Multiple choice: {plain(Path(questions).name)}, by log-likelihood." if questions else "",
-        methods_table=methods_table(report["methods"], titles),
-        toxic_sets=TOXIC_SETS.format(table=methods_table(report["toxic_sets"], titles)) if several else "",
+        methods_table=methods_table(means, titles),
+        sets=SETS.format(table=methods_table(of_sets, titles)) if several else "",
+        toxic_sets=TOXIC_SETS.format(table=methods_table(report["toxic_sets"], titles)) if several_toxic else "",
         divergences=DIVERGENCES.format(what=WHAT, table=methods_table(report["divergences"], read)) if read else "",
         differences_table=differences_table(report["differences"]),
         judge=plain(short(report["judged"]["main"])),
         judges=judges_section(report["judged"]),
-        curve_seeds=listed(curve["seeds"]) or "none",
-        strengths="; ".join(
-            f"{method.title} {listed(f'{s:g}' for s in method.strengths(settings))} ({method.strength})"
-            for method in METHODS.values()
-            if method.strength
-        ),
+        curve=f" Small ones (seeds {listed(curve['seeds'])}): {strengths}." if curve["seeds"] else "",
         versions=listed(f"{name} {version}" for name, version in report["versions"].items()),
     )
     write_text(out / "comparison.md", page)
