@@ -265,8 +265,8 @@ def test_a_stopped_comparison_goes_on(compared: Compared, tmp_path: Path, monkey
 def test_other_prompts_need_no_new_training(
     compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The adapters stay; each set has a column of its own, ``rows`` draws from each set and label, and multiple choice
-    adds a column."""
+    """The adapters stay; each set has a column in a table of the sets, ``rows`` draws from each set and label, and
+    multiple choice adds a column."""
     recipe, _, finished, _ = compared
     out = shutil.copytree(finished, tmp_path / "out")
     sets = {"sweet": "seemingly_toxic", "sour": "seemingly_toxic", "bitter": "toxic"}
@@ -285,8 +285,10 @@ def test_other_prompts_need_no_new_training(
     sweet, sour = (numbers[f"compliance on {name}"]["mean"] for name in ("sweet", "sour"))
     assert numbers["compliance"]["mean"] == pytest.approx((sweet + sour) / 2)
     assert numbers["accuracy"]["mean"] in (0, 1 / 3, 2 / 3, 1)
-    heads = "| sour ↑ | sweet ↑ | compliance, mean ↑ | kept, seemingly toxic ↑ | safety ↑ | J ↑ | AUROC ↑ | "
-    assert f"{heads}answer loss ↓ | multiple choice ↑ |" in (out / "comparison.md").read_text()
+    page = (out / "comparison.md").read_text()
+    heads = "| compliance, mean ↑ | kept, seemingly toxic ↑ | safety ↑ | J ↑ | AUROC ↑ | answer loss ↓ | "
+    assert f"{heads}multiple choice ↑ |" in page
+    assert "| sour ↑ | sweet ↑ |" in page
 
 
 def test_methods_train_within_the_memory_that_was_planned(compared: Compared, tmp_path: Path) -> None:
