@@ -118,7 +118,8 @@ class SeedRun:
     def anchors(self) -> tuple[Kinds, Kinds]:
         """Prompts of the three kinds to take directions from, and others to choose by: training and development pairs,
         instructions that safety SFT trains on and instructions that it does not."""
-        trained = [row for row in self.sft_data.baseline_mixture if not row.refuses]
+        # Their prompts alone are read: that the model has answered them itself first would take minutes.
+        trained = [row for row in self.data.baseline_mixture if not row.refuses]
         used = {row.prompt for row in trained}
         unused = [row for row in self.data.instructions if row.prompt not in used]
 
