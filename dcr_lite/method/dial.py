@@ -26,7 +26,7 @@ from dcr_lite.data.rows import Conversation, Pair
 from dcr_lite.errors import UserError
 from dcr_lite.files import damaged, load_tensors, save_tensors
 from dcr_lite.method.contrastive import encode_pairs, first_pairs
-from dcr_lite.model.adapters import activate, remove_rank_one, set_rank_one
+from dcr_lite.model.adapters import activate, remove_extra_ranks, set_extra_ranks
 from dcr_lite.model.chat import encode_conversations
 from dcr_lite.model.hidden_states import decoder_of, states_at_layer
 from dcr_lite.model.loading import Model, in_halves, require_finite
@@ -81,9 +81,10 @@ def set_strength(model: Model, adapter: str, dial: Dial, strength: float) -> Non
     if shape != (len(dial.key), len(dial.shift)):
         raise UserError(ANOTHER_MODEL)
     if strength == 0:
-        remove_rank_one(model, adapter, name)
+        remove_extra_ranks(model, adapter, name)
     else:
-        set_rank_one(model, adapter, name, dial.key, strength * dial.shift / _gain(layer))
+        shift = strength * dial.shift / _gain(layer)
+        set_extra_ranks(model, adapter, name, dial.key[None], shift[:, None])
 
 
 def fit_dial(model: Model, adapter: str, layer: int, pairs: list[Pair], conversations: list[Conversation]) -> Dial:
@@ -92,7 +93,7 @@ def fit_dial(model: Model, adapter: str, layer: int, pairs: list[Pair], conversa
 
     Raises UserError where layer L has no map that could carry it.
     """
-    remove_rank_one(model, adapter, _layer(model, layer)[1])
+    remove_extra_ranks(model, adapter, _layer(model, layer)[1])
     activate(model, adapter)
     prompts = first_pairs(encode_pairs(model, pairs), PAIRS)
     chosen = conversations[:CONVERSATIONS]

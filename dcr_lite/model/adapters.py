@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils.integrations import dequantize_module_weight
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -149,32 +150,61 @@ def adapter_weights(model: Model, name: str) -> dict[str, Tensor]:
 
 
 def set_adapter_weights(model: Model, name: str, weights: dict[str, Tensor]) -> None:
-    """Load weights that ``adapter_weights`` returned, whether or not a map has one more rank in them or here (see
-    ``set_rank_one``)."""
-    usual = model.network.peft_config[name].r
+    """Load weights that ``adapter_weights`` returned, whether or not some maps have more ranks in them or here (see
+    ``set_extra_ranks``)."""
+    ranks = {}
     for module, layer in model.network.get_base_model().named_modules():
-        if isinstance(layer, LoraLayer) and name in layer.r:
-            rank = len(weights.get(f"{PREFIX}{module}.lora_A.weight", ()))
-            if rank in (usual, usual + 1):  # any other does not fit, which is for peft to say
-                _set_rank(model, name, module, rank)
+        factor = weights.get(f"{PREFIX}{module}.lora_A.weight")
+        if isinstance(layer, LoraLayer) and name in layer.r and factor is not None:
+            ranks[module] = len(factor)
+    # With other ranks at every map it is another adapter, which is for peft to refuse.
+    if ranks and min(ranks.values()) == model.network.peft_config[name].r:
+        for module, rank in ranks.items():
+            _set_rank(model, name, module, rank)
     result = set_peft_model_state_dict(model.network, weights, adapter_name=name)
     if result.unexpected_keys:
         raise UserError(f"adapter weights do not fit this model: {result.unexpected_keys[:3]}")
 
 
-def set_rank_one(model: Model, name: str, module: str, a: Tensor, b: Tensor) -> None:
-    """Let an adapter add ``b`` (outputs,) times ``a . x`` to what one linear map puts out for its input x: as one more
-    rank of that map, which peft reads from the adapter's configuration. One that was set before is replaced.
+def adapted_maps(model: Model, name: str, layer: int) -> list[str]:
+    """The names in the base model of the linear maps of decoder layer ``layer`` that an adapter is on, such as
+    "model.layers.15.mlp.down_proj"."""
+    within = set(decoder_of(model.network).layers[layer].modules())
+    modules = model.network.get_base_model().named_modules()
+    return [key for key, module in modules if module in within and isinstance(module, LoraLayer) and name in module.r]
 
-    module: the map's name in the base model, such as "model.layers.15.mlp.down_proj". a: (inputs,).
+
+def adapted_weight(model: Model, name: str, module: str) -> Tensor:
+    """The weight of one linear map with what an adapter adds to it, (outputs, inputs), in float32; a 4-bit one is
+    dequantised."""
+    layer = model.network.get_base_model().get_submodule(module)
+    a, b = (factor[name].weight.detach().float() for factor in (layer.lora_A, layer.lora_B))
+    return torch.addmm(dequantize_module_weight(layer.base_layer).detach().float(), b, a, alpha=layer.scaling[name])
+
+
+def set_extra_ranks(model: Model, name: str, module: str, a: Tensor, b: Tensor) -> None:
+    """Let an adapter add ``b`` (outputs, ranks) times ``a`` (ranks, inputs) times x to what one linear map puts out for
+    its input x: as more ranks of that map behind its own, which peft reads from the adapter's configuration. Those that
+    were set before are replaced.
+
+    module: the map's name in the base model, such as "model.layers.15.mlp.down_proj".
     """
-    layer = _set_rank(model, name, module, model.network.peft_config[name].r + 1)
-    layer.lora_A[name].weight.data[-1] = a
-    layer.lora_B[name].weight.data[:, -1] = b / layer.scaling[name]
+    own = model.network.peft_config[name].r
+    layer = _set_rank(model, name, module, own + len(a))
+    layer.lora_A[name].weight.data[own:] = a
+    layer.lora_B[name].weight.data[:, own:] = b / layer.scaling[name]
 
 
-def remove_rank_one(model: Model, name: str, module: str) -> None:
-    """Undo ``set_rank_one``: the weights are bit for bit what they were before it."""
+def extra_ranks(model: Model, name: str, module: str) -> tuple[Tensor, Tensor]:
+    """What ``set_extra_ranks`` has set, as it takes it: (ranks, inputs) and (outputs, ranks), with no rank by
+    default."""
+    own, layer = model.network.peft_config[name].r, model.network.get_base_model().get_submodule(module)
+    a, b = layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach()
+    return a[own:].clone(), b[:, own:] * layer.scaling[name]
+
+
+def remove_extra_ranks(model: Model, name: str, module: str) -> None:
+    """Undo ``set_extra_ranks``: the weights are bit for bit what they were before it."""
     _set_rank(model, name, module, model.network.peft_config[name].r)
 
 
