@@ -1,4 +1,5 @@
-"""Prompts of the three kinds, which of them are refused, and models steered along directions that they give."""
+"""Prompts of the three kinds, which of them are refused, models steered along directions that they give, and what a
+change of the model does to them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -6,12 +7,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import kl_div
 
 from dcr_lite.model.generation import answer
+from dcr_lite.model.hidden_states import final_states, vocabulary_logits
 from dcr_lite.model.loading import Model
 from dcr_lite.model.packing import shared_prefix
 
 LEAST = 8  # prompts behind a mean: with fewer it depends on the single prompts
+VALIDATION = 32  # prompts of a kind that every candidate of a search is tried on, as in the paper of Surgical
+KL_LIMIT = 0.2  # nats, of the first token on plain prompts: a candidate that moves it more is discarded (also Surgical)
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,20 @@ def apart(model: Model, validation: Kinds) -> float:
     """The mean refusal probability of toxic minus that of seemingly toxic prompts, of the model as it stands."""
     toxic, seemingly_toxic = (refusal_log_odds(model, rows) for rows in (validation.toxic, validation.seemingly_toxic))
     return float(toxic.sigmoid().mean() - seemingly_toxic.sigmoid().mean())
+
+
+def first_token(model: Model, rows: list[list[int]]) -> Tensor:
+    """Log-probabilities of the first token of the answers, of the model as it stands: (rows, vocabulary)."""
+    batch = model.batch(rows)
+    with torch.no_grad(), model.compute():
+        states = final_states(model.network, batch, batch.last)
+        return vocabulary_logits(model.network, states).log_softmax(-1)
+
+
+def first_token_kl(model: Model, rows: list[list[int]], before: Tensor) -> float:
+    """How far the model as it stands has moved the first token of the answers from its log-probabilities ``before``
+    (rows, vocabulary): the mean KL divergence, KL(before || now), in nats."""
+    return float(kl_div(first_token(model, rows), before, reduction="none", log_target=True).sum(-1).mean())
 
 
 def spread(states: Tensor) -> Tensor:

@@ -25,16 +25,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div, normalize
+from torch.nn.functional import normalize
 
-from dcr_lite.compare.directions import Kinds, refusal_log_odds, refused, shared_ending
-from dcr_lite.model.hidden_states import decoder_of, depth, final_states, vocabulary_logits
+from dcr_lite.compare.directions import (
+    KL_LIMIT,
+    VALIDATION,
+    Kinds,
+    first_token,
+    first_token_kl,
+    refusal_log_odds,
+    refused,
+    shared_ending,
+)
+from dcr_lite.model.hidden_states import decoder_of, depth
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import last_states
 
-KL_LIMIT = 0.2  # nats, of the first token on plain prompts: the paper's
 DISCARDED = 0.2  # of the layers, the last ones: directions there are those of the output tokens (the paper's)
-VALIDATION = 32  # prompts of a kind, the paper's: each candidate costs a pass over them
 
 
 @dataclass(frozen=True)
@@ -116,15 +123,14 @@ def fit(
     rows = validation.seemingly_toxic
     sounding = refused(rows, refusal_log_odds(model, rows))[:VALIDATION]
     plain = validation.plain[:VALIDATION]
-    before = _first_token(model, plain)
+    before = first_token(model, plain)
 
     found: list[Ablation] = []
     for layer in range(layers_tried(model)):
         for position in range(positions):
             direction = directions[layer, position].to(model.device)
             with ablated(model, direction):
-                after = _first_token(model, plain)
-                kl = float(kl_div(after, before, reduction="none", log_target=True).sum(-1).mean())
+                kl = first_token_kl(model, plain, before)
                 # A candidate over the limit is discarded, whatever its log-odds.
                 odds = float(refusal_log_odds(model, sounding).mean()) if kl <= KL_LIMIT else torch.inf
             found.append(Ablation(direction, layer, position - positions, odds, 0.0, kl))
@@ -134,11 +140,3 @@ def fit(
     with ablated(model, best.direction):
         odds = float(refusal_log_odds(model, sounding).mean())
     return Ablation(best.direction, best.layer, best.position, odds, unablated, best.kl)
-
-
-def _first_token(model: Model, rows: list[list[int]]) -> Tensor:
-    """Log-probabilities of the first token of the answers: (rows, vocabulary)."""
-    batch = model.batch(rows)
-    with torch.no_grad(), model.compute():
-        states = final_states(model.network, batch, batch.last)
-        return vocabulary_logits(model.network, states).log_softmax(-1)
