@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from small_runs import flags, recipe_module, run_here, save_rows, write_rows
 
 from dcr_lite import cli
-from dcr_lite.compare import command, measurement, surgical
+from dcr_lite.compare import command, measurement, prosafeprune, surgical
 from dcr_lite.compare.methods import ANSWERED, METHODS
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import numbers_of
@@ -34,7 +34,10 @@ from dcr_lite.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("pictures")
 
-USUAL = {"base": "0", "steered": "1", "safety_sft": "6", "augmented": "6", "surgical": "1", "scans": "1", "dcr": "0"}
+USUAL = {
+    "base": "0", "steered": "1", "safety_sft": "6", "augmented": "6", "surgical": "1", "scans": "1",
+    "prosafeprune": "1", "dcr": "0",
+}  # fmt: skip
 Compared = tuple[Path, list[str], Path, dict[str, Any]]
 
 
@@ -50,6 +53,7 @@ def _small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patched.setattr(measurement, "HELD_OUT_INSTRUCTIONS", instructions)
         patched.setattr(safety_sft, "OBSERVATIONS", 1)  # of probabilities along a training, which no test here reads
         patched.setattr(surgical, "DISCARDED", 0.5)  # of the layers: each candidate is tried on all prompts
+        patched.setattr(prosafeprune, "WINDOWS", (2,))
         yield
 
 
@@ -198,8 +202,8 @@ def test_three_of_the_methods_are_those_of_the_recipe(compared: Compared, tmp_pa
 
 
 def test_methods_differ_and_act_on_safety_sft_alone(compared: Compared) -> None:
-    """No two methods give the same scores; Surgical ablates and SCANS steers what the recipe's refusals gave, so the
-    adapter of safety SFT is trained once for each number of refusals, and stage 1 once a seed."""
+    """No two methods give the same scores; Surgical ablates, SCANS steers and ProSafePrune edits what the recipe's
+    refusals gave, so the adapter of safety SFT is trained once for each number of refusals, and stage 1 once a seed."""
     _, _, out, _ = compared
     assert len({tuple(row["refusal_log_odds"] for row in answers_of(out, name)) for name in USUAL}) == len(METHODS)
     metrics = [json.loads(line) for line in (out / "seed0" / "metrics.jsonl").read_text().splitlines()]
@@ -209,6 +213,8 @@ def test_methods_differ_and_act_on_safety_sft_alone(compared: Compared) -> None:
         assert taken
     kept = load_file(out / "seed0" / "surgical_1.safetensors")
     assert float(kept["direction"].norm()) == pytest.approx(1, abs=1e-4)
+    pruning = load_file(out / "seed0" / "prosafeprune.safetensors")
+    assert {key.split(".")[-1] for key in pruning} >= {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
 def test_a_curve_adds_strengths_for_its_seeds_alone(compared: Compared) -> None:
@@ -220,7 +226,8 @@ def test_a_curve_adds_strengths_for_its_seeds_alone(compared: Compared) -> None:
         strengths.setdefault(point["method"], set()).add(point["strength"])
     assert strengths == {
         "base": {0}, "steered": {-1, 0.5, 1, 2}, "safety_sft": {3, 6}, "augmented": {3, 6},
-        "surgical": {0, 0.5, 1}, "scans": {0.5, 1, 2}, "dcr": {0, *ANSWERED},
+        "surgical": {0, 0.5, 1}, "scans": {0.5, 1, 2}, "prosafeprune": {0.5, 1, 1.5},
+        "dcr": {0, *ANSWERED},
     }  # fmt: skip
 
 

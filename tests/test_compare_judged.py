@@ -117,7 +117,7 @@ def test_tables_are_by_the_first_judge_and_the_page_says_what_the_others_find(
     assert not (tmp_path / "judging.jsonl").exists()
     more = {"prompts": {"files": ["a.jsonl"], "rows": None, "n": 12}, "seconds": 60.0}
     more |= {"general": {"instructions": 4, "multiple_choice": None}, "judged": section}
-    monkeypatch.setattr(report, "draw_trade_off", lambda *args: None)  # which needs all seven methods
+    monkeypatch.setattr(report, "draw_trade_off", lambda *args: None)  # which needs all methods
     write_report(comparison_report("tiny", settings, first, ()) | more, settings, tmp_path)
     page = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     for line in (
@@ -149,7 +149,7 @@ def test_tables_of_several_sets_fit_a_terminal(
     more = {"prompts": {"files": ["a.jsonl"], "rows": None, "n": 12}, "seconds": 60.0}
     more |= {"general": {"instructions": 4, "multiple_choice": None}}
     more |= {"judged": {"main": "cues", "judges": [], "agreement": []}}
-    monkeypatch.setattr(report, "draw_trade_off", lambda *args: None)  # which needs all seven methods
+    monkeypatch.setattr(report, "draw_trade_off", lambda *args: None)  # which needs all methods
     write_report(comparison_report("tiny", settings, results, (0,)) | more, settings, tmp_path)
     page = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     first, sets = page.split("Compliance on each set")

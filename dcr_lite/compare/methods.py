@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
-from dcr_lite.compare import directions, scans, steered, surgical
+from dcr_lite.compare import directions, prosafeprune, scans, steered, surgical
+from dcr_lite.compare.prosafeprune import Pruning
 from dcr_lite.compare.scans import Scans
 from dcr_lite.compare.seed_run import ANCHORS, Cost, SeedRun
 from dcr_lite.compare.steered import SteeredStock
@@ -93,6 +94,18 @@ def _scans(seed: SeedRun, factor: float) -> Iterator[Cost]:
 
 
 @contextmanager
+def _prosafeprune(seed: SeedRun, factor: float) -> Iterator[Cost]:
+    def fit() -> Pruning:
+        with progress_bar("ProSafePrune: settings", prosafeprune.SETTINGS) as shown:
+            return prosafeprune.fit(seed.model, BASELINE, *seed.anchors, shown.advance)
+
+    with _safety_sft(seed, seed.settings.sizes["baseline_refusals"]) as trained:
+        found = seed.fit_once("prosafeprune", Pruning, fit)
+        with prosafeprune.pruned(seed.model, BASELINE, found, factor):
+            yield trained + seed.cost("prosafeprune")
+
+
+@contextmanager
 def _dcr(seed: SeedRun, answered: float) -> Iterator[Cost]:
     trained = seed.train_dcr()
     if seed.settings.dial == "none":
@@ -122,7 +135,15 @@ def _dcr_operations(seed: SeedRun, answered: float) -> float:
 
 def _surgical_operations(seed: SeedRun, orthogonality: float) -> float:
     """Two passes over the validation prompts for each candidate, of every layer and position."""
-    return surgical.layers_tried(seed.model) * CHAT_TOKENS * 2 * surgical.VALIDATION * seed.operations["prompt"]
+    return surgical.layers_tried(seed.model) * CHAT_TOKENS * 2 * directions.VALIDATION * seed.operations["prompt"]
+
+
+def _prosafeprune_operations(seed: SeedRun, factor: float) -> float:
+    """A pass over the training prompts, one over a few validation prompts for each setting, one over all pairs for each
+    of the best settings and without one."""
+    tried = prosafeprune.SETTINGS * 3 * directions.VALIDATION
+    again = (prosafeprune.FINALISTS + 1) * 2 * len(seed.data.development)
+    return (3 * ANCHORS + tried + again) * seed.operations["prompt"] if factor == 1 else 0
 
 
 @dataclass(frozen=True)
@@ -165,6 +186,10 @@ METHODS = {
     "scans": Method(
         "SCANS", "#2471a3", _scans, lambda settings: (1.0, 0.5, 2.0), "times the strength chosen",
         lambda seed, factor: 8 * ANCHORS * seed.operations["prompt"],
+    ),
+    "prosafeprune": Method(
+        "ProSafePrune", "#e84393", _prosafeprune, lambda settings: (1.0, 0.5, 1.5), "times the strength chosen",
+        _prosafeprune_operations,
     ),
     DCR: Method(
         "DCR", "#1e8449", _dcr, lambda settings: (AS_SET, *(ANSWERED if settings.dial != "none" else ())),

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -37,7 +37,7 @@ from dcr_lite.settings import Settings
 
 ANCHORS = 128  # prompts of each kind that give directions, as in the paper of Surgical
 KEPT = 64  # answers of the stock model of each label that every method reads: a fifth of the time of its own answers
-Fitted = TypeVar("Fitted")  # a dataclass of tensors and numbers
+Fitted = TypeVar("Fitted")  # a dataclass of tensors, of dictionaries of tensors, and of numbers and lists of them
 
 
 @dataclass(frozen=True)
@@ -204,15 +204,35 @@ class SeedRun:
             forget_peak_memory()
             started = time.monotonic()
             found = vars(fit())
-            tensors = {key: value.cpu().contiguous() for key, value in found.items() if isinstance(value, Tensor)}
-            numbers = {key: value for key, value in found.items() if key not in tensors}
-            save_tensors(tensors, path)
+            numbers = {key: value for key, value in found.items() if not isinstance(value, Tensor | dict)}
+            save_tensors(_flat(found), path)
             cost = Cost(time.monotonic() - started, peak_memory_bytes())
             self.run.finish(name, {"numbers": numbers, **vars(cost)})
         cure = f"Delete {self.run.note(name)} to have it fitted again."
-        return kind(**load_tensors(path, cure), **(self.run.finished(name) or {})["numbers"])
+        return kind(**_fields(load_tensors(path, cure)), **(self.run.finished(name) or {})["numbers"])
 
     def cost(self, name: str) -> Cost:
         """The cost of a finished part."""
         done = self.run.finished(name) or {}
         return Cost(done["seconds"], done.get("peak_memory_bytes", 0))
+
+
+def _flat(found: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a dataclass by its fields' names; those of a dictionary as FIELD/KEY."""
+    tensors = {key: value for key, value in found.items() if isinstance(value, Tensor)}
+    for field, of_field in found.items():
+        if isinstance(of_field, dict):
+            tensors |= {f"{field}/{key}": value for key, value in of_field.items()}
+    return {key: value.cpu().contiguous() for key, value in tensors.items()}
+
+
+def _fields(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The fields that ``_flat`` has made one dictionary of."""
+    found: dict[str, Any] = {}
+    for name, value in tensors.items():
+        field, _, key = name.partition("/")
+        if key:
+            found.setdefault(field, {})[key] = value
+        else:
+            found[field] = value
+    return found
