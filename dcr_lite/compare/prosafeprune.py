@@ -27,7 +27,8 @@ map, and is saved, merged and exported with it:
 Departures from the source:
 
 - Prompts are our pairs and instructions, 128 of a kind instead of 200 from three data sets. In minimal pairs the toxic
-  subspace is nearer to the seemingly toxic one than there, so that P_p spares less.
+  subspace is nearer to the seemingly toxic one than there, so that P_p spares less, and the kinds overlap in every
+  layer (the stock SmolLM2-135M: silhouettes of -0.01 to 0.00), so that the best one is hardly better than the next.
 - The source has no defaults: its layers, r and strength come from a search by compliance and safety on 50 judged
   prompts. Here a fixed number of settings (SETTINGS) is tried on development prompts: by how far the refusal
   probabilities of both kinds lie apart, among those that keep the first token on plain prompts (Surgical's limit, where
