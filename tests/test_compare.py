@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from small_runs import flags, recipe_module, run_here, save_rows, write_rows
 
 from dcr_lite import cli
-from dcr_lite.compare import command, measurement, prosafeprune, surgical
+from dcr_lite.compare import actor, command, measurement, prosafeprune, surgical
+from dcr_lite.compare.directions import KL_LIMIT
 from dcr_lite.compare.methods import ANSWERED, METHODS
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import numbers_of
@@ -26,6 +27,7 @@ from dcr_lite.files import load_jsonl, read_state, write_state
 from dcr_lite.measure.answers import method_result, read_answers
 from dcr_lite.measure.metrics import mean_interval
 from dcr_lite.method import safety_sft
+from dcr_lite.model.adapters import WEIGHTS
 from dcr_lite.run import steps
 from dcr_lite.run.inputs import resolved
 from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
@@ -36,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("pictures")
 
 USUAL = {
     "base": "0", "steered": "1", "safety_sft": "6", "augmented": "6", "surgical": "1", "scans": "1",
-    "prosafeprune": "1", "dcr": "0",
+    "prosafeprune": "1", "actor": "1", "dcr": "0",
 }  # fmt: skip
 Compared = tuple[Path, list[str], Path, dict[str, Any]]
 
@@ -52,6 +54,7 @@ def _small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patched.setattr(command, "matrix_rate", lambda device, precision: 1e10)
         patched.setattr(measurement, "HELD_OUT_INSTRUCTIONS", instructions)
         patched.setattr(safety_sft, "OBSERVATIONS", 1)  # of probabilities along a training, which no test here reads
+        patched.setattr(actor, "ALPHAS", (0.5, 1.0))  # each is a training
         patched.setattr(surgical, "DISCARDED", 0.5)  # of the layers: each candidate is tried on all prompts
         patched.setattr(prosafeprune, "WINDOWS", (2,))
         yield
@@ -217,6 +220,37 @@ def test_methods_differ_and_act_on_safety_sft_alone(compared: Compared) -> None:
     assert {key.split(".")[-1] for key in pruning} >= {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
+def test_actor_takes_the_best_of_what_it_has_tried(compared: Compared) -> None:
+    """Of every alpha after every epoch, once a seed. Each alpha's adapter is kept as peft reads it and is that of
+    safety SFT at all layers but one. Its minutes are those of safety SFT and of all that it tried."""
+    _, _, out, report = compared
+    for seed in (0, 1):
+        folder = out / f"seed{seed}"
+        notes = {path.stem: read_state(path, "") for path in (folder / "checkpoints").glob("*.json")}
+        chosen = notes["actor"]["numbers"]
+        assert (chosen["layer"], chosen["tried"]) == (notes["actor_layer"]["numbers"]["number"], 2 * actor.EPOCHS)
+        parts = [f"actor_{alpha:g}" for alpha in actor.ALPHAS]
+        tried: dict[tuple[str, int], float] = {}
+        for part in parts:
+            seen = [row for row in load_jsonl(folder / "metrics.jsonl") if row["stage"] == part and "apart" in row]
+            assert len(seen) == actor.EPOCHS
+            for epoch, row in enumerate(seen, start=1):
+                divergence = row["first_token_kl"]
+                tried[part, epoch] = row["apart"] if divergence <= KL_LIMIT else -1 - divergence
+        assert tried[f"actor_{chosen['alpha']:g}", chosen["epochs"]] == max(tried.values()) == chosen["apart"]
+
+        before = load_file(folder / "safety_sft_6" / WEIGHTS)
+        for part in parts:
+            after = load_file(folder / part / WEIGHTS)
+            changed = {
+                name.split(".layers.")[1].split(".")[0] for name in before if not after[name].equal(before[name])
+            }
+            assert changed == {str(chosen["layer"])}
+        (point,) = (p for p in report["points"] if (p["method"], p["seed"], p["strength"]) == ("actor", seed, 1))
+        seconds = [notes[part]["seconds"] for part in ("safety_sft_6", "actor_layer", *parts)]
+        assert point["numbers"]["minutes"] == pytest.approx(sum(seconds) / 60)
+
+
 def test_a_curve_adds_strengths_for_its_seeds_alone(compared: Compared) -> None:
     """Further numbers of refusals, orthogonalities, strengths and settings of the dial, which the table leaves out."""
     _, _, _, report = compared
@@ -226,7 +260,7 @@ def test_a_curve_adds_strengths_for_its_seeds_alone(compared: Compared) -> None:
         strengths.setdefault(point["method"], set()).add(point["strength"])
     assert strengths == {
         "base": {0}, "steered": {-1, 0.5, 1, 2}, "safety_sft": {3, 6}, "augmented": {3, 6},
-        "surgical": {0, 0.5, 1}, "scans": {0.5, 1, 2}, "prosafeprune": {0.5, 1, 1.5},
+        "surgical": {0, 0.5, 1}, "scans": {0.5, 1, 2}, "prosafeprune": {0.5, 1, 1.5}, "actor": {0.5, 1, 2},
         "dcr": {0, *ANSWERED},
     }  # fmt: skip
 

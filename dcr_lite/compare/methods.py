@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
-from dcr_lite.compare import directions, prosafeprune, scans, steered, surgical
+from torch import Tensor
+
+from dcr_lite.compare import actor, directions, prosafeprune, scans, steered, surgical
+from dcr_lite.compare.actor import Actor, ActorConfig, Choice, Layer
 from dcr_lite.compare.prosafeprune import Pruning
 from dcr_lite.compare.scans import Scans
 from dcr_lite.compare.seed_run import ANCHORS, Cost, SeedRun
@@ -105,6 +108,38 @@ def _prosafeprune(seed: SeedRun, factor: float) -> Iterator[Cost]:
             yield trained + seed.cost("prosafeprune")
 
 
+def _train_actor(seed: SeedRun, layer: int, alpha: float, start: dict[str, Tensor]) -> str:
+    """ACTOR with one alpha, from the weights ``start`` of safety SFT alone, trained once; the name of that part."""
+    # The rate of stage 1, which moves states in the middle of the model too.
+    name, config = f"actor_{alpha:g}", ActorConfig(layer, alpha, seed.settings.contrastive_learning_rate)
+
+    def stage() -> Actor:
+        folder = seed.run.path / name  # of the adapter, which takes the place of what the training keeps there
+        return Actor(name, seed.model, BASELINE, *seed.anchors, config, seed.settings.seed, folder)
+
+    seed.train_stage(name, f"ACTOR, alpha {alpha:g}", BASELINE, start, stage)
+    return name
+
+
+@contextmanager
+def _actor(seed: SeedRun, factor: float) -> Iterator[Cost]:
+    with _safety_sft(seed, seed.settings.sizes["baseline_refusals"]) as trained:
+        start = adapters.adapter_weights(seed.model, BASELINE)
+        found = seed.fit_once("actor_layer", Layer, lambda: actor.best_layer(seed.model, seed.anchors[0]))
+
+        def choose() -> Choice:
+            parts = {alpha: _train_actor(seed, found.number, alpha, start) for alpha in actor.ALPHAS}
+            notes = {alpha: seed.run.finished(part) or {} for alpha, part in parts.items()}
+            alpha = max(notes, key=lambda alpha: notes[alpha]["best"])
+            epochs = notes[alpha]["best_step"] // len(actor.batches(seed.anchors[0], seed.settings.seed))
+            return Choice(found.number, alpha, epochs, notes[alpha]["best"], len(parts) * actor.EPOCHS)
+
+        chosen = seed.fit_once("actor", Choice, choose)
+        own = _train_actor(seed, chosen.layer, factor * chosen.alpha, start)
+        parts = {own, *(f"actor_{alpha:g}" for alpha in actor.ALPHAS)}
+        yield sum((seed.cost(part) for part in parts), trained + seed.cost("actor_layer"))
+
+
 @contextmanager
 def _dcr(seed: SeedRun, answered: float) -> Iterator[Cost]:
     trained = seed.train_dcr()
@@ -144,6 +179,14 @@ def _prosafeprune_operations(seed: SeedRun, factor: float) -> float:
     tried = prosafeprune.SETTINGS * 3 * directions.VALIDATION
     again = (prosafeprune.FINALISTS + 1) * 2 * len(seed.data.development)
     return (3 * ANCHORS + tried + again) * seed.operations["prompt"] if factor == 1 else 0
+
+
+def _actor_operations(seed: SeedRun, factor: float) -> float:
+    """Of each training the states that enter its layer, and after each epoch the development prompts with the tokens of
+    refusing openings behind them; the layer itself is little beside those."""
+    trainings = len(actor.ALPHAS) if factor == 1 else 1
+    prompts = 3 * ANCHORS + actor.EPOCHS * (4 * len(seed.data.development) + directions.VALIDATION)
+    return trainings * prompts * seed.operations["prompt"]
 
 
 @dataclass(frozen=True)
@@ -190,6 +233,9 @@ METHODS = {
     "prosafeprune": Method(
         "ProSafePrune", "#e84393", _prosafeprune, lambda settings: (1.0, 0.5, 1.5), "times the strength chosen",
         _prosafeprune_operations,
+    ),
+    "actor": Method(
+        "ACTOR", "#12a5b8", _actor, lambda settings: (1.0, 0.5, 2.0), "times the alpha chosen", _actor_operations
     ),
     DCR: Method(
         "DCR", "#1e8449", _dcr, lambda settings: (AS_SET, *(ANSWERED if settings.dial != "none" else ())),

@@ -21,6 +21,7 @@ from dcr_lite.files import load_tensors, save_tensors, write_state
 from dcr_lite.measure.answers import read_answers
 from dcr_lite.measure.kept import StockAnswers, read_stock_answers, worth_keeping
 from dcr_lite.method.dial import Dial, fit_dial, set_strength
+from dcr_lite.method.loop import Stage
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.loading import Model
@@ -194,6 +195,22 @@ class SeedRun:
             planned[name] = planned[like]
         forget_peak_memory()
         steps.train_safety_sft(self.run, self.model, name, adapter, title, rows, above, self.data, self.settings)
+        adapters.activate(self.model, adapter)
+        return self.cost(name)
+
+    def train_stage(
+        self, name: str, title: str, adapter: str, start: dict[str, Tensor], stage: Callable[[], Stage]
+    ) -> Cost:
+        """Train the stage that ``stage`` makes, of ``adapter`` from the weights ``start``, once: a finished one is read
+        from the run folder."""
+        adapters.set_adapter_weights(self.model, adapter, start)
+        forget_peak_memory()
+        if self.run.finished(name):
+            steps.restore(self.run, self.model, name, adapter)
+        else:
+            self.model.plan_passes(BASELINE)  # what there is memory for where all layers train
+            adapters.activate(self.model, adapter)
+            steps.train(self.run, stage(), title)
         adapters.activate(self.model, adapter)
         return self.cost(name)
 

@@ -69,9 +69,10 @@ class SafetySFT:
         self.rows = [Tokens(*row) for row in encoded]
         self.prefix = shared_prefix([row.prompt for row in self.rows])
         self.parameters = train_only(model, adapter, range(config.above + 1, depth(model.network)))
-        self.below = _below(model, self.rows, self.prefix, config.above) if config.above >= 0 else None
+        ids = [row.ids for row in self.rows]
+        self.below = states_below(model, ids, self.prefix, config.above) if config.above >= 0 else None
         self.batches = sft_batches(
-            [len(row.ids) for row in self.rows], [row.refuses for row in rows], config.batch_size, config.epochs, seed
+            list(map(len, ids)), [row.refuses for row in rows], config.batch_size, config.epochs, seed
         )
         self.steps, self.learning_rate = len(self.batches), config.learning_rate
         self.observe_every = -(-self.steps // OBSERVATIONS)
@@ -148,24 +149,24 @@ def _logits(model: Model, states: Tensor) -> Tensor:
 
 
 class _StoredStates:
-    """The states that layer ``layer`` puts out for every row, computed once. Held on the CPU in the model's precision,
-    the shared prefix once."""
+    """The states that layer ``layer`` puts out for every row of token ids, computed once. Held on the CPU in the
+    model's precision, the shared prefix once."""
 
-    def __init__(self, model: Model, rows: list[Tokens], prefix: int, layer: int):
+    def __init__(self, model: Model, rows: list[list[int]], prefix: int, layer: int):
         self.layer = layer
         self.rows: dict[int, Tensor] = {}
         self.shared = torch.empty(0)
         model.network.eval()
 
         def states_of(chosen: list[int]) -> list[Tensor]:
-            batch = model.batch([rows[i].ids for i in chosen], prefix)
+            batch = model.batch([rows[i] for i in chosen], prefix)
             with model.compute():
                 states = states_at_layer(model.network, batch, layer).cpu()
             self.shared = states[: batch.shared].clone()
             return [states[places.cpu()].clone() for places in batch.index]
 
         with torch.no_grad():
-            for part in model.passes([row.ids for row in rows], shared=prefix):
+            for part in model.passes(rows, shared=prefix):
                 self.rows |= zip(part, in_halves(states_of, part), strict=True)
 
     def of(self, batch: Batch, chosen: list[int]) -> Tensor:
@@ -191,10 +192,11 @@ class _FreshStates:
         return states.view(*batch.inputs["input_ids"].shape, -1)
 
 
-def _below(model: Model, rows: list[Tokens], prefix: int, layer: int) -> _StoredStates | _FreshStates:
-    """The states that ``layer`` puts out: stored where they fit into this computer's memory."""
+def states_below(model: Model, rows: list[list[int]], prefix: int, layer: int) -> _StoredStates | _FreshStates:
+    """The states that ``layer`` puts out for rows of token ids with a shared prefix, while nothing up to that layer
+    trains: stored where they fit into this computer's memory."""
     width = model.network.config.hidden_size
-    needed = sum(len(row.ids) - prefix for row in rows) * width * model.precision.itemsize
+    needed = sum(len(row) - prefix for row in rows) * width * model.precision.itemsize
     if needed > STORED_SHARE * free_memory("cpu"):
         return _FreshStates(model, layer)
     return _StoredStates(model, rows, prefix, layer)

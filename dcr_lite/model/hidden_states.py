@@ -95,14 +95,28 @@ def states_at_layer(model: nn.Module, batch: Batch, layer: int, places: Tensor |
     decoder = decoder_of(model)
     if not 0 <= layer < len(decoder.layers):
         raise ValueError(f"layer {layer} is not one of the model's {len(decoder.layers)} layers")
+    with only_layers(decoder, 0, layer + 1):
+        return _pre_norm(decoder, batch, places, **batch.inputs)
+
+
+def states_through_layer(model: nn.Module, batch: Batch, states: Tensor, layer: int, places: Tensor) -> Tensor:
+    """The states that decoder layer ``layer`` puts out at ``places`` of the flattened batch, pre-norm, from ``states``
+    (batch, seq, d_model) that enter it: (places, d_model). Only that layer runs."""
+    decoder = decoder_of(model)
+    inputs = {k: v for k, v in batch.inputs.items() if k != "input_ids"}
+    with only_layers(decoder, layer, layer + 1):
+        return _pre_norm(decoder, batch, places, inputs_embeds=states, **inputs)
+
+
+def _pre_norm(decoder: Any, batch: Batch, places: Tensor | None, **inputs: Any) -> Tensor:
+    """What the last of the decoder's layers puts out for ``inputs``, at ``places``."""
     captured: list[Tensor] = []
     with (
-        only_layers(decoder, 0, layer + 1),
         _read_at(decoder, batch, places) as read,
         # Removed before the backward pass, in which a checkpointed layer runs a second time.
-        decoder.layers[layer].register_forward_hook(partial(_hook, captured.append)),
+        decoder.layers[-1].register_forward_hook(partial(_hook, captured.append)),
     ):
-        decoder(**batch.inputs, use_cache=False)
+        decoder(**inputs, use_cache=False)
     return read(captured[0])
 
 

@@ -66,7 +66,7 @@ def set_dial(run: RunFolder, model: Model, data: Data, settings: Settings) -> No
 def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
     """Stage 1, contrastive refinement, on the DCR adapter; keeps the states that later steps read at layer L."""
     if run.finished("stage1") and run.layer_states.exists():
-        return _restore(run, model, "stage1", DCR)
+        return restore(run, model, "stage1", DCR)
     config = ContrastiveConfig.of(settings)
     geometry = stock_geometry(model, encode_pairs(model, data.training), config)
     model.plan_passes("stage1")
@@ -105,7 +105,7 @@ def train_safety_sft(
 ) -> None:  # fmt: skip
     """Safety SFT on ``rows`` of an adapter above layer ``above``, as the part ``name`` of the run."""
     if run.finished(name):
-        return _restore(run, model, name, adapter)
+        return restore(run, model, name, adapter)
     config = SafetySFTConfig(above, settings.sft_epochs, settings.sft_batch, settings.sft_learning_rate)
     watched = encode_prompts(model.tokenizer, [p.prompt for p in data.watched], model.window)
     labels = [p.label for p in data.watched]
@@ -125,7 +125,7 @@ def train(run: RunFolder, stage: Stage, title: str, patience: int = 0) -> None:
     """Train a stage unless it is done, with its progress bar and its checkpoint; its adapter is saved at the end.
     patience: see ``Loop``."""
     if run.finished(stage.name):
-        return _restore(run, stage.model, stage.name, stage.adapter)
+        return restore(run, stage.model, stage.name, stage.adapter)
     with progress_bar(title, stage.steps) as shown:
 
         def report(row: dict[str, Any]) -> None:
@@ -140,7 +140,7 @@ def train(run: RunFolder, stage: Stage, title: str, patience: int = 0) -> None:
     return None
 
 
-def _restore(run: RunFolder, model: Model, name: str, adapter: str) -> None:
+def restore(run: RunFolder, model: Model, name: str, adapter: str) -> None:
     """Give the adapter the weights that the finished stage ``name`` left."""
     cure = f"Delete {run.note(name)} to have it trained again."
     adapters.set_adapter_weights(model, adapter, load_tensors(run.path / name / adapters.WEIGHTS, cure))
