@@ -27,7 +27,8 @@ from dcr_lite.files import load_jsonl, read_state, write_state
 from dcr_lite.measure.answers import method_result, read_answers
 from dcr_lite.measure.metrics import mean_interval
 from dcr_lite.method import safety_sft
-from dcr_lite.model.adapters import WEIGHTS
+from dcr_lite.model.adapters import WEIGHTS, adapter_weights
+from dcr_lite.names import BASELINE
 from dcr_lite.run import steps
 from dcr_lite.run.inputs import resolved
 from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
@@ -249,6 +250,35 @@ def test_actor_takes_the_best_of_what_it_has_tried(compared: Compared) -> None:
         (point,) = (p for p in report["points"] if (p["method"], p["seed"], p["strength"]) == ("actor", seed, 1))
         seconds = [notes[part]["seconds"] for part in ("safety_sft_6", "actor_layer", *parts)]
         assert point["numbers"]["minutes"] == pytest.approx(sum(seconds) / 60)
+
+
+def test_a_search_of_actor_goes_on(compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped before its last alpha, it trains that one alone and chooses as an undisturbed one does; the model is then
+    the one that was chosen."""
+    recipe, _, finished, _ = compared
+    folder = Path(shutil.copytree(finished / "seed0", tmp_path / "seed0"))
+    last = f"actor_{actor.ALPHAS[-1]:g}"
+    weights = load_file(folder / last / WEIGHTS)
+    for part in ("actor", last):
+        (folder / "checkpoints" / f"{part}.json").unlink()
+    shutil.rmtree(folder / last)
+    trained: list[str] = []
+    train = steps.train
+
+    def training(run: Any, stage: Any, *rest: Any) -> None:
+        trained.append(stage.name)
+        train(run, stage, *rest)
+
+    monkeypatch.setattr(steps, "train", training)
+    seed_run = SeedRun(resolved(load_recipe(recipe).SETTINGS), folder, 0)
+    with METHODS["actor"].model(seed_run, 1.0):
+        active = adapter_weights(seed_run.model, BASELINE)
+    assert trained == [last]
+    assert all(tensor.equal(weights[name]) for name, tensor in load_file(folder / last / WEIGHTS).items())
+    chosen, before = (read_state(at / "checkpoints" / "actor.json", "") for at in (folder, finished / "seed0"))
+    assert chosen["numbers"] == before["numbers"]
+    kept = load_file(folder / f"actor_{chosen['numbers']['alpha']:g}" / WEIGHTS)
+    assert all(tensor.equal(kept[name]) for name, tensor in active.items())
 
 
 def test_a_curve_adds_strengths_for_its_seeds_alone(compared: Compared) -> None:

@@ -178,8 +178,8 @@ class Actor:
         for batch in self.batches:
             for part in self._passes(batch):
                 states |= zip(part, self.leaving(part).detach(), strict=True)
-        kinds = torch.stack([states[i] for i in range(len(states))]).chunk(3)
-        return torch.cat(targets(*kinds, self.config.alpha))
+        toxic, seemingly_toxic, plain = torch.stack([states[i] for i in range(len(states))]).chunk(3)
+        return torch.cat(targets(toxic, seemingly_toxic, plain, self.config.alpha))
 
     def _passes(self, batch: list[int]) -> list[list[int]]:
         parts = self.model.passes([self.rows[i] for i in batch], shared=self.prefix)
