@@ -1,0 +1,32 @@
+"""What a token of an answer costs: some methods work on while the model answers."""
+
+import time
+
+from dcr_lite.errors import UserError
+from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.generation import answer
+from dcr_lite.model.loading import Model
+
+PROMPTS = 8  # plain ones, which every method answers: refusals end after a few tokens
+TOKENS = 24  # of each answer: a method that works on the first ten alone has its share
+TRIES = 3
+
+
+def token_seconds(model: Model, prompts: list[str]) -> float:
+    """Seconds for one more token of the answers to prompts that are answered together, of the model as it stands: what
+    TOKENS tokens take longer than the first. The least of TRIES, since other work on a machine only ever adds.
+
+    Raises UserError where no answer has a second token.
+    """
+    rows = encode_prompts(model.tokenizer, prompts, model.window)
+
+    def timed(tokens: int) -> tuple[float, int]:
+        started = time.perf_counter()
+        given = answer(model, rows, tokens)
+        return time.perf_counter() - started, sum(len(one.ids) for one in given)
+
+    first, whole = ([timed(tokens) for _ in range(TRIES)] for tokens in (1, TOKENS))
+    more = whole[0][1] - first[0][1]
+    if more < 1:
+        raise UserError("no answer to plain prompts has a second token: the model is broken")
+    return max(0.0, min(whole)[0] - min(first)[0]) / more

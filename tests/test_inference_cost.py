@@ -1,0 +1,45 @@
+"""Claims about what a token of an answer costs."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+from tiny_models import PROMPTS
+
+from dcr_lite.compare import inference_cost
+from dcr_lite.compare.inference_cost import TOKENS, TRIES, token_seconds
+from dcr_lite.errors import UserError
+from dcr_lite.model.generation import Answer
+from dcr_lite.model.loading import Model
+
+MakeModel = Callable[..., Model]
+
+
+def test_a_token_costs_what_further_tokens_take_longer_in_the_quickest_tries(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading the prompts is no part of it, nor is a try that other work slowed, nor tokens that never came."""
+    clock, given = [0.0], 0
+    slowed = [5.0, 0.0, 1.0]  # of the tries of either kind
+
+    def answer(model: Model, rows: list[list[int]], tokens: int) -> list[Answer]:
+        nonlocal given
+        ids = [tuple(range(min(tokens, 3 + i))) for i in range(len(rows))]  # the first one ends after three
+        clock[0] += 2.0 + 0.25 * sum(map(len, ids)) + slowed[given % TRIES]
+        given += 1
+        return [Answer("", 0.0, True, own) for own in ids]
+
+    monkeypatch.setattr(inference_cost, "answer", answer)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    assert token_seconds(tiny_model(), PROMPTS) == pytest.approx(0.25)
+    assert given == 2 * TRIES
+
+
+def test_a_real_model_takes_time_for_a_token(tiny_model: MakeModel) -> None:
+    """And one that ends every answer at once has no cost of a token."""
+    model = tiny_model()
+    assert 0 < token_seconds(model, PROMPTS) < 1
+    model.network.generation_config.eos_token_id = list(range(len(model.tokenizer)))
+    with pytest.raises(UserError, match="no answer to plain prompts has a second token"):
+        token_seconds(model, PROMPTS)
+    assert TOKENS > 10  # more than a contrast of the first ten tokens
