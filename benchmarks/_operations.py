@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dcr_lite.method.safety_sft import LOGITS_PER_PASS
+from dcr_lite.method.answer_tokens import LOGITS_PER_PASS
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ PARTS = {
     "run.stored_states:fit_discernments": "readings of the three models",
     "method.contrastive:ContrastiveRefinement.step": "forward and backward",
     "method.safety_sft:_StoredStates.__init__": "stored states",
-    "method.safety_sft:_backward_through_vocabulary": "logits and backward",
+    "method.answer_tokens:backward_through_vocabulary": "logits and backward",
     "model.hidden_states:states_above": "forward above L",
     "model.hidden_states:final_states": "forward",
     "model.generation:answer": "decoding",

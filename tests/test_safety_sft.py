@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dcr_lite.data.rows import Conversation
-from dcr_lite.method import safety_sft
+from dcr_lite.method import answer_tokens
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_conversations
@@ -75,7 +75,7 @@ def test_a_step_is_that_of_transformers(
     model = tiny_model(architecture)
     if small_passes:
         model.tokens_per_pass = 40
-        monkeypatch.setattr(safety_sft, "LOGITS_PER_PASS", 3)
+        monkeypatch.setattr(answer_tokens, "LOGITS_PER_PASS", 3)
     ours = one_step(model, above)
     theirs = by_transformers(model)
     assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from dcr_lite.data.rows import Conversation
 from dcr_lite.data.splits import sft_batches
+from dcr_lite.method.answer_tokens import Tokens, answer_places, backward_through_vocabulary
 from dcr_lite.model import distributed
 from dcr_lite.model.adapters import train_only
 from dcr_lite.model.chat import encode_conversations
 from dcr_lite.model.free_memory import free_memory
-from dcr_lite.model.hidden_states import depth, final_states, states_above, states_at_layer, vocabulary_logits
+from dcr_lite.model.hidden_states import depth, final_states, states_above, states_at_layer
 from dcr_lite.model.loading import Model, in_halves
-from dcr_lite.model.packing import Batch, filled, shared_prefix
+from dcr_lite.model.packing import Batch, shared_prefix
 
 STORED_SHARE = 0.25  # of this computer's free memory that states of layer L may take
-LOGITS_PER_PASS = 128  # answer tokens whose logits exist at once: 25 MB in float32 for a vocabulary of 49,152
 OBSERVATIONS = 5  # along the way to the end, and once before the first step
 
 
@@ -32,18 +32,6 @@ class SafetySFTConfig:
     epochs: int
     batch_size: int
     learning_rate: float
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A training row: the chat template's ids up to the answer, and the answer's."""
-
-    prompt: list[int]
-    answer: list[int]
-
-    @property
-    def ids(self) -> list[int]:
-        return self.prompt + self.answer
 
 
 class SafetySFT:
@@ -86,14 +74,16 @@ class SafetySFT:
         loss = 0.0
         for part in self.model.passes([self.rows[i].ids for i in own], shared=self.prefix):
             states, targets = self.predicting_states([own[k] for k in part])
-            loss += _backward_through_vocabulary(self.model, states, targets, n_targets)
+            weights = torch.full_like(targets, 1 / n_targets, dtype=torch.float32)
+            log_p = backward_through_vocabulary(self.model, states, targets, weights)
+            loss -= log_p.double().sum().item() / n_targets
         return distributed.total(loss)
 
     def predicting_states(self, chosen: list[int]) -> tuple[Tensor, Tensor]:
         """Post-norm states from which the chosen rows' answer tokens are predicted (tokens, d_model), and those tokens
         (tokens,)."""
         batch = self.model.batch([self.rows[i].ids for i in chosen], self.prefix)
-        places, targets = _answer_places(batch, [self.rows[i] for i in chosen])
+        places, targets = answer_places(batch, [self.rows[i] for i in chosen])
         with self.model.compute():
             if self.below is None:
                 return final_states(self.model.network, batch, places), targets
@@ -103,46 +93,6 @@ class SafetySFT:
     def observe(self, step: int) -> dict[str, Any]:
         """What ``evaluate`` finds."""
         return self.evaluate()
-
-
-def _answer_places(batch: Batch, rows: list[Tokens]) -> tuple[Tensor, Tensor]:
-    """Where in the flattened batch each answer token is predicted (one place before it stands), and the tokens."""
-    places, targets = [], []
-    for row, own in zip(rows, batch.index, strict=True):
-        first = len(row.prompt) - batch.shared - 1
-        places.append(own[first : first + len(row.answer)])
-        targets += row.answer
-    return torch.cat(places), torch.tensor(targets, device=places[0].device)
-
-
-def _backward_through_vocabulary(model: Model, states: Tensor, targets: Tensor, n_targets: int) -> float:
-    """Sum of cross-entropies over ``n_targets``, and its gradient: a few tokens' logits at a time, since all of them
-    together would be the largest tensor of the whole stage."""
-    leaf = states.detach().requires_grad_()
-    total = 0.0
-    for start in range(0, len(leaf), LOGITS_PER_PASS):
-        part, wanted = leaf[start : start + LOGITS_PER_PASS], targets[start : start + LOGITS_PER_PASS]
-        logits = _logits(model, part)
-        # The gradient of cross-entropy is softmax minus one at the target: written in place of the logits' copies that
-        # autograd would keep, three passes over them instead of seven.
-        with torch.no_grad():
-            log_p = logits.log_softmax(-1)
-            total -= log_p.gather(1, wanted[:, None]).sum().item() / n_targets
-            gradient = log_p.exp_()
-            gradient[torch.arange(len(wanted)), wanted] -= 1
-            gradient *= model.gradient_scale / n_targets
-        logits.backward(gradient)
-    states.backward(leaf.grad)
-    return total
-
-
-def _logits(model: Model, states: Tensor) -> Tensor:
-    """Logits of a few states, in one of few shapes on a CPU (see packing): (tokens, vocabulary), float32."""
-    places = filled(torch.arange(len(states), device=states.device))
-    with model.compute():
-        if len(places) == len(states):
-            return vocabulary_logits(model.network, states)
-        return vocabulary_logits(model.network, states[places])[: len(states)]
 
 
 # --- states of layer L, which do not change while only later layers train ---------------------------------------------
