@@ -10,13 +10,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from dcr_lite.data.rows import Conversation
 from dcr_lite.data.splits import evenly_drawn, safety_mixture
 from dcr_lite.errors import UserError
-from dcr_lite.files import damaged, load_jsonl, sha256_of, write_jsonl
+from dcr_lite.files import sha256_of, write_jsonl
 from dcr_lite.measure.brokenness import before_repeating, repeats_itself
 from dcr_lite.measure.judge import is_refusal
 from dcr_lite.model import adapters, distributed
@@ -27,6 +25,7 @@ from dcr_lite.model.memory import PROMPT_TOKENS
 from dcr_lite.model.thinking import answer_of
 from dcr_lite.run import long_rows
 from dcr_lite.run.inputs import Data
+from dcr_lite.run.kept_rows import DIGEST, Row, kept_rows
 from dcr_lite.run.run_folder import RunFolder
 from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import Settings
@@ -37,7 +36,6 @@ BATCH = 64  # instructions between two writes of the file
 LEAST = 0.25  # of the instructions that are wanted: with fewer, refusals would be most of what is learnt
 
 # Of the file: prompt, response, ends (not cut off), and left_out, the reason, empty where the answer is learnt from.
-Row = dict[str, Any]
 FIELDS = {"prompt": str, "response": str, "ends": bool, "left_out": str}
 
 
@@ -53,13 +51,13 @@ def in_own_voice(run: RunFolder, model: Model, data: Data, settings: Settings) -
     path, wanted = run.path / f"{PART}.jsonl", settings.sizes["instructions"]
     most = (run.finished(long_rows.PART) or {}).get("safety_sft", model.window)
     order = candidates(model, data, settings.seed, most)
-    rows = distributed.on_main(lambda: _answered(run, path, order))
+    rows = distributed.on_main(lambda: kept_rows(run, PART, path, FIELDS, [row.prompt for row in order]))
     if not run.finished(PART):
         started = time.monotonic()
         rows = answers_of(model, order, wanted, settings.answer_tokens, rows, lambda some: write_jsonl(some, path))
         counts = Counter(row["left_out"] or "learnt" for row in rows)
         facts = {"seconds": time.monotonic() - started, "counts": counts}
-        distributed.on_main(lambda: run.finish(PART, facts | {"answers_sha256": sha256_of(path)}))
+        distributed.on_main(lambda: run.finish(PART, facts | {DIGEST: sha256_of(path)}))
     own = learnt(order, rows)
     if len(own) < LEAST * wanted:
         raise UserError(
@@ -130,18 +128,3 @@ def learnt(order: list[Conversation], rows: list[Row]) -> list[Conversation]:
     """The instructions with the answers that are learnt from."""
     answered = zip(order, rows, strict=False)  # only as many were answered as were needed
     return [replace(one, response=row["response"], ends=row["ends"]) for one, row in answered if not row["left_out"]]
-
-
-def _answered(run: RunFolder, path: Path, order: list[Conversation]) -> list[Row]:
-    """The rows of the file, which have to be those that were written; none where there is no file yet. Raises UserError
-    for a damaged one."""
-    finished = run.finished(PART)
-    cure = f"Delete it and {run.note(PART)} to have them answered again."
-    if finished and not (path.exists() and finished.get("answers_sha256") == sha256_of(path)):
-        raise damaged(path, cure)
-    rows = load_jsonl(path) if path.exists() else []
-    for number, row in enumerate(rows, start=1):
-        whole = {name: type(value) for name, value in row.items()} == FIELDS
-        if not whole or number > len(order) or row["prompt"] != order[number - 1].prompt:
-            raise damaged(path, cure)
-    return rows
