@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from small_runs import flags, recipe_module, run_here, save_rows, write_rows
 
 from dcr_lite import cli
-from dcr_lite.compare import actor, command, measurement, prosafeprune, surgical
+from dcr_lite.compare import actor, command, measurement, preferences, prosafeprune, surgical
 from dcr_lite.compare.directions import KL_LIMIT
 from dcr_lite.compare.methods import ANSWERED, METHODS
 from dcr_lite.compare.seed_run import SeedRun
@@ -39,15 +39,16 @@ pytestmark = pytest.mark.usefixtures("pictures")
 
 USUAL = {
     "base": "0", "steered": "1", "safety_sft": "6", "augmented": "6", "surgical": "1", "scans": "1",
-    "prosafeprune": "1", "actor": "1", "dcr": "0",
+    "prosafeprune": "1", "actor": "1", "dpo": "0.5", "dcr": "0",
 }  # fmt: skip
 Compared = tuple[Path, list[str], Path, dict[str, Any]]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A random model hardly opens with a whole refusal: single letters give probabilities that a choice can go by. And
-    few instructions to take the answer loss of, and no second spent on measuring the processor."""
+    """A random model hardly opens with a whole refusal: single letters give probabilities that a choice can go by, and
+    an I refuses. And few instructions to take the answer loss of, short answers to learn preferences from, and no
+    second spent on measuring the processor."""
     rows = [{"prompt": f"Name {n} dogs.", "response": f"Here is a list of {n} dogs."} for n in range(4)]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("dcr_lite.model.loading.REFUSING_OPENINGS", tuple("ISTaeg"))
@@ -56,6 +57,9 @@ def _small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patched.setattr(measurement, "HELD_OUT_INSTRUCTIONS", instructions)
         patched.setattr(safety_sft, "OBSERVATIONS", 1)  # of probabilities along a training, which no test here reads
         patched.setattr(actor, "ALPHAS", (0.5, 1.0))  # each is a training
+        patched.setattr(preferences, "TOKENS", 6)
+        patched.setattr(preferences, "is_refusal", lambda text: text.startswith("I"))
+        patched.setattr(preferences, "is_broken", lambda prompt, text: not text)
         patched.setattr(surgical, "DISCARDED", 0.5)  # of the layers: each candidate is tried on all prompts
         patched.setattr(prosafeprune, "WINDOWS", (2,))
         yield
@@ -206,12 +210,13 @@ def test_three_of_the_methods_are_those_of_the_recipe(compared: Compared, tmp_pa
 
 
 def test_methods_differ_and_act_on_safety_sft_alone(compared: Compared) -> None:
-    """No two methods give the same scores; Surgical ablates, SCANS steers and ProSafePrune edits what the recipe's
-    refusals gave, so the adapter of safety SFT is trained once for each number of refusals, and stage 1 once a seed."""
+    """No two methods give the same scores; Surgical ablates, SCANS steers, ProSafePrune edits and DPO trains on what the
+    recipe's refusals gave, so the adapter of safety SFT is trained once for each number of refusals, and stage 1 once a
+    seed."""
     _, _, out, _ = compared
     assert len({tuple(row["refusal_log_odds"] for row in answers_of(out, name)) for name in USUAL}) == len(METHODS)
     metrics = [json.loads(line) for line in (out / "seed0" / "metrics.jsonl").read_text().splitlines()]
-    for stage in ("stage1", "safety_sft_6", "safety_sft_3", "augmented_6_3", "stage2"):
+    for stage in ("stage1", "safety_sft_6", "safety_sft_3", "augmented_6_3", "stage2", "dpo_0.25", "dpo_0.5"):
         taken = [row["step"] for row in metrics if row["stage"] == stage and "loss" in row]
         assert taken == list(range(1, len(taken) + 1))
         assert taken
@@ -291,7 +296,7 @@ def test_a_curve_adds_strengths_for_its_seeds_alone(compared: Compared) -> None:
     assert strengths == {
         "base": {0}, "steered": {-1, 0.5, 1, 2}, "safety_sft": {3, 6}, "augmented": {3, 6},
         "surgical": {0, 0.5, 1}, "scans": {0.5, 1, 2}, "prosafeprune": {0.5, 1, 1.5}, "actor": {0.5, 1, 2},
-        "dcr": {0, *ANSWERED},
+        "dpo": {0.25, 0.5, 0.75}, "dcr": {0, *ANSWERED},
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from dcr_lite.compare import actor, directions, prosafeprune, scans, steered, surgical
+from dcr_lite.compare import actor, directions, dpo, preferences, prosafeprune, scans, steered, surgical
 from dcr_lite.compare.actor import Actor, ActorConfig, Choice, Layer
 from dcr_lite.compare.prosafeprune import Pruning
 from dcr_lite.compare.scans import Scans
@@ -29,6 +29,7 @@ from dcr_lite.settings import Settings
 FACTORS = (0.5, 2.0)  # of a recipe's refusals: further points of a trained method's trade-off curve
 AS_SET = 0.0  # DCR's dial as the recipe sets it; else the share of seemingly toxic development prompts to answer
 ANSWERED = (0.6, 0.8, 0.95)  # such shares: further points of DCR's curve
+SHARES = (0.5, 0.25, 0.75)  # of toxic preferences in the loss of DPO
 CHAT_TOKENS = 5  # about as many tokens does a chat template write behind a prompt: the positions Surgical tries
 
 
@@ -141,6 +142,15 @@ def _actor(seed: SeedRun, factor: float) -> Iterator[Cost]:
 
 
 @contextmanager
+def _dpo(seed: SeedRun, share: float) -> Iterator[Cost]:
+    name, (_, development) = f"dpo_{share:g}", seed.anchors
+    with _safety_sft(seed, seed.settings.sizes["baseline_refusals"]) as trained:
+        rows = preferences.of_run(seed.run, seed.model, seed.data.training, seed.data.refusals, seed.settings.seed)
+        dpo.train(seed.run, seed.model, name, rows, share, development, seed.settings)
+        yield trained + seed.cost(preferences.PART) + seed.cost(name)
+
+
+@contextmanager
 def _dcr(seed: SeedRun, answered: float) -> Iterator[Cost]:
     trained = seed.train_dcr()
     if seed.settings.dial == "none":
@@ -187,6 +197,13 @@ def _actor_operations(seed: SeedRun, factor: float) -> float:
     trainings = len(actor.ALPHAS) if factor == 1 else 1
     prompts = 3 * ANCHORS + actor.EPOCHS * (4 * len(seed.data.development) + directions.VALIDATION)
     return trainings * prompts * seed.operations["prompt"]
+
+
+def _dpo_operations(seed: SeedRun, share: float) -> float:
+    """Four passes over both answers to both prompts of a pair, forward and backward and once before; and once those
+    answers themselves, of which safety SFT gives some twice."""
+    rows = 4 * min(preferences.PAIRS, len(seed.data.training))
+    return (6 if share == SHARES[0] else 4) * rows * seed.operations["prompt"]
 
 
 @dataclass(frozen=True)
@@ -236,6 +253,9 @@ METHODS = {
     ),
     "actor": Method(
         "ACTOR", "#12a5b8", _actor, lambda settings: (1.0, 0.5, 2.0), "times the alpha chosen", _actor_operations
+    ),
+    "dpo": Method(
+        "DPO", "#00acc1", _dpo, lambda settings: SHARES, "share of toxic preferences", _dpo_operations
     ),
     DCR: Method(
         "DCR", "#1e8449", _dcr, lambda settings: (AS_SET, *(ANSWERED if settings.dial != "none" else ())),

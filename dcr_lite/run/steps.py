@@ -3,6 +3,7 @@ its folder."""
 
 import contextlib
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,9 +122,9 @@ def train_safety_sft(
     return train(run, sft, title)
 
 
-def train(run: RunFolder, stage: Stage, title: str, patience: int = 0) -> None:
+def train(run: RunFolder, stage: Stage, title: str, patience: int = 0, noted: Mapping[str, Any] | None = None) -> None:
     """Train a stage unless it is done, with its progress bar and its checkpoint; its adapter is saved at the end.
-    patience: see ``Loop``."""
+    patience: see ``Loop``. noted: further facts of the finished part."""
     if run.finished(stage.name):
         return restore(run, stage.model, stage.name, stage.adapter)
     with progress_bar(title, stage.steps) as shown:
@@ -136,7 +137,7 @@ def train(run: RunFolder, stage: Stage, title: str, patience: int = 0) -> None:
     if distributed.is_main():
         adapters.save_adapter(stage.model, stage.adapter, run.path / stage.name)
     facts = {"seconds": progress.seconds, "best_step": progress.best_step, "best": progress.best}
-    run.finish(stage.name, facts | {"peak_memory_bytes": peak_memory_bytes()})
+    run.finish(stage.name, facts | {"peak_memory_bytes": peak_memory_bytes(), **(noted or {})})
     return None
 
 

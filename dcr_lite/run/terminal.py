@@ -58,6 +58,8 @@ class ProgressBar:
             self.advance(1)
         if "development_auroc" in row:
             self.facts["unseen pairs AUROC"] = f"{row['development_auroc']:.3f}"
+        if "apart" in row:
+            self.facts["unseen pairs apart"] = f"{row['apart']:.2f}"
         for label in ("toxic", "seemingly_toxic"):
             if label in row:
                 self.facts[f"refuses {label.replace('_', ' ')}"] = f"{row[label]:.2f}"

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dcr_lite.compare.dpo import DPO
+from dcr_lite.compare.preferences import Preference, Said
 from dcr_lite.data.rows import read_conversations, read_pairs
 from dcr_lite.method import losses
 from dcr_lite.method.contrastive import ContrastiveConfig, ContrastiveRefinement, encode_pairs, stock_geometry
@@ -16,10 +18,15 @@ from dcr_lite.model import adapters, distributed, loading, states
 from dcr_lite.run.launch import _several
 
 ADAPTER = "first"
-CASES = ("stage1", "stage1-circle", "stage1-parts", "stage2-above", "stage2-all")
+CASES = ("stage1", "stage1-circle", "stage1-parts", "stage2-above", "stage2-all", "dpo")
 
 
 def stage_of(model: loading.Model, what: str, rows: Path) -> Stage:
+    if what == "dpo":
+        said = read_conversations(rows / "instructions.jsonl")[:13]
+        answers = [Said(row.response, True) for row in said]
+        preferences = [Preference(said[i].prompt, i % 2 == 0, i // 2, answers[i], answers[i - 1]) for i in range(13)]
+        return DPO("dpo", model, ADAPTER, preferences, 0.25, 1e-2, 0, lambda: 0.0)
     if what.startswith("stage2"):
         mixture = read_conversations(rows / "instructions.jsonl")[:13]  # the last batch has one row
         above = 1 if what.endswith("above") else -1

@@ -1,0 +1,176 @@
+"""Preferences for DPO from pairs of prompts: an answer over a refusal where a prompt only seems toxic, a refusal over
+an answer where it is toxic.
+
+POROver (Karaman et al., ICML 2025, arXiv 2410.12999) takes both from a stronger teacher. Here nobody is there to teach,
+and pairs have no answers; so the two models that a comparison has answer for each other:
+
+- the answer is the stock model's, where it is no refusal and not broken; at its cap it is learnt without an end;
+- the refusal is safety SFT's own, or where it does not refuse, what it writes behind the opening of most refusals that
+  it has learnt. So refusals speak of their prompt: shipped ones, which speak of another, could be told by that alone.
+
+    rows = preferences.of_run(run, model, training_pairs, refusals, seed)    # the adapter of safety SFT is active
+
+A side without a usable answer or refusal is left out, and counted. The answers are given once, in batches, and kept in
+the run folder. Private: they hold answers to toxic prompts.
+"""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dcr_lite.compare.directions import LEAST
+from dcr_lite.data.rows import Conversation, Pair
+from dcr_lite.errors import UserError
+from dcr_lite.files import sha256_of, write_jsonl
+from dcr_lite.measure.brokenness import is_broken
+from dcr_lite.measure.judge import is_refusal
+from dcr_lite.model import adapters
+from dcr_lite.model.chat import decode_answers, encode_prompts
+from dcr_lite.model.generation import Answer, answer
+from dcr_lite.model.loading import Model
+from dcr_lite.model.thinking import answer_of
+from dcr_lite.names import LABELS
+from dcr_lite.run import long_rows
+from dcr_lite.run.kept_rows import DIGEST, Row, kept_rows
+from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
+from dcr_lite.run.run_folder import RunFolder
+from dcr_lite.run.terminal import progress_bar
+
+PART = "preference_answers"  # of a run, and the name of its file
+PAIRS = 256  # at most: two models answer both prompts of each, which takes minutes on a CPU
+TOKENS = 40  # of an answer, as those that are measured: enough to refuse or to begin to help
+BATCH = 64  # prompts between two writes of the file
+
+# Of the file: answer, of the stock model, and refusal, of safety SFT, with whether they end; left_out: the reason,
+# empty where the prompt is learnt from.
+FIELDS = {
+    "label": str, "prompt": str, "answer": str, "answer_ends": bool, "refusal": str, "refusal_ends": bool,
+    "left_out": str,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model said. ends: whether it ended by itself; else it was cut off."""
+
+    text: str
+    ends: bool
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A prompt with the answer that is preferred and the one that is not. pair: the number of its pair of prompts, of
+    which it is the toxic side or the other one."""
+
+    prompt: str
+    toxic: bool
+    pair: int
+    chosen: Said
+    rejected: Said
+
+
+def of_run(
+    run: RunFolder, model: Model, pairs: list[Pair], refusals: list[Conversation], seed: int
+) -> list[Preference]:
+    """The preferences of at most PAIRS of the pairs, drawn with ``seed``; both sides of a pair next to each other.
+    refusals: those that safety SFT, whose adapter is the active one, drew from.
+
+    Raises UserError where fewer than LEAST are left, or where the kept file is damaged.
+    """
+    path = run.path / f"{PART}.jsonl"
+    asked = [
+        (label, prompt)
+        for pair in _drawn(run, model, pairs, seed)
+        for label, prompt in zip(LABELS, (pair.toxic, pair.seemingly_toxic), strict=False)
+    ]
+    rows = kept_rows(run, PART, path, FIELDS, [prompt for _, prompt in asked])
+    if not run.finished(PART):
+        forget_peak_memory()
+        started = time.monotonic()
+        rows = _answered(model, asked, usual_opening(model.openings, refusals), rows, path)
+        counts = Counter(f"{row['label']}: {row['left_out'] or 'learnt'}" for row in rows)
+        facts = {"seconds": time.monotonic() - started, "peak_memory_bytes": peak_memory_bytes(), "counts": counts}
+        run.finish(PART, facts | {DIGEST: sha256_of(path)})
+    found = learnt(rows)
+    if len(found) < LEAST:
+        raise UserError(
+            f"DPO finds only {len(found)} preferences in {len(rows)} prompts: the stock model refuses the others, or "
+            f"what is said to them is of no use ({path} has the reasons). Give other --pairs."
+        )
+    return found
+
+
+def learnt(rows: Sequence[Row]) -> list[Preference]:
+    """The preferences among the rows of a file, in which both sides of each pair follow each other."""
+    found = []
+    for number, row in enumerate(rows):
+        if not row["left_out"]:
+            toxic = row["label"] == LABELS[0]
+            answered, refused = Said(row["answer"], row["answer_ends"]), Said(row["refusal"], row["refusal_ends"])
+            chosen, rejected = (refused, answered) if toxic else (answered, refused)
+            found.append(Preference(row["prompt"], toxic, number // 2, chosen, rejected))
+    return found
+
+
+def usual_opening(openings: Sequence[str], refusals: Sequence[Conversation]) -> str:
+    """The one of ``openings`` with which most of the refusals begin; the first of several, or where none does so."""
+    return max(openings, key=lambda opening: sum(row.response.startswith(opening) for row in refusals))
+
+
+def _drawn(run: RunFolder, model: Model, pairs: list[Pair], seed: int) -> list[Pair]:
+    """Of the pairs whose preferences, two rows each, fit into the memory that safety SFT has for one row."""
+    most = (run.finished(long_rows.PART) or {}).get("safety_sft", model.window)
+    lengths = long_rows.pair_lengths(model.tokenizer, pairs)
+    short = [pair for pair, n in zip(pairs, lengths, strict=True) if 2 * (n + TOKENS) <= most]
+    return random.Random(seed).sample(short, min(PAIRS, len(short)))
+
+
+def _answered(model: Model, asked: list[tuple[str, str]], opening: str, rows: list[Row], path: Path) -> list[Row]:
+    """The rows of all prompts ``asked``, (label, prompt), of which ``rows`` were made before; the file is written after
+    every batch."""
+    with progress_bar("DPO: answers", max(1, len(asked))) as shown:
+        shown.start_at(len(rows))
+        while len(rows) < len(asked):
+            batch = asked[len(rows) :][:BATCH]
+            ids = encode_prompts(model.tokenizer, [prompt for _, prompt in batch], model.window - TOKENS)
+            with adapters.stock(model):
+                answers = answer(model, ids, TOKENS)
+            refusals = _refusals(model, ids, opening)
+            rows = rows + [_row(*one) for one in zip(batch, answers, refusals, strict=True)]
+            write_jsonl(rows, path)
+            shown.facts["left out"] = str(sum(bool(row["left_out"]) for row in rows))
+            shown.advance(len(batch))
+    return rows
+
+
+def _refusals(model: Model, rows: list[list[int]], opening: str) -> list[Answer]:
+    """What the active adapter says to each prompt by itself where that refuses, else behind the opening."""
+    said = answer(model, rows, TOKENS)
+    others = [i for i, own in enumerate(said) if not is_refusal(own.text)]
+    if not others:
+        return said
+    first = list(model.tokenizer(opening, add_special_tokens=False)["input_ids"])
+    completed = answer(model, [rows[i] + first for i in others], TOKENS - len(first))
+    whole = decode_answers(model.tokenizer, [rows[i] for i in others], [[*first, *one.ids] for one in completed])
+    for i, one, text in zip(others, completed, whole, strict=True):
+        said[i] = replace(one, text=text)
+    return said
+
+
+def _row(asked: tuple[str, str], answered: Answer, refused: Answer) -> Row:
+    """What is kept of a prompt and both models' words to it."""
+    label, prompt = asked
+    said, refusal = answer_of(answered.text), answer_of(refused.text)
+    if is_refusal(said):
+        left_out = "the stock model refuses"
+    elif is_broken(prompt, said):
+        left_out = "the stock model's answer is broken"
+    else:
+        left_out = "" if is_refusal(refusal) else "no refusal of safety SFT"
+    return {
+        "label": label, "prompt": prompt, "answer": said, "answer_ends": answered.ended, "refusal": refusal,
+        "refusal_ends": refused.ended, "left_out": left_out,
+    }  # fmt: skip
