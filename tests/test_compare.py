@@ -210,9 +210,9 @@ def test_three_of_the_methods_are_those_of_the_recipe(compared: Compared, tmp_pa
 
 
 def test_methods_differ_and_act_on_safety_sft_alone(compared: Compared) -> None:
-    """No two methods give the same scores; Surgical ablates, SCANS steers, ProSafePrune edits and DPO trains on what the
-    recipe's refusals gave, so the adapter of safety SFT is trained once for each number of refusals, and stage 1 once a
-    seed."""
+    """No two methods give the same scores; Surgical ablates, SCANS steers, ProSafePrune edits and DPO trains on what
+    the recipe's refusals gave, so the adapter of safety SFT is trained once for each number of refusals, and stage 1
+    once a seed."""
     _, _, out, _ = compared
     assert len({tuple(row["refusal_log_odds"] for row in answers_of(out, name)) for name in USUAL}) == len(METHODS)
     metrics = [json.loads(line) for line in (out / "seed0" / "metrics.jsonl").read_text().splitlines()]

@@ -11,8 +11,8 @@ its end among them, and with safety SFT, frozen, as the reference:
 
 - Both answers' log-probabilities may fall as long as that of y- falls faster, and a third answer then takes their place
   (likelihood displacement; Razin et al., 2024, arXiv 2410.08847, where DPO *for* refusals halved them). So gamma times
-  the mean cross-entropy of y+ is added (Pang et al., NeurIPS 2024, arXiv 2404.19733), the log-probabilities
-  of y+ and y- are logged for each kind of prompt, and weights under which y+ has lost more than MOST_FALL are not kept.
+  the cross-entropy of y+ per token is added (Pang et al., NeurIPS 2024, arXiv 2404.19733), both log-probabilities are
+  logged for each kind of prompt, and weights under which y+ has lost more than MOST_FALL are not kept.
 - Refusals are short, so m follows length too: answers are cut at the same number of tokens (preferences.py).
 - The margin of a preference needs its two rows alone, so they share a pass: once their log-probabilities are known, the
   loss says how much each counts, and with these weights the gradient goes back through the vocabulary a few tokens at
@@ -23,13 +23,16 @@ its end among them, and with safety SFT, frozen, as the reference:
     stage = DPO("dpo", model, adapter, preferences, share=0.5, learning_rate=4e-4, seed=0, evaluate=lambda: ...)
     Loop(stage).run()
 
-Departures from POROver: one teacher, the stock model itself, instead of GPT-4o's answers filtered by Llama Guard 2; the
-share of toxic preferences in the loss is set, instead of a containment threshold searched on a grid; beta, gamma and
-the learning rate are constants, since the paper's were not to be had.
+Departures from POROver: safety SFT stands for its first part, fine-tuning on several answers of a teacher; one teacher,
+the stock model itself, instead of GPT-4o filtered by Llama Guard 2; the share of toxic preferences in the loss is set,
+instead of a containment threshold searched on a grid; beta, gamma and the learning rate are constants, since the
+paper's were not to be had.
 
-Why not TRL's DPOTrainer: it pads rows and computes logits of prompts too, which is slower here by far (docs/
-performance.md, stage 2); its cross-entropy is a mean over the tokens of a batch, in which long answers outweigh
-refusals; and it is transformers' Trainer, against which loop.py gives its reasons. A test compares loss and gradient.
+Why not TRL's DPOTrainer: it pads rows and computes the logits of prompts and of padding; it ends every answer, one that
+was cut off too; its cross-entropy is a mean over the tokens of a batch, in which long answers outweigh refusals, and
+kinds of prompts have no shares; and it is transformers' Trainer, against which loop.py gives its reasons: rows are
+packed here, in 4 bits on a CPU too, and a resumed training ends bit for bit as an undisturbed one. A test has TRL's
+loss and gradients beside these.
 """
 
 from collections.abc import Callable
