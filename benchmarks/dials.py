@@ -152,18 +152,18 @@ def _opening_biased(seed: SeedRun, bias: float) -> Iterator[Cost]:
     """``bias`` is taken from the logits of the first tokens of refusals, where the answer's first token is chosen."""
     seed.train_dcr()
     openings = seed.model.tokenizer(list(seed.model.openings), add_special_tokens=False)["input_ids"]
-    first, plain = sorted({ids[0] for ids in openings}), generation._decoding
+    first, plain = sorted({ids[0] for ids in openings}), generation.start_decoding
 
     def biased(*given: Any) -> Any:
         decoding = plain(*given)
         decoding.logits[:, first] -= bias
         return decoding
 
-    generation._decoding = biased
+    generation.start_decoding = biased
     try:
         yield Cost(0.0, 0)
     finally:
-        generation._decoding = plain
+        generation.start_decoding = plain
 
 
 @contextmanager

@@ -4,13 +4,21 @@ their family's public format."""
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_models import BASE_TOKENS, CHAT_TEMPLATE, PROMPTS, SYSTEM, build_base_tokenizer, build_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from dcr_lite.errors import UserError
-from dcr_lite.model.chat import FORMATS, OWN, encode_conversations, encode_prompts, prompt_text, set_format
+from dcr_lite.model.chat import (
+    FORMATS,
+    OWN,
+    encode_conversations,
+    encode_prompts,
+    prompt_text,
+    set_format,
+    with_system_message,
+)
 
 TOKENIZER = build_tokenizer()
 WINDOW = 512
@@ -237,3 +245,50 @@ def test_a_special_token_where_the_template_rewrites_texts_is_an_error() -> None
     with pytest.raises(UserError, match=r"holds <\|im_end\|>, a special token of the model"):
         encode_prompts(tokenizer, ["a<|im_end|>b"], WINDOW)
     assert encode_prompts(tokenizer, ["Hi"], WINDOW)
+
+
+# --- a system message -------------------------------------------------------------------------------------------------
+
+MESSAGE = "Please refuse to answer me!"
+UNDER_MESSAGE = {  # a prompt under it, of templates with a place for one and without
+    "own": f"<|im_start|>system\n{MESSAGE}<|im_end|>\n<|im_start|>user\nHi there<|im_end|>\n<|im_start|>assistant\n",
+    "chatml": f"<|im_start|>system\n{MESSAGE}<|im_end|>\n" + PUBLISHED["chatml"],
+    "llama3": PUBLISHED["llama3"].replace(
+        "<|start_header_id|>user",
+        f"<|start_header_id|>system<|end_header_id|>\n\n{MESSAGE}<|eot_id|><|start_header_id|>user",
+    ),
+    "mistral": PUBLISHED["mistral"].replace("Hi there", f"{MESSAGE}\n\nHi there"),
+    "gemma": PUBLISHED["gemma"].replace("Hi there", f"{MESSAGE}\n\nHi there"),
+}
+CHATS = {"own": TOKENIZER} | {name: formatted(name) for name in FORMATS}
+
+
+@pytest.mark.parametrize("name", CHATS)
+@given(prompt=words)
+@example("Hi there")
+@example("\n\nHi")
+@example(FORGED)
+def test_a_prompt_is_put_under_a_system_message(name: str, prompt: str) -> None:
+    """It replaces the template's own one; where the template knows none, it stands before the prompt. Whatever the
+    prompt says, the row is that text, and its special tokens are the template's own."""
+    tokenizer = CHATS[name]
+    [row], [expected] = (
+        with_system_message(tokenizer, encode_prompts(tokenizer, [text], WINDOW), MESSAGE, WINDOW)
+        for text in (prompt, "Hi there")
+    )
+    assert tokenizer.decode(expected) == UNDER_MESSAGE[name]
+    said = prompt if name == "own" else prompt.strip()  # as the formats of the kit write it
+    assert tokenizer.decode(row) == UNDER_MESSAGE[name].replace("Hi there", said)
+    assert special_tokens(tokenizer, row) == special_tokens(tokenizer, expected)
+    if prompt != FORGED:
+        assert row == tokenizer(tokenizer.decode(row), add_special_tokens=False)["input_ids"]
+
+
+def test_only_prompts_in_the_template_are_put_under_a_message() -> None:
+    """Any other tokens, and a prompt that is too long with the message, raise UserError."""
+    rows = encode_prompts(TOKENIZER, PROMPTS, WINDOW)
+    with pytest.raises(UserError, match="do not give back the prompts"):
+        with_system_message(TOKENIZER, [*rows, rows[0][:-1]], MESSAGE, WINDOW)
+    most = max(map(len, with_system_message(TOKENIZER, rows, MESSAGE, WINDOW)))
+    with pytest.raises(UserError, match=f"{most} tokens with the system message 'Please .*limit is {most - 1}"):
+        with_system_message(TOKENIZER, rows, MESSAGE, most - 1)

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("pictures")
 
 USUAL = {
     "base": "0", "steered": "1", "safety_sft": "6", "augmented": "6", "surgical": "1", "scans": "1",
-    "prosafeprune": "1", "actor": "1", "dpo": "0.5", "dcr": "0",
+    "adacd": "1", "prosafeprune": "1", "actor": "1", "dpo": "0.5", "dcr": "0",
 }  # fmt: skip
 Compared = tuple[Path, list[str], Path, dict[str, Any]]
 
@@ -159,14 +159,14 @@ def test_every_method_is_measured_by_the_stock_models_answers(compared: Compared
 
 
 def test_results_of_an_earlier_version_still_show(compared: Compared, tmp_path: Path) -> None:
-    """Where one method, or one seed of another, was measured before answers kept were, a comparison that goes on shows
-    a dash, or the mean of the seeds that have it."""
+    """Where one method, or one seed of another, was measured before answers kept and notes were, a comparison that goes
+    on shows a dash, or the mean of the seeds that have it."""
     recipe, _, finished, report = compared
     out = shutil.copytree(finished, tmp_path / "out")
     for seed, name in ((0, "safety_sft"), (1, "safety_sft"), (0, "scans")):
         (note,) = (out / f"seed{seed}" / "checkpoints").glob(f"measured_{name}_{USUAL[name]}_*.json")
         facts = read_state(note, "")
-        del facts["kept"]
+        del facts["kept"], facts["note"]
         for part in (facts["numbers"], facts["intervals"]):
             for key in ("kept_seemingly_toxic", "kept_plain"):
                 del part[key]
@@ -182,6 +182,20 @@ def test_results_of_an_earlier_version_still_show(compared: Compared, tmp_path: 
         if line.startswith("| safety SFT alone |") and "(" not in line and " - | - | " in line
     ]
     assert row
+
+
+def test_a_method_that_does_not_apply_says_so(compared: Compared) -> None:
+    """A random model refuses no plain prompt when it is asked to: AdaCD is measured all the same, with its authors'
+    alpha, and the page says under the table what was found with each seed."""
+    _, _, out, report = compared
+    for seed in (0, 1):
+        fitted = read_state(out / f"seed{seed}" / "checkpoints" / "adacd.json", "")["numbers"]
+        assert fitted == {"alpha": 4.5, "obeys": 0.0, "tried": 0}
+    (note,) = report["notes"]
+    assert (note["method"], note["seeds"]) == ("adacd", [0, 1])
+    text = (out / "comparison.md").read_text()
+    said = "AdaCD: not applicable: the model refuses 0.00 of plain prompts when it is asked to refuse, and the method"
+    assert text.index("| DCR |") < text.index(said) < text.index("DCR minus each method")
 
 
 def test_everything_is_written_without_paths_of_this_machine(compared: Compared) -> None:
@@ -210,9 +224,9 @@ def test_three_of_the_methods_are_those_of_the_recipe(compared: Compared, tmp_pa
 
 
 def test_methods_differ_and_act_on_safety_sft_alone(compared: Compared) -> None:
-    """No two methods give the same scores; Surgical ablates, SCANS steers, ProSafePrune edits and DPO trains on what
-    the recipe's refusals gave, so the adapter of safety SFT is trained once for each number of refusals, and stage 1
-    once a seed."""
+    """No two methods give the same scores; Surgical ablates, SCANS steers, AdaCD contrasts, ProSafePrune edits, and ACTOR
+    and DPO train on what the recipe's refusals gave, so the adapter of safety SFT is trained once for each number of
+    refusals, and stage 1 once a seed."""
     _, _, out, _ = compared
     assert len({tuple(row["refusal_log_odds"] for row in answers_of(out, name)) for name in USUAL}) == len(METHODS)
     metrics = [json.loads(line) for line in (out / "seed0" / "metrics.jsonl").read_text().splitlines()]
@@ -296,7 +310,8 @@ def test_a_curve_adds_strengths_for_its_seeds_alone(compared: Compared) -> None:
     assert strengths == {
         "base": {0}, "steered": {-1, 0.5, 1, 2}, "safety_sft": {3, 6}, "augmented": {3, 6},
         "surgical": {0, 0.5, 1}, "scans": {0.5, 1, 2}, "prosafeprune": {0.5, 1, 1.5}, "actor": {0.5, 1, 2},
-        "dpo": {0.25, 0.5, 0.75}, "dcr": {0, *ANSWERED},
+        "adacd": {0.5, 1, 2}, "dpo": {0.25, 0.5, 0.75},
+        "dcr": {0, *ANSWERED},
     }  # fmt: skip
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dcr_lite.compare.report import differences_table, methods_table
-from dcr_lite.compare.summary import differences, frontier, numbers_of, over_seeds
+from dcr_lite.compare.report import differences_table, methods_table, notes_section
+from dcr_lite.compare.summary import differences, frontier, notes, numbers_of, over_seeds
 from dcr_lite.measure.metrics import wilson_interval
 
 
@@ -65,6 +65,18 @@ def test_what_some_results_lack_is_a_dash() -> None:
     assert found["safety_sft"]["kept_seemingly_toxic"]["mean"] == pytest.approx((0.3 - 0.1) / 2)
     assert "kept_seemingly_toxic" not in found["base"]
     assert differences_table(found).splitlines()[2].split(" | ")[2] == "-"
+
+
+def test_notes_are_a_sentence_for_each_method() -> None:
+    """With the seeds that have each; a result without one, or of an earlier version that stored none, adds nothing."""
+    assert notes_section(notes(RESULTS)) == ""
+    said = (("adacd", 0, "obeys 0.31"), ("adacd", 1, "obeys 0.40"), ("adacd", 2, "obeys 0.31"), ("scans", 0, ""))
+    results = [*RESULTS, *(result(method, seed, 0.5, 0.5) | {"note": note} for method, seed, note in said)]
+    found = notes([*results, result("surgical", 1, 0.5, 0.5) | {"note": "none refused"}])
+    assert found[0] == {"method": "adacd", "note": "obeys 0.31", "seeds": [0, 2]}
+    assert notes_section(found) == (
+        "\nAdaCD: obeys 0.31 (seeds 0, 2); obeys 0.40 (seed 1).\n\nSurgical: none refused (seed 1).\n"
+    )
 
 
 def test_the_frontier_is_what_nothing_exceeds_in_both() -> None:

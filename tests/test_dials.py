@@ -41,9 +41,9 @@ def test_the_first_token_alone_is_shifted(seed: SeedRun) -> None:
     found = {}
     for way in ("last", "first"):
         with dials.WAYS[way].model(seed, 3.0):
-            decoding = dials.generation._decoding(seed.model, rows, [])
+            decoding = dials.generation.start_decoding(seed.model, [rows])
             first = decoding.logits
-            dials.generation._append(decoding, torch.tensor([4, 4]))
+            dials.generation.append(decoding, torch.tensor([4, 4]))
             found[way] = first, decoding.logits
     assert torch.allclose(found["last"][0], found["first"][0])
     assert not torch.allclose(found["last"][1], found["first"][1], atol=1e-3)

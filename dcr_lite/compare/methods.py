@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from dcr_lite.compare import actor, directions, dpo, preferences, prosafeprune, scans, steered, surgical
+from dcr_lite.compare import actor, adacd, directions, dpo, preferences, prosafeprune, scans, steered, surgical
 from dcr_lite.compare.actor import Actor, ActorConfig, Choice, Layer
+from dcr_lite.compare.adacd import AdaCD
 from dcr_lite.compare.prosafeprune import Pruning
 from dcr_lite.compare.scans import Scans
 from dcr_lite.compare.seed_run import ANCHORS, Cost, SeedRun
@@ -95,6 +96,18 @@ def _scans(seed: SeedRun, factor: float) -> Iterator[Cost]:
         found = seed.fit_once("scans", Scans, fit)
         with replace(found, strength=found.strength * factor).steering(seed.model):
             yield trained + seed.cost("scans")
+
+
+@contextmanager
+def _adacd(seed: SeedRun, factor: float) -> Iterator[Cost]:
+    def fit() -> AdaCD:
+        console.print("AdaCD: whether the model obeys, strength")
+        return adacd.fit(seed.model, seed.anchors[1])
+
+    with _safety_sft(seed, seed.settings.sizes["baseline_refusals"]) as trained:
+        found = seed.fit_once("adacd", AdaCD, fit)
+        with replace(found, alpha=found.alpha * factor).contrasting(seed.model):
+            yield trained + seed.cost("adacd") + Cost(0.0, 0, found.note)
 
 
 @contextmanager
@@ -183,6 +196,11 @@ def _surgical_operations(seed: SeedRun, orthogonality: float) -> float:
     return surgical.layers_tried(seed.model) * CHAT_TOKENS * 2 * directions.VALIDATION * seed.operations["prompt"]
 
 
+def _adacd_operations(seed: SeedRun, factor: float) -> float:
+    """Of choosing alpha: two passes over both prompts of the development pairs for each."""
+    return 4 * len(adacd.ALPHAS) * len(seed.data.development) * seed.operations["prompt"] if factor == 1 else 0
+
+
 def _prosafeprune_operations(seed: SeedRun, factor: float) -> float:
     """A pass over the training prompts, one over a few validation prompts for each setting, one over all pairs for each
     of the best settings and without one."""
@@ -247,16 +265,17 @@ METHODS = {
         "SCANS", "#2471a3", _scans, lambda settings: (1.0, 0.5, 2.0), "times the strength chosen",
         lambda seed, factor: 8 * ANCHORS * seed.operations["prompt"],
     ),
+    "adacd": Method(
+        "AdaCD", "#148f9b", _adacd, lambda settings: (1.0, 0.5, 2.0), "times the strength chosen", _adacd_operations
+    ),
     "prosafeprune": Method(
         "ProSafePrune", "#e84393", _prosafeprune, lambda settings: (1.0, 0.5, 1.5), "times the strength chosen",
         _prosafeprune_operations,
     ),
     "actor": Method(
-        "ACTOR", "#12a5b8", _actor, lambda settings: (1.0, 0.5, 2.0), "times the alpha chosen", _actor_operations
+        "ACTOR", "#1a237e", _actor, lambda settings: (1.0, 0.5, 2.0), "times the alpha chosen", _actor_operations
     ),
-    "dpo": Method(
-        "DPO", "#00acc1", _dpo, lambda settings: SHARES, "share of toxic preferences", _dpo_operations
-    ),
+    "dpo": Method("DPO", "#6d4c41", _dpo, lambda settings: SHARES, "share of toxic preferences", _dpo_operations),
     DCR: Method(
         "DCR", "#1e8449", _dcr, lambda settings: (AS_SET, *(ANSWERED if settings.dial != "none" else ())),
         "of seemingly toxic development prompts answered; 0: as set", _dcr_operations,

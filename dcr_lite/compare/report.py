@@ -16,6 +16,7 @@ from dcr_lite.compare.summary import (
     differences,
     divergences,
     frontier,
+    notes,
     over_seeds,
     toxic_sets,
 )
@@ -60,7 +61,7 @@ held-out instructions.{questions} The stock model is never called best: it answe
 those of training and of choosing directions, for each method alone.
 
 {methods_table}
-{sets}{toxic_sets}{divergences}
+{notes}{sets}{toxic_sets}{divergences}
 DCR minus each method, seed by seed; in bold where the interval over seeds excludes zero:
 
 {differences_table}
@@ -104,6 +105,7 @@ def comparison_report(
         "command": shlex.join(["dcr-lite", *sys.argv[1:]]),
         "seeds": list(dict.fromkeys(r["seed"] for r in results if r["seed"] is not None)),
         "methods": over_seeds(usual),
+        "notes": notes(usual),
         "toxic_sets": over_seeds(toxic_sets(usual)),
         "divergences": over_seeds(divergences(usual)),
         "differences": differences(usual),
@@ -147,6 +149,15 @@ def methods_table(entries: list[dict[str, Any]], titles: Sequence[str]) -> str:
         cells = [_cell(v, form, None if entry["method"] == STOCK else top) for v, form, top in values]
         rows.append([title, *cells])
     return markdown_table(["", *(f"{title} {'↑' if higher else '↓'}" for title, higher, _ in columns.values())], rows)
+
+
+def notes_section(found: list[dict[str, Any]]) -> str:
+    """A sentence for each method that has notes, with the seeds of each; empty where none has."""
+    by_method: dict[str, list[str]] = {}
+    for one in found:
+        seeds = f"seed{'s' * (len(one['seeds']) > 1)} {listed(one['seeds'])}"
+        by_method.setdefault(one["method"], []).append(f"{one['note']} ({seeds})")
+    return "".join(f"\n{METHODS[method].title}: {'; '.join(said)}.\n" for method, said in by_method.items())
 
 
 def _with(entries: list[dict[str, Any]], wanted: Callable[[str], bool]) -> list[dict[str, Any]]:
@@ -201,6 +212,7 @@ def write_report(report: dict[str, Any], settings: Settings, out: Path) -> None:
         instructions=report["general"]["instructions"],
         questions=f" Multiple choice: {plain(Path(questions).name)}, by log-likelihood." if questions else "",
         methods_table=methods_table(means, titles),
+        notes=notes_section(report["notes"]),
         sets=SETS.format(table=methods_table(of_sets, titles)) if several else "",
         toxic_sets=TOXIC_SETS.format(table=methods_table(report["toxic_sets"], titles)) if several_toxic else "",
         divergences=DIVERGENCES.format(what=WHAT, table=methods_table(report["divergences"], read)) if read else "",

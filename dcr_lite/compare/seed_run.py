@@ -43,13 +43,16 @@ Fitted = TypeVar("Fitted")  # a dataclass of tensors, of dictionaries of tensors
 
 @dataclass(frozen=True)
 class Cost:
-    """Time and memory of training or fitting a method; answering is not included."""
+    """Time and memory of training or fitting a method; answering is not included. note: what a reader of the tables has
+    to know of it, if anything."""
 
     seconds: float
     peak_memory_bytes: int
+    note: str = ""
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.seconds + other.seconds, max(self.peak_memory_bytes, other.peak_memory_bytes))
+        memory = max(self.peak_memory_bytes, other.peak_memory_bytes)
+        return Cost(self.seconds + other.seconds, memory, "; ".join(filter(None, (self.note, other.note))))
 
 
 class SeedRun:

@@ -118,6 +118,16 @@ def over_seeds(results: list[Result]) -> list[dict[str, Any]]:
     ]
 
 
+def notes(results: list[Result]) -> list[dict[str, Any]]:
+    """What readers have to know: {method, note, seeds} of each note that a method's results have, in the order first
+    met."""
+    seeds: dict[tuple[str, str], list[int | None]] = {}
+    for result in results:
+        if note := result.get("note"):  # earlier versions had none
+            seeds.setdefault((result["method"], note), []).append(result["seed"])
+    return [{"method": method, "note": note, "seeds": of} for (method, note), of in seeds.items()]
+
+
 def differences(results: list[Result]) -> dict[str, dict[str, Any]]:
     """DCR minus each other method, seed by seed and then over seeds: {method: {number: mean_and_interval}}, of the
     numbers that both have. The stock model, measured once, is compared with every seed."""

@@ -14,6 +14,7 @@ untrained (Llama 3 ships zeros for it), and since no recipe trains the output ma
 answer's end.
 """
 
+import sys
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
@@ -124,6 +125,34 @@ def encode_prompts(tokenizer: Tokenizer, prompts: list[str], window: int, thinki
     for prompt, row in zip(prompts, rows, strict=True):
         _require_window("prompt", prompt, len(row), window, "in the chat template")
     return rows
+
+
+def with_system_message(tokenizer: Tokenizer, rows: list[list[int]], message: str, window: int) -> list[list[int]]:
+    """The same prompts, given as ``encode_prompts`` gives them, under a system message, which takes the place of a
+    template's own one. Where a template knows none (Gemma's), it stands before the prompt in the user's turn.
+
+    Raises UserError for a row that is no prompt in the chat template, and for one longer than ``window`` tokens.
+    """
+    before, _, after = prompt_text(tokenizer, MARK).partition(MARK)
+    prompts = [text[len(before) : len(text) - len(after)] for text in tokenizer.batch_decode(rows)]
+    if encode_prompts(tokenizer, prompts, sys.maxsize) != rows:
+        raise UserError(f"{tokenizer.name_or_path}: its tokens do not give back the prompts in its chat template")
+    system = {"role": "system", "content": message}
+    try:
+        in_own_turn = message in _render(tokenizer, [system, {"role": "user", "content": MARK}], True)
+    except UserError:
+        in_own_turn = False
+
+    def asked(prompt: str) -> str:
+        if in_own_turn:
+            return _render(tokenizer, [system, {"role": "user", "content": prompt}], True)
+        return prompt_text(tokenizer, f"{message}\n\n{prompt}")
+
+    before, _, after = asked(MARK).partition(MARK)
+    found = _encode_turns(tokenizer, list(map(asked, prompts)), prompts, [(before, after)] * len(prompts))
+    for prompt, row in zip(prompts, found, strict=True):
+        _require_window("prompt", prompt, len(row), window, f"with the system message {message!r}")
+    return found
 
 
 def encode_conversations(

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from dcr_lite.errors import MORE_MEMORY, UserError, first_line, out_of_memory
 from dcr_lite.files import exists
 from dcr_lite.model import unsloth
+from dcr_lite.model.contrast import Contrast
 from dcr_lite.model.memory import LEAST_TOKENS, MOST_PROMPTS, MOST_TOKENS
 from dcr_lite.model.packing import ATTENTION, ATTENTION_SHARE, Batch, pack, pad, passes, shared_prefix
 from dcr_lite.model.thinking import answer_at_once
@@ -70,6 +71,7 @@ class Model:
     steering: None, or the function that gives for prompts, as rows of token ids, what decoder layers add to their
         output from a prompt's last token on: {layer: (rows, d_model)}. See compare/scans.py.
     openings: how it begins a refusal; of a run those that were found (run/found_settings.py).
+    contrast: None, or what chooses the first tokens of answers with the help of second prompts. See compare/adacd.py.
     """
 
     network: Any
@@ -85,6 +87,7 @@ class Model:
     gradient_scale: float = 1.0
     steering: Callable[[list[list[int]]], dict[int, Tensor]] | None = None
     openings: tuple[str, ...] = field(default_factory=lambda: REFUSING_OPENINGS)
+    contrast: Contrast | None = None
 
     def __post_init__(self) -> None:
         self.gradient_scale = self.first_gradient_scale

@@ -1,0 +1,178 @@
+"""The state of a batch of prompts while they are answered: what was computed so far, and logits of the next token."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from dcr_lite.errors import UserError
+from dcr_lite.model.contrast import Contrast
+from dcr_lite.model.hidden_states import adding, decoder_of, vocabulary_logits
+from dcr_lite.model.loading import Model
+from dcr_lite.model.packing import shared_prefix
+
+Rows = list[list[int]]  # of token ids
+Prefix = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (1, heads, tokens, d_head); empty: no prefix
+
+
+class _CachedDecoding:
+    """A batch of prompts and their answers so far: the key-value cache, left-padded behind the shared prefix, and
+    ``logits`` (batch, vocabulary) of the next token of each row."""
+
+    def __init__(self, model: Model, rows: Rows, prefix: Prefix):
+        self.model = model
+        prefix_length = prefix[0][0].shape[2] if prefix else 0
+        lengths = torch.tensor([len(row) - prefix_length for row in rows])
+        width = int(lengths.max())
+        pad = model.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (width + prefix_length - len(row)) + row[prefix_length:] for row in rows])
+        place = torch.arange(width)[None] - (width - lengths)[:, None]  # of each token in its row, negative: padding
+        mask = torch.cat([torch.ones(len(rows), prefix_length, dtype=torch.bool), place >= 0], 1)
+        self.mask = mask.long().to(model.device)
+        self.positions = (place.clamp_min(0) + prefix_length).to(model.device)
+        shared = [(k.expand(len(rows), -1, -1, -1), v.expand(len(rows), -1, -1, -1)) for k, v in prefix]
+        self.cache = DynamicCache(shared) if shared else DynamicCache(config=model.network.config)
+        self.steering = model.steering(rows) if model.steering else {}
+        # Steering begins at the prompt's last token: from its state the answer's first token is predicted.
+        self.logits = self.logits_at(self._forward(ids.to(model.device), 1)[:, -1])
+
+    def _forward(self, ids: Tensor, steered: int) -> Tensor:
+        """Post-norm states of the new tokens ``ids`` (batch, new), the last ``steered`` of them steered:
+        (batch, new, d_model)."""
+        places = torch.arange(ids.numel(), device=ids.device).view_as(ids)[:, -steered:]
+        with adding(self.model.network, self.steering, places.unbind()):
+            out = decoder_of(self.model.network)(
+                input_ids=ids,
+                attention_mask=self.mask,
+                position_ids=self.positions,
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        return out.last_hidden_state
+
+    def extend(self, ids: Tensor) -> Tensor:
+        """Append tokens (batch, new) to every row; returns the states (batch, new, ...) from which what follows each of
+        them is predicted. ``logits`` is left to the caller."""
+        new = ids.shape[1]
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids), new)], 1)
+        self.positions = self.positions[:, -1:] + 1 + torch.arange(new, device=ids.device)
+        return self._forward(ids, new)
+
+    def logits_at(self, states: Tensor, ahead: int = 0) -> Tensor:
+        """Logits (batch, vocabulary) of the token that follows ``ahead`` further ones, from its ``states``
+        (batch, ...)."""
+        return vocabulary_logits(self.model.network, states)
+
+    def keep(self, rows: Tensor) -> None:
+        """Continue with these rows only."""
+        self.cache.batch_select_indices(rows)
+        self.mask, self.positions, self.logits = self.mask[rows], self.positions[rows], self.logits[rows]
+        self.steering = {layer: vectors[rows] for layer, vectors in self.steering.items()}
+
+    def fork(self) -> "_CachedDecoding":
+        """A second continuation of the same rows."""
+        other = copy.copy(self)
+        if self.model.packs:  # plain layers only ever append: the two can share what they have so far
+            other.cache = DynamicCache([(layer.keys, layer.values) for layer in self.cache.layers])
+        else:
+            other.cache = copy.deepcopy(self.cache)
+        return other
+
+
+class _UncachedDecoding:
+    """The same without a cache, with every token computed again for each new one: for models whose forward pass takes
+    no cache object. Rows are padded as the model needs them."""
+
+    def __init__(self, model: Model, rows: Rows):
+        self.model, self.rows = model, rows
+        self.logits = self.logits_at(self._last_states(1)[:, -1])
+
+    def _last_states(self, new: int) -> Tensor:
+        """Post-norm states of the last ``new`` tokens of each row: (batch, new, d_model)."""
+        batch = self.model.batch(self.rows)
+        out = decoder_of(self.model.network)(**batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+        return torch.stack([out[places[-new:]] for places in batch.index])
+
+    def extend(self, ids: Tensor) -> Tensor:
+        self.rows = [row + more for row, more in zip(self.rows, ids.tolist(), strict=True)]
+        return self._last_states(ids.shape[1])
+
+    def logits_at(self, states: Tensor, ahead: int = 0) -> Tensor:
+        return vocabulary_logits(self.model.network, states)
+
+    def keep(self, rows: Tensor) -> None:
+        self.rows, self.logits = [self.rows[i] for i in rows.tolist()], self.logits[rows]
+
+    def fork(self) -> "_UncachedDecoding":
+        return copy.copy(self)
+
+
+class _ContrastedDecoding:
+    """The same for two prompts of each answer (see ``Contrast``): the second half is dropped once no token is left to
+    be chosen by both."""
+
+    def __init__(self, contrast: Contrast, first: "Decoding", second: "Decoding"):
+        self.model, self.contrast, self.halves = first.model, contrast, [first, second]
+        self.left = contrast.steps  # tokens to be chosen by both
+        self.logits = contrast.adjusted(first.logits, second.logits)
+
+    def extend(self, ids: Tensor) -> Tensor:
+        if self.left < 2:
+            self.halves = self.halves[:1]
+        self.left -= ids.shape[1]
+        return torch.stack([half.extend(ids) for half in self.halves], 2)
+
+    def logits_at(self, states: Tensor, ahead: int = 0) -> Tensor:
+        first, *second = states.unbind(1)
+        logits = self.halves[0].logits_at(first)
+        return self.contrast.adjusted(logits, self.halves[1].logits_at(second[0])) if self.left > ahead else logits
+
+    def keep(self, rows: Tensor) -> None:
+        for half in self.halves:
+            half.keep(rows)
+        self.logits = self.logits[rows]
+
+    def fork(self) -> "_ContrastedDecoding":
+        other = copy.copy(self)
+        other.halves = [half.fork() for half in self.halves]
+        return other
+
+
+Decoding = _CachedDecoding | _UncachedDecoding | _ContrastedDecoding
+
+
+def prompts_of(model: Model, rows: Rows) -> list[Rows]:
+    """The prompts that are decoded side by side: ``rows``, and the second ones of a contrast."""
+    contrast = model.contrast
+    return [rows, contrast.prompts(rows)] if rows and contrast and contrast.steps else [rows]
+
+
+def start_decoding(model: Model, prompts: Sequence[Rows], prefixes: Sequence[Prefix] = ()) -> Decoding:
+    """The decoding of a batch of prompts, as ``prompts_of`` gives them, each with the ``shared_cache`` of its rows."""
+    halves = [_of_rows(model, *half) for half in zip(prompts, prefixes or [[]] * len(prompts), strict=True)]
+    return _ContrastedDecoding(model.contrast, *halves) if model.contrast and len(halves) > 1 else halves[0]
+
+
+def _of_rows(model: Model, rows: Rows, prefix: Prefix) -> Decoding:
+    if model.backend.name == "transformers":
+        return _CachedDecoding(model, rows, prefix)
+    if model.steering:
+        raise UserError("steered answers need --backend transformers")
+    return _UncachedDecoding(model, rows)
+
+
+def append(decoding: Decoding, token: Tensor) -> None:
+    """Append one token (batch,) to every row."""
+    decoding.logits = decoding.logits_at(decoding.extend(token[:, None])[:, -1])
+
+
+def shared_cache(model: Model, rows: Rows) -> Prefix:
+    """Keys and values of what all rows share, where the model packs."""
+    ids = rows[0][: shared_prefix(rows)] if model.packs and rows else []
+    if not ids:
+        return []
+    cache = DynamicCache()
+    decoder_of(model.network)(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True)
+    return [(layer.keys, layer.values) for layer in cache.layers]
