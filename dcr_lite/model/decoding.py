@@ -109,12 +109,16 @@ class _UncachedDecoding:
         return copy.copy(self)
 
 
+Half = _CachedDecoding | _UncachedDecoding
+
+
 class _ContrastedDecoding:
     """The same for two prompts of each answer (see ``Contrast``): the second half is dropped once no token is left to
     be chosen by both."""
 
-    def __init__(self, contrast: Contrast, first: "Decoding", second: "Decoding"):
-        self.model, self.contrast, self.halves = first.model, contrast, [first, second]
+    def __init__(self, contrast: Contrast, first: Half, second: Half):
+        self.model, self.contrast = first.model, contrast
+        self.halves: list[Half] = [first, second]
         self.left = contrast.steps  # tokens to be chosen by both
         self.logits = contrast.adjusted(first.logits, second.logits)
 
@@ -140,7 +144,7 @@ class _ContrastedDecoding:
         return other
 
 
-Decoding = _CachedDecoding | _UncachedDecoding | _ContrastedDecoding
+Decoding = Half | _ContrastedDecoding
 
 
 def prompts_of(model: Model, rows: Rows) -> list[Rows]:
@@ -155,7 +159,7 @@ def start_decoding(model: Model, prompts: Sequence[Rows], prefixes: Sequence[Pre
     return _ContrastedDecoding(model.contrast, *halves) if model.contrast and len(halves) > 1 else halves[0]
 
 
-def _of_rows(model: Model, rows: Rows, prefix: Prefix) -> Decoding:
+def _of_rows(model: Model, rows: Rows, prefix: Prefix) -> Half:
     if model.backend.name == "transformers":
         return _CachedDecoding(model, rows, prefix)
     if model.steering:
