@@ -224,7 +224,7 @@ def test_three_of_the_methods_are_those_of_the_recipe(compared: Compared, tmp_pa
 
 
 def test_methods_differ_and_act_on_safety_sft_alone(compared: Compared) -> None:
-    """No two methods give the same scores; Surgical ablates, SCANS steers, AdaCD contrasts, ProSafePrune edits, and ACTOR
+    """No two methods give the same scores; Surgical ablates, SCANS steers, AdaCD contrasts, ProSafePrune edits, ACTOR
     and DPO train on what the recipe's refusals gave, so the adapter of safety SFT is trained once for each number of
     refusals, and stage 1 once a seed."""
     _, _, out, _ = compared
