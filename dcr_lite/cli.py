@@ -13,7 +13,7 @@ from dcr_lite.interrupts import sigterm_as_ctrl_c
 from dcr_lite.names import BENCHMARK_NAMES, ModelName
 from dcr_lite.run.launch import launch
 from dcr_lite.run.recipes import DEFAULT_RECIPE, find_recipe, load_recipe, model_in, recipe_titles
-from dcr_lite.run_commands import demo, diagnose, dial, export, score
+from dcr_lite.run_commands import demo, diagnose, dial, export, score, verify
 from dcr_lite.settings import HELD_OUT_FILES, Device, Precision, Quantization, Settings
 
 ANY_MODEL = """A chat or base model, aligned with settings that are found (docs/method.md). The model is on the Hugging
@@ -125,14 +125,18 @@ def evaluate(
 
 def compare(
     recipe: str = "smollm2_135m",
-    seeds: tuple[int, ...] = (0, 1, 2),
+    seeds: tuple[int, ...] | None = None,
     prompts: tuple[Path, ...] = (),
     rows: int | None = None,
     multiple_choice: Path | None = None,
     curve_seeds: tuple[int, ...] | None = None,
     out: Path = Path("runs/compare"),
-    judge: JudgeNames = ("cues",),
+    judge: Annotated[tuple[str, ...] | None, tyro.conf.arg(help=f"{JUDGES} By default cues.")] = None,
     judge_key: JudgeKey = None,
+    methods: tuple[str, ...] = (),
+    add: tuple[str, ...] = (),
+    contract: int | None = None,
+    by: str | None = None,
 ) -> None:
     """Train and measure seven methods on one recipe: the stock model, the stock model steered, safety SFT alone, data
     augmentation, Surgical, SCANS and DCR. Writes a table, a trade-off plot and JSON. The same command continues a
@@ -140,7 +144,7 @@ def compare(
 
     Args:
         recipe: Name or file of the recipe whose model, data and settings all methods share.
-        seeds: Of the first weights, the split and the order of rows. Intervals are over them.
+        seeds: Of the first weights, the split and the order of rows; by default 0 1 2. Intervals are over them.
         prompts: JSON Lines of {prompt, label, source?} or {toxic, seemingly_toxic} to measure on; by default the
             recipe's held-out part.
         rows: At most this many prompts of each set and label, drawn with a fixed seed.
@@ -148,12 +152,18 @@ def compare(
         curve_seeds: Seeds for which every method is measured at further strengths, for the trade-off curve; by default
             the first one, with nothing behind the flag none.
         out: Folder of the comparison: comparison.md, comparison.json, trade_off.png, adapters and answers.
+        methods: Only these methods, besides the stock model, by their names in comparison.json; by default all.
+        add: Other people's methods, NAME=FOLDER of an adapter or NAME=package.module:function (docs/comparing.md).
+        contract: Number of a frozen contract, which fixes prompts, seeds and judges; writes submission.json as well.
+        by: Who submits, for the leaderboard; with --contract.
     """
     from dcr_lite.compare.command import compare as run_comparison
     from dcr_lite.run.terminal import show_page
 
-    curve_seeds = seeds[:1] if curve_seeds is None else curve_seeds
-    run_comparison(find_recipe(recipe), seeds, prompts, rows, multiple_choice, curve_seeds, out, judge, judge_key)
+    run_comparison(
+        find_recipe(recipe), seeds, prompts, rows, multiple_choice, curve_seeds, out, judge, judge_key, methods, add,
+        contract, by,
+    )  # fmt: skip
     show_page(out / "comparison.md")
 
 
@@ -174,6 +184,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "judge": judge,
     "compare": compare,
+    "verify": verify,
     "diagnose": diagnose,
     "dial": dial,
     "export": export,
@@ -208,7 +219,7 @@ def main() -> None:
         print(f"error: {said}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        if command in ("evaluate", "compare", "dial"):
+        if command in ("evaluate", "compare", "dial", "verify"):
             print("\nstopped; what is done is kept. Run the same command again to continue.", file=sys.stderr)
         raise SystemExit(130) from None
 

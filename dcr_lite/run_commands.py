@@ -1,4 +1,4 @@
-"""The commands of dcr-lite that work on a finished run. Heavy modules are imported inside them."""
+"""The commands of dcr-lite that work on a finished run, or comparison. Heavy modules are imported inside them."""
 
 from json import dumps
 from pathlib import Path
@@ -147,3 +147,33 @@ def export(
         from dcr_lite.export.hub import push
 
         print(f"pushed: {push(finished, str(repo), form or 'adapter', out, public)}")
+
+
+def verify(
+    submission: Annotated[Path, tyro.conf.Positional],
+    compared: Path | None = None,
+    rerun: str | None = None,
+    seed: int | None = None,
+    recipe: str | None = None,
+    add: tuple[str, ...] = (),
+    out: Path | None = None,
+    device: Device = "auto",
+) -> None:
+    """Check the submission.json of a comparison by a contract, without a model: its shape, its contract, and whether
+    its numbers follow from each other. A line for each finding; exit status 1 where anything differs.
+
+    Args:
+        submission: The file.
+        compared: The folder of its comparison: every number that a judge gives, and AUROC, anew from its answers.
+        rerun: A method that is measured again: with the adapters of --compared, else trained anew.
+        seed: The seed of that measurement.
+        recipe: Name or file of the submission's recipe, for --rerun; by default the kit's of that name.
+        add: As the submission was measured with, to rerun one of those methods.
+        out: Folder of the rerun, in which a stopped one goes on; by default below runs/verify.
+        device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
+    """
+    from dcr_lite.compare.verify_command import Asked, show
+    from dcr_lite.compare.verify_command import verify as check
+
+    if not show(check(Asked(submission, compared, rerun, seed, recipe, add, device, out))):
+        raise SystemExit(1)

@@ -22,7 +22,7 @@ from small_runs import flags, run_here
 
 from dcr_lite.model.loading import Model
 
-pytest_plugins = ["recipe_runs", "scripted_endpoint"]
+pytest_plugins = ["recipe_runs", "scripted_endpoint", "contract_runs"]
 
 torch.set_num_threads(1)  # tiny matrices: threads would only wait for each other
 settings.register_profile(  # the same examples on every machine, and no stop-watch on a busy one

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dcr_lite.compare.added import added_methods
+from dcr_lite.compare.contract import Contract, read_contract, require_no_contradiction
 from dcr_lite.compare.judged import judged
 from dcr_lite.compare.measurement import (
     Configuration,
@@ -17,9 +19,11 @@ from dcr_lite.compare.measurement import (
     finished_result,
     measure_configuration,
 )
-from dcr_lite.compare.methods import METHODS, Method
+from dcr_lite.compare.methods import Method, chosen_methods
 from dcr_lite.compare.report import comparison_report, listed, write_report
+from dcr_lite.compare.schema import LONGEST
 from dcr_lite.compare.seed_run import SeedRun
+from dcr_lite.compare.submission import submission_of, write_submission
 from dcr_lite.compare.summary import Result
 from dcr_lite.errors import UserError
 from dcr_lite.judges.opening import DEFAULT, open_judges
@@ -29,35 +33,53 @@ from dcr_lite.run.recipes import load_recipe
 from dcr_lite.run.terminal import console, show_plan
 from dcr_lite.settings import Settings
 
+SEEDS = (0, 1, 2)
+
 
 def compare(
     recipe: Path,
-    seeds: tuple[int, ...],
+    seeds: tuple[int, ...] | None,
     files: tuple[Path, ...],
     rows: int | None,
     multiple_choice: Path | None,
-    curve_seeds: tuple[int, ...],
+    curve_seeds: tuple[int, ...] | None,
     out: Path,
-    judges: tuple[str, ...] = DEFAULT,
+    judges: tuple[str, ...] | None = None,
     judge_key: str | None = None,
+    only: tuple[str, ...] = (),
+    added: tuple[str, ...] = (),
+    contract: int | None = None,
+    by: str | None = None,
 ) -> dict[str, Any]:
-    """Train and measure every method with every seed; write comparison.json, comparison.md and trade_off.png to ``out``
-    and return what the JSON holds.
+    """Train and measure the methods with every seed; write comparison.json, comparison.md and trade_off.png to ``out``
+    and return what the JSON holds. By a contract, write submission.json as well.
 
-    files: prompts to measure on, by default the recipe's held-out ones; at most ``rows`` of each set and label.
-    multiple_choice: questions for general ability. curve_seeds: those at which further strengths are measured too.
-    judges, judge_key: as ``open_judges`` takes them; the tables are by the first.
+    seeds: by default 0, 1, 2. files: prompts to measure on, by default the recipe's held-out ones; at most ``rows`` of
+    each set and label. multiple_choice: questions for general ability. curve_seeds: those at which further strengths
+    are measured too, by default the first. judges, judge_key: as ``open_judges`` takes them, by default the cue judge;
+    the tables are by the first. only: the methods besides the stock model, by default all. added: as
+    ``added_methods`` takes them. contract: its number; it fixes seeds, prompts, rows and judges, and no curve is
+    measured unless it is asked for. by: who submits.
     """
+    given = {"seeds": seeds, "prompts": files, "rows": rows, "multiple_choice": multiple_choice, "judge": judges}
+    if terms := _terms(contract, given, by):
+        seeds, files, rows, judges = terms.seeds, terms.files, terms.rows, terms.judge_names
+    seeds = SEEDS if seeds is None else seeds
+    if curve_seeds is None:
+        curve_seeds = () if terms else seeds[:1]
     _check_seeds(seeds, curve_seeds)
+    methods = chosen_methods(only) | added_methods(added, seeds)
     settings = load_recipe(recipe).SETTINGS
+    settings = terms.applied(settings) if terms else settings
     files = files or settings.evaluation
     data = EvaluationData.read(files, rows, multiple_choice)
-    opened = [] if judges == DEFAULT else open_judges(judges, settings.device, judge_key)
-    runs, results = measured(METHODS, settings, data, seeds, curve_seeds, out)
+    opened = [] if judges in (None, DEFAULT) and not terms else open_judges(judges or (), settings.device, judge_key)
+    runs, results = measured(methods, settings, data, seeds, curve_seeds, out)
     section: dict[str, Any] = {"main": DEFAULT[0], "judges": [], "agreement": []}
     if opened:
-        results, section = judged(opened, runs, results, data, out)
-    report = comparison_report(recipe.stem, runs[seeds[0]].settings, results, curve_seeds) | {
+        results, section = judged(opened, runs, results, data, out, methods)
+    found = runs[seeds[0]].settings
+    report = comparison_report(recipe.stem, found, results, curve_seeds, methods) | {
         "prompts": {"files": [str(path) for path in files], "rows": rows, "n": len(data.prompts)},
         "general": {
             "instructions": len(data.instructions),
@@ -66,8 +88,23 @@ def compare(
         "judged": section,
         "seconds": max(run.run.seconds() for run in runs.values()),
     }
-    write_report(report, runs[seeds[0]].settings, out)
+    write_report(report, found, out, methods)
+    if terms:
+        write_submission(submission_of(report, terms, methods, runs, data, recipe, by), out)
     return report
+
+
+def _terms(number: int | None, flags: dict[str, Any], by: str | None) -> Contract | None:
+    """The contract of that number, which no flag may contradict; None where none is asked for."""
+    if number is not None:
+        contract = read_contract(number)
+        require_no_contradiction(contract, flags)
+        if by is not None and not (by.isprintable() and len(by) <= LONGEST):
+            raise UserError(f"--by: one line of at most {LONGEST} characters")
+        return contract
+    if by is not None:
+        raise UserError("--by names who submits, which goes with --contract")
+    return None
 
 
 def measured(

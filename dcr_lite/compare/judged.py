@@ -1,14 +1,14 @@
 """A comparison by several judges: its numbers by each, how far they agree, and whether the order of methods stands."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from dcr_lite.compare.measurement import Configuration, EvaluationData, answers_file
-from dcr_lite.compare.methods import METHODS, at_usual_strength
+from dcr_lite.compare.methods import METHODS, Method, at_usual_strength
 from dcr_lite.compare.seed_run import SeedRun
-from dcr_lite.compare.summary import Result, numbers_of, over_seeds
+from dcr_lite.compare.summary import Result, numbers_of, over_seeds, set_counts
 from dcr_lite.errors import UserError
 from dcr_lite.files import write_jsonl
 from dcr_lite.judges.agreement import agreement_words, agreements, with_verdicts
@@ -24,12 +24,14 @@ PARTED = "judges_part.jsonl"  # the answers on which judges part. Private: conta
 
 
 def judged(
-    judges: Sequence[Judge], runs: dict[int | None, SeedRun], results: list[Result], data: EvaluationData, out: Path
-) -> tuple[list[Result], dict[str, Any]]:
+    judges: Sequence[Judge], runs: dict[int | None, SeedRun], results: list[Result], data: EvaluationData, out: Path,
+    methods: Mapping[str, Method] = METHODS,
+) -> tuple[list[Result], dict[str, Any]]:  # fmt: skip
     """The results with the numbers of the first judge, and what the report says of all: {main, judges: [{name, methods,
-    without_verdict, changed}], agreement}.
+    points, without_verdict, changed}], agreement}.
 
-    methods: as ``over_seeds``, at the usual strengths. changed: the pairs of methods whose J the judge orders otherwise
+    methods: as ``over_seeds``, at the usual strengths. points: {method, strength, seed, sets, without_verdict} of every
+    configuration, ``set_counts`` by that judge. changed: the pairs of methods whose J the judge orders otherwise
     than the first does. agreement: ``agreements`` by method, over the answers at all strengths. The answers on which
     judges part go to PARTED.
 
@@ -42,6 +44,7 @@ def judged(
     with progress_bar("Judging", len(rows) * len(judges)) as shown:
         scores = judge_rows(judges, exchanges(rows), kept, shown.advance)
     by_judge: dict[str, list[Result]] = {}
+    points: dict[str, list[dict[str, Any]]] = {}
     missing = dict.fromkeys(scores, 0)
     begin = 0
     for result, some in zip(results, answers, strict=True):
@@ -49,16 +52,25 @@ def judged(
         begin += len(some)
         for found in rates_by_judge(own, some):
             missing[found["name"]] += found["without_verdict"]
-            by_judge.setdefault(found["name"], []).append(_rejudged(result, found))
+            by_judge.setdefault(found["name"], []).append(_rejudged(result, found, methods))
+            place = {key: result[key] for key in ("method", "strength", "seed")}
+            counted = {"sets": set_counts(found["sets"]), "without_verdict": found["without_verdict"]}
+            points.setdefault(found["name"], []).append(place | counted)
     write_jsonl(_parted(with_verdicts(rows, scores), places), out / PARTED)
     first = by_judge[judges[0].name]
     settings = runs[None].settings
-    means = {name: over_seeds(at_usual_strength(found, settings)) for name, found in by_judge.items()}
+    means = {name: over_seeds(at_usual_strength(found, settings, methods)) for name, found in by_judge.items()}
     main = means[judges[0].name]
     section = {
         "main": judges[0].name,
         "judges": [
-            {"name": name, "methods": found, "without_verdict": missing[name], "changed": changed(main, found)}
+            {
+                "name": name,
+                "methods": found,
+                "points": points[name],
+                "without_verdict": missing[name],
+                "changed": changed(main, found),
+            }
             for name, found in means.items()
         ],
         "agreement": agreements(scores, [result["method"] for result in places]),
@@ -72,13 +84,13 @@ def _file(runs: dict[int | None, SeedRun], result: Result, data: EvaluationData)
     return answers_file(runs[configuration.seed], configuration, data)
 
 
-def _rejudged(result: Result, found: dict[str, Any]) -> Result:
+def _rejudged(result: Result, found: dict[str, Any], methods: Mapping[str, Method]) -> Result:
     """The result of a configuration with one judge's numbers in place of the cue judge's."""
     for label in LABELS[:2]:
         if label not in found["overall"]:
             raise UserError(
                 f"--judge {found['name']}: no verdict on any {LABEL_TITLES[label]} prompt of "
-                f"{METHODS[result['method']].title}. Choose another judge."
+                f"{methods[result['method']].title}. Choose another judge."
             )
     interval = found["discernment"]["auroc_ci95"] or result["intervals"]["auroc"]
     numbers, intervals = numbers_of(found, interval)
@@ -126,24 +138,25 @@ which they part are in {parted}):
 """
 
 
-def judges_section(section: dict[str, Any]) -> str:
+def judges_section(section: dict[str, Any], methods: Mapping[str, Method] = METHODS) -> str:
     """The part of comparison.md that ``judged`` gives; empty where no judge was asked for."""
     judges = section["judges"]
     if not judges:
         return ""
     titles = [plain(short(judge["name"])) for judge in judges]
     table = [
-        [METHODS[entry["method"]].title, *(_number(judge["methods"][i]["numbers"]["j"]) for judge in judges)]
+        [methods[entry["method"]].title, *(_number(judge["methods"][i]["numbers"]["j"]) for judge in judges)]
         for i, entry in enumerate(judges[0]["methods"])
     ]
     agreement = []
     for pair in section["agreement"]:
         agreement.append(f"- {plain(' and '.join(map(short, pair['judges'])))} {agreement_words(pair)}.")
-        agreement += [f"  - {METHODS[name].title}: {agreement_words(found)}." for name, found in pair["by"].items()]
+        agreement += [f"  - {methods[name].title}: {agreement_words(found)}." for name, found in pair["by"].items()]
     return SECTION.format(
         main=titles[0],
         table=markdown_table(["", *(f"J, {title}" for title in titles)], table),
-        sentences=" ".join(_sentence(judge, titles[0]) for judge in judges[1:]) or "No second judge was asked for.",
+        sentences=" ".join(_sentence(judge, titles[0], methods) for judge in judges[1:])
+        or "No second judge was asked for.",
         parted=PARTED,
         agreement="\n".join(agreement) or "-",
     )
@@ -154,10 +167,10 @@ def _number(value: dict[str, Any]) -> str:
     return text if value["ci95"] is None else f"{text} ±{(value['ci95'][1] - value['ci95'][0]) / 2:.2f}"
 
 
-def _sentence(judge: dict[str, Any], main: str) -> str:
+def _sentence(judge: dict[str, Any], main: str, methods: Mapping[str, Method]) -> str:
     """Whether a judge orders the methods by J as the first does, and on how many answers it gave no verdict."""
     name = plain(short(judge["name"]))
-    pairs = [f"{METHODS[b].title} before {METHODS[a].title}" for a, b in judge["changed"]]
+    pairs = [f"{methods[b].title} before {methods[a].title}" for a, b in judge["changed"]]
     if pairs:
         said = f"By {name} the order of methods by J is another than by {main}: it puts {', '.join(pairs)}."
     else:

@@ -55,10 +55,11 @@ class Configuration(NamedTuple):
 def configurations(
     methods: dict[str, Method], settings: Settings, seeds: tuple[int, ...], curve_seeds: tuple[int, ...]
 ) -> list[Configuration]:
-    """Every configuration seed by seed, within a seed first those that the table shows; the stock model once."""
+    """Every configuration: first what is measured once, as the stock model is; then seed by seed, within a seed first
+    those that the table shows."""
     strengths = {name: method.strengths(settings) for name, method in methods.items()}
-    trained = [name for name in methods if name != STOCK]
-    found = [Configuration(STOCK, strengths[STOCK][0], None)]
+    trained = [name for name, method in methods.items() if not method.once]
+    found = [Configuration(name, strengths[name][0], None) for name in methods if name not in trained]
     for seed in seeds:
         found += [Configuration(name, strengths[name][0], seed) for name in trained]
         if seed in curve_seeds:
@@ -111,7 +112,12 @@ def measure_configuration(
 
 def answers_file(seed_run: SeedRun, configuration: Configuration, data: EvaluationData) -> Path:
     """Where the answers of a configuration are kept."""
-    return seed_run.run.path / "answers" / f"{_part(configuration, data)}.jsonl"
+    return answers_in(seed_run.run.path, configuration, data)
+
+
+def answers_in(folder: Path, configuration: Configuration, data: EvaluationData) -> Path:
+    """The same, in the folder of the configuration's seed."""
+    return folder / "answers" / f"{_part(configuration, data)}.jsonl"
 
 
 def _part(configuration: Configuration, data: EvaluationData) -> str:

@@ -4,7 +4,7 @@ is that method's.
 To add one: its maths in a file of its own, as surgical.py and scans.py, a context below, and an entry in METHODS.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
@@ -20,6 +20,7 @@ from dcr_lite.compare.steered import SteeredStock
 from dcr_lite.compare.summary import Result
 from dcr_lite.compare.surgical import Ablation
 from dcr_lite.data.rows import read_conversations
+from dcr_lite.errors import UserError
 from dcr_lite.measure.trade_off import Goal
 from dcr_lite.model import adapters
 from dcr_lite.names import BASELINE, DCR, STOCK
@@ -234,6 +235,7 @@ class Method:
     strength: what a strength is, in words.
     operations: about how many floating-point operations the training or the fitting at a strength takes, after those
         at the strengths before it; for the estimated time.
+    once: measured once and not with every seed.
     """
 
     title: str
@@ -242,10 +244,11 @@ class Method:
     strengths: Callable[[Settings], tuple[float, ...]]
     strength: str
     operations: Callable[[SeedRun, float], float]
+    once: bool = False
 
 
 METHODS = {
-    STOCK: Method("stock model", "#bbbbbb", _stock, lambda settings: (0,), "", lambda seed, strength: 0),
+    STOCK: Method("stock model", "#bbbbbb", _stock, lambda settings: (0,), "", lambda seed, strength: 0, once=True),
     "steered": Method(
         "steered stock", "#c0392b", _steered, lambda settings: (1.0, -1.0, 0.5, 2.0), "times the strength chosen",
         lambda seed, factor: 8 * ANCHORS * seed.operations["prompt"],
@@ -283,6 +286,21 @@ METHODS = {
 }  # fmt: skip
 
 
-def at_usual_strength(results: list[Result], settings: Settings) -> list[Result]:
-    """Those of the results that the tables show."""
-    return [result for result in results if result["strength"] == METHODS[result["method"]].strengths(settings)[0]]
+def chosen_methods(names: Sequence[str]) -> dict[str, Method]:
+    """The methods of these names beside the stock model, in the order of METHODS; all of them for no name. Raises
+    UserError for a name that is none."""
+    if wrong := [name for name in names if name not in METHODS]:
+        raise UserError(f"--methods {wrong[0]}: no such method. Choose from {', '.join(METHODS)}.")
+    return {name: method for name, method in METHODS.items() if not names or name in (STOCK, *names)}
+
+
+def at_usual_strength(
+    results: list[Result], settings: Settings, methods: Mapping[str, Method] = METHODS
+) -> list[Result]:
+    """Those of the results that the tables show, in the order of the methods."""
+    return [
+        result
+        for name, method in methods.items()
+        for result in results
+        if (result["method"], result["strength"]) == (name, method.strengths(settings)[0])
+    ]

@@ -1,5 +1,6 @@
 """The plot of a comparison."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from dcr_lite.run.plots import STYLE, save
 
 
 def draw_trade_off(
-    methods: dict[str, Method],
+    methods: Mapping[str, Method],
     entries: list[dict[str, Any]],
     curve: list[dict[str, Any]],
     frontier: list[int],

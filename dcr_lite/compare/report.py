@@ -2,12 +2,12 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dcr_lite.compare.judged import judges_section
-from dcr_lite.compare.methods import METHODS, at_usual_strength
+from dcr_lite.compare.methods import METHODS, Method, at_usual_strength
 from dcr_lite.compare.plots import draw_trade_off
 from dcr_lite.compare.summary import (
     COMPARED,
@@ -62,10 +62,7 @@ those of training and of choosing directions, for each method alone.
 
 {methods_table}
 {notes}{sets}{toxic_sets}{divergences}
-DCR minus each method, seed by seed; in bold where the interval over seeds excludes zero:
-
-{differences_table}
-{judges}
+{differences}{judges}
 ## The trade-off
 
 ![Toxic refusal against compliance](trade_off.png)
@@ -85,6 +82,10 @@ Safety on each set, the refusal rate of its toxic prompts:
 
 {table}
 """
+DIFFERENCES = """DCR minus each method, seed by seed; in bold where the interval over seeds excludes zero:
+
+{table}
+"""
 DIVERGENCES = """
 {what} KL divergence from the stock model on these answers, in nats per token:
 
@@ -93,11 +94,12 @@ DIVERGENCES = """
 
 
 def comparison_report(
-    recipe: str, settings: Settings, results: list[Result], curve_seeds: tuple[int, ...]
-) -> dict[str, Any]:
+    recipe: str, settings: Settings, results: list[Result], curve_seeds: tuple[int, ...],
+    methods: Mapping[str, Method] = METHODS,
+) -> dict[str, Any]:  # fmt: skip
     """The results over seeds: the table, the differences, the trade-off curve with its frontier; and how they came
     about."""
-    usual = at_usual_strength(results, settings)
+    usual = at_usual_strength(results, settings, methods)
     curve = over_seeds([r for r in results if r["seed"] in (None, *curve_seeds)]) if curve_seeds else over_seeds(usual)
     return {
         "recipe": recipe,
@@ -140,7 +142,7 @@ def methods_table(entries: list[dict[str, Any]], titles: Sequence[str]) -> str:
     columns |= {k: v for k, v in COLUMNS.items() if k in there and not (k == "compliance" and len(sets) == 1)}
     trained = [entry["numbers"] for entry in entries if entry["method"] != STOCK]
     best = {
-        key: (max if higher else min)(round(numbers[key]["mean"], 4) for numbers in trained if key in numbers)
+        key: (max if higher else min)((round(n[key]["mean"], 4) for n in trained if key in n), default=None)
         for key, (_, higher, _) in columns.items()
     }
     rows = []
@@ -167,7 +169,7 @@ def _with(entries: list[dict[str, Any]], wanted: Callable[[str], bool]) -> list[
     ]
 
 
-def differences_table(found: dict[str, dict[str, Any]]) -> str:
+def differences_table(found: dict[str, dict[str, Any]], methods: Mapping[str, Method] = METHODS) -> str:
     """DCR minus each method, with the interval; bold where it excludes zero."""
 
     def cell(value: dict[str, Any] | None) -> str:
@@ -181,23 +183,26 @@ def differences_table(found: dict[str, dict[str, Any]]) -> str:
         return f"**{text}**" if low > 0 or high < 0 else text
 
     keys = [key for key in COMPARED if any(key in numbers for numbers in found.values())]
-    rows = [[METHODS[name].title, *(cell(numbers.get(key)) for key in keys)] for name, numbers in found.items()]
+    rows = [[methods[name].title, *(cell(numbers.get(key)) for key in keys)] for name, numbers in found.items()]
     return markdown_table(["DCR minus", *(COLUMNS[key][0] for key in keys)], rows)
 
 
-def write_report(report: dict[str, Any], settings: Settings, out: Path) -> None:
+def write_report(
+    report: dict[str, Any], settings: Settings, out: Path, methods: Mapping[str, Method] = METHODS
+) -> None:
     """Write all three files."""
     write_json(report, out / "comparison.json")
     curve, questions = report["curve"], report["general"]["multiple_choice"]
-    draw_trade_off(METHODS, report["methods"], curve["points"], curve["frontier"], out / "trade_off.png")
-    titles = [METHODS[entry["method"]].title for entry in report["methods"]]
+    draw_trade_off(methods, report["methods"], curve["points"], curve["frontier"], out / "trade_off.png")
+    titles = [methods[entry["method"]].title for entry in report["methods"]]
     of_sets = _with(report["methods"], lambda key: key.startswith(SET))
     several, several_toxic = (len(entries[0]["numbers"]) > 1 for entries in (of_sets, report["toxic_sets"]))
     means = _with(report["methods"], lambda key: not key.startswith(SET)) if several else report["methods"]
-    read = [METHODS[entry["method"]].title for entry in report["divergences"]]
+    read = [methods[entry["method"]].title for entry in report["divergences"]]
+    compared = report["differences"]
     strengths = "; ".join(
         f"{method.title} {listed(f'{s:g}' for s in method.strengths(settings))} ({method.strength})"
-        for method in METHODS.values()
+        for method in methods.values()
         if method.strength
     )
     page = PAGE.format(
@@ -216,9 +221,9 @@ def write_report(report: dict[str, Any], settings: Settings, out: Path) -> None:
         sets=SETS.format(table=methods_table(of_sets, titles)) if several else "",
         toxic_sets=TOXIC_SETS.format(table=methods_table(report["toxic_sets"], titles)) if several_toxic else "",
         divergences=DIVERGENCES.format(what=WHAT, table=methods_table(report["divergences"], read)) if read else "",
-        differences_table=differences_table(report["differences"]),
+        differences=DIFFERENCES.format(table=differences_table(compared, methods)) if compared else "",
         judge=plain(short(report["judged"]["main"])),
-        judges=judges_section(report["judged"]),
+        judges=judges_section(report["judged"], methods),
         curve=f" Small ones (seeds {listed(curve['seeds'])}): {strengths}." if curve["seeds"] else "",
         versions=listed(f"{name} {version}" for name, version in report["versions"].items()),
     )

@@ -57,6 +57,14 @@ def numbers_of(result: dict[str, Any], auroc_ci95: Sequence[float]) -> tuple[dic
     return numbers, intervals
 
 
+def set_counts(sets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """{name, label, n, refused} of the sets of a ``method_result``: what its rates and their intervals follow from."""
+    return [
+        {"name": row["name"], "label": row["label"], "n": row["n"], "refused": round(row["refusal_rate"] * row["n"])}
+        for row in sets
+    ]
+
+
 def kept_numbers(kept: dict[str, Any]) -> tuple[dict[str, float], dict[str, list[float]]]:
     """The numbers in KEPT of a measured model, from its ``answers_kept``, and their 95 % intervals over prompts."""
     return _of_labels(kept, KEPT)
@@ -130,16 +138,18 @@ def notes(results: list[Result]) -> list[dict[str, Any]]:
 
 def differences(results: list[Result]) -> dict[str, dict[str, Any]]:
     """DCR minus each other method, seed by seed and then over seeds: {method: {number: mean_and_interval}}, of the
-    numbers that both have. The stock model, measured once, is compared with every seed."""
+    numbers that both have. What is measured once, as the stock model, is compared with every seed. Empty without DCR.
+    """
     by_method: dict[str, dict[int | None, dict[str, float]]] = {}
     for result in results:
         by_method.setdefault(result["method"], {})[result["seed"]] = result["numbers"]
     found = {}
     for method, numbers in by_method.items():
         if method != DCR:
-            pairs = [(ours, numbers.get(seed) or numbers[None]) for seed, ours in by_method[DCR].items()]
+            pairs = [(ours, numbers.get(seed) or numbers[None]) for seed, ours in by_method.get(DCR, {}).items()]
             apart = {key: [a[key] - b[key] for a, b in pairs if key in a and key in b] for key in COMPARED}
-            found[method] = {key: mean_and_interval(values) for key, values in apart.items() if values}
+            if pairs:
+                found[method] = {key: mean_and_interval(values) for key, values in apart.items() if values}
     return found
 
 

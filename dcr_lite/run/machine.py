@@ -47,6 +47,21 @@ def hardware(device: str) -> str:
     return f"{torch.get_num_threads()} threads of {names[0] if names else platform.processor() or platform.machine()}"
 
 
+def hardware_class(device: str) -> str:
+    """What decides how sums are rounded on a device: the card's name; of a processor its architecture and the widest
+    instructions that torch's kernels use on it. Machines of one class should give the same answers."""
+    if device != "cpu":
+        return hardware(device) if device == "cuda" else device
+    bfloat16 = (
+        name
+        for name, there in (
+            ("AVX512-BF16", torch.cpu._is_avx512_bf16_supported()), ("AMX", torch.cpu._is_amx_tile_supported())
+        )
+        if there
+    )  # fmt: skip
+    return " ".join([platform.machine(), torch.backends.cpu.get_cpu_capability(), *bfloat16])
+
+
 def _cpu_info() -> list[str]:
     path = Path("/proc/cpuinfo")
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []

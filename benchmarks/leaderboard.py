@@ -1,0 +1,123 @@
+"""The leaderboard from submissions of dcr-lite compare --contract.
+
+    python benchmarks/leaderboard.py submissions/*.json --out docs/leaderboard.md
+
+Every file is checked as dcr-lite verify checks it without a model; one that is at fault is named and left out. A line
+for each method of each submission, the highest J first, by the contract's first judge.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from dcr_lite.compare.findings import Finding
+from dcr_lite.compare.submission import Entry, Submission, Value
+from dcr_lite.compare.verify_command import Asked, verify
+from dcr_lite.files import load_json, write_text
+from dcr_lite.run.report import code, markdown_table, plain
+
+PAGE = """# Leaderboard
+
+Methods measured under a frozen contract ([what it fixes](comparing.md#a-frozen-contract)), from the `submission.json`
+files of whoever measured them. benchmarks/leaderboard.py makes this page and checks that every file agrees with itself;
+the answers behind the numbers are not published, so a line is what its submitter says until somebody repeats it
+([how](comparing.md#dcr-lite-verify)).
+
+{body}
+"""
+NONE = """No submissions yet: this page is a frame. To be the first:
+
+    dcr-lite compare --contract 1 --recipe smollm2_135m --by "Your name" --out runs/contract
+    dcr-lite verify runs/contract/submission.json
+    python benchmarks/leaderboard.py runs/contract/submission.json --out docs/leaderboard.md"""
+TABLE = """J is safety + compliance - 1 by the contract's first judge, J 2 by its second. A number is the mean over the
+contract's seeds with a 95 % interval (Student); over prompts for what is measured once, as the stock model is.
+
+{table}
+
+Commands:
+
+{commands}"""
+HEAD = [
+    "",
+    "method",
+    "model",
+    "J ↑",
+    "J 2 ↑",
+    "compliance ↑",
+    "safety ↑",
+    "AUROC ↑",
+    "kept ↑",
+    "contract",
+    "by",
+    "hardware",
+]
+
+
+@dataclass
+class Choices:
+    """Which submissions, and where to."""
+
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """submission.json files."""
+    out: Path = Path("docs/leaderboard.md")
+    """The page."""
+
+
+def faults(path: Path) -> list[Finding]:
+    """What dcr-lite verify finds at fault."""
+    return [finding for finding in verify(Asked(path)) if finding.state == "differs"]
+
+
+def page(submissions: list[Submission]) -> str:
+    """The page of submissions that agree with themselves."""
+    if not submissions:
+        return PAGE.format(body=NONE)
+    lines = [(number, one, entry) for number, one in enumerate(submissions, 1) for entry in one["methods"]]
+    lines.sort(key=lambda line: -_main(line[2], 0)["j"]["mean"])
+    rows = [_row(*line) for line in lines]
+    commands = [f"{number}. {code(one['command'])}, {one['date']}" for number, one in enumerate(submissions, 1)]
+    return PAGE.format(body=TABLE.format(table=markdown_table(HEAD, rows), commands="\n".join(commands)))
+
+
+def _main(entry: Entry, judge: int) -> dict[str, Value]:
+    """The numbers by a judge of the contract, by its place."""
+    of_judges = list(entry["judges"].values())
+    return of_judges[judge] if judge < len(of_judges) else {}
+
+
+def _row(number: int, submission: Submission, entry: Entry) -> list[str]:
+    first = _main(entry, 0)
+    numbers = [first["j"], _main(entry, 1).get("j"), first["compliance"], first["safety"]]
+    numbers += [entry["numbers"].get(name) for name in ("auroc", "kept_seemingly_toxic")]
+    title = plain(entry["title"]) + (" (added)" if entry["origin"] == "added" else "")
+    return [
+        str(number), title, plain(submission["model"]["name"]), *map(_cell, numbers),
+        str(submission["contract"]["number"]), plain(submission["by"]) or "-", plain(submission["hardware"]["kind"]),
+    ]  # fmt: skip
+
+
+def _cell(value: Value | None) -> str:
+    if value is None:
+        return "-"
+    if value["ci95"] is None:
+        return f"{value['mean']:.2f}"
+    return f"{value['mean']:.2f} ({value['ci95'][0]:.2f} to {value['ci95'][1]:.2f})"
+
+
+def main(choices: Choices) -> str:
+    submissions: list[Any] = []
+    for path in choices.files:
+        if found := faults(path):
+            print(f"{path} is left out: {found[0].text}" + (f", and {len(found) - 1} more" if found[1:] else ""))
+        else:
+            submissions.append(load_json(path))
+    text = page(submissions)
+    write_text(choices.out, text)
+    return text
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Choices, description=__doc__))

@@ -1,0 +1,108 @@
+"""``dcr-lite verify``: a submission checked, by itself, by the answers that it was measured on, and by a rerun."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcr_lite.compare.added import added_methods
+from dcr_lite.compare.contract import Contract, content_digest
+from dcr_lite.compare.findings import Finding, checked, compared
+from dcr_lite.compare.measurement import EvaluationData
+from dcr_lite.compare.methods import METHODS
+from dcr_lite.compare.recompute import recomputed
+from dcr_lite.compare.rerun import point_of, rerun
+from dcr_lite.compare.submission import Submission, model_facts, recipe_facts
+from dcr_lite.compare.verification import consistency, contract_of
+from dcr_lite.errors import UserError
+from dcr_lite.files import load_json, sha256_of
+from dcr_lite.judges.opening import open_judges
+from dcr_lite.run.inputs import resolved
+from dcr_lite.run.recipes import find_recipe, load_recipe
+from dcr_lite.run.terminal import console
+from dcr_lite.settings import Device, Settings
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to check.
+
+    file: the submission. compared: the folder of its comparison. method, seed: what is measured again. recipe: by
+    default the kit's of the submission's name. added: as ``added_methods`` takes them. device: of the learned judge.
+    out: the folder of the rerun.
+    """
+
+    file: Path
+    compared: Path | None = None
+    method: str | None = None
+    seed: int | None = None
+    recipe: str | None = None
+    added: tuple[str, ...] = ()
+    device: Device = "auto"
+    out: Path | None = None
+
+
+def verify(asked: Asked) -> list[Finding]:
+    """What is found, in the order of the checks. Raises UserError for a file that cannot be read, and for flags that do
+    not go together."""
+    if (asked.method is None) != (asked.seed is None):
+        raise UserError("--rerun METHOD and --seed N go together")
+    submission: Any = _read(asked.file)
+    contract, found = contract_of(submission)
+    if contract is None:
+        return found
+    found += consistency(submission, contract)
+    if any(finding.state == "differs" for finding in found):
+        return found  # measuring again what contradicts itself would say nothing
+    data = EvaluationData.read(contract.files, contract.rows, None)
+    if asked.compared:
+        judges = open_judges(contract.judge_names, asked.device)
+        found += recomputed(submission, contract, data, asked.compared, judges)
+    if asked.method is not None and asked.seed is not None:
+        found += _rerun(asked, asked.method, asked.seed, submission, contract, data)
+    return found
+
+
+def show(findings: Sequence[Finding]) -> bool:
+    """Print a line for each finding; whether nothing differs."""
+    for finding in findings:
+        console.print(finding.line(), markup=False, soft_wrap=True)
+    return all(finding.state != "differs" for finding in findings)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return load_json(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}). Give the submission.json of a comparison."
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}). Give the submission.json of a comparison.") from None
+
+
+def _rerun(
+    asked: Asked, method: str, seed: int, submission: Submission, contract: Contract, data: EvaluationData
+) -> list[Finding]:
+    entry, point = point_of(submission, method, seed)
+    path = find_recipe(asked.recipe or submission["recipe"]["name"])
+    settings: Settings = contract.applied(load_recipe(path).SETTINGS)
+    methods = METHODS | added_methods(asked.added, contract.seeds)
+    out = asked.out or folder_of(asked, method, seed)
+    found = _same_inputs(path, settings, submission)
+    return found + rerun(submission, contract, data, entry, point, settings, methods, asked.compared, out)
+
+
+def folder_of(asked: Asked, method: str, seed: int) -> Path:
+    """A folder of this rerun alone, in which a stopped one goes on."""
+    whence = "trained" if asked.compared is None else "compared"
+    return Path("runs") / "verify" / f"{sha256_of(asked.file)[:8]}_{method.replace(' ', '_')}_{seed}_{whence}"
+
+
+def _same_inputs(path: Path, settings: Settings, submission: Submission) -> list[Finding]:
+    """Whether recipe, training rows and model are those of the submission."""
+    there, here = submission["recipe"], recipe_facts(path, resolved(settings))
+    faults = compared("recipe", {"SHA-256": there["sha256"]}, {"SHA-256": content_digest(path)})
+    faults += compared("training rows", dict(there["rows"]), dict(here["rows"]))
+    faults += compared("model", dict(submission["model"]["files"]), dict(model_facts(settings)["files"]))
+    return checked("recipe, training rows and model are those of the submission", faults)
