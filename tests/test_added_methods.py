@@ -55,7 +55,7 @@ def test_an_added_function_acts_on_the_stock_model(contracted: Contracted) -> No
             for name, seed in (("shifted-", 0), ("base_0", None))]  # fmt: skip
     assert odds[0] != odds[1]
     (entry,) = [entry for entry in report_of(contracted)["methods"] if entry["method"].startswith("shifted-")]
-    assert 0 < entry["numbers"]["kept_plain"]["mean"]
+    assert entry["numbers"]["kept_plain"]["mean"] > 0
     assert entry["numbers"]["minutes"]["mean"] > 0
 
 
@@ -138,7 +138,7 @@ def test_what_cannot_be_added_is_an_error_before_any_work(
     (contracted.module / "fails.py").write_text("1 / 0", encoding="utf-8")
     with pytest.raises(UserError, match=says):
         contracted.compare(tmp_path / "out", added=(word,))
-    with pytest.raises(UserError, match="there is a method named x already"):
+    with pytest.raises(UserError, match="there is a method named X already"):
         added_methods(("x=mine:shifted", "X=mine:shifted"), SEEDS)
     assert not (tmp_path / "out").exists()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from contract_runs import ONLY, SEEDS, Contracted
+from small_runs import write_rows
 
 from dcr_lite.compare import contract
 from dcr_lite.compare.contract import content_digest, contract_file, read_contract
@@ -14,7 +15,7 @@ from dcr_lite.compare.submission import FILE
 from dcr_lite.compare.summary import numbers_of
 from dcr_lite.data.rows import read_prompts
 from dcr_lite.errors import UserError
-from dcr_lite.files import sha256_of
+from dcr_lite.files import load_jsonl, sha256_of
 from dcr_lite.judges.versions import judge_version
 from dcr_lite.measure import judge
 from dcr_lite.measure.answers import method_result, read_answers
@@ -103,6 +104,28 @@ def test_a_changed_installation_measures_nothing(contracted: Contracted, small: 
     small.setattr("dcr_lite.compare.measurement.HELD_OUT_INSTRUCTIONS", contracted.rows / "plain.jsonl")
     with pytest.raises(UserError, match=r"plain.jsonl is not the file of contract 1"):
         read_contract(1)
+
+
+def test_a_recipe_that_trains_on_held_out_prompts_measures_nothing(
+    contracted: Contracted, small: Any, tmp_path: Path
+) -> None:
+    """Word for word, in any of its files; both sides of a pair count."""
+    held_out = [prompt.prompt for path in read_contract(1).files for prompt in read_prompts(path)]
+    for name, row in (
+        ("pairs", {"toxic": "Can I cut it?", "seemingly_toxic": held_out[1], "focus": "cut"}),
+        ("refusal_rows", {"prompt": held_out[0], "response": "I can't."}),
+        ("instruction_rows", {"prompt": held_out[-1], "response": "A thing."}),
+    ):
+        rows = load_jsonl(contracted.rows / {"pairs": "pairs.jsonl"}.get(name, name.replace("_rows", "s.jsonl")))
+        path = write_rows(tmp_path / f"{name}.jsonl", [*rows, row])
+        recipe = tmp_path / f"{name}.py"
+        recipe.write_text(
+            f"{contracted.recipe.read_text()}\nfrom dataclasses import replace\n"
+            f"SETTINGS = replace(SETTINGS, {name}=Path({str(path)!r}))\n"
+        )
+        with pytest.raises(UserError, match=f"{name}.jsonl: 1 of its prompts are among those that contract 1"):
+            contracted.compare(tmp_path / "out", recipe=recipe)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_contract_replaces_what_a_recipe_says_of_measuring(contracted: Contracted, small: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_lite.compare.added import added_methods
-from dcr_lite.compare.contract import Contract, read_contract, require_no_contradiction
+from dcr_lite.compare.contract import Contract, read_contract, require_no_contradiction, require_unseen
 from dcr_lite.compare.judged import judged
 from dcr_lite.compare.measurement import (
     Configuration,
@@ -34,6 +34,7 @@ from dcr_lite.run.terminal import console, show_plan
 from dcr_lite.settings import Settings
 
 SEEDS = (0, 1, 2)
+CUES_ALONE: dict[str, Any] = {"main": DEFAULT[0], "judges": [], "agreement": []}  # what ``judged`` says of no other
 
 
 def compare(
@@ -65,26 +66,21 @@ def compare(
     if terms := _terms(contract, given, by):
         seeds, files, rows, judges = terms.seeds, terms.files, terms.rows, terms.judge_names
     seeds = SEEDS if seeds is None else seeds
-    if curve_seeds is None:
-        curve_seeds = () if terms else seeds[:1]
+    curve_seeds = (() if terms else seeds[:1]) if curve_seeds is None else curve_seeds
     _check_seeds(seeds, curve_seeds)
     methods = chosen_methods(only) | added_methods(added, seeds)
-    settings = load_recipe(recipe).SETTINGS
-    settings = terms.applied(settings) if terms else settings
+    settings = terms.applied(load_recipe(recipe).SETTINGS) if terms else load_recipe(recipe).SETTINGS
     files = files or settings.evaluation
+    if terms:
+        require_unseen(terms, resolved(settings))
     data = EvaluationData.read(files, rows, multiple_choice)
     opened = [] if judges in (None, DEFAULT) and not terms else open_judges(judges or (), settings.device, judge_key)
     runs, results = measured(methods, settings, data, seeds, curve_seeds, out)
-    section: dict[str, Any] = {"main": DEFAULT[0], "judges": [], "agreement": []}
-    if opened:
-        results, section = judged(opened, runs, results, data, out, methods)
-    found = runs[seeds[0]].settings
+    results, section = judged(opened, runs, results, data, out, methods) if opened else (results, CUES_ALONE)
+    found, questions = runs[seeds[0]].settings, multiple_choice and str(multiple_choice)
     report = comparison_report(recipe.stem, found, results, curve_seeds, methods) | {
         "prompts": {"files": [str(path) for path in files], "rows": rows, "n": len(data.prompts)},
-        "general": {
-            "instructions": len(data.instructions),
-            "multiple_choice": multiple_choice and str(multiple_choice),
-        },
+        "general": {"instructions": len(data.instructions), "multiple_choice": questions},
         "judged": section,
         "seconds": max(run.run.seconds() for run in runs.values()),
     }

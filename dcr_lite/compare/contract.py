@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_lite.compare import measurement
-from dcr_lite.data.rows import read_bytes
+from dcr_lite.data.rows import read_bytes, read_conversations, read_pairs, read_prompts
 from dcr_lite.errors import UserError
 from dcr_lite.files import SHIPPED, load_json
 from dcr_lite.judges.versions import judge_version
@@ -131,6 +131,21 @@ def require_no_contradiction(contract: Contract, flags: dict[str, Any]) -> None:
             raise UserError(
                 f"{flag} {_words(value)} contradicts contract {contract.number}, which fixes {_words(fixed[name])}. "
                 f"Leave {flag} out, or --contract."
+            )
+
+
+def require_unseen(contract: Contract, settings: Settings) -> None:
+    """Raises UserError where a prompt of the contract is among the rows that a recipe trains on or chooses by, word for
+    word. settings: the recipe's, resolved."""
+    held_out = {prompt.prompt for path in contract.files for prompt in read_prompts(path)}
+    pairs, *files = (*settings.files.values(), settings.augmentation_rows)
+    texts = {pairs: [text for pair in read_pairs(pairs) for text in (pair.toxic, pair.seemingly_toxic)]}
+    texts |= {path: [row.prompt for row in read_conversations(path)] for path in files}
+    for path, prompts in texts.items():
+        if seen := held_out & set(prompts):
+            raise UserError(
+                f"{path}: {len(seen)} of its prompts are among those that contract {contract.number} measures. Take "
+                "them out of the training rows."
             )
 
 

@@ -34,7 +34,7 @@ def same(expected: Any, found: Any, within: float = EXACT) -> bool:
     if isinstance(expected, list | tuple) and isinstance(found, list | tuple):
         return len(expected) == len(found) and all(same(a, b, within) for a, b in zip(expected, found, strict=True))
     if _is_number(expected) and _is_number(found):
-        return math.isclose(expected, found, rel_tol=EXACT, abs_tol=within)
+        return math.isclose(expected, found, rel_tol=EXACT, abs_tol=within + EXACT)
     return bool(expected == found)
 
 

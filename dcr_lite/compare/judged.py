@@ -53,9 +53,7 @@ def judged(
         for found in rates_by_judge(own, some):
             missing[found["name"]] += found["without_verdict"]
             by_judge.setdefault(found["name"], []).append(_rejudged(result, found, methods))
-            place = {key: result[key] for key in ("method", "strength", "seed")}
-            counted = {"sets": set_counts(found["sets"]), "without_verdict": found["without_verdict"]}
-            points.setdefault(found["name"], []).append(place | counted)
+            points.setdefault(found["name"], []).append(_counted(result, found))
     write_jsonl(_parted(with_verdicts(rows, scores), places), out / PARTED)
     first = by_judge[judges[0].name]
     settings = runs[None].settings
@@ -64,13 +62,8 @@ def judged(
     section = {
         "main": judges[0].name,
         "judges": [
-            {
-                "name": name,
-                "methods": found,
-                "points": points[name],
-                "without_verdict": missing[name],
-                "changed": changed(main, found),
-            }
+            {"name": name, "methods": found, "points": points[name], "without_verdict": missing[name]}
+            | {"changed": changed(main, found)}
             for name, found in means.items()
         ],
         "agreement": agreements(scores, [result["method"] for result in places]),
@@ -82,6 +75,11 @@ def judged(
 def _file(runs: dict[int | None, SeedRun], result: Result, data: EvaluationData) -> Path:
     configuration = Configuration(result["method"], result["strength"], result["seed"])
     return answers_file(runs[configuration.seed], configuration, data)
+
+
+def _counted(result: Result, found: dict[str, Any]) -> dict[str, Any]:
+    place = {key: result[key] for key in ("method", "strength", "seed")}
+    return place | {"sets": set_counts(found["sets"]), "without_verdict": found["without_verdict"]}
 
 
 def _rejudged(result: Result, found: dict[str, Any], methods: Mapping[str, Method]) -> Result:

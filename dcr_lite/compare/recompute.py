@@ -85,7 +85,8 @@ def _of_judges(place: str, point: Point, again: dict[str, Judged], contract: Con
 def _of_auroc(place: str, point: Point, answers: list[Measured]) -> list[Finding]:
     found = discernment_intervals(answers)
     pairs = [("auroc", found["auroc"], point["numbers"]["auroc"])]
-    pairs.append(("interval of auroc", found["auroc_ci95"], point["intervals"].get("auroc")))
+    if "auroc" in point["intervals"]:
+        pairs.append(("interval of auroc", found["auroc_ci95"], point["intervals"]["auroc"]))
     return [
         differs(f"{place}, {name}", expected, there) for name, expected, there in pairs if not same(expected, there)
     ]

@@ -61,7 +61,8 @@ class Answers(TypedDict):
 
 
 class Point(TypedDict):
-    """One measurement. seed: None for what is measured once. numbers, intervals: the contract's ``by_model``."""
+    """One measurement. seed: None for what is measured once. numbers: the contract's ``by_model``; intervals: theirs
+    over prompts, of a method that has no other measurement (over seeds there are others then)."""
 
     seed: int | None
     answers: Answers
@@ -144,6 +145,8 @@ def submission_of(
         configuration = Configuration(result["method"], result["strength"], result["seed"])
         path = answers_file(runs[result["seed"]], configuration, data)
         points.setdefault(result["method"], []).append(_point(result, report["judged"]["judges"], path, contract))
+    for point in [point for own in points.values() if len(own) > 1 for point in own]:
+        point["intervals"] = {}
     return {
         "submission": FORMAT,
         "contract": {"number": contract.number, "sha256": contract.sha256},

@@ -21,6 +21,7 @@ from dcr_lite.names import LABELS, STOCK
 from dcr_lite.run.machine import PACKAGES, versions
 
 VERSION = re.compile(r"\d+(\.\d+)*[\w.+-]*", re.ASCII)
+METHOD = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 SHA256 = re.compile(r"[0-9a-f]{64}")
 # Least and largest value. Kept may exceed 1 where a model is surer of the stock model's answers than that itself.
 RANGES = {"j": (-1.0, 1.0), "answer_loss": (0.0, 100.0), "kept_seemingly_toxic": (0.0, 10.0), "kept_plain": (0.0, 10.0)}
@@ -74,6 +75,8 @@ def _terms(submission: Submission, contract: Contract) -> Iterator[Finding]:
         yield differs("methods", f"{STOCK} first, each once", ", ".join(names) or "none")
     for entry in submission["methods"]:
         seeds = [point["seed"] for point in entry["points"]]
+        if not METHOD.fullmatch(entry["method"]):  # it stands in the names of files
+            yield differs(f"{entry['title']}, method", "letters and digits", entry["method"])
         origin = "kit" if entry["method"] in METHODS else "added"
         if entry["origin"] != origin:
             yield differs(f"{entry['title']}, origin", origin, entry["origin"])
@@ -149,8 +152,9 @@ def _ranges(methods: list[Entry]) -> Iterator[Finding]:
                 if not low <= value <= high:
                     yield differs(f"{place}, {name}", f"{low:g} to {high:g}", value)
             for name, ends in point["intervals"].items():
-                if name not in point["numbers"] or len(ends) != 2 or not ends[0] <= ends[1]:
-                    yield differs(f"{place}, interval of {name}", "its two ends", ends)
+                alone = len(entry["points"]) == 1
+                if not alone or name not in point["numbers"] or len(ends) != 2 or not ends[0] <= ends[1]:
+                    yield differs(f"{place}, interval of {name}", "two ends of what is measured once", ends)
             for name in ("minutes", "peak_memory_gb"):
                 if (spent := point[name]) < 0:  # type: ignore[literal-required]
                     yield differs(f"{place}, {name}", "0 or more", spent)

@@ -18,7 +18,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.files import load_json, sha256_of
 from dcr_lite.judges.opening import open_judges
 from dcr_lite.run.inputs import resolved
-from dcr_lite.run.recipes import find_recipe, load_recipe
+from dcr_lite.run.recipes import find_recipe, load_recipe, recipe_titles
 from dcr_lite.run.terminal import console
 from dcr_lite.settings import Device, Settings
 
@@ -85,12 +85,19 @@ def _rerun(
     asked: Asked, method: str, seed: int, submission: Submission, contract: Contract, data: EvaluationData
 ) -> list[Finding]:
     entry, point = point_of(submission, method, seed)
-    path = find_recipe(asked.recipe or submission["recipe"]["name"])
+    path = find_recipe(asked.recipe or _kits_recipe(submission["recipe"]["name"]))
     settings: Settings = contract.applied(load_recipe(path).SETTINGS)
     methods = METHODS | added_methods(asked.added, contract.seeds)
     out = asked.out or folder_of(asked, method, seed)
     found = _same_inputs(path, settings, submission)
     return found + rerun(submission, contract, data, entry, point, settings, methods, asked.compared, out)
+
+
+def _kits_recipe(name: str) -> str:
+    """The name, which a stranger may have written, where it is one of the kit's recipes; a recipe is a program."""
+    if name not in recipe_titles():
+        raise UserError(f"the kit has no recipe {name}: give the submission's with --recipe FILE")
+    return name
 
 
 def folder_of(asked: Asked, method: str, seed: int) -> Path:
