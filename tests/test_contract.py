@@ -1,6 +1,8 @@
 """Claims about a comparison by a frozen contract: what it fixes, and what its submission says."""
 
 import json
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 from contract_runs import ONLY, SEEDS, Contracted
 from small_runs import write_rows
 
+from dcr_lite import cli
 from dcr_lite.compare import contract
 from dcr_lite.compare.contract import content_digest, contract_file, read_contract
 from dcr_lite.compare.submission import FILE
@@ -101,7 +104,7 @@ def test_a_changed_installation_measures_nothing(contracted: Contracted, small: 
         with pytest.raises(UserError, match=f"{name} is not the file of contract 1"):
             read_contract(1)
     small.setattr(contract, "SHIPPED", contracted.rows)
-    small.setattr("dcr_lite.compare.measurement.HELD_OUT_INSTRUCTIONS", contracted.rows / "plain.jsonl")
+    small.setattr(contract, "HELD_OUT_INSTRUCTIONS", contracted.rows / "plain.jsonl")
     with pytest.raises(UserError, match=r"plain.jsonl is not the file of contract 1"):
         read_contract(1)
 
@@ -202,3 +205,26 @@ def test_only_the_methods_that_are_named_are_measured(contracted: Contracted) ->
     page = (contracted.out / "comparison.md").read_text(encoding="utf-8")
     assert "DCR minus" not in page
     assert "\n| shifted |" in page
+
+
+def test_the_command_takes_a_contract(
+    contracted: Contracted, small: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``dcr-lite compare --contract 1`` on a finished comparison measures nothing again, shows the table and writes a
+    submission of the methods that are asked for, which says how it was made."""
+    out = shutil.copytree(contracted.out, tmp_path / "out")
+    small.setattr("dcr_lite.compare.command.measure_configuration", None)
+    argv = ["dcr-lite", "compare", "--contract", "1", "--recipe", str(contracted.recipe), "--out", str(out)]
+    small.setattr(sys, "argv", [*argv, "--methods", "steered", "--add", "shifted=mine:shifted", "--by", "Me"])
+    cli.main()
+    assert "steered stock" in capsys.readouterr().out
+    submission = json.loads((out / FILE).read_text(encoding="utf-8"))
+    assert [entry["title"] for entry in submission["methods"]] == ["stock model", "steered stock", "shifted"]
+    assert submission["by"] == "Me"
+    assert submission["command"].startswith(
+        "dcr-lite compare --contract 1 --recipe tiny.py --out out --methods steered"
+    )
+    small.setattr(sys, "argv", [*argv, "--seeds", "0", "1", "2"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "error: --seeds 0 1 2 contradicts contract 1" in capsys.readouterr().err

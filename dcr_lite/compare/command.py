@@ -69,10 +69,8 @@ def compare(
     curve_seeds = (() if terms else seeds[:1]) if curve_seeds is None else curve_seeds
     _check_seeds(seeds, curve_seeds)
     methods = chosen_methods(only) | added_methods(added, seeds)
-    settings = terms.applied(load_recipe(recipe).SETTINGS) if terms else load_recipe(recipe).SETTINGS
+    settings = _settings(recipe, terms)
     files = files or settings.evaluation
-    if terms:
-        require_unseen(terms, resolved(settings))
     data = EvaluationData.read(files, rows, multiple_choice)
     opened = [] if judges in (None, DEFAULT) and not terms else open_judges(judges or (), settings.device, judge_key)
     runs, results = measured(methods, settings, data, seeds, curve_seeds, out)
@@ -101,6 +99,16 @@ def _terms(number: int | None, flags: dict[str, Any], by: str | None) -> Contrac
     if by is not None:
         raise UserError("--by names who submits, which goes with --contract")
     return None
+
+
+def _settings(recipe: Path, terms: Contract | None) -> Settings:
+    """The recipe's, under a contract with what that fixes. Raises UserError where it trains on prompts of that."""
+    settings: Settings = load_recipe(recipe).SETTINGS
+    if terms is None:
+        return settings
+    settings = terms.applied(settings)
+    require_unseen(terms, resolved(settings))
+    return settings
 
 
 def measured(

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dcr_lite.compare import measurement
 from dcr_lite.data.rows import read_bytes, read_conversations, read_pairs, read_prompts
 from dcr_lite.errors import UserError
 from dcr_lite.files import SHIPPED, load_json
 from dcr_lite.judges.versions import judge_version
+from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS
 from dcr_lite.settings import Settings
 
 CONTRACTS = Path(__file__).with_name("contracts")
@@ -80,7 +80,7 @@ def read_contract(number: int) -> Contract:
             f"--contract {number} was written for another version of the kit. Install that, or choose another contract."
         )
     del terms["contract"]
-    named = {name: tuple(terms.pop(name)) for name in ("seeds", "by_judge", "by_model")}
+    named: dict[str, Any] = {name: tuple(terms.pop(name)) for name in ("seeds", "by_judge", "by_model")}
     contract = Contract(number=number, sha256=content_digest(path), **named, **terms)
     _require_unchanged(contract)
     return contract
@@ -98,7 +98,7 @@ def content_digest(path: Path) -> str:
 
 def _require_unchanged(contract: Contract) -> None:
     wanted = [(SHIPPED / prompts["file"], prompts["sha256"]) for prompts in contract.prompts]
-    wanted.append((measurement.HELD_OUT_INSTRUCTIONS, contract.instructions["sha256"]))
+    wanted.append((HELD_OUT_INSTRUCTIONS, contract.instructions["sha256"]))
     for path, digest in wanted:
         if content_digest(path) != digest:
             raise UserError(

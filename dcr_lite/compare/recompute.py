@@ -8,6 +8,7 @@ sides: its numbers may differ by the contract's tolerance.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dcr_lite.compare.contract import Contract
 from dcr_lite.compare.findings import EXACT, Finding, checked, differs, same
@@ -84,7 +85,7 @@ def _of_judges(place: str, point: Point, again: dict[str, Judged], contract: Con
 
 def _of_auroc(place: str, point: Point, answers: list[Measured]) -> list[Finding]:
     found = discernment_intervals(answers)
-    pairs = [("auroc", found["auroc"], point["numbers"]["auroc"])]
+    pairs: list[tuple[str, Any, Any]] = [("auroc", found["auroc"], point["numbers"]["auroc"])]
     if "auroc" in point["intervals"]:
         pairs.append(("interval of auroc", found["auroc_ci95"], point["intervals"]["auroc"]))
     return [

@@ -28,6 +28,7 @@ from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.submission import Entry, Point, Submission
 from dcr_lite.compare.verification import place_of
 from dcr_lite.errors import UserError
+from dcr_lite.files import PARTIAL
 from dcr_lite.judges.judging import judge_rows
 from dcr_lite.judges.opening import open_judges
 from dcr_lite.judges.rates import exchanges
@@ -81,7 +82,6 @@ def rerun(
         if not finished_result(run, one, data):
             measure_configuration(run, methods[one.method], one, data, answers)
             run.unload()
-    result = finished_result(runs[asked.seed], asked, data) or {}
     rows = read_answers(answers_file(runs[asked.seed], asked, data))
     scores = judge_rows(open_judges(contract.judge_names, settings.device), exchanges(rows))
     for run in runs.values():
@@ -92,7 +92,8 @@ def rerun(
     found = [Finding("note", f"{place}: {other}; differences are shown and not judged")] if other else []
     groups = {f", {name}": judged["numbers"] for name, judged in judged_again(scores, rows, contract).items()}
     there = {f", {name}": judged["numbers"] for name, judged in point["judges"].items()}
-    for which, again in {**groups, "": result["numbers"]}.items():
+    measured = (finished_result(runs[asked.seed], asked, data) or {})["numbers"]
+    for which, again in {**groups, "": measured}.items():
         for name, value in (there | {"": point["numbers"]})[which].items():
             found.append(_beside(f"{place}{which}, {name}", value, again.get(name), within[name], not other))
     return found
@@ -124,13 +125,12 @@ def _copy(compared: Path, out: Path, first: int, seed: int, method: str) -> None
     for name in dict.fromkeys((f"seed{first}", f"seed{seed}", "stock")):
         if not (compared / name / "settings.json").exists():
             raise UserError(f"--compared {compared}: there is no {name} of a comparison in it")
-    if seed != first:
-        for name in ("settings.json", FOUND_FILE):
-            _copy_file(compared / f"seed{first}" / name, out / f"seed{first}" / name)
+    partial = out.with_name(out.name + PARTIAL)  # a copy that was stopped is begun anew
+    shutil.rmtree(partial, ignore_errors=True)
     for name in (f"seed{seed}", "stock"):
-        shutil.copytree(compared / name, out / name, ignore=shutil.ignore_patterns(f"measured_{method}_*"))
-
-
-def _copy_file(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+        shutil.copytree(compared / name, partial / name, ignore=shutil.ignore_patterns(f"measured_{method}_*"))
+    if seed != first:
+        (partial / f"seed{first}").mkdir()
+        for name in ("settings.json", FOUND_FILE):
+            shutil.copyfile(compared / f"seed{first}" / name, partial / f"seed{first}" / name)
+    partial.replace(out)

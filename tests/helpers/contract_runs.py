@@ -60,7 +60,8 @@ class Contracted:
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr("dcr_lite.model.loading.REFUSING_OPENINGS", tuple("ISTaeg"))
             patched.setattr(command, "matrix_rate", lambda device, precision: 1e10)
-            patched.setattr(measurement, "HELD_OUT_INSTRUCTIONS", self.rows / "few.jsonl")
+            for module in (measurement, contract):
+                patched.setattr(module, "HELD_OUT_INSTRUCTIONS", self.rows / "few.jsonl")
             patched.setattr(safety_sft, "OBSERVATIONS", 1)
             patched.setattr(contract, "SHIPPED", self.rows)
             patched.setattr(contract, "CONTRACTS", self.contracts)
