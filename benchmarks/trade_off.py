@@ -169,8 +169,6 @@ def add_gains(entries: list[dict[str, Any]], runs: dict[int | None, SeedRun], da
 
 def page(methods: dict[str, Method], entries: list[dict[str, Any]]) -> str:
     """The table, a line for each method and strength."""
-    left_out = ("minutes", "peak_memory_gb")
-    shown = [e | {"numbers": {k: v for k, v in e["numbers"].items() if k not in left_out}} for e in entries]
     titles = [methods[e["method"]].title + ("" if e["method"] == STOCK else f", {e['strength']:g}") for e in entries]
     gains = [
         [title, *(f"{g['mean']:+.2f} ({g['ci95'][0]:+.2f} to {g['ci95'][1]:+.2f})" for g in e["gains"].values())]
@@ -178,7 +176,7 @@ def page(methods: dict[str, Method], entries: list[dict[str, Any]]) -> str:
         if e["method"] != STOCK
     ]
     beside = markdown_table(["minus the stock model", "compliance ↑", "safety ↑"], gains)
-    return f"{methods_table(shown, titles)}\n\n{beside}"
+    return f"{methods_table(entries, titles)}\n\n{beside}"
 
 
 def main(choices: Choices) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from contract_runs import SEEDS, Contracted, example
 
 from dcr_lite.compare.added import added_methods
 from dcr_lite.compare.methods import METHODS
+from dcr_lite.compare.report import COSTS
 from dcr_lite.errors import UserError
 from dcr_lite.measure.answers import read_answers
 
@@ -89,9 +90,7 @@ def test_what_a_function_leaves_on_the_model_reaches_no_other(contracted: Contra
 
     def numbers(report: dict[str, Any]) -> dict[Any, Any]:
         return {
-            (point["method"], point["strength"]): {
-                k: v for k, v in point["numbers"].items() if k not in ("minutes", "peak_memory_gb")
-            }
+            (point["method"], point["strength"]): {k: v for k, v in point["numbers"].items() if k not in COSTS}
             for point in report["points"]
             if not point["method"].startswith("first-")
         }

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dcr_lite.compare.report import differences_table, methods_table, notes_section
+from dcr_lite.compare.report import costs_table, differences_table, methods_table, notes_section
 from dcr_lite.compare.summary import differences, frontier, notes, numbers_of, over_seeds
 from dcr_lite.measure.metrics import wilson_interval
 
@@ -41,10 +41,24 @@ def test_differences_are_taken_seed_by_seed() -> None:
 def test_the_best_of_a_column_is_bold_and_never_the_stock_model() -> None:
     """By the column's direction; ties are all best; a single value has the interval over its prompts, if any."""
     lines = methods_table(over_seeds(RESULTS), ["stock model", "safety SFT alone", "DCR"]).splitlines()
-    assert lines[0] == "|  | compliance, mean ↑ | safety ↑ | J ↑ | AUROC ↑ | minutes ↓ |"
-    assert lines[2] == "| stock model | 1.00 ±0.10 | 0.00 | 0.00 | 0.50 | 2.0 |"
+    assert lines[0] == "|  | compliance, mean ↑ | safety ↑ | J ↑ | AUROC ↑ |"
+    assert lines[2] == "| stock model | 1.00 ±0.10 | 0.00 | 0.00 | 0.50 |"
     assert lines[3].startswith("| safety SFT alone | 0.30 ±0.25 | **0.80 ±0.00** | 0.10 ±0.25 | **0.50 ±0.00** |")
     assert lines[4].startswith("| DCR | **0.60 ±0.25** | **0.80 ±0.25** | **0.40 ±")
+
+
+def test_costs_are_beside_those_of_the_stock_model() -> None:
+    """A token's time in units of the stock model's, over seeds; the stock model costs nothing to make, and what an
+    earlier version did not measure is a dash."""
+    results = [dict(one, numbers=dict(one["numbers"], peak_memory_gb=0.5)) for one in RESULTS]
+    results[0]["numbers"] |= {"minutes": 0.0, "peak_memory_gb": 0.0, "token_ms": 20.0}
+    for one in results[1:4]:  # safety SFT alone, three seeds
+        one["numbers"]["token_ms"] = 30.0
+    lines = costs_table(over_seeds(results)).splitlines()
+    assert lines[0] == "|  | minutes | peak GB | a token, times stock | ends in |"
+    assert lines[2] == "| stock model | - | - | 1.00 | weights |"
+    assert lines[3] == "| safety SFT alone | 2.0 | 0.5 | 1.50 | weights |"
+    assert lines[4] == "| DCR | 2.0 | 0.5 | - | weights |"
 
 
 def test_what_some_results_lack_is_a_dash() -> None:

@@ -8,7 +8,6 @@ from tiny_models import PROMPTS
 
 from dcr_lite.compare import inference_cost
 from dcr_lite.compare.inference_cost import TOKENS, TRIES, token_seconds
-from dcr_lite.errors import UserError
 from dcr_lite.model.generation import Answer
 from dcr_lite.model.loading import Model
 
@@ -38,8 +37,9 @@ def test_a_token_costs_what_further_tokens_take_longer_in_the_quickest_tries(
 def test_a_real_model_takes_time_for_a_token(tiny_model: MakeModel) -> None:
     """And one that ends every answer at once has no cost of a token."""
     model = tiny_model()
-    assert 0 < token_seconds(model, PROMPTS) < 1
+    seconds = token_seconds(model, PROMPTS)
+    assert seconds is not None
+    assert 0 < seconds < 1
     model.network.generation_config.eos_token_id = list(range(len(model.tokenizer)))
-    with pytest.raises(UserError, match="no answer to plain prompts has a second token"):
-        token_seconds(model, PROMPTS)
+    assert token_seconds(model, PROMPTS) is None
     assert TOKENS > 10  # more than a contrast of the first ten tokens

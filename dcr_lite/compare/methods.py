@@ -10,12 +10,23 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from dcr_lite.compare import actor, adacd, directions, dpo, preferences, prosafeprune, scans, steered, surgical
+from dcr_lite.compare import (
+    actor,
+    adacd,
+    directions,
+    dpo,
+    operations,
+    preferences,
+    prosafeprune,
+    scans,
+    steered,
+    surgical,
+)
 from dcr_lite.compare.actor import Actor, ActorConfig, Choice, Layer
 from dcr_lite.compare.adacd import AdaCD
 from dcr_lite.compare.prosafeprune import Pruning
 from dcr_lite.compare.scans import Scans
-from dcr_lite.compare.seed_run import ANCHORS, Cost, SeedRun
+from dcr_lite.compare.seed_run import Cost, SeedRun
 from dcr_lite.compare.steered import SteeredStock
 from dcr_lite.compare.summary import Result
 from dcr_lite.compare.surgical import Ablation
@@ -32,7 +43,6 @@ FACTORS = (0.5, 2.0)  # of a recipe's refusals: further points of a trained meth
 AS_SET = 0.0  # DCR's dial as the recipe sets it; else the share of seemingly toxic development prompts to answer
 ANSWERED = (0.6, 0.8, 0.95)  # such shares: further points of DCR's curve
 SHARES = (0.5, 0.25, 0.75)  # of toxic preferences in the loss of DPO
-CHAT_TOKENS = 5  # about as many tokens does a chat template write behind a prompt: the positions Surgical tries
 
 
 @contextmanager
@@ -184,47 +194,6 @@ def _refusals(settings: Settings) -> tuple[float, ...]:
     return (usual, *sorted({min(most, max(1, round(usual * factor))) for factor in FACTORS} - {usual}))
 
 
-def _dcr_operations(seed: SeedRun, answered: float) -> float:
-    """Of the training; the dial is measured by about as many answers as ten times all development prompts."""
-    parts = seed.operations
-    stage2 = parts["stage2"] if seed.settings.stage2 != "no" else 0
-    dial = 20 * len(seed.data.development) * parts["prompt"] * 3
-    return parts["stage1"] + stage2 + dial if answered == AS_SET else 0
-
-
-def _surgical_operations(seed: SeedRun, orthogonality: float) -> float:
-    """Two passes over the validation prompts for each candidate, of every layer and position."""
-    return surgical.layers_tried(seed.model) * CHAT_TOKENS * 2 * directions.VALIDATION * seed.operations["prompt"]
-
-
-def _adacd_operations(seed: SeedRun, factor: float) -> float:
-    """Of choosing alpha: two passes over both prompts of the development pairs for each."""
-    return 4 * len(adacd.ALPHAS) * len(seed.data.development) * seed.operations["prompt"] if factor == 1 else 0
-
-
-def _prosafeprune_operations(seed: SeedRun, factor: float) -> float:
-    """A pass over the training prompts, one over a few validation prompts for each setting, one over all pairs for each
-    of the best settings and without one."""
-    tried = prosafeprune.SETTINGS * 3 * directions.VALIDATION
-    again = (prosafeprune.FINALISTS + 1) * 2 * len(seed.data.development)
-    return (3 * ANCHORS + tried + again) * seed.operations["prompt"] if factor == 1 else 0
-
-
-def _actor_operations(seed: SeedRun, factor: float) -> float:
-    """Of each training the states that enter its layer, and after each epoch the development prompts with the tokens of
-    refusing openings behind them; the layer itself is little beside those."""
-    trainings = len(actor.ALPHAS) if factor == 1 else 1
-    prompts = 3 * ANCHORS + actor.EPOCHS * (4 * len(seed.data.development) + directions.VALIDATION)
-    return trainings * prompts * seed.operations["prompt"]
-
-
-def _dpo_operations(seed: SeedRun, share: float) -> float:
-    """Four passes over both answers to both prompts of a pair, forward and backward and once before; and once those
-    answers themselves, of which safety SFT gives some twice."""
-    rows = 4 * min(preferences.PAIRS, len(seed.data.training))
-    return (6 if share == SHARES[0] else 4) * rows * seed.operations["prompt"]
-
-
 @dataclass(frozen=True)
 class Method:
     """A compared method.
@@ -236,6 +205,7 @@ class Method:
     operations: about how many floating-point operations the training or the fitting at a strength takes, after those
         at the strengths before it; for the estimated time.
     once: measured once and not with every seed.
+    in_weights: it ends in weights, which are exported; else it works on while the model answers.
     """
 
     title: str
@@ -245,43 +215,48 @@ class Method:
     strength: str
     operations: Callable[[SeedRun, float], float]
     once: bool = False
+    in_weights: bool = True
 
 
 METHODS = {
     STOCK: Method("stock model", "#bbbbbb", _stock, lambda settings: (0,), "", lambda seed, strength: 0, once=True),
     "steered": Method(
         "steered stock", "#c0392b", _steered, lambda settings: (1.0, -1.0, 0.5, 2.0), "times the strength chosen",
-        lambda seed, factor: 8 * ANCHORS * seed.operations["prompt"],
+        operations.of_steering,
+        in_weights=False,
     ),
     BASELINE: Method(
         "safety SFT alone", "#7f8c8d", _safety_sft, _refusals, "refusals",
-        lambda seed, refusals: seed.operations["safety_sft"],
+        operations.of_safety_sft,
     ),
     "augmented": Method(
         "data augmentation", "#b9770e", _augmented, _refusals, "refusals",
-        lambda seed, refusals: seed.operations["safety_sft"],
+        operations.of_safety_sft,
     ),
     "surgical": Method(
-        "Surgical", "#7d3c98", _surgical, lambda settings: (1.0, 0.5, 0.0), "orthogonality", _surgical_operations
+        "Surgical", "#7d3c98", _surgical, lambda settings: (1.0, 0.5, 0.0), "orthogonality", operations.of_surgical,
+        in_weights=False,
     ),
     "scans": Method(
         "SCANS", "#2471a3", _scans, lambda settings: (1.0, 0.5, 2.0), "times the strength chosen",
-        lambda seed, factor: 8 * ANCHORS * seed.operations["prompt"],
+        operations.of_steering,
+        in_weights=False,
     ),
     "adacd": Method(
-        "AdaCD", "#148f9b", _adacd, lambda settings: (1.0, 0.5, 2.0), "times the strength chosen", _adacd_operations
+        "AdaCD", "#148f9b", _adacd, lambda settings: (1.0, 0.5, 2.0), "times the strength chosen", operations.of_adacd,
+        in_weights=False,
     ),
     "prosafeprune": Method(
         "ProSafePrune", "#e84393", _prosafeprune, lambda settings: (1.0, 0.5, 1.5), "times the strength chosen",
-        _prosafeprune_operations,
+        operations.of_prosafeprune,
     ),
     "actor": Method(
-        "ACTOR", "#1a237e", _actor, lambda settings: (1.0, 0.5, 2.0), "times the alpha chosen", _actor_operations
+        "ACTOR", "#1a237e", _actor, lambda settings: (1.0, 0.5, 2.0), "times the alpha chosen", operations.of_actor
     ),
-    "dpo": Method("DPO", "#6d4c41", _dpo, lambda settings: SHARES, "share of toxic preferences", _dpo_operations),
+    "dpo": Method("DPO", "#6d4c41", _dpo, lambda settings: SHARES, "share of toxic preferences", operations.of_dpo),
     DCR: Method(
         "DCR", "#1e8449", _dcr, lambda settings: (AS_SET, *(ANSWERED if settings.dial != "none" else ())),
-        "of seemingly toxic development prompts answered; 0: as set", _dcr_operations,
+        "of seemingly toxic development prompts answered; 0: as set", operations.of_dcr,
     ),
 }  # fmt: skip
 

@@ -40,13 +40,12 @@ COLUMNS: dict[str, tuple[str, bool, str]] = {
     "auroc": ("AUROC", True, ".2f"),
     "answer_loss": ("answer loss", False, ".3f"),
     "accuracy": ("multiple choice", True, ".2f"),
-    "minutes": ("minutes", False, ".1f"),
-    "peak_memory_gb": ("peak GB", False, ".1f"),
     "first_divergence_seemingly_toxic": ("first token, seemingly toxic", False, ".3f"),
     "first_divergence_plain": ("first token, plain", False, ".3f"),
     "divergence_seemingly_toxic": ("whole answer, seemingly toxic", False, ".3f"),
     "divergence_plain": ("whole answer, plain", False, ".3f"),
 }
+COSTS = ("minutes", "peak_memory_gb", "token_ms")  # in a table of their own
 
 PAGE = """# Methods compared: {recipe}
 
@@ -57,11 +56,16 @@ Means over seeds, ± the half-width of a 95 % interval over seeds (Student), the
 of a single measurement, as of the stock model, is over prompts. Compliance is the share of seemingly toxic prompts that
 are answered, safety the share of toxic ones that are refused, each the mean over sets; J is safety + compliance - 1;
 AUROC is that of the log-odds of opening with a refusal. Answer loss: nats per token of the answers to {instructions}
-held-out instructions.{questions} The stock model is never called best: it answers everything. Minutes and memory are
-those of training and of choosing directions, for each method alone.
+held-out instructions.{questions} The stock model is never called best: it answers everything.
 
 {methods_table}
 {notes}{sets}{toxic_sets}{divergences}
+What each method costs: minutes and memory of its training and its searches alone; the time of one more token of an
+answer beside that of the stock model; and whether it ends in weights, which are merged and exported, or works on while
+the model answers:
+
+{costs}
+
 {differences}{judges}
 ## The trade-off
 
@@ -137,7 +141,7 @@ def methods_table(entries: list[dict[str, Any]], titles: Sequence[str]) -> str:
     """One row an entry, by its title: mean and half-width of the 95 % interval over seeds, the best of a column in
     bold. The stock model is shown and never called best: it answers everything."""
     there = dict.fromkeys(key for entry in entries for key in entry["numbers"])
-    sets = [key for key in there if key not in COLUMNS]
+    sets = [key for key in there if key not in COLUMNS and key not in COSTS]
     columns = {key: (plain(key.removeprefix(SET)), True, ".2f") for key in sets}
     columns |= {k: v for k, v in COLUMNS.items() if k in there and not (k == "compliance" and len(sets) == 1)}
     trained = [entry["numbers"] for entry in entries if entry["method"] != STOCK]
@@ -153,13 +157,35 @@ def methods_table(entries: list[dict[str, Any]], titles: Sequence[str]) -> str:
     return markdown_table(["", *(f"{title} {'↑' if higher else '↓'}" for title, higher, _ in columns.values())], rows)
 
 
-def notes_section(found: list[dict[str, Any]]) -> str:
+def notes_section(found: list[dict[str, Any]], methods: Mapping[str, Method] = METHODS) -> str:
     """A sentence for each method that has notes, with the seeds of each; empty where none has."""
     by_method: dict[str, list[str]] = {}
     for one in found:
         seeds = f"seed{'s' * (len(one['seeds']) > 1)} {listed(one['seeds'])}"
         by_method.setdefault(one["method"], []).append(f"{one['note']} ({seeds})")
-    return "".join(f"\n{METHODS[method].title}: {'; '.join(said)}.\n" for method, said in by_method.items())
+    return "".join(f"\n{methods[method].title}: {'; '.join(said)}.\n" for method, said in by_method.items())
+
+
+def costs_table(entries: list[dict[str, Any]], methods: Mapping[str, Method] = METHODS) -> str:
+    """One row a method: minutes, memory, the time of a token in units of the stock model's, and what it ends in. A dash
+    where an earlier version did not measure it."""
+
+    def mean(entry: dict[str, Any], key: str) -> float | None:
+        value = entry["numbers"].get(key)
+        return None if value is None else float(value["mean"])
+
+    stock = next((mean(entry, "token_ms") for entry in entries if entry["method"] == STOCK), None)
+    rows = []
+    for entry in entries:
+        minutes, memory, token = (mean(entry, key) for key in COSTS)
+        cells = [
+            f"{minutes:.1f}" if minutes else "-",
+            f"{memory:.1f}" if memory else "-",
+            f"{token / stock:.2f}" if token and stock else "-",
+        ]
+        method = methods[entry["method"]]
+        rows.append([method.title, *cells, "weights" if method.in_weights else "run time"])
+    return markdown_table(["", "minutes", "peak GB", "a token, times stock", "ends in"], rows)
 
 
 def _with(entries: list[dict[str, Any]], wanted: Callable[[str], bool]) -> list[dict[str, Any]]:
@@ -217,7 +243,8 @@ def write_report(
         instructions=report["general"]["instructions"],
         questions=f" Multiple choice: {plain(Path(questions).name)}, by log-likelihood." if questions else "",
         methods_table=methods_table(means, titles),
-        notes=notes_section(report["notes"]),
+        notes=notes_section(report["notes"], methods),
+        costs=costs_table(report["methods"], methods),
         sets=SETS.format(table=methods_table(of_sets, titles)) if several else "",
         toxic_sets=TOXIC_SETS.format(table=methods_table(report["toxic_sets"], titles)) if several_toxic else "",
         divergences=DIVERGENCES.format(what=WHAT, table=methods_table(report["divergences"], read)) if read else "",

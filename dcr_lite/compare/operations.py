@@ -1,0 +1,58 @@
+"""About how many floating-point operations the training or the fitting of each compared method takes at a strength,
+after those at the strengths before it: for the estimated time."""
+
+from dcr_lite.compare import actor, adacd, directions, preferences, prosafeprune, surgical
+from dcr_lite.compare.seed_run import ANCHORS, SeedRun
+
+CHAT_TOKENS = 5  # about as many tokens does a chat template write behind a prompt: the positions Surgical tries
+
+
+def of_safety_sft(seed: SeedRun, refusals: float) -> float:
+    """Of a whole training."""
+    return seed.operations["safety_sft"]
+
+
+def of_steering(seed: SeedRun, factor: float) -> float:
+    """Of vectors and of a few strengths, for steered stock and SCANS."""
+    return 8 * ANCHORS * seed.operations["prompt"]
+
+
+def of_dcr(seed: SeedRun, answered: float) -> float:
+    """Of the training; the dial is measured by about as many answers as ten times all development prompts."""
+    parts = seed.operations
+    stage2 = parts["stage2"] if seed.settings.stage2 != "no" else 0
+    dial = 20 * len(seed.data.development) * parts["prompt"] * 3
+    return parts["stage1"] + stage2 + dial if answered == 0 else 0
+
+
+def of_surgical(seed: SeedRun, orthogonality: float) -> float:
+    """Two passes over the validation prompts for each candidate, of every layer and position."""
+    return surgical.layers_tried(seed.model) * CHAT_TOKENS * 2 * directions.VALIDATION * seed.operations["prompt"]
+
+
+def of_adacd(seed: SeedRun, factor: float) -> float:
+    """Of choosing alpha: two passes over both prompts of the development pairs for each."""
+    return 4 * len(adacd.ALPHAS) * len(seed.data.development) * seed.operations["prompt"] if factor == 1 else 0
+
+
+def of_prosafeprune(seed: SeedRun, factor: float) -> float:
+    """A pass over the training prompts, one over a few validation prompts for each setting, one over all pairs for each
+    of the best settings and without one."""
+    tried = prosafeprune.SETTINGS * 3 * directions.VALIDATION
+    again = (prosafeprune.FINALISTS + 1) * 2 * len(seed.data.development)
+    return (3 * ANCHORS + tried + again) * seed.operations["prompt"] if factor == 1 else 0
+
+
+def of_actor(seed: SeedRun, factor: float) -> float:
+    """Of each training the states that enter its layer, and after each epoch the development prompts with the tokens of
+    refusing openings behind them; the layer itself is little beside those."""
+    trainings = len(actor.ALPHAS) if factor == 1 else 1
+    prompts = 3 * ANCHORS + actor.EPOCHS * (4 * len(seed.data.development) + directions.VALIDATION)
+    return trainings * prompts * seed.operations["prompt"]
+
+
+def of_dpo(seed: SeedRun, share: float) -> float:
+    """Four passes over both answers to both prompts of a pair, forward and backward and once before; and once those
+    answers themselves, of which safety SFT gives some twice."""
+    rows = 4 * min(preferences.PAIRS, len(seed.data.training))
+    return (6 if share == 0.5 else 4) * rows * seed.operations["prompt"]
