@@ -1,4 +1,4 @@
-"""Greedy answers and refusal scores of many prompts, in batches of similar length behind their shared prefix."""
+"""Answers and refusal scores of many prompts, in batches of similar length behind their shared prefix."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from dcr_lite.model.decoding import Decoding, Rows, append, prompts_of, shared_c
 from dcr_lite.model.loading import Model, in_halves, require_finite
 from dcr_lite.model.memory import PROMPT_TOKENS
 from dcr_lite.model.packing import passes
+from dcr_lite.model.sampling import Choose, most_probable
 
 CHECK_EVERY = 4  # tokens between checks of whether an answer can stop
 LEAST_LOG_P = -1e4  # nats, of openings that a contrast rules out (their logits are -inf): scores stay finite, and tied
@@ -21,7 +22,7 @@ LEAST_LOG_P = -1e4  # nats, of openings that a contrast rules out (their logits 
 class Answer:
     """A model's answer to a prompt.
 
-    text: the greedy answer, as ``decode_answers`` gives it.
+    text: as ``decode_answers`` gives it.
     refusal_log_odds: log-odds of beginning with a refusal, read before any token is chosen.
     ended: it ended before it had all the tokens that it could have, by the model or by ``stop``.
     ids: its tokens.
@@ -72,18 +73,18 @@ def _end_tokens(model: Model) -> Tensor:
     return torch.tensor(sorted({t for t in [model.tokenizer.eos_token_id, *more] if t is not None}))
 
 
-def _greedy(
-    decoding: Decoding, rows: list[list[int]], max_new_tokens: int, stop: Callable[[str], bool] | None
+def _decode(
+    decoding: Decoding, rows: dict[int, list[int]], most: int, stop: Callable[[str], bool] | None, choose: Choose
 ) -> list[list[int]]:
-    """Token ids of each greedy answer to ``rows``; a row that has ended, or is to ``stop``, leaves the batch."""
+    """Token ids of each answer to ``rows`` by number; one that has ended, or is to ``stop``, leaves the batch."""
     ends = _end_tokens(decoding.model).to(decoding.logits.device)
-    answers: list[list[int]] = [[] for _ in decoding.logits]
-    alive = torch.arange(len(answers))
-    for step in range(max_new_tokens):
-        token = decoding.logits.argmax(-1)
+    answers: dict[int, list[int]] = {number: [] for number in rows}
+    alive = torch.tensor(list(rows))
+    for step in range(most):
+        some = alive.tolist()
+        token = choose(decoding.logits, some, step)
         going = ~torch.isin(token, ends)
         if stop and step and step % CHECK_EVERY == 0:
-            some = alive.tolist()
             texts = decode_answers(decoding.model.tokenizer, [rows[i] for i in some], [answers[i] for i in some])
             going &= torch.tensor([not stop(text) for text in texts], device=token.device)
         going = going.nonzero()[:, 0]
@@ -94,9 +95,9 @@ def _greedy(
             decoding.keep(going)
         for row, t in zip(alive.tolist(), token.tolist(), strict=True):
             answers[row].append(t)
-        if step + 1 < max_new_tokens:
+        if step + 1 < most:
             append(decoding, token)
-    return answers
+    return list(answers.values())
 
 
 @torch.no_grad()
@@ -106,12 +107,13 @@ def answer(
     max_new_tokens: int,
     progress: Callable[[int], None] = lambda done: None,
     stop: Callable[[str], bool] | None = None,
+    choose: Choose = most_probable,
 ) -> list[Answer]:
-    """Greedy answers to prompts given as token ids, in the order given. ``max_new_tokens=0`` reads only the scores.
+    """Answers to prompts given as token ids, in the order given. ``max_new_tokens=0`` reads only the scores.
 
     Prompts of similar length share a batch and what all prompts share (the chat template's beginning) is computed once.
     ``progress`` is called with the number of prompts in each finished batch. ``stop``: called now and then with the
-    text of each answer so far, which ends where it returns True.
+    text of each answer so far, which ends where it returns True. ``choose``: how tokens are chosen, by default greedily.
     """
     model.network.eval()
     answers: dict[int, Answer] = {}
@@ -123,7 +125,7 @@ def answer(
             decoding = start_decoding(model, [[of[i] for i in chosen] for of in prompts], prefixes)
             asked = [rows[i] for i in chosen]
             scores = require_finite(model, _refusal_log_odds(decoding), "refusal log-odds").tolist()
-            found = _greedy(decoding, asked, max_new_tokens, stop)
+            found = _decode(decoding, dict(zip(chosen, asked, strict=True)), max_new_tokens, stop, choose)
             ended = [len(ids) < max_new_tokens for ids in found]
             return list(map(Answer, decode_answers(model.tokenizer, asked, found), scores, ended, map(tuple, found)))
 
