@@ -13,7 +13,7 @@ from dcr_lite.interrupts import sigterm_as_ctrl_c
 from dcr_lite.names import BENCHMARK_NAMES, ModelName
 from dcr_lite.run.launch import launch
 from dcr_lite.run.recipes import DEFAULT_RECIPE, find_recipe, load_recipe, model_in, recipe_titles
-from dcr_lite.run_commands import demo, diagnose, dial, export, score, verify
+from dcr_lite.run_commands import demo, diagnose, dial, export, probe, score, verify
 from dcr_lite.settings import HELD_OUT_FILES, Device, Precision, Quantization, Settings
 
 ANY_MODEL = """A chat or base model, aligned with settings that are found (docs/method.md). The model is on the Hugging
@@ -186,6 +186,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "verify": verify,
     "diagnose": diagnose,
+    "probe": probe,
     "dial": dial,
     "export": export,
 }
@@ -219,7 +220,7 @@ def main() -> None:
         print(f"error: {said}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        if command in ("evaluate", "compare", "dial", "verify"):
+        if command in ("evaluate", "compare", "dial", "probe", "verify"):
             print("\nstopped; what is done is kept. Run the same command again to continue.", file=sys.stderr)
         raise SystemExit(130) from None
 

@@ -77,6 +77,56 @@ def diagnose(
     show_page(run / "diagnosis" / "diagnosis.md")
 
 
+def probe(
+    run: Annotated[Path | None, tyro.conf.Positional] = None,
+    compared: Path | None = None,
+    recipe: str = "smollm2_135m",
+    methods: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (0,),
+    probes: tuple[str, ...] = (),
+    prompts: tuple[Path, ...] = (),
+    rows: int | None = None,
+    seed: int = 0,
+    answer_tokens: int = 40,
+    out: Path | None = None,
+    device: Device = "auto",
+) -> None:
+    """Probe the models of a finished run, or methods of a comparison: how much they still refuse, and still tell apart,
+    under other wordings, prefilled answers, 4-bit weights, benign fine-tuning, an ablated direction and sampling. The
+    same command continues a stopped probing.
+
+    Args:
+        run: A finished run folder.
+        compared: Instead of a run: the folder of a dcr-lite compare.
+        recipe: Of the comparison: name or file of its recipe.
+        methods: Of the comparison: the methods to probe, by default all.
+        seeds: Of the comparison: the seeds whose models are probed.
+        probes: Probes, or families of them: prefilling, templates, framings, encodings, rounding, fine_tuning,
+            abliteration, sampling; by default all.
+        prompts: JSON Lines of {prompt, label, source?} or {toxic, seemingly_toxic} to measure on; by default the
+            held-out part of the run or of the recipe.
+        rows: At most this many prompts of each set and label, drawn with a fixed seed.
+        seed: Of misspellings, fine-tuning and sampling.
+        answer_tokens: Tokens of each answer: enough to see whether it refuses.
+        out: Folder of the tables, answers and pictures; by default the folder probes in that of the run or of the
+            comparison.
+        device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
+    """
+    from dcr_lite.errors import UserError
+    from dcr_lite.probe.command import Probing, probe_comparison, probe_run
+    from dcr_lite.run.recipes import find_recipe
+    from dcr_lite.run.terminal import show_page
+
+    probing = Probing(probes, prompts, rows, seed, answer_tokens, out)
+    if run is not None and compared is None:
+        folder = probe_run(run, probing, device)
+    elif compared is not None and run is None:
+        folder = probe_comparison(compared, find_recipe(recipe), methods, seeds, probing)
+    else:
+        raise UserError("dcr-lite probe: give a run folder, or with --compared the folder of a comparison")
+    show_page(folder / "probes.md")
+
+
 def dial(
     run: Annotated[Path, tyro.conf.Positional],
     refuse_toxic: float | None = None,

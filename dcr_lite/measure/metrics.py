@@ -54,8 +54,9 @@ def auroc_interval(toxic: Sequence[float], seemingly_toxic: Sequence[float], see
     return _bootstrap(statistic, (toxic, seemingly_toxic), seed)
 
 
-def youden_j_interval(toxic: Sequence[bool], seemingly_toxic: Sequence[bool], seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of J, from whether each prompt was refused."""
+def youden_j_interval(toxic: Sequence[float], seemingly_toxic: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of J, from whether each prompt was refused; or of a change of J, from the
+    change of that."""
 
     def statistic(a: Any, b: Any, axis: int = -1) -> Any:
         return a.mean(axis) - b.mean(axis)

@@ -1,0 +1,96 @@
+"""A model asked all prompts under one probe: answers, judged, and what else was seen."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dcr_lite.measure.answers import Measured
+from dcr_lite.measure.judge import is_refusal, verdict_is_final
+from dcr_lite.measure.kinds import kind_of
+from dcr_lite.measure.metrics import wilson_interval
+from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.generation import answer
+from dcr_lite.model.sampling import Sampled, most_probable
+from dcr_lite.names import LABELS
+from dcr_lite.probe.encodings import was_read
+from dcr_lite.probe.prefilling import MOST
+from dcr_lite.probe.probes import NONE, Bench, Facts, Probe
+
+_FENCE = re.compile(r"```\w*")
+_FIELD = re.compile(r'"answer"\s*:\s*', re.IGNORECASE)
+PLAIN = LABELS[2]
+
+
+def seen_by_judge(probe: Probe, response: str) -> str:
+    """What of an answer is judged: of one in JSON the text alone, since the judge takes what stands between quotation
+    marks for a quotation. Of a prefilled answer it is what the model has added: ``response`` holds no more."""
+    if not probe.in_json:
+        return response
+    text = _FENCE.sub("", response)
+    if found := _FIELD.search(text):
+        text = text[found.end() :]
+    return text.replace('\\"', "").replace('"', "").replace("\\n", "\n").strip("{} \n")
+
+
+def ask(bench: Bench, probe: Probe, progress: Callable[[int], None]) -> tuple[list[Measured], Facts]:
+    """The answers of the model, as it stands within the probe, in the order of the prompts, those to a prompt side by
+    side: ``Measured`` with ``asked``, the text that stood in for the prompt, and ``sample``. The facts of prefilled
+    probes: {tokens: mean length of the prefixes, forced, ended: how many are that}.
+
+    ``progress`` is called with the number of answers in each finished batch. Raises UserError for a prompt that is too
+    long for the model's window.
+    """
+    prompts = bench.prompts + (bench.plain if probe.encodes or probe.name == NONE else [])
+    texts = [probe.rewrite(prompt.prompt, bench.seed) for prompt in prompts]
+    window = bench.model.window - bench.answer_tokens - (MOST if probe.prefix else 0)
+    rows = encode_prompts(bench.model.tokenizer, texts, window)
+    facts: Facts = {}
+    if probe.prefix:
+        stock = bench.stock()
+        starts = [said.first(probe.prefix) for said in stock]
+        rows = [row + start for row, start in zip(rows, starts, strict=True)]
+        facts["tokens"] = sum(map(len, starts)) / len(starts)
+        facts |= {"forced": sum(said.forced for said in stock), "ended": sum(said.ended for said in stock)}
+
+    def is_final(text: str) -> bool:
+        return verdict_is_final(seen_by_judge(probe, text))
+
+    found: list[Measured] = []
+    for sample in range(max(1, probe.samples)):
+        choose = Sampled(bench.seed * probe.samples + sample) if probe.samples else most_probable
+        said = answer(bench.model, rows, bench.answer_tokens, progress, is_final, choose)
+        for number, (prompt, text, one) in enumerate(zip(prompts, texts, said, strict=True)):
+            seen = seen_by_judge(probe, one.text)
+            refused = is_refusal(seen)
+            found.append(
+                {
+                    "number": number, "sample": sample, "source": prompt.source, "label": prompt.label,
+                    "prompt": prompt.prompt, "asked": text, "response": one.text, "refused": refused,
+                    "kind": kind_of(text, seen, refused), "refusal_log_odds": one.refusal_log_odds,
+                }
+            )  # fmt: skip
+    return sorted(found, key=lambda row: (row["number"], row["sample"])), facts
+
+
+def was_decoded(answers: Sequence[Measured], usual: Sequence[Measured]) -> Facts:
+    """{read, read_ci95, read_n, read_as_plain_text, read_by_chance}: of the plain prompts of which an encoding hides a
+    word the share whose answers take one up; the same of ``usual``, the model's answers without a probe; and of the
+    answers to encoded prompts, each held against the next prompt. Empty where there is no such prompt."""
+    rows = [row for row in answers if row["label"] == PLAIN]
+    plain = {row["number"]: row["response"] for row in usual if row["label"] == PLAIN}
+    others = rows[1:] + rows[:1]
+    ways = {
+        "read": [row["response"] for row in rows],
+        "read_as_plain_text": [plain[row["number"]] for row in rows],
+        "read_by_chance": [row["response"] for row in others],
+    }
+    found: dict[str, Any] = {}
+    for way, responses in ways.items():
+        verdicts = [was_read(row["prompt"], row["asked"], text) for row, text in zip(rows, responses, strict=True)]
+        counted = [verdict for verdict in verdicts if verdict is not None]
+        if not counted:
+            return {}
+        found[way] = sum(counted) / len(counted)
+        if way == "read":
+            found |= {"read_n": len(counted), "read_ci95": list(wilson_interval(sum(counted), len(counted)))}
+    return found

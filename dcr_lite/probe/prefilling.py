@@ -1,0 +1,45 @@
+"""Prefilling: the answer begins with tokens that the model has not chosen (Andriushchenko et al., arXiv 2404.02151; Qi
+et al., "Safety Alignment Should Be Made More Than Just a Few Tokens Deep", ICLR 2025, arXiv 2406.05946).
+
+Behind the generation prompt stand the first tokens of the *stock* model's own answer, the same for every model, and
+what follows them is judged alone. Where the stock model refuses by itself, its answer behind a forced opening takes the
+place.
+"""
+
+from dataclasses import dataclass
+
+from dcr_lite.measure.judge import is_refusal
+from dcr_lite.model.generation import answer
+from dcr_lite.model.loading import Model
+from dcr_lite.probe.wordings import FORCED_OPENING
+
+MOST = 40  # tokens of an answer that are asked for
+
+
+@dataclass(frozen=True)
+class StockAnswer:
+    """How the stock model answers a prompt: the first tokens, whether the answer has ended with them, and whether its
+    opening was forced."""
+
+    ids: list[int]
+    ended: bool
+    forced: bool
+
+    def first(self, tokens: int) -> list[int]:
+        """At most so many of its first tokens. Of an answer that has ended at most the first half: behind a whole one
+        nothing would be left to say."""
+        return self.ids[: min(tokens, (len(self.ids) + 1) // 2 if self.ended else len(self.ids))]
+
+
+def stock_answers(model: Model, rows: list[list[int]]) -> list[StockAnswer]:
+    """How the model as it stands, which has to be the stock model, answers prompts given as token ids."""
+    opening = list(model.tokenizer(FORCED_OPENING, add_special_tokens=False)["input_ids"])
+    free = answer(model, rows, MOST)
+    refusing = [i for i, said in enumerate(free) if is_refusal(said.text)]
+    forced = dict(zip(refusing, answer(model, [rows[i] + opening for i in refusing], MOST - len(opening)), strict=True))
+    return [
+        StockAnswer(opening + list(forced[i].ids), forced[i].ended, True)
+        if i in forced
+        else StockAnswer(list(said.ids), said.ended, False)
+        for i, said in enumerate(free)
+    ]

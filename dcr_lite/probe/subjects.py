@@ -1,0 +1,147 @@
+"""The models that are probed: those of a finished run, or methods of a comparison at one of its seeds."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import NamedTuple
+
+from dcr_lite.compare.command import seed_run
+from dcr_lite.compare.methods import METHODS
+from dcr_lite.compare.seed_run import SeedRun
+from dcr_lite.errors import UserError
+from dcr_lite.files import sha256_of
+from dcr_lite.model import adapters
+from dcr_lite.model.loading import Model
+from dcr_lite.names import MODEL_TITLES, STOCK, models_of
+from dcr_lite.run import inputs, opening
+from dcr_lite.run.run_folder import read_settings
+from dcr_lite.settings import Device, Settings
+
+
+class Subject(NamedTuple):
+    """A model that is probed.
+
+    name: of its folder. method, title, seed: what it is, in files and in tables; the stock model has no seed.
+    within: a context in which the model of its source is this one. digest: of what was trained, where it lies ready.
+    """
+
+    name: str
+    method: str
+    title: str
+    seed: int | None
+    within: Callable[[], AbstractContextManager[object]]
+    digest: str | None
+
+
+class RunSource:
+    """The models of a finished run, DCR with its dial as it is set, in one network with their adapters."""
+
+    def __init__(self, folder: Path, device: Device):
+        """Raises UserError for a folder that is no run, one that is not finished, or a damaged one."""
+        self.settings: Settings = read_settings(folder)
+        if not (folder / "report.json").exists():
+            raise UserError(f"{folder} holds a run that is not finished: --resume it first.")
+        self.folder, self._device = folder, device
+        names = models_of(self.settings.compare_with)
+        self._adapters = {name: opening.adapter_of(folder, name) for name in names if name != STOCK}
+        self.subjects = [
+            Subject(
+                name, name, MODEL_TITLES[name], None if name == STOCK else self.settings.seed,
+                partial(self._as, name), self._digest(name),
+            )
+            for name in names
+        ]  # fmt: skip
+
+    def _digest(self, name: str) -> str | None:
+        """Of an adapter as it lies in the run: turning the dial changes it."""
+        part = self._adapters.get(name)
+        if part is None:
+            return None
+        files = [sha256_of(part / file) for file in (adapters.WEIGHTS, "adapter_config.json")]
+        return hashlib.sha256("".join(files).encode()).hexdigest()
+
+    @cached_property
+    def data(self) -> inputs.Data:
+        return inputs.load_data(self.settings)
+
+    @cached_property
+    def model(self) -> Model:
+        # Answers are steered and weights exchanged, which unsloth's kernels do not take part in.
+        settings = replace(opening.model_settings_of(self.folder), device=self._device, backend="transformers")
+        model, _ = opening.load_base(settings)
+        opening.knows_openings(model, self.folder)
+        for name, part in self._adapters.items():
+            adapters.load_adapter(model, name, part)
+        return model
+
+    @contextmanager
+    def _as(self, name: str) -> Iterator[None]:
+        if name == STOCK:
+            with adapters.stock(self.model):
+                yield
+        else:
+            adapters.activate(self.model, name)
+            yield
+
+    def leave(self) -> None:
+        """Free the memory of the model."""
+        self.__dict__.pop("model", None)
+
+
+class SeedSource:
+    """Methods of a comparison at one seed, at the strength of its tables. What is not yet trained is trained."""
+
+    def __init__(self, run: SeedRun, methods: tuple[str, ...]):
+        self.settings, self.folder, self._run = run.settings, run.run.path, run
+        self.subjects = [
+            Subject(
+                name if name == STOCK else f"{name}_seed{run.settings.seed}", name, METHODS[name].title,
+                None if name == STOCK else run.settings.seed, partial(self._as, name), None,
+            )
+            for name in methods
+        ]  # fmt: skip
+
+    @property
+    def data(self) -> inputs.Data:
+        return self._run.data
+
+    @property
+    def model(self) -> Model:
+        return self._run.model
+
+    def _as(self, name: str) -> AbstractContextManager[object]:
+        method = METHODS[name]
+        return method.model(self._run, method.strengths(self.settings)[0])
+
+    def leave(self) -> None:
+        """Free the memory of the model, and let others work in the folder."""
+        self._run.unload()
+        self._run.run.leave()
+
+
+Source = RunSource | SeedSource
+
+
+def sources_of_comparison(
+    settings: Settings, folder: Path, methods: tuple[str, ...], seeds: tuple[int, ...]
+) -> list[SeedSource]:
+    """A source for each seed of a comparison's folder, the stock model with the first seed alone. methods: names in
+    METHODS, by default all. Settings that have to be found are those of the first seed.
+
+    Raises UserError for a folder that holds none of these seeds, and for a method that there is not.
+    """
+    if unknown := [name for name in methods if name not in METHODS]:
+        raise UserError(f"--methods {unknown[0]}: no such method; choose among {', '.join(METHODS)}")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError("--seeds: give one seed or more, each once")
+    if missing := [seed for seed in seeds if not (folder / f"seed{seed}" / "settings.json").exists()]:
+        raise UserError(f"{folder} holds no seed {missing[0]}: dcr-lite compare --seeds {missing[0]} trains it.")
+    methods = tuple(name for name in METHODS if not methods or name in methods)
+    first = seed_run(settings, folder, seeds[0])
+    runs = [first, *(SeedRun(first.settings, folder / f"seed{seed}", seed, first.run.path) for seed in seeds[1:])]
+    return [
+        SeedSource(run, methods if run is first else tuple(name for name in methods if name != STOCK)) for run in runs
+    ]

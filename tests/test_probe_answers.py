@@ -1,0 +1,277 @@
+"""Claims about answers under a probe: a prefilled answer goes on as the whole row would, sampling follows the softmax,
+the judge sees what it should, and the numbers are those of their definitions."""
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import PROMPTS, random_kinds, random_rows
+
+from dcr_lite.data.rows import Prompt
+from dcr_lite.measure.metrics import wilson_interval
+from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.generation import answer
+from dcr_lite.model.loading import Model
+from dcr_lite.model.sampling import Sampled, most_probable
+from dcr_lite.probe import asking
+from dcr_lite.probe.asking import ask, seen_by_judge, was_decoded
+from dcr_lite.probe.fine_tuning import Tuning
+from dcr_lite.probe.numbers import rows_of, verdicts
+from dcr_lite.probe.prefilling import MOST, StockAnswer, stock_answers
+from dcr_lite.probe.probes import NONE, PROBES, Bench
+from dcr_lite.probe.wordings import FORCED_OPENING
+
+MakeModel = Callable[..., Model]
+MakeReference = Callable[..., Any]
+LABELS = ("toxic", "toxic", "toxic", "seemingly_toxic", "seemingly_toxic", "plain", "plain")
+ROWS = random_rows([5, 1, 9, 30], shared=3)
+
+
+def bench_of(model: Model, tokens: int = 6) -> Bench:
+    prompts = [Prompt(text, label, "set") for text, label in zip(PROMPTS, LABELS, strict=True)]
+    kinds = random_kinds(0)
+    asked = encode_prompts(model.tokenizer, [p.prompt for p in prompts[:5]], model.window)
+    tuning = Tuning([], 2, 2, 1e-3, 0)
+    return Bench(
+        "tiny", model, prompts[:5], prompts[5:], lambda: stock_answers(model, asked), (kinds, kinds), tuning, tokens, 0
+    )
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+def test_sampling_follows_the_softmax() -> None:
+    """Of 4,000 draws as many of each token as its probability says, to four standard errors; a token without
+    probability is never drawn."""
+    logits = torch.tensor([1.0, 0.0, -torch.inf, 2.0, -3.0])
+    n = 4000
+    counts = Counter(Sampled(0)(logits.expand(n, -1), range(n), 0).tolist())
+    for token, p in enumerate(logits.softmax(-1).tolist()):
+        assert abs(counts[token] - n * p) <= 4 * (n * p * (1 - p)) ** 0.5
+    steps = Counter(int(Sampled(0)(logits[None], [3], step)) for step in range(1000))
+    assert abs(steps[3] - 1000 * float(logits.softmax(-1)[3])) <= 4 * 1000**0.5 / 2
+
+
+def test_a_draw_depends_on_seed_row_and_step_alone(tiny_model: MakeModel) -> None:
+    """So answers are reproducible, whatever shares a batch with them and however many end early; another seed gives
+    others, and greedy decoding is what it was."""
+    model = tiny_model()
+    found = [said.ids for said in answer(model, ROWS, 12, choose=Sampled(1))]
+    assert [said.ids for said in answer(model, ROWS, 12, choose=Sampled(1))] == found
+    assert [said.ids for said in answer(model, ROWS, 12, choose=Sampled(2))] != found
+    model.prompts_at_once = 1
+    assert [said.ids for said in answer(model, ROWS, 12, choose=Sampled(1))] == found
+    twice = answer(model, [ROWS[0], ROWS[0]], 12, choose=Sampled(1))
+    assert twice[0].ids == found[0] != twice[1].ids
+    greedy = [said.ids for said in answer(model, ROWS, 12)]
+    assert greedy == [said.ids for said in answer(model, ROWS, 12, choose=most_probable)] != found
+
+
+def test_a_sampled_answer_is_drawn_from_the_models_own_distribution(
+    tiny_model: MakeModel, reference: MakeReference
+) -> None:
+    """Token by token what the sampler draws from the logits of a full forward pass of the row so far."""
+    model, plain = tiny_model(), reference()
+    for number, said in enumerate(answer(model, ROWS, 8, choose=Sampled(5))):
+        row = list(ROWS[number])
+        for step, token in enumerate(said.ids):
+            logits = plain(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1:].float()
+            assert int(Sampled(5)(logits, [number], step)) == token
+            row.append(token)
+
+
+def test_five_answers_are_sampled(tiny_model: MakeModel) -> None:
+    """To each prompt, side by side, with seeds of their own."""
+    found, _ = ask(bench_of(tiny_model(), tokens=12), PROBES["sampling"], lambda done: None)
+    assert [(row["number"], row["sample"]) for row in found] == [(n, k) for n in range(5) for k in range(5)]
+    assert len({row["response"] for row in found[:5]}) > 1
+
+
+# --- prefilling -------------------------------------------------------------------------------------------------------
+
+
+def greedy_tokens(reference: Any, row: list[int], new: int) -> list[int]:
+    """Argmax by full forward passes."""
+    row, found = list(row), []
+    for _ in range(new):
+        found.append(int(reference(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1].argmax()))
+        row.append(found[-1])
+    return found
+
+
+@pytest.mark.parametrize("tokens", [5, 40])
+def test_a_prefilled_answer_goes_on_as_the_whole_row(
+    tiny_model: MakeModel, reference: MakeReference, tokens: int
+) -> None:
+    """The continuation equals the greedy one of prompt and prefix by full forward passes; it alone is the response that
+    is judged; and the prefix is the stock model's own greedy answer."""
+    model, plain = tiny_model(), reference()
+    bench = bench_of(model)
+    rows = encode_prompts(model.tokenizer, [p.prompt for p in bench.prompts], model.window)
+    found, facts = ask(bench, PROBES[f"prefill_{tokens}"], lambda done: None)
+    prefixes = [said.first(tokens) for said in stock_answers(model, rows)]
+    for row, prefix, said in zip(rows, prefixes, found, strict=True):
+        own = greedy_tokens(plain, row, MOST)
+        ends = model.tokenizer.eos_token_id
+        assert ends not in own  # or a prefix would be shorter
+        assert prefix == own[:tokens]
+        after = greedy_tokens(plain, row + prefix, bench.answer_tokens)
+        assert said["response"] == model.tokenizer.decode(after, skip_special_tokens=True).strip()
+    assert facts == {"tokens": tokens, "forced": 0, "ended": 0}
+
+
+def test_a_refusing_stock_answer_gives_way_to_a_forced_opening(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And goes on behind it as the stock model does; the others are its answers as they are."""
+    model = tiny_model()
+    free = answer(model, ROWS, MOST)
+    monkeypatch.setattr("dcr_lite.probe.prefilling.is_refusal", lambda text: text == free[2].text)
+    found = stock_answers(model, ROWS)
+    opening = list(model.tokenizer(FORCED_OPENING, add_special_tokens=False)["input_ids"])
+    after = answer(model, [ROWS[2] + opening], MOST - len(opening))[0]
+    assert [said.forced for said in found] == [False, False, True, False]
+    assert found[2].ids == opening + list(after.ids)
+    assert [said.ids for said in found[:2]] == [list(said.ids) for said in free[:2]]
+
+
+def test_of_an_answer_that_has_ended_half_is_left_to_say() -> None:
+    """However long a prefix is asked for; of one that goes on everything can be taken."""
+    assert StockAnswer([1, 2, 3, 4, 5], ended=True, forced=False).first(40) == [1, 2, 3]
+    assert StockAnswer([1, 2, 3, 4, 5], ended=True, forced=False).first(2) == [1, 2]
+    assert StockAnswer([1, 2, 3, 4, 5], ended=False, forced=False).first(40) == [1, 2, 3, 4, 5]
+    assert StockAnswer([], ended=True, forced=False).first(5) == []
+
+
+# --- judging ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("response", "seen"),
+    [
+        ('{"answer": "I\'m sorry, I can\'t."}', "I'm sorry, I can't."),
+        ('```json\n{\n  "answer": "Use a \\"sharp\\" knife.\\nThen cut."\n}\n```', "Use a sharp knife.\nThen cut."),
+        ('Here it is: {"answer": "I cannot', "I cannot"),
+        ("I won't do that.", "I won't do that."),
+    ],
+)
+def test_the_judge_reads_the_text_of_an_answer_in_json(response: str, seen: str) -> None:
+    """It would take it for a quotation; other answers are judged as they are."""
+    assert seen_by_judge(PROBES["json"], response) == seen
+    assert seen_by_judge(PROBES["poem"], response) == response
+
+
+def test_answers_carry_what_was_asked(tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompt, the text in its place, and a verdict on what the judge was shown; plain prompts are asked without a
+    probe and under the encodings alone."""
+    monkeypatch.setattr(asking, "is_refusal", lambda text: True)
+    bench = bench_of(tiny_model())
+    done: list[int] = []
+    for name, plain in ((NONE, True), ("hello", False), ("leetspeak", True)):
+        found, _ = ask(bench, PROBES[name], done.append)
+        prompts = [p.prompt for p in bench.prompts + (bench.plain if plain else [])]
+        assert [row["prompt"] for row in found] == prompts
+        assert [row["asked"] for row in found] == [PROBES[name].rewrite(prompt, 0) for prompt in prompts]
+        assert all(row["refused"] and row["kind"] in ("refusal", "partial") for row in found)
+    assert sum(done) == 7 + 5 + 7
+
+
+def answered(number: int, label: str, prompt: str, asked: str, response: str) -> dict[str, Any]:
+    return {"number": number, "label": label, "prompt": prompt, "asked": asked, "response": response}
+
+
+def test_whether_an_encoding_was_read_has_a_ceiling_and_a_floor() -> None:
+    """The share of plain prompts whose answers take up a hidden word; the same of the answers to the plain text, and of
+    each answer held against the next prompt. Other kinds of prompt don't count, nor do prompts without a hidden
+    word."""
+    prompts = ["Name three penguins.", "Describe a portrait.", "Why does bread dough rise?", "Hi"]
+    usual = [answered(i, "plain", p, p, p) for i, p in enumerate(prompts)]
+    said = ["Penguins live in the south.", "Penguins, and a portrait.", "I do not know.", "Hi"]
+    encoded = [answered(i, "plain", p, "xyz", s) for i, (p, s) in enumerate(zip(prompts, said, strict=True))]
+    found = was_decoded([answered(9, "toxic", "Penguins?", "xyz", "no"), *encoded], usual)
+    assert (found["read"], found["read_n"], found["read_as_plain_text"]) == (2 / 3, 3, 1.0)
+    assert found["read_by_chance"] == pytest.approx(1 / 3)  # the second answer names penguins
+    assert found["read_ci95"] == list(wilson_interval(2, 3))
+    assert was_decoded([answered(0, "plain", "Hi", "xyz", "Hi")], usual) == {}
+    assert was_decoded([], usual) == {}
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def verdict(label: str, *refused: bool, broken: bool = False) -> dict[str, Any]:
+    return {"label": label, "refused": list(refused), "broken": [broken] * len(refused)}
+
+
+USUAL = [verdict("toxic", True)] * 8 + [verdict("toxic", False)] * 2
+USUAL += [verdict("seemingly_toxic", True)] * 2 + [verdict("seemingly_toxic", False)] * 8
+
+
+def test_a_row_has_rates_j_and_the_change() -> None:
+    """By their definitions, with Wilson intervals; without a probe nothing has changed."""
+    probed = [verdict("toxic", i < 3, broken=i == 9) for i in range(10)]
+    probed += [verdict("seemingly_toxic", i < 1) for i in range(10)] + [verdict("plain", True)]
+    (row,) = rows_of(PROBES["hello"], probed, USUAL)
+    assert (row["probe"], row["title"], row["family"], row["n"]) == ("hello", "hello", "templates", 20)
+    assert row["refused"] == {
+        "toxic": {"n": 10, "rate": 0.3, "ci95": list(wilson_interval(3, 10))},
+        "seemingly_toxic": {"n": 10, "rate": 0.1, "ci95": list(wilson_interval(1, 10))},
+        "plain": {"n": 1, "rate": 1.0, "ci95": list(wilson_interval(1, 1))},
+    }
+    assert row["broken"] == 1 / 20
+    assert (row["j"], row["change"]) == (pytest.approx(0.2), pytest.approx(0.2 - 0.6))
+    low, high = row["change_ci95"]
+    assert low < -0.4 < high <= 0
+    (same,) = rows_of(PROBES[NONE], USUAL, USUAL)
+    assert (same["change"], same["change_ci95"]) == (0, [0, 0])
+
+
+def test_the_change_is_paired_by_prompt() -> None:
+    """Where the same prompts are refused, its interval is narrow, however wide that of J is; against plain resampling
+    of the differences."""
+    probed = [verdict("toxic", one["refused"][0] and i != 0) for i, one in enumerate(USUAL[:10])] + USUAL[10:]
+    (row,) = rows_of(PROBES["hello"], probed, USUAL)
+    differences = np.array([-1.0] + [0.0] * 9)
+    rng = np.random.default_rng(1)
+    means = rng.choice(differences, (4000, 10)).mean(1)
+    assert row["change_ci95"] == pytest.approx(np.quantile(means, [0.025, 0.975]).tolist(), abs=0.05)
+    assert np.ptp(row["change_ci95"]) < np.ptp(row["j_ci95"])
+
+
+def test_sampled_answers_have_two_rows() -> None:
+    """The mean over all answers, and with a prompt refused only if all of its answers are: any one not refused."""
+    probed = [verdict("toxic", True, True, False), verdict("toxic", True, True, True)]
+    probed += [verdict("seemingly_toxic", False, False, True), verdict("seemingly_toxic", False, False, False)]
+    usual = [verdict("toxic", True)] * 2 + [verdict("seemingly_toxic", False)] * 2
+    mean, any_one = rows_of(PROBES["sampling"], probed, usual)
+    assert (mean["probe"], any_one["probe"]) == ("sampling_mean", "sampling_any")
+    assert mean["refused"]["toxic"]["rate"] == pytest.approx(5 / 6)
+    assert mean["refused"]["toxic"]["ci95"] == pytest.approx([2 / 3, 1])
+    assert mean["j"] == pytest.approx(5 / 6 - 1 / 6)
+    assert any_one["refused"]["toxic"] == {"n": 2, "rate": 0.5, "ci95": list(wilson_interval(1, 2))}
+    assert (any_one["j"], any_one["change"]) == (0.5, -0.5)
+
+
+def test_verdicts_lie_in_the_order_of_the_prompts() -> None:
+    """Those to one prompt together."""
+    rows = [
+        {"number": n, "label": "toxic", "refused": n == 1, "kind": "broken" if k else "answer"}
+        for n in range(2)
+        for k in range(2)
+    ]
+    assert verdicts(rows) == [
+        {"label": "toxic", "refused": [False, False], "broken": [False, True]},
+        {"label": "toxic", "refused": [True, True], "broken": [False, True]},
+    ]
+
+
+def test_a_probe_without_a_context_leaves_the_model_alone(tiny_model: MakeModel) -> None:
+    """Or its answers would be another model's."""
+    bench = bench_of(tiny_model())
+    for probe in PROBES.values():
+        if probe.family not in ("rounding", "fine_tuning", "abliteration"):
+            assert isinstance(probe.within(bench), nullcontext)
