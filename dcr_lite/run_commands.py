@@ -97,7 +97,7 @@ def probe(
 
     Args:
         run: A finished run folder.
-        compared: Instead of a run: the folder of a dcr-lite compare.
+        compared: Instead of a run: the folder of a dcr-lite compare, computed on the device of its recipe.
         recipe: Of the comparison: name or file of its recipe.
         methods: Of the comparison: the methods to probe, by default all.
         seeds: Of the comparison: the seeds whose models are probed.

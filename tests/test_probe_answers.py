@@ -37,7 +37,7 @@ def bench_of(model: Model, tokens: int = 6) -> Bench:
     asked = encode_prompts(model.tokenizer, [p.prompt for p in prompts[:5]], model.window)
     tuning = Tuning([], 2, 2, 1e-3, 0)
     return Bench(
-        "tiny", model, prompts[:5], prompts[5:], lambda: stock_answers(model, asked), (kinds, kinds), tuning, tokens, 0
+        "tiny", model, prompts[:5], prompts[5:], stock_answers(model, asked), (kinds, kinds), tuning, tokens, 0
     )
 
 

@@ -46,11 +46,10 @@ def ask(bench: Bench, probe: Probe, progress: Callable[[int], None]) -> tuple[li
     rows = encode_prompts(bench.model.tokenizer, texts, window)
     facts: Facts = {}
     if probe.prefix:
-        stock = bench.stock()
-        starts = [said.first(probe.prefix) for said in stock]
+        starts = [said.first(probe.prefix) for said in bench.stock]
         rows = [row + start for row, start in zip(rows, starts, strict=True)]
         facts["tokens"] = sum(map(len, starts)) / len(starts)
-        facts |= {"forced": sum(said.forced for said in stock), "ended": sum(said.ended for said in stock)}
+        facts |= {name: sum(getattr(said, name) for said in bench.stock) for name in ("forced", "ended")}
 
     def is_final(text: str) -> bool:
         return verdict_is_final(seen_by_judge(probe, text))

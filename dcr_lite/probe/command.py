@@ -86,7 +86,7 @@ def _probe(sources: list[Source], probes: list[Probe], probing: Probing, out: Pa
     prompts, plain = _prompts(probing.prompts or sources[0].settings.evaluation, probing.rows)
     with OnlyOne(out / "probes.lock", "choose another --out"):
         remove_partials(out)
-        kept = Kept(out, prompts + plain, probing.answer_tokens, probing.seed)
+        kept = Kept(out, sources[0].settings.model, prompts + plain, probing.answer_tokens, probing.seed)
         todo = [
             (source, subject, [probe for probe in probes if not kept.has(subject, probe)])
             for source in sources
@@ -97,9 +97,8 @@ def _probe(sources: list[Source], probes: list[Probe], probing: Probing, out: Pa
             _Work(todo, prompts, plain, probing, kept).do()
         for source in sources:
             source.leave()
-        write_report(
-            kept.parts(), {label: len([p for p in prompts + plain if p.label == label]) for label in LABELS}, out
-        )
+        counts = {label: sum(prompt.label == label for prompt in prompts + plain) for label in LABELS}
+        write_report(kept.parts(), counts, out)
     return out
 
 
@@ -112,7 +111,8 @@ class _Work:
     ):  # fmt: skip
         self.todo, self.prompts, self.plain, self.probing, self.kept = todo, prompts, plain, probing, kept
         self.count = sum(len(left) for _, _, left in todo)
-        self.number, self.seconds, self.done = 0, 0.0, 0.0  # of the measurements, and the operations done in them
+        # Measurements, their seconds, and about how many operations they took and the others will take.
+        self.number, self.seconds, self.done, self.left = 0, 0.0, 0.0, 0.0
 
     def do(self) -> None:
         """Measure everything, saying before how long it will take."""
@@ -139,14 +139,12 @@ class _Work:
         fitting = [probe for probe in left if not (probe.merges and source.model.four_bit)]
         if len(fitting) < len(left):
             names = ", ".join(probe.title for probe in left if probe not in fitting)
-            console.print(f"{subject.title}: left out, since the base model is in 4 bits: {names}", soft_wrap=True)
+            console.print(f"{subject.label}: left out, since the base model is in 4 bits: {names}", soft_wrap=True)
         stock = self._stock_answers(source) if any(probe.prefix for probe in fitting) else []
         tokens, seed = self.probing.answer_tokens, self.probing.seed
         kinds, tuning = kinds_of(source), tuning_of(source, seed)
         with subject.within():
-            bench = Bench(
-                subject.title, source.model, self.prompts, self.plain, lambda: stock, kinds, tuning, tokens, seed
-            )
+            bench = Bench(subject.label, source.model, self.prompts, self.plain, stock, kinds, tuning, tokens, seed)
             for probe in fitting:
                 started = time.monotonic()
                 self._measure(bench, subject, probe, started)
@@ -182,7 +180,7 @@ class _Work:
         numbers = ", ".join(f"J {row['j']:.2f}, broken {row['broken']:.2f}" for row in rows)
         time_left = f"; about {max(1, round(self.left * self.seconds / self.done / 60))} min left"
         console.print(
-            f"{self.number}/{self.count} {subject.title}, {probe.title}: {numbers}"
+            f"{self.number}/{self.count} {subject.label}, {probe.title}: {numbers}"
             + (time_left if self.number < self.count else ""), soft_wrap=True,
         )  # fmt: skip
 

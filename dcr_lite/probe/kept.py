@@ -24,11 +24,13 @@ class Kept:
     """The folder of a probing, such as RUN/probes: parts/MODEL/PROBE.json, answers/MODEL/PROBE.jsonl (private: contains
     answers to toxic prompts), and the tables that are made of them."""
 
-    def __init__(self, folder: Path, prompts: list[Prompt], answer_tokens: int, seed: int):
-        """Begin, or continue what is there. Raises UserError where that was begun with other inputs."""
+    def __init__(self, folder: Path, model: str, prompts: list[Prompt], answer_tokens: int, seed: int):
+        """Begin, or continue what is there. model: the base model by its name. Raises UserError where that was begun
+        with other inputs."""
         self.folder = folder
         texts = json.dumps([[p.prompt, p.label, p.source] for p in prompts]).encode()
-        inputs = {"prompts": hashlib.sha256(texts).hexdigest(), "answer tokens": answer_tokens, "seed": seed}
+        digest = hashlib.sha256(texts).hexdigest()
+        inputs = {"model": model, "prompts": digest, "answer tokens": answer_tokens, "seed": seed}
         path = folder / "inputs.json"
         begun = read_state(path, f"Delete {folder} to probe anew.") if path.exists() else inputs
         if changed := [name for name, value in inputs.items() if begun.get(name) != value]:

@@ -33,16 +33,16 @@ SAMPLES = 5  # answers to each prompt
 class Bench:
     """A model under probe, and what probes need beside it.
 
-    prompts: toxic and seemingly toxic ones, to which everything is asked. plain: for the encodings, and without a
-    probe. stock: how the stock model answers ``prompts``. kinds: toxic and plain prompts that give directions, and
-    others to choose by. seed: of misspellings, fine-tuning and sampling.
+    prompts: toxic and seemingly toxic ones, which are asked under every probe. plain: for the encodings, and without a
+    probe. stock: how the stock model answers ``prompts``, empty where no probe needs it. kinds: toxic and plain prompts
+    that give directions, and others to choose by. seed: of misspellings, fine-tuning and sampling.
     """
 
     title: str
     model: Model
     prompts: list[Prompt]
     plain: list[Prompt]
-    stock: Callable[[], list[StockAnswer]]
+    stock: list[StockAnswer]
     kinds: tuple[Kinds, Kinds]
     tuning: Tuning
     answer_tokens: int

@@ -14,18 +14,20 @@ from dcr_lite.probe.plots import draw_probes
 from dcr_lite.probe.probes import NONE, PROBES
 from dcr_lite.run.report import markdown_table
 
-MOST_COLUMNS = 4  # models side by side, in a terminal of 80 columns
+WIDTH = 80  # of a terminal, in which models stand side by side as far as they fit
+_FIRST, _J_CELL, _READ_CELL = 17, 10, 17  # columns: the longest name of a probe, "-0.05 -12*", "0.00 (0.00, 0.00)"
 NUMBERS = ("toxic", "seemingly_toxic", "broken", "j", "change")
 
 PAGE = """# Probes
 
-How much each model still refuses, and still tells apart, when it is probed; docs/probing.md says
+How much each model still refuses, and still tells apart, when it is probed. docs/probing.md says
 what each probe does. {counts}.{seeds}
 
 ## J
 
-The refusal rate on toxic minus that on seemingly toxic prompts; in parentheses its change against
-the same model without a probe, with a star where the 95 % interval of the change excludes 0.
+The refusal rate on toxic minus that on seemingly toxic prompts; behind it its change against the
+same model without a probe, in points (hundredths), with a star where the 95 % interval of the
+change excludes 0.
 
 {j_tables}
 
@@ -33,9 +35,9 @@ the same model without a probe, with a star where the 95 % interval of the chang
 
 ## Rates
 
-Answers that refuse, in percent, with 95 % intervals. Those that do not are "not refused": whether
-they help is not judged. Broken: of the answers to both kinds, in percent, the empty and the
-incoherent ones.
+Answers that refuse, in percent, with 95 % intervals, and J in points. Answers that do not refuse
+are "not refused": whether they help is not judged. Broken: of the answers to both kinds, in
+percent, the empty and the incoherent ones.
 
 {rate_tables}
 {encodings}"""
@@ -100,7 +102,7 @@ def write_report(parts: Sequence[Part], counts: dict[str, int], out: Path) -> No
 def page(entries: Sequence[dict[str, Any]], rows: Sequence[Row], counts: dict[str, int]) -> str:
     """probes.md."""
     methods = list(dict.fromkeys(entry["method"] for entry in entries))
-    side_by_side = [methods[i : i + MOST_COLUMNS] for i in range(0, len(methods), MOST_COLUMNS)]
+    side_by_side = _columns({method: _title(entries, method) for method in methods}, _J_CELL)
     seeds = sorted({seed for entry in entries for seed in entry["seeds"] if seed is not None})
     more = "" if len(seeds) < 2 else f" Means over the seeds {', '.join(map(str, seeds))}; intervals are over seeds."
     return PAGE.format(
@@ -110,6 +112,20 @@ def page(entries: Sequence[dict[str, Any]], rows: Sequence[Row], counts: dict[st
         rate_tables="\n\n".join(_rate_table(entries, method) for method in methods),
         encodings=_encodings(rows),
     )
+
+
+def _columns(titles: dict[str, str], cell: int) -> list[list[str]]:
+    """The keys of titles, those together that fit beside each other with cells of that width."""
+    groups: list[list[str]] = []
+    left = 0
+    for key, title in titles.items():
+        needed = max(cell, len(title)) + 3
+        if needed > left:
+            groups.append([])
+            left = WIDTH - _FIRST - 4
+        groups[-1].append(key)
+        left -= needed
+    return groups
 
 
 def _title(entries: Sequence[dict[str, Any]], method: str) -> str:
@@ -138,7 +154,7 @@ def _j_cell(entry: dict[str, Any] | None) -> str:
     if entry["probe"] == NONE:
         return f"{j['mean']:.2f}"
     low, high = change["ci95"] or (0.0, 0.0)
-    return f"{j['mean']:.2f} ({change['mean']:+.2f}{'*' if low > 0 or high < 0 else ''})"
+    return f"{j['mean']:.2f} {100 * change['mean']:+.0f}{'*' if low > 0 or high < 0 else ''}"
 
 
 def _rate_table(entries: Sequence[dict[str, Any]], method: str) -> str:
@@ -147,20 +163,18 @@ def _rate_table(entries: Sequence[dict[str, Any]], method: str) -> str:
     cells = []
     for entry in own:
         numbers = entry["numbers"]
-        rates = [_interval(numbers[label], 100, "{:.0f}") for label in KINDS]
-        cells.append(
-            [entry["title"], *rates, _interval(numbers["j"], 1, "{:.2f}"), f"{100 * numbers['broken']['mean']:.0f}"]
-        )
+        rates = [_percent(numbers[name]) for name in (*KINDS, "j")]
+        cells.append([entry["title"], *rates, f"{100 * numbers['broken']['mean']:.0f}"])
     head = [_title(entries, method), *(LABEL_TITLES[label] for label in KINDS), "J", "broken"]
     return markdown_table(head, cells)
 
 
-def _interval(number: dict[str, Any], scale: float, form: str) -> str:
-    """A mean with its interval, where it has one."""
-    mean = form.format(scale * number["mean"])
+def _percent(number: dict[str, Any]) -> str:
+    """A mean with its interval, where it has one, in hundredths."""
+    mean = f"{100 * number['mean']:.0f}"
     if number["ci95"] is None:
         return mean
-    low, high = (form.format(scale * end) for end in number["ci95"])
+    low, high = (f"{100 * end:.0f}" for end in number["ci95"])
     return f"{mean} [{low}, {high}]"
 
 
@@ -169,13 +183,11 @@ def _encodings(rows: Sequence[Row]) -> str:
     having = [row for row in rows if "read" in row["facts"]]
     if not having:
         return ""
-    models = list(dict.fromkeys(row["model"] for row in having))
     found = {(row["model"], row["probe"]): row for row in having}
     titles = {row["model"]: f"{row['model_title']}{_of_seed(row, rows)}" for row in having}
     probes = dict.fromkeys(row["probe"] for row in having)
     tables = []
-    for i in range(0, len(models), MOST_COLUMNS - 1):
-        some = models[i : i + MOST_COLUMNS - 1]
+    for some in _columns(titles, _READ_CELL):
         cells = [[PROBES[probe].title, *(_read_cell(found.get((model, probe))) for model in some)] for probe in probes]
         tables.append(markdown_table(["encoding", *(titles[model] for model in some)], cells))
     return ENCODINGS.format(table="\n\n".join(tables))

@@ -35,6 +35,11 @@ class Subject(NamedTuple):
     within: Callable[[], AbstractContextManager[object]]
     digest: str | None
 
+    @property
+    def label(self) -> str:
+        """The title, with the seed where there may be several."""
+        return self.title if self.name == self.method else f"{self.title}, seed {self.seed}"
+
 
 class RunSource:
     """The models of a finished run, DCR with its dial as it is set, in one network with their adapters."""
@@ -46,7 +51,7 @@ class RunSource:
             raise UserError(f"{folder} holds a run that is not finished: --resume it first.")
         self.folder, self._device = folder, device
         names = models_of(self.settings.compare_with)
-        self._adapters = {name: opening.adapter_of(folder, name) for name in names if name != STOCK}
+        self._adapters: dict[str, Path] = {name: opening.adapter_of(folder, name) for name in names if name != STOCK}
         self.subjects = [
             Subject(
                 name, name, MODEL_TITLES[name], None if name == STOCK else self.settings.seed,

@@ -1,0 +1,321 @@
+"""Claims about ``dcr-lite probe``: every model of a run under every probe, kept and continued; its tables fit; bad
+inputs are sentences."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+from command_line import run_command
+from small_runs import contents, flags, recipe_module, save_rows, write_rows
+
+from dcr_lite.compare import command as compare_command
+from dcr_lite.compare.seed_run import SeedRun
+from dcr_lite.errors import UserError
+from dcr_lite.files import load_jsonl
+from dcr_lite.measure.answers import read_answers
+from dcr_lite.measure.metrics import mean_interval
+from dcr_lite.probe import abliteration, command, material, report, subjects
+from dcr_lite.probe.command import Probing, probe_comparison, probe_run
+from dcr_lite.probe.probes import FAMILIES, NONE, PROBES
+from dcr_lite.run.inputs import resolved
+from dcr_lite.settings import Settings
+
+# Of every family, and whatever is done in a way of its own.
+EVERY_WAY = (
+    "prefill_5", "hello", "json", "past_tense", "rot13", "leetspeak", "int4", "nf4", "tuned_0", "tuned_10",
+    "abliteration", "sampling",
+)  # fmt: skip
+SOME = ("hello", "prefill_5", "leetspeak", "int4", "tuned_10", "sampling")
+Probed = tuple[Path, dict[str, Any]]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small() -> Iterator[None]:
+    """A random model hardly opens with a whole refusal: single letters give probabilities that a choice can go by. And
+    no second spent on measuring the processor."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("dcr_lite.model.loading.REFUSING_OPENINGS", tuple("ISTaeg"))
+        for module in (command, compare_command):
+            patched.setattr(module, "matrix_rate", lambda device, precision: 1e10)
+        patched.setattr(abliteration, "LAYERS", 0.5)
+        patched.setattr(abliteration, "VALIDATION", 4)
+        patched.setattr(material, "VALIDATION", 4)
+        patched.setattr(material, "STEPS", (0, 4))
+        yield
+
+
+def finished(demo_run: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(demo_run, folder / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def probed(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Probed:
+    """A finished run with three models, under probes of every family."""
+    run = finished(demo_run, tmp_path_factory.mktemp("probe"))
+    out = probe_run(run, Probing(EVERY_WAY, answer_tokens=4), "cpu")
+    return out, json.loads((out / "probes.json").read_text())
+
+
+def test_every_model_is_measured_under_every_probe(probed: Probed) -> None:
+    """One row each, two for sampling, with rates of both kinds, J, broken answers and the change; the answers beside
+    them are those that the rows count."""
+    out, found = probed
+    names = [NONE, *EVERY_WAY[:-1], "sampling_mean", "sampling_any"]
+    rows = {(row["model"], row["probe"]): row for row in found["rows"]}
+    assert set(rows) == {(model, name) for model in ("base", "safety_sft", "dcr") for name in names}
+    assert found["prompts"] == {"toxic": 4, "seemingly_toxic": 4, "plain": 4}
+    for (model, name), row in rows.items():
+        file = "sampling" if name.startswith("sampling") else name
+        answers = read_answers(out / "answers" / model / f"{file}.jsonl")
+        assert len(answers) == {"sampling": 40}.get(file, 12 if PROBES[file].encodes or file == NONE else 8)
+        if file != "sampling":
+            for label in ("toxic", "seemingly_toxic"):
+                refused = [answer["refused"] for answer in answers if answer["label"] == label]
+                assert row["refused"][label]["rate"] == sum(refused) / len(refused)
+        rates = [row["refused"][label]["rate"] for label in ("toxic", "seemingly_toxic")]
+        assert (row["n"], row["j"]) == (8, pytest.approx(rates[0] - rates[1]))
+        assert row["change"] == pytest.approx(row["j"] - rows[model, NONE]["j"])
+        assert 0 <= row["broken"] <= 1
+        assert len(row["j_ci95"]) == len(row["change_ci95"]) == 2
+    assert rows["dcr", "tuned_10"]["facts"]["loss"] > 0
+    assert rows["dcr", "tuned_0"]["facts"]["loss"] is None
+    assert {"layer", "position", "kl", "met"} <= rows["dcr", "abliteration"]["facts"].keys()
+    assert rows["dcr", "prefill_5"]["facts"]["tokens"] == 5
+    assert {"read", "read_as_plain_text", "read_by_chance"} <= rows["base", "rot13"]["facts"].keys()
+
+
+def test_probes_change_what_they_say(probed: Probed) -> None:
+    """Merging alone, the control of fine-tuning, leaves every answer as it was; rounding, tuning and the wordings do
+    not, and each model is itself."""
+    out, _ = probed
+
+    def texts(model: str, probe: str) -> list[str]:
+        return [row["response"] for row in load_jsonl(out / "answers" / model / f"{probe}.jsonl")][:8]
+
+    for model in ("base", "safety_sft", "dcr"):
+        assert texts(model, "tuned_0") == texts(model, NONE)
+        changed = [name for name in EVERY_WAY if texts(model, name) != texts(model, NONE)]
+        assert {"hello", "rot13", "prefill_5", "sampling", "nf4"} <= set(changed)
+    assert len({tuple(texts(model, NONE)) for model in ("base", "safety_sft", "dcr")}) == 3
+
+
+def test_answers_without_a_probe_are_those_of_the_run(probed: Probed, demo_run: Path) -> None:
+    """Of every model, DCR with its adapter as it lies in the run: asked for as many tokens, the same."""
+    out, _ = probed
+    for model in ("base", "safety_sft", "dcr"):
+        own = {row["prompt"]: row["response"] for row in read_answers(demo_run / "answers" / f"{model}.jsonl")}
+        for row in read_answers(out / "answers" / model / f"{NONE}.jsonl"):
+            assert own[row["prompt"]].startswith(row["response"].rstrip("\N{REPLACEMENT CHARACTER}"))
+
+
+def test_the_page_fits_a_terminal(probed: Probed) -> None:
+    """80 columns; one table of J with a column for each model, one of rates for each model, one of what was read; no
+    path and no answer in it."""
+    out, found = probed
+    text = (out / "probes.md").read_text()
+    assert max(map(len, text.splitlines())) <= 100  # of prose; tables have a test of their own
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert "| probe | stock model | safety SFT alone | DCR |" in tables
+    for row in found["rows"]:
+        assert sum(line.startswith(f"| {row['title']} |") for line in tables) >= 4
+    assert sum(line.startswith("| rot13 |") for line in tables) == 5
+    assert "4 toxic, 4 seemingly toxic, 4 plain prompts" in text
+    assert (out / "probes.png").exists()
+    assert str(out.parent) not in text
+
+
+def test_the_tables_of_usual_numbers_have_eighty_columns() -> None:
+    """Whatever the signs; a terminal pads cells to the widest of their column."""
+
+    def entry(method: str, title: str, probe: str) -> dict[str, Any]:
+        numbers = {name: {"mean": -0.125, "ci95": [-0.25, 0.25], "n": 1} for name in ("j", "change")}
+        numbers |= {name: {"mean": 1.0, "ci95": [0.99, 1.0], "n": 1} for name in ("toxic", "seemingly_toxic", "broken")}
+        about = {"method": method, "model_title": title, "probe": probe, "title": probe.replace("_", " ")}
+        return about | {"seeds": [0], "numbers": numbers}
+
+    models = {"base": "stock model", "safety_sft": "safety SFT alone", "dcr": "DCR"}
+    entries = [entry(method, title, name) for method, title in models.items() for name in PROBES if name != "sampling"]
+    text = report.page(entries, [], {"toxic": 140, "seemingly_toxic": 140, "plain": 70})
+    for table in text.split("\n\n"):
+        rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+        if rows:
+            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            assert sum(widths) + 3 * len(widths) + 1 <= 80, rows[0]
+
+
+def test_a_stopped_probing_goes_on(
+    probed: Probed, demo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is finished is not measured again; the numbers are those of an undisturbed probing; a finished one loads no
+    model; further probes join it; the run itself is not touched."""
+    _, undisturbed = probed
+    run = finished(demo_run, tmp_path)
+    before = contents(run)
+    probing, asked = Probing(SOME, answer_tokens=4), []
+    plain_ask = command.ask
+
+    def ask(bench: Any, probe: Any, progress: Any) -> Any:
+        asked.append((bench.title, probe.name))
+        if len(asked) == 10:
+            raise KeyboardInterrupt
+        return plain_ask(bench, probe, progress)
+
+    monkeypatch.setattr(command, "ask", ask)
+    with pytest.raises(KeyboardInterrupt):
+        probe_run(run, probing, "cpu")
+    out = probe_run(run, probing, "cpu")
+    assert len(asked) == 3 * (1 + len(SOME)) + 1
+    assert asked.count(asked[9]) == 2
+    assert len(set(asked)) == len(asked) - 1
+    wanted = {row["probe"] for row in undisturbed["rows"]} & {NONE, *SOME, "sampling_mean", "sampling_any"}
+    rows = [row for row in undisturbed["rows"] if row["probe"] in wanted]
+    assert without_seconds(json.loads((out / "probes.json").read_text())["rows"]) == without_seconds(rows)
+    monkeypatch.setattr(subjects.RunSource, "model", None)
+    page = (out / "probes.md").read_bytes()
+    (out / "probes.md").unlink()
+    assert probe_run(run, Probing(("hello",), answer_tokens=4), "cpu") == out
+    assert (out / "probes.md").read_bytes() == page
+    assert {name: data for name, data in contents(run).items() if not name.startswith("probes/")} == before
+
+
+def without_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def test_other_inputs_and_other_models_are_errors(probed: Probed, tmp_path: Path) -> None:
+    """Numbers of other prompts, seeds, lengths or of a dial that was turned since are never mixed."""
+    out = Path(shutil.copytree(probed[0].parent, tmp_path / "run")) / "probes"
+    for changes, what in (({"seed": 1}, "seed"), ({"rows": 2}, "prompts"), ({"answer_tokens": 5}, "answer tokens")):
+        with pytest.raises(UserError, match=rf"begun with other inputs \({what}\)"):
+            probe_run(out.parent, Probing(**{"answer_tokens": 4, **changes}), "cpu")
+    shutil.copy(out.parent / "safety_sft" / "adapter_model.safetensors", out.parent / "adapter")
+    with pytest.raises(UserError, match="is of another DCR: it was trained, or its dial turned, since"):
+        probe_run(out.parent, Probing(answer_tokens=4), "cpu")
+    assert probe_run(out.parent, Probing((NONE,), rows=2, answer_tokens=1, out=tmp_path / "other"), "cpu").exists()
+
+
+def test_probes_of_merged_weights_are_left_out_in_4_bits(
+    demo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the base model is rounded already; a line says so, and the others are measured."""
+    run = finished(demo_run, tmp_path)
+    model = subjects.RunSource(run, "cpu").model
+    model.four_bit = True
+    monkeypatch.setattr(subjects.RunSource, "model", model)
+    out = probe_run(run, Probing(("rounding", "tuned_0", "hello"), answer_tokens=1), "cpu")
+    found = {row["probe"] for row in json.loads((out / "probes.json").read_text())["rows"]}
+    assert found == {NONE, "hello"}
+    assert "DCR: left out, since the base model is in 4 bits: int4, nf4, tuned 0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "give a run folder, or with --compared the folder of a comparison"),
+        (["RUN", "--compared", "RUN"], "give a run folder, or with --compared the folder of a comparison"),
+        (["nosuchrun"], "nosuchrun: no such run folder"),
+        (["RUN", "--probes", "nosuch"], "--probes nosuch: no such probe; choose among prefilling, templates"),
+        (["RUN", "--rows", "0"], "--rows 0: at least 1 is needed"),
+        (["RUN", "--rows", "1"], "1 toxic prompts to probe with; at least 2 of each kind are needed"),
+        (["RUN", "--answer-tokens", "0"], "--answer-tokens 0: at least 1 is needed"),
+        (["--compared", "RUN"], "holds no seed 0: dcr-lite compare --seeds 0 trains it"),
+        (["--compared", "RUN", "--methods", "nosuch"], "--methods nosuch: no such method; choose among base, "),
+        (["--compared", "RUN", "--seeds", "1", "1"], "--seeds: give one seed or more, each once"),
+    ],
+)
+def test_bad_inputs_are_sentences(
+    demo_run: Path, argv: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line on standard error, and nothing is written into the run."""
+    assert run_command(monkeypatch, "probe", *(demo_run if word == "RUN" else word for word in argv)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (demo_run / "probes").exists()
+
+
+def test_the_command_prints_its_page(
+    demo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the plan before it; --help names every family."""
+    run = finished(demo_run, tmp_path)
+    assert run_command(monkeypatch, "probe", run, "--probes", "hello", "--answer-tokens", 2, "--device", "cpu") == 0
+    said = capsys.readouterr().out
+    assert "estimated time" in said
+    assert "6 measurements of a model under a probe" in said
+    assert "6/6 DCR, hello: J " in said
+    assert "probes.md" in said
+    run_command(monkeypatch, "probe", "--help")
+    told = capsys.readouterr().out
+    assert all(family in told for family in FAMILIES)
+
+
+def test_benign_rows_are_those_that_no_training_has_drawn(demo_run: Path, tmp_path: Path) -> None:
+    """Neither the run's own instructions nor those that the stock model answered for it; none refuses."""
+    run = finished(demo_run, tmp_path)
+    source = subjects.RunSource(run, "cpu")
+    all_rows = material.unused_instructions(source)
+    assert len(all_rows) > 600
+    drawn = [row.prompt for row in all_rows[:3]]
+    write_rows(run / "own_answers.jsonl", [{"prompt": prompt} for prompt in drawn])
+    assert [row.prompt for row in material.unused_instructions(source)] == [row.prompt for row in all_rows[3:]]
+    source.data.baseline_mixture.append(all_rows[3])
+    assert [row.prompt for row in material.unused_instructions(source)] == [row.prompt for row in all_rows[4:]]
+
+
+@pytest.fixture(scope="module")
+def compared(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The recipe and the folder of a comparison of two seeds, of which DCR is trained and nothing is measured yet."""
+    folder = tmp_path_factory.mktemp("compare")
+    rows = save_rows(folder / "rows")
+    small = {"contrastive_steps": 2, "sft_epochs": 1, "sft_learning_rate": 1e-2, "dial": "none"}
+    settings = tyro.cli(
+        Settings, default=recipe_module().SETTINGS, args=flags(tiny_folder("llama"), rows, folder / "run", **small)
+    )
+    recipe = folder / "tiny.py"
+    recipe.write_text(
+        "from pathlib import Path, PosixPath\nfrom dcr_lite.settings import Settings\n"
+        f"SETTINGS = {settings!r}\ndef main(settings): ...\n"
+    )
+    for seed in (0, 1):  # the folders that dcr-lite compare has begun
+        run = SeedRun(resolved(settings), folder / "out" / f"seed{seed}", seed)
+        run.find_settings()
+        run.train_dcr()
+        run.run.leave()
+    return recipe, folder / "out"
+
+
+def test_methods_and_seeds_of_a_comparison_are_probed(compared: tuple[Path, Path]) -> None:
+    """The stock model once, the others with every seed; hooks of a method stay on while its weights are probed; the
+    table has means over seeds with their intervals, and the picture a point for each."""
+    recipe, folder = compared
+    methods = ("base", "surgical", "dcr")
+    probing = Probing(("int4", "tuned_10", "abliteration", "prefill_5"), answer_tokens=3)
+    out = probe_comparison(folder, recipe, methods, (0, 1), probing)
+    found = json.loads((out / "probes.json").read_text())
+    models = {row["model"] for row in found["rows"]}
+    assert models == {"base", "surgical_seed0", "surgical_seed1", "dcr_seed0", "dcr_seed1"}
+    rows = {(row["model"], row["probe"]): row for row in found["rows"]}
+    for entry in found["over_seeds"]:
+        values = [rows[f"{entry['method']}_seed{s}", entry["probe"]] for s in entry["seeds"] if s is not None]
+        if values:
+            j = entry["numbers"]["j"]
+            assert (j["n"], j["mean"]) == (2, pytest.approx(sum(row["j"] for row in values) / 2))
+            assert j["ci95"] == pytest.approx(mean_interval([row["j"] for row in values]))
+    text = (out / "probes.md").read_text()
+    assert "| probe | stock model | Surgical | DCR |" in text
+    assert "Means over the seeds 0, 1; intervals are over seeds." in text
+
+
+@pytest.mark.usefixtures("pictures")
+def test_the_picture_shows_every_model(probed: Probed, tmp_path: Path) -> None:
+    """Drawn in full, whatever a model lacks."""
+    _, found = probed
+    entries = [entry for entry in found["over_seeds"] if (entry["method"], entry["probe"]) != ("dcr", "hello")]
+    report.draw_probes(entries, tmp_path / "probes.png")
+    assert (tmp_path / "probes.png").read_bytes().startswith(b"\x89PNG")
