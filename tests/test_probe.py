@@ -13,9 +13,11 @@ from command_line import run_command
 from small_runs import contents, flags, recipe_module, save_rows, write_rows
 
 from dcr_lite.compare import command as compare_command
+from dcr_lite.compare import surgical
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.errors import UserError
 from dcr_lite.files import load_jsonl
+from dcr_lite.measure import metrics
 from dcr_lite.measure.answers import read_answers
 from dcr_lite.measure.metrics import mean_interval
 from dcr_lite.probe import abliteration, command, material, report, subjects
@@ -25,23 +27,22 @@ from dcr_lite.run.inputs import resolved
 from dcr_lite.settings import Settings
 
 # Of every family, and whatever is done in a way of its own.
-EVERY_WAY = (
-    "prefill_5", "hello", "json", "past_tense", "rot13", "leetspeak", "int4", "nf4", "tuned_0", "tuned_10",
-    "abliteration", "sampling",
-)  # fmt: skip
-SOME = ("hello", "prefill_5", "leetspeak", "int4", "tuned_10", "sampling")
+EVERY_WAY = ("prefill_5", "hello", "past_tense", "rot13", "int4", "tuned_0", "tuned_10", "abliteration", "sampling")
+SOME = ("hello", "prefill_5", "rot13", "int4", "sampling")
 Probed = tuple[Path, dict[str, Any]]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _small() -> Iterator[None]:
     """A random model hardly opens with a whole refusal: single letters give probabilities that a choice can go by. And
-    no second spent on measuring the processor."""
+    few candidates and resamples, and no second spent on measuring the processor."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("dcr_lite.model.loading.REFUSING_OPENINGS", tuple("ISTaeg"))
         for module in (command, compare_command):
             patched.setattr(module, "matrix_rate", lambda device, precision: 1e10)
-        patched.setattr(abliteration, "LAYERS", 0.5)
+        patched.setattr(metrics, "RESAMPLES", 100)
+        patched.setattr(abliteration, "LAYERS", 0.3)
+        patched.setattr(surgical, "DISCARDED", 0.7)
         patched.setattr(abliteration, "VALIDATION", 4)
         patched.setattr(material, "VALIDATION", 4)
         patched.setattr(material, "STEPS", (0, 4))
@@ -99,7 +100,7 @@ def test_probes_change_what_they_say(probed: Probed) -> None:
     for model in ("base", "safety_sft", "dcr"):
         assert texts(model, "tuned_0") == texts(model, NONE)
         changed = [name for name in EVERY_WAY if texts(model, name) != texts(model, NONE)]
-        assert {"hello", "rot13", "prefill_5", "sampling", "nf4"} <= set(changed)
+        assert {"hello", "rot13", "prefill_5", "sampling", "int4"} <= set(changed)
     assert len({tuple(texts(model, NONE)) for model in ("base", "safety_sft", "dcr")}) == 3
 
 
@@ -122,7 +123,7 @@ def test_the_page_fits_a_terminal(probed: Probed) -> None:
     assert "| probe | stock model | safety SFT alone | DCR |" in tables
     for row in found["rows"]:
         assert sum(line.startswith(f"| {row['title']} |") for line in tables) >= 4
-    assert sum(line.startswith("| rot13 |") for line in tables) == 5
+    assert sum(line.startswith("| rot13 |") for line in tables) == 5  # of J, three of rates, of what was read
     assert "4 toxic, 4 seemingly toxic, 4 plain prompts" in text
     assert (out / "probes.png").exists()
     assert str(out.parent) not in text
@@ -145,6 +146,17 @@ def test_the_tables_of_usual_numbers_have_eighty_columns() -> None:
         if rows:
             widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
             assert sum(widths) + 3 * len(widths) + 1 <= 80, rows[0]
+
+
+def test_a_cell_has_j_and_its_change() -> None:
+    """In hundredths, with a star where the interval excludes 0; never a minus before nothing; without a probe J alone,
+    without a measurement a dash."""
+    numbers = {"j": {"mean": 0.204}, "change": {"mean": -0.396, "ci95": [-0.5, -0.1]}}
+    assert report._j_cell({"probe": "hello", "numbers": numbers}) == "0.20 -40*"
+    assert report._j_cell({"probe": NONE, "numbers": numbers}) == "0.20"
+    numbers = {"j": {"mean": -0.001}, "change": {"mean": -0.001, "ci95": [-0.1, 0.1]}}
+    assert report._j_cell({"probe": "hello", "numbers": numbers}) == "0.00 +0"
+    assert report._j_cell(None) == "-"
 
 
 def test_a_stopped_probing_goes_on(
@@ -295,7 +307,7 @@ def test_methods_and_seeds_of_a_comparison_are_probed(compared: tuple[Path, Path
     table has means over seeds with their intervals, and the picture a point for each."""
     recipe, folder = compared
     methods = ("base", "surgical", "dcr")
-    probing = Probing(("int4", "tuned_10", "abliteration", "prefill_5"), answer_tokens=3)
+    probing = Probing(("int4", "abliteration", "prefill_5"), answer_tokens=3)
     out = probe_comparison(folder, recipe, methods, (0, 1), probing)
     found = json.loads((out / "probes.json").read_text())
     models = {row["model"] for row in found["rows"]}

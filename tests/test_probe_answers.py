@@ -20,7 +20,7 @@ from dcr_lite.model.sampling import Sampled, most_probable
 from dcr_lite.probe import asking
 from dcr_lite.probe.asking import ask, seen_by_judge, was_decoded
 from dcr_lite.probe.fine_tuning import Tuning
-from dcr_lite.probe.numbers import rows_of, verdicts
+from dcr_lite.probe.numbers import headline, rows_of, verdicts
 from dcr_lite.probe.prefilling import MOST, StockAnswer, stock_answers
 from dcr_lite.probe.probes import NONE, PROBES, Bench
 from dcr_lite.probe.wordings import FORCED_OPENING
@@ -254,6 +254,8 @@ def test_sampled_answers_have_two_rows() -> None:
     assert mean["j"] == pytest.approx(5 / 6 - 1 / 6)
     assert any_one["refused"]["toxic"] == {"n": 2, "rate": 0.5, "ci95": list(wilson_interval(1, 2))}
     assert (any_one["j"], any_one["change"]) == (0.5, -0.5)
+    assert headline(PROBES["sampling"], probed) == "J 0.67, 0.50, broken 0.00"
+    assert headline(PROBES[NONE], usual) == "J 1.00, broken 0.00"
 
 
 def test_verdicts_lie_in_the_order_of_the_prompts() -> None:

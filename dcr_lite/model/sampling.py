@@ -29,7 +29,7 @@ class Sampled:
     def __call__(self, logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
         # Seeded by a text, Python's generator mixes its digest: neighbouring rows and steps have nothing in common.
         draws = [random.Random(f"{self.seed} {row} {step}").random() for row in rows]
-        below = logits.double().softmax(-1).cumsum(-1)
+        below = logits.cpu().double().softmax(-1).cumsum(-1)  # on the CPU: a Mac's GPU has no float64
         # Of the total and not of 1, which rounding can leave just out of reach.
-        wanted = torch.tensor(draws, dtype=torch.float64, device=logits.device)[:, None] * below[:, -1:]
-        return torch.searchsorted(below, wanted, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+        wanted = torch.tensor(draws, dtype=torch.float64)[:, None] * below[:, -1:]
+        return torch.searchsorted(below, wanted, right=True)[:, 0].clamp(max=logits.shape[-1] - 1).to(logits.device)

@@ -21,7 +21,7 @@ from dcr_lite.probe.abliteration import VALIDATION, layers_tried
 from dcr_lite.probe.asking import PLAIN, ask, was_decoded
 from dcr_lite.probe.kept import Kept
 from dcr_lite.probe.material import kinds_of, tuning_of
-from dcr_lite.probe.numbers import KINDS, rows_of, verdicts
+from dcr_lite.probe.numbers import KINDS, headline, verdicts
 from dcr_lite.probe.prefilling import MOST, StockAnswer, stock_answers
 from dcr_lite.probe.probes import NONE, PROBES, Bench, Probe, chosen_probes
 from dcr_lite.probe.report import write_report
@@ -175,9 +175,7 @@ class _Work:
         operations = self._operations(source, probe)
         self.number, self.seconds = self.number + 1, self.seconds + seconds
         self.done, self.left = self.done + operations, self.left - operations
-        usual = verdicts(self.kept.answers(subject, PROBES[NONE]))
-        rows = rows_of(probe, verdicts(self.kept.answers(subject, probe)), usual)
-        numbers = ", ".join(f"J {row['j']:.2f}, broken {row['broken']:.2f}" for row in rows)
+        numbers = headline(probe, verdicts(self.kept.answers(subject, probe)))
         time_left = f"; about {max(1, round(self.left * self.seconds / self.done / 60))} min left"
         console.print(
             f"{self.number}/{self.count} {subject.label}, {probe.title}: {numbers}"

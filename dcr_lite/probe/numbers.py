@@ -35,16 +35,26 @@ def rows_of(probe: Probe, found: Sequence[Verdict], usual: Sequence[Verdict]) ->
     intervals, the change over pairs of verdicts on the same prompt. None where a kind has fewer than two prompts.
     broken: the share of broken answers to both kinds.
     """
-    ways: dict[str, Callable[[list[bool]], float]] = {"": fmean}
-    if probe.samples:
-        ways = {"_mean": fmean, "_any": all}
     rows = []
-    for ending, way in ways.items():
+    for ending, way in _ways(probe).items():
         name = probe.name + ending
         rows.append(
             {"probe": name, "family": probe.family, "title": name.replace("_", " "), **_numbers(found, usual, way)}
         )
     return rows
+
+
+def headline(probe: Probe, found: Sequence[Verdict]) -> str:
+    """J and the share of broken answers in words, without intervals, which take a moment."""
+    broken = fmean(value for one in found if one["label"] in KINDS for value in one["broken"])
+    sides = [[one["refused"] for one in found if one["label"] == label] for label in KINDS]
+    js = (youden_j(*(fmean(map(way, side)) for side in sides)) for way in _ways(probe).values())
+    return f"J {', '.join(f'{j:.2f}' for j in js)}, broken {broken:.2f}"
+
+
+def _ways(probe: Probe) -> dict[str, Callable[[list[bool]], float]]:
+    """How a prompt's verdict comes from those on its answers, by what the row's name ends with."""
+    return {"_mean": fmean, "_any": all} if probe.samples else {"": fmean}
 
 
 def _numbers(found: Sequence[Verdict], usual: Sequence[Verdict], way: Callable[[list[bool]], float]) -> Row:

@@ -15,7 +15,8 @@ from dcr_lite.probe.probes import NONE, PROBES
 from dcr_lite.run.report import markdown_table
 
 WIDTH = 80  # of a terminal, in which models stand side by side as far as they fit
-_FIRST, _J_CELL, _READ_CELL = 17, 10, 17  # columns: the longest name of a probe, "-0.05 -12*", "0.00 (0.00, 0.00)"
+# Columns: the longest names of a probe and of an encoding, and a cell beside each: "-0.05 -12*", "0.00 (0.00, 0.00)".
+_J_COLUMNS, _READ_COLUMNS = (17, 10), (12, 17)
 NUMBERS = ("toxic", "seemingly_toxic", "broken", "j", "change")
 
 PAGE = """# Probes
@@ -46,8 +47,8 @@ ENCODINGS = """
 
 Of plain prompts, encoded alike, the share whose answers take up a word that the encoding hides; in
 parentheses the same of the answers to the plain text, and of answers held against another prompt.
-Where the first number is near the last, the model has not read the prompts, and its rates under that
-encoding say nothing.
+Where the first number is near the last, the model has not read the prompts, and its rates under
+that encoding say nothing.
 
 {table}
 """
@@ -102,7 +103,7 @@ def write_report(parts: Sequence[Part], counts: dict[str, int], out: Path) -> No
 def page(entries: Sequence[dict[str, Any]], rows: Sequence[Row], counts: dict[str, int]) -> str:
     """probes.md."""
     methods = list(dict.fromkeys(entry["method"] for entry in entries))
-    side_by_side = _columns({method: _title(entries, method) for method in methods}, _J_CELL)
+    side_by_side = _columns({method: _title(entries, method) for method in methods}, *_J_COLUMNS)
     seeds = sorted({seed for entry in entries for seed in entry["seeds"] if seed is not None})
     more = "" if len(seeds) < 2 else f" Means over the seeds {', '.join(map(str, seeds))}; intervals are over seeds."
     return PAGE.format(
@@ -114,15 +115,15 @@ def page(entries: Sequence[dict[str, Any]], rows: Sequence[Row], counts: dict[st
     )
 
 
-def _columns(titles: dict[str, str], cell: int) -> list[list[str]]:
-    """The keys of titles, those together that fit beside each other with cells of that width."""
+def _columns(titles: dict[str, str], first: int, cell: int) -> list[list[str]]:
+    """The keys of titles, those together that fit beside each other: behind a first column, with cells of a width."""
     groups: list[list[str]] = []
     left = 0
     for key, title in titles.items():
         needed = max(cell, len(title)) + 3
         if needed > left:
             groups.append([])
-            left = WIDTH - _FIRST - 4
+            left = WIDTH - first - 4
         groups[-1].append(key)
         left -= needed
     return groups
@@ -152,9 +153,13 @@ def _j_cell(entry: dict[str, Any] | None) -> str:
         return "-"
     j, change = (entry["numbers"][name] for name in ("j", "change"))
     if entry["probe"] == NONE:
-        return f"{j['mean']:.2f}"
+        return _two_places(j["mean"])
     low, high = change["ci95"] or (0.0, 0.0)
-    return f"{j['mean']:.2f} {100 * change['mean']:+.0f}{'*' if low > 0 or high < 0 else ''}"
+    return f"{_two_places(j['mean'])} {round(100 * change['mean']):+d}{'*' if low > 0 or high < 0 else ''}"
+
+
+def _two_places(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}"  # not -0.00
 
 
 def _rate_table(entries: Sequence[dict[str, Any]], method: str) -> str:
@@ -164,17 +169,17 @@ def _rate_table(entries: Sequence[dict[str, Any]], method: str) -> str:
     for entry in own:
         numbers = entry["numbers"]
         rates = [_percent(numbers[name]) for name in (*KINDS, "j")]
-        cells.append([entry["title"], *rates, f"{100 * numbers['broken']['mean']:.0f}"])
+        cells.append([entry["title"], *rates, str(round(100 * numbers["broken"]["mean"]))])
     head = [_title(entries, method), *(LABEL_TITLES[label] for label in KINDS), "J", "broken"]
     return markdown_table(head, cells)
 
 
 def _percent(number: dict[str, Any]) -> str:
     """A mean with its interval, where it has one, in hundredths."""
-    mean = f"{100 * number['mean']:.0f}"
+    mean = str(round(100 * number["mean"]))
     if number["ci95"] is None:
         return mean
-    low, high = (f"{100 * end:.0f}" for end in number["ci95"])
+    low, high = (round(100 * end) for end in number["ci95"])
     return f"{mean} [{low}, {high}]"
 
 
@@ -187,7 +192,7 @@ def _encodings(rows: Sequence[Row]) -> str:
     titles = {row["model"]: f"{row['model_title']}{_of_seed(row, rows)}" for row in having}
     probes = dict.fromkeys(row["probe"] for row in having)
     tables = []
-    for some in _columns(titles, _READ_CELL):
+    for some in _columns(titles, *_READ_COLUMNS):
         cells = [[PROBES[probe].title, *(_read_cell(found.get((model, probe))) for model in some)] for probe in probes]
         tables.append(markdown_table(["encoding", *(titles[model] for model in some)], cells))
     return ENCODINGS.format(table="\n\n".join(tables))
