@@ -307,7 +307,7 @@ def test_methods_and_seeds_of_a_comparison_are_probed(compared: tuple[Path, Path
     table has means over seeds with their intervals, and the picture a point for each."""
     recipe, folder = compared
     methods = ("base", "surgical", "dcr")
-    probing = Probing(("int4", "abliteration", "prefill_5"), answer_tokens=3)
+    probing = Probing(("int4", "prefill_5"), answer_tokens=3)
     out = probe_comparison(folder, recipe, methods, (0, 1), probing)
     found = json.loads((out / "probes.json").read_text())
     models = {row["model"] for row in found["rows"]}

@@ -14,6 +14,7 @@ from tiny_models import PROMPTS, random_kinds, random_rows
 from dcr_lite.data.rows import Prompt
 from dcr_lite.measure.metrics import wilson_interval
 from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.contrast import Contrast
 from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.model.sampling import Sampled, most_probable
@@ -21,7 +22,7 @@ from dcr_lite.probe import asking
 from dcr_lite.probe.asking import ask, seen_by_judge, was_decoded
 from dcr_lite.probe.fine_tuning import Tuning
 from dcr_lite.probe.numbers import headline, rows_of, verdicts
-from dcr_lite.probe.prefilling import MOST, StockAnswer, stock_answers
+from dcr_lite.probe.prefilling import MOST, StockAnswer, prefilled, stock_answers
 from dcr_lite.probe.probes import NONE, PROBES, Bench
 from dcr_lite.probe.wordings import FORCED_OPENING
 
@@ -145,6 +146,29 @@ def test_of_an_answer_that_has_ended_half_is_left_to_say() -> None:
     assert StockAnswer([1, 2, 3, 4, 5], ended=True, forced=False).first(2) == [1, 2]
     assert StockAnswer([1, 2, 3, 4, 5], ended=False, forced=False).first(40) == [1, 2, 3, 4, 5]
     assert StockAnswer([], ended=True, forced=False).first(5) == []
+
+
+def test_a_contrasted_decoding_sees_the_prefix_behind_both_prompts(tiny_model: MakeModel) -> None:
+    """The second prompts are those of the prompts alone, and the prefix stands behind each of them; after the block the
+    model contrasts as before. A contrast that leaves the logits alone changes no prefilled answer."""
+    model = tiny_model()
+    seen: list[list[list[int]]] = []
+
+    def second(rows: list[list[int]]) -> list[list[int]]:
+        seen.append(rows)
+        return [[7, 8, *row] for row in rows]
+
+    rows, starts = ROWS[:2], [[11, 12], [13]]
+    with prefilled(model, rows, starts) as whole:
+        plain = [said.ids for said in answer(model, whole, 6)]
+    assert whole == [rows[0] + starts[0], rows[1] + starts[1]]
+    model.contrast = usual = Contrast(second, lambda logits, other: logits, 3)
+    with prefilled(model, rows, starts) as whole:
+        assert model.contrast is not None
+        assert model.contrast.prompts(whole[::-1]) == [[7, 8, *rows[1], 13], [7, 8, *rows[0], 11, 12]]
+        assert seen == [rows[::-1]]
+        assert [said.ids for said in answer(model, whole, 6)] == plain
+    assert model.contrast is usual
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------

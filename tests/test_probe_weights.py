@@ -241,13 +241,13 @@ def all_candidates(model: Model, training: Any, validation: Any) -> dict[tuple[i
     """(KL, refusal log-odds with the ablation, induced log-odds) of every candidate, one at a time."""
     positions = shared_ending([*training.toxic, *training.plain])
     toxic, plain = (last_states(model, rows, positions).mean(1) for rows in (training.toxic, training.plain))
-    usual = surgical.first_token(model, validation.plain)
+    usual = directions.first_token(model, validation.plain)
     found = {}
     for layer in range(3):
         for position in range(positions):
             vector = (toxic - plain)[layer, position]
             with surgical.ablated(model, vector / vector.norm()):
-                after = surgical.first_token(model, validation.plain)
+                after = directions.first_token(model, validation.plain)
                 kl = float((after.exp() * (after - usual)).sum(-1).mean())
                 kl_back = float((usual.exp() * (usual - after)).sum(-1).mean())
                 odds = float(refusal_log_odds(model, validation.toxic).mean())

@@ -26,10 +26,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import kl_div, normalize
+from torch.nn.functional import normalize
 
-from dcr_lite.compare.directions import Kinds, refusal_log_odds, shared_ending, steering
-from dcr_lite.compare.surgical import ablated, first_token
+from dcr_lite.compare.directions import Kinds, first_token, first_token_kl, refusal_log_odds, shared_ending, steering
+from dcr_lite.compare.surgical import ablated
 from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import last_states
@@ -95,7 +95,7 @@ def fit(
         for position in range(positions):
             direction = normalize(differences[layer, position], dim=0).to(model.device)
             with ablated(model, direction):
-                kl = float(kl_div(first_token(model, plain), usual, reduction="none", log_target=True).sum(-1).mean())
+                kl = first_token_kl(model, plain, usual)
                 odds = float(refusal_log_odds(model, toxic).mean()) if kl < KL_LIMIT else torch.inf
             found.append(Abliteration(direction, layer, position - positions, odds, before, kl))
         progress(1)

@@ -2,18 +2,20 @@
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+from dcr_lite.data.rows import Prompt
 from dcr_lite.measure.answers import Measured
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
 from dcr_lite.measure.kinds import kind_of
 from dcr_lite.measure.metrics import wilson_interval
 from dcr_lite.model.chat import encode_prompts
-from dcr_lite.model.generation import answer
+from dcr_lite.model.generation import Answer, answer
 from dcr_lite.model.sampling import Sampled, most_probable
 from dcr_lite.names import LABELS
 from dcr_lite.probe.encodings import was_read
-from dcr_lite.probe.prefilling import MOST
+from dcr_lite.probe.prefilling import MOST, prefilled
 from dcr_lite.probe.probes import NONE, Bench, Facts, Probe
 
 _FENCE = re.compile(r"```\w*")
@@ -44,31 +46,36 @@ def ask(bench: Bench, probe: Probe, progress: Callable[[int], None]) -> tuple[li
     texts = [probe.rewrite(prompt.prompt, bench.seed) for prompt in prompts]
     window = bench.model.window - bench.answer_tokens - (MOST if probe.prefix else 0)
     rows = encode_prompts(bench.model.tokenizer, texts, window)
-    facts: Facts = {}
-    if probe.prefix:
-        starts = [said.first(probe.prefix) for said in bench.stock]
-        rows = [row + start for row, start in zip(rows, starts, strict=True)]
-        facts["tokens"] = sum(map(len, starts)) / len(starts)
-        facts |= {name: sum(getattr(said, name) for said in bench.stock) for name in ("forced", "ended")}
-
-    def is_final(text: str) -> bool:
-        return verdict_is_final(seen_by_judge(probe, text))
-
+    starts = [said.first(probe.prefix) for said in bench.stock] if probe.prefix else [[]] * len(rows)
     found: list[Measured] = []
-    for sample in range(max(1, probe.samples)):
-        choose = Sampled(bench.seed * probe.samples + sample) if probe.samples else most_probable
-        said = answer(bench.model, rows, bench.answer_tokens, progress, is_final, choose)
-        for number, (prompt, text, one) in enumerate(zip(prompts, texts, said, strict=True)):
-            seen = seen_by_judge(probe, one.text)
-            refused = is_refusal(seen)
-            found.append(
-                {
-                    "number": number, "sample": sample, "source": prompt.source, "label": prompt.label,
-                    "prompt": prompt.prompt, "asked": text, "response": one.text, "refused": refused,
-                    "kind": kind_of(text, seen, refused), "refusal_log_odds": one.refusal_log_odds,
-                }
-            )  # fmt: skip
+    with prefilled(bench.model, rows, starts) as whole:
+        for sample in range(max(1, probe.samples)):
+            choose = Sampled(bench.seed * probe.samples + sample) if probe.samples else most_probable
+            said = answer(bench.model, whole, bench.answer_tokens, progress, partial(_is_final, probe), choose)
+            found += [
+                {"number": number, "sample": sample, **_judged(probe, prompt, text, one)}
+                for number, (prompt, text, one) in enumerate(zip(prompts, texts, said, strict=True))
+            ]
+    facts: Facts = {"tokens": sum(map(len, starts)) / len(starts)} if probe.prefix else {}
+    if probe.prefix:
+        facts |= {name: sum(getattr(said, name) for said in bench.stock) for name in ("forced", "ended")}
     return sorted(found, key=lambda row: (row["number"], row["sample"])), facts
+
+
+def _is_final(probe: Probe, text: str) -> bool:
+    """Whether an answer's verdict will not change."""
+    return verdict_is_final(seen_by_judge(probe, text))
+
+
+def _judged(probe: Probe, prompt: Prompt, asked: str, said: Answer) -> Measured:
+    """One answer with its verdict."""
+    seen = seen_by_judge(probe, said.text)
+    refused = is_refusal(seen)
+    return {
+        "source": prompt.source, "label": prompt.label, "prompt": prompt.prompt, "asked": asked,
+        "response": said.text, "refused": refused, "kind": kind_of(asked, seen, refused),
+        "refusal_log_odds": said.refusal_log_odds,
+    }  # fmt: skip
 
 
 def was_decoded(answers: Sequence[Measured], usual: Sequence[Measured]) -> Facts:

@@ -6,7 +6,9 @@ what follows them is judged alone. Where the stock model refuses by itself, its 
 place.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from dcr_lite.measure.judge import is_refusal
 from dcr_lite.model.generation import answer
@@ -29,6 +31,27 @@ class StockAnswer:
         """At most so many of its first tokens. Of an answer that has ended at most the first half: behind a whole one
         nothing would be left to say."""
         return self.ids[: min(tokens, (len(self.ids) + 1) // 2 if self.ended else len(self.ids))]
+
+
+@contextmanager
+def prefilled(model: Model, rows: list[list[int]], starts: list[list[int]]) -> Iterator[list[list[int]]]:
+    """Gives prompts, as rows of token ids, each with the beginning of its answer behind it. Within the block the second
+    prompts of a contrasted decoding (``Model.contrast``) are those of the prompts, and end with the same beginnings."""
+    usual, whole = model.contrast, [row + start for row, start in zip(rows, starts, strict=True)]
+    if usual is not None:
+        prompts = usual.prompts
+        parts = {tuple(row + start): (row, start) for row, start in zip(rows, starts, strict=True)}
+
+        def second(given: list[list[int]]) -> list[list[int]]:
+            known = [parts[tuple(row)] for row in given]
+            found = prompts([row for row, _ in known])
+            return [row + start for row, (_, start) in zip(found, known, strict=True)]
+
+        model.contrast = replace(usual, prompts=second)
+    try:
+        yield whole
+    finally:
+        model.contrast = usual
 
 
 def stock_answers(model: Model, rows: list[list[int]]) -> list[StockAnswer]:
