@@ -113,7 +113,7 @@ def answer(
 
     Prompts of similar length share a batch and what all prompts share (the chat template's beginning) is computed once.
     ``progress`` is called with the number of prompts in each finished batch. ``stop``: called now and then with the
-    text of each answer so far, which ends where it returns True. ``choose``: how tokens are chosen, by default greedily.
+    text of each answer so far, which ends where it returns True. ``choose``: how tokens are chosen.
     """
     model.network.eval()
     answers: dict[int, Answer] = {}
