@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcr_lite.compare.methods import CHAT_TOKENS
+from dcr_lite.compare.operations import CHAT_TOKENS
 from dcr_lite.data.rows import Prompt, read_prompts
 from dcr_lite.data.splits import sample
 from dcr_lite.errors import UserError
