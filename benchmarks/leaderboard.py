@@ -78,7 +78,11 @@ def page(submissions: list[Submission]) -> str:
     lines = [(number, one, entry) for number, one in enumerate(submissions, 1) for entry in one["methods"]]
     lines.sort(key=lambda line: -_main(line[2], 0)["j"]["mean"])
     rows = [_row(*line) for line in lines]
-    commands = [f"{number}. {code(one['command'])}, {one['date']}" for number, one in enumerate(submissions, 1)]
+    commands = []
+    for number, one in enumerate(submissions, 1):
+        commands.append(f"{number}. {code(one['command'])}, {one['date']}")
+        notes = dict.fromkeys((e["title"], p["note"]) for e in one["methods"] for p in e["points"] if p["note"])
+        commands += [f"   - {plain(title)}: {plain(note)}" for title, note in notes]
     return PAGE.format(body=TABLE.format(table=markdown_table(HEAD, rows), commands="\n".join(commands)))
 
 

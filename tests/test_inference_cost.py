@@ -35,11 +35,12 @@ def test_a_token_costs_what_further_tokens_take_longer_in_the_quickest_tries(
 
 
 def test_a_real_model_takes_time_for_a_token(tiny_model: MakeModel) -> None:
-    """And one that ends every answer at once has no cost of a token."""
+    """One that ends every answer at once has no cost of a token; nor is there one without prompts."""
     model = tiny_model()
     seconds = token_seconds(model, PROMPTS)
     assert seconds is not None
     assert 0 < seconds < 1
     model.network.generation_config.eos_token_id = list(range(len(model.tokenizer)))
     assert token_seconds(model, PROMPTS) is None
+    assert token_seconds(model, []) is None
     assert TOKENS > 10  # more than a contrast of the first ten tokens

@@ -98,7 +98,8 @@ def test_any_damage_is_found_and_never_an_exception(data: st.DataObject, submiss
     junk = [None, True, "x", [], {}, float("nan"), float("inf"), 10**400, -1, "\x1b[2J", [[1]], {"a": {}}]
     value = data.draw(st.sampled_from(junk))
     damaged = changed(submission, place, value)
-    if damaged != submission and place[-1] not in ("seconds", "strength", "minutes", "peak_memory_gb", "found"):
+    free = ("seconds", "strength", "minutes", "peak_memory_gb", "note", "found")  # of which there is one copy
+    if damaged != submission and place[-1] not in free:
         assert faults_of(damaged) or place == ("methods",), (place, value)
 
 
@@ -374,6 +375,7 @@ def test_the_leaderboard_is_made_of_files_that_agree(
     name; of no file the page is the one that is shipped."""
     told = contracted.submission()
     told["by"] = "<b>me</b> | [x](y)"
+    told["methods"][-1]["points"][0]["note"] = "it does not apply to <i>this</i> model"
     write_json(told, tmp_path / "good.json")
     told["methods"][0]["numbers"]["auroc"]["mean"] += 0.125
     write_json(told, tmp_path / "bad.json")
@@ -388,6 +390,7 @@ def test_the_leaderboard_is_made_of_files_that_agree(
     for line, found in zip(lines, j, strict=True):
         assert found == pytest.approx(expected[line[1].removesuffix(" (added)")], abs=0.005)
     assert "<b>" not in page
+    assert f"   - {told['methods'][-1]['title']}: it does not apply to &lt;i&gt;this&lt;/i&gt; model" in page
     assert r"&lt;b&gt;me&lt;/b&gt; \| \[x\](y)" in page
     shipped = Path(leaderboard.__file__).parents[1] / "docs" / "leaderboard.md"
     assert "No submissions yet" in leaderboard.page([])

@@ -14,8 +14,10 @@ TRIES = 3
 def token_seconds(model: Model, prompts: list[str]) -> float | None:
     """Seconds for one more token of the answers to prompts that are answered together, of the model as it stands: what
     TOKENS tokens take longer than the first. The least of TRIES, since other work on a machine only ever adds. None
-    where no answer has a second token.
+    without prompts, and where no answer has a second token.
     """
+    if not prompts:
+        return None
     rows = encode_prompts(model.tokenizer, prompts, model.window)
 
     def timed(tokens: int) -> tuple[float, int]:

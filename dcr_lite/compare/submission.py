@@ -62,7 +62,8 @@ class Answers(TypedDict):
 
 class Point(TypedDict):
     """One measurement. seed: None for what is measured once. numbers: the contract's ``by_model``; intervals: theirs
-    over prompts, of a method that has no other measurement (over seeds there are others then)."""
+    over prompts, of a method that has no other measurement (over seeds there are others then). note: what a reader has
+    to know of the method there, as that it does not apply to the model; else empty."""
 
     seed: int | None
     answers: Answers
@@ -71,6 +72,7 @@ class Point(TypedDict):
     intervals: dict[str, list[float]]
     minutes: float
     peak_memory_gb: float
+    note: str
 
 
 class Entry(TypedDict):
@@ -185,6 +187,7 @@ def _point(result: dict[str, Any], judges: Sequence[dict[str, Any]], path: Path,
         "intervals": {name: result["intervals"][name] for name in contract.by_model if name in result["intervals"]},
         "minutes": numbers["minutes"],
         "peak_memory_gb": numbers["peak_memory_gb"],
+        "note": result.get("note", ""),
     }
 
 
