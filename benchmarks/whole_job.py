@@ -47,7 +47,7 @@ PARTS = {
     "run.stored_states:compute_states": "states for map and readings",
     "run.stored_states:fit_discernments": "readings of the three models",
     "method.contrastive:ContrastiveRefinement.step": "forward and backward",
-    "method.safety_sft:_StoredStates.__init__": "stored states",
+    "model.states_below:StoredStates.__init__": "stored states",
     "method.answer_tokens:backward_through_vocabulary": "logits and backward",
     "model.hidden_states:states_above": "forward above L",
     "model.hidden_states:final_states": "forward",

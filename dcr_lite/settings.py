@@ -79,6 +79,9 @@ class Settings(ModelSettings):
     layer: int = FOUND
     """L, counted from 0: stage 1 shapes the states that this decoder layer puts out and trains the adapter up to it.
     -1: found by evidence (docs/method.md)."""
+    contrastive_layers: int = 8
+    """Layers that stage 1 trains: the last so many up to L. The states below them never change, so they are computed
+    once. 0: all up to L, as in the paper."""
     contrastive_loss: Literal["supervised_contrastive", "circle", "info_nce"] = "supervised_contrastive"
     """Loss of stage 1."""
     centre: Literal["batch", "stock", "none"] = "batch"
@@ -86,7 +89,8 @@ class Settings(ModelSettings):
     whiten: bool = True
     """Whiten states by the stock model's covariance, so that topic and form do not mask the label."""
     paper: bool = False
-    """The paper's own stage 1, Circle loss on raw states, in place of the three settings above."""
+    """The paper's own stage 1, Circle loss on raw states, with all layers up to L, in place of the four settings
+    above."""
     temperature: float = 0.5
     """Of the supervised contrastive and InfoNCE losses. At 0.2 and below the other side of a prompt's own pair
     dominates the loss, and nothing is learnt (docs/results.md)."""
@@ -184,6 +188,11 @@ class Settings(ModelSettings):
         """Those of a run without a recipe: of a model by its folder or name, in a run folder of that name."""
         name = re.sub(r"[^\w.-]+", "_", Path(model).resolve().name if model.endswith(".") else Path(model).name)
         return cls(model=model, run=Path("runs") / name)
+
+    @property
+    def first_refined(self) -> int:
+        """The number of the first layer that stage 1 trains."""
+        return 0 if self.paper or not self.contrastive_layers else max(0, self.layer + 1 - self.contrastive_layers)
 
     @property
     def files(self) -> dict[str, Path]:

@@ -25,8 +25,9 @@ from torch.nn.functional import cosine_similarity
 from dcr_lite.compare import actor
 from dcr_lite.compare.actor import Actor, ActorConfig, batches, best_layer, cosine_distances, targets
 from dcr_lite.compare.directions import KL_LIMIT, VALIDATION, Kinds, apart, first_token, first_token_kl
-from dcr_lite.method import loop, safety_sft
+from dcr_lite.method import loop
 from dcr_lite.method.loop import Loop
+from dcr_lite.model import states_below
 from dcr_lite.model.adapters import adapter_weights, save_adapter, set_adapter_weights
 from dcr_lite.model.loading import Model
 
@@ -153,7 +154,7 @@ def test_a_step_is_that_of_a_full_forward_pass(
     model = tiny_model(architecture)
     if small:
         model.tokens_per_pass = 60
-        monkeypatch.setattr(safety_sft, "STORED_SHARE", 0.0)
+        monkeypatch.setattr(states_below, "STORED_SHARE", 0.0)
     stage = made(model, tmp_path)
     model.network.train()
     loss = stage.step(0)

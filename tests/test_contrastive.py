@@ -1,6 +1,7 @@
 """Stage 1 on a tiny model: what it moves, what it leaves alone, which weights it keeps."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from dcr_lite.data.rows import Pair
 from dcr_lite.method import contrastive, losses
 from dcr_lite.method.contrastive import ContrastiveConfig, ContrastiveRefinement, encode_pairs, stock_geometry
 from dcr_lite.method.loop import Loop, Progress
-from dcr_lite.model import adapters, states
+from dcr_lite.model import adapters, states, states_below
 from dcr_lite.model.states import layer_states
 
 WORDS = [
@@ -62,6 +63,38 @@ def test_stage_1_moves_only_adapter_weights_up_to_l(tiny_model: Any, monkeypatch
     for name, weight in adapters.adapter_weights(model, "test").items():
         if "lora_B" in name:
             assert (".layers.0." in name or ".layers.1." in name) == bool(weight.abs().max() > 0), name
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+@pytest.mark.parametrize("stored", [True, False])
+def test_states_below_the_first_layer_that_trains_are_as_good_as_the_whole_model(
+    tiny_model: Any, architecture: str, stored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss, gradients and evaluation of a stage 1 that begins at a later layer are those of a whole forward pass in
+    which only these layers train; no other layer moves."""
+    if not stored:
+        monkeypatch.setattr(states_below, "STORED_SHARE", 0.0)
+    model = tiny_model(architecture)
+    adapters.add_adapter(model, "test", rank=4, seed=0)
+    config = replace(CONFIG, layer=2, first=1)
+    geometry = stock_geometry(model, encode_pairs(model, PAIRS[:12]), config)
+    stage = ContrastiveRefinement(model, "test", PAIRS[:12], PAIRS[12:], config, geometry, seed=0)
+    whole = ContrastiveRefinement(model, "test", PAIRS[:12], PAIRS[12:], replace(config, first=0), geometry, seed=0)
+    adapters.train_only(model, "test", range(1, 3))
+    seen = []
+    for one in (stage, whole):
+        model.network.zero_grad()
+        model.network.train()
+        loss = one.step(0)
+        gradients = {n: p.grad.clone() for n, p in model.network.named_parameters() if p.grad is not None}
+        seen.append((loss, gradients, one.observe(0)["best"]))
+    (loss, gradients, best), (loss_of_whole, gradients_of_whole, best_of_whole) = seen
+    assert loss == pytest.approx(loss_of_whole, rel=1e-5)
+    assert best == best_of_whole
+    assert gradients.keys() == gradients_of_whole.keys()
+    assert {name.split(".layers.")[1].split(".")[0] for name in gradients} == {"1", "2"}
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, gradients_of_whole[name], rtol=1e-3, atol=1e-6)
 
 
 def test_the_weights_kept_are_those_that_separate_best(tiny_model: Any) -> None:

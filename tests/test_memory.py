@@ -35,10 +35,9 @@ from tiny_models import (
 
 from dcr_lite.data.rows import Conversation
 from dcr_lite.errors import UserError
-from dcr_lite.method import safety_sft
 from dcr_lite.method.loop import Loop
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
-from dcr_lite.model import fused_layers, memory
+from dcr_lite.model import fused_layers, memory, states_below
 from dcr_lite.model.adapters import adapter_weights, add_adapter, train_only
 from dcr_lite.model.free_memory import free_memory, within_limits
 from dcr_lite.model.generation import answer
@@ -331,7 +330,7 @@ def test_stage_2_is_the_same_in_little_memory(
     with memory_for(model, 60, training=False) as tried:
         assert safety_sft_losses(model) == pytest.approx(expected, rel=1e-5)
     assert max(tried) > 60
-    monkeypatch.setattr(safety_sft, "STORED_SHARE", 0.0)
+    monkeypatch.setattr(states_below, "STORED_SHARE", 0.0)
     assert safety_sft_losses(tiny_model(architecture)) == pytest.approx(expected, rel=1e-4)
 
 

@@ -27,14 +27,15 @@ Rows = list[tuple[int, int]]
 class Counter:
     """Counts operations for a model of this shape, cut behind decoder layer ``layer`` (L).
 
-    prefix: the tokens that all rows share, which are computed once a step. at_once: those that go through stage 1 in
-    one pass; more go through it once more, forward, for GradCache.
+    first: the first layer that stage 1 trains. prefix: the tokens that all rows share, which are computed once a step.
+    at_once: those that go through stage 1 in one pass; more go through it once more, forward, for GradCache.
     """
 
     shape: Shape
     layer: int
     prefix: int
     at_once: float = float("inf")
+    first: int = 0
 
     def forward(self, layers: int, tokens: float, read: float) -> float:
         """So many tokens through the decoder layers, of whose last states ``read`` are needed."""
@@ -57,8 +58,17 @@ class Counter:
     def stage1(self, prompts: float, own_tokens: float) -> float:
         """A step of stage 1 on prompts with so many tokens of their own behind the shared prefix."""
         tokens = self.prefix + prompts * own_tokens
-        again = self.forward(self.layer + 1, tokens, prompts) if tokens > self.at_once else 0.0
-        return self.training(self.layer + 1, tokens, prompts) + again
+        trained = self.layer + 1 - self.first
+        again = self.forward(trained, tokens, prompts) if tokens > self.at_once else 0.0
+        return self.training(trained, tokens, prompts) + again
+
+    def refinement(self, steps: int, pairs: int, batch: int, own_tokens: float, observed: int) -> float:
+        """So many steps of stage 1 on a batch of prompts: what enters its first layer once, and the states of
+        ``observed`` prompts along it."""
+        once = (min(steps * batch, 2 * pairs) + observed) * own_tokens
+        along = (1 + STAGE1_OBSERVATIONS) * observed
+        read = self.forward(self.layer + 1 - self.first, along * own_tokens, along)
+        return self.forward(self.first, once, once) + read + steps * self.stage1(batch, own_tokens)
 
     def sft(self, rows: float, own_tokens: float, answer_tokens: float, below: int) -> float:
         """A step of safety SFT of the layers from number ``below`` on."""
@@ -88,7 +98,7 @@ def operations(
     """Operations of the parts of a whole run, under the names that memory.py gives them. prefix, at_once: see
     ``Counter``. What is still to be found is assumed (see ``found_settings.assumed``), and finding it counted."""
     asked, settings = settings, assumed(settings, shape.layers, shape.width)
-    count = Counter(shape, settings.layer, prefix, at_once)
+    count = Counter(shape, settings.layer, prefix, at_once, settings.first_refined)
     prompt = fmean(tokens for pair in lengths.pairs for tokens in pair) - prefix
     row = fmean(map(sum, lengths.conversations)) - prefix
     answer = fmean(tokens for _, tokens in lengths.conversations)
@@ -97,11 +107,10 @@ def operations(
 
     # Prompts read without a gradient: for the geometry, along stage 1, and after it for the other parts.
     read_out = 2 * (min(REFERENCE_PAIRS, len(lengths.pairs)) + lengths.development)
-    read = 2 * min(GEOMETRY_PAIRS, len(lengths.pairs)) + (1 + STAGE1_OBSERVATIONS) * read_out
-    read += 2 * (read_out + len(lengths.held_out)) + lengths.refusals
+    read = 2 * min(GEOMETRY_PAIRS, len(lengths.pairs)) + 2 * (read_out + len(lengths.held_out)) + lengths.refusals
     batch = 2 * min(settings.contrastive_batch // 2, len(lengths.pairs))
-    stage1 = settings.contrastive_steps * count.stage1(batch, prompt)
-    stage1 += count.forward(settings.layer + 1, read * prompt, read) + _search(count, asked, lengths, batch, prompt)
+    stage1 = count.forward(settings.layer + 1, read * prompt, read) + _search(count, asked, lengths, batch, prompt)
+    stage1 += count.refinement(settings.contrastive_steps, len(lengths.pairs), batch, prompt, read_out)
 
     def sft(rows: int, below: int) -> float:
         steps = -(-rows // settings.sft_batch)
@@ -124,9 +133,8 @@ def _search(count: Counter, asked: Settings, lengths: Lengths, batch: int, promp
     if asked.layer != FOUND:
         return 0.0
     read = 2 * (min(GEOMETRY_PAIRS, len(lengths.pairs)) + lengths.development)
-    return count.forward(count.shape.layers, read * prompt, read) + TRIED * TRIAL_STEPS * count.stage1(
-        min(batch, TRIAL_BATCH), prompt
-    )
+    of_a_trial = count.refinement(TRIAL_STEPS, len(lengths.pairs), min(batch, TRIAL_BATCH), prompt, 0)
+    return count.forward(count.shape.layers, read * prompt, read) + TRIED * of_a_trial
 
 
 def _along_the_way(count: Counter, asked: Settings, settings: Settings, lengths: Lengths, prompt: float) -> float:

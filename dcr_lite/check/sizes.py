@@ -44,7 +44,7 @@ class Size:
 
     def operations(self) -> dict[str, float]:
         """Of a step of each stage, and of the answers, where rows share their prefix."""
-        count = Counter(self.shape, self.settings.layer, self.prefix, self.at_once)
+        count = Counter(self.shape, self.settings.layer, self.prefix, self.at_once, self.settings.first_refined)
         prompts, n = [tokens for pair in self.pairs for tokens in pair], len(self.rows)
         own = sum(map(sum, self.rows)) / n - self.prefix
         answer = sum(tokens for _, tokens in self.rows) / n

@@ -40,12 +40,12 @@ from torch.nn.functional import normalize
 
 from dcr_lite.compare.directions import KL_LIMIT, VALIDATION, Kinds, apart, first_token, first_token_kl
 from dcr_lite.files import load_tensors, save_tensors
-from dcr_lite.method.safety_sft import states_below
 from dcr_lite.model.adapters import train_only
-from dcr_lite.model.hidden_states import depth, states_through_layer
+from dcr_lite.model.hidden_states import depth, states_between
 from dcr_lite.model.loading import Model
 from dcr_lite.model.packing import shared_prefix
 from dcr_lite.model.states import last_states
+from dcr_lite.model.states_below import states_below
 
 MIDDLE = (0.3, 0.7)  # of the depth: where l* is looked for
 ALPHAS = (0.1, 0.25, 0.5, 1.0)  # of which the best is taken
@@ -139,7 +139,7 @@ class Actor:
         self.steps, self.observe_every = EPOCHS * len(self.batches), len(self.batches)
         self.learning_rate = config.learning_rate
         self.parameters = train_only(model, adapter, [config.layer])
-        self.entering = states_below(model, self.rows, self.prefix, config.layer - 1)
+        self.entering = states_below(model, dict(enumerate(self.rows)), self.prefix, config.layer - 1)
         self.before = first_token(model, self.watched)
         self._targets: dict[int, Tensor] = {}  # of the epoch that was last asked for
 
@@ -159,7 +159,7 @@ class Actor:
         batch = self.model.batch([self.rows[i] for i in chosen], self.prefix)
         with self.model.compute():
             entering = self.entering.of(batch, chosen)
-            states = states_through_layer(self.model.network, batch, entering, self.config.layer, batch.last)
+            states = states_between(self.model.network, batch, entering, [self.config.layer], batch.last)
         return states.float()
 
     def targets_of(self, epoch: int) -> Tensor:

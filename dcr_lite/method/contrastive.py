@@ -4,7 +4,7 @@ Lu et al., "Discern Truth from Falsehood: Reducing Over-Refusal via Contrastive 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -18,10 +18,14 @@ from dcr_lite.method.read_out import separation
 from dcr_lite.model import distributed
 from dcr_lite.model.adapters import activate, stock, train_only
 from dcr_lite.model.chat import encode_prompts
-from dcr_lite.model.hidden_states import prompt_states
+from dcr_lite.model.hidden_states import prompt_states, states_between
 from dcr_lite.model.loading import Model
-from dcr_lite.model.states import layer_states, prompt_passes
+from dcr_lite.model.packing import shared_prefix
+from dcr_lite.model.states import layer_states, prompt_passes, states_in_passes
+from dcr_lite.model.states_below import FreshStates, StoredStates, states_below
 from dcr_lite.settings import Settings
+
+Row = TypeVar("Row")
 
 REFERENCE_PAIRS = 64  # training pairs that give the read-out: enough for two means, and read in every observation
 OBSERVATIONS = 8  # evaluations on development pairs, evenly over the steps
@@ -34,6 +38,7 @@ class ContrastiveConfig:
 
     layer: L, counted from 0. loss: see losses.py. centre, whiten: see Geometry.
     batch_size: prompts per step, half of each kind. observe_every: steps between evaluations on development pairs.
+    first: the first layer that trains, from 0.
     """
 
     layer: int
@@ -44,10 +49,11 @@ class ContrastiveConfig:
     batch_size: int
     learning_rate: float
     observe_every: int = 10
+    first: int = 0
 
     @classmethod
     def of(cls, settings: Settings) -> "ContrastiveConfig":
-        """What the settings of a run say; with ``paper`` Circle loss on raw states."""
+        """What the settings of a run say; with ``paper`` Circle loss on raw states and all layers up to L."""
         loss = {
             "supervised_contrastive": losses.supervised_contrastive(settings.temperature),
             "circle": losses.circle(settings.margin, settings.scale),
@@ -62,12 +68,14 @@ class ContrastiveConfig:
             batch_size=settings.contrastive_batch,
             learning_rate=settings.contrastive_learning_rate,
             observe_every=-(-settings.contrastive_steps // OBSERVATIONS),
+            first=settings.first_refined,
         )
 
 
 class ContrastiveRefinement:
-    """Stage 1: trains the adapter's layers up to L. The loop keeps the weights that separate the development pairs
-    best (see ``loop.Stage``).
+    """Stage 1: trains the adapter's layers up to L, by default the upper ones of these; then the states below never
+    change and are computed once. The loop keeps the weights that separate the development pairs best (see
+    ``loop.Stage``).
 
     geometry: that of the stock model's states, from ``stock_geometry``.
     """
@@ -86,19 +94,29 @@ class ContrastiveRefinement:
     ):
         self.model, self.adapter, self.config, self.geometry = model, adapter, config, geometry
         self.steps, self.learning_rate, self.observe_every = config.steps, config.learning_rate, config.observe_every
-        self.rows = encode_pairs(model, training)
-        self.reference, self.unseen = first_pairs(self.rows, REFERENCE_PAIRS), encode_pairs(model, development)
-        self.batches = pair_batches(len(training), config.batch_size, config.steps, seed)
+        self.pairs = len(training)
+        self.rows = encode_pairs(model, training) + encode_pairs(model, development)
+        self.reference = first_pairs(list(range(2 * self.pairs)), REFERENCE_PAIRS)
+        self.unseen = list(range(2 * self.pairs, len(self.rows)))
+        self.batches = pair_batches(self.pairs, config.batch_size, config.steps, seed)
         activate(model, adapter)
-        self.parameters = train_only(model, adapter, range(config.layer + 1))
+        self.parameters = train_only(model, adapter, range(config.first, config.layer + 1))
+        self.prefix = shared_prefix(self.rows)
+        self.below = self._states_below() if config.first else None
+
+    def _states_below(self) -> StoredStates | FreshStates:
+        """The states that enter the first layer that trains, of the prompts of all batches and of the evaluations."""
+        trained = {i for pairs in self.batches for i in pairs}
+        numbers = sorted({*trained, *(self.pairs + i for i in trained), *self.reference, *self.unseen})
+        return states_below(self.model, {i: self.rows[i] for i in numbers}, self.prefix, self.config.first - 1)
 
     def step(self, number: int) -> float:
         """One batch's gradients: states, geometry, similarity, loss, backward. Returns the loss."""
-        pairs, n = self.batches[number], len(self.rows) // 2
-        rows = [self.rows[i] for i in pairs] + [self.rows[n + i] for i in pairs]  # toxic sides, seemingly toxic sides
+        pairs = self.batches[number]
+        prompts = [*pairs, *(self.pairs + i for i in pairs)]  # toxic sides, seemingly toxic sides
         is_toxic = kinds_of_pairs(len(pairs), self.model.device)
-        own = distributed.share(rows)
-        cache = GradCache(self.encode, own, prompt_passes(self.model, own))
+        own = distributed.share(prompts)
+        cache = GradCache(self.encode, own, prompt_passes(self.model, [self.rows[i] for i in own]))
         states = distributed.gathered_rows(cache.states)  # prompts d_model; every process sees every negative
         similarity = cosine_similarity(self.geometry(states))  # prompts prompts
         loss = self.config.loss(similarity, is_toxic)
@@ -106,14 +124,23 @@ class ContrastiveRefinement:
         cache.backward()  # with several passes from the states into the adapter
         return loss.item()
 
-    def encode(self, rows: list[list[int]]) -> Tensor:
-        """The state of each prompt's last token at layer L, (prompts, d_model)."""
+    def encode(self, prompts: list[int]) -> Tensor:
+        """The state of the last token at layer L, (prompts, d_model), of prompts given by their numbers."""
+        rows, network = [self.rows[i] for i in prompts], self.model.network
         with self.model.compute():
-            return prompt_states(self.model.network, self.model.batch(rows), self.config.layer)
+            if self.below is None:
+                return prompt_states(network, self.model.batch(rows), self.config.layer)
+            batch = self.model.batch(rows, self.prefix)
+            entering = self.below.of(batch, prompts)
+            layers = range(self.config.first, self.config.layer + 1)
+            return states_between(network, batch, entering, layers, batch.last).float()
 
     def observe(self, step: int) -> dict[str, Any]:
         """The AUROC of the development pairs."""
-        states = layer_states(self.model, self.reference + self.unseen, self.config.layer)
+        seen = self.reference + self.unseen
+        states = states_in_passes(
+            self.model, [self.rows[i] for i in seen], lambda part: self.encode([seen[i] for i in part])
+        )
         value = separation(self.geometry, states[: len(self.reference)], states[len(self.reference) :])
         return {"development_auroc": value, "best": value}
 
@@ -123,7 +150,7 @@ def encode_pairs(model: Model, pairs: list[Pair]) -> list[list[int]]:
     return encode_prompts(model.tokenizer, [p.toxic for p in pairs] + [p.seemingly_toxic for p in pairs], model.window)
 
 
-def first_pairs(rows: list[list[int]], n: int) -> list[list[int]]:
+def first_pairs(rows: list[Row], n: int) -> list[Row]:
     """The first ``n`` pairs of rows laid out as ``encode_pairs`` does."""
     half = len(rows) // 2
     return rows[: min(n, half)] + rows[half : half + min(n, half)]

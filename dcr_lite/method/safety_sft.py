@@ -15,12 +15,11 @@ from dcr_lite.method.answer_tokens import Tokens, answer_places, backward_throug
 from dcr_lite.model import distributed
 from dcr_lite.model.adapters import train_only
 from dcr_lite.model.chat import encode_conversations
-from dcr_lite.model.free_memory import free_memory
-from dcr_lite.model.hidden_states import depth, final_states, states_above, states_at_layer
-from dcr_lite.model.loading import Model, in_halves
-from dcr_lite.model.packing import Batch, shared_prefix
+from dcr_lite.model.hidden_states import depth, final_states, states_above
+from dcr_lite.model.loading import Model
+from dcr_lite.model.packing import shared_prefix
+from dcr_lite.model.states_below import states_below
 
-STORED_SHARE = 0.25  # of this computer's free memory that states of layer L may take
 OBSERVATIONS = 5  # along the way to the end, and once before the first step
 
 
@@ -58,7 +57,7 @@ class SafetySFT:
         self.prefix = shared_prefix([row.prompt for row in self.rows])
         self.parameters = train_only(model, adapter, range(config.above + 1, depth(model.network)))
         ids = [row.ids for row in self.rows]
-        self.below = states_below(model, ids, self.prefix, config.above) if config.above >= 0 else None
+        self.below = states_below(model, dict(enumerate(ids)), self.prefix, config.above) if config.above >= 0 else None
         self.batches = sft_batches(
             list(map(len, ids)), [row.refuses for row in rows], config.batch_size, config.epochs, seed
         )
@@ -93,60 +92,3 @@ class SafetySFT:
     def observe(self, step: int) -> dict[str, Any]:
         """What ``evaluate`` finds."""
         return self.evaluate()
-
-
-# --- states of layer L, which do not change while only later layers train ---------------------------------------------
-
-
-class _StoredStates:
-    """The states that layer ``layer`` puts out for every row of token ids, computed once. Held on the CPU in the
-    model's precision, the shared prefix once."""
-
-    def __init__(self, model: Model, rows: list[list[int]], prefix: int, layer: int):
-        self.layer = layer
-        self.rows: dict[int, Tensor] = {}
-        self.shared = torch.empty(0)
-        model.network.eval()
-
-        def states_of(chosen: list[int]) -> list[Tensor]:
-            batch = model.batch([rows[i] for i in chosen], prefix)
-            with model.compute():
-                states = states_at_layer(model.network, batch, layer).cpu()
-            self.shared = states[: batch.shared].clone()
-            return [states[places.cpu()].clone() for places in batch.index]
-
-        with torch.no_grad():
-            for part in model.passes(rows, shared=prefix):
-                self.rows |= zip(part, in_halves(states_of, part), strict=True)
-
-    def of(self, batch: Batch, chosen: list[int]) -> Tensor:
-        """The states of the chosen rows, laid out as ``batch``: (batch, seq, d_model)."""
-        shape = batch.inputs["input_ids"].shape
-        flat = self.shared.new_zeros(shape.numel(), self.shared.shape[1])
-        flat[: batch.shared] = self.shared
-        for i, places in zip(chosen, batch.index, strict=True):
-            flat[places.cpu()] = self.rows[i]
-        return flat.view(*shape, -1).to(batch.inputs["input_ids"].device)
-
-
-class _FreshStates:
-    """The same states, computed anew for each batch: rows by the ten thousand of a wide model fill a computer."""
-
-    def __init__(self, model: Model, layer: int):
-        self.model, self.layer = model, layer
-
-    def of(self, batch: Batch, chosen: list[int]) -> Tensor:
-        """The states of the chosen rows, laid out as ``batch``: (batch, seq, d_model)."""
-        with torch.no_grad():
-            states = states_at_layer(self.model.network, batch, self.layer)
-        return states.view(*batch.inputs["input_ids"].shape, -1)
-
-
-def states_below(model: Model, rows: list[list[int]], prefix: int, layer: int) -> _StoredStates | _FreshStates:
-    """The states that ``layer`` puts out for rows of token ids with a shared prefix, while nothing up to that layer
-    trains: stored where they fit into this computer's memory."""
-    width = model.network.config.hidden_size
-    needed = sum(len(row) - prefix for row in rows) * width * model.precision.itemsize
-    if needed > STORED_SHARE * free_memory("cpu"):
-        return _FreshStates(model, layer)
-    return _StoredStates(model, rows, prefix, layer)

@@ -99,12 +99,12 @@ def states_at_layer(model: nn.Module, batch: Batch, layer: int, places: Tensor |
         return _pre_norm(decoder, batch, places, **batch.inputs)
 
 
-def states_through_layer(model: nn.Module, batch: Batch, states: Tensor, layer: int, places: Tensor) -> Tensor:
-    """The states that decoder layer ``layer`` puts out at ``places`` of the flattened batch, pre-norm, from ``states``
-    (batch, seq, d_model) that enter it: (places, d_model). Only that layer runs."""
+def states_between(model: nn.Module, batch: Batch, states: Tensor, layers: Sequence[int], places: Tensor) -> Tensor:
+    """The states that the last of some consecutive decoder ``layers`` puts out at ``places`` of the flattened batch,
+    pre-norm, from ``states`` (batch, seq, d_model) that enter the first: (places, d_model). No other layer runs."""
     decoder = decoder_of(model)
     inputs = {k: v for k, v in batch.inputs.items() if k != "input_ids"}
-    with only_layers(decoder, layer, layer + 1):
+    with only_layers(decoder, layers[0], layers[-1] + 1):
         return _pre_norm(decoder, batch, places, inputs_embeds=states, **inputs)
 
 

@@ -32,16 +32,25 @@ def layer_states(model: Model, rows: list[list[int]], layer: int) -> Tensor:
     Raises UserError where one is not finite.
     """
 
-    def states_of(part: list[int]) -> list[Tensor]:
+    def states_of(part: list[int]) -> Tensor:
         with model.compute():
-            return list(prompt_states(model.network, model.batch([rows[i] for i in part]), layer))
+            return prompt_states(model.network, model.batch([rows[i] for i in part]), layer)
 
+    return states_in_passes(model, rows, states_of)
+
+
+def states_in_passes(model: Model, rows: list[list[int]], states_of: Callable[[list[int]], Tensor]) -> Tensor:
+    """What ``states_of`` gives for the numbers of some rows, (prompts, d_model), for all rows of token ids, in passes
+    that fit and without gradient.
+
+    Raises UserError where a state is not finite.
+    """
     model.network.eval()
     states: dict[int, Tensor] = {}
     with torch.no_grad():
         for part in prompt_passes(model, rows):
-            states |= zip(part, in_halves(states_of, part), strict=True)
-    return require_finite(model, torch.stack([states[i] for i in range(len(rows))]), f"states of layer {layer}")
+            states |= zip(part, in_halves(lambda some: list(states_of(some)), part), strict=True)
+    return require_finite(model, torch.stack([states[i] for i in range(len(rows))]), "states of layer L")
 
 
 def last_states(

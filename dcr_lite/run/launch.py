@@ -16,7 +16,7 @@ from dcr_lite.settings import Settings
 
 # Settings that replace others: a flag for one of the others would have no effect.
 REPLACES = {
-    "paper": ("contrastive_loss", "centre", "whiten"),
+    "paper": ("contrastive_layers", "contrastive_loss", "centre", "whiten"),
     "from_base_model": ("model", "chat_format"),
 }
 

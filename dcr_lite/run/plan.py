@@ -55,8 +55,10 @@ def operations(model: Model, data: Data, settings: Settings) -> dict[str, float]
         return prompts * (prompt + tokens) * 2 * (layers * layer + head)
 
     sizes, models = settings.sizes, models_of(settings.compare_with)
+    in_steps, first = settings.contrastive_steps * settings.contrastive_batch, settings.first_refined
+    refined = in_steps * (settings.layer + 1 - first) * 4 + min(in_steps, 2 * len(data.training)) * first * 2
     parts = {
-        "stage1": settings.contrastive_steps * settings.contrastive_batch * prompt * (settings.layer + 1) * layer * 4,
+        "stage1": prompt * refined * layer,
         "answers": answers(len(models) * len(data.held_out), settings.answer_tokens),
     }
     if settings.stage2 == "yes":

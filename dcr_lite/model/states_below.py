@@ -1,0 +1,69 @@
+"""States that do not change while only later layers train: computed once, or anew where they fill the memory."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dcr_lite.model.free_memory import free_memory
+from dcr_lite.model.hidden_states import states_at_layer
+from dcr_lite.model.loading import Model, in_halves
+from dcr_lite.model.packing import Batch
+
+STORED_SHARE = 0.25  # of this computer's free memory that they may take
+
+
+class StoredStates:
+    """The states that layer ``layer`` puts out for numbered rows of token ids, computed once. Held on the CPU in the
+    model's precision, the shared prefix once."""
+
+    def __init__(self, model: Model, rows: Mapping[int, list[int]], prefix: int, layer: int):
+        self.layer = layer
+        self.rows: dict[int, Tensor] = {}
+        self.shared = torch.empty(0)
+        model.network.eval()
+
+        def states_of(chosen: list[int]) -> list[Tensor]:
+            batch = model.batch([rows[i] for i in chosen], prefix)
+            with model.compute():
+                states = states_at_layer(model.network, batch, layer).cpu()
+            self.shared = states[: batch.shared].clone()
+            return [states[places.cpu()].clone() for places in batch.index]
+
+        numbers = list(rows)
+        with torch.no_grad():
+            for part in model.passes(list(rows.values()), shared=prefix):
+                own = [numbers[k] for k in part]
+                self.rows |= zip(own, in_halves(states_of, own), strict=True)
+
+    def of(self, batch: Batch, chosen: list[int]) -> Tensor:
+        """The states of the chosen rows, laid out as ``batch``: (batch, seq, d_model)."""
+        shape = batch.inputs["input_ids"].shape
+        flat = self.shared.new_zeros(shape.numel(), self.shared.shape[1])
+        flat[: batch.shared] = self.shared
+        for i, places in zip(chosen, batch.index, strict=True):
+            flat[places.cpu()] = self.rows[i]
+        return flat.view(*shape, -1).to(batch.inputs["input_ids"].device)
+
+
+class FreshStates:
+    """The same states, computed anew for each batch: rows by the ten thousand of a wide model fill a computer."""
+
+    def __init__(self, model: Model, layer: int):
+        self.model, self.layer = model, layer
+
+    def of(self, batch: Batch, chosen: list[int]) -> Tensor:
+        """The states of the chosen rows, laid out as ``batch``: (batch, seq, d_model)."""
+        with torch.no_grad():
+            states = states_at_layer(self.model.network, batch, self.layer)
+        return states.view(*batch.inputs["input_ids"].shape, -1)
+
+
+def states_below(model: Model, rows: Mapping[int, list[int]], prefix: int, layer: int) -> StoredStates | FreshStates:
+    """The states that ``layer`` puts out for rows of token ids with a shared prefix, by their numbers, while nothing up
+    to that layer trains: stored where they fit into this computer's memory."""
+    width = model.network.config.hidden_size
+    needed = sum(len(row) - prefix for row in rows.values()) * width * model.precision.itemsize
+    if needed > STORED_SHARE * free_memory("cpu"):
+        return FreshStates(model, layer)
+    return StoredStates(model, rows, prefix, layer)
