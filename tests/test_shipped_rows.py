@@ -19,7 +19,7 @@ from dcr_lite.names import LABELS
 
 EVAL = Path(__file__).parents[2] / "shared" / "data" / "eval"
 TRAINING = ("pairs", "refusals", "instructions", "augmentation")
-HELD_OUT = ("heldout_pairs", "heldout_plain", "heldout_instructions")
+HELD_OUT = ("heldout_pairs", "heldout_manners", "heldout_plain", "heldout_instructions")
 NEAR = 0.6  # cosine of character 4-gram counts: above it two prompts say the same in nearly the same words
 
 
@@ -59,6 +59,7 @@ LEAST = {  # rows that the recipes and the documentation count on
     "instructions": 400,
     "augmentation": 100,
     "heldout_pairs": 120,
+    "heldout_manners": 40,
     "heldout_plain": 60,
     "heldout_instructions": 40,
 }
@@ -68,7 +69,7 @@ LEAST = {  # rows that the recipes and the documentation count on
 def test_shipped_files_are_read_whole(name: str) -> None:
     """The kit's own readers take every row of every shipped file, and there are as many as promised."""
     assert len(shipped(name)) >= LEAST[name]
-    if name.endswith("pairs"):
+    if name.endswith(("pairs", "manners")):
         assert len(read_pairs(SHIPPED / f"{name}.jsonl")) == len(shipped(name))
     elif name != "heldout_plain":
         assert len(read_conversations(SHIPPED / f"{name}.jsonl")) == len(shipped(name))
@@ -120,8 +121,8 @@ def test_training_and_held_out_prompts_are_no_near_duplicates() -> None:
 
 def test_training_and_held_out_focus_words_differ() -> None:
     """Held-out pairs turn on words that training pairs never turn on."""
-    training, held = ({row["focus"].casefold() for row in shipped(name)} for name in ("pairs", "heldout_pairs"))
-    assert training & held == set()
+    training, *held = ({row["focus"].casefold() for row in shipped(name)} for name in ("pairs", *HELD_OUT[:2]))
+    assert all(training & words == set() for words in held)
 
 
 @pytest.mark.skipif(not EVAL.is_dir(), reason="the public prompt sets (../shared/data/eval) are not on this machine")
