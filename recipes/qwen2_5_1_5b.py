@@ -42,7 +42,7 @@ def main(settings: Settings) -> None:
     settings = steps.find_settings(run, model, data, settings)
     show_plan(plan(model, source, data, settings))
 
-    # Stage 1: the adapter's layers up to L learn to tell the two kinds of prompt apart.
+    # Stage 1: the adapter's last layers up to L learn to tell the two kinds of prompt apart.
     steps.refine(run, model, data, settings)
 
     # Stage 2, for a model that does not refuse by itself: its layers above L learn to refuse.
