@@ -55,8 +55,8 @@ def prepare(case: Stage1, precision: torch.dtype, stock_layers: bool = False) ->
 
 def rows_of(stage: ContrastiveRefinement, step: int) -> list[list[int]]:
     """The token ids of a step's prompts: toxic sides, then seemingly toxic ones."""
-    pairs, n = stage.batches[step], len(stage.rows) // 2
-    return [stage.rows[i] for i in pairs] + [stage.rows[n + i] for i in pairs]
+    pairs = stage.batches[step]
+    return [stage.rows[i] for i in pairs] + [stage.rows[stage.pairs + i] for i in pairs]
 
 
 def ours(case: Stage1, precision: torch.dtype) -> Step:
