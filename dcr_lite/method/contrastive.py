@@ -6,8 +6,6 @@ Lu et al., "Discern Truth from Falsehood: Reducing Over-Refusal via Contrastive 
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from torch import Tensor
-
 from dcr_lite.data.rows import Pair
 from dcr_lite.data.splits import pair_batches
 from dcr_lite.method import losses
@@ -18,11 +16,9 @@ from dcr_lite.method.read_out import separation
 from dcr_lite.model import distributed
 from dcr_lite.model.adapters import activate, stock, train_only
 from dcr_lite.model.chat import encode_prompts
-from dcr_lite.model.hidden_states import prompt_states, states_between
 from dcr_lite.model.loading import Model
-from dcr_lite.model.packing import shared_prefix
-from dcr_lite.model.states import layer_states, prompt_passes, states_in_passes
-from dcr_lite.model.states_below import FreshStates, StoredStates, states_below
+from dcr_lite.model.refined_states import RefinedStates
+from dcr_lite.model.states import layer_states, prompt_passes
 from dcr_lite.settings import Settings
 
 Row = TypeVar("Row")
@@ -73,9 +69,8 @@ class ContrastiveConfig:
 
 
 class ContrastiveRefinement:
-    """Stage 1: trains the adapter's layers up to L, by default the upper ones of these; then the states below never
-    change and are computed once. The loop keeps the weights that separate the development pairs best (see
-    ``loop.Stage``).
+    """Stage 1: trains the adapter's layers from ``config.first`` up to L. The loop keeps the weights that separate the
+    development pairs best (see ``loop.Stage``).
 
     geometry: that of the stock model's states, from ``stock_geometry``.
     """
@@ -83,15 +78,9 @@ class ContrastiveRefinement:
     name = "stage1"
 
     def __init__(
-        self,
-        model: Model,
-        adapter: str,
-        training: list[Pair],
-        development: list[Pair],
-        config: ContrastiveConfig,
-        geometry: Geometry,
-        seed: int,
-    ):
+        self, model: Model, adapter: str, training: list[Pair], development: list[Pair], config: ContrastiveConfig,
+        geometry: Geometry, seed: int,
+    ):  # fmt: skip
         self.model, self.adapter, self.config, self.geometry = model, adapter, config, geometry
         self.steps, self.learning_rate, self.observe_every = config.steps, config.learning_rate, config.observe_every
         self.pairs = len(training)
@@ -101,14 +90,9 @@ class ContrastiveRefinement:
         self.batches = pair_batches(self.pairs, config.batch_size, config.steps, seed)
         activate(model, adapter)
         self.parameters = train_only(model, adapter, range(config.first, config.layer + 1))
-        self.prefix = shared_prefix(self.rows)
-        self.below = self._states_below() if config.first else None
-
-    def _states_below(self) -> StoredStates | FreshStates:
-        """The states that enter the first layer that trains, of the prompts of all batches and of the evaluations."""
-        trained = {i for pairs in self.batches for i in pairs}
-        numbers = sorted({*trained, *(self.pairs + i for i in trained), *self.reference, *self.unseen})
-        return states_below(self.model, {i: self.rows[i] for i in numbers}, self.prefix, self.config.first - 1)
+        seen = {i for pairs in self.batches for i in pairs}
+        wanted = sorted({*seen, *(self.pairs + i for i in seen), *self.reference, *self.unseen})
+        self.states = RefinedStates(model, {i: self.rows[i] for i in wanted}, config.first, config.layer)
 
     def step(self, number: int) -> float:
         """One batch's gradients: states, geometry, similarity, loss, backward. Returns the loss."""
@@ -116,7 +100,7 @@ class ContrastiveRefinement:
         prompts = [*pairs, *(self.pairs + i for i in pairs)]  # toxic sides, seemingly toxic sides
         is_toxic = kinds_of_pairs(len(pairs), self.model.device)
         own = distributed.share(prompts)
-        cache = GradCache(self.encode, own, prompt_passes(self.model, [self.rows[i] for i in own]))
+        cache = GradCache(self.states.of, own, prompt_passes(self.model, [self.rows[i] for i in own]))
         states = distributed.gathered_rows(cache.states)  # prompts d_model; every process sees every negative
         similarity = cosine_similarity(self.geometry(states))  # prompts prompts
         loss = self.config.loss(similarity, is_toxic)
@@ -124,23 +108,9 @@ class ContrastiveRefinement:
         cache.backward()  # with several passes from the states into the adapter
         return loss.item()
 
-    def encode(self, prompts: list[int]) -> Tensor:
-        """The state of the last token at layer L, (prompts, d_model), of prompts given by their numbers."""
-        rows, network = [self.rows[i] for i in prompts], self.model.network
-        with self.model.compute():
-            if self.below is None:
-                return prompt_states(network, self.model.batch(rows), self.config.layer)
-            batch = self.model.batch(rows, self.prefix)
-            entering = self.below.of(batch, prompts)
-            layers = range(self.config.first, self.config.layer + 1)
-            return states_between(network, batch, entering, layers, batch.last).float()
-
     def observe(self, step: int) -> dict[str, Any]:
         """The AUROC of the development pairs."""
-        seen = self.reference + self.unseen
-        states = states_in_passes(
-            self.model, [self.rows[i] for i in seen], lambda part: self.encode([seen[i] for i in part])
-        )
+        states = self.states.read(self.reference + self.unseen)
         value = separation(self.geometry, states[: len(self.reference)], states[len(self.reference) :])
         return {"development_auroc": value, "best": value}
 

@@ -36,12 +36,14 @@ def layer_states(model: Model, rows: list[list[int]], layer: int) -> Tensor:
         with model.compute():
             return prompt_states(model.network, model.batch([rows[i] for i in part]), layer)
 
-    return states_in_passes(model, rows, states_of)
+    return states_in_passes(model, rows, layer, states_of)
 
 
-def states_in_passes(model: Model, rows: list[list[int]], states_of: Callable[[list[int]], Tensor]) -> Tensor:
-    """What ``states_of`` gives for the numbers of some rows, (prompts, d_model), for all rows of token ids, in passes
-    that fit and without gradient.
+def states_in_passes(
+    model: Model, rows: list[list[int]], layer: int, states_of: Callable[[list[int]], Tensor]
+) -> Tensor:
+    """What ``states_of`` gives for the numbers of some rows at ``layer``, (prompts, d_model), for all rows of token
+    ids, in passes that fit and without gradient.
 
     Raises UserError where a state is not finite.
     """
@@ -50,7 +52,7 @@ def states_in_passes(model: Model, rows: list[list[int]], states_of: Callable[[l
     with torch.no_grad():
         for part in prompt_passes(model, rows):
             states |= zip(part, in_halves(lambda some: list(states_of(some)), part), strict=True)
-    return require_finite(model, torch.stack([states[i] for i in range(len(rows))]), "states of layer L")
+    return require_finite(model, torch.stack([states[i] for i in range(len(rows))]), f"states of layer {layer}")
 
 
 def last_states(
