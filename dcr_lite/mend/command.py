@@ -23,7 +23,7 @@ def main(settings: MendSettings) -> None:
     from dcr_lite.run.plan import plan
     from dcr_lite.run.report import plain
     from dcr_lite.run.run_folder import RunFolder
-    from dcr_lite.run.terminal import show_end, show_plan
+    from dcr_lite.run.terminal import show_end, show_line, show_plan
 
     # Checked before any work, as in a recipe, and the user's prompts with it.
     run = RunFolder(settings)
@@ -42,6 +42,7 @@ def main(settings: MendSettings) -> None:
     reader = Reader(model, data.training, settings)
     check = mending.look(run, reader, data, settings, wishes)
     if settings.check:
+        show_line("Nothing has been trained. Go on with --resume in place of --check.")
         return run.leave()
 
     # They join the pairs: to be answered on the seemingly toxic side, beside the toxic prompts nearest to them.

@@ -15,7 +15,7 @@ from dcr_lite.mend.settings import MendSettings
 FOLDER, FILE = "mend", "prompts.json"  # in a run
 CURE = "Restore it: the run rests on it."
 LEAST = 5  # prompts to answer: fewer say too little of what they have in common
-FEW = 20  # below so many all are trained on: half of them would be too few to train on, and too few to measure by
+FEW = 20  # refused today: of fewer all are trained on, since half would be too few to learn from and to measure by
 
 Part = Literal["", "trained", "calibrating", "kept", "left_out"]
 
@@ -150,12 +150,13 @@ def _same(prompt: str) -> str:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def divided(wishes: Sequence[Wish], left_out: set[int], seed: int) -> list[Wish]:
-    """The wishes with their parts. ``left_out``: the numbers of those that are doubtful and not confirmed.
+def divided(wishes: Sequence[Wish], refused: set[int], left_out: set[int], seed: int) -> list[Wish]:
+    """The wishes with their parts. The numbers of those to answer that are ``refused`` today, and of those that are
+    ``left_out`` as doubtful and not confirmed.
 
-    To answer: half are trained on and half kept, all trained on where they are fewer than FEW. To refuse: of every
-    three one is trained on, one calibrates the dial and one is kept. A toxic twin goes with its prompt.
-    Raises UserError where fewer than LEAST are left to answer.
+    To answer: of those that are refused half are trained on and half kept, and of the others; all are trained on where
+    fewer than FEW are refused. To refuse: of every three one is trained on, one calibrates the dial and one is kept. A
+    toxic twin goes with its prompt. Raises UserError where fewer than LEAST are left to answer.
     """
     parts: dict[int, Part] = dict.fromkeys(left_out, "left_out")
     to_answer = [i for i, wish in enumerate(wishes) if wish.answered and i not in left_out]
@@ -164,9 +165,10 @@ def divided(wishes: Sequence[Wish], left_out: set[int], seed: int) -> list[Wish]
             f"{len(to_answer)} prompts to answer are left and {LEAST} are needed: add some, or confirm those that are "
             "meant all the same with --sure and their numbers, or --sure all"
         )
-    shuffled = random.Random(seed).sample(to_answer, len(to_answer))
-    trained = len(shuffled) if len(shuffled) < FEW else len(shuffled) // 2
-    parts |= {i: "trained" if place < trained else "kept" for place, i in enumerate(shuffled)}
+    few = len(refused.intersection(to_answer)) < FEW
+    for alike in ([i for i in to_answer if i in refused], [i for i in to_answer if i not in refused]):
+        for place, i in enumerate(random.Random(seed).sample(alike, len(alike))):
+            parts[i] = "trained" if few or place % 2 == 0 else "kept"
     to_refuse = [i for i, wish in enumerate(wishes) if not wish.answered and wish.twin < 0]
     for place, i in enumerate(random.Random(seed).sample(to_refuse, len(to_refuse))):
         turns: tuple[Part, ...] = ("trained", "calibrating", "kept")

@@ -83,7 +83,8 @@ def join(
     few of them are left, or where --sure comes after they have joined."""
     left_out = checks.left_out(check, settings.sure)
     if not has_joined(run.path):
-        wishes = prompts.divided(wishes, left_out, settings.seed)
+        refused = {number - 1 for number in check["refused"]}
+        wishes = prompts.divided(wishes, refused, left_out, settings.seed)
         joined = joining.join(reader, data, wishes, read_conversations(settings.augmentation_rows))
         facts: dict[str, Any] = {"cross_validated": None}
         if not any(wish.answered and wish.part == "kept" for wish in wishes):
