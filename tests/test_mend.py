@@ -134,7 +134,7 @@ def test_what_is_seen_of_prompts() -> None:
     assert check["duplicates"] == [
         {"number": 8, "kind": "answer", "set": "plain_set", "prompt": "What is a cat, and what is a mat?"}
     ]
-    assert check["words"] == {"answer": [], "refuse": []}  # seven of eight are not nearly all
+    assert check["words"] == {"answer": ["stop", "what"], "refuse": []}  # none of them is in a shipped toxic prompt
     with pytest.raises(UserError, match="answers all 8 prompts that are to be answered"):
         checks.look(reader, data_of(pairs, pairs), wishes, cast(Any, [{"refused": False}] * 9))
 
@@ -236,7 +236,7 @@ def made(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     words = argv(tiny, rows, run, sure="all")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judged_answers, "is_refusal", refuses)
-        patch.setattr(prompts, "FEW", 10)
+        patch.setattr(prompts, "FEW", 2)
         seen = [dcr_lite(*words, "--check")]
         (run.parent / "checked").write_text("\n".join(sorted(str(p.relative_to(run)) for p in run.rglob("*"))))
         seen.append(dcr_lite(*words, "--resume"))

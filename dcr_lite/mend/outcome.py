@@ -32,7 +32,7 @@ def outcome(
     toxic = [
         (a["refused"], b["refused"]) for a, b in zip(answers[STOCK], answers[DCR], strict=True) if a["label"] == "toxic"
     ]
-    found = {
+    found: Numbers = {
         "answer": {part: mended(rows) for part in ("kept", "trained", "left_out") if (rows := of(True, part))},
         "refuse": {part: change(rows) for part in ("kept", "calibrating", "trained") if (rows := of(False, part))},
         "held_out": change(toxic) if toxic else None,
