@@ -13,7 +13,7 @@ also trained without any of the prompts, to know what mending adds to a usual ru
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,9 +21,10 @@ from typing import Any
 import tyro
 
 from dcr_lite.data.rows import Fields, read_jsonl, text_field
+from dcr_lite.data.sources import SMOLLM2
 from dcr_lite.errors import UserError
 from dcr_lite.evaluate.command import Evaluation, measure_model
-from dcr_lite.files import load_json, write_json, write_jsonl, write_text
+from dcr_lite.files import jsonl, load_json, write_json, write_jsonl, write_text
 from dcr_lite.measure.answers import Measured, read_answers
 from dcr_lite.measure.metrics import mean_interval
 from dcr_lite.mend.command import main as mend
@@ -43,10 +44,10 @@ CONTROL = "without the prompts"
 class Mending:
     """What to run."""
 
-    settings: MendSettings
-    """Model, data and training settings; its prompts and its run folder are those of each draw."""
     prompts: tuple[Path, ...]
     """JSON Lines of {prompt, label?}, the label being seemingly_toxic."""
+    settings: MendSettings = field(default_factory=lambda: MendSettings.of_model(SMOLLM2))
+    """Model, data and training settings; its prompts and its run folder are those of each draw."""
     topic_field: str | None = None
     """Field of a row that names its topic; by default the file's name does."""
     topics: tuple[str, ...] = ()
@@ -81,6 +82,14 @@ def by_topic(choices: Mending) -> dict[str, list[str]]:
     return {topic: list(prompts) for topic, prompts in topics.items() if not choices.topics or topic in choices.topics}
 
 
+def keep(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    """Write rows, once. Raises UserError where the file has others: what was measured with those says nothing of
+    these."""
+    if path.exists() and path.read_text(encoding="utf-8") != jsonl(rows):
+        raise UserError(f"{path} holds other prompts, of other settings. Choose another --out.")
+    write_jsonl(rows, path)
+
+
 def answered(choices: Mending, model: str, name: str, prompts: dict[str, list[str]]) -> list[Measured]:
     """The judged answers of a model, or of a run, to the prompts of each topic, measured once as OUT/name."""
     asked, settings = choices.out / f"{name}.prompts.jsonl", choices.settings
@@ -89,9 +98,8 @@ def answered(choices: Mending, model: str, name: str, prompts: dict[str, list[st
         model, choices.out / f"{name}.json", (asked,), answer_tokens=settings.answer_tokens, device=settings.device,
         precision=settings.precision, quantization=settings.quantization,
     )  # fmt: skip
+    keep(asked, rows)
     if not measuring.out.exists():
-        if not asked.exists():  # a stopped measurement goes on with the same file
-            write_jsonl(rows, asked)
         measure_model(measuring)
     return read_answers(measuring.answers)
 
@@ -123,9 +131,8 @@ def mended(choices: Mending, topic: str, draw: int, refused: list[str]) -> dict[
     own, others = drawn(refused, topic, draw, choices.taken)
     name = f"{''.join(c if c.isalnum() else '_' for c in topic)}-{draw}"
     run, answer = choices.out / name, choices.out / f"{name}.answer.jsonl"
+    keep(answer, [{"prompt": prompt} for prompt in own])
     if not (run / "report.json").exists():
-        if not answer.exists():
-            write_jsonl(({"prompt": prompt} for prompt in own), answer)
         mend(resolved(replace(choices.settings, run=run, answer=answer, seed=draw, sure=("all",), resume=True)))
     measured = answered(choices, str(run), f"{name}.others", {topic: others})
     return result(topic, draw, run, len(refused), measured)
@@ -135,7 +142,7 @@ def without_prompts(choices: Mending, draw: int, refused: dict[str, list[str]]) 
     """The same run without any prompt, and its answers to the others of each topic."""
     run = choices.out / f"control-{draw}"
     if not (run / "report.json").exists():
-        own = {field.name: getattr(choices.settings, field.name) for field in fields(Settings)}
+        own = {one.name: getattr(choices.settings, one.name) for one in fields(Settings)}
         settings = replace(Settings(**own), run=run, seed=draw, resume=True)
         load_recipe(find_recipe(DEFAULT_RECIPE)).main(resolved(settings))
     others = {topic: drawn(some, topic, draw, choices.taken)[1] for topic, some in refused.items()}
