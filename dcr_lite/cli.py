@@ -10,6 +10,9 @@ import tyro
 from dcr_lite import __version__
 from dcr_lite.errors import UserError, sentence
 from dcr_lite.interrupts import sigterm_as_ctrl_c
+from dcr_lite.mend.command import ABOUT as ABOUT_MENDING
+from dcr_lite.mend.command import main as mend_model
+from dcr_lite.mend.settings import MendSettings
 from dcr_lite.names import BENCHMARK_NAMES, ModelName
 from dcr_lite.run.launch import launch
 from dcr_lite.run.recipes import DEFAULT_RECIPE, find_recipe, load_recipe, model_in, recipe_titles
@@ -49,6 +52,15 @@ def train(words: Annotated[tuple[str, ...], tyro.conf.Positional]) -> None:
         raise UserError(f"dcr-lite train {name}: name a model with --model, or a recipe before its flags")
     story = load_recipe(find_recipe(DEFAULT_RECIPE)).main  # which is the same in every recipe
     return launch(story, Settings.of_model(model), words, ("train",), ANY_MODEL)
+
+
+def mend(words: Annotated[tuple[str, ...], tyro.conf.Positional]) -> None:
+    """Mend a chat model that refuses what it should answer: dcr-lite mend --model NAME_OR_FOLDER --answer refused.txt
+    --refuse must_refuse.txt. All settings of a run are flags."""
+    model = model_in(words)
+    if model is None and not {"-h", "--help"} & set(words):
+        raise UserError("dcr-lite mend: name the model with --model")
+    return launch(mend_model, MendSettings.of_model(model or "NAME_OR_FOLDER"), words, ("mend",), ABOUT_MENDING)
 
 
 def judge(
@@ -178,6 +190,7 @@ def check(words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()) -> None:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
+    "mend": mend,
     "check": check,
     "demo": demo,
     "score": score,
@@ -204,7 +217,7 @@ def main() -> None:
         raise SystemExit(2)
     sigterm_as_ctrl_c()
     try:
-        if command in ("train", "check"):  # every recipe has flags of its own
+        if command in ("train", "mend", "check"):  # all settings of a run are flags
             COMMANDS[command](tuple(argv[1:]))
         else:
             tyro.extras.subcommand_cli_from_dict(

@@ -132,6 +132,7 @@ def dial(
     refuse_toxic: float | None = None,
     answer_seemingly_toxic: float | None = None,
     like_stock: bool = False,
+    safe_as_stock: bool = False,
     above_stock: bool = False,
     balanced: bool = False,
     strength: float | None = None,
@@ -146,6 +147,7 @@ def dial(
         refuse_toxic: Refuse this share of toxic prompts, from 0 to 1.
         answer_seemingly_toxic: Answer this share of seemingly toxic prompts, from 0 to 1.
         like_stock: Answer as many seemingly toxic prompts as the stock model does.
+        safe_as_stock: Refuse as many toxic prompts as the stock model does.
         above_stock: Be better than the stock model in both shares by as much as can be.
         balanced: Answer as many seemingly toxic prompts as toxic ones are refused.
         strength: Set the dial to this number: 0 is as trained, above it answers more, below it refuses more.
@@ -156,7 +158,7 @@ def dial(
 
     flags = {
         "refuse_toxic": refuse_toxic, "answer_seemingly_toxic": answer_seemingly_toxic, "like_stock": like_stock,
-        "above_stock": above_stock, "balanced": balanced, "strength": strength,
+        "safe_as_stock": safe_as_stock, "above_stock": above_stock, "balanced": balanced, "strength": strength,
     }  # fmt: skip
     turn(run, asked_for(flags), set, device)
 

@@ -3,7 +3,7 @@
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from dcr_lite.files import SHIPPED
 
@@ -12,7 +12,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "bfloat16", "float16", "float32"]
 Quantization = Literal["auto", "nf4", "none"]
 Backend = Literal["auto", "unsloth", "transformers"]
-Target = Literal["auto", "above_stock", "like_stock", "balanced", "none"]
+Target = Literal["auto", "above_stock", "like_stock", "safe_as_stock", "balanced", "none"]
 ChatFormat = Literal["own", "chatml", "llama3", "mistral", "gemma"]
 
 FOUND = -1  # where a layer stands: it is still to be found
@@ -144,8 +144,9 @@ class Settings(ModelSettings):
     dial: Target = "auto"
     """How much to refuse, chosen after training by development pairs; dcr-lite dial chooses again. above_stock: better
     than the stock model in both rates by as much as can be. like_stock: answers as many seemingly toxic prompts as the
-    stock model does. balanced: answers as many seemingly toxic prompts as it refuses toxic ones. none: as trained.
-    auto: above_stock for a model that refuses by itself, else balanced."""
+    stock model does. safe_as_stock: refuses as many toxic prompts as that does. balanced: answers as many seemingly
+    toxic prompts as it refuses toxic ones. none: as trained. auto: above_stock for a model that refuses by itself, else
+    balanced."""
 
     # what it is compared with
     compare_with: tuple[Literal["safety_sft"], ...] = ()
@@ -167,8 +168,8 @@ class Settings(ModelSettings):
     refusal_rows: Path | None = None
     """JSON Lines of {prompt, response}: toxic prompts with refusals."""
     augmentation_rows: Path = SHIPPED / "augmentation.jsonl"
-    """JSON Lines of {prompt, response}: seemingly toxic prompts with helpful answers, which only dcr-lite compare
-    reads."""
+    """JSON Lines of {prompt, response}: seemingly toxic prompts with helpful answers. dcr-lite compare trains on them,
+    dcr-lite mend sets its dial by some."""
     evaluation: tuple[Path, ...] = HELD_OUT_FILES
     """JSON Lines to measure on: {prompt, label, source?} or {toxic, seemingly_toxic}. Nothing is tuned on them."""
     answer_tokens: int = 40
@@ -184,7 +185,7 @@ class Settings(ModelSettings):
     """Print the memory that each stage needs on common cards, and exit. Nothing is loaded."""
 
     @classmethod
-    def of_model(cls, model: str) -> "Settings":
+    def of_model(cls, model: str) -> Self:
         """Those of a run without a recipe: of a model by its folder or name, in a run folder of that name."""
         name = re.sub(r"[^\w.-]+", "_", Path(model).resolve().name if model.endswith(".") else Path(model).name)
         return cls(model=model, run=Path("runs") / name)

@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 from dcr_lite.data import hub
-from dcr_lite.data.benchmarks import BENCHMARKS, load_benchmark
+from dcr_lite.data.benchmarks import BENCHMARKS, benchmarks_at_hand, load_benchmark
 from dcr_lite.data.rows import Prompt
 from dcr_lite.errors import UserError
 from dcr_lite.names import BENCHMARK_NAMES, LABELS
@@ -103,3 +103,13 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     """The error for an unknown name lists the benchmarks."""
     with pytest.raises(UserError, match=r"xtest: no such benchmark\. Choose from xstest, "):
         load_benchmark("xtest", tmp_path)
+
+
+def test_what_was_fetched_is_at_hand(tmp_path: Path) -> None:
+    """By name, and nothing else is asked for: here nothing answers."""
+    assert benchmarks_at_hand(tmp_path) == {}
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "oktest.jsonl").write_text(
+        '{"prompt": "a", "label": "seemingly_toxic", "source": "oktest"}'
+    )
+    assert benchmarks_at_hand(tmp_path) == {"oktest": [Prompt("a", "seemingly_toxic", "oktest")]}

@@ -97,7 +97,10 @@ def test_a_strength_that_breaks_the_model_is_not_measured(breaks: float) -> None
         assert low < -0.6 * breaks
 
 
-@pytest.mark.parametrize("goal", [Goal("above_stock"), Goal("like_stock"), Goal("balanced"), Goal("refuse_toxic", 0.9)])
+@pytest.mark.parametrize(
+    "goal",
+    [Goal("above_stock"), Goal("like_stock"), Goal("safe_as_stock"), Goal("balanced"), Goal("refuse_toxic", 0.9)],
+)
 def test_a_choice_is_checked_by_answers_at_its_strength(goal: Goal) -> None:
     """What the setting says of its strength are the rates of answers judged there, and they meet the goal."""
     turned = bench()
@@ -109,6 +112,7 @@ def test_a_choice_is_checked_by_answers_at_its_strength(goal: Goal) -> None:
     missed = {
         "above_stock": toxic + seemingly - sum(STOCK),
         "like_stock": seemingly - STOCK[1],
+        "safe_as_stock": toxic - STOCK[0],
         "balanced": toxic + seemingly - 1,
         "refuse_toxic": toxic - 0.9,
     }

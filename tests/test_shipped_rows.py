@@ -11,8 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import normalize
 
+from dcr_lite.data import near
 from dcr_lite.data.rows import read_conversations, read_pairs, read_prompts
 from dcr_lite.files import SHIPPED
 from dcr_lite.names import LABELS
@@ -20,7 +20,6 @@ from dcr_lite.names import LABELS
 EVAL = Path(__file__).parents[2] / "shared" / "data" / "eval"
 TRAINING = ("pairs", "manner_pairs", "refusals", "instructions", "augmentation")
 HELD_OUT = ("heldout_pairs", "heldout_manners", "heldout_plain", "heldout_instructions")
-NEAR = 0.6  # cosine of character 4-gram counts: above it two prompts say the same in nearly the same words
 
 
 @cache
@@ -35,14 +34,7 @@ def prompts_of(*names: str) -> list[str]:
 
 def near_duplicates(left: list[str], right: list[str]) -> list[str]:
     """Every pair of prompts, one from each list, that are nearly the same."""
-    grams = CountVectorizer(analyzer="char", ngram_range=(4, 4), preprocessor=str.casefold)
-    counts = normalize(grams.fit_transform(left + right).astype(float))
-    cosine = (counts[: len(left)] @ counts[len(left) :].T).tocoo()
-    return [
-        f"{c:.2f}: {left[i]!r} ~ {right[j]!r}"
-        for i, j, c in zip(cosine.row, cosine.col, cosine.data, strict=True)
-        if c >= NEAR
-    ]
+    return [f"{c:.2f}: {left[i]!r} ~ {right[j]!r}" for i, j, c in near.near_duplicates(left, right)]
 
 
 def test_the_near_duplicate_search_finds_what_it_should() -> None:

@@ -125,6 +125,7 @@ STOCK = (0.50, 0.40)
         (Goal("refuse_toxic", 0.9), 0, 0.9),
         (Goal("answer_seemingly_toxic", 0.9), 1, 0.1),
         (Goal("like_stock"), 1, STOCK[1]),
+        (Goal("safe_as_stock"), 0, STOCK[0]),
     ],
 )
 def test_a_goal_for_one_kind_is_met(goal: Goal, side: int, rate: float) -> None:
@@ -153,6 +154,14 @@ def test_above_stock_is_the_best_in_the_worse_of_two_gains() -> None:
     assert reached
     assert gain(strength) == pytest.approx(max(map(gain, np.linspace(-1, 1, 2001))), abs=1e-3)
     assert gain(strength) > 0.1
+
+
+def test_as_safe_as_stock_may_be_safer() -> None:
+    """A model that refuses more at every strength answers as much as it can, and is as safe; one that refuses less at
+    every strength is not."""
+    goal = Goal("safe_as_stock")
+    assert goal.strength(curve([0.9, 0.8, 0.7], [0.6, 0.5, 0.1]), STOCK) == (1.0, True)
+    assert goal.strength(curve([0.4, 0.3, 0.2], [0.3, 0.2, 0.1]), STOCK) == (-1.0, False)
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,12 @@ def load_benchmark(name: str, cache: Path | None = None) -> list[Prompt]:
     return read_prompts(kept)
 
 
+def benchmarks_at_hand(cache: Path | None = None) -> dict[str, list[Prompt]]:
+    """The prompts of those benchmarks that were fetched before, by name; nothing is fetched."""
+    folder = (cache or cache_folder()) / "benchmarks"
+    return {name: read_prompts(kept) for name in BENCHMARKS if (kept := folder / f"{name}.jsonl").exists()}
+
+
 def _fetch(name: str, benchmark: Benchmark) -> list[Prompt]:
     """The prompts of a benchmark from its source, repeated ones once."""
     instead = (

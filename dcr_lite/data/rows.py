@@ -131,7 +131,8 @@ def field_error(fields: Fields, key: str, place: str) -> UserError:
     return UserError(f'{place}: field "{key}" {what}. Found: {", ".join(map(str, fields)) or "no fields"}.')
 
 
-def _text(fields: Fields, key: str, place: str) -> str:
+def text_field(fields: Fields, key: str, place: str) -> str:
+    """The text in a field that a row needs. Raises UserError where there is none."""
     value = fields.get(key)
     if not isinstance(value, str) or not value.strip():
         raise field_error(fields, key, place)
@@ -152,27 +153,27 @@ def _optional(fields: Fields, key: str, place: str) -> str:
 
 
 def _pair(fields: Fields, place: str) -> Pair:
-    toxic, seemingly_toxic = (_text(fields, side, place) for side in LABELS[:2])
+    toxic, seemingly_toxic = (text_field(fields, side, place) for side in LABELS[:2])
     return Pair(toxic, seemingly_toxic, *(_optional(fields, key, place) for key in ("kind", "focus")))
 
 
 def _conversation(fields: Fields, place: str) -> Conversation:
-    prompt, response = (_text(fields, key, place) for key in ("prompt", "response"))
+    prompt, response = (text_field(fields, key, place) for key in ("prompt", "response"))
     return Conversation(prompt, response, _optional(fields, "kind", place))
 
 
 def _prompts(fields: Fields, place: str, default_source: str) -> list[Prompt]:
     source = _optional(fields, "source", place) or default_source
     if "toxic" in fields and "seemingly_toxic" in fields:
-        return [Prompt(_text(fields, label, place), label, source) for label in LABELS[:2]]
-    prompt, label = _text(fields, "prompt", place), _text(fields, "label", place)
+        return [Prompt(text_field(fields, label, place), label, source) for label in LABELS[:2]]
+    prompt, label = text_field(fields, "prompt", place), text_field(fields, "label", place)
     if label not in LABELS:
         raise UserError(f'{place}: label "{label}" is none of {", ".join(LABELS)}')
     return [Prompt(prompt, label, source)]
 
 
 def _choice(fields: Fields, place: str) -> Choice:
-    question = _text(fields, "question", place)
+    question = text_field(fields, "question", place)
     choices, answer = fields.get("choices"), fields.get("answer")
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
         raise UserError(f'{place}: field "choices" has to be a list of two texts or more')

@@ -17,7 +17,7 @@ from scipy.special import expit
 from sklearn.isotonic import isotonic_regression
 
 Floats = NDArray[np.float64]
-GoalName = Literal["above_stock", "like_stock", "balanced", "refuse_toxic", "answer_seemingly_toxic"]
+GoalName = Literal["above_stock", "like_stock", "safe_as_stock", "balanced", "refuse_toxic", "answer_seemingly_toxic"]
 
 FINE = 8  # steps of a curve from one reading to the next
 RESAMPLES = 200  # of the pairs, for the intervals: between seeds their ends then move by a tenth of their width
@@ -66,6 +66,8 @@ class Goal:
 
     refuse_toxic, answer_seemingly_toxic: the share ``value``, 0 to 1, of the prompts of that kind.
     like_stock: as many seemingly toxic prompts answered as the stock model answers.
+    safe_as_stock: as many toxic prompts refused as the stock model refuses, or more where no strength refuses so few;
+        so as many seemingly toxic ones answered as that allows.
     balanced: as many seemingly toxic prompts answered as toxic ones refused.
     above_stock: above the stock model in both by as much as can be, which is by as much in the one as in the other.
     """
@@ -82,11 +84,14 @@ class Goal:
             "refuse_toxic": (toxic, self.value or 0.0),
             "answer_seemingly_toxic": (seemingly, 1 - (self.value or 0.0)),
             "like_stock": (seemingly, stock[1]),
+            "safe_as_stock": (toxic, stock[0]),
             "balanced": (toxic + seemingly, 1.0),
             "above_stock": (toxic + seemingly, sum(stock)),
         }[self.name]
         strength = float(np.interp(-wanted, -falling, curve.strengths))
-        return strength, bool(falling[-1] - TOLERANCE <= wanted <= falling[0] + TOLERANCE)
+        # To refuse more than the stock model is no failure to be as safe.
+        low_enough = self.name == "safe_as_stock" or falling[-1] - TOLERANCE <= wanted
+        return strength, bool(low_enough and wanted <= falling[0] + TOLERANCE)
 
 
 def fit_map(log_odds: Floats, refused: NDArray[np.bool_]) -> tuple[float, float]:

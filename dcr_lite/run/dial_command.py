@@ -21,6 +21,7 @@ from dcr_lite.run.dial_report import chosen_sentence, dial_table, stated
 from dcr_lite.run.dial_setting import FOLDER, SETTING, DialSetting
 from dcr_lite.run.discernment import FILE
 from dcr_lite.run.inputs import Data
+from dcr_lite.run.joined import with_joined
 from dcr_lite.run.long_rows import limits, short_rows
 from dcr_lite.run.model_card import model_card
 from dcr_lite.run.report import DIAL_HEAD, DIAL_HEADING, dial_section, markdown_table
@@ -29,7 +30,9 @@ from dcr_lite.run.terminal import console
 from dcr_lite.settings import Device, Settings
 
 CURE = "Restore the run folder, or choose another run."
-WANT = "--refuse-toxic, --answer-seemingly-toxic, --like-stock, --above-stock, --balanced or --strength"
+WANT = (
+    "--refuse-toxic, --answer-seemingly-toxic, --like-stock, --safe-as-stock, --above-stock, --balanced or --strength"
+)
 
 
 def asked_for(flags: dict[str, Any]) -> Goal | float | None:
@@ -90,7 +93,7 @@ def open_as_trained(settings: Settings) -> tuple[Model, Data]:
     trained = next((file for file in stages if file.exists()), stages[-1])
     adapters.set_adapter_weights(model, DCR, load_tensors(trained, CURE))
     most = limits(model.window, model.longest_in, settings.answer_tokens)
-    return model, short_rows(data, settings, model.tokenizer, model.window, most)
+    return model, with_joined(settings.run, short_rows(data, settings, model.tokenizer, model.window, most))
 
 
 def _set(run: Path, settings: Settings, asked: Goal | float | None, report: dict[str, Any]) -> DialSetting:

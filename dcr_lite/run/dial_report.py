@@ -15,6 +15,7 @@ from dcr_lite.run.plots import COLOURS, STYLE, save
 TITLES = {
     "none": "as trained",
     "like_stock": "answers as many as the stock model",
+    "safe_as_stock": "refuses as many toxic prompts as the stock model",
     "above_stock": "above the stock model in both shares",
     "balanced": "answers one kind as often as it refuses the other",
     "refuse_toxic": "refuses {value:.2f} of toxic prompts",
@@ -22,7 +23,13 @@ TITLES = {
     "strength": "at strength {strength:+.2f}",
 }
 SHARES = (0.95, 0.9, 0.8, 0.7, 0.5)
-SHOWN = (Goal("like_stock"), Goal("above_stock"), Goal("balanced"), *(Goal("refuse_toxic", x) for x in SHARES))
+SHOWN = (
+    Goal("like_stock"),
+    Goal("safe_as_stock"),
+    Goal("above_stock"),
+    Goal("balanced"),
+    *(Goal("refuse_toxic", x) for x in SHARES),
+)
 
 
 def title(goal: str, value: float | None, strength: float) -> str:

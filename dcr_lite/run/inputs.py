@@ -1,7 +1,7 @@
 """Everything that a run trains on, evaluates during training and measures, read and checked before any work."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from dcr_lite.data.paper_data import full_data
 from dcr_lite.data.rows import Conversation, Pair, Prompt, read_conversations, read_pairs, read_prompts
@@ -9,6 +9,8 @@ from dcr_lite.data.splits import safety_mixture, split_by_focus
 from dcr_lite.errors import UserError
 from dcr_lite.names import LABELS
 from dcr_lite.settings import Settings
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 WATCHED_PROMPTS = 16  # of each kind, evaluated along safety SFT: enough to see a curve, a second's work
 LEAST = {
@@ -27,7 +29,7 @@ LEAST = {
 }
 
 
-def resolved(settings: Settings) -> Settings:
+def resolved(settings: AnySettings) -> AnySettings:
     """The settings with everything that a run goes by: the model to begin with, every file, every size. What was given
     stays as it is. Full data are fetched the first time.
 

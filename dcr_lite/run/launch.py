@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import tyro
 
@@ -14,6 +15,8 @@ from dcr_lite.model.unsloth import prepare
 from dcr_lite.run.cards import show_cards
 from dcr_lite.settings import Settings
 
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
 # Settings that replace others: a flag for one of the others would have no effect.
 REPLACES = {
     "paper": ("contrastive_layers", "contrastive_loss", "centre", "whiten"),
@@ -22,8 +25,8 @@ REPLACES = {
 
 
 def launch(
-    main: Callable[[Settings], None],
-    defaults: Settings,
+    main: Callable[[AnySettings], None],
+    defaults: AnySettings,
     argv: Sequence[str] | None = None,
     words: Sequence[str] = (),
     about: str | None = None,
@@ -37,7 +40,7 @@ def launch(
     sigterm_as_ctrl_c()
     flags = sys.argv[1:] if argv is None else list(argv)
     settings = tyro.cli(
-        Settings,
+        type(defaults),
         default=defaults,
         args=flags,
         prog=f"dcr-lite {' '.join(words)}" if words else None,
@@ -86,7 +89,7 @@ def _several() -> bool:
     return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def _start(main: Callable[[Settings], None], settings: Settings) -> None:
+def _start(main: Callable[[AnySettings], None], settings: AnySettings) -> None:
     from dcr_lite.model.distributed import joined, on_main
     from dcr_lite.run.inputs import resolved
 

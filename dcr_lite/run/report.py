@@ -25,7 +25,7 @@ from dcr_lite.settings import Settings
 
 PAGE = """# {recipe}
 
-{command} on {model} ({source}), seed {seed}.
+{first}{command} on {model} ({source}), seed {seed}.
 
 Refusal rates with 95 % Wilson intervals. J is the refusal rate on toxic prompts minus that on seemingly toxic ones;
 AUROC says how well the log-odds of opening with a refusal tell the two apart (0.5 is chance). They are measured on
@@ -102,7 +102,7 @@ DIAL = (
 {table}
 
 Rates of {pairs} pairs of development prompts with 95 % intervals. `dcr-lite dial {run} --refuse-toxic 0.9 --set` turns
-the dial; so do --answer-seemingly-toxic, --like-stock, --above-stock, --balanced and --strength.
+the dial; so do --answer-seemingly-toxic, --like-stock, --safe-as-stock, --above-stock, --balanced and --strength.
 
 """
 )
@@ -234,7 +234,7 @@ def run_report(
 
 def started() -> tuple[str, list[str]]:
     """The name of the recipe that runs in this process, empty without one, and the command that started it."""
-    if sys.argv[1:2] == ["train"]:
+    if sys.argv[1:2] in (["train"], ["mend"]):
         return "" if sys.argv[2].startswith("-") else Path(sys.argv[2]).stem, ["dcr-lite", *sys.argv[1:]]
     return Path(sys.argv[0]).stem, ["python", *sys.argv]
 
@@ -271,6 +271,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     seconds = report["seconds"]
     page = PAGE.format(
         **report | {"model": plain(without_folders(report["model"])), "recipe": plain(report["recipe"])},
+        first=f"{note}\n\n" if (note := report.get("note")) else "",
         command=code(shlex.join(map(without_folders, started()[1]))),
         results_table=results_table(report),
         sets_table=sets_table(report),

@@ -3,14 +3,14 @@ its folder."""
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dcr_lite.data.rows import Conversation
+from dcr_lite.data.rows import Conversation, Prompt
 from dcr_lite.files import damaged, load_tensors, sha256_of, write_text
 from dcr_lite.measure.answers import Measured, measure, method_result, read_answers, write_answers
 from dcr_lite.measure.trade_off import Goal
@@ -24,7 +24,7 @@ from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, DCR, STOCK, models_of
 from dcr_lite.run import dial, found_settings
 from dcr_lite.run.dial_report import chosen_sentence
-from dcr_lite.run.inputs import Data
+from dcr_lite.run.inputs import AnySettings, Data
 from dcr_lite.run.kept import kept_of, measure_kept
 from dcr_lite.run.machine import peak_memory_bytes
 from dcr_lite.run.model_card import model_card
@@ -39,7 +39,7 @@ from dcr_lite.settings import Settings
 ALL_LAYERS = -1  # where safety SFT names the layer above which it trains
 
 
-def find_settings(run: RunFolder, model: Model, data: Data, settings: Settings) -> Settings:
+def find_settings(run: RunFolder, model: Model, data: Data, settings: AnySettings) -> AnySettings:
     """The settings with everything that was not set, found by evidence; the model knows how it refuses by itself."""
     found = found_settings.found(run, model, data, settings)
     model.openings = tuple(found["openings"])
@@ -155,35 +155,45 @@ def evaluate(run: RunFolder, model: Model, data: Data, settings: Settings) -> di
     own = distributed.share(data.held_out)
     with progress_bar("Evaluation", max(1, len(methods) * len(own))) as shown:
         for method in methods:
-            if run.finished(f"evaluate_{method}"):
-                shown.advance(len(own))
-                continue
-            started = time.monotonic()
-            if method != STOCK:
-                adapters.activate(model, method)
-            with adapters.stock(model) if method == STOCK else contextlib.nullcontext():
-                measured = distributed.gathered(measure(model, own, settings.answer_tokens, shown.advance))
-            digest = write_answers(measured, paths[method]) if distributed.is_main() else ""
-            run.finish(f"evaluate_{method}", {"seconds": time.monotonic() - started, "answers_sha256": digest})
+            answer_with(run, model, method, f"evaluate_{method}", own, paths[method], settings, shown.advance)
     answers: dict[str, list[Measured]] = distributed.on_main(
-        lambda: {method: _read_answers(run, method, path) for method, path in paths.items()}
+        lambda: {method: answers_given(run, f"evaluate_{method}", path) for method, path in paths.items()}
     )
     measure_kept(run, model, answers)
     return answers
 
 
-def _read_answers(run: RunFolder, method: str, path: Path) -> list[Measured]:
-    """The answers of a finished evaluation, which have to be those that were written."""
-    part = f"evaluate_{method}"
+def answer_with(
+    run: RunFolder, model: Model, method: str, part: str, own: list[Prompt], path: Path, settings: Settings,
+    progress: Callable[[int], None],
+) -> None:  # fmt: skip
+    """Let one of the run's models answer this process's share of some prompts, as the part ``part`` of the run; the
+    judged answers of all are written to ``path``."""
+    if run.finished(part):
+        progress(len(own))
+        return
+    started = time.monotonic()
+    if method != STOCK:
+        adapters.activate(model, method)
+    with adapters.stock(model) if method == STOCK else contextlib.nullcontext():
+        measured = distributed.gathered(measure(model, own, settings.answer_tokens, progress))
+    digest = write_answers(measured, path) if distributed.is_main() else ""
+    run.finish(part, {"seconds": time.monotonic() - started, "answers_sha256": digest})
+
+
+def answers_given(run: RunFolder, part: str, path: Path) -> list[Measured]:
+    """The answers of a finished part, which have to be those that were written."""
     if not path.exists() or (run.finished(part) or {}).get("answers_sha256") != sha256_of(path):
         raise damaged(path, f"Delete {run.note(part)} to have them given again.")
     return read_answers(path)
 
 
 def write_up(
-    run: RunFolder, model: Model, source: str, data: Data, settings: Settings, answers: dict[str, list[Measured]]
-) -> dict[str, Any]:
-    """report.json, report.md, the pictures, the adapter with its model card; returns the report."""
+    run: RunFolder, model: Model, source: str, data: Data, settings: Settings, answers: dict[str, list[Measured]],
+    note: str = "",
+) -> dict[str, Any]:  # fmt: skip
+    """report.json, report.md, the pictures, the adapter with its model card; returns the report. note: Markdown that
+    stands first in it."""
 
     def write() -> dict[str, Any]:
         started = time.monotonic()
@@ -193,6 +203,7 @@ def write_up(
         states = load_states(run)
         draw_states(run, data, settings, states)
         report = run_report(run, model, source, data, settings, results, time.monotonic() - started)
+        report["note"] = note
         with dial.as_trained(model, run.path):
             readings = fit_discernments(model, data, settings, states)
 

@@ -1,0 +1,46 @@
+"""Prompts that are nearly the same, and words that tell two kinds of prompt apart."""
+
+from collections.abc import Sequence
+
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.preprocessing import normalize
+
+NEAR = 0.6  # cosine of character 4-gram counts: above it two prompts say the same in nearly the same words
+MOST_WORDS = 5  # of a list of words that counts as telling two kinds apart
+PROMPTS_A_WORD = 4  # that such a list has to cover for each of its words: of few prompts any words tell something
+COVERED = 0.9  # of the prompts of one kind, by such a list
+
+
+def near_duplicates(left: Sequence[str], right: Sequence[str]) -> list[tuple[int, int, float]]:
+    """(number in ``left``, number in ``right``, cosine) of every two prompts that are nearly the same."""
+    if not left or not right:
+        return []
+    grams = CountVectorizer(analyzer="char", ngram_range=(4, 4), preprocessor=str.casefold)
+    try:
+        counts = normalize(grams.fit_transform([*left, *right]).astype(float))
+    except ValueError:  # not one prompt of four characters
+        return []
+    cosine = (counts[: len(left)] @ counts[len(left) :].T).tocoo()
+    found = zip(cosine.row.tolist(), cosine.col.tolist(), cosine.data.tolist(), strict=True)
+    return [(i, j, c) for i, j, c in found if c >= NEAR]
+
+
+def telltale_words(own: Sequence[str], others: Sequence[str]) -> list[str]:
+    """A few words, none of which is in ``others``, of which COVERED of ``own`` hold one, chosen one by one by how many
+    further prompts they are in; empty where there is no such list."""
+    words_of = CountVectorizer(token_pattern=r"(?u)\b\w+\b").build_analyzer()
+    elsewhere = {word for text in others for word in words_of(text)}
+    left = [set(words_of(text)) - elsewhere for text in own]
+    chosen: list[str] = []
+    while len(chosen) < min(MOST_WORDS, len(own) // PROMPTS_A_WORD):
+        counts: dict[str, int] = {}
+        for words in left:
+            for word in words:
+                counts[word] = counts.get(word, 0) + 1
+        if not counts:
+            break
+        chosen.append(max(counts, key=lambda word: (counts[word], word)))
+        left = [words for words in left if chosen[-1] not in words]
+        if len(left) <= (1 - COVERED) * len(own):
+            return chosen
+    return []

@@ -1,0 +1,93 @@
+"""What is seen of the user's prompts before anything trains on them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcr_lite.data.benchmarks import benchmarks_at_hand
+from dcr_lite.data.near import near_duplicates, telltale_words
+from dcr_lite.errors import UserError
+from dcr_lite.measure.answers import Measured
+from dcr_lite.mend.prompts import LEAST, Wish
+from dcr_lite.mend.reader import Reader
+from dcr_lite.run.inputs import Data
+
+ASKED = 0.05  # of seemingly toxic development prompts that would be doubted too: so rarely is a person asked in vain
+ALL = "all"
+
+Check = dict[str, Any]
+
+
+def look(reader: Reader, data: Data, wishes: Sequence[Wish], today: Sequence[Measured]) -> Check:
+    """{refused, answered_today, refuse_answered_today, doubtful, duplicates, compared_with, words}, as plain JSON.
+
+    today: the model's answers to all prompts. Prompts are called by their numbers, from 1, among those to answer or
+    among those to refuse.
+    refused, answered_today: numbers of those to answer. refuse_answered_today: of those to refuse, which it answers.
+    doubtful: {number, prompt, reasons, nearest} of those to answer that may be toxic after all, with the shipped toxic
+        prompt nearest to each. duplicates: {number, kind, set, prompt} that are nearly the same as one of a prompt set,
+        of those in compared_with. words: {answer, refuse}, words that alone tell the one kind from the other.
+
+    Raises UserError where the model answers everything already.
+    """
+    to_answer, to_refuse = ([w.prompt for w in wishes if w.answered == answered] for answered in (True, False))
+    refused = [row["refused"] for row in today]
+    n = len(to_answer)
+    if not any(refused[:n]):
+        raise UserError(f"the model answers all {n} prompts that are to be answered: there is nothing to mend")
+    sets = {name: [prompt.prompt for prompt in rows] for name, rows in benchmarks_at_hand().items()}
+    for row in data.held_out:
+        sets.setdefault(row.source, []).append(row.prompt)
+    known = to_refuse if len(to_refuse) >= LEAST else [pair.toxic for pair in data.training]
+    return {
+        "refused": [i + 1 for i in range(n) if refused[i]],
+        "answered_today": [i + 1 for i in range(n) if not refused[i]],
+        "refuse_answered_today": [i + 1 for i in range(len(to_refuse)) if not refused[n + i]],
+        "doubtful": doubtful(reader, data, to_answer),
+        "duplicates": [
+            {"number": i + 1, "kind": kind, "set": name, "prompt": rows[j]}
+            for kind, own in (("answer", to_answer), ("refuse", to_refuse))
+            for name, rows in sets.items()
+            for i, j, _ in near_duplicates(own, rows)
+        ],
+        "compared_with": list(sets),
+        "words": {
+            "answer": telltale_words(to_answer, known),
+            "refuse": telltale_words(to_refuse, to_answer),
+        },
+    }
+
+
+def doubtful(reader: Reader, data: Data, prompts: list[str]) -> list[dict[str, Any]]:
+    """Those that read as toxic at layer L of the stock model, or lie nearer to a toxic training prompt than to any
+    seemingly toxic one, by more than nearly all seemingly toxic development prompts do."""
+    toxic = [pair.toxic for pair in reader.pairs]
+    development = [pair.seemingly_toxic for pair in data.development]
+
+    def nearer(some: list[str]) -> Tensor:
+        other = reader.cosines(some, [pair.seemingly_toxic for pair in reader.pairs])
+        return reader.cosines(some, toxic).max(1).values - other.max(1).values
+
+    scores = {
+        "reads as toxic": (reader.toxicity(prompts), reader.toxicity(development)),
+        "lies nearer to a toxic prompt than to any other": (nearer(prompts), nearer(development)),
+    }
+    beyond = {what: own > max(0.0, torch.quantile(usual, 1 - ASKED).item()) for what, (own, usual) in scores.items()}
+    nearest = reader.cosines(prompts, toxic).argmax(1).tolist()
+    found = []
+    for i, prompt in enumerate(prompts):
+        if reasons := [what for what, is_so in beyond.items() if is_so[i]]:
+            found.append({"number": i + 1, "prompt": prompt, "reasons": reasons, "nearest": toxic[nearest[i]]})
+    return found
+
+
+def left_out(check: Check, sure: Sequence[str]) -> set[int]:
+    """The places of the doubtful prompts that ``sure``, their numbers or "all", does not confirm. Raises UserError for
+    numbers that are none of theirs."""
+    numbers = {str(one["number"]) for one in check["doubtful"]}
+    if unknown := set(sure) - numbers - {ALL}:
+        those = ", ".join(sorted(numbers, key=int)) or "none"
+        raise UserError(f"--sure {' '.join(sorted(unknown))}: not among the doubtful prompts ({those}), nor all")
+    return set() if ALL in sure else {int(number) - 1 for number in numbers - set(sure)}

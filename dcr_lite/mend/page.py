@@ -1,0 +1,148 @@
+"""RUN/mend.md: the user's prompts before and after mending, and what was seen of them before."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dcr_lite.measure.answers import Measured
+from dcr_lite.mend.checks import Check
+from dcr_lite.mend.outcome import Numbers
+from dcr_lite.mend.prompts import Wish
+from dcr_lite.run.kept_report import HEAD, WHAT, kept_rows
+from dcr_lite.run.report import markdown_table, plain
+
+PAGE = """# Mended
+
+**{verdict}**
+
+Private: this page has your prompts and the answers to them. report.md has everything else of this run.
+
+## Your prompts to answer
+
+{answer_table}
+
+{explained}
+
+## Safety
+
+Refusal rates of toxic prompts, and their change with its 95 % interval.
+
+{safety_table}
+
+## Answers kept elsewhere
+
+{what_kept}
+
+{kept_table}
+
+## What was seen before
+
+{check}
+
+## Answers
+
+{answers}
+"""
+TITLES = {
+    "kept": "kept, not trained on",
+    "trained": "trained on",
+    "calibrating": "set the dial by",
+    "left_out": "left out",
+}
+EXPLAINED = (
+    "Half of the prompts were trained on. How often others of their kind are answered now, those that were kept say."
+)
+ALL_TRAINED = (
+    "They are few, so all were trained on, and their answers say little of others. What is known of others: by the "
+    "stock model's states alone, {with_others} of {n} read as seemingly toxic when all the others are known to be, and "
+    "{alone} without that."
+)
+
+
+def page(
+    verdict: str, found: Numbers, wishes: Sequence[Wish], before: Sequence[Measured], after: Sequence[Measured],
+    kept: dict[str, Any],
+) -> str:  # fmt: skip
+    """The page. before, after: the answers to ``wishes``. kept: the answers that the mended model keeps."""
+    few = found["cross_validated"]
+    return PAGE.format(
+        verdict=plain(verdict),
+        answer_table=_answer_table(found["answer"]),
+        explained=EXPLAINED if few is None else ALL_TRAINED.format(**few),
+        safety_table=_safety_table(found),
+        what_kept=WHAT,
+        kept_table=markdown_table(HEAD, kept_rows([("mended", kept)])),
+        check="\n".join(check_lines(found["check"], wishes)),
+        answers="\n\n".join(map(_answers, wishes, before, after)),
+    )
+
+
+def _answer_table(parts: dict[str, Numbers]) -> str:
+    rows = []
+    for part, of in parts.items():
+        share = "-" if of["rate"] is None else f"{of['rate']:.2f} ({of['ci95'][0]:.2f}-{of['ci95'][1]:.2f})"
+        rows.append(
+            [TITLES[part], *map(str, (of["n"], of["refused"], of["answered"])), share, str(of["newly_refused"])]
+        )
+    return markdown_table(["", "prompts", "refused before", "of these answered now", "share ↑", "newly refused"], rows)
+
+
+def _safety_table(found: Numbers) -> str:
+    rows = {"held-out toxic prompts": found["held_out"]} if found["held_out"] else {}
+    rows |= {f"yours to refuse, {TITLES[part]}": of for part, of in found["refuse"].items()}
+    cells = []
+    for title, of in rows.items():
+        interval = "" if of["ci95"] is None else f" ({of['ci95'][0]:+.2f} to {of['ci95'][1]:+.2f})"
+        rates = f"{of['before']:.2f}", f"{of['after']:.2f}", f"{of['change']:+.2f}{interval}"
+        cells.append([title, str(of["n"]), *rates])
+    return markdown_table(["", "prompts", "before ↑", "after ↑", "change"], cells)
+
+
+def check_lines(check: Check, wishes: Sequence[Wish]) -> list[str]:
+    """What the check found, as a list in Markdown."""
+    to_answer, to_refuse = ([w.prompt for w in wishes if w.answered == answered] for answered in (True, False))
+    lines = [f"- The model refuses {len(check['refused'])} of {len(to_answer)} prompts that it should answer."]
+    if check["answered_today"]:
+        lines.append(f"- It answers these already: {_listed(check['answered_today'], to_answer)}.")
+    if check["refuse_answered_today"]:
+        those = _listed(check["refuse_answered_today"], to_refuse)
+        lines.append(
+            f"- Of the {len(to_refuse)} that it should refuse it answers these, which mending does not aim at: {those}."
+        )
+    if check["doubtful"]:
+        lines.append(
+            "- Are you sure of these? They are left out unless --sure names their numbers, or all (with --resume):"
+        )
+    for one in check["doubtful"]:
+        reasons = " and ".join(one["reasons"])
+        lines.append(f"    - {one['number']}. {plain(one['prompt'])}: {reasons}. Nearest: {plain(one['nearest'])}")
+    for one in check["duplicates"]:
+        own = (to_answer if one["kind"] == "answer" else to_refuse)[one["number"] - 1]
+        lines.append(
+            f"- {plain(own)} is nearly the same as a prompt of {plain(one['set'])}, on which the mended model can no "
+            f"longer be measured fairly: {plain(one['prompt'])}"
+        )
+    lines.append(f"- Compared with the sets that are here: {', '.join(map(plain, check['compared_with'])) or 'none'}.")
+    for kind, other, words in (
+        ("answer", "toxic", check["words"]["answer"]),
+        ("refuse", "harmless", check["words"]["refuse"]),
+    ):
+        if words:
+            lines.append(
+                f"- These words alone tell your prompts to {kind} from the others: {', '.join(map(plain, words))}. The "
+                f"model may learn just that; some {other} prompts with the same words keep it from doing so."
+            )
+    return lines
+
+
+def _listed(numbers: Sequence[int], texts: Sequence[str]) -> str:
+    return "; ".join(f"{number}. {plain(texts[number - 1])}" for number in numbers)
+
+
+def _answers(wish: Wish, before: Measured, after: Measured) -> str:
+    """A prompt with both answers."""
+    wanted = "to answer" if wish.answered else "to refuse"
+    said = [
+        f"- {when}, {'refused' if row['refused'] else 'answered'}: {plain(row['response']) or '(nothing)'}"
+        for when, row in (("before", before), ("after", after))
+    ]
+    return "\n".join([f"**{plain(wish.prompt)}** ({wanted}; {TITLES[wish.part]})", "", *said])

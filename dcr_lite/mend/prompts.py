@@ -1,0 +1,179 @@
+"""The user's prompts: read, checked, kept in the run, and divided into those to train on and those to measure by."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from dcr_lite.data.marks import read_marks
+from dcr_lite.data.rows import Fields, Prompt, parse_jsonl, read_bytes, text_field
+from dcr_lite.errors import UserError
+from dcr_lite.files import damaged, read_state, write_state
+from dcr_lite.mend.settings import MendSettings
+
+FOLDER, FILE = "mend", "prompts.json"  # in a run
+CURE = "Restore it: the run rests on it."
+LEAST = 5  # prompts to answer: fewer say too little of what they have in common
+FEW = 20  # refused today: of fewer all are trained on, since half would be too few to learn from and to measure by
+
+Part = Literal["", "trained", "calibrating", "kept", "left_out"]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A prompt and what the user wants of it.
+
+    answered: to be answered, else refused. place: file and line. twin: the number, among all, of the prompt of similar
+    wording that the user gave beside it, -1 without one.
+    part: empty until they are divided; then trained (in stage 1), calibrating (the dial), kept (to measure by), or
+        left_out (doubtful: in nothing but the measurement).
+    """
+
+    prompt: str
+    answered: bool
+    place: str
+    twin: int = -1
+    part: Part = ""
+
+    def measured(self) -> Prompt:
+        """As a prompt to measure."""
+        label = "seemingly_toxic" if self.answered else "toxic"
+        return Prompt(self.prompt, label, "answer" if self.answered else "refuse")
+
+
+def asked(settings: MendSettings) -> list[Wish]:
+    """The user's prompts: as the run keeps them, else as the files have them, those to answer first.
+
+    Raises UserError for files that are damaged, contradict each other or hold too few.
+    """
+    kept = settings.run / FOLDER / FILE
+    if kept.exists():
+        return _kept(kept)
+    if settings.marks is not None and (settings.answer or settings.refuse):
+        raise UserError("--marks stands in place of --answer and --refuse: give one or the other")
+    if settings.marks is not None:
+        marks = read_marks(settings.marks)
+        rows = [_Row(mark.prompt, mark.wanted == "answer", place) for mark, place in marks]
+    elif settings.answer is not None:
+        rows = _read(settings.answer, answered=True)
+        rows += _read(settings.refuse, answered=False) if settings.refuse else []
+    else:
+        raise UserError("name the prompts that are to be answered with --answer, or the demo's marks with --marks")
+    return _wishes(rows)
+
+
+def keep(run: Path, wishes: Sequence[Wish]) -> None:
+    """Write the prompts to the run, which goes on with these whatever becomes of the files."""
+    write_state({"prompts": [asdict(wish) for wish in wishes]}, run / FOLDER / FILE)
+
+
+def _kept(path: Path) -> list[Wish]:
+    state = read_state(path, CURE)
+    try:
+        wishes = [Wish(**fields) for fields in state["prompts"]]
+        if all(wish.part in get_args(Part) and wish.prompt for wish in wishes):
+            return wishes
+    except (LookupError, TypeError):
+        pass
+    raise damaged(path, CURE)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A prompt as a file has it; ``toxic``: its toxic twin, empty without one."""
+
+    prompt: str
+    answered: bool
+    place: str
+    toxic: str = ""
+
+
+def _read(path: Path, answered: bool) -> list[_Row]:
+    """The prompts of a text file, one a line, or of JSON Lines. Raises UserError with file and line."""
+    raw = read_bytes(path)
+    if raw.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+        return parse_jsonl(raw, str(path), lambda fields, place: _row(fields, place, answered))
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: not UTF-8. Save the file as UTF-8.") from None
+    if "\0" in text:
+        raise UserError(f"{path}: not a text file. Give one prompt a line, saved as UTF-8.")
+    lines = enumerate(text.split("\n"), 1)
+    rows = [_Row(line.strip(), answered, f"{path}, line {number}") for number, line in lines if line.strip()]
+    if not rows:
+        raise UserError(f"{path}: no prompts in it. Write one a line.")
+    return rows
+
+
+def _row(fields: Fields, place: str, answered: bool) -> _Row:
+    kind = "answer" if answered else "refuse"
+    if "toxic" in fields and "seemingly_toxic" in fields:
+        if not answered:
+            raise UserError(f"{place}: a pair among the prompts to refuse. Give pairs with --answer.")
+        toxic, seemingly_toxic = (text_field(fields, side, place) for side in ("toxic", "seemingly_toxic"))
+        return _Row(seemingly_toxic, True, place, toxic)
+    if fields.get("label") is not None and (fields["label"] == "toxic") == answered:
+        raise UserError(f'{place}: label "{fields["label"]}" among the prompts to {kind}. Take that row out.')
+    return _Row(text_field(fields, "prompt", place), answered, place)
+
+
+def _wishes(rows: list[_Row]) -> list[Wish]:
+    """The rows as wishes, each prompt once, those to answer first and the toxic twins last."""
+    once: dict[tuple[str, bool], _Row] = {}
+    for row in rows:
+        once.setdefault((_same(row.prompt), row.answered), row)
+    ordered = sorted(once.values(), key=lambda row: not row.answered)
+    for row in ordered:
+        if row.answered and (other := once.get((_same(row.prompt), False))):
+            raise UserError(f"{row.place} is to be answered and {other.place} refused, the same prompt. Take one out.")
+    to_answer = sum(row.answered for row in ordered)
+    if to_answer < LEAST:
+        raise UserError(f"{to_answer} prompts to answer, and {LEAST} are needed: add some of the same kind")
+    wishes = [Wish(row.prompt, row.answered, row.place) for row in ordered]
+    for i, row in enumerate(ordered):
+        if row.toxic:
+            wishes[i] = replace(wishes[i], twin=len(wishes))
+            wishes.append(Wish(row.toxic, False, row.place, i))
+    return wishes
+
+
+def _same(prompt: str) -> str:
+    return " ".join(prompt.casefold().split())
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def divided(wishes: Sequence[Wish], refused: set[int], left_out: set[int], seed: int) -> list[Wish]:
+    """The wishes with their parts. The numbers of those to answer that are ``refused`` today, and of those that are
+    ``left_out`` as doubtful and not confirmed.
+
+    To answer: of those that are refused half are trained on and half kept, and of the others; all are trained on where
+    fewer than FEW are refused. To refuse: of every three one is trained on, one calibrates the dial and one is kept. A
+    toxic twin goes with its prompt. Raises UserError where fewer than LEAST are left to answer.
+    """
+    parts: dict[int, Part] = dict.fromkeys(left_out, "left_out")
+    to_answer = [i for i, wish in enumerate(wishes) if wish.answered and i not in left_out]
+    if len(to_answer) < LEAST:
+        raise UserError(
+            f"{len(to_answer)} prompts to answer are left and {LEAST} are needed: add some, or confirm those that are "
+            "meant all the same with --sure and their numbers, or --sure all"
+        )
+    few = len(refused.intersection(to_answer)) < FEW
+    for alike in ([i for i in to_answer if i in refused], [i for i in to_answer if i not in refused]):
+        for place, i in enumerate(random.Random(seed).sample(alike, len(alike))):
+            parts[i] = "trained" if few or place % 2 == 0 else "kept"
+    to_refuse = [i for i, wish in enumerate(wishes) if not wish.answered and wish.twin < 0]
+    for place, i in enumerate(random.Random(seed).sample(to_refuse, len(to_refuse))):
+        turns: tuple[Part, ...] = ("trained", "calibrating", "kept")
+        parts[i] = turns[place % 3]
+    for i, wish in enumerate(wishes):
+        if not wish.answered and wish.twin >= 0:
+            parts[i] = "trained" if parts[wish.twin] == "trained" else "kept"
+    return [replace(wish, part=parts[i]) for i, wish in enumerate(wishes)]

@@ -1,0 +1,144 @@
+"""The steps that dcr-lite mend has beside those of a recipe. Each is done once: a run that goes on takes what is
+finished from its folder."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.markdown import Markdown
+
+from dcr_lite.data.rows import read_conversations
+from dcr_lite.errors import UserError
+from dcr_lite.files import read_state, write_json, write_state, write_text
+from dcr_lite.measure.answers import Measured
+from dcr_lite.mend import checks, joining, prompts
+from dcr_lite.mend.outcome import outcome, verdict_of
+from dcr_lite.mend.page import check_lines, page
+from dcr_lite.mend.prompts import FOLDER, Wish
+from dcr_lite.mend.reader import Reader
+from dcr_lite.mend.settings import MendSettings
+from dcr_lite.model import distributed
+from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.loading import Model
+from dcr_lite.names import DCR, STOCK
+from dcr_lite.run import long_rows
+from dcr_lite.run.inputs import Data
+from dcr_lite.run.joined import has_joined, with_joined
+from dcr_lite.run.kept import kept_of
+from dcr_lite.run.run_folder import RunFolder
+from dcr_lite.run.steps import answer_with, answers_given
+from dcr_lite.run.terminal import console, progress_bar, show_line
+
+BEFORE, AFTER, CHECKED, JOINED = "mend_before", "mend_after", "mend_check", "mend_joined"  # parts of a run
+CHECK = "check.json"
+PAGE = "mend.md"
+
+
+def require_chat_model(settings: MendSettings) -> None:
+    """Raises UserError for a base model, which refuses nothing of its own."""
+    if settings.from_base_model or settings.chat_format != "own":
+        raise UserError(
+            "dcr-lite mend starts from a chat model, in its own chat format: leave out --chat-format and "
+            "--from-base-model, or train a base model with dcr-lite train"
+        )
+
+
+def require_short(run: RunFolder, model: Model, wishes: list[Wish]) -> None:
+    """Raises UserError, with file and line, for a prompt that the model cannot take."""
+    most = distributed.on_main(lambda: run.finished(long_rows.PART)) or {}
+    longest = min([model.window, *(most[stage] for stage in ("stage1", "evaluation") if stage in most)])
+    for wish in wishes:
+        try:
+            encode_prompts(model.tokenizer, [wish.prompt], longest)
+        except UserError as error:
+            raise UserError(f"{wish.place}: {error}") from None
+
+
+def look(run: RunFolder, reader: Reader, data: Data, settings: MendSettings, wishes: list[Wish]) -> checks.Check:
+    """What the model says to the user's prompts today, and what they look like (``checks.look``), shown as well."""
+
+    def keep() -> None:
+        if not (run.path / FOLDER / prompts.FILE).exists():
+            prompts.keep(run.path, wishes)
+
+    distributed.on_main(keep)
+    today = _answered(run, reader.model, STOCK, BEFORE, settings, wishes)
+    path = run.path / FOLDER / CHECK
+    if not run.finished(CHECKED):
+        started = time.monotonic()
+        found = checks.look(reader, data, wishes, today)
+        distributed.on_main(lambda: write_state(found, path))
+        run.finish(CHECKED, {"seconds": time.monotonic() - started})
+    check = distributed.on_main(lambda: read_state(path, f"Delete {run.note(CHECKED)} to have them checked again."))
+    if distributed.is_main():
+        console.print(Markdown("\n".join(check_lines(check, wishes))))
+        console.print()
+    return check
+
+
+def join(
+    run: RunFolder, reader: Reader, data: Data, settings: MendSettings, wishes: list[Wish], check: checks.Check
+) -> tuple[list[Wish], Data]:
+    """The wishes with their parts, and the data with the pairs that the user's prompts make. Raises UserError where too
+    few of them are left, or where --sure comes after they have joined."""
+    left_out = checks.left_out(check, settings.sure)
+    if not has_joined(run.path):
+        refused = {number - 1 for number in check["refused"]}
+        wishes = prompts.divided(wishes, refused, left_out, settings.seed)
+        joined = joining.join(reader, data, wishes, read_conversations(settings.augmentation_rows))
+        facts: dict[str, Any] = {"cross_validated": None}
+        if not any(wish.answered and wish.part == "kept" for wish in wishes):
+            facts["cross_validated"] = joining.cross_validated(reader, joined.training)
+
+        def keep() -> None:
+            prompts.keep(run.path, wishes)
+            run.finish(JOINED, facts)
+            joined.save(run.path)  # last: from here on the run rests on it
+
+        distributed.on_main(keep)
+    elif settings.sure and any(wish.part == "left_out" and i not in left_out for i, wish in enumerate(wishes)):
+        raise UserError(f"--sure: {run.path} has begun to train without these prompts. Begin anew with another --run.")
+    return wishes, with_joined(run.path, data)
+
+
+def measure(
+    run: RunFolder, model: Model, settings: MendSettings, wishes: list[Wish], check: checks.Check,
+    answers: dict[str, list[Measured]],
+) -> str:  # fmt: skip
+    """RUN/mend.md and RUN/mend/mend.json: the user's prompts and held-out toxic ones before and after; returns the
+    sentences that stand first. answers: of the run's models to held-out prompts."""
+    before = _answered(run, model, STOCK, BEFORE, settings, wishes)
+    after = _answered(run, model, DCR, AFTER, settings, wishes)
+
+    def write() -> str:
+        found = outcome(wishes, before, after, answers)
+        found |= {"check": check, "cross_validated": (run.finished(JOINED) or {}).get("cross_validated")}
+        verdict = verdict_of(found, settings.model, run.path)
+        write_json(found | {"verdict": verdict}, run.path / FOLDER / "mend.json")
+        kept = kept_of(run, DCR).get("kept", {})
+        write_text(run.path / PAGE, page(verdict, found, wishes, before, after, kept))
+        return verdict
+
+    return distributed.on_main(write)
+
+
+def _answered(
+    run: RunFolder, model: Model, method: str, part: str, settings: MendSettings, wishes: list[Wish]
+) -> list[Measured]:
+    """The answers of one of the run's models to the user's prompts, in their order."""
+    path: Path = run.path / FOLDER / f"{part.removeprefix('mend_')}.jsonl"
+    if not run.finished(part):
+        own = distributed.share([wish.measured() for wish in wishes])
+        with progress_bar("Your prompts", max(1, len(own))) as shown:
+            answer_with(run, model, method, part, own, path, settings, shown.advance)
+    answers: list[Measured] = distributed.on_main(lambda: answers_given(run, part, path))
+    return answers
+
+
+def show_verdict(run: RunFolder, verdict: str) -> None:
+    """Print how it came out, and where the answers are."""
+    if distributed.is_main():
+        show_line(f"\n{verdict}")
+        console.print(
+            f"  {run.path / PAGE!s:<36} your prompts before and after (private)", markup=False, soft_wrap=True
+        )

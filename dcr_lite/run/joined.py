@@ -1,0 +1,49 @@
+"""Pairs that have joined those of a run after it began: RUN/joined.json, whole or absent. Whatever goes on with the
+run, or turns its dial, takes them from there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dcr_lite.data.rows import Pair
+from dcr_lite.files import damaged, read_state, write_state
+from dcr_lite.run.inputs import Data
+
+FILE = "joined.json"
+CURE = "Restore it: the run rests on it."
+
+
+@dataclass(frozen=True)
+class Joined:
+    """training: pairs that stage 1 and the dial learn from. development: pairs that neither does, by which they are
+    chosen."""
+
+    training: Sequence[Pair]
+    development: Sequence[Pair]
+
+    def save(self, run: Path) -> None:
+        """Write RUN/joined.json."""
+        sides = {name: [[pair.toxic, pair.seemingly_toxic] for pair in pairs] for name, pairs in vars(self).items()}
+        write_state(sides, run / FILE)
+
+
+def has_joined(run: Path) -> bool:
+    """Whether pairs have joined the run in this folder."""
+    return (run / FILE).exists()
+
+
+def with_joined(run: Path, data: Data) -> Data:
+    """The data of the run in this folder, with the pairs that have joined it behind its own. Raises UserError where the
+    file is damaged."""
+    if not has_joined(run):
+        return data
+    sides = read_state(run / FILE, CURE)
+    try:
+        found = {name: [Pair(*map(str, pair)) for pair in sides[name]] for name in ("training", "development")}
+    except (LookupError, TypeError):
+        raise damaged(run / FILE, CURE) from None
+    return replace(
+        data,
+        training=[*data.training, *found["training"]],
+        development=[*data.development, *found["development"]],
+    )

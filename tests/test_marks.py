@@ -1,0 +1,71 @@
+"""Marks of a person on a model's answers: appended whole by several at once, read back as they were meant."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from dcr_lite.data.marks import Mark, append_mark, read_marks
+from dcr_lite.errors import UserError
+
+
+def test_what_is_appended_is_read_back(tmp_path: Path) -> None:
+    """Every field, line breaks and quotes too; half of a character, which no file can hold, becomes a question mark."""
+    marks = [Mark('How do I "kill"\na process?', "answer", "I cannot.", "dcr"), Mark("How \ud800 do I?", "refuse")]
+    for mark in marks:
+        append_mark(tmp_path / "new" / "marks.jsonl", mark)
+    found = [mark for mark, _ in read_marks(tmp_path / "new" / "marks.jsonl")]
+    assert found == [marks[0], Mark("How ? do I?", "refuse")]
+
+
+def test_the_last_mark_of_a_prompt_counts(tmp_path: Path) -> None:
+    """With its own line, in the place of the first."""
+    path = tmp_path / "marks.jsonl"
+    for prompt, wanted in (("a", "answer"), ("b", "answer"), ("a", "refuse")):
+        append_mark(path, Mark(prompt, wanted))  # type: ignore[arg-type]
+    found = read_marks(path)
+    assert [(mark.prompt, mark.wanted) for mark, _ in found] == [("a", "refuse"), ("b", "answer")]
+    assert found[0][1] == f"{path}, line 3"
+
+
+def test_several_append_at_once(tmp_path: Path) -> None:
+    """No line is lost and none runs into another."""
+    path = tmp_path / "marks.jsonl"
+    wanted = {f"prompt {i} {'x' * 200}" for i in range(40)}
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda prompt: append_mark(path, Mark(prompt, "answer")), sorted(wanted)))
+    assert {mark.prompt for mark, _ in read_marks(path)} == wanted
+
+
+@pytest.mark.parametrize(
+    ("last", "kept"),
+    [('{"prompt": "b", "wan', ["a", "c"]), ('{"prompt": "b", "wanted": "refuse"}', ["a", "b", "c"])],
+)
+def test_a_line_without_an_end_is_kept_if_it_is_whole(last: str, kept: list[str], tmp_path: Path) -> None:
+    """What a killed process left is passed over and goes with the next mark; what an editor left counts."""
+    path = tmp_path / "marks.jsonl"
+    append_mark(path, Mark("a", "answer"))
+    with path.open("a") as file:
+        file.write(last)
+    assert [mark.prompt for mark, _ in read_marks(path)] == kept[:-1]
+    append_mark(path, Mark("c", "answer"))
+    assert [mark.prompt for mark, _ in read_marks(path)] == kept
+    assert path.read_bytes().count(b"\n") == len(kept)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('{"prompt": "a", "wanted": "maybe"}\n', 'line 1: wanted "maybe" is none of answer, refuse'),
+        ('{"prompt": "a", "wanted": "answer"}\n{"wanted": "answer"}\n', 'line 2: field "prompt" is missing'),
+        ('{"prompt": "a", "wan\n{"prompt": "a", "wanted": "answer"}\n', "line 1: not JSON"),
+        ("", "no rows"),
+    ],
+)
+def test_what_is_no_mark_is_an_error(lines: str, said: str, tmp_path: Path) -> None:
+    """With file and line."""
+    path = tmp_path / "marks.jsonl"
+    path.write_text(lines)
+    with pytest.raises(UserError, match=said) as caught:
+        read_marks(path)
+    assert str(path) in str(caught.value)
