@@ -78,6 +78,13 @@ def test_a_learning_rate_follows_from_the_width() -> None:
 # --- what the model does already --------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def whole_openings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kit's own, where tests of tiny runs have single letters."""
+    monkeypatch.setattr("dcr_lite.measure.openings.REFUSING_OPENINGS", REFUSING_OPENINGS)
+
+
+@pytest.mark.usefixtures("whole_openings")
 @pytest.mark.parametrize(
     ("chat_format", "answers", "found"),
     [
@@ -101,6 +108,7 @@ def test_a_model_that_refuses_by_itself_is_not_taught_to(
     assert {*given_ones, "layer"} <= set(chosen["evidence"]["given"])
 
 
+@pytest.mark.usefixtures("whole_openings")
 def test_a_models_own_way_of_refusing_is_learnt() -> None:
     """Frequent beginnings of refusals that no answer shares, in whole words; none that a known opening covers, or that
     begins with another."""
@@ -114,6 +122,7 @@ def test_a_models_own_way_of_refusing_is_learnt() -> None:
     assert own_openings([], answered) == REFUSING_OPENINGS
 
 
+@pytest.mark.usefixtures("whole_openings")
 @given(
     refused=st.lists(st.text("ab ,.", max_size=12), max_size=30),
     answered=st.lists(st.text("ab ,.", max_size=12), max_size=30),

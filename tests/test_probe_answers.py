@@ -12,7 +12,8 @@ import torch
 from tiny_models import PROMPTS, random_kinds, random_rows
 
 from dcr_lite.data.rows import Prompt
-from dcr_lite.measure.metrics import wilson_interval
+from dcr_lite.measure import metrics
+from dcr_lite.measure.metrics import RESAMPLES, wilson_interval
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.contrast import Contrast
 from dcr_lite.model.generation import answer
@@ -254,9 +255,10 @@ def test_a_row_has_rates_j_and_the_change() -> None:
     assert (same["change"], same["change_ci95"]) == (0, [0, 0])
 
 
-def test_the_change_is_paired_by_prompt() -> None:
+def test_the_change_is_paired_by_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the same prompts are refused, its interval is narrow, however wide that of J is; against plain resampling
     of the differences."""
+    monkeypatch.setattr(metrics, "RESAMPLES", RESAMPLES)  # where other tests have fewer
     probed = [verdict("toxic", one["refused"][0] and i != 0) for i, one in enumerate(USUAL[:10])] + USUAL[10:]
     (row,) = rows_of(PROBES["hello"], probed, USUAL)
     differences = np.array([-1.0] + [0.0] * 9)
