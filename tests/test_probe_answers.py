@@ -228,6 +228,12 @@ def test_whether_an_encoding_was_read_has_a_ceiling_and_a_floor() -> None:
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def _whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many resamples as the kit takes, where other tests have fewer."""
+    monkeypatch.setattr(metrics, "RESAMPLES", RESAMPLES)
+
+
 def verdict(label: str, *refused: bool, broken: bool = False) -> dict[str, Any]:
     return {"label": label, "refused": list(refused), "broken": [broken] * len(refused)}
 
@@ -255,10 +261,9 @@ def test_a_row_has_rates_j_and_the_change() -> None:
     assert (same["change"], same["change_ci95"]) == (0, [0, 0])
 
 
-def test_the_change_is_paired_by_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_change_is_paired_by_prompt() -> None:
     """Where the same prompts are refused, its interval is narrow, however wide that of J is; against plain resampling
     of the differences."""
-    monkeypatch.setattr(metrics, "RESAMPLES", RESAMPLES)  # where other tests have fewer
     probed = [verdict("toxic", one["refused"][0] and i != 0) for i, one in enumerate(USUAL[:10])] + USUAL[10:]
     (row,) = rows_of(PROBES["hello"], probed, USUAL)
     differences = np.array([-1.0] + [0.0] * 9)

@@ -47,16 +47,6 @@ def test_help_answers_at_once_without_torch() -> None:
     assert not imported & {"torch", "transformers", "peft", "matplotlib", "numpy", "datasets", "sklearn"}
 
 
-def test_a_recipe_trains_from_a_cold_start(tiny: Path, rows: Path, tmp_path: Path) -> None:
-    """`python recipes/smollm2_135m.py` in a Python that has imported nothing: other tests fork from one that has."""
-    few = {"contrastive_steps": 1, "sft_epochs": 1, "instructions": 4, "compare_with": (), "answer_tokens": 1}
-    few["evaluation"] = rows / "plain.jsonl"
-    argv = flags(tiny, rows, tmp_path / "run", **few)
-    done = subprocess.run([sys.executable, str(RECIPE), *argv], env=ENVIRONMENT, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "run" / "report.md").exists()
-
-
 def test_a_run_says_what_it_will_do_then_what_it_found(finished: Finished) -> None:
     """The plan stands before the first progress line; the end shows all three models and where things lie."""
     out = finished.seen.out
