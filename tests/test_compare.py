@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from small_runs import flags, recipe_module, run_here, save_rows, write_rows
 
 from dcr_lite import cli
-from dcr_lite.compare import actor, command, inference_cost, measurement, preferences, prosafeprune, surgical
+from dcr_lite.compare import actor, command, measurement, preferences, prosafeprune, surgical
 from dcr_lite.compare.directions import KL_LIMIT
 from dcr_lite.compare.methods import ANSWERED, METHODS
 from dcr_lite.compare.report import COSTS
@@ -62,7 +62,6 @@ def _small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patched.setattr(preferences, "is_broken", lambda prompt, text: not text)
         patched.setattr(surgical, "DISCARDED", 0.5)  # of the layers: each candidate is tried on all prompts
         patched.setattr(prosafeprune, "WINDOWS", (2,))
-        patched.setattr(inference_cost, "TRIES", 1)
         yield
 
 

@@ -63,7 +63,6 @@ class Contracted:
             for module in (measurement, contract):
                 patched.setattr(module, "HELD_OUT_INSTRUCTIONS", self.rows / "few.jsonl")
             patched.setattr(safety_sft, "OBSERVATIONS", 1)
-            patched.setattr("dcr_lite.compare.inference_cost.TRIES", 1)
             patched.setattr(contract, "SHIPPED", self.rows)
             patched.setattr(contract, "CONTRACTS", self.contracts)
             patched.setattr(contract, "judge_version", version)

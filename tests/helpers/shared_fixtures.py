@@ -34,10 +34,13 @@ def _blank_pictures() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _small() -> Iterator[None]:
-    """What runs of tiny models take for the beginning of a refusal, and how sharp their intervals are."""
+    """What runs of tiny models take for the beginning of a refusal, how sharp their intervals are, and how well the
+    cost of a token is measured."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("dcr_lite.measure.openings.REFUSING_OPENINGS", LETTERS)
         patched.setattr("dcr_lite.measure.metrics.RESAMPLES", RESAMPLES)
+        patched.setattr("dcr_lite.compare.inference_cost.TRIES", 1)
+        patched.setattr("dcr_lite.compare.inference_cost.TOKENS", 3)
         yield
 
 
