@@ -152,7 +152,7 @@ def searched(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -
     """A finished run, without a recipe, that has found everything."""
     run = tmp_path_factory.mktemp("searched") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        assert run_command(patch, "train", *unset_flags(tiny, rows, run)) == 0
+        assert run_command(patch, "train", *unset_flags(tiny, rows, run, contrastive_steps=4, sft_epochs=1)) == 0
     return run
 
 
@@ -230,7 +230,8 @@ def test_what_is_given_is_not_searched(tiny: Path, rows: Path, tmp_path: Path, m
     """With every flag set nothing is run."""
     for name in ("_stock_answers", "_layers"):
         monkeypatch.setattr(found_settings, name, lambda *args: pytest.fail("searched"))
-    done = run_here(flags(tiny, rows, tmp_path / "run", contrastive_steps=1, sft_epochs=1))
+    few = {"contrastive_steps": 1, "sft_epochs": 1, "compare_with": [], "evaluation": rows / "plain.jsonl"}
+    done = run_here(flags(tiny, rows, tmp_path / "run", **few))
     assert done.code == 0, done.err
     assert not (tmp_path / "run" / "found.png").exists()
 
