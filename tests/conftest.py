@@ -1,41 +1,60 @@
-"""Fixtures: tiny random models on disk, built once, loaded afresh for every test that changes them."""
+"""In which order tests run, and which of them go together. The fixtures are in helpers/shared_fixtures.py."""
 
 import gc
 import os
-import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from xdist.scheduler import LoadFileScheduling
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that asks the network fails instead of waiting
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what a test starts: the other core has tests of its own
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+gc.disable()  # until all is imported: what that makes is many, and stays
 
-import pytest
-import tiny_models
-import torch
-from hypothesis import HealthCheck, settings
-from matplotlib.figure import Figure
-from small_runs import flags, run_here
-
-from dcr_lite.model.loading import Model
-
-pytest_plugins = ["recipe_runs", "scripted_endpoint", "contract_runs"]
-
-torch.set_num_threads(1)  # tiny matrices: threads would only wait for each other
-settings.register_profile(  # the same examples on every machine, and no stop-watch on a busy one
-    "dcr", max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+# Files that share what takes long to make: one worker takes them, one after the other.
+TOGETHER = (
+    # A process whose imports take a quarter of a minute, to fork from, and runs that were made so.
+    {
+        "test_check.py",
+        "test_distributed.py",
+        "test_faults.py",
+        "test_interrupts.py",
+        "test_resume.py",
+        "test_run_outputs.py",
+        "test_windows.py",
+    },
+    {"test_added_methods.py", "test_contract.py", "test_verify.py"},  # a comparison by a contract
+    {"test_dial.py", "test_export.py", "test_gguf.py", "test_merge.py"},  # the real SmolLM2
 )
-settings.load_profile("dcr")
+UNITS = {name: min(names) for names in TOGETHER for name in names}
 
 
-DRAW = Figure.savefig
-BLANK = (  # a PNG of one white pixel
-    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0:~\x9bU"
-    b"\0\0\0\nIDATx\x9cc\xf8\x0f\0\x01\x01\x01\0\xb18\xf6\x14\0\0\0\0IEND\xaeB`\x82"
-)
+def pytest_configure(config: pytest.Config) -> None:
+    """Load the fixtures, with torch and all else, but where workers are only started and waited for."""
+    controls = config.getoption("dist", "no") != "no" and not config.option.collectonly
+    if not controls:
+        config.pluginmanager.import_plugin("shared_fixtures")
+
+
+def unit_of(path: str | Path) -> str:
+    """What a worker is given at once: the file, or what it goes together with."""
+    return UNITS.get(Path(path).name, str(path))
+
+
+class Scheduling(LoadFileScheduling):
+    """A unit at a time to each worker."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return unit_of(super()._split_scope(nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling | None:
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def slow_tests() -> set[str]:
@@ -45,156 +64,20 @@ def slow_tests() -> set[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that slow.txt lists: by file, by function or by one of its parameters. Files with most of them
-    come first, so that no worker is left with a long one at the end."""
+    """Mark the tests that slow.txt lists: by file, by function or by one of its parameters. Units with most of
+    them come first, then those with most tests, so that no worker is left with a long one at the end."""
     slow = slow_tests()
     for item in items:
         name = f"{item.path.name}::{item.nodeid.partition('::')[2]}"
         if slow & {item.path.name, name, name.partition("[")[0]}:
             item.add_marker(pytest.mark.slow)
-    marked = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -marked[item.path])
+    units = {item: unit_of(item.path) for item in items}
+    marked = Counter(unit for item, unit in units.items() if item.get_closest_marker("slow"))
+    size = Counter(units.values())
+    items.sort(key=lambda item: (-marked[units[item]], -size[units[item]], units[item]))
 
 
 def pytest_collection_finish() -> None:
-    """Spare later garbage collections the objects of all imported libraries."""
+    """Spare garbage collections the objects of all imported libraries."""
     gc.freeze()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _blank_pictures() -> Iterator[None]:
-    """Drawing takes a third of a tiny run: where no test looks at the pictures, they are blank."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Figure, "savefig", lambda self, path, **options: Path(path).write_bytes(BLANK))
-        yield
-
-
-@pytest.fixture(scope="module")
-def pictures(_blank_pictures: None) -> Iterator[None]:
-    """Pictures are drawn, for the tests that look at them."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Figure, "savefig", DRAW)
-        yield
-
-
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """tiny_folder(architecture, chat_format=, **config) -> the folder of a saved random model and its tokenizer."""
-    saved: dict[str, Path] = {}
-
-    def folder_of(architecture: str = "llama", chat_format: str = "own", **config: Any) -> Path:
-        key = repr((architecture, chat_format, sorted(config.items())))
-        if key not in saved:
-            folder = tmp_path_factory.mktemp(architecture)
-            tiny_models.save_tiny(folder, architecture, config, chat_format)
-            saved[key] = folder
-        return saved[key]
-
-    return folder_of
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tiny_folder: Callable[..., Path]) -> Callable[..., Model]:
-    """tiny_model(architecture, precision=, four_bit=, **config) -> a fresh Model, as the kit loads it."""
-
-    def load(
-        architecture: str = "llama", precision: torch.dtype = torch.float32, four_bit: bool = False, **config: Any
-    ) -> Model:
-        return tiny_models.load_tiny(tiny_folder(architecture, **config), precision, four_bit)
-
-    return load
-
-
-@pytest.fixture(scope="session")
-def reference(tiny_folder: Callable[..., Path]) -> Callable[..., Any]:
-    """reference(architecture, **config) -> the same weights as transformers itself runs them, freshly loaded."""
-
-    def load(architecture: str = "llama", **config: Any) -> Any:
-        return tiny_models.load_reference(tiny_folder(architecture, **config))
-
-    return load
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> Any:
-    return tiny_models.build_tokenizer()
-
-
-@pytest.fixture(scope="session")
-def demo_run(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of a tiny model, to read only."""
-    run = tmp_path_factory.mktemp("runs") / "tiny"
-    done = run_here(flags(tiny, rows, run, sft_learning_rate=1e-2))
-    assert done.code == 0, done.err
-    return run
-
-
-@pytest.fixture(scope="session")
-def dialled_run(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """That run with a dial, set to 0.5, to read only."""
-    from given_dials import give_dial
-
-    run = Path(shutil.copytree(demo_run, tmp_path_factory.mktemp("dialled") / "run"))
-    give_dial(run, 0.5)
-    return run
-
-
-@pytest.fixture(scope="session")
-def opened(dialled_run: Path) -> Any:
-    """The run with a dial that is set, opened for scoring."""
-    from dcr_lite.demo.scoring import open_run
-
-    return open_run(dialled_run)
-
-
-@pytest.fixture(scope="module")
-def short_answers() -> Iterator[None]:
-    """Answers of a dozen tokens instead of eighty in the demo, where a test looks at more than their length."""
-    from dcr_lite.demo import scoring
-
-    with pytest.MonkeyPatch.context() as patched:
-        for function in (scoring.OpenRun.stream, scoring.OpenRun.score):
-            shorter = tuple(12 if value == scoring.ANSWER_TOKENS else value for value in function.__defaults__ or ())
-            patched.setattr(function, "__defaults__", shorter)
-        patched.setattr(scoring, "ANSWER_TOKENS", 12)
-        yield
-
-
-@pytest.fixture(scope="module")
-def url(opened: Any) -> Iterator[str]:
-    """The address of the demo, served on that run."""
-    from dcr_lite.demo.blocks import build, launch
-
-    page = build(opened)
-    _, address, _ = launch(page, prevent_thread_lock=True, quiet=True)
-    yield address
-    page.close()
-
-
-@pytest.fixture
-def make_run(demo_run: Path, tiny_folder: Callable[..., Path], tmp_path: Path) -> Any:
-    """make_run(architecture, four_bit=, **config) -> a finished run as ``demo_run``, but of that model and with a
-    random adapter, and the model that it holds."""
-    from finished_runs import finished_run
-
-    def make(architecture: str = "llama", four_bit: bool = False, **config: Any) -> Any:
-        base = tiny_folder(architecture, **config)
-        model = tiny_models.load_tiny(base, four_bit=four_bit)
-        return finished_run(demo_run, model, str(base), tmp_path / "run"), model
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def smollm2(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A run of the real SmolLM2-135M-Instruct with a random adapter, and the model that it holds, in float32."""
-    from finished_runs import smollm2_run
-
-    from dcr_lite.data.sources import SMOLLM2, locate
-    from dcr_lite.errors import UserError
-
-    try:
-        weights, _ = locate(SMOLLM2)
-    except UserError as error:
-        pytest.skip(f"neither the Hub nor a package index answers: {error}")
-    return smollm2_run(demo_run, weights, tmp_path_factory.mktemp("smollm2"))
+    gc.enable()

@@ -54,7 +54,8 @@ def test_a_recipe_stops_before_anything_is_loaded(
     """The sentence, exit status 1, and no stage; with --device cpu it goes on."""
     pretend(card=True, built="13.0")
     rows = save_rows(tmp_path / "rows")
-    argv = flags(tiny_folder("llama"), rows, tmp_path / "run", contrastive_steps=1, sft_epochs=1)
+    few = {"contrastive_steps": 1, "stage2": "no", "compare_with": [], "evaluation": rows / "plain.jsonl"}
+    argv = flags(tiny_folder("llama"), rows, tmp_path / "run", **few)
     on_auto = [word for word in argv if word not in ("--device", "cpu")]
     done = run_here(on_auto)
     assert done.code == 1

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from command_line import run_command
+from drawing import drawing
 from recipe_runs import adapter, same
 from scipy.special import expit
 from small_runs import Outcome, contents, flags, run_here
@@ -19,8 +20,6 @@ from dcr_lite.run import dial, inputs, opening
 from dcr_lite.run.dial_bench import Bench
 from dcr_lite.run.dial_setting import DialSetting
 from dcr_lite.run.run_folder import read_settings
-
-pytestmark = pytest.mark.usefixtures("pictures")
 
 STOCK = (0.45, 0.3)
 
@@ -145,7 +144,8 @@ def dcr_lite(*words: object) -> Outcome:
 def made(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of few steps, with its dial set; only to be read."""
     run = tmp_path_factory.mktemp("dial") / "run"
-    done = run_here(flags(tiny, rows, run, dial="balanced", contrastive_steps=4, sft_epochs=1))
+    with drawing():
+        done = run_here(flags(tiny, rows, run, dial="balanced", contrastive_steps=4, sft_epochs=1))
     assert done.code == 0, done.err
     return run
 

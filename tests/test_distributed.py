@@ -13,7 +13,7 @@ import pytest
 import torch
 import two_processes
 from accelerate.commands import accelerate_cli
-from small_runs import RECIPE, Outcome, contents, flags
+from small_runs import RECIPE, Outcome, contents, flags, run_here
 from tiny_models import assert_close
 from two_processes import CASES
 from warm import Warm, run_script, script
@@ -93,24 +93,25 @@ def test_accelerate_launches_what_is_joined(tmp_path: Path) -> None:
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["([0, 1], 3.0, 2)"] * 2
 
 
-def test_a_whole_run_in_two_processes(
-    rows: Path, demo_run: Path, tiny_folder: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_whole_run_in_two_processes(rows: Path, tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
     """Two processes make the run that one process makes: the same rates and files, each line of metrics once, and
     output once."""
-    argv = flags(tiny_folder("llama"), rows, tmp_path / "run", sft_learning_rate=1e-2)
-    both = start(partial(script, RECIPE, *argv), 2, tmp_path)
+    few = {"contrastive_steps": 8, "sft_epochs": 1, "sft_learning_rate": 1e-2}
+    folders = one, two = tmp_path / "one", tmp_path / "two"
+    assert run_here(flags(tiny_folder("llama"), rows, one, **few)).code == 0
+    both = start(partial(script, RECIPE, *flags(tiny_folder("llama"), rows, two, **few)), 2, tmp_path)
     assert [process.code for process in both] == [0, 0], both[0].err[-3000:]
-    report, alone = (json.loads((run / "report.json").read_text()) for run in (tmp_path / "run", demo_run))
+    alone, report = (json.loads((run / "report.json").read_text()) for run in folders)
     assert (report["processes"], alone["processes"]) == (2, 1)
     assert report["methods"]["base"] == alone["methods"]["base"]
     for method in ("dcr", "safety_sft"):
         for a, b in zip(report["methods"][method]["sets"], alone["methods"][method]["sets"], strict=True):
             assert (a["name"], a["label"], a["n"]) == (b["name"], b["label"], b["n"])
             assert abs(a["refusal_rate"] - b["refusal_rate"]) <= 0.25  # one answer of four, where sums round otherwise
-    assert contents(tmp_path / "run").keys() == contents(demo_run).keys()
-    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    expected = [json.loads(line) for line in (demo_run / "metrics.jsonl").read_text().splitlines()]
+    assert contents(two).keys() == contents(one).keys()
+    expected, metrics = (
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in folders
+    )
     assert [(row["stage"], row["step"]) for row in metrics] == [(row["stage"], row["step"]) for row in expected]
     first = next(row for row in metrics if "loss" in row)
     assert first["loss"] == pytest.approx(next(row for row in expected if "loss" in row)["loss"], rel=1e-4)

@@ -78,6 +78,13 @@ def test_a_learning_rate_follows_from_the_width() -> None:
 # --- what the model does already --------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def whole_openings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kit's own, where tests of tiny runs have single letters."""
+    monkeypatch.setattr("dcr_lite.measure.openings.REFUSING_OPENINGS", REFUSING_OPENINGS)
+
+
+@pytest.mark.usefixtures("whole_openings")
 @pytest.mark.parametrize(
     ("chat_format", "answers", "found"),
     [
@@ -101,6 +108,7 @@ def test_a_model_that_refuses_by_itself_is_not_taught_to(
     assert {*given_ones, "layer"} <= set(chosen["evidence"]["given"])
 
 
+@pytest.mark.usefixtures("whole_openings")
 def test_a_models_own_way_of_refusing_is_learnt() -> None:
     """Frequent beginnings of refusals that no answer shares, in whole words; none that a known opening covers, or that
     begins with another."""
@@ -114,6 +122,7 @@ def test_a_models_own_way_of_refusing_is_learnt() -> None:
     assert own_openings([], answered) == REFUSING_OPENINGS
 
 
+@pytest.mark.usefixtures("whole_openings")
 @given(
     refused=st.lists(st.text("ab ,.", max_size=12), max_size=30),
     answered=st.lists(st.text("ab ,.", max_size=12), max_size=30),
@@ -143,7 +152,7 @@ def searched(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -
     """A finished run, without a recipe, that has found everything."""
     run = tmp_path_factory.mktemp("searched") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        assert run_command(patch, "train", *unset_flags(tiny, rows, run)) == 0
+        assert run_command(patch, "train", *unset_flags(tiny, rows, run, contrastive_steps=4, sft_epochs=1)) == 0
     return run
 
 
@@ -221,7 +230,8 @@ def test_what_is_given_is_not_searched(tiny: Path, rows: Path, tmp_path: Path, m
     """With every flag set nothing is run."""
     for name in ("_stock_answers", "_layers"):
         monkeypatch.setattr(found_settings, name, lambda *args: pytest.fail("searched"))
-    done = run_here(flags(tiny, rows, tmp_path / "run", contrastive_steps=1, sft_epochs=1))
+    few = {"contrastive_steps": 1, "sft_epochs": 1, "compare_with": [], "evaluation": rows / "plain.jsonl"}
+    done = run_here(flags(tiny, rows, tmp_path / "run", **few))
     assert done.code == 0, done.err
     assert not (tmp_path / "run" / "found.png").exists()
 

@@ -81,12 +81,12 @@ def test_sigterm_saves_the_step_it_interrupts(
 ) -> None:
     """SIGTERM in the middle of a step, long before a checkpoint is due: the step is finished and saved, the command to
     go on is named, and the run goes on with the next step."""
-    run = tmp_path / "run"
-    seen = run_and_stop(("log", "stage1", 7), signal.SIGTERM, flags(tiny, rows, run), tmp_path / "mark")
+    run, few = tmp_path / "run", {"contrastive_steps": 9, "stage2": "no", "compare_with": []}
+    seen = run_and_stop(("log", "stage1", 7), signal.SIGTERM, flags(tiny, rows, run, **few), tmp_path / "mark")
     assert seen.code == 130
     assert "Continue with:" in seen.err
     assert "Traceback" not in seen.err
-    assert run_here(flags(tiny, rows, run, resume=True)).code == 0
+    assert run_here(flags(tiny, rows, run, resume=True, **few)).code == 0
     assert logged[0] == ("stage1", 8)
 
 

@@ -67,7 +67,8 @@ def test_a_run_that_a_long_row_ended_has_not_begun(tiny: Path, rows: Path, tmp_p
     file = rows / "instructions.jsonl"
     whole = file.read_bytes()
     add_row(file, LONG | {"response": "Tom and Tim. " * 200})
-    argv = flags(tiny, rows, tmp_path / "run", contrastive_steps=1, sft_epochs=1)
+    few = {"contrastive_steps": 1, "sft_epochs": 1, "compare_with": [], "evaluation": rows / "plain.jsonl"}
+    argv = flags(tiny, rows, tmp_path / "run", **few)
     done = run_here(argv)
     assert done.code == 1
     assert "this model's window of 512" in done.err

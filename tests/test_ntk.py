@@ -25,7 +25,7 @@ from dcr_lite.model.hidden_states import decoder_of, output_matrix, vocabulary_l
 from dcr_lite.model.loading import Model
 
 MakeModel = Callable[..., Model]
-D_MODEL, VOCABULARY = 32, 80
+D_MODEL, VOCABULARY = 32, 48
 ROWS = random_rows([5, 9, 3, 7], shared=4, vocabulary=VOCABULARY)
 OFF_DIAGONAL = ~torch.eye(len(ROWS), dtype=torch.bool)
 SMALL = {"hidden_size": D_MODEL, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": VOCABULARY}

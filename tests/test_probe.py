@@ -4,6 +4,7 @@ inputs are sentences."""
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from dcr_lite.compare import surgical
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.errors import UserError
 from dcr_lite.files import load_jsonl
-from dcr_lite.measure import metrics
 from dcr_lite.measure.answers import read_answers
 from dcr_lite.measure.metrics import mean_interval
 from dcr_lite.probe import abliteration, command, material, report, subjects
@@ -35,17 +35,17 @@ Probed = tuple[Path, dict[str, Any]]
 @pytest.fixture(autouse=True, scope="module")
 def _small() -> Iterator[None]:
     """A random model hardly opens with a whole refusal: single letters give probabilities that a choice can go by. And
-    few candidates and resamples, and no second spent on measuring the processor."""
+    few candidates, and no second spent on measuring the processor."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("dcr_lite.model.loading.REFUSING_OPENINGS", tuple("ISTaeg"))
         for module in (command, compare_command):
             patched.setattr(module, "matrix_rate", lambda device, precision: 1e10)
-        patched.setattr(metrics, "RESAMPLES", 100)
         patched.setattr(abliteration, "LAYERS", 0.3)
         patched.setattr(surgical, "DISCARDED", 0.7)
         patched.setattr(abliteration, "VALIDATION", 4)
         patched.setattr(material, "VALIDATION", 4)
         patched.setattr(material, "STEPS", (0, 4))
+        patched.setattr(material, "is_refusal", cache(material.is_refusal))  # of the same instructions for every model
         yield
 
 

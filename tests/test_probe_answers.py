@@ -12,7 +12,8 @@ import torch
 from tiny_models import PROMPTS, random_kinds, random_rows
 
 from dcr_lite.data.rows import Prompt
-from dcr_lite.measure.metrics import wilson_interval
+from dcr_lite.measure import metrics
+from dcr_lite.measure.metrics import RESAMPLES, wilson_interval
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.contrast import Contrast
 from dcr_lite.model.generation import answer
@@ -225,6 +226,12 @@ def test_whether_an_encoding_was_read_has_a_ceiling_and_a_floor() -> None:
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many resamples as the kit takes, where other tests have fewer."""
+    monkeypatch.setattr(metrics, "RESAMPLES", RESAMPLES)
 
 
 def verdict(label: str, *refused: bool, broken: bool = False) -> dict[str, Any]:

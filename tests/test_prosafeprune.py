@@ -335,9 +335,9 @@ def test_the_setting_that_sets_the_kinds_furthest_apart_is_taken(
     other = tiny_model()
     add_random_adapter(other)
     before = first_token(other, validation.plain)
-    values, kls = {}, {}
+    values, kls, settings = {}, {}, every_setting(model, training)
     assert found.before == pytest.approx(apart(other, validation), abs=1e-5)
-    for setting, changes in every_setting(model, training).items():
+    for setting, changes in settings.items():
         for sign in (1, -1):
             for name, change in changes.items():
                 other.network.get_base_model().get_submodule(name).base_layer.weight.data += sign * change
@@ -350,7 +350,7 @@ def test_the_setting_that_sets_the_kinds_furthest_apart_is_taken(
     assert as_setting(found) == max(values, key=lambda setting: values[setting])
     assert found.apart == pytest.approx(values[as_setting(found)], abs=1e-5)
     assert found.kl == pytest.approx(kls[as_setting(found)], abs=1e-4)
-    changes = every_setting(model, training)[as_setting(found)]
+    changes = settings[as_setting(found)]
     assert set(changes) == set(found.a) == set(found.b)
     for name, change in changes.items():
         assert_close(-found.strength * found.b[name] @ found.a[name], change, 1e-4)

@@ -32,7 +32,8 @@ def test_the_loss_is_few_calls_from_the_recipe(
         return with_stack
 
     monkeypatch.setattr(losses, "supervised_contrastive", recorded)
-    assert run_here(flags(tiny, rows, tmp_path / "run", contrastive_steps=1, sft_epochs=1)).code == 0
+    few = {"contrastive_steps": 1, "stage2": "no", "compare_with": []}
+    assert run_here(flags(tiny, rows, tmp_path / "run", **few)).code == 0
     ours = [frame for frame in stacks[0] if Path(frame.filename).is_relative_to(ROOT)]
     below_main = ours[: [Path(frame.filename) for frame in ours].index(RECIPE)]
     assert len(below_main) + 1 <= MOST_CALLS, [frame.function for frame in below_main]

@@ -155,13 +155,14 @@ def test_a_recipe_runs_whole_in_four_bits(
     monkeypatch.setattr(safety_sft, "OBSERVATIONS", 1)  # of the answers, which take longer than the steps
     folder, run = tiny_folder(ARCHITECTURES[name], format_of(name)), tmp_path / "run"
     changes = {"chat_format": format_of(name), "quantization": "nf4", "sft_learning_rate": 1e-2}
+    changes["evaluation"] = rows / "held_out.jsonl"
     given = flags(folder, rows, run, compare_with="safety_sft", contrastive_steps=16, sft_epochs=2, **changes)
     done = run_here(given, RECIPES[name])
-    assert done.code == 0, done.err
+    assert (done.code, done.err) == (0, "")
     assert "4-bit NF4 on cpu" in done.out
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert list(report["methods"]) == ["base", "safety_sft", "dcr"]
-    assert report["settings"]["chat_format"] == format_of(name)
+    assert (report["settings"]["chat_format"], report["settings"]["quantization"]) == (format_of(name), "nf4")
 
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     unseen = [row["development_auroc"] for row in metrics if "development_auroc" in row]
@@ -187,7 +188,7 @@ def assert_opened_run_answers_as_measured(run: Path) -> None:
 
 def assert_peft_loads_what_was_learnt(run: Path, folder: Path) -> None:
     """The tokenizer beside the adapter has its chat template; the adapter, as peft loads it, changes the logits and
-    holds weights for every layer."""
+    holds weights for every layer, all of them finite and none of them left at zero."""
     tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
     ids: Any = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Can I cut a cake?"}],
@@ -200,3 +201,4 @@ def assert_peft_loads_what_was_learnt(run: Path, folder: Path) -> None:
     assert_far(after, before)
     weights = load_file(run / "adapter" / "adapter_model.safetensors")
     assert {key.split(".layers.")[1].split(".")[0] for key in weights} == {"0", "1", "2", "3"}
+    assert [key for key, value in weights.items() if not value.isfinite().all() or not value.any()] == []

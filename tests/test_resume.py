@@ -80,26 +80,29 @@ def test_resume_finishes_a_run_that_ctrl_c_stopped(
     assert_same_findings(run, finished)
 
 
-@pytest.mark.parametrize("moment", ["measure", "draw_run", "write_report"])
 def test_stopped_after_training_ends_as_undisturbed(
-    moment: str, finished: Finished, stopped: Stopped, tiny: Path, rows: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, logged: list[tuple[str, int]],
+    finished: Finished, stopped: Stopped, tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    logged: list[tuple[str, int]],
 ) -> None:  # fmt: skip
-    """Stopped between two models' answers, among the pictures or before the report: nothing is trained again."""
+    """Stopped between two models' answers, among the pictures and before the report, one after the other: nothing is
+    trained again."""
     run = stopped.copy(tmp_path)
     calls = []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         calls.append(moment)
-        if moment == "measure" and len(calls) == 1:
+        if calls == ["measure"]:
             return whole(*args, **kwargs)
         raise KeyboardInterrupt
 
-    whole = getattr(steps, moment)
-    with monkeypatch.context() as patch:
-        patch.setattr(steps, moment, interrupted)
-        assert run_here(flags(tiny, rows, run, resume=True)).code == 130
-    logged.clear()
+    for moment in ("measure", "draw_run", "write_report"):
+        whole = getattr(steps, moment)
+        with monkeypatch.context() as patch:
+            patch.setattr(steps, moment, interrupted)
+            assert run_here(flags(tiny, rows, run, resume=True)).code == 130
+        assert bool(logged) == (moment == "measure")
+        logged.clear()
+    assert calls == ["measure", "measure", "draw_run", "write_report"]
     assert run_here(flags(tiny, rows, run, resume=True)).code == 0
     assert logged == []
     assert_same_findings(run, finished)

@@ -97,7 +97,7 @@ def test_a_strength_turns_dcr_alone(opened: OpenRun, dialled_run: Path, demo_run
         assert score.refusal_log_odds == pytest.approx(expected, abs=1e-4)
     odds = [opened.score("dcr", PROMPT, words=False, strength=s).refusal_log_odds for s in (-2, 0, 0.5, 3)]
     assert odds[2] == pytest.approx(before["dcr"].refusal_log_odds, abs=1e-6)
-    assert min(abs(a - b) for a, b in pairwise(odds)) > 0.01
+    assert min(abs(a - b) for a, b in pairwise(odds)) > 0.003
     for turned in (
         opened.score("dcr", PROMPT, words=False, strength=3),
         opened.score_list("dcr", [PROMPT], strength=3)[0],

@@ -1,10 +1,10 @@
 """What a terminal shows while a run works."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
-from recipe_runs import Finished
 from rich.console import Console
 
 from dcr_lite.run import terminal
@@ -36,11 +36,11 @@ def test_a_terminal_shows_a_bar_with_the_latest_facts(monkeypatch: pytest.Monkey
     assert "unseen pairs AUROC 0.750" in last
 
 
-def test_paths_are_shown_whole(capsys: pytest.CaptureFixture[str], finished: Finished) -> None:
+def test_paths_are_shown_whole(capsys: pytest.CaptureFixture[str], demo_run: Path) -> None:
     """A long path is not wrapped, and brackets in it are not taken for markup."""
     folder = Path("/a/[bold]/" + "long" * 40)
     terminal.show_plan({"run folder": "runs/[red]"})
-    terminal.show_end(finished.report, folder)
+    terminal.show_end(json.loads((demo_run / "report.json").read_text(encoding="utf-8")), folder)
     out = capsys.readouterr().out
     assert str(folder / "adapter") in out
     assert "runs/[red]" in out

@@ -77,6 +77,7 @@ def test_trade_off(
     assert trade_off.main(choices) == entries
 
     monkeypatch.setattr(voice, "VOICE_TOKENS", 8)
+    monkeypatch.setattr(voice, "HELD_OUT_FILES", (rows / "held_out.jsonl", rows / "plain.jsonl"))
     found = voice.main(choices)
     assert [(row["variant"], row["strength"]) for row in found] == [
         (name, strength) for name in ("stage1", "given") for strength in (0.5, 0.0)

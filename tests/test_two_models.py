@@ -70,9 +70,9 @@ def test_a_baseline_that_was_not_trained_is_named(run: Finished) -> None:
         opening.open_model(str(run.path), "safety_sft")
 
 
-def test_earlier_runs_had_both(finished: Finished, tmp_path: Path) -> None:
+def test_earlier_runs_had_both(demo_run: Path, tmp_path: Path) -> None:
     """The settings of an earlier version say nothing of a baseline or of stage 2: its runs always had both."""
-    state = json.loads((finished.path / "settings.json").read_text())
+    state, report = (json.loads((demo_run / f"{name}.json").read_text()) for name in ("settings", "report"))
     new = ("compare_with", "stage2", "answers", "dial")
     old: dict[str, Any] = {key: value for key, value in state["settings"].items() if key not in new}
     (tmp_path / "settings.json").write_text(json.dumps({"settings": old}))
@@ -83,6 +83,6 @@ def test_earlier_runs_had_both(finished: Finished, tmp_path: Path) -> None:
         "given",
         "none",
     )
-    card = model_card(finished.report | {"settings": old}, "adapter")
+    card = model_card(report | {"settings": old}, "adapter")
     assert "then safety SFT" in card
     assert "refusals" in card.split("## Training data")[1]

@@ -123,7 +123,8 @@ def test_an_obstacle_is_named(
 def test_a_run_says_its_backend_and_why(tiny_folder: Folder, tmp_path: Path) -> None:
     """The plan names the backend and the reason; --backend unsloth without a GPU is a one-line error."""
     rows = save_rows(tmp_path / "rows")
-    argv = flags(tiny_folder("llama"), rows, tmp_path / "run", contrastive_steps=1, sft_epochs=1)
+    few = {"contrastive_steps": 1, "stage2": "no", "compare_with": [], "evaluation": rows / "plain.jsonl"}
+    argv = flags(tiny_folder("llama"), rows, tmp_path / "run", **few)
     done = run_here([*argv, "--backend", "unsloth"])
     assert done.code == 1
     assert "--backend unsloth: unsloth needs a CUDA GPU, and this run is on cpu" in done.err

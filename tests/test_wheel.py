@@ -95,12 +95,13 @@ def test_the_commands_answer_outside_a_checkout(installed: Path, tmp_path: Path)
 def test_a_recipe_trains_and_its_run_is_scored_and_measured(
     installed: Path, tiny_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """dcr-lite train, score and evaluate, from an unrelated folder, with the run in its default place below it. One
-    process runs all three, since each would spend most of its time on the same imports."""
+    """dcr-lite train, score and evaluate, from an unrelated folder, with the run in its default place below it, in a
+    Python that has imported nothing: other tests fork from one that has. One process runs all three, since each would
+    spend most of its time on the same imports."""
     rows = save_rows(tmp_path / "rows")
     (tmp_path / "here").mkdir()
     run = Path("runs") / "smollm2_135m"
-    argv = flags(tiny_folder("llama"), rows, run, contrastive_steps=2, sft_epochs=1)
+    argv = flags(tiny_folder("llama"), rows, run, contrastive_steps=1, sft_epochs=1, evaluation=rows / "plain.jsonl")
     measured = ["--prompts", rows / "held_out.jsonl", "--instructions", rows / "instructions.jsonl"]
     out = tmp_path / "result.json"
     commands = [

@@ -130,13 +130,14 @@ def _make_small() -> None:
     """What makes a trial on a tiny model a matter of a second, and its checkpoints many."""
     from dcr_lite.compare import command as compare
     from dcr_lite.evaluate import command as evaluate
+    from dcr_lite.measure import openings
     from dcr_lite.method import loop
     from dcr_lite.model import loading
     from dcr_lite.run import plan
 
     compare.matrix_rate = plan.matrix_rate = lambda device, precision: 1e10  # measuring it takes a second
     evaluate.CHUNK = 4
-    loading.REFUSING_OPENINGS = tuple("ISTWabcdefg")  # whole refusals are hardly likely in a random model
+    loading.REFUSING_OPENINGS = openings.REFUSING_OPENINGS = tuple("ISTWabcdefg")  # whole ones are hardly likely here
     if hasattr(loop, "CHECKPOINT_SECONDS"):
         loop.CHECKPOINT_SECONDS = CHECKPOINT_SECONDS
     else:

@@ -23,8 +23,8 @@ from dcr_lite.settings import Settings
 DOCS = Path(__file__).parents[2] / "docs" / "comparing.md"
 SEEDS = (0, 1)
 ONLY = ("steered", "safety_sft")  # one without training, one with
-TOLERANCE = {"compliance": 0.1, "safety": 0.1, "plain": 0.1, "j": 0.1, "auroc": 0.1}
-TOLERANCE |= {"kept_seemingly_toxic": 0.1, "kept_plain": 0.1, "answer_loss": 0.1}
+TOLERANCE = {"compliance": 0.01, "safety": 0.01, "plain": 0.01, "j": 0.01, "auroc": 0.01}
+TOLERANCE |= {"kept_seemingly_toxic": 0.01, "kept_plain": 0.01, "answer_loss": 0.01}
 
 
 class Vowels:
@@ -63,7 +63,6 @@ class Contracted:
             for module in (measurement, contract):
                 patched.setattr(module, "HELD_OUT_INSTRUCTIONS", self.rows / "few.jsonl")
             patched.setattr(safety_sft, "OBSERVATIONS", 1)
-            patched.setattr("dcr_lite.compare.inference_cost.TRIES", 1)
             patched.setattr(contract, "SHIPPED", self.rows)
             patched.setattr(contract, "CONTRACTS", self.contracts)
             patched.setattr(contract, "judge_version", version)

@@ -14,6 +14,10 @@ from dcr_lite.run.recipes import load_recipe
 
 plan.matrix_rate = cache(plan.matrix_rate)  # it takes a second, and is the same for all runs of a process
 
+# A random model hardly opens with a whole refusal: single letters give probabilities that a choice can go by. Each is
+# one token, so that scores need no further pass.
+LETTERS = tuple("ISTaeg")
+RESAMPLES = 200  # of a bootstrap, whose width only tests of intervals look at
 RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2_135m.py"
 LAYER = 1  # of four
 CONTRASTIVE_STEPS, SFT_STEPS, BASELINE_STEPS = 36, 24, 27
