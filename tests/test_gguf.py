@@ -13,8 +13,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from dcr_lite.errors import UserError
+from dcr_lite.export import gguf_types
 from dcr_lite.export.command import FinishedRun, export_gguf, export_merged
 from dcr_lite.export.gguf import CUTS, PROBE
+from dcr_lite.export.gguf_types import FileType, type_of
 from dcr_lite.model.chat import encode_prompts, prompt_text
 from dcr_lite.model.loading import Model
 
@@ -84,6 +86,79 @@ def test_llama_cpp_computes_the_same(
             assert theirs.isfinite().all()
             allowed = 1e-4 if file_type == "bf16" else 1e-2  # it multiplies in 16 bits, or in 8
             assert divergence(logits(expected, row)[-1:], theirs[None]) < allowed
+
+
+# Wide enough for blocks of 256 weights; eight layers, so that the first, the last and every third between differ.
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_hidden_layers": 8}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_mixtures_are_those_of_llama_quantize(tied: bool) -> None:
+    """q4_k_m and q5_k_m: six bits for the output matrix, or the embedding where it serves as one, and for values and
+    down projections of the first and the last eighth of the layers and every third between; types of smaller blocks
+    where rows are no multiple of 256; vectors as they are."""
+
+    def kinds(file_type: FileType, width: int) -> dict[str, str]:
+        shapes = {"token_embd.weight": (400, width), "output_norm.weight": (width,)}
+        shapes |= {} if tied else {"output.weight": (400, width)}
+        for layer in range(8):
+            for name in ("attn_q", "attn_v", "ffn_down"):
+                shapes[f"blk.{layer}.{name}.weight"] = (width, width)
+        return {name: type_of(name, shape, file_type, 8, tied).name for name, shape in shapes.items()}
+
+    for file_type, width, usual, six in (
+        ("q4_k_m", 512, "Q4_K", "Q6_K"), ("q5_k_m", 256, "Q5_K", "Q6_K"),
+        ("q4_k_m", 896, "Q5_0", "Q8_0"), ("q5_k_m", 576, "Q5_1", "Q8_0"), ("q8_0", 576, "Q8_0", "Q8_0"),
+    ):  # fmt: skip
+        found = kinds(file_type, width)  # type: ignore[arg-type]
+        assert found["output_norm.weight"] == "F32"
+        assert found["token_embd.weight"] == (six if tied else usual)
+        assert tied or found["output.weight"] == six
+        for layer in range(8):
+            assert found[f"blk.{layer}.attn_q.weight"] == usual
+            more = layer in (0, 3, 6, 7)
+            assert (
+                found[f"blk.{layer}.attn_v.weight"] == found[f"blk.{layer}.ffn_down.weight"] == (six if more else usual)
+            )
+    assert kinds("q4_k_m", 40)["blk.0.attn_q.weight"] == "BF16"
+
+
+def test_llama_cpp_reads_what_its_quantiser_wrote(make_run: MakeRun) -> None:
+    """Files of fewer bits are smaller and farther from the merged weights. llama.cpp computes from them what
+    transformers computes from the same file, which it reads with rules of its own."""
+    pytest.importorskip("xllamacpp", reason="llama.cpp's wheel (xllamacpp) is not installed here")
+    run, _ = make_run(**WIDE)
+    merged = load_reference(export_merged(run))
+    row = random_rows([60])[0]
+    expected = logits(merged, row)
+    sizes, far = [], []
+    for file_type in ("q8_0", "q5_k_m", "q4_k_m"):
+        file = export_gguf(run, file_type=file_type)
+        read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        sizes.append(file.stat().st_size)
+        far.append(divergence(expected, logits(read, row)))
+        with llama_cpp(file) as served:
+            theirs = served.log_probabilities(row, read.config.vocab_size)
+        assert divergence(logits(read, row)[-1:], theirs[None]) < 5e-2  # it multiplies in 8 bits, eight layers deep
+    assert sizes == sorted(sizes, reverse=True)
+    assert far == sorted(far)
+    assert 1e-6 < far[0] < 0.1 * far[-1]
+
+
+def test_without_the_quantiser_the_way_out_is_named(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where llama.cpp's wheel is missing, its file types are an error before anything is computed: how to get it, and
+    what to do where there is none. The other types need it not."""
+    run, _ = make_run()
+    gguf_types._llama_cpp.cache_clear()
+    monkeypatch.setattr(gguf_types, "find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"dcr-lite\[llama-cpp\].*llama-quantize IN\.gguf OUT\.gguf Q4_K_M.*ollama create"
+    ):
+        export_gguf(run, file_type="q4_k_m")
+    assert not (run.path / "gguf").exists()
+    assert export_gguf(run, file_type="q8_0").exists()
+    monkeypatch.undo()
+    gguf_types._llama_cpp.cache_clear()
 
 
 TEXTS = [

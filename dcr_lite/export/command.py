@@ -1,7 +1,7 @@
 """Exports a finished run as merged weights or as a GGUF file: ``dcr-lite export``."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ from transformers import AutoConfig
 
 from dcr_lite.data.sources import locate
 from dcr_lite.errors import UserError, first_line
-from dcr_lite.export.gguf import FileType, architecture_of, write_gguf
+from dcr_lite.export.gguf import architecture_of, write_gguf
+from dcr_lite.export.gguf_types import FileType, require_quantiser
 from dcr_lite.export.merge import INDEX, Merged, read_json
 from dcr_lite.files import OnlyOne, exists, load_json, require_disk, write_json, write_text, write_whole_folder
 from dcr_lite.model.loading import load_tokenizer
@@ -65,13 +66,21 @@ def require_memory(needed: int) -> None:
         )
 
 
-def _require_new(path: Path) -> None:
+def require_new(path: Path) -> None:
+    """Raises UserError where there is such a file or folder."""
     if path.exists():
         _lock(path).unlink(missing_ok=True)  # of an export that was killed at its very end
         raise UserError(f"{path} exists already. Remove it, or choose another place with --out.")
 
 
-def _merged(run: FinishedRun, base: str | None) -> Merged:
+def write_folder(out: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a folder that becomes ``out``, whole or absent, while no other export writes there."""
+    with OnlyOne(_lock(out), ELSEWHERE):
+        write_whole_folder(out, write)
+
+
+def merged_weights(run: FinishedRun, base: str | None) -> Merged:
+    """The weights of the base with the run's adapter. base: as for ``export_merged``."""
     folder, _ = locate(base or run.report["model"])
     return Merged(Path(folder), run.adapter)
 
@@ -84,13 +93,12 @@ def export_merged(run: FinishedRun, out: Path | None = None, base: str | None = 
     Raises UserError where ``out`` exists, for too little memory or disk, and as ``Merged``.
     """
     out = out or run.path / "merged"
-    _require_new(out)
-    merged = _merged(run, base)
+    require_new(out)
+    merged = merged_weights(run, base)
     # In memory: one file of the base until it is written, and one tensor twice in float32 while it is summed.
     require_memory(merged.largest_file_bytes + 2 * merged.largest_tensor_bytes)
     require_disk(out, merged.bytes + SMALL_FILES_BYTES)
-    with OnlyOne(_lock(out), ELSEWHERE):
-        write_whole_folder(out, lambda partial: _write_merged(run, merged, partial))
+    write_folder(out, lambda partial: _write_merged(run, merged, partial))
     return out
 
 
@@ -112,11 +120,11 @@ def _write_merged(run: FinishedRun, merged: Merged, folder: Path) -> None:
             shutil.copyfile(merged.base / file, folder / file)
     tokenizer = load_tokenizer(run.adapter)
     tokenizer.save_pretrained(folder)
-    write_json(_generation(merged.base, tokenizer), folder / "generation_config.json")
+    write_json(generation_settings(merged.base, tokenizer), folder / "generation_config.json")
     write_text(folder / "README.md", model_card(run.report, "merged"))
 
 
-def _generation(base: Path, tokenizer: Any) -> dict[str, Any]:
+def generation_settings(base: Path, tokenizer: Any) -> dict[str, Any]:
     """The base's generation_config.json, with the end token of the chat format that was trained on."""
     found = base / "generation_config.json"
     generation: dict[str, Any] = read_json(found) if found.exists() else {}
@@ -128,7 +136,8 @@ def _generation(base: Path, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _config(base: Path) -> Any:
+def model_config(base: Path) -> Any:
+    """The configuration of a base model. Raises UserError where it cannot be read."""
     try:
         return AutoConfig.from_pretrained(base, trust_remote_code=False)
     except Exception as error:  # transformers raises errors of every kind for a file that is not as it should be
@@ -136,23 +145,25 @@ def _config(base: Path) -> Any:
 
 
 def export_gguf(
-    run: FinishedRun, out: Path | None = None, base: str | None = None, file_type: FileType = "bf16"
-) -> Path:
+    run: FinishedRun, out: Path | None = None, base: str | None = None, file_type: FileType = "bf16",
+    chat_template: bool = True,
+) -> Path:  # fmt: skip
     """Write the merged weights as one GGUF file, with a model card beside it; returns the file.
 
-    out: by default RUN/gguf/NAME-TYPE.gguf. base: as for ``export_merged``. Raises UserError as ``export_merged`` and
-    ``write_gguf``.
+    out: by default RUN/gguf/NAME-TYPE.gguf. base: as for ``export_merged``. file_type, chat_template: as for
+    ``write_gguf``. Raises UserError as ``export_merged`` and ``write_gguf``.
     """
+    require_quantiser(file_type)
     out = out or run.path / "gguf" / f"{run.name}-{file_type}.gguf"
-    _require_new(out)
-    merged = _merged(run, base)
-    config = _config(merged.base)
+    require_new(out)
+    merged = merged_weights(run, base)
+    config = model_config(merged.base)
     architecture_of(config)  # an unknown one is an error before any work
     require_memory(3 * merged.largest_tensor_bytes)
     require_disk(out.parent, merged.bytes + SMALL_FILES_BYTES)
     tokenizer = load_tokenizer(run.adapter)
     with OnlyOne(_lock(out), ELSEWHERE), _card_beside(run, out), progress_bar("Writing", len(merged)) as shown:
-        write_gguf(merged, config, tokenizer, run.name, file_type, out, shown.advance)
+        write_gguf(merged, config, tokenizer, run.name, file_type, out, shown.advance, chat_template)
     return out
 
 

@@ -8,7 +8,7 @@ name for each way of splitting a text before the merges (its "pre-tokenizer"); i
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,23 +16,21 @@ from gguf import (
     GGML_QUANT_VERSION,
     MODEL_ARCH,
     MODEL_ARCH_NAMES,
-    GGMLQuantizationType,
     GGUFWriter,
-    LlamaFileType,
     TokenType,
     get_tensor_name_map,
 )
-from gguf.quants import quant_shape_to_byte_shape, quantize
+from gguf.quants import quant_shape_to_byte_shape
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from dcr_lite.errors import UserError
+from dcr_lite.export.gguf_types import FILE_TYPES, FileType, encode, type_of
 from dcr_lite.export.merge import Merged
 from dcr_lite.files import write_whole
+from dcr_lite.model.chat import prompt_text
 
-FileType = Literal["bf16", "q8_0"]
-FILE_TYPES = {"bf16": LlamaFileType.MOSTLY_BF16, "q8_0": LlamaFileType.MOSTLY_Q8_0}
 ARCHITECTURES = {
     "llama": MODEL_ARCH.LLAMA,
     "mistral": MODEL_ARCH.LLAMA,
@@ -40,7 +38,6 @@ ARCHITECTURES = {
     "qwen3": MODEL_ARCH.QWEN3,
     "gemma2": MODEL_ARCH.GEMMA2,
 }
-BLOCK = 32  # weights that share a scale in q8_0
 
 # How PROBE is split before the merges, and llama.cpp's name for that.
 PROBE = "x(word 12345"
@@ -54,12 +51,13 @@ CUTS = {
 
 def write_gguf(
     merged: Merged, config: Any, tokenizer: Any, name: str, file_type: FileType, path: Path,
-    advance: Callable[[int], None] = lambda tensors: None,
+    advance: Callable[[int], None] = lambda tensors: None, chat_template: bool = True,
 ) -> None:  # fmt: skip
     """Write the model to ``path``, whole or absent.
 
     config, tokenizer: of transformers. name: of the model, in the file. file_type: "bf16" keeps every bit of 16-bit
-    weights, "q8_0" takes half the space. advance: called with 1 after each tensor.
+    weights, "q8_0" takes half the space, "q5_k_m" and "q4_k_m" about a third. advance: called with 1 after each tensor.
+    chat_template: whether the tokenizer's is written.
     Raises UserError for an architecture, a rotary scaling or a tokenizer that llama.cpp would compute differently.
     """
     architecture = architecture_of(config)
@@ -69,10 +67,11 @@ def write_gguf(
     writer.add_file_type(FILE_TYPES[file_type])
     writer.add_quantization_version(GGML_QUANT_VERSION)
     _describe(writer, config)
-    _describe_tokenizer(writer, tokenizer, config)
+    _describe_tokenizer(writer, tokenizer, config, chat_template)
 
     names = _gguf_names(merged, config, architecture)
-    kinds = {ours: _kind(merged.shape(ours), file_type) for ours in names}
+    tied, layers = "output.weight" not in names.values(), config.num_hidden_layers
+    kinds = {ours: type_of(theirs, merged.shape(ours), file_type, layers, tied) for ours, theirs in names.items()}
     for ours, theirs in names.items():
         shape = quant_shape_to_byte_shape(merged.shape(ours), kinds[ours])
         writer.add_tensor_info(theirs, shape, np.dtype(np.uint8), int(np.prod(shape)), kinds[ours])
@@ -85,7 +84,7 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for ours in names:
-            writer.write_tensor_data(_encode(_rearranged(merged.tensor(ours), ours, config), kinds[ours]))
+            writer.write_tensor_data(encode(_rearranged(merged.tensor(ours), ours, config), kinds[ours]))
             advance(1)
         if factors is not None:
             writer.write_tensor_data(factors)
@@ -173,27 +172,11 @@ def _rotary_factors(config: Any) -> NDArray[np.float32] | None:
     return (config.rope_parameters["rope_theta"] ** -exponent / scaled).numpy()
 
 
-def _kind(shape: tuple[int, ...], file_type: FileType) -> GGMLQuantizationType:
-    """The type that a tensor is stored in: float32 for vectors, as llama.cpp requires; bf16 for rows that cannot be cut
-    into blocks."""
-    if len(shape) == 1:
-        return GGMLQuantizationType.F32
-    quantised = file_type == "q8_0" and shape[-1] % BLOCK == 0
-    return GGMLQuantizationType.Q8_0 if quantised else GGMLQuantizationType.BF16
-
-
-def _encode(weight: Tensor, kind: GGMLQuantizationType) -> NDArray[Any]:
-    if kind == GGMLQuantizationType.BF16:
-        return weight.to(torch.bfloat16).contiguous().view(torch.uint8).numpy()
-    values = weight.float().contiguous().numpy()
-    return values if kind == GGMLQuantizationType.F32 else quantize(values, kind)
-
-
 # --- the tokenizer ----------------------------------------------------------------------------------------------------
 
 
-def _describe_tokenizer(writer: GGUFWriter, tokenizer: Any, config: Any) -> None:
-    """Add the vocabulary, the merges, special tokens and the chat template."""
+def _describe_tokenizer(writer: GGUFWriter, tokenizer: Any, config: Any, chat_template: bool) -> None:
+    """Add the vocabulary, the merges, special tokens and, if wanted, the chat template."""
     backend = tokenizer.backend_tokenizer
     model = json.loads(backend.to_str())["model"]
     if model["type"] != "BPE":
@@ -219,11 +202,18 @@ def _describe_tokenizer(writer: GGUFWriter, tokenizer: Any, config: Any) -> None
             number = getattr(config, f"{kind}_token_id", None)
         if isinstance(number, int):
             getattr(writer, f"add_{kind}_token_id")(number)
-    ids = tokenizer("a")["input_ids"]
-    writer.add_add_bos_token(ids[0] == tokenizer.bos_token_id)
-    writer.add_add_eos_token(ids[-1] == tokenizer.eos_token_id)
-    if tokenizer.chat_template:
+    writer.add_add_bos_token(adds_first_token(tokenizer))
+    writer.add_add_eos_token(tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id)
+    if chat_template and tokenizer.chat_template:
         writer.add_chat_template(tokenizer.get_chat_template())
+
+
+def adds_first_token(tokenizer: Any) -> bool:
+    """Whether llama.cpp is to put the first token (BOS) before a text: where the tokenizer does so, unless prompts in
+    the chat template begin without it, since llama.cpp would put it before them too."""
+    if tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id:
+        return False
+    return not tokenizer.chat_template or prompt_text(tokenizer, "a").startswith(tokenizer.bos_token)
 
 
 def _cut(backend: Any) -> str | None:

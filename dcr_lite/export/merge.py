@@ -24,25 +24,24 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class Merged:
-    """The tensors of ``base`` (a folder that transformers saved) plus ``adapter`` (a folder that peft saved).
+    """The tensors of ``base`` (a folder that transformers saved) plus ``adapter`` (a folder that peft saved, or None).
 
     files: the names of the tensors in each of the base's safetensors files, in order.
     Raises UserError where the base is quantised, a file is missing or damaged, or the adapter belongs to another model.
     """
 
-    def __init__(self, base: Path, adapter: Path):
+    def __init__(self, base: Path, adapter: Path | None):
         self.base = base
         if "quantization_config" in read_json(base / "config.json"):
             raise UserError(f"{base} holds quantised weights. Give the 16-bit base model with --base.")
         self.files = _files(base)
-        config = read_json(adapter / "adapter_config.json")
-        self._factors = _factors(adapter / ADAPTER_FILE)
+        self._factors = _factors(adapter / ADAPTER_FILE) if adapter else {}
         known = {name for names in self.files.values() for name in names}
         for name, (a, b) in self._factors.items():
             fits = a.dim() == b.dim() == 2 and a.shape[0] == b.shape[1]
             if name not in known or not fits or self.shape(name) != (b.shape[0], a.shape[1]):
                 raise UserError(f"{adapter} belongs to another model than {base}: {name} does not fit. Check both.")
-        self._scales = _scales(config, self._factors, adapter)
+        self._scales = adapter_scales(adapter) if adapter else {}
 
     def _file_of(self, name: str) -> Path:
         return self.base / next(file for file, names in self.files.items() if name in names)
@@ -92,6 +91,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path} is missing or damaged. Get that folder again.")
     return found
+
+
+def adapter_scales(adapter: Path) -> dict[str, float]:
+    """alpha / rank of each weight that an adapter changes, by its name in the base."""
+    return _scales(read_json(adapter / "adapter_config.json"), _factors(adapter / ADAPTER_FILE), adapter)
 
 
 def _scales(config: dict[str, Any], factors: dict[str, tuple[Tensor, Tensor]], adapter: Path) -> dict[str, float]:

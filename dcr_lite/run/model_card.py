@@ -82,7 +82,7 @@ def model_card(report: dict[str, Any], form: Form, licence: str | None = None, p
     rounding = {
         "adapter": "",
         "merged": f" The numbers above are of the adapter on the base{four_bit}; merged weights round a little.",
-        "gguf": f" The numbers above are of the adapter on the base{four_bit}; these files round a little, q8_0 more.",
+        "gguf": f" The numbers above are of the adapter on the base{four_bit}; these files round, q4_k_m most.",
     }[form]
     return PAGE.format(
         front_matter=_front_matter(report, form, licence),
