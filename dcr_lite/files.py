@@ -73,7 +73,7 @@ def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
         _remove(partial)
         partial.mkdir(parents=True)
         write(partial)
-        for file in partial.iterdir():
+        for file in filter(Path.is_file, partial.rglob("*")):
             with file.open("rb+") as opened:
                 os.fsync(opened.fileno())
         _remove(path)

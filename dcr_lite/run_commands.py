@@ -165,29 +165,32 @@ def dial(
 
 def export(
     run: Annotated[Path, tyro.conf.Positional],
-    to: Literal["merged", "gguf", "hub"],
+    to: Literal["merged", "gguf", "ollama", "vllm", "space", "hub"],
     out: Path | None = None,
     base: str | None = None,
-    file_type: Literal["bf16", "q8_0"] | None = None,
+    file_type: Literal["bf16", "q8_0", "q5_k_m", "q4_k_m"] | None = None,
     repo: str | None = None,
     form: Literal["adapter", "merged", "gguf"] | None = None,
     public: bool = False,
 ) -> None:
-    """Export the adapter of a finished run: as merged weights, as a GGUF file, or to the Hugging Face Hub.
+    """Export the adapter of a finished run to where models are run: see docs/export.md.
 
     Args:
         run: The run folder.
-        to: merged: a folder that transformers loads without peft. gguf: one file for llama.cpp. hub: push to the Hub.
+        to: merged: a folder that transformers loads without peft. gguf: one file for llama.cpp. ollama: a GGUF file
+            with its Modelfile. vllm: checks the adapter, prints the command. space: a folder with the demo for the
+            Hub. hub: push to the Hub.
         out: Folder or file to write (hub: the export to push); by default inside the run folder.
         base: Folder or Hub name of the base model in 16 bits, where that of the run is stored in 4 bits.
-        file_type: Of a GGUF file: bf16 (the default) keeps every bit, q8_0 halves the size.
+        file_type: Of a GGUF file: bf16 keeps every bit, q8_0 halves the size, q5_k_m and q4_k_m take about a third. By
+            default bf16, for Ollama q8_0.
         repo: Of the Hub: owner/name.
         form: What to push to the Hub: the adapter (the default), or an earlier export.
         public: Make the Hub repository public; otherwise it is private.
     """
     from dcr_lite.export.flags import check_flags
 
-    check_flags(to, base=base, file_type=file_type, repo=repo, form=form, public=public)
+    check_flags(to, out=out, base=base, file_type=file_type, repo=repo, form=form, public=public)
     from dcr_lite.export.command import export_gguf, export_merged, open_finished
 
     finished = open_finished(run)
@@ -195,6 +198,20 @@ def export(
         print(f"written: {export_merged(finished, out, base)}")
     elif to == "gguf":
         print(f"written: {export_gguf(finished, out, base, file_type or 'bf16')}")
+    elif to == "ollama":
+        from dcr_lite.export.ollama import export_ollama
+
+        modelfile = export_ollama(finished, out, base, file_type or "q8_0")
+        print(f"written: {modelfile}\nnext:    ollama create {finished.name.lower()} -f {modelfile}")
+    elif to == "vllm":
+        from dcr_lite.export.vllm import vllm_command
+
+        print(vllm_command(finished))
+    elif to == "space":
+        from dcr_lite.export.space import export_space
+
+        folder, words = export_space(finished, out)
+        print(f"written: {folder}\nnext:    {words}")
     else:
         from dcr_lite.export.hub import push
 

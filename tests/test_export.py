@@ -232,15 +232,18 @@ def export(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     return lambda *argv: run_command(monkeypatch, "export", *argv)
 
 
-def test_the_command_makes_both(
+def test_the_command_makes_each(
     make_run: MakeRun, export: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """``dcr-lite export RUN --to merged`` and ``--to gguf`` write into the run folder and say where."""
+    """``--to merged``, ``--to gguf`` and ``--to ollama`` write into the run folder and say where."""
     run, _ = make_run()
     assert export(run.path, "--to", "merged") == 0
     assert export(run.path, "--to", "gguf", "--file-type", "q8_0") == 0
+    assert export(run.path, "--to", "ollama") == 0
     said = capsys.readouterr().out
-    for made in (run.path / "merged", run.path / "gguf" / f"{run.name}-q8_0.gguf"):
+    modelfile = run.path / "ollama" / "Modelfile"
+    assert f"next:    ollama create {run.name.lower()} -f {modelfile}\n" in said
+    for made in (run.path / "merged", run.path / "gguf" / f"{run.name}-q8_0.gguf", modelfile):
         assert f"written: {made}" in said
         assert made.exists()
 
@@ -262,12 +265,23 @@ def test_no_run_is_an_error(
     ("argv", "said"),
     [
         ("hub", "--to hub needs --repo owner/name"),
-        ("merged --file-type bf16", "--file-type has no effect with --to merged, only with --to gguf. Leave it out."),
-        ("hub --repo me/x --file-type q8_0", "--file-type has no effect with --to hub, only with --to gguf"),
-        ("hub --repo me/x --base b", "--base has no effect with --to hub, only with --to merged or --to gguf"),
+        (
+            "merged --file-type bf16",
+            "--file-type has no effect with --to merged, only with --to gguf or --to ollama. Leave it out.",
+        ),
+        (
+            "hub --repo me/x --file-type q8_0",
+            "--file-type has no effect with --to hub, only with --to gguf or --to ollama",
+        ),
+        (
+            "hub --repo me/x --base b",
+            "--base has no effect with --to hub, only with --to merged or --to gguf or --to ollama",
+        ),
         ("merged --repo me/x", "--repo has no effect with --to merged, only with --to hub"),
         ("gguf --form gguf", "--form has no effect with --to gguf, only with --to hub"),
         ("gguf --public", "--public has no effect with --to gguf, only with --to hub"),
+        ("vllm --out x", "--out has no effect with --to vllm"),
+        ("space --base b", "--base has no effect with --to space"),
     ],
 )
 def test_a_flag_without_effect_is_an_error(
@@ -281,5 +295,5 @@ def test_a_flag_without_effect_is_an_error(
 
 def test_every_flag_of_the_command_is_checked() -> None:
     """Each flag of dcr-lite export belongs to all exports or is listed with those that take it."""
-    flags = set(inspect.signature(cli.export).parameters) - {"run", "to", "out"}
+    flags = set(inspect.signature(cli.export).parameters) - {"run", "to"}
     assert flags == set().union(*FLAGS.values())

@@ -74,13 +74,13 @@ def offer_api(run: OpenRun) -> None:
     api(score_list, api_name="score_list", concurrency_id="list", concurrency_limit=1)
 
 
-def launch(page: Any, share: bool = False, **options: Any) -> Any:
-    """Start the server at a local address, whatever GRADIO_SERVER_NAME and GRADIO_SHARE say; only ``share`` opens a
+def launch(page: Any, share: bool = False, address: str = "127.0.0.1", **options: Any) -> Any:
+    """Start the server at ``address``, whatever GRADIO_SERVER_NAME and GRADIO_SHARE say; only ``share`` opens a
     public link. ``options``: further arguments of Blocks.launch."""
     # Fonts of the system: the page loads nothing from other servers.
     theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     css = (files("dcr_lite.demo") / "page.css").read_text(encoding="utf-8")
     return page.launch(
-        server_name="127.0.0.1", share=share, theme=theme, css=css, max_file_size=MAX_UPLOAD, ssr_mode=False,
+        server_name=address, share=share, theme=theme, css=css, max_file_size=MAX_UPLOAD, ssr_mode=False,
         footer_links=["api"], **options,
     )  # fmt: skip

@@ -7,10 +7,14 @@ from dcr_lite.errors import UserError
 from dcr_lite.settings import Device
 
 
-def main(run: Path | None = None, port: int | None = None, share: bool = False, device: Device = "auto") -> None:
+def main(
+    run: Path | None = None, port: int | None = None, share: bool = False, device: Device = "auto",
+    address: str = "127.0.0.1",
+) -> None:  # fmt: skip
     """Serve the demo of a run folder: by default of the newest finished one under runs/, else of the stock model alone.
 
-    port: of the local server; by default the first free one from 7860. share: also open a public link.
+    port: of the local server; by default the first free one from 7860. share: also open a public link. address: that
+    the server listens at; a Space's container has to be reached from outside.
     Raises UserError where gradio is missing, for a folder without a finished run, and for a port that is in use.
     """
     if find_spec("gradio") is None:
@@ -25,7 +29,7 @@ def main(run: Path | None = None, port: int | None = None, share: bool = False, 
     if share:
         print("warning: --share opens a public link; whoever has it can use this machine through the demo.")
     try:
-        launch(build(opened), server_port=port, share=share)
+        launch(build(opened), share, address, server_port=port)
     except (OSError, OverflowError):  # OverflowError: a number that is no port
         place = "no port from 7860 on is free" if port is None else f"port {port} is in use or not allowed"
         raise UserError(f"{place}. Choose another --port.") from None

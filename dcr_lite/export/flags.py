@@ -3,7 +3,14 @@
 from dcr_lite.errors import UserError
 
 # The flags that only some exports take.
-FLAGS = {"merged": {"base"}, "gguf": {"base", "file_type"}, "hub": {"repo", "form", "public"}}
+FLAGS = {
+    "merged": {"out", "base"},
+    "gguf": {"out", "base", "file_type"},
+    "ollama": {"out", "base", "file_type"},
+    "vllm": set[str](),
+    "space": {"out"},
+    "hub": {"out", "repo", "form", "public"},
+}
 
 
 def check_flags(to: str, **given: object) -> None:
