@@ -1,0 +1,107 @@
+"""Claims about benchmarks/quantised.py: what a GGUF file answers is compared with transformers' answers token by token,
+and nothing is answered twice."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import quantised
+import torch
+from finished_runs import rounded
+from tiny_models import load_reference
+
+from dcr_lite.errors import UserError
+from dcr_lite.export.command import export_merged, open_finished
+from dcr_lite.files import load_jsonl, write_jsonl
+from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.loading import load_tokenizer
+
+REFUSAL = "I'm sorry, but I can't help with that."
+
+
+def row(label: str, ids: list[int], refuses: bool) -> dict[str, Any]:
+    return {"label": label, "ids": ids, "response": REFUSAL if refuses else "Preheat the oven."}
+
+
+def test_answers_are_compared_token_by_token() -> None:
+    """The share of tokens before the first that differs counts the end as one of them; refusals are by label; a verdict
+    has changed where the two judge otherwise."""
+    reference = [row("toxic", [1, 2, 3], True), row("toxic", [4], True), row("seemingly_toxic", [5, 6, 7], False)]
+    ours = [row("toxic", [1, 2, 3], True), row("toxic", [4, 4], False), row("seemingly_toxic", [5, 9, 7], False)]
+    found = quantised.compared(ours, reference)
+    assert found["tokens"]["share"] == pytest.approx((1 + 1 / 2 + 1 / 4) / 3)
+    assert found["equal"]["share"] == pytest.approx(1 / 3)
+    assert found["refused"]["toxic"] == {"n": 2, "share": 0.5, "ci95": pytest.approx([0.0945, 0.9055], abs=1e-3)}
+    assert found["refused"]["seemingly_toxic"]["share"] == 0
+    assert found["changed"]["share"] == pytest.approx(1 / 3)
+    assert "plain" not in found["refused"]
+    same = quantised.compared(reference, reference)
+    assert (same["tokens"]["ci95"], same["equal"]["share"], same["changed"]["share"]) == ([1, 1], 1, 0)
+
+
+@pytest.fixture(scope="module")
+def choices(demo_run: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> quantised.Choices:
+    """Eight prompts, answered by the tiny run's three models."""
+    out = tmp_path_factory.mktemp("quantised")
+    return quantised.Choices(str(demo_run), (), ("bf16", "q8_0"), (rows / "held_out.jsonl",), None, 12, out)
+
+
+@pytest.fixture(scope="module")
+def measured(choices: quantised.Choices) -> str:
+    pytest.importorskip("xllamacpp", reason="llama.cpp's wheel (xllamacpp) is not installed here")
+    return quantised.main(choices)
+
+
+def test_llama_cpp_answers_as_transformers_itself(
+    measured: str, choices: quantised.Choices, demo_run: Path, tmp_path: Path
+) -> None:
+    """The tokens of the bf16 file are those that transformers' own generate takes from the merged weights in bf16."""
+    run = open_finished(demo_run)
+    network = rounded(load_reference(export_merged(run, tmp_path / "merged")))
+    tokenizer = load_tokenizer(run.adapter)
+    network.generation_config.pad_token_id = tokenizer.pad_token_id
+    for own in load_jsonl(choices.out / "dcr-bf16.jsonl"):
+        (asked,) = encode_prompts(tokenizer, [own["prompt"]], 512)
+        given = {"input_ids": torch.tensor([asked]), "attention_mask": torch.ones(1, len(asked), dtype=torch.long)}
+        said = network.generate(**given, max_new_tokens=12, do_sample=False)[0, len(asked) :].tolist()
+        assert own["ids"] == said[: len(own["ids"])]
+        assert len(own["ids"]) == 12 or said[len(own["ids"])] == tokenizer.eos_token_id
+
+
+def test_the_table_has_every_model_and_type(measured: str, choices: quantised.Choices) -> None:
+    """A line for the reference and for each file of each model of the run; the files themselves are gone."""
+    lines = [line.split(" | ")[:2] for line in measured.splitlines()[2:]]
+    titles = ["| stock model", "| safety SFT alone", "| DCR"]
+    assert lines == [[title, kind] for title in titles for kind in ("transformers", "bf16", "q8_0")]
+    assert (choices.out / "quantised.md").read_text() == measured + "\n"
+    assert not list(choices.out.glob("*.gguf"))
+
+
+def test_a_stopped_measurement_goes_on(
+    measured: str, choices: quantised.Choices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept is not answered again, the rest is, and the table is the same."""
+    path = choices.out / "safety_sft-q8_0.jsonl"
+    kept = load_jsonl(path)
+    write_jsonl(kept[:3], path)
+    asked: list[int] = []
+    greedy = quantised.Served.greedy
+
+    def counted(served: Any, tokens: list[int], most: int) -> list[int]:
+        asked.append(len(tokens))
+        return greedy(served, tokens, most)
+
+    monkeypatch.setattr(quantised.Served, "greedy", counted)
+    assert quantised.main(choices) == measured
+    assert len(asked) == len(kept) - 3
+    assert load_jsonl(path) == kept
+
+
+def test_answers_of_another_model_are_not_taken(measured: str, choices: quantised.Choices, tiny: Path) -> None:
+    """Another model, another length or other prompts in the same folder are errors."""
+    other = quantised.Choices(str(tiny), (), ("bf16",), choices.prompts, None, 12, choices.out)
+    with pytest.raises(UserError, match="Choose another --out"):
+        quantised.main(other)
+    fewer = quantised.Choices(choices.model, (), ("bf16",), choices.prompts, 1, 12, choices.out)
+    with pytest.raises(UserError, match="answers to other prompts"):
+        quantised.main(fewer)
