@@ -104,14 +104,14 @@ def requirements() -> list[str]:
 def _copy_run(run: FinishedRun, folder: Path, model: str) -> None:
     """The parts of a run that the demo reads, of a base called ``model``, without paths of this machine."""
     settings = load_json(run.path / "settings.json")["settings"]
-    kept = {field.name for field in fields(ModelSettings)} | {"compare_with", "stage2", "answers", "dial", "layer"}
-    kept = {name: value for name, value in settings.items() if name in kept}
+    names = {field.name for field in fields(ModelSettings)} | {"compare_with", "stage2", "answers", "dial", "layer"}
+    kept = {name: value for name, value in settings.items() if name in names}
     folder.mkdir()
     write_json({"settings": kept | {"model": model}}, folder / "settings.json")
-    for name in ("adapter", *([BASELINE] if BASELINE in settings.get("compare_with", ()) else [])):
-        shutil.copytree(run.path / name, folder / name)
-        file = folder / name / "adapter_config.json"
-        write_json(read_json(file) | {"base_model_name_or_path": model}, file)
+    for adapter in ("adapter", *([BASELINE] if BASELINE in settings.get("compare_with", ()) else [])):
+        shutil.copytree(run.path / adapter, folder / adapter)
+        config = folder / adapter / "adapter_config.json"
+        write_json(read_json(config) | {"base_model_name_or_path": model}, config)
     for file in (FOUND_FILE, *DIAL_FILES):
         if (run.path / file).exists():
             (folder / file).parent.mkdir(exist_ok=True)
