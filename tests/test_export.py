@@ -86,9 +86,9 @@ def test_merged_weights_know_where_a_turn_ends(make_run: MakeRun, tmp_path: Path
     """Generation ends at the token that the run's tokenizer ends turns with, and at the base's own ends."""
     run, model = make_run()
     base = Path(shutil.copytree(run.report["model"], tmp_path / "base"))
-    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": 7, "top_p": 0.9}))
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, "top_p": 0.9}))
     made = json.loads((export_merged(run, base=str(base)) / "generation_config.json").read_text())
-    assert made["eos_token_id"] == [model.tokenizer.eos_token_id, 7]
+    assert made["eos_token_id"] == [model.tokenizer.eos_token_id, 0]
     assert made["top_p"] == 0.9
 
 

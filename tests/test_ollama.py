@@ -154,7 +154,7 @@ def test_answers_end_where_the_models_do(family: str) -> None:
             "{% if messages|length > 2 %}{{ raise_exception('one at a time') }}{% endif %}{{ messages[0].content }}",
             "fails",
         ),
-        ("{% for m in messages if loop.index > messages|length - 5 %}{{ m.content }},{% endfor %}", "conversation of"),
+        ("{% for m in messages %}{% if loop.revindex < 6 %}{{ m.content }},{% endif %}{% endfor %}", "conversation of"),
     ],
 )
 def test_a_template_that_cannot_be_told_is_refused(template: str, why: str, make_run: MakeRun) -> None:

@@ -128,10 +128,10 @@ def generation_settings(base: Path, tokenizer: Any) -> dict[str, Any]:
     """The base's generation_config.json, with the end token of the chat format that was trained on."""
     found = base / "generation_config.json"
     generation: dict[str, Any] = read_json(found) if found.exists() else {}
-    ends = generation.get("eos_token_id") or []
-    ends = ends if isinstance(ends, list) else [ends]
+    stated = generation.get("eos_token_id")
+    ends = stated if isinstance(stated, list) else [stated]
     return generation | {
-        "eos_token_id": [tokenizer.eos_token_id, *(e for e in ends if e != tokenizer.eos_token_id)],
+        "eos_token_id": list(dict.fromkeys([tokenizer.eos_token_id, *(end for end in ends if end is not None)])),
         "pad_token_id": tokenizer.pad_token_id,
     }
 
