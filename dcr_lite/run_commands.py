@@ -191,31 +191,9 @@ def export(
     from dcr_lite.export.flags import check_flags
 
     check_flags(to, out=out, base=base, file_type=file_type, repo=repo, form=form, public=public)
-    from dcr_lite.export.command import export_gguf, export_merged, open_finished
+    from dcr_lite.export.targets import export_to
 
-    finished = open_finished(run)
-    if to == "merged":
-        print(f"written: {export_merged(finished, out, base)}")
-    elif to == "gguf":
-        print(f"written: {export_gguf(finished, out, base, file_type or 'bf16')}")
-    elif to == "ollama":
-        from dcr_lite.export.ollama import export_ollama
-
-        modelfile = export_ollama(finished, out, base, file_type or "q8_0")
-        print(f"written: {modelfile}\nnext:    ollama create {finished.name.lower()} -f {modelfile}")
-    elif to == "vllm":
-        from dcr_lite.export.vllm import vllm_command
-
-        print(vllm_command(finished))
-    elif to == "space":
-        from dcr_lite.export.space import export_space
-
-        folder, words = export_space(finished, out)
-        print(f"written: {folder}\nnext:    {words}")
-    else:
-        from dcr_lite.export.hub import push
-
-        print(f"pushed: {push(finished, str(repo), form or 'adapter', out, public)}")
+    print(export_to(run, to, out, base, file_type, repo, form, public))
 
 
 def verify(

@@ -87,7 +87,8 @@ def stop_tokens(tokenizer: Any, turns: ChatTurns, ends: list[int]) -> list[str]:
     written = turns.answer + turns.next + turns.ask
     special = [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
     of_turns = [token for token in special if token in written and token not in MARKERS]
-    return list(dict.fromkeys([*tokenizer.convert_ids_to_tokens(ends), *of_turns]))
+    of_model = filter(None, tokenizer.convert_ids_to_tokens(ends))  # some models state numbers of no token
+    return list(dict.fromkeys([*of_model, *of_turns]))
 
 
 def _quoted(value: Any) -> str:
