@@ -2,10 +2,11 @@
 
 import gc
 import threading
+import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -15,7 +16,6 @@ from tiny_models import ADAPTER, add_random_adapter, random_rows
 
 from dcr_lite.demo import batching as module
 from dcr_lite.demo.batching import TURN, Batching, Request
-from dcr_lite.demo.fair_lock import FairLock
 from dcr_lite.errors import UserError
 from dcr_lite.model import adapters
 from dcr_lite.model.generation import Answer, answer
@@ -33,21 +33,21 @@ class Server:
     """A tiny model with two faces, and what each says to each of ROWS alone."""
 
     def __init__(self, model: Model):
-        self.model, self.lock = model, FairLock()
+        self.model, self.worker = model, ThreadPoolExecutor(1)
         self.alone: dict[tuple[Any, int], Answer] = {}
         for which in WHICH:
-            with self.using(which):
-                self.alone |= {(which, i): answer(model, [row], NEW)[0] for i, row in enumerate(ROWS)}
+            self.use(which)
+            self.alone |= {(which, i): answer(model, [row], NEW)[0] for i, row in enumerate(ROWS)}
         assert len({one.ids for one in self.alone.values()}) == len(self.alone)
 
-    @contextmanager
-    def using(self, which: Any) -> Iterator[None]:
-        with self.lock:
-            adapters.switch(self.model, which)
-            yield
+    def use(self, which: Any) -> None:
+        adapters.switch(self.model, which)
+
+    def notes(self, which: Any, rows: list[list[int]]) -> list[Any]:
+        return [(which, tuple(row)) for row in rows]
 
     def batching(self, most: int = ENDLESS) -> Batching:
-        return Batching(self.model, self.using, lambda which, rows: [(which, tuple(row)) for row in rows], most)
+        return Batching(self.model, self.worker, self.use, self.notes, most)
 
     def is_right(self, which: Any, i: int, request: Request, text: str) -> bool:
         alone = self.alone[which, i]
@@ -205,15 +205,15 @@ def test_who_goes_away_is_computed_no_more(server: Server, monkeypatch: pytest.M
 
 
 def test_an_idle_server_does_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No thread is started, and no step is taken for an answer that nobody reads."""
-    threads = threading.active_count()
+    """No step is taken for an answer that nobody waits for."""
     taken = steps_of(monkeypatch)
     batching = server.batching()
     client = Client(batching, None, 0)
     assert not taken
     client.advance()
     assert len(taken) == 1
-    assert threading.active_count() == threads
+    time.sleep(0.05)
+    assert len(taken) == 1
     client.close()
 
 
@@ -337,34 +337,10 @@ def test_models_that_cannot_be_padded_are_answered_in_turns(tiny_model: Callable
     """Without caches that can be joined, each prompt is decoded for itself, and still none waits for another's end."""
     model = tiny_model("lfm2")
     alone = [answer(model, [row], NEW)[0] for row in ROWS]
-    batching = Batching(model, contextmanager(lambda which: iter([None])), lambda which, rows: rows, ENDLESS)
+    batching = Batching(model, ThreadPoolExecutor(1), lambda which: None, lambda which, rows: rows, ENDLESS)
     clients = [Client(batching, "", i) for i in range(len(ROWS))]
     clients[-1].advance()
     assert all(client.request.ids for client in clients)
     for client, expected in zip(clients, alone, strict=True):
         client.finish()
         assert (tuple(client.request.ids), client.text) == (expected.ids, expected.text)
-
-
-# --- the lock ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_lock_goes_to_who_waits_longest() -> None:
-    """In the order of asking, even where its holder asks again at once; and one at a time."""
-    lock, order, threads = FairLock(), [], []
-    with lock:
-        for i in range(5):
-
-            def wait(number: int = i) -> None:
-                with lock:
-                    order.append(number)
-
-            threads.append(threading.Thread(target=wait))
-            threads[-1].start()
-            while len(lock._queue) < i + 2:
-                pass
-    with lock:
-        order.append(5)
-    for thread in threads:
-        thread.join()
-    assert order == list(range(6))

@@ -1,14 +1,15 @@
 """Answers to many clients at once, in batches that prompts join and leave while they run (continuous batching; Yu et
 al., Orca, OSDI 2022).
 
-Each model at each strength of its dial has a batch of its own, and the batches take turns of a few tokens. There is no
-thread of this module's own: of the clients that wait, one takes the turns for all. So a server that nobody asks does
-nothing, and a client that reads slowly, or goes away, holds nobody up.
+Each model at each strength of its dial has a batch of its own, and the batches take turns of a few tokens. Of the
+clients that wait for a token, one asks the worker for turns, for all. So where nobody waits nothing is computed, and a
+client that reads slowly, or goes away, holds nobody up.
 """
 
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,7 +41,7 @@ class Request(Growing):
 class Batching:
     """Answers prompts of many threads together.
 
-    model: the network. using: ``using(which)`` makes it the model ``which`` within a block.
+    model: the network. worker: the one thread that computes. use: ``use(which)`` makes the network the model ``which``.
     read: (which, prompts as token ids) -> a note on each prompt, for prompts that begin together.
     most: tokens of prompts and answers, padding included, that are decoded at once; a longer one is decoded alone.
     """
@@ -48,13 +49,14 @@ class Batching:
     def __init__(
         self,
         model: Model,
-        using: Callable[[Any], AbstractContextManager[Any]],
+        worker: Executor,
+        use: Callable[[Any], None],
         read: Callable[[Any, list[list[int]]], Sequence[Any]],
         most: int,
     ):
-        self._model, self._using, self._read, self._most = model, using, read, most
+        self._model, self._worker, self._use, self._read, self._most = model, worker, use, read, most
         self._changed = threading.Condition()  # guards what follows
-        self._led = False  # whether a thread is taking turns
+        self._led = False  # whether a client is asking for turns
         self._waiting: list[Request] = []  # in the order in which they came
         self._running: dict[Key, list[GrowingTogether]] = {}  # in the order of their turns
 
@@ -104,7 +106,7 @@ class Batching:
     # --- turns --------------------------------------------------------------------------------------------------------
 
     def _wait(self, request: Request, seen: int) -> None:
-        """Wait until it has begun and has more than ``seen`` tokens, or has ended; take turns while nobody does."""
+        """Wait until it has begun and has more than ``seen`` tokens, or has ended; ask for turns while nobody does."""
 
         def ready() -> bool:
             return request.ended or (request.refusal_log_odds is not None and len(request.ids) > seen)
@@ -116,7 +118,7 @@ class Batching:
                     break
                 self._led = True
             try:
-                self._turn()
+                self._worker.submit(self._turn).result()
             finally:
                 with self._changed:
                     self._led = False
@@ -132,21 +134,14 @@ class Batching:
             groups = self._running[key]
             growing = [answer for of in self._running.values() for group in of for answer in group.answers]
             steps = min(TURN, len(growing) + len(new))
-        try:
-            begun = self._begun(key[0], new)
-            with self._changed:
-                self._changed.notify_all()
-            for group in begun:
-                groups = self._joined(key[0], groups, group)
-            groups = [left for group in groups for left in self._tried(key[0], [group], partial(_grow, group, steps))]
-        except BaseException:  # Ctrl-C: no other thread may wait for what is lost here
-            for answer in [*new, *(answer for group in groups for answer in group.answers)]:
-                _fail(answer, RuntimeError("interrupted"))
-            groups = []
-            raise
-        finally:
-            with self._changed:
-                self._running[key] = groups
+        begun = self._begun(key[0], new)
+        with self._changed:
+            self._changed.notify_all()
+        for group in begun:
+            groups = self._joined(key[0], groups, group)
+        groups = [left for group in groups for left in self._tried(key[0], [group], partial(_grow, group, steps))]
+        with self._changed:
+            self._running[key] = groups
 
     def _forget(self) -> None:
         """Let go of answers that have ended, or that nobody wants any more."""
@@ -209,8 +204,8 @@ class Batching:
         new = [answer for answer in answers if isinstance(answer, Request) and answer.refusal_log_odds is None]
         for request, note in zip(new, self._read(which, [request.row for request in new]) if new else (), strict=True):
             request.note = note
-        with self._using(which):
-            return GrowingTogether(self._model, answers)
+        self._use(which)
+        return GrowingTogether(self._model, answers)
 
     def _joined(self, which: Which, groups: list[GrowingTogether], new: GrowingTogether) -> list[GrowingTogether]:
         """The groups with a new one: as part of the first, where it can join."""
@@ -224,8 +219,8 @@ class Batching:
         have, in halves, so that only one that fails alone gets the error."""
         answers = [answer for group in groups for answer in group.answers]
         try:
-            with self._using(which):
-                work()
+            self._use(which)
+            work()
             return groups[:1]
         except Exception as error:
             if len(answers) == 1:

@@ -1,15 +1,15 @@
 """One prompt, or many, scored by the models of a run: what the demo and the command line show.
 
-A run is opened as one network with its adapters. Adapters are switched, and DCR's dial is turned, under a lock that is
-held for a short piece of work and never while a client reads, so many clients may score at once, each with its own
-model and strength; their answers are decoded together (batching.py).
+A run is opened as one network with its adapters. One thread computes, in short pieces of work, before each of which it
+switches adapters and turns DCR's dial; it never waits for a client. So many clients may score at once, each with its
+own model and strength; their answers are decoded together (batching.py).
 """
 
 import copy
 import math
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 from dcr_lite.data.sources import SMOLLM2
 from dcr_lite.demo.batching import Batching
 from dcr_lite.demo.dial import OpenDial, open_dial
-from dcr_lite.demo.fair_lock import FairLock
 from dcr_lite.demo.prompt_text import cleaned, pieces_of
 from dcr_lite.demo.texts import EARLIER_VERSION, IN_WORDS, NO_DIAL, NO_RUN, TITLE
 from dcr_lite.errors import UserError
@@ -122,13 +121,14 @@ class OpenRun:
     ):  # fmt: skip
         self.model, self.names, self.discernments, self.dial = model, names, discernments, dial
         self.title, self.note = title, note
-        self._lock = FairLock()
-        self._alone = FairLock()  # one at a time of those whose work is not in the batches, in turn with these
+        # Works in the order of asking. Each thread that computes would keep freed memory, and helpers, of its own.
+        self._worker = ThreadPoolExecutor(1, "model")
+        self._weighing = threading.Lock()  # words are weighed one prompt at a time, in turn with the batches
         self._active = ""  # the model that the network is
         self._strength: float | None = None  # of DCR's dial, as it stands
         # Half of what the memory plan has room for. The other half is for the weights of words.
         room = model.prompts_at_once * (PROMPT_TOKENS + LIST_TOKENS) // 2
-        self._batching = Batching(model, lambda which: self.using(*which), self._notes, room)
+        self._batching = Batching(model, self._worker, lambda which: self._use(*which), self._notes, room)
         # A tokenizer that encodes changes its settings for the time: nobody else may use this one.
         self._tokenizer, self._encoding = copy.deepcopy(model.tokenizer), threading.Lock()
 
@@ -143,20 +143,17 @@ class OpenRun:
             raise UserError(NO_DIAL if name == DCR else f"the dial is DCR's: {MODEL_TITLES[name]} has no strength")
         return None
 
-    @contextmanager
-    def using(self, name: str, strength: float | None) -> Iterator[Model]:
-        """Within the block the network is the model ``name`` with its dial at a strength of ``strength_of``, under the
-        lock."""
-        with self._lock:
-            if name != self._active:
-                self._active = ""  # if the switch fails, the next call switches again
-                adapters.switch(self.model, None if name == STOCK else name)
-                self._active = name
-            if self.dial and strength is not None and strength != self._strength:
-                self._strength = None
-                set_strength(self.model, name, self.dial.dial, strength)
-                self._strength = strength
-            yield self.model
+    def _use(self, name: str, strength: float | None) -> None:
+        """Make the network the model ``name`` with its dial at a strength of ``strength_of``. For the worker alone, as
+        all that computes."""
+        if name != self._active:
+            self._active = ""  # if the switch fails, the next call switches again
+            adapters.switch(self.model, None if name == STOCK else name)
+            self._active = name
+        if self.dial and strength is not None and strength != self._strength:
+            self._strength = None
+            set_strength(self.model, name, self.dial.dial, strength)
+            self._strength = strength
 
     def _encode(self, prompts: list[str], answer_tokens: int) -> list[list[int]]:
         window = min(self.model.window - answer_tokens, MAX_PROMPT_TOKENS)
@@ -168,8 +165,13 @@ class OpenRun:
         name, _ = which
         if self.discernments is None:
             return [None] * len(rows)
-        with self.using(name, 0.0 if self.strength_of(name) is not None else None) as model:
-            return self.discernments.models[name].read(layer_states(model, rows, self.discernments.layer))
+        self._use(name, 0.0 if self.strength_of(name) is not None else None)
+        return self.discernments.models[name].read(layer_states(self.model, rows, self.discernments.layer))
+
+    def _log_odds(self, name: str, strength: float | None, rows: list[list[int]]) -> list[float]:
+        """Refusal log-odds of prompts given as token ids."""
+        self._use(name, strength)
+        return [one.refusal_log_odds for one in answer(self.model, rows, max_new_tokens=0)]
 
     def weigh(self, name: str, prompt: str, strength: float | None = None) -> tuple[Word, ...]:
         """The words of a cleaned prompt with their weights by occlusion: each is left out once, all in one batch."""
@@ -177,8 +179,8 @@ class OpenRun:
         row = self._encode([prompt], 0)[0]
         pieces = pieces_of(prompt, min(MAX_PIECES, WEIGHED_TOKENS // len(row)))
         rows = [row, *self._encode([prompt[:start] + prompt[stop:] for start, stop in pieces], 0)]
-        with self._alone, self.using(name, strength) as model:
-            whole, *without = (a.refusal_log_odds for a in answer(model, rows, max_new_tokens=0))
+        with self._weighing:
+            whole, *without = self._worker.submit(self._log_odds, name, strength, rows).result()
         return tuple(
             Word(prompt[start:stop], start, stop, whole - rest)
             for (start, stop), rest in zip(pieces, without, strict=True)
