@@ -82,9 +82,11 @@ class Batching:
                 if not self._led:
                     self._forget()
 
-    def begin(self, request: Request) -> None:
-        """Wait until its refusal log-odds and its note are known. Raises the error that stands in their way."""
+    def begin(self, request: Request) -> float:
+        """Its refusal log-odds, once they and its note are known. Raises the error that stands in their way."""
         self._wait(request, -1)
+        assert request.refusal_log_odds is not None
+        return request.refusal_log_odds
 
     def growing(self, request: Request) -> Iterator[str]:
         """The text as it grows, by several tokens at a time where many are asked for; the last one is complete."""
@@ -96,8 +98,8 @@ class Batching:
 
     def whole(self, request: Request) -> str:
         """The text once it is complete. Raises the error that stands in its way."""
-        *_, last = self.growing(request)
-        return last
+        self._wait(request, request.most)
+        return self.text(request)
 
     def text(self, request: Request) -> str:
         """The answer so far, as ``decode_answers`` gives it."""

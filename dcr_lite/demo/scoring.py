@@ -195,8 +195,8 @@ class OpenRun:
         prompt = cleaned(prompt)
         row = self._encode([prompt], tokens)[0]
         with self._batching.answering((name, strength), [row], tokens) as (speech,):
-            self._batching.begin(speech)
-            score = Score(name, prompt, speech.refusal_log_odds, speech.note, strength=strength)
+            log_odds = self._batching.begin(speech)
+            score = Score(name, prompt, log_odds, speech.note, strength=strength)
             yield score
             if words:
                 score = replace(score, words=self.weigh(name, prompt, strength))
@@ -240,11 +240,11 @@ class OpenRun:
         for start in range(0, len(rows), LIST_BATCH):
             batch = rows[start : start + LIST_BATCH]
             with self._batching.answering((name, strength), batch, LIST_TOKENS, stop=verdict_is_final) as said:
-                answers = [self._batching.whole(one) for one in said]
-            for prompt, one, text in zip(texts[start:], said, answers, strict=False):
+                answers = [(self._batching.begin(one), self._batching.whole(one)) for one in said]
+            for prompt, one, (log_odds, text) in zip(texts[start:], said, answers, strict=False):
                 refused = is_refusal(text)
                 kind = None if refused else kind_of(prompt, text, refused)  # help after a refusal was not waited for
-                scores.append(Score(name, prompt, one.refusal_log_odds, one.note, (), text, refused, strength, kind))
+                scores.append(Score(name, prompt, log_odds, one.note, (), text, refused, strength, kind))
             progress(len(scores), len(rows))
         return scores
 
