@@ -165,7 +165,7 @@ def main(run: Path | None = None, clients: int = 30, seconds: float = 120, port:
     try:
         found: dict[str, object] = {"start_s": start, "one_client_s": one_client(client)}
         asked = [(prompt, *model) for prompt in PROMPTS for model in ASKED]
-        expected = {one: client.predict(*one, api_name="/score")["answer"] for one in asked}
+        expected = {one: client.predict(*one, api_name="/answer") for one in asked}
         found |= load(port, clients, seconds, expected, psutil.Process(process.pid))
     finally:
         process.terminate()

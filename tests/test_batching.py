@@ -89,12 +89,12 @@ class Client:
 
 # What happens, step by step: a client comes, the client of a number gets its next part, or goes away.
 COMES = st.tuples(st.sampled_from(WHICH), st.integers(0, len(ROWS) - 1))
-EVENTS = st.lists(COMES | st.tuples(st.sampled_from(["advance", "advance", "leave"]), st.integers(0, 9)), max_size=30)
+EVENTS = st.lists(COMES | st.tuples(st.sampled_from(["advance", "advance", "leave"]), st.integers(0, 9)), max_size=20)
 
 COMES_FIRST: list[tuple[Any, int]] = [(ADAPTER, 0), (None, 0)]
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(EVENTS, st.sampled_from([60, 200, ENDLESS]))
 def test_each_client_gets_what_it_gets_alone(server: Server, events: list[tuple[Any, int]], most: int) -> None:
     """Text, tokens, refusal log-odds and note are those of answer() on each prompt alone with its own model, in any

@@ -51,7 +51,7 @@ ARRIVALS = st.lists(
 )
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(ARRIVALS)
 def test_whoever_joins_or_leaves_changes_no_other(told: tuple[Model, list[Answer]], arrivals: Any) -> None:
     """Tokens and scores are those of answer() on each prompt alone, in any order of coming and going; who leaves early
