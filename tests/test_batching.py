@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny_models import ADAPTER, add_random_adapter, random_rows
 
 from dcr_lite.demo import batching as module
-from dcr_lite.demo.batching import TURN, Batching, Request
+from dcr_lite.demo.batching import JOIN_EVERY, TURN, Batching, Request
 from dcr_lite.errors import UserError
 from dcr_lite.model import adapters
 from dcr_lite.model.generation import Answer, answer
@@ -154,7 +154,7 @@ def steps_of(monkeypatch: pytest.MonkeyPatch) -> list[list[Request]]:
 
 
 def test_no_prompt_waits_behind_a_whole_answer(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prompt that comes while long answers run, of its model and of another, has its first tokens in the next round
+    """A prompt that comes while long answers run, of its model and of another, has its first tokens after a few rounds
     of turns; and while it alone is read, the others grow as well."""
     taken = steps_of(monkeypatch)
     batching = server.batching()
@@ -166,7 +166,7 @@ def test_no_prompt_waits_behind_a_whole_answer(server: Server, monkeypatch: pyte
     late = Client(batching, ADAPTER, 2)
     late.advance()
     assert late.request.ids
-    assert len(taken) <= TURN * len(WHICH)
+    assert len(taken) <= TURN * JOIN_EVERY * len(WHICH)
     late.finish()
     assert server.is_right(ADAPTER, 2, late.request, late.text)
     assert all(len(client.request.ids) >= n + NEW - 2 * TURN for client, n in zip(running, before, strict=True))
@@ -197,7 +197,7 @@ def test_who_goes_away_is_computed_no_more(server: Server, monkeypatch: pytest.M
     assert not any(goes.request in answers for answers in taken)
     last = Client(batching, None, 2)
     last.advance()
-    (group,) = (weakref.ref(group._decoding) for of in batching._running.values() for group in of)
+    (group,) = (weakref.ref(group._decoding) for batch in batching._running.values() for group in batch.groups)
     assert group() is not None
     last.close()
     gc.collect()
@@ -218,29 +218,30 @@ def test_an_idle_server_does_nothing(server: Server, monkeypatch: pytest.MonkeyP
 
 
 def test_no_more_is_decoded_than_there_is_room_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts wait until there is room for them with their answers and their padding, in the order in which they came;
-    one that is longer than the whole room goes alone."""
+    """Prompts wait until there is room for them with their answers and their padding, those of a model in the order
+    in which they came; one that is longer than the whole room goes alone."""
     most = 100
     batching = server.batching(most)
     grown: list[int] = []
     step = GrowingTogether.step
 
     def noted(self: GrowingTogether) -> None:
-        of = {key: [one for g in groups for one in g.answers] for key, groups in batching._running.items()}
-        lengths = [[len(one.row) + one.most for one in answers] for answers in of.values() if answers]
+        running = [batch.answers for batch in batching._running.values() if batch.answers]
+        lengths = [[len(one.row) + one.most for one in answers] for answers in running]
         grown.append(sum(len(some) * max(some) for some in lengths))
         assert grown[-1] <= most or sum(map(len, lengths)) == 1
         step(self)
 
     monkeypatch.setattr(GrowingTogether, "step", noted)
     clients = [Client(batching, WHICH[k % 2], i) for k, i in enumerate([0, 1, 2, 3, 4, 0, 1, 3])]
-    begun: list[Client] = []
     while any(not client.request.ended for client in clients):
         clients[-1].advance()
-        now = [client for client in clients if client.request.refusal_log_odds is not None]
-        begun += [client for client in now if client not in begun]
-        assert set(now) == set(clients[: len(now)])
-        for client in clients[: len(now)]:
+        begun = [client for client in clients if client.request.refusal_log_odds is not None]
+        for which in WHICH:
+            asked = [client for client in clients if client.which == which]
+            now = [client for client in begun if client.which == which]
+            assert now == asked[: len(now)]
+        for client in begun:
             client.advance()
     assert max(grown) > most // 2
     assert all(server.is_right(one.which, one.i, one.request, batching.text(one.request)) for one in clients)

@@ -80,7 +80,7 @@ def test_clients_at_once_get_their_own_answers(
     step = GrowingTogether.step
     monkeypatch.setattr(GrowingTogether, "step", lambda self: (together.append(len(self.answers)), step(self)))
     models = [("dcr", None), ("dcr", -2.0), ("safety_sft", None), ("base", None)]
-    asked = [(prompt, *model) for model in models for prompt in (PROMPT, "Name three cats.", "Hello")]
+    asked = [(prompt, *model) for model in models for prompt in (PROMPT, "Name three cats.")]
     jobs = [client.submit(*one, api_name="/answer") for one in asked]
     found = [job.result() for job in jobs]
     assert max(together) > 1

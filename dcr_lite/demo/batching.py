@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,9 @@ from dcr_lite.model.loading import OUT_OF_MEMORY, Model
 from dcr_lite.model.streaming import Growing, GrowingTogether
 
 TURN = 4  # tokens that a batch's answers grow by before the next batch's: fewer would cost more switches of adapters
+# Turns between those in which prompts join a running batch. To begin takes as long as some ten tokens, for one prompt
+# hardly less than for several.
+JOIN_EVERY = 4
 # Tokens of a short prompt with its answer. The shorter rows of a batch are padded to the longest, so longer ones share
 # a batch only with others of at most twice their length.
 SHORT = 256
@@ -36,6 +39,19 @@ class Request(Growing):
     key: Key = ("", SHORT)
     note: Any = None
     error: Exception | None = None
+
+
+@dataclass
+class Batch:
+    """groups: of answers that are decoded together; one, where all goes well and caches can be joined. since: turns
+    since prompts joined."""
+
+    groups: list[GrowingTogether] = field(default_factory=list)
+    since: int = 0
+
+    @property
+    def answers(self) -> list[Growing]:
+        return [answer for group in self.groups for answer in group.answers]
 
 
 class Batching:
@@ -58,7 +74,7 @@ class Batching:
         self._changed = threading.Condition()  # guards what follows
         self._led = False  # whether a client is asking for turns
         self._waiting: list[Request] = []  # in the order in which they came
-        self._running: dict[Key, list[GrowingTogether]] = {}  # in the order of their turns
+        self._running: dict[Key, Batch] = {}  # in the order of their turns
 
     # --- what clients call --------------------------------------------------------------------------------------------
 
@@ -72,7 +88,7 @@ class Batching:
         with self._changed:
             self._waiting += requests
             for request in requests:
-                self._running.setdefault(request.key, [])
+                self._running.setdefault(request.key, Batch())
         try:
             yield requests
         finally:
@@ -133,9 +149,8 @@ class Batching:
         with self._changed:
             self._forget()
             key, new = self._next()
-            groups = self._running[key]
-            growing = [answer for of in self._running.values() for group in of for answer in group.answers]
-            steps = min(TURN, len(growing) + len(new))
+            groups = self._running[key].groups
+            steps = min(TURN, len(new) + sum(len(batch.answers) for batch in self._running.values()))
         begun = self._begun(key[0], new)
         with self._changed:
             self._changed.notify_all()
@@ -143,25 +158,27 @@ class Batching:
             groups = self._joined(key[0], groups, group)
         groups = [left for group in groups for left in self._tried(key[0], [group], partial(_grow, group, steps))]
         with self._changed:
-            self._running[key] = groups
+            self._running[key].groups = groups
 
     def _forget(self) -> None:
         """Let go of answers that have ended, or that nobody wants any more."""
         self._waiting = [request for request in self._waiting if not request.ended]
         wanted = {request.key for request in self._waiting}
-        left = {
-            key: [group for group in groups if not all(answer.ended for answer in group.answers)]
-            for key, groups in self._running.items()
-        }
-        self._running = {key: groups for key, groups in left.items() if groups or key in wanted}
+        for batch in self._running.values():
+            batch.groups = [group for group in batch.groups if not all(answer.ended for answer in group.answers)]
+        self._running = {key: batch for key, batch in self._running.items() if batch.groups or key in wanted}
 
     def _next(self) -> tuple[Key, list[Request]]:
         """The batch whose turn it is, and who joins it now. In the next round it comes last."""
         fitting = self._fitting()
         for key in list(self._running):
-            self._running[key] = self._running.pop(key)
+            batch = self._running[key] = self._running.pop(key)
+            batch.since += 1
             new = [request for request in fitting if request.key == key]
-            if new or self._running[key]:
+            if batch.groups and batch.since < JOIN_EVERY:
+                new = []
+            if new or batch.groups:
+                batch.since = 0 if new else batch.since
                 self._waiting = [request for request in self._waiting if request not in new]
                 return key, new
         raise AssertionError("a turn without work")
@@ -169,8 +186,7 @@ class Batching:
     def _fitting(self) -> list[Request]:
         """Those who wait for whom there is room, in the order in which they came: nobody is overtaken for ever."""
         lengths = {
-            key: [len(answer.row) + answer.most for group in groups for answer in group.answers]
-            for key, groups in self._running.items()
+            key: [len(answer.row) + answer.most for answer in batch.answers] for key, batch in self._running.items()
         }
         fitting: list[Request] = []
         for request in self._waiting:
