@@ -52,7 +52,7 @@ PARTS = {
     "model.hidden_states:states_above": "forward above L",
     "model.hidden_states:final_states": "forward",
     "model.generation:answer": "decoding",
-    "model.generation:_refusal_log_odds": "refusal log-odds",
+    "model.generation:refusal_log_odds": "refusal log-odds",
     "measure.judge:is_refusal": "judging",
     "measure.judge:verdict_is_final": "judging",
     "method.checkpoint:save_checkpoint": "checkpoints",

@@ -5,6 +5,7 @@ import json
 import re
 import runpy
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import pytest
 pytest.importorskip("gradio", reason="the demo needs the extra: pip install 'dcr-lite[demo]'")
 
 import gradio
+import httpx
 from gradio_client import Client
 
 from dcr_lite.demo import blocks, page, scoring
 from dcr_lite.demo.scoring import OpenRun
 from dcr_lite.demo.slider import Asked, DialSlider
 from dcr_lite.errors import UserError
+from dcr_lite.model.streaming import GrowingTogether
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 
@@ -67,6 +70,42 @@ def test_an_answer_is_streamed(client: Client, opened: OpenRun) -> None:
     assert len(parts) > 3
     assert len(parts[len(parts) // 2]) < len(parts[-1])
     assert parts[-1] == opened.score("base", PROMPT).answer
+
+
+def test_clients_at_once_get_their_own_answers(
+    client: Client, opened: OpenRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests of many clients, for every model and several strengths, are decoded together and never mixed up."""
+    together: list[int] = []
+    step = GrowingTogether.step
+    monkeypatch.setattr(GrowingTogether, "step", lambda self: (together.append(len(self.answers)), step(self)))
+    models = [("dcr", None), ("dcr", -2.0), ("safety_sft", None), ("base", None)]
+    asked = [(prompt, *model) for model in models for prompt in (PROMPT, "Name three cats.")]
+    jobs = [client.submit(*one, api_name="/answer") for one in asked]
+    found = [job.result() for job in jobs]
+    assert max(together) > 1
+    assert found == [opened.score(name, prompt, words=False, strength=s).answer for prompt, name, s in asked]
+
+
+def test_a_client_that_goes_away_is_served_no_more(url: str, opened: OpenRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer is left as soon as the server sees that nobody listens, and nothing of it is kept."""
+    steps: list[int] = []
+    step = GrowingTogether.step
+    monkeypatch.setattr(GrowingTogether, "step", lambda self: (steps.append(0), time.sleep(0.02), step(self)))
+    stream, tokens = opened.stream, 300
+    monkeypatch.setattr(opened, "stream", lambda *given, **more: stream(*given, **more, tokens=tokens))
+    body = {"data": [PROMPT, "base", None]}
+    with httpx.Client(base_url=url) as leaving:
+        event = leaving.post("gradio_api/call/answer", json=body).json()["event_id"]
+        with leaving.stream("GET", f"gradio_api/call/answer/{event}") as lines:
+            for line in lines.iter_lines():
+                if line.startswith("data") and len(steps) > 3:
+                    break
+    give_up = time.monotonic() + 20
+    while opened._batching._running and time.monotonic() < give_up:
+        time.sleep(0.02)
+    assert 3 < len(steps) < tokens
+    assert not opened._batching._running
 
 
 def test_a_list_is_scored(client: Client, opened: OpenRun) -> None:
@@ -134,17 +173,19 @@ def test_the_stock_model_alone_has_a_page(opened: OpenRun) -> None:
 
 
 def test_what_is_computed_for_another_position_ends(opened: OpenRun) -> None:
-    """A slider that moves on ends the answer for where it was; one that stays gets all of it."""
+    """A slider that moves on, or a new prompt, ends the answer for what it was; else it comes whole."""
     with gradio.Blocks():
         slider = DialSlider(opened, "here")
     asked = Asked(position=2.0)
     whole = list(slider.stream(PROMPT, True, asked, 2.0))
     assert whole[-1] == opened.score("dcr", PROMPT, strength=2.0)
-    parts = []
-    for part in slider.stream(PROMPT, True, asked, 2.0):
-        parts.append(part)
-        asked.position = 1.0
-    assert parts == whole[:1]
+    for change in ({"position": 1.0}, {"prompts": ("Hello",)}):
+        asked.position, parts = 2.0, []
+        for part in slider.stream(PROMPT, True, asked, 2.0):
+            parts.append(part)
+            for name, value in change.items():
+                setattr(asked, name, value)
+        assert parts == whole[:1]
 
 
 def test_the_server_is_private(url: str, opened: OpenRun) -> None:

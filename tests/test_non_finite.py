@@ -15,9 +15,10 @@ from dcr_lite.measure.general_ability import answer_loss
 from dcr_lite.method.loop import Loop
 from dcr_lite.model.adapters import train_only
 from dcr_lite.model.chat import encode_prompts
-from dcr_lite.model.generation import StreamedAnswer, answer
+from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import last_states, layer_states
+from dcr_lite.model.streaming import Growing, GrowingTogether
 
 MakeModel = Callable[..., Model]
 CURES = {
@@ -52,7 +53,7 @@ def test_answers_and_losses_are_checked(tiny_model: MakeModel) -> None:
     with pytest.raises(UserError, match=f"refusal log-odds: {CURES[torch.float32]}"):
         answer(model, rows, 2)
     with pytest.raises(UserError, match=f"refusal log-odds: {CURES[torch.float32]}"):
-        StreamedAnswer(model, rows[0], 2)
+        GrowingTogether(model, [Growing(rows[0], 2)])
     with pytest.raises(UserError, match="log-probabilities of answers: not finite"):
         answer_loss(model, [Conversation("Name a cat.", "Tom.")])
 

@@ -12,9 +12,10 @@ from torch.nn.functional import normalize
 
 from dcr_lite.compare import scans
 from dcr_lite.compare.directions import refusal_log_odds
-from dcr_lite.model.generation import StreamedAnswer, answer
+from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import last_states
+from dcr_lite.model.streaming import Growing, GrowingTogether
 
 MakeModel = Callable[..., Model]
 MakeReference = Callable[..., Any]
@@ -71,12 +72,16 @@ def test_steered_answers_are_those_of_prompts_alone(
     model.steering = steering
     assert [a.text for a in answer(model, rows, NEW)] == expected(steered=True)
     assert expected(steered=True) != expected(steered=False)
-    speech = StreamedAnswer(model, rows[2], NEW)
-    alone = answer(model, [rows[2]], NEW)[0]
-    assert speech.refusal_log_odds == pytest.approx(alone.refusal_log_odds, abs=1e-3)
-    while not speech.ended:
-        speech.step()
-    assert speech.text == alone.text
+    growing = [Growing(rows[2], NEW), Growing(rows[1], NEW)]
+    together = GrowingTogether(model, growing[:1])
+    together.step()
+    together.join(GrowingTogether(model, growing[1:]))
+    for _ in range(NEW):
+        together.step()
+    for one, row in zip(growing, (rows[2], rows[1]), strict=True):
+        (alone,) = answer(model, [row], NEW)
+        assert one.refusal_log_odds == pytest.approx(alone.refusal_log_odds, abs=1e-3)
+        assert tuple(one.ids) == alone.ids
     model.steering = None
     assert [a.text for a in answer(model, rows, NEW)] == expected(steered=False)
 

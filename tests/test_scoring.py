@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from dcr_lite import cli
 from dcr_lite.demo import scoring
-from dcr_lite.demo.scoring import OpenRun, cleaned, newest_run, open_run, pieces_of
+from dcr_lite.demo.prompt_text import cleaned, pieces_of
+from dcr_lite.demo.scoring import OpenRun, newest_run, open_run
 from dcr_lite.errors import UserError
 from dcr_lite.measure.kinds import kind_of
 from dcr_lite.model.chat import encode_prompts

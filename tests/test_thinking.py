@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from llama_cpp import llama_cpp
 from thinking_templates import EMPTY, FAMILIES, MODEL, USER
 from tiny_models import CHAT_TEMPLATE, PROMPTS, build_tokenizer, random_rows
 
+from dcr_lite.demo.batching import Batching
 from dcr_lite.errors import UserError
 from dcr_lite.evaluate.command import Evaluation, measure_model
 from dcr_lite.export.command import export_gguf
@@ -25,7 +27,7 @@ from dcr_lite.measure.judge import is_refusal, opening_match, refusal_score, str
 from dcr_lite.measure.kinds import kind_of
 from dcr_lite.model import generation
 from dcr_lite.model.chat import can_think, decode_answers, encode_conversations, encode_prompts, prompt_text
-from dcr_lite.model.generation import StreamedAnswer, answer
+from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model, load_tokenizer
 from dcr_lite.model.thinking import BLOCKS, answer_at_once, answer_of, left_open, not_begun
 
@@ -202,10 +204,9 @@ def test_a_block_that_the_prompt_opened_is_seen_in_the_answer(tiny_model: Callab
         assert all(one.text.startswith(opening) for one in said)
         assert all(text.startswith(opening) for text in seen)
         assert [not_begun(one.text) for one in said] == [bool(opening)] * len(rows)
-        streamed = StreamedAnswer(model, rows[0], 3)
-        while not streamed.ended:
-            streamed.step()
-        assert streamed.text == answer(model, rows[:1], 3)[0].text
+        batching = Batching(model, ThreadPoolExecutor(1), lambda which: None, lambda which, some: some, 100)
+        with batching.answering("", rows[:1], 3) as (streamed,):
+            assert batching.whole(streamed) == answer(model, rows[:1], 3)[0].text
         seen.clear()
 
 

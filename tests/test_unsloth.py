@@ -40,10 +40,11 @@ from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import loading, unsloth
 from dcr_lite.model.adapters import activate, add_adapter, stock, train_only
 from dcr_lite.model.chat import encode_prompts
-from dcr_lite.model.generation import StreamedAnswer, answer
+from dcr_lite.model.generation import answer
 from dcr_lite.model.hidden_states import prompt_states, states_above, states_at_layer
 from dcr_lite.model.loading import Model
 from dcr_lite.model.packing import pad
+from dcr_lite.model.streaming import Growing, GrowingTogether
 from dcr_lite.model.unsloth import TRANSFORMERS, Choice, choose
 
 UNSLOTH = Choice("unsloth", "asked for")
@@ -381,10 +382,11 @@ def test_answers_are_the_same_without_a_cache(both: Callable[..., tuple[Model, M
     with stock(plain), stock(fast):
         assert [a.text for a in answer(fast, rows, 5)] == [a.text for a in answer(plain, rows, 5)]
     activate(fast, ADAPTER)
-    streamed = StreamedAnswer(fast, rows[0], 5)
-    while not streamed.ended:
-        streamed.step()
-    assert streamed.text == answer(fast, rows[:1], 5)[0].text
+    growing = [Growing(rows[0], 5)]
+    together = GrowingTogether(fast, growing)
+    while not growing[0].ended:
+        together.step()
+    assert tuple(growing[0].ids) == answer(fast, rows[:1], 5)[0].ids
 
 
 def test_nothing_trains_that_was_not_chosen(both: Callable[..., tuple[Model, Model]]) -> None:

@@ -12,6 +12,7 @@ from dcr_lite.data.rows import Pair, read_pairs
 from dcr_lite.demo import texts
 from dcr_lite.demo.markup import box
 from dcr_lite.demo.scoring import OpenRun
+from dcr_lite.demo.slider import AT_ONCE
 from dcr_lite.demo.tabs import ListTab, OnePromptTab, PairTab, user_errors_shown
 from dcr_lite.files import SHIPPED
 
@@ -69,8 +70,8 @@ def offer_api(run: OpenRun) -> None:
         with user_errors_shown():
             return [one.for_json() for one in run.score_list(model, prompts, strength=strength)]
 
-    api(score, api_name="score", concurrency_id="model", concurrency_limit=1)
-    api(answer, api_name="answer", concurrency_id="model", concurrency_limit=1)
+    api(score, api_name="score", concurrency_id="model", concurrency_limit=AT_ONCE)
+    api(answer, api_name="answer", concurrency_id="model", concurrency_limit=AT_ONCE)
     api(score_list, api_name="score_list", concurrency_id="list", concurrency_limit=1)
 
 

@@ -1,22 +1,23 @@
 """One prompt, or many, scored by the models of a run: what the demo and the command line show.
 
-A run is opened as one network with its adapters. Adapters are switched, and DCR's dial is turned, under a lock that is
-held for one step of work and never while a client reads, so several clients may score at once, each with its own model
-and its own strength.
+A run is opened as one network with its adapters. One thread computes, in short pieces of work, before each of which it
+switches adapters and turns DCR's dial; it never waits for a client. So many clients may score at once, each with its
+own model and strength; their answers are decoded together (batching.py).
 """
 
+import copy
 import math
-import re
 import threading
-import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dcr_lite.data.sources import SMOLLM2
+from dcr_lite.demo.batching import Batching
 from dcr_lite.demo.dial import OpenDial, open_dial
+from dcr_lite.demo.prompt_text import cleaned, pieces_of
 from dcr_lite.demo.texts import EARLIER_VERSION, IN_WORDS, NO_DIAL, NO_RUN, TITLE
 from dcr_lite.errors import UserError
 from dcr_lite.files import exists
@@ -25,9 +26,10 @@ from dcr_lite.measure.kinds import Kind, kind_of
 from dcr_lite.method.dial import set_strength
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
-from dcr_lite.model.generation import StreamedAnswer, answer
+from dcr_lite.model.generation import answer
 from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model
+from dcr_lite.model.memory import PROMPT_TOKENS
 from dcr_lite.model.states import layer_states
 from dcr_lite.names import DCR, MODEL_TITLES, STOCK, models_of
 from dcr_lite.run.discernment import Discernments, Similarity
@@ -37,15 +39,12 @@ from dcr_lite.settings import Device, ModelSettings, Settings
 
 ANSWER_TOKENS = 80  # of a streamed answer: a few sentences, three seconds on two cores
 LIST_TOKENS = 40  # of an answer that is only judged, as in a run's own evaluation
-MAX_CHARACTERS = 8_000  # of a prompt, before it is cut into tokens
 MAX_PROMPT_TOKENS = 1_024  # longer ones would keep two cores busy for many seconds
 MAX_PIECES = 40  # of a prompt, left out one by one
 # In all copies of a prompt with a piece left out: about a second on two cores. At least MAX_PROMPT_TOKENS.
 WEIGHED_TOKENS = 1_536
 MAX_ROWS = 500  # of a list
-LIST_BATCH = 16  # prompts of a list; other clients are served between batches
-# A word, or one character of a script that puts no spaces between words.
-PIECE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
+LIST_BATCH = 16  # prompts of a list that are answered at once, beside those of other clients
 
 
 @dataclass(frozen=True)
@@ -107,27 +106,6 @@ class Score:
         return asdict(self) | {"refusal_probability": self.refusal_probability}
 
 
-def cleaned(prompt: str) -> str:
-    """The prompt without control characters and lone surrogates. Raises UserError for an empty or over-long one, and
-    for what is no text."""
-    if not isinstance(prompt, str):
-        raise UserError(f"the prompt is not a text but {type(prompt).__name__}")
-    if len(prompt) > MAX_CHARACTERS:
-        raise UserError(f"the prompt has {len(prompt):,} characters; the limit is {MAX_CHARACTERS:,}. Shorten it.")
-    text = prompt.replace("\r\n", "\n")
-    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs")).strip()
-    if not text:
-        raise UserError("the prompt is empty. Type a question first.")
-    return text
-
-
-def pieces_of(prompt: str, most: int) -> list[tuple[int, int]]:
-    """The start and stop of each word of a prompt; neighbours are joined where there are more than ``most``."""
-    words = [match.span() for match in PIECE.finditer(prompt)]
-    size = math.ceil(len(words) / most)
-    return [(words[i][0], words[min(i + size, len(words)) - 1][1]) for i in range(0, len(words), max(1, size))]
-
-
 class OpenRun:
     """One network with the adapters of a run, ready to score.
 
@@ -143,8 +121,16 @@ class OpenRun:
     ):  # fmt: skip
         self.model, self.names, self.discernments, self.dial = model, names, discernments, dial
         self.title, self.note = title, note
-        self._lock = threading.Lock()
-        self._active: tuple[str, float | None] = ("", None)
+        # Works in the order of asking. Each thread that computes would keep freed memory, and helpers, of its own.
+        self._worker = ThreadPoolExecutor(1, "model")
+        self._weighing = threading.Lock()  # words are weighed one prompt at a time, in turn with the batches
+        self._active = ""  # the model that the network is
+        self._strength: float | None = None  # of DCR's dial, as it stands
+        # Half of what the memory plan has room for. The other half is for the weights of words.
+        room = model.prompts_at_once * (PROMPT_TOKENS + LIST_TOKENS) // 2
+        self._batching = Batching(model, self._worker, lambda which: self._use(*which), self._notes, room)
+        # A tokenizer that encodes changes its settings for the time: nobody else may use this one.
+        self._tokenizer, self._encoding = copy.deepcopy(model.tokenizer), threading.Lock()
 
     def strength_of(self, name: str, strength: Any = None) -> float | None:
         """The strength of the dial that a model is asked with: as given, else the run's own. Raises UserError for an
@@ -157,29 +143,35 @@ class OpenRun:
             raise UserError(NO_DIAL if name == DCR else f"the dial is DCR's: {MODEL_TITLES[name]} has no strength")
         return None
 
-    @contextmanager
-    def using(self, name: str, strength: float | None) -> Iterator[Model]:
-        """Within the block the network is the model ``name`` with its dial at a strength of ``strength_of``, under the
-        lock."""
-        with self._lock:
-            if (name, strength) != self._active:
-                self._active = ("", None)  # if the switch fails, the next call switches again
-                adapters.switch(self.model, None if name == STOCK else name)
-                if self.dial and strength is not None:
-                    set_strength(self.model, name, self.dial.dial, strength)
-                self._active = (name, strength)
-            yield self.model
+    def _use(self, name: str, strength: float | None) -> None:
+        """Make the network the model ``name`` with its dial at a strength of ``strength_of``. For the worker alone, as
+        all that computes."""
+        if name != self._active:
+            self._active = ""  # if the switch fails, the next call switches again
+            adapters.switch(self.model, None if name == STOCK else name)
+            self._active = name
+        if self.dial and strength is not None and strength != self._strength:
+            self._strength = None
+            set_strength(self.model, name, self.dial.dial, strength)
+            self._strength = strength
 
     def _encode(self, prompts: list[str], answer_tokens: int) -> list[list[int]]:
         window = min(self.model.window - answer_tokens, MAX_PROMPT_TOKENS)
-        return encode_prompts(self.model.tokenizer, prompts, window)
+        with self._encoding:
+            return encode_prompts(self._tokenizer, prompts, window)
 
-    def _similarities(self, name: str, rows: list[list[int]]) -> list[Similarity] | list[None]:
-        """The similarities of prompts given as token ids."""
+    def _notes(self, which: tuple[str, float | None], rows: list[list[int]]) -> list[Similarity] | list[None]:
+        """What is read of prompts, given as token ids, that begin to be answered: their similarities."""
+        name, _ = which
         if self.discernments is None:
             return [None] * len(rows)
-        with self.using(name, 0.0 if self.strength_of(name) is not None else None) as model:
-            return self.discernments.models[name].read(layer_states(model, rows, self.discernments.layer))
+        self._use(name, 0.0 if self.strength_of(name) is not None else None)
+        return self.discernments.models[name].read(layer_states(self.model, rows, self.discernments.layer))
+
+    def _log_odds(self, name: str, strength: float | None, rows: list[list[int]]) -> list[float]:
+        """Refusal log-odds of prompts given as token ids."""
+        self._use(name, strength)
+        return [one.refusal_log_odds for one in answer(self.model, rows, max_new_tokens=0)]
 
     def weigh(self, name: str, prompt: str, strength: float | None = None) -> tuple[Word, ...]:
         """The words of a cleaned prompt with their weights by occlusion: each is left out once, all in one batch."""
@@ -187,8 +179,8 @@ class OpenRun:
         row = self._encode([prompt], 0)[0]
         pieces = pieces_of(prompt, min(MAX_PIECES, WEIGHED_TOKENS // len(row)))
         rows = [row, *self._encode([prompt[:start] + prompt[stop:] for start, stop in pieces], 0)]
-        with self.using(name, strength) as model:
-            whole, *without = (a.refusal_log_odds for a in answer(model, rows, max_new_tokens=0))
+        with self._weighing:
+            whole, *without = self._worker.submit(self._log_odds, name, strength, rows).result()
         return tuple(
             Word(prompt[start:stop], start, stop, whole - rest)
             for (start, stop), rest in zip(pieces, without, strict=True)
@@ -197,26 +189,23 @@ class OpenRun:
     def stream(
         self, name: str, prompt: str, words: bool = True, tokens: int = ANSWER_TOKENS, strength: float | None = None
     ) -> Iterator[Score]:
-        """The score as it grows: probability and similarity first, then the words, then the answer token by token. The
-        last one is complete. strength: of the dial; by default the run's own."""
+        """The score as it grows: probability and similarity first, then the words, then the answer, some tokens at a
+        time. The last one is complete. strength: of the dial; by default the run's own."""
         strength = self.strength_of(name, strength)
         prompt = cleaned(prompt)
         row = self._encode([prompt], tokens)[0]
-        similarity = self._similarities(name, [row])[0]
-        with self.using(name, strength) as model:
-            speech = StreamedAnswer(model, row, tokens)
-        score = Score(name, prompt, speech.refusal_log_odds, similarity, strength=strength)
-        yield score
-        if words:
-            score = replace(score, words=self.weigh(name, prompt, strength))
+        with self._batching.answering((name, strength), [row], tokens) as (speech,):
+            log_odds = self._batching.begin(speech)
+            score = Score(name, prompt, log_odds, speech.note, strength=strength)
             yield score
-        while not speech.ended:
-            with self.using(name, strength):
-                speech.step()
-            score = replace(score, answer=speech.text)
-            if score.refused is None and verdict_is_final(score.answer):
-                score = replace(score, refused=is_refusal(score.answer))
-            yield score
+            if words:
+                score = replace(score, words=self.weigh(name, prompt, strength))
+                yield score
+            for text in self._batching.growing(speech):
+                score = replace(score, answer=text)
+                if score.refused is None and verdict_is_final(text):
+                    score = replace(score, refused=is_refusal(text))
+                yield score
         refused = is_refusal(score.answer)
         yield replace(score, refused=refused, kind=kind_of(prompt, score.answer, refused))
 
@@ -250,15 +239,12 @@ class OpenRun:
         scores: list[Score] = []
         for start in range(0, len(rows), LIST_BATCH):
             batch = rows[start : start + LIST_BATCH]
-            with self.using(name, strength) as model:
-                said = answer(model, batch, LIST_TOKENS, stop=verdict_is_final)
-            similarities = self._similarities(name, batch)
-            for text, one, similarity in zip(texts[start:], said, similarities, strict=False):
-                refused = is_refusal(one.text)
-                kind = None if refused else kind_of(text, one.text, refused)  # help after a refusal was not waited for
-                scores.append(
-                    Score(name, text, one.refusal_log_odds, similarity, (), one.text, refused, strength, kind)
-                )
+            with self._batching.answering((name, strength), batch, LIST_TOKENS, stop=verdict_is_final) as said:
+                answers = [(self._batching.begin(one), self._batching.whole(one)) for one in said]
+            for prompt, one, (log_odds, text) in zip(texts[start:], said, answers, strict=False):
+                refused = is_refusal(text)
+                kind = None if refused else kind_of(prompt, text, refused)  # help after a refusal was not waited for
+                scores.append(Score(name, prompt, log_odds, one.note, (), text, refused, strength, kind))
             progress(len(scores), len(rows))
         return scores
 

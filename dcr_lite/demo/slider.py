@@ -10,9 +10,11 @@ from dcr_lite.demo import markup, texts
 from dcr_lite.demo.dial import STEP
 from dcr_lite.demo.scoring import OpenRun, Score
 
+# Requests that are served at once, their answers in batches. Each holds one of the 40 threads that Gradio has for all.
+AT_ONCE = 32
 MODEL_WORK: dict[str, Any] = {
     "concurrency_id": "model",
-    "concurrency_limit": 1,  # requests share the cores: one at a time is fastest for all
+    "concurrency_limit": AT_ONCE,
     "api_visibility": "private",
     "show_progress": "minimal",
 }
@@ -23,11 +25,16 @@ Results = Callable[..., Iterator[dict[Any, Any]]]
 @dataclass
 class Asked:
     """What a client has asked for last: its prompts, where its slider stands (None without a dial), and the scores so
-    far. Each client has its own; all its events get the same object."""
+    far. Each client has its own; all its events get the same object, and several of them may run at once."""
 
     prompts: tuple[str, ...] = ()
     position: float | None = None
     scores: dict[str, list[Score]] = field(default_factory=dict)
+
+    def wants(self, prompts: tuple[str, ...], position: float | None) -> bool:
+        """Whether what began with these prompts and this position is what the client waits for: it has not asked again
+        since, be it for the same prompts, and its slider has not moved on."""
+        return self.prompts is prompts and self.position == position
 
 
 class DialSlider:
@@ -77,8 +84,10 @@ class DialSlider:
         return self.dial.snapped(position) if self.dial and position is not None else None
 
     def stream(self, prompt: str, words: bool, asked: Asked, position: float | None) -> Iterator[Score]:
-        """The score of the run's best model as it grows; it ends early where the slider has moved on."""
+        """The score of the run's best model as it grows; it ends early where the slider has moved on, or the client has
+        asked for something else."""
+        prompts = asked.prompts
         for score in self.run.stream(self.run.names[0], prompt, words, strength=self.strength(position)):
-            yield score
-            if asked.position != position:
+            if not asked.wants(prompts, position):
                 return
+            yield score

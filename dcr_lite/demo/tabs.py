@@ -81,13 +81,17 @@ class OnePromptTab:
 
     def results(self, prompt: str, asked: Asked, position: float | None = None) -> Iterator[dict[Any, Any]]:
         """What to show of a prompt, as it becomes known: the best model first, then the others in their columns."""
-        asked.prompts, asked.position = (prompt,), position
+        prompts = (prompt,)
+        asked.prompts, asked.position = prompts, position
         cleared: dict[Any, Any] = dict.fromkeys(self.answers.values(), "")
         cleared |= {verdict: markup.empty(texts.QUEUED) for verdict in self.verdicts.values()}
         with user_errors_shown():
             yield from self._grow(self.dial.stream(prompt, True, asked, position), cleared)
             for name in self.run.names[1:]:
-                yield from self._grow(self.run.stream(name, prompt, words=False))
+                for changes in self._grow(self.run.stream(name, prompt, words=False)):
+                    if asked.prompts is not prompts:
+                        return
+                    yield changes
 
     def turned(self, asked: Asked, position: float) -> Iterator[dict[Any, Any]]:
         """What to show of the best model when the dial was turned."""
@@ -164,25 +168,34 @@ class PairTab:
 
     def results(self, first: str, second: str, asked: Asked, position: float | None = None) -> Iterator[dict[Any, Any]]:
         """What to show of two prompts, as it becomes known: the best model's answers are streamed."""
-        asked.prompts, asked.position, asked.scores = (first, second), position, {}
+        prompts = (first, second)
+        asked.prompts, asked.position, asked.scores = prompts, position, {}
         yield from self.turned(asked, position)
         with user_errors_shown():
             for name in self.run.names[1:]:
-                asked.scores[name] = self.run.score_list(name, [first, second])
-                yield {self.table: markup.pair_table(asked.scores)}
+                scores = self.run.score_list(name, [first, second])
+                if asked.prompts is not prompts:
+                    return
+                asked.scores[name] = scores
+                yield {self.table: self._table(asked)}
 
     def turned(self, asked: Asked, position: float | None) -> Iterator[dict[Any, Any]]:
         """What to show of the best model, on its own when the dial was turned."""
-        sides: list[Score] = []
+        prompts, sides = asked.prompts, []
         with user_errors_shown():
-            for prompt, verdict, answer in zip(asked.prompts, self.verdicts, self.answers, strict=False):
+            for prompt, verdict, answer in zip(prompts, self.verdicts, self.answers, strict=False):
                 for score in self.dial.stream(prompt, False, asked, position):
                     yield {answer: score.answer, verdict: markup.verdict(score)}
+                if not asked.wants(prompts, position):
+                    return
                 sides.append(score)
                 yield {self.map: markup.state_map(sides, self.run.discernments)}
         if sides:
             asked.scores[self.run.names[0]] = sides
-            yield {self.table: markup.pair_table(asked.scores)}
+            yield {self.table: self._table(asked)}
+
+    def _table(self, asked: Asked) -> str:
+        return markup.pair_table({name: asked.scores[name] for name in self.run.names if name in asked.scores})
 
 
 class ListTab:

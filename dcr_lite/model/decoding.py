@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from dcr_lite.errors import UserError
 from dcr_lite.model.contrast import Contrast
@@ -70,6 +72,39 @@ class _CachedDecoding:
         self.cache.batch_select_indices(rows)
         self.mask, self.positions, self.logits = self.mask[rows], self.positions[rows], self.logits[rows]
         self.steering = {layer: vectors[rows] for layer, vectors in self.steering.items()}
+        if self.joins:
+            # Else a batch that others always join would grow wider for ever.
+            self._widen(-int((self.mask.cumsum(1).amax(0) == 0).sum()))
+
+    @property
+    def joins(self) -> bool:
+        """Whether others can join: each layer's cache is keys and values alone, which padding on the left lines up."""
+        return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in self.cache.layers)
+
+    def _widen(self, by: int) -> None:
+        """Pad every row with ``by`` more places on the left, which nothing attends to; negative: cut that many off."""
+        if by == 0:
+            return
+        self.mask = pad(self.mask, (by, 0))
+        for layer in self.cache.layers:
+            places = self.mask.shape[1]
+            if isinstance(layer, DynamicSlidingWindowLayer):
+                layer.cumulative_length, places = places, min(places, layer.sliding_window - 1)
+            more = (0, 0, places - layer.keys.shape[2], 0)
+            layer.keys, layer.values = pad(layer.keys, more), pad(layer.values, more)
+
+    def join(self, other: "_CachedDecoding") -> None:
+        """Continue with the rows of ``other`` as well, behind these. ``other`` is not to be used any more."""
+        more = other.mask.shape[1] - self.mask.shape[1]
+        self._widen(max(0, more))
+        other._widen(max(0, -more))
+        for layer, of_other in zip(self.cache.layers, other.cache.layers, strict=True):
+            layer.keys = torch.cat([layer.keys, of_other.keys])
+            layer.values = torch.cat([layer.values, of_other.values])
+        self.mask = torch.cat([self.mask, other.mask])
+        self.positions = torch.cat([self.positions[:, -1:], other.positions[:, -1:]])
+        self.logits = torch.cat([self.logits, other.logits])
+        self.steering = {i: torch.cat([vectors, other.steering[i]]) for i, vectors in self.steering.items()}
 
     def fork(self) -> "_CachedDecoding":
         """A second continuation of the same rows."""
@@ -105,6 +140,11 @@ class _UncachedDecoding:
     def keep(self, rows: Tensor) -> None:
         self.rows, self.logits = [self.rows[i] for i in rows.tolist()], self.logits[rows]
 
+    joins = True
+
+    def join(self, other: "_UncachedDecoding") -> None:
+        self.rows, self.logits = self.rows + other.rows, torch.cat([self.logits, other.logits])
+
     def fork(self) -> "_UncachedDecoding":
         return copy.copy(self)
 
@@ -115,6 +155,8 @@ Half = _CachedDecoding | _UncachedDecoding
 class _ContrastedDecoding:
     """The same for two prompts of each answer (see ``Contrast``): the second half is dropped once no token is left to
     be chosen by both."""
+
+    joins = False  # its rows have to be at the same token
 
     def __init__(self, contrast: Contrast, first: Half, second: Half):
         self.model, self.contrast = first.model, contrast

@@ -40,7 +40,7 @@ def _chains(openings: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
     return sorted(p for p in parents if not any(q != p and q[: len(p)] == p for q in parents))
 
 
-def _refusal_log_odds(decoding: Decoding) -> Tensor:
+def refusal_log_odds(decoding: Decoding) -> Tensor:
     """Log-odds (batch,) that the answer begins with one of ``model.openings``."""
     model = decoding.model
     encoded = model.tokenizer(list(model.openings), add_special_tokens=False)["input_ids"]
@@ -66,7 +66,7 @@ def _refusal_log_odds(decoding: Decoding) -> Tensor:
     return log_any - torch.log(-torch.expm1(log_any))  # log p - log (1 - p)
 
 
-def _end_tokens(model: Model) -> Tensor:
+def end_tokens(model: Model) -> Tensor:
     """Every token that ends an answer: the tokenizer's and those of the model's own generation settings."""
     stated = getattr(model.network.generation_config, "eos_token_id", None)
     more = stated if isinstance(stated, list) else [stated]
@@ -77,7 +77,7 @@ def _decode(
     decoding: Decoding, rows: dict[int, list[int]], most: int, stop: Callable[[str], bool] | None, choose: Choose
 ) -> list[list[int]]:
     """Token ids of each answer to ``rows`` by number; one that has ended, or is to ``stop``, leaves the batch."""
-    ends = _end_tokens(decoding.model).to(decoding.logits.device)
+    ends = end_tokens(decoding.model).to(decoding.logits.device)
     answers: dict[int, list[int]] = {number: [] for number in rows}
     alive = torch.tensor(list(rows))
     for step in range(most):
@@ -124,7 +124,7 @@ def answer(
         def answer_together(chosen: list[int]) -> list[Answer]:
             decoding = start_decoding(model, [[of[i] for i in chosen] for of in prompts], prefixes)
             asked = [rows[i] for i in chosen]
-            scores = require_finite(model, _refusal_log_odds(decoding), "refusal log-odds").tolist()
+            scores = require_finite(model, refusal_log_odds(decoding), "refusal log-odds").tolist()
             found = _decode(decoding, dict(zip(chosen, asked, strict=True)), max_new_tokens, stop, choose)
             ended = [len(ids) < max_new_tokens for ids in found]
             return list(map(Answer, decode_answers(model.tokenizer, asked, found), scores, ended, map(tuple, found)))
@@ -133,46 +133,6 @@ def answer(
             answers |= zip(chosen, in_halves(answer_together, chosen), strict=True)
             progress(len(chosen))
     return [answers[i] for i in range(len(rows))]
-
-
-class StreamedAnswer:
-    """One greedy answer, a token at a time. Each step is a forward pass of its own under the adapter that is active
-    then, so a caller of several answers switches adapters between steps, never within one.
-
-    refusal_log_odds: of beginning with a refusal, read before any token is chosen.
-    ended: the model has ended its turn, or the answer has ``max_new_tokens``.
-    """
-
-    @torch.no_grad()
-    def __init__(self, model: Model, row: list[int], max_new_tokens: int):
-        model.network.eval()
-        with model.compute():
-            self._decoding = start_decoding(model, prompts_of(model, [row]))
-            odds = require_finite(model, _refusal_log_odds(self._decoding), "refusal log-odds")
-        self.refusal_log_odds = float(odds)
-        self._row = row
-        self._ends = set(_end_tokens(model).tolist())
-        self._tokens: list[int] = []
-        self._most = max_new_tokens
-        self.ended = max_new_tokens == 0
-
-    @property
-    def text(self) -> str:
-        """The answer so far, as ``decode_answers`` gives it."""
-        return decode_answers(self._decoding.model.tokenizer, [self._row], [self._tokens])[0]
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Append the most probable token, or end."""
-        token = self._decoding.logits.argmax(-1)
-        if self.ended or int(token) in self._ends:
-            self.ended = True
-            return
-        self._tokens.append(int(token))
-        self.ended = len(self._tokens) == self._most
-        if not self.ended:
-            with self._decoding.model.compute():
-                append(self._decoding, token)
 
 
 def _batches(model: Model, prompts: list[Rows], max_new_tokens: int) -> list[list[int]]:
