@@ -20,6 +20,7 @@ from dcr_lite.errors import MORE_MEMORY, UserError, first_line, out_of_memory
 from dcr_lite.files import exists
 from dcr_lite.model import unsloth
 from dcr_lite.model.contrast import Contrast
+from dcr_lite.model.dates import fix_day
 from dcr_lite.model.memory import LEAST_TOKENS, MOST_PROMPTS, MOST_TOKENS
 from dcr_lite.model.packing import ATTENTION, ATTENTION_SHARE, Batch, pack, pad, passes, shared_prefix
 from dcr_lite.model.thinking import answer_at_once
@@ -212,6 +213,7 @@ def load_tokenizer(path: str | Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises errors of every kind for a folder that is not as it should be
         raise UserError(f"{path}: its tokenizer cannot be loaded ({first_line(error)})") from None
+    fix_day(tokenizer)
     answer_at_once(tokenizer)
     return tokenizer
 
@@ -232,6 +234,7 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         network = _load_with_transformers(path, device, precision, four_bit)
     network.requires_grad_(False)
+    fix_day(tokenizer)
     answer_at_once(tokenizer)
     tokenizer.clean_up_tokenization_spaces = False  # it is ignored anyway, with a long warning
     tokenizer.padding_side = "right"
