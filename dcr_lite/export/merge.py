@@ -36,13 +36,15 @@ class Merged:
             raise UserError(f"{base} holds quantised weights. Give the 16-bit base model with --base.")
         self.files = _files(base)
         config = read_json(adapter / "adapter_config.json")
-        self._factors = _factors(adapter / ADAPTER_FILE)
+        factors = _factors(adapter / ADAPTER_FILE)
         known = {name for names in self.files.values() for name in names}
+        stored = {name: _as_stored(name, known) for name in factors}
+        self._factors = {stored[name]: pair for name, pair in factors.items()}
         for name, (a, b) in self._factors.items():
             fits = a.dim() == b.dim() == 2 and a.shape[0] == b.shape[1]
             if name not in known or not fits or self.shape(name) != (b.shape[0], a.shape[1]):
                 raise UserError(f"{adapter} belongs to another model than {base}: {name} does not fit. Check both.")
-        self._scales = _scales(config, self._factors, adapter)
+        self._scales = {stored[name]: scale for name, scale in _scales(config, factors, adapter).items()}
 
     def _file_of(self, name: str) -> Path:
         return self.base / next(file for file, names in self.files.items() if name in names)
@@ -94,6 +96,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def _as_stored(name: str, known: set[str]) -> str:
+    """A weight's name in the base's files: models that read pictures as well (Gemma 3) keep older names there than the
+    modules have."""
+    older = re.sub(r"^model\.language_model\.", "language_model.model.", name)
+    return older if older in known else name
+
+
 def _scales(config: dict[str, Any], factors: dict[str, tuple[Tensor, Tensor]], adapter: Path) -> dict[str, float]:
     """alpha / rank of each weight that the adapter changes: a pattern may give some of them others than the usual."""
     try:
@@ -130,7 +139,7 @@ def _files(base: Path) -> dict[str, list[str]]:
 
 
 def _factors(file: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """(A: rank inputs, B: outputs rank) of each weight that the adapter changes, by its name in the base."""
+    """(A: rank inputs, B: outputs rank) of each weight that the adapter changes, by its module's name in the base."""
     cure = "Restore the run folder, or choose another run."
     weights = load_tensors(file, cure)
     try:
