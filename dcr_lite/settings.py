@@ -181,6 +181,8 @@ class Settings(ModelSettings):
     to the last bit."""
     resume: bool = False
     """Continue a run that was stopped, from its last checkpoint."""
+    track: Literal["none", "trackio", "wandb", "tensorboard"] = "none"
+    """Follow the run in trackio, Weights & Biases or TensorBoard, where its package is installed (docs/running.md)."""
     plan: bool = False
     """Print the memory that each stage needs on common cards, and exit. Nothing is loaded."""
 
@@ -208,10 +210,10 @@ class Settings(ModelSettings):
         return usual | {name: size for name, size in given.items() if size is not None}
 
     def for_json(self) -> dict[str, Any]:
-        """Settings as plain JSON values; whether a run was resumed is not one of its properties."""
+        """Settings as plain JSON values; whether a run was resumed and who looks on are not among its properties."""
         values = asdict(self) | self.files | self.sizes
         return {
             k: [str(x) for x in v] if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v
             for k, v in values.items()
-            if k not in ("resume", "plan")
+            if k not in ("resume", "track", "plan")
         }

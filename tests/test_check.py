@@ -49,6 +49,8 @@ SHAPES = {
     "tied": replace(SMALL, tied=True),
     "qwen3": replace(SMALL, head_norms=True),
     "gemma2": replace(SMALL, norms=4, scores=True, tied=True),
+    "gemma3": replace(SMALL, norms=4, head_norms=True, tied=True),
+    "phi3": replace(SMALL, fused=True),
 }
 CPU = Machine("cpu", torch.float32, False)
 IN_FOUR_BITS = Machine("cpu", torch.float32, True)
@@ -83,7 +85,7 @@ def test_a_random_model_has_the_weights_of_its_shape(kind: str, four_bit: bool) 
     shape = SHAPES[kind]
     model = random_model(shape, "cpu", torch.float32, four_bit)
     maps = [m for m in model.network.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
-    assert len(maps) == (7 * shape.layers if four_bit else 0)
+    assert len(maps) == (len(shape.maps) * shape.layers if four_bit else 0)
     found = sum(m.in_features * m.out_features for m in maps)
     matrices = {id(p): p for p in model.network.parameters() if p.dim() == 2 and p.dtype == torch.float32}
     assert found + sum(p.numel() for p in matrices.values()) == shape.parameters

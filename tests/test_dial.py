@@ -102,13 +102,15 @@ def test_every_architecture_is_shifted(tiny_model: MakeModel, architecture: str,
     assert_close(moved, 2.0 * along[:, None] * dial.shift, 1e-3)
 
 
-def test_behind_a_norm_the_shift_is_bounded(tiny_model: MakeModel) -> None:
-    """Gemma 2 takes a norm of what carries the dial. A shift that is small beside it arrives as wanted; with larger
-    ones the state moves on in its direction, by less and less, and by no more than the norm lets through."""
-    model, dial = make(tiny_model, "gemma2")
+@pytest.mark.parametrize("architecture", ["gemma2", "olmo3"])
+def test_behind_a_norm_the_shift_is_bounded(tiny_model: MakeModel, architecture: str) -> None:
+    """Gemma 2 and OLMo 3 take a norm of what carries the dial. A shift that is small beside it arrives as wanted; with
+    larger ones the state moves on in its direction, by less and less, and by no more than the norm lets through."""
+    model, dial = make(tiny_model, architecture)
     rows = unseen_rows(model)
     norm = decoder_of(model.network).layers[LAYER].post_feedforward_layernorm
-    size = (dial.shift / (1 + norm.weight)).square().mean().sqrt().item()  # beside 1, which the norm puts out
+    gain = norm.weight + (1 if architecture == "gemma2" else 0)
+    size = (dial.shift / gain).square().mean().sqrt().item()  # beside 1, which the norm puts out
     reached = []
     for wanted in (0.1, 0.3, 1.0, 10.0):
         moved = shifts(model, dial, wanted / size, rows)

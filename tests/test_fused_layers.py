@@ -44,11 +44,12 @@ def fused_kinds(model: Model) -> set[str]:
 
 @pytest.mark.parametrize("architecture", PACKABLE)
 def test_a_decoder_has_the_librarys_values_and_gradients(tiny_model: MakeModel, architecture: str) -> None:
-    """All three kinds of layers are fused, and states and adapter gradients are those of the library's own layers."""
+    """All three kinds of layers are fused (of Phi, whose MLP has one map for two, the others), and states and adapter
+    gradients are those of the library's own layers."""
     model = tiny_model(architecture)
     add_random_adapter(model)
     plain = unfused(model)
-    assert len(fused_kinds(model)) == 3
+    assert len(fused_kinds(model)) == (2 if architecture == "phi3" else 3)
     assert not fused_kinds(plain)
     rows = random_rows([5, 9, 2], shared=4)
     outcome = []

@@ -64,6 +64,7 @@ def ending_often(model: Model, reference: Any, rows: Rows) -> list[int]:
         *((architecture, {}, shape) for architecture in ("llama", "qwen3", "gemma2", "gemma3") for shape in SHAPES),
         ("mistral", {"sliding_window": 8}, "a shared prefix"),
         ("gemma3", {"sliding_window": 8}, "a shared prefix"),
+        ("phi3", {}, "a shared prefix"),
     ],
 )
 def test_answers_are_those_of_transformers(

@@ -202,7 +202,7 @@ def test_states_at_some_places_are_those_of_all(tiny_model: MakeModel, architect
     assert not any("forward" in vars(layer) for layer in decoder_of(model.network).layers)
 
 
-@pytest.mark.parametrize("architecture", PACKABLE)
+@pytest.mark.parametrize("architecture", [kind for kind in PACKABLE if kind != "phi3"])
 def test_the_last_layer_works_at_the_places_alone(tiny_model: MakeModel, architecture: str) -> None:
     """Its MLP sees no other token, every other layer's sees them all."""
     model = tiny_model(architecture)

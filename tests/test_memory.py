@@ -25,6 +25,8 @@ from small_runs import RECIPE, flags, recipe_module, run_here, save_rows
 from tiny_models import (
     ADAPTER,
     LAYERS,
+    PACKABLE,
+    PADDED,
     GivenStage,
     add_random_adapter,
     assert_close,
@@ -57,15 +59,27 @@ PUBLISHED = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": 0.1345,
     "Qwen/Qwen2.5-1.5B": 1.544,
     "Qwen/Qwen2.5-7B": 7.616,
+    "HuggingFaceTB/SmolLM3-3B-Base": 3.075,
+    "Qwen/Qwen3-0.6B-Base": 0.596,
+    "Qwen/Qwen3-1.7B-Base": 1.721,
     "Qwen/Qwen3-4B-Base": 4.022,
+    "Qwen/Qwen3-8B-Base": 8.191,
+    "allenai/Olmo-3-1025-7B": 7.298,
     "unsloth/Llama-3.2-3B": 3.213,
+    "unsloth/Meta-Llama-3.1-8B": 8.030,
+    "unsloth/Mistral-Small-24B-Base-2501": 23.572,
+    "unsloth/Phi-4-mini-instruct": 3.836,
     "unsloth/gemma-2-2b": 2.614,
+    "unsloth/gemma-3-1b-pt": 1.000,
+    "unsloth/gemma-3-4b-pt": 3.880,  # without the part that reads pictures
     "unsloth/llama-3-8b": 8.030,
     "unsloth/mistral-7b-v0.3": 7.248,
 }
 WIDE = {
     "hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32,
 }  # fmt: skip
+# The tiny model's own factors are for narrower heads.
+NO_STRETCH = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}}
 ROW_TOKENS = 200  # longer than the rows that a CPU multiplies out plainly: its kernel keeps what a card's keeps
 
 
@@ -85,7 +99,7 @@ def test_every_recipes_models_are_known(path: Path) -> None:
     assert {settings.model, settings.base_model} - {""} <= KNOWN.keys()
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3"])
+@pytest.mark.parametrize("architecture", [*PACKABLE, *PADDED])
 def test_a_config_is_read_as_the_model_is_built(
     tiny_folder: Callable[..., Path], tiny_model: MakeModel, architecture: str
 ) -> None:
@@ -93,31 +107,55 @@ def test_a_config_is_read_as_the_model_is_built(
     shape = shape_of(str(tiny_folder(architecture)))
     network = tiny_model(architecture).network
     assert shape.parameters == sum(p.numel() for p in network.parameters() if p.dim() == 2)
-    norms = [m.weight.numel() for m in decoder_of(network).layers[0].modules() if type(m).__name__.endswith("RMSNorm")]
-    assert norms.count(shape.width) == shape.norms
-    assert norms.count(shape.head_width) == 2 * shape.head_norms
+    layer = decoder_of(network).layers[0]
+    norms = [name for name, module in layer.named_modules() if type(module).__name__.endswith("RMSNorm")]
+    on_heads = [name for name in norms if name.startswith("self_attn.")]
+    assert (len(norms) - len(on_heads), len(on_heads)) == (shape.norms, 2 * shape.head_norms)
+    maps = [(m.in_features, m.out_features) for m in layer.modules() if isinstance(m, torch.nn.Linear)]
+    assert sorted(maps) == sorted(shape.maps)
     assert shape.scores == (architecture == "gemma2")
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gemma2"])
+NF4, FLOAT32 = (torch.bfloat16, True), (torch.float32, False)
+
+
 @pytest.mark.parametrize(
-    ("precision", "four_bit"), [(torch.bfloat16, True), (torch.float32, False)], ids=["NF4 in bfloat16", "float32"]
+    ("architecture", "precision", "four_bit"),
+    [(a, *how) for a in ("llama", "qwen2", "qwen3", "mistral", "gemma2") for how in (NF4, FLOAT32)]
+    + [("phi3", *FLOAT32)],  # in 4 bits its four maps differ from seven by nothing new
 )
 def test_a_layer_keeps_of_a_token_what_the_formula_says(
     tiny_folder: Callable[..., Path], tiny_model: MakeModel, architecture: str, precision: torch.dtype, four_bit: bool
 ) -> None:
     """What one more layer adds to the tensors that autograd keeps, to 4 per cent, of the library's own layers, as they
     run on a card."""
-    model = tiny_model(architecture, precision, four_bit, **WIDE)
+    wide = WIDE | (NO_STRETCH if architecture == "phi3" else {})
+    model = tiny_model(architecture, precision, four_bit, **wide)
     add_adapter(model, ADAPTER, rank=16, seed=0)
     fused_layers.unfuse(decoder_of(model.network))
     train_only(model, ADAPTER, range(LAYERS))
     rows = random_rows([ROW_TOKENS] * 4)
     kept = kept_bytes(model, rows, 2) - kept_bytes(model, rows, 1)
-    shape = shape_of(str(tiny_folder(architecture, **WIDE)))
+    shape = shape_of(str(tiny_folder(architecture, **wide)))
     adapter = sum(16 * (i + o) for i, o in shape.maps) * precision.itemsize if four_bit else 0  # cast, once a layer
     expected = 4 * ROW_TOKENS * memory.activations(shape, 16, precision.itemsize, ROW_TOKENS) + adapter
     assert kept == pytest.approx(expected, rel=0.04)
+
+
+def test_a_layer_of_padded_rows_keeps_no_more_than_the_formula_says(
+    tiny_folder: Callable[..., Path], tiny_model: MakeModel
+) -> None:
+    """OLMo 3's. The library's attention shares its output with the map behind it, which packed attention cannot: up to
+    8 per cent less than is planned for."""
+    model = tiny_model("olmo3", **WIDE)
+    add_adapter(model, ADAPTER, rank=16, seed=0)
+    fused_layers.unfuse(decoder_of(model.network))
+    train_only(model, ADAPTER, range(LAYERS))
+    rows = random_rows([ROW_TOKENS, ROW_TOKENS - 1])  # of one length they would need no mask
+    kept = kept_bytes(model, rows, 2) - kept_bytes(model, rows, 1)
+    shape = shape_of(str(tiny_folder("olmo3", **WIDE)))
+    expected = 2 * ROW_TOKENS * memory.activations(shape, 16, 4, ROW_TOKENS)
+    assert 0.92 * expected < kept < 1.02 * expected
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])

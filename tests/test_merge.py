@@ -20,7 +20,7 @@ from dcr_lite.model.chat import encode_prompts, prompt_text
 from dcr_lite.model.loading import Model
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gemma2"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "phi3"])
 def test_merged_weights_answer_as_the_adapter_does(architecture: str, make_run: MakeRun) -> None:
     """The merged folder, loaded by transformers alone, has the logits of base and adapter, which are far from those of
     the base."""

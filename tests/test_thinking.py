@@ -27,6 +27,7 @@ from dcr_lite.measure.judge import is_refusal, opening_match, refusal_score, str
 from dcr_lite.measure.kinds import kind_of
 from dcr_lite.model import generation
 from dcr_lite.model.chat import can_think, decode_answers, encode_conversations, encode_prompts, prompt_text
+from dcr_lite.model.dates import fix_day
 from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model, load_tokenizer
 from dcr_lite.model.thinking import BLOCKS, answer_at_once, answer_of, left_open, not_begun
@@ -40,6 +41,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="<>[]|"), max_si
 def tokenizer_of(template: str) -> Any:
     tokenizer = build_tokenizer()
     tokenizer.chat_template = template
+    fix_day(tokenizer)
     answer_at_once(tokenizer)
     return tokenizer
 
@@ -294,7 +296,7 @@ def test_thinking_that_no_template_knows_is_refused(thinker: Evaluation, tiny_fo
     assert not thinker.unfinished.exists()
 
 
-@pytest.mark.parametrize("family", ["Qwen3", "DeepSeek R1"])
+@pytest.mark.parametrize("family", ["Qwen3", "SmolLM3", "DeepSeek R1"])
 def test_a_gguf_file_asks_as_the_run_did(family: str, make_run: MakeRun) -> None:
     """The exported template writes the prompt that was trained with where llama.cpp is told not to think, and opens the
     same block as the family's own where it is not."""

@@ -16,7 +16,15 @@ from typing import Any
 import bitsandbytes
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    Phi3Config,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
 
 from dcr_lite.model import loading
 from dcr_lite.model.loading import REFUSING_OPENINGS, Model
@@ -51,8 +59,9 @@ def random_model(shape: Shape, device: str, precision: torch.dtype, four_bit: bo
 
 
 def config_of(shape: Shape) -> Any:
-    """A configuration of transformers with this shape: Gemma 2's where scores are capped, Qwen3's with norms on the
-    heads, else Llama's (Mistral and Qwen2 differ by a thousandth of the weights)."""
+    """A configuration of transformers with this shape: Gemma 2's where scores are capped, Gemma 3's with as many norms
+    and no caps, Phi's with fused maps, Qwen3's with norms on queries and keys (OLMo's come behind the maps, and are as
+    large), else Llama's (Mistral and Qwen2 differ by a thousandth of the weights)."""
     values: dict[str, Any] = {
         "hidden_size": shape.width,
         "intermediate_size": shape.mlp_width,
@@ -68,6 +77,10 @@ def config_of(shape: Shape) -> Any:
     }
     if shape.scores:
         return Gemma2Config(**values, query_pre_attn_scalar=shape.head_width)
+    if shape.norms == 4:
+        return Gemma3TextConfig(**values)
+    if shape.fused:
+        return Phi3Config(**values, pad_token_id=None)
     return Qwen3Config(**values) if shape.head_norms else LlamaConfig(**values)
 
 

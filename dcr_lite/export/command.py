@@ -13,10 +13,12 @@ from transformers import AutoConfig
 
 from dcr_lite.data.sources import locate
 from dcr_lite.errors import UserError, first_line
-from dcr_lite.export.gguf import architecture_of, write_gguf
+from dcr_lite.export.gguf import write_gguf
+from dcr_lite.export.gguf_model import architecture_of
 from dcr_lite.export.gguf_types import FileType, require_quantiser
 from dcr_lite.export.merge import INDEX, Merged, read_json
 from dcr_lite.files import OnlyOne, exists, load_json, require_disk, write_json, write_text, write_whole_folder
+from dcr_lite.model.configuration import of_decoder
 from dcr_lite.model.loading import load_tokenizer
 from dcr_lite.run.model_card import model_card
 from dcr_lite.run.terminal import progress_bar
@@ -157,7 +159,7 @@ def export_gguf(
     out = out or run.path / "gguf" / f"{run.name}-{file_type}.gguf"
     require_new(out)
     merged = merged_weights(run, base)
-    config = model_config(merged.base)
+    config = of_decoder(model_config(merged.base))
     architecture_of(config)  # an unknown one is an error before any work
     require_memory(3 * merged.largest_tensor_bytes)
     require_disk(out.parent, merged.bytes + SMALL_FILES_BYTES)

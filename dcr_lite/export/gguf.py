@@ -1,52 +1,45 @@
 """Writes a merged model as one GGUF file for llama.cpp and the programs built on it (Ollama, LM Studio).
 
-The package gguf, published by llama.cpp, knows the names of tensors and the layout of the file. This module adds what
-a converter has to: the numbers of the architecture, the order of rotary weights, and the tokenizer. llama.cpp has a
-name for each way of splitting a text before the merges (its "pre-tokenizer"); it is found by trying the tokenizer.
+The package gguf, published by llama.cpp, knows the names of tensors and the layout of the file. A converter has to add
+the numbers of the architecture and the order of rotary weights (gguf_model.py), and the tokenizer. llama.cpp has a name
+for each way of splitting a text before the merges (its "pre-tokenizer"); it is found by trying the tokenizer.
 """
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from gguf import (
     GGML_QUANT_VERSION,
-    MODEL_ARCH,
     MODEL_ARCH_NAMES,
     GGUFWriter,
     TokenType,
-    get_tensor_name_map,
 )
 from gguf.quants import quant_shape_to_byte_shape
-from numpy.typing import NDArray
-from torch import Tensor
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from dcr_lite.errors import UserError
+from dcr_lite.export.gguf_model import architecture_of, describe, gguf_names, rearranged, rotary_factors
 from dcr_lite.export.gguf_types import FILE_TYPES, FileType, encode, type_of
 from dcr_lite.export.merge import Merged
 from dcr_lite.files import write_whole
 from dcr_lite.model.chat import prompt_text
 
-ARCHITECTURES = {
-    "llama": MODEL_ARCH.LLAMA,
-    "mistral": MODEL_ARCH.LLAMA,
-    "qwen2": MODEL_ARCH.QWEN2,
-    "qwen3": MODEL_ARCH.QWEN3,
-    "gemma2": MODEL_ARCH.GEMMA2,
-}
-
 # How PROBE is split before the merges, and llama.cpp's name for that.
-PROBE = "x(word 12345"
+PROBE = "x(word 12345 aB"
 CUTS = {
-    "x|(|word|Ġ12345": "gpt-2",
-    "x|(|word|Ġ|1|2|3|4|5": "smollm",
-    "x|(word|Ġ|123|45": "llama-bpe",
-    "x|(word|Ġ|1|2|3|4|5": "qwen2",
+    "x|(|word|Ġ12345|ĠaB": "gpt-2",
+    "x|(|word|Ġ|1|2|3|4|5|ĠaB": "smollm",
+    "x|(word|Ġ|123|45|ĠaB": "llama-bpe",
+    "x|(word|Ġ|1|2|3|4|5|ĠaB": "qwen2",
+    "x|(word|Ġ|123|45|Ġa|B": "gpt-4o",
+    "x|(word|Ġ|1|2|3|4|5|Ġa|B": "tekken",
 }
+# In these a piece that is a token is taken whole, even where no merges lead to it. llama.cpp's name where one cuts like
+# that and merges all the same; None where it has none.
+TAKEN_WHOLE = {"llama-bpe": "dbrx", "tekken": None}
 
 
 def write_gguf(
@@ -63,113 +56,40 @@ def write_gguf(
     architecture = architecture_of(config)
     writer = GGUFWriter(None, MODEL_ARCH_NAMES[architecture])
     writer.add_type("model")
-    writer.add_name(name)
+    writer.add_name(_unmistakable(name, tokenizer))
     writer.add_file_type(FILE_TYPES[file_type])
     writer.add_quantization_version(GGML_QUANT_VERSION)
-    _describe(writer, config)
+    describe(writer, config)
     _describe_tokenizer(writer, tokenizer, config, chat_template)
 
-    names = _gguf_names(merged, config, architecture)
+    names = gguf_names(merged, config, architecture)
     tied, layers = "output.weight" not in names.values(), config.num_hidden_layers
     kinds = {ours: type_of(theirs, merged.shape(ours), file_type, layers, tied) for ours, theirs in names.items()}
     for ours, theirs in names.items():
         shape = quant_shape_to_byte_shape(merged.shape(ours), kinds[ours])
         writer.add_tensor_info(theirs, shape, np.dtype(np.uint8), int(np.prod(shape)), kinds[ours])
-    factors = _rotary_factors(config)
-    if factors is not None:
-        writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
+    factors = rotary_factors(config)
+    for theirs, values in factors.items():
+        writer.add_tensor_info(theirs, values.shape, values.dtype, values.nbytes)
 
     def write(partial: Path) -> None:
         writer.write_header_to_file(partial)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for ours in names:
-            writer.write_tensor_data(encode(_rearranged(merged.tensor(ours), ours, config), kinds[ours]))
+            writer.write_tensor_data(encode(rearranged(merged.tensor(ours), ours, config), kinds[ours]))
             advance(1)
-        if factors is not None:
-            writer.write_tensor_data(factors)
+        for values in factors.values():
+            writer.write_tensor_data(values)
         writer.close()
 
     write_whole(path, write)
 
 
-# --- the model --------------------------------------------------------------------------------------------------------
-
-
-def architecture_of(config: Any) -> MODEL_ARCH:
-    """llama.cpp's name for the architecture. Raises UserError for an unknown one, and for a variant of a known one that
-    llama.cpp computes differently."""
-    kind = config.model_type
-    if kind not in ARCHITECTURES:
-        raise UserError(f"GGUF is not supported for {kind}, only for {', '.join(ARCHITECTURES)}. Use --to merged.")
-    scaling = config.rope_parameters.get("rope_type", "default")
-    if scaling != "default" and not (kind == "llama" and scaling == "llama3"):
-        raise UserError(f"GGUF is not supported for rotary scaling {scaling!r}. Use --to merged.")
-    if kind == "gemma2" and config.query_pre_attn_scalar != config.head_dim:
-        raise UserError("GGUF is not supported for the attention scale of this Gemma 2. Use --to merged.")
-    return ARCHITECTURES[kind]
-
-
-def _head_dim(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
-def _describe(writer: GGUFWriter, config: Any) -> None:
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(_head_dim(config))
-    writer.add_value_length(_head_dim(config))
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(_head_dim(config))
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    if config.model_type == "gemma2":
-        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
-        writer.add_final_logit_softcapping(config.final_logit_softcapping)
-        writer.add_sliding_window(config.sliding_window)
-
-
-def _gguf_names(merged: Merged, config: Any, architecture: MODEL_ARCH) -> dict[str, str]:
-    """llama.cpp's names of the tensors by those of transformers. An output matrix tied to the embedding is left out."""
-    known = get_tensor_name_map(architecture, config.num_hidden_layers)
-    names = {}
-    for ours in merged:
-        if config.tie_word_embeddings and ours == "lm_head.weight":
-            continue
-        theirs = known.get_name(ours, try_suffixes=(".weight", ".bias"))
-        if theirs is None:
-            raise UserError(f"GGUF has no place for the tensor {ours}. Use --to merged.")
-        names[ours] = theirs
-    return names
-
-
-def _rearranged(weight: Tensor, name: str, config: Any) -> Tensor:
-    """A tensor in llama.cpp's layout.
-
-    llama: the rotary embedding rotates pairs of neighbouring rows, in transformers pairs half a head apart. gemma2: the
-    file includes the 1 that transformers adds to the weights of a norm.
-    """
-    if config.model_type == "gemma2" and name.endswith("norm.weight"):
-        return weight.float() + 1
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
-    if heads is None or ARCHITECTURES[config.model_type] != MODEL_ARCH.LLAMA:
-        return weight
-    halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
-    return halves.transpose(1, 2).reshape(weight.shape)
-
-
-def _rotary_factors(config: Any) -> NDArray[np.float32] | None:
-    """The divisor of each rotary frequency, (head_dim / 2,); None without rotary scaling."""
-    kind = config.rope_parameters.get("rope_type", "default")
-    if kind == "default":
-        return None
-    scaled, _ = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
-    exponent = torch.arange(0, 2 * len(scaled), 2, dtype=torch.float32) / (2 * len(scaled))
-    return (config.rope_parameters["rope_theta"] ** -exponent / scaled).numpy()
+def _unmistakable(name: str, tokenizer: Any) -> str:
+    """A model's name that llama.cpp does not take for Phi-3's: in one that has "phi3" or "phi-3" in it, it looks for
+    the tokens of that model, and does not load a file without them, such as one of Phi-4-mini."""
+    return name if "</s>" in tokenizer.get_vocab() else re.sub("(phi)-?(3)", r"\1 \2", name, flags=re.IGNORECASE)
 
 
 # --- the tokenizer ----------------------------------------------------------------------------------------------------
@@ -184,7 +104,7 @@ def _describe_tokenizer(writer: GGUFWriter, tokenizer: Any, config: Any, chat_te
     merges = [(a, b) for a, b in (m.split(" ") if isinstance(m, str) else m for m in model["merges"])]
     byte_level = _cut(backend) is not None
     writer.add_tokenizer_model("gpt2" if byte_level else "llama")
-    writer.add_tokenizer_pre(_name_of_cut(backend) if byte_level else "default")
+    writer.add_tokenizer_pre(_name_of_cut(backend, model) if byte_level else "default")
     tokens, types = _tokens(tokenizer, config.vocab_size, byte_level)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
@@ -224,11 +144,26 @@ def _cut(backend: Any) -> str | None:
     return cut if "Ġ" in cut else None
 
 
-def _name_of_cut(backend: Any) -> str:
+def _name_of_cut(backend: Any, model: dict[str, Any]) -> str:
+    """llama.cpp's name for how a tokenizer cuts, from it and from its ``model`` in tokenizer.json."""
     cut = str(_cut(backend))
-    if cut not in CUTS:
+    name = CUTS.get(cut)
+    if not model.get("ignore_merges"):
+        name = TAKEN_WHOLE.get(name, name) if name else None
+    elif name not in TAKEN_WHOLE and not _merges_lead_to_all(backend, model):
+        name = None
+    if name is None:
         raise UserError(f"llama.cpp has no pre-tokenizer that splits text like this one ({cut}). Use --to merged.")
-    return CUTS[cut]
+    return name
+
+
+def _merges_lead_to_all(backend: Any, model: dict[str, Any]) -> bool:
+    """Whether every token is what merges make of its characters, so that taking it whole changes nothing."""
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
+    tokens = [token for token in model["vocab"] if token not in added]
+    merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+    merging = type(backend.model)(model["vocab"], merges)
+    return all(len(merging.tokenize(token)) == 1 for token in tokens)
 
 
 def _tokens(tokenizer: Any, size: int, byte_level: bool) -> tuple[list[str], list[TokenType]]:

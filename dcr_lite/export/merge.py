@@ -35,13 +35,16 @@ class Merged:
         if "quantization_config" in read_json(base / "config.json"):
             raise UserError(f"{base} holds quantised weights. Give the 16-bit base model with --base.")
         self.files = _files(base)
-        self._factors = _factors(adapter / ADAPTER_FILE) if adapter else {}
+        factors = _factors(adapter / ADAPTER_FILE) if adapter else {}
         known = {name for names in self.files.values() for name in names}
+        stored = {name: _as_stored(name, known) for name in factors}
+        self._factors = {stored[name]: pair for name, pair in factors.items()}
         for name, (a, b) in self._factors.items():
             fits = a.dim() == b.dim() == 2 and a.shape[0] == b.shape[1]
             if name not in known or not fits or self.shape(name) != (b.shape[0], a.shape[1]):
                 raise UserError(f"{adapter} belongs to another model than {base}: {name} does not fit. Check both.")
-        self._scales = adapter_scales(adapter) if adapter else {}
+        scales = _scales(read_json(adapter / "adapter_config.json"), factors, adapter) if adapter else {}
+        self._scales = {stored[name]: scale for name, scale in scales.items()}
 
     def _file_of(self, name: str) -> Path:
         return self.base / next(file for file, names in self.files.items() if name in names)
@@ -98,6 +101,13 @@ def adapter_scales(adapter: Path) -> dict[str, float]:
     return _scales(read_json(adapter / "adapter_config.json"), _factors(adapter / ADAPTER_FILE), adapter)
 
 
+def _as_stored(name: str, known: set[str]) -> str:
+    """A weight's name in the base's files: models that read pictures as well (Gemma 3) keep older names there than the
+    modules have."""
+    older = re.sub(r"^model\.language_model\.", "language_model.model.", name)
+    return older if older in known else name
+
+
 def _scales(config: dict[str, Any], factors: dict[str, tuple[Tensor, Tensor]], adapter: Path) -> dict[str, float]:
     """alpha / rank of each weight that the adapter changes: a pattern may give some of them others than the usual."""
     try:
@@ -134,7 +144,7 @@ def _files(base: Path) -> dict[str, list[str]]:
 
 
 def _factors(file: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """(A: rank inputs, B: outputs rank) of each weight that the adapter changes, by its name in the base."""
+    """(A: rank inputs, B: outputs rank) of each weight that the adapter changes, by its module's name in the base."""
     cure = "Restore the run folder, or choose another run."
     weights = load_tensors(file, cure)
     try:

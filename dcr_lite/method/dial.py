@@ -10,9 +10,9 @@ a ``key`` with key . x close to 1 for all x (ridge regression on the constant 1)
 last map of layer L, with A = key and B = strength * shift, adds the same vector everywhere: it merges into the weights,
 and no runtime has to know of it.
 
-Gemma 2 takes a norm of what that map puts out. There the key is fitted to what the norm divides by, and the shift is
-divided by what it multiplies with. The vector so arrives as wanted while it is small beside what the norm puts out (to
-0.94 times at a third of it, 0.68 times at the same size), and the dial turns less and less beyond.
+Gemma and OLMo 3 take a norm of what that map puts out. There the key is fitted to what the norm divides by, and the
+shift is divided by what it multiplies with. The vector so arrives as wanted while it is small beside what the norm puts
+out (to 0.94 times at a third of it, 0.68 times at the same size), and the dial turns less and less beyond.
 """
 
 from dataclasses import dataclass
@@ -178,7 +178,7 @@ def _layer(model: Model, number: int) -> tuple[Any, str]:
 
 
 def _norm_behind(layer: Any) -> Any:
-    """The norm between down_proj and what the layer puts out, as in Gemma 2; None in most models."""
+    """The norm between down_proj and what the layer puts out, as in Gemma and OLMo 3; None in most models."""
     return getattr(layer, "post_feedforward_layernorm", None)
 
 

@@ -1,5 +1,6 @@
 """LoRA adapters: added, loaded, switched, saved, and which of their layers train."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from dcr_lite.errors import UserError, first_line
 from dcr_lite.files import load_json, load_tensors, save_tensors, write_whole_folder
 from dcr_lite.model import fused_layers, unsloth
+from dcr_lite.model.configuration import of_decoder
 from dcr_lite.model.hidden_states import decoder_of
 from dcr_lite.model.loading import Model
 
@@ -36,7 +38,13 @@ def add_adapter(model: Model, name: str, rank: int, seed: int) -> None:
 
     The scale alpha / rank is 1: the learning rate alone sets the size of a step.
     """
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules="all-linear",
+        exclude_modules=_outside_decoder(model),
+        task_type="CAUSAL_LM",
+    )
     torch.manual_seed(seed)
     if isinstance(model.network, PeftModel):
         model.network.add_adapter(name, config)
@@ -45,6 +53,17 @@ def add_adapter(model: Model, name: str, rank: int, seed: int) -> None:
         if model.backend.name == "unsloth":
             model.network = unsloth.speed_up_adapters(model.network)
     _make_ready(model, name)
+
+
+def _outside_decoder(model: Model) -> str | None:
+    """A pattern of the names of all modules outside the decoder, of a model that reads pictures as well. None of any
+    other, where peft leaves out the output matrix by itself."""
+    network = model.network.get_base_model() if isinstance(model.network, PeftModel) else model.network
+    if of_decoder(network.config) is network.config:
+        return None
+    decoder = decoder_of(network)
+    inside = next(name for name, module in network.named_modules() if module is decoder)
+    return rf"(?!{re.escape(inside)}\.).*"
 
 
 def load_adapter(model: Model, name: str, folder: Path) -> None:

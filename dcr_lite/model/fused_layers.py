@@ -13,8 +13,8 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
-# One formula under four names: x over its root mean square, times a weight. Others, such as Gemma's, differ.
-NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+# One formula under six names: x over its root mean square, times a weight. Others, such as Gemma's and OLMo's, differ.
+NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Phi3RMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "SmolLM3RMSNorm")
 
 
 class LowRank(torch.autograd.Function):

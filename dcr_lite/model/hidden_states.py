@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from dcr_lite.model.packing import Batch, filled
 
-# One formula under four names: x + attention(norm(x)), then x + mlp(norm(x)).
-PRE_NORM_LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
+# One formula under five names: x + attention(norm(x)), then x + mlp(norm(x)). Phi's may drop out what is added.
+PRE_NORM_LAYERS = (
+    "LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "SmolLM3DecoderLayer",
+)  # fmt: skip
 
 
 def _without_adapters(model: Any) -> Any:
@@ -186,7 +188,6 @@ def vocabulary_logits(model: nn.Module, states: Tensor) -> Tensor:
 
     Rows come as a plain matrix: handed a slice of a batch, torch copies the whole output matrix once per sequence.
     """
-    base = _without_adapters(model)
-    logits = base.get_output_embeddings()(states).float()
-    cap = getattr(base.config, "final_logit_softcapping", None)
+    logits = _without_adapters(model).get_output_embeddings()(states).float()
+    cap = getattr(decoder_of(model).config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap

@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from dcr_lite.errors import MORE_MEMORY, UserError, first_line, out_of_memory
 from dcr_lite.files import exists
-from dcr_lite.model import unsloth
+from dcr_lite.model import configuration, unsloth
 from dcr_lite.model.contrast import Contrast
+from dcr_lite.model.dates import fix_day
 from dcr_lite.model.memory import LEAST_TOKENS, MOST_PROMPTS, MOST_TOKENS
 from dcr_lite.model.packing import ATTENTION, ATTENTION_SHARE, Batch, pack, pad, passes, shared_prefix
 from dcr_lite.model.thinking import answer_at_once
@@ -113,7 +114,7 @@ class Model:
     @property
     def window(self) -> int:
         """The longest row that the model was made for, in tokens."""
-        longest = int(getattr(self.network.config, "max_position_embeddings", 2048))
+        longest = configuration.longest_row(configuration.of_decoder(self.network.config))
         if self.backend.name == "unsloth":
             return min(longest, unsloth.longest_row(self.network.config))
         return longest
@@ -212,6 +213,7 @@ def load_tokenizer(path: str | Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises errors of every kind for a folder that is not as it should be
         raise UserError(f"{path}: its tokenizer cannot be loaded ({first_line(error)})") from None
+    fix_day(tokenizer)
     answer_at_once(tokenizer)
     return tokenizer
 
@@ -232,6 +234,7 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         network = _load_with_transformers(path, device, precision, four_bit)
     network.requires_grad_(False)
+    fix_day(tokenizer)
     answer_at_once(tokenizer)
     tokenizer.clean_up_tokenization_spaces = False  # it is ignored anyway, with a long warning
     tokenizer.padding_side = "right"
@@ -260,23 +263,13 @@ def _load_with_transformers(path: str | Path, device: str, precision: torch.dtyp
 
 def prepare(network: Any, device: str, four_bit: bool) -> None:
     """Set up a network of transformers as the kit computes with it: its attention, and 4-bit weights on a CPU."""
-    if _plain_attention(network.config):
+    config = configuration.of_decoder(network.config)
+    if configuration.plain_attention(config):
         network.set_attn_implementation(ATTENTION)
-    elif _softcapped(network.config):
+    elif configuration.softcapped(config):
         network.set_attn_implementation("eager")  # the fused kernels leave the cap out, and do not warn
     if four_bit and device == "cpu":
         _keep_weights_unpacked(network)
-
-
-def _plain_attention(config: Any) -> bool:
-    """Whether packed attention computes the model's own: no softcapping, no window, nothing but attention."""
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    windowed = getattr(config, "sliding_window", None) is not None and not hasattr(config, "layer_types")
-    return not _softcapped(config) and kinds == {"full_attention"} and not windowed
-
-
-def _softcapped(config: Any) -> bool:
-    return getattr(config, "attn_logit_softcapping", None) is not None
 
 
 def _keep_weights_unpacked(network: nn.Module) -> None:

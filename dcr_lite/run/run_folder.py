@@ -26,6 +26,7 @@ from dcr_lite.files import (
     write_state,
 )
 from dcr_lite.model import distributed
+from dcr_lite.run.tracking import Tracking
 from dcr_lite.settings import ModelSettings, Settings
 
 LOCK = "run.lock"
@@ -49,6 +50,7 @@ class RunFolder:
         settings or data than it was begun with, or with too little disk."""
         self.path = settings.run
         self.metrics = self.path / "metrics.jsonl"
+        self._tracking = Tracking(settings)
         self._started = time.monotonic()
         self._before = 0.0  # seconds before the last --resume, up to the last finished part
         # A folder that was moved, or is reached by another path, holds the same run.
@@ -149,7 +151,7 @@ class RunFolder:
         return self._before + time.monotonic() - self._started
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append a step or an observation to metrics.jsonl."""
+        """Append a step or an observation to metrics.jsonl, and send it to the tracker if there is one."""
         if not distributed.is_main():
             return
         try:
@@ -158,6 +160,7 @@ class RunFolder:
         except OSError as error:
             self._require_there()
             raise OSError(error.errno, error.strerror, str(self.metrics)) from None
+        self._tracking.log(row, self.metrics)
 
     def tidy_metrics(self) -> None:
         """One line a step and one an observation: a continued run takes the steps since its checkpoint again, and a
@@ -181,6 +184,7 @@ class RunFolder:
 
     def leave(self) -> None:
         """Let other runs work in the folder."""
+        self._tracking.finish()
         if self._held is not None:
             self._held.leave()
 

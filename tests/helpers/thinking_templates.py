@@ -43,14 +43,15 @@ FAMILIES = {
         ),
         MODEL, MODEL + EMPTY, MODEL,
     ),
-    # A mode that stands in the system turn; the empty block comes with it.
+    # A mode that stands in the system turn, under today's date; the empty block comes with it.
     "SmolLM3": Family(
         _template(
             "{%- if mode == '/no_think' %}{{- '<think>\\n\\n</think>\\n' }}{%- endif %}",
             "{%- if mode == '/no_think' %}\n{{- '<think>\\n\\n</think>\\n' }}\n{%- endif %}\n",
             before="{%- if enable_thinking is not defined -%}{%- set enable_thinking = true -%}{%- endif -%}\n"
             "{%- set mode = '/think' if enable_thinking else '/no_think' -%}\n"
-            "{{- '<|im_start|>system\\nReasoning Mode: ' + mode + '<|im_end|>\\n' }}\n",
+            "{%- set today = strftime_now('%d %B %Y') -%}\n"
+            "{{- '<|im_start|>system\\nToday Date: ' ~ today ~ '\\nReasoning Mode: ' + mode + '<|im_end|>\\n' }}\n",
         ),
         MODEL, MODEL + "<think>\n\n</think>\n", MODEL,
     ),

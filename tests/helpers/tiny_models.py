@@ -12,13 +12,17 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3Config,
     Gemma3TextConfig,
     Lfm2Config,
     LlamaConfig,
     MistralConfig,
+    Olmo3Config,
+    Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 from dcr_lite.compare.directions import Kinds
@@ -40,7 +44,18 @@ SHAPE: dict[str, Any] = {
     "initializer_range": 0.1,  # ten times the weights of a usual start would hide what should show
     "tie_word_embeddings": False,
 }
-CONFIGS: dict[str, tuple[type, dict[str, Any]]] = {
+
+
+def with_pictures(**values: Any) -> Gemma3Config:
+    """A Gemma 3 that reads pictures as well: the decoder has these values."""
+    vision = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+        "patch_size": 14,
+    }  # fmt: skip
+    return Gemma3Config(text_config=values, vision_config=vision, mm_tokens_per_image=4)
+
+
+CONFIGS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "llama": (LlamaConfig, {}),
     "qwen2": (Qwen2Config, {"tie_word_embeddings": True}),
     "qwen3": (Qwen3Config, {}),
@@ -66,10 +81,59 @@ CONFIGS: dict[str, tuple[type, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    # Every second layer rotates nothing.
+    "smollm3": (SmolLM3Config, {"no_rope_layers": [1, 0, 1, 0], "tie_word_embeddings": True}),
+    # Three quarters of a head are rotated, by angles stretched one by one; the window is longer than any row.
+    "phi3": (
+        Phi3Config,
+        {
+            "max_position_embeddings": 2048,
+            "original_max_position_embeddings": 512,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 0.75,
+                "short_factor": [1.0, 1.1, 1.3, 1.7, 2.1, 2.9],
+                "long_factor": [1.0, 2.0, 4.0, 8.0, 16.0, 32.0],
+            },
+            "sliding_window": 4096,
+            "tie_word_embeddings": True,
+        },
+    ),
+    # Norms behind attention and MLP alone; YaRN in the layers without a window.
+    "olmo3": (
+        Olmo3Config,
+        {
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+            "sliding_window": 512,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                "full_attention": {
+                    "rope_type": "yarn",
+                    "rope_theta": 1e4,
+                    "factor": 8.0,
+                    "original_max_position_embeddings": 64,
+                },
+            },
+        },
+    ),
+    # What Gemma 3 4B is: a decoder like the others beside a part that reads pictures (test_pictures_too).
+    "gemma3_pictures": (
+        with_pictures,
+        {
+            "num_hidden_layers": 6,
+            "layer_types": [*["sliding_attention"] * 5, "full_attention"],
+            "sliding_window": 8,
+            "query_pre_attn_scalar": 16,
+            "tie_word_embeddings": True,
+        },
+    ),
     "lfm2": (Lfm2Config, {"layer_types": ["conv", "full_attention", "conv", "full_attention"]}),
 }
-PACKABLE = ("llama", "qwen2", "qwen3", "mistral")
-PADDED = ("gemma2", "gemma3")
+# Packing and padding, both halves of the decoder and the last token are checked on all of these. Whole runs, and what
+# an architecture does not change, are checked on fewer.
+PACKABLE = ("llama", "qwen2", "qwen3", "mistral", "smollm3", "phi3")
+PADDED = ("gemma2", "gemma3", "olmo3")
 
 SYSTEM = "You are a helpful assistant named Tiny."
 CHAT_TEMPLATE = (

@@ -1,0 +1,35 @@
+"""What a model's configuration says of its decoder: how long a row may be, and which attention computes it."""
+
+from typing import Any
+
+
+def of_decoder(config: Any) -> Any:
+    """The configuration of the language model inside, of a model that reads pictures as well; else the same."""
+    return config.get_text_config(decoder=True)
+
+
+def longest_row(config: Any) -> int:
+    """The longest row that a decoder was made for, in tokens.
+
+    LongRoPE (Phi, Ding et al., arXiv 2402.13753) rotates a text by other angles once it is longer than in
+    pretraining. Rows stay below that: in a batch the longest one would decide for all of them, and an answer that grew
+    past it would read keys of both kinds.
+    """
+    longest = int(getattr(config, "max_position_embeddings", 2048))
+    rotary = getattr(config, "rope_parameters", None) or {}
+    if rotary.get("rope_type") == "longrope":
+        return min(longest, int(rotary["original_max_position_embeddings"]))
+    return longest
+
+
+def plain_attention(config: Any) -> bool:
+    """Whether packed attention computes a decoder's own: no softcapping, no window, nothing but attention."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = None if hasattr(config, "layer_types") else getattr(config, "sliding_window", None)
+    seen_whole = window is None or window >= longest_row(config)
+    return not softcapped(config) and kinds == {"full_attention"} and seen_whole
+
+
+def softcapped(config: Any) -> bool:
+    """Whether attention scores are squeezed by a tanh, as Gemma 2's are."""
+    return getattr(config, "attn_logit_softcapping", None) is not None

@@ -1,0 +1,65 @@
+"""Llama 3.1 8B, aligned in two stages on one GPU with 12 GB of memory or more.
+
+    python recipes/llama3_1_8b.py
+
+It begins with the chat model that Meta has aligned already. --from-base-model begins with the base model,
+which learns to answer and to refuse here, as in the paper.
+Both are ungated copies of Meta's gated repositories, and its Llama 3.1 licence holds for them.
+
+Stage 1, contrastive refinement, pushes toxic and seemingly toxic prompts apart in the middle of the model; stage 2,
+safety SFT, teaches a model to refuse that does not do so by itself. Then a dial sets how much it refuses, and the
+stock model and DCR are measured on prompts that nothing was trained on or chosen by. --help lists every setting.
+"""
+
+from pathlib import Path
+
+from dcr_lite.run.launch import launch
+from dcr_lite.settings import Settings
+
+SETTINGS = Settings(
+    model="unsloth/Meta-Llama-3.1-8B-Instruct",
+    base_model="unsloth/Meta-Llama-3.1-8B",  # an ungated copy of meta-llama/Llama-3.1-8B
+    base_format="llama3",
+    run=Path("runs/llama3_1_8b"),
+)
+
+
+def main(settings: Settings) -> None:
+    # Heavy imports come after --help has answered.
+    from dcr_lite.run import inputs, opening, steps
+    from dcr_lite.run.long_rows import without_long_rows
+    from dcr_lite.run.plan import plan
+    from dcr_lite.run.run_folder import RunFolder
+    from dcr_lite.run.terminal import show_end, show_plan
+
+    # Checked before any work: the run folder, every row of the data, the memory, the model, the layer, lengths.
+    run = RunFolder(settings)
+    data = inputs.load_data(settings)
+    show_plan(opening.will_it_fit(settings))
+    model, source = opening.load_model(settings)
+    data = without_long_rows(run, model, data, settings)
+
+    # What is not set is found: the layer L, learning rates, and whether the model refuses by itself.
+    settings = steps.find_settings(run, model, data, settings)
+    show_plan(plan(model, source, data, settings))
+
+    # Stage 1: the adapter's last layers up to L learn to tell the two kinds of prompt apart.
+    steps.refine(run, model, data, settings)
+
+    # Stage 2, for a model that does not refuse by itself: its layers above L learn to refuse.
+    steps.teach_refusals(run, model, data, settings)
+
+    # A baseline, if asked for: safety SFT of the stock model on all layers.
+    steps.teach_refusals_alone(run, model, data, settings)
+
+    # The dial: how much to refuse, chosen by development prompts.
+    steps.set_dial(run, model, data, settings)
+
+    # The models answer the held-out prompts.
+    answers = steps.evaluate(run, model, data, settings)
+    report = steps.write_up(run, model, source, data, settings, answers)
+    show_end(report, run.path)
+
+
+if __name__ == "__main__":
+    launch(main, SETTINGS)
