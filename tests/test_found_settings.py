@@ -264,3 +264,21 @@ def test_stage_1_is_tried_where_layers_are_near(
     (run.path / "found.json").unlink()
     assert steps.find_settings(run, model, data, settings) == chosen
     assert len(trained) == 9
+
+
+@pytest.mark.parametrize(("learns_at", "tried", "chosen"), [(5, {4, 5}, 5), (6, {4, 5, 6, 7}, 6)])
+def test_other_layers_are_tried_where_stage_1_learns_at_none(
+    tiny_folder: Callable[..., Path], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    learns_at: int, tried: set[int], chosen: int,
+) -> None:  # fmt: skip
+    """Where the trial at each of the first layers ends no better than the stock model, further ones have theirs; else
+    they are spared."""
+    settings = small_settings(tiny_folder(num_hidden_layers=10), rows, tmp_path / "run", **UNSET | {"dial": "none"})
+    data, (model, _) = load_data(settings), load_model(settings)
+    candidates = {found_settings.TRIED: [4, 5], 2 * found_settings.TRIED: [4, 5, 6, 7]}
+    monkeypatch.setattr(found_settings, "suggested_layers", lambda separations, n, most: candidates[most])
+    aurocs = {layer: float(layer == learns_at) for layer in range(10)}  # 0 is at most that of the stock model
+    monkeypatch.setattr(found_settings, "_trial", lambda m, d, of, geometry, progress: aurocs[of.layer])
+    layers = found_settings._layers(RunFolder(settings), model, data, settings)
+    assert {int(layer) for layer in layers["tried"]} == tried
+    assert layers["chosen"] == chosen

@@ -3,7 +3,7 @@ follows from what the model does already. What is given is never searched.
 
 - L: the stock model's states of development pairs at every layer between 0.4 and 0.7 of the depth, read as stage 1
   reads them; where several layers are within one standard error of the best, a few steps of stage 1 at the lowest and
-  at the middle one, of which the better counts.
+  at the middle one, of which the better counts. Where neither has begun to learn, at two more of them.
 - Learning rates: from the model's width, between those that are known at other widths.
 - Stage 2, answers, dial: by how often the stock model refuses training prompts in its own chat format.
 """
@@ -162,7 +162,13 @@ def _layers(run: RunFolder, model: Model, data: Data, settings: Settings) -> Evi
         stock[layer] = separation(geometries[layer], of_layer[: len(rows)], of_layer[len(rows) :])
     stock = distributed.on_main(lambda: stock)  # of several processes, which must not go apart, the first one's
     candidates = suggested_layers(stock, len(data.development), TRIED)
-    tried = _tried(run, model, data, settings, {layer: geometries[layer] for layer in candidates})
+    tried = {}
+    if len(candidates) > 1:
+        tried = _tried(run, model, data, settings, {layer: geometries[layer] for layer in candidates})
+        more = sorted(set(suggested_layers(stock, len(data.development), 2 * TRIED)) - set(candidates))
+        if more and all(tried[layer] <= stock[layer] for layer in candidates):  # it has begun to learn at none of them
+            tried |= _tried(run, model, data, settings, {layer: geometries[layer] for layer in more})
+            candidates = sorted(tried)
     enough = [layer for layer in candidates if not tried or tried[layer] >= max(tried.values()) - TIE]
     best = max(stock.values())
     return {
@@ -178,9 +184,7 @@ def _layers(run: RunFolder, model: Model, data: Data, settings: Settings) -> Evi
 def _tried(
     run: RunFolder, model: Model, data: Data, settings: Settings, geometries: dict[int, Geometry]
 ) -> dict[int, float]:
-    """The AUROC of development pairs after a short stage 1 at each of the layers; of a single one there is none."""
-    if len(geometries) < 2:
-        return {}
+    """The AUROC of development pairs after a short stage 1 at each of the layers."""
     tried = {}
     first = adapters.adapter_weights(model, DCR)
     model.plan_passes("stage1")
