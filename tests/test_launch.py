@@ -132,7 +132,7 @@ def test_a_recipe_is_found_by_its_name_and_by_its_path(monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     assert find_recipe("smollm2_135m").samefile(RECIPE)
     assert find_recipe("mine.py").samefile(mine)
-    with pytest.raises(UserError, match=r"mine: no such recipe. Give the path .* gemma2_2b, .*, smollm2_135m\."):
+    with pytest.raises(UserError, match=r"mine: no such recipe. Give the path .* gemma2_2b, .*, smollm3_3b\."):
         find_recipe("mine")
 
 
