@@ -135,7 +135,7 @@ def measured(
     stage = ContrastiveRefinement(model, DCR, training, material.development, config, geometry, settings.seed)
     folder.mkdir(parents=True, exist_ok=True)
     with progress_bar(f"Stage 1 on {len(training)} pairs", stage.steps) as shown:
-        progress = Loop(stage, folder / "checkpoint.safetensors", shown.row, settings.patience).run()
+        progress = Loop(stage, folder / "checkpoint.pt", shown.row, settings.patience).run()
     adapters.save_adapter(model, DCR, folder / "stage1")
     read = _read(model, geometry, first_pairs(rows, REFERENCE_PAIRS), config.layer, material)
     result = {"kept_step": progress.best_step, "seconds": progress.seconds, "sets": read}
