@@ -65,10 +65,18 @@ class Choices:
 
 @contextlib.contextmanager
 def shifted(model: Model, dial: Dial, strength: float) -> Iterator[None]:
-    """Within the block the dial's vector is added to what layer L puts out, at every token."""
-    vector = (strength * dial.shift).to(model.device)
-    layer = decoder_of(model.network).layers[dial.layer]
-    with layer.register_forward_hook(lambda _module, _inputs, states: states + vector.to(states)):
+    """Within the block the dial's vector is added to what layer L puts out, at every token, and what its gain makes of
+    what its reader reads there."""
+    shift, reader = dial.shift.to(model.device), dial.reader.to(model.device)
+    layer, read = decoder_of(model.network).layers[dial.layer], {}
+
+    def look(_module: Any, inputs: Any) -> None:
+        read["x"] = inputs[0] @ reader.to(inputs[0])
+
+    def add(_module: Any, _inputs: Any, states: Any) -> Any:
+        return states + ((strength + dial.gain * read["x"].view(states.shape[:-1]))[..., None] * shift).to(states)
+
+    with layer.mlp.down_proj.register_forward_pre_hook(look), layer.register_forward_hook(add):
         yield
 
 
@@ -101,7 +109,7 @@ def exported(model: Model, dial: Dial, strength: float, run: FinishedRun, folder
     """A finished run in ``folder`` that has nothing but its adapter, with the dial at a strength."""
     set_strength(model, DCR, dial, strength)
     adapters.save_adapter(model, DCR, folder / "adapter", lambda _: None)
-    set_strength(model, DCR, dial, 0)
+    set_strength(model, DCR, dial, None)
     return FinishedRun(folder, run.report)
 
 
@@ -125,7 +133,7 @@ def measured_at(model: Model, dial: Dial, strength: float, prompts: list[Prompt]
     yield row("shift at run time", strength, usual, usual)
     set_strength(model, DCR, dial, strength)
     found = measure(model, prompts, tokens)
-    set_strength(model, DCR, dial, 0)
+    set_strength(model, DCR, dial, None)
     yield row("adapter", strength, found, usual)
     with tempfile.TemporaryDirectory() as folder:
         turned = exported(model, dial, strength, run, Path(folder))

@@ -1,6 +1,7 @@
 """Claims about the dial: one number in the adapter that shifts the states of layer L and comes off again."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,24 @@ from dcr_lite.errors import UserError
 from dcr_lite.export.command import FinishedRun, export_gguf, export_merged
 from dcr_lite.export.merge import Merged
 from dcr_lite.files import SHIPPED, save_tensors
-from dcr_lite.method.contrastive import encode_pairs
-from dcr_lite.method.dial import RIDGE, Dial, _read, fit_dial, ridge, set_strength
-from dcr_lite.model.adapters import activate, adapter_weights, load_adapter, save_adapter, set_adapter_weights, stock
+from dcr_lite.measure.metrics import auroc
+from dcr_lite.method.contrastive import encode_pairs, first_pairs
+from dcr_lite.method.dial import (
+    GRADIENT_PAIRS,
+    NATS,
+    RIDGE,
+    Dial,
+    _read,
+    find_gain,
+    fit_dial,
+    ridge,
+    set_strength,
+)
+from dcr_lite.model.adapters import activate, adapter_weights, load_adapter, save_adapter, set_adapter_weights
 from dcr_lite.model.chat import encode_conversations
+from dcr_lite.model.generation import answer
 from dcr_lite.model.hidden_states import decoder_of, states_at_layer
 from dcr_lite.model.loading import Model
-from dcr_lite.model.states import layer_states
 
 MakeModel = Callable[..., Model]
 LAYER = 2
@@ -37,9 +49,11 @@ FITTED: dict[tuple[str, bool], Dial] = {}  # the models are always the same, and
 
 
 def make(tiny_model: MakeModel, architecture: str = "llama", four_bit: bool = False) -> tuple[Model, Dial]:
-    """A tiny model with an adapter and a dial. Its states get what those of real models have: a common component."""
+    """A tiny model with an adapter and a dial. Its states get what those of real models have: a common component, which
+    in Gemma 2 may not be as large, or all logits would be at their cap, where nothing changes them."""
     model = tiny_model(architecture, four_bit=four_bit)
-    decoder_of(model.network).embed_tokens.weight.data += torch.linspace(-1, 1, 64)
+    size = 0.1 if architecture == "gemma2" else 1.0
+    decoder_of(model.network).embed_tokens.weight.data += size * torch.linspace(-1, 1, 64)
     add_random(model)
     key = architecture, four_bit
     if key not in FITTED:
@@ -50,12 +64,12 @@ def make(tiny_model: MakeModel, architecture: str = "llama", four_bit: bool = Fa
 def shifts(model: Model, dial: Dial, strength: float, rows: list[list[int]]) -> Tensor:
     """How the dial moves the states of L at every token of the rows: (tokens, d_model)."""
     states = []
-    for value in (0.0, strength):
+    for value in (None, strength):
         set_strength(model, ADAPTER, dial, value)
         with torch.no_grad(), model.compute():
             batch = model.batch(rows, 0)
             states.append(states_at_layer(model.network, batch, dial.layer)[torch.cat(batch.index)].float())
-    set_strength(model, ADAPTER, dial, 0)
+    set_strength(model, ADAPTER, dial, None)
     return states[1] - states[0]
 
 
@@ -124,36 +138,92 @@ def test_behind_a_norm_the_shift_is_bounded(tiny_model: MakeModel, architecture:
     assert reached[-1] < 1.5
 
 
-def test_the_shift_is_what_lies_between_the_two_kinds(tiny_model: MakeModel) -> None:
-    """``shift`` is the mean state of seemingly toxic minus that of toxic training prompts at L, under the adapter."""
+def log_odds(model: Model, rows: list[list[int]]) -> Tensor:
+    return torch.tensor([one.refusal_log_odds for one in answer(model, rows, max_new_tokens=0)])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_the_shift_follows_the_models_own_log_odds(tiny_model: MakeModel, architecture: str) -> None:
+    """A small strength lowers the mean log-odds of refusing the prompts that the direction was found on by NATS times
+    itself, and in a model without a norm behind it no other direction of the same size lowers them nearly as fast."""
+    model, dial = make(tiny_model, architecture)
+    prompts = first_pairs(encode_pairs(model, PAIRS[:40]), GRADIENT_PAIRS)
+
+    def slope(shift: Tensor) -> float:
+        odds = []
+        for strength in (0.01, -0.01):
+            set_strength(model, ADAPTER, replace(dial, shift=shift), strength)
+            odds.append(log_odds(model, prompts).mean().item())
+        set_strength(model, ADAPTER, dial, None)
+        return (odds[0] - odds[1]) / 0.02
+
+    assert slope(dial.shift) == pytest.approx(-NATS, rel=0.05)
+    for seed in range(3 if architecture == "llama" else 0):
+        other = torch.randn(64, generator=torch.Generator().manual_seed(seed))
+        assert abs(slope(other * dial.shift.norm() / other.norm())) < 0.8 * NATS
+
+
+def test_the_reader_knows_the_kinds_of_a_real_model(smollm2: tuple[FinishedRun, Model], real_dial: Dial) -> None:
+    """At the end of prompts that it was not fitted on it tells the kinds apart, and at other tokens it reads little."""
+    (_, model), dial = smollm2, real_dial
+    rows = encode_pairs(model, PAIRS[400:440])
+    read = [row.inputs @ dial.reader for row in _read(model, dial.layer, rows, [0.0] * len(rows))]
+    ends = torch.stack([one[-1] for one in read])
+    assert auroc(ends[40:].tolist(), ends[:40].tolist()) > 0.6
+    assert torch.cat([one[:-1] for one in read]).square().mean().sqrt() < 0.5 * ends.square().mean().sqrt()
+
+
+def test_gain_adds_the_shift_by_what_is_read(tiny_model: MakeModel) -> None:
+    """With a gain, layer L puts out the shift times gain and what the reader reads of each token, beside strength."""
     model, dial = make(tiny_model)
-    states = layer_states(model, encode_pairs(model, PAIRS[:40]), LAYER)
-    assert_close(dial.shift, states[40:].mean(0) - states[:40].mean(0), 1e-4)
-    with stock(model):
-        states = layer_states(model, encode_pairs(model, PAIRS[:40]), LAYER)
-    assert_far(dial.shift, states[40:].mean(0) - states[:40].mean(0))
+    (row,) = _read(model, LAYER, [ROW], [0.0])
+    strong = replace(dial, gain=1.3)
+    moved = shifts(model, strong, 0.0, [ROW])
+    along = moved @ dial.shift / dial.shift.square().sum()
+    assert_close(moved, along[:, None] * dial.shift, 1e-3)
+    for read in (1.3 * row.inputs @ dial.reader).tolist():
+        assert (along - read).abs().min() < 1e-3 * along.abs().max()
+    both = shifts(model, strong, 0.7, [ROW])
+    assert_close(both, moved + shifts(model, dial, 0.7, [ROW]), 1e-3)
+
+
+def test_a_gain_is_taken_where_it_tells_the_kinds_apart(tiny_model: MakeModel) -> None:
+    """Of GAINS the one before unseen prompts are told apart less; AUROC of each as of the log-odds at that gain. A
+    reader that has it the wrong way round gets none."""
+    model, _ = make(tiny_model)
+    known = [Pair(f"{pair.toxic} red", f"{pair.toxic} blue") for pair in PAIRS[:60]]
+    dial = fit_dial(model, ADAPTER, LAYER, known[:40], TEXTS[:20])
+    rows = encode_pairs(model, known[40:])
+    found, aurocs = find_gain(model, ADAPTER, dial, rows)
+    assert found.gain > 0
+    assert aurocs[str(found.gain)] == max(aurocs.values()) > aurocs["0.0"]
+    set_strength(model, ADAPTER, found, 0)
+    odds = log_odds(model, rows).tolist()
+    set_strength(model, ADAPTER, found, None)
+    assert auroc(odds[:20], odds[20:]) == aurocs[str(found.gain)]
+    assert find_gain(model, ADAPTER, replace(dial, reader=-dial.reader), rows)[0].gain == 0
 
 
 def test_the_key_solves_ridge_regression() -> None:
     """The dual solution is that of the normal equations, with more tokens than inputs and with fewer."""
     generator = torch.Generator().manual_seed(0)
     for tokens in (12, 60):
-        x, y = torch.randn(tokens, 24, generator=generator) + 1, torch.randn(tokens, generator=generator)
+        x, y = torch.randn(tokens, 24, generator=generator) + 1, torch.randn(tokens, 2, generator=generator)
         penalty = RIDGE * x.square().mean() * tokens
         expected = torch.linalg.solve(x.T @ x + penalty * torch.eye(24), x.T @ y)
-        assert_close(ridge(x, y), expected, 1e-4)
+        assert_close(ridge(x, y), expected.T, 1e-4)
 
 
-def test_strength_0_is_the_adapter_as_trained(tiny_model: MakeModel) -> None:
-    """After any strengths, 0 gives bit for bit the weights and the logits from before, and other layers, the other
-    ranks and other adapters never change."""
+def test_without_its_dial_the_adapter_is_as_trained(tiny_model: MakeModel) -> None:
+    """After any strengths and gains, taking the dial off gives bit for bit the weights and the logits from before, and
+    other layers, the other ranks and other adapters never change."""
     model, dial = make(tiny_model)
     add_random(model, "second", seed=1)
     activate(model, ADAPTER)
     weights, before = adapter_weights(model, ADAPTER), logits(model.network, ROW)
     second = adapter_weights(model, "second")
-    for strength in (10.0, -30.0):
-        set_strength(model, ADAPTER, dial, strength)
+    for strength in (10.0, -30.0, 0.0):
+        set_strength(model, ADAPTER, replace(dial, gain=20.0), strength)
         assert_far(logits(model.network, ROW), before)
         turned = adapter_weights(model, ADAPTER)
         changed = {key for key in weights if weights[key].shape != turned[key].shape}
@@ -161,7 +231,7 @@ def test_strength_0_is_the_adapter_as_trained(tiny_model: MakeModel) -> None:
         for key, value in weights.items():
             kept = turned[key][:4] if "lora_A" in key else turned[key][:, :4]
             assert torch.equal(kept if key in changed else turned[key], value)
-    set_strength(model, ADAPTER, dial, 0)
+    set_strength(model, ADAPTER, dial, None)
     assert torch.equal(logits(model.network, ROW), before)
     assert all(torch.equal(value, weights[key]) for key, value in adapter_weights(model, ADAPTER).items())
     assert all(torch.equal(value, second[key]) for key, value in adapter_weights(model, "second").items())
@@ -180,19 +250,25 @@ def test_turning_again_replaces_what_was_set(tiny_model: MakeModel) -> None:
 def test_a_dial_comes_back_from_its_file(tiny_model: MakeModel, tmp_path: Path) -> None:
     """save and load keep every bit; a damaged or missing file, other shapes and numbers that are not finite are
     UserErrors that name the file."""
-    _, dial = make(tiny_model)
+    dial = replace(make(tiny_model)[1], gain=0.3)
     file = tmp_path / "dial" / "dial.safetensors"
     dial.save(file)
     back = Dial.load(file)
     assert back.layer == dial.layer
     assert torch.equal(back.shift, dial.shift)
     assert torch.equal(back.key, dial.key)
+    assert torch.equal(back.reader, dial.reader)
+    assert back.gain == dial.gain
     whole = file.read_bytes()
     file.write_bytes(whole[:-8])
     with pytest.raises(UserError, match=r"dial\.safetensors is missing or damaged"):
         Dial.load(file)
-    for wrong in ({"key": dial.key[None]}, {"key": dial.key * torch.inf}, {"layer": torch.zeros(2)}):
-        save_tensors({"layer": torch.tensor(2), "shift": dial.shift, "key": dial.key} | wrong, file)
+    vectors = {"shift": dial.shift, "key": dial.key, "reader": dial.reader}
+    for wrong in (
+        {"key": dial.key[None]}, {"key": dial.key * torch.inf}, {"layer": torch.zeros(2)}, {"reader": dial.key[:4]},
+        {"gain": torch.tensor(torch.nan)},
+    ):  # fmt: skip
+        save_tensors({"layer": torch.tensor(2), "gain": torch.tensor(0.3), **vectors} | wrong, file)
         with pytest.raises(UserError, match=r"dial\.safetensors is missing or damaged"):
             Dial.load(file)
     save_tensors({"shift": dial.shift}, file)
@@ -222,7 +298,8 @@ def test_a_dial_of_another_model_is_refused(tiny_model: MakeModel) -> None:
 def turned(run: FinishedRun, model: Model, strength: float = 3.0) -> Dial:
     """Any dial, set on the run's model and saved in its adapter."""
     generator = torch.Generator().manual_seed(0)
-    dial = Dial(LAYER, torch.randn(64, generator=generator), torch.randn(128, generator=generator) / 5)
+    shift, key, reader = (torch.randn(size, generator=generator) for size in (64, 128, 128))
+    dial = Dial(LAYER, shift, key / 5, reader / 5, gain=0.5)
     set_strength(model, ADAPTER, dial, strength)
     save_adapter(model, ADAPTER, run.adapter)
     return dial
@@ -243,7 +320,7 @@ def test_what_is_saved_answers_as_the_dial_is_set(architecture: str, make_run: M
     again = load_tiny(base)
     load_adapter(again, "opened", run.adapter)
     assert torch.equal(logits(again.network, ROW), expected)
-    set_strength(again, "opened", dial, 0)
+    set_strength(again, "opened", dial, None)
     assert torch.equal(logits(again.network, ROW), as_trained)
 
 
@@ -284,9 +361,10 @@ def test_rounding_to_16_bits_keeps_the_dial(
         set_strength(model, ADAPTER, real_dial, strength)
         save_adapter(model, ADAPTER, tmp_path / f"{strength}")
         weights.append(Merged(base, tmp_path / f"{strength}").tensor(name))
-    set_strength(model, ADAPTER, real_dial, 0)
+    set_strength(model, ADAPTER, real_dial, None)
     assert {w.dtype for w in weights} == {torch.bfloat16}
-    inputs = torch.cat([row.inputs for row in _read(model, real_dial.layer, unseen_rows(model))])
+    rows = unseen_rows(model)
+    inputs = torch.cat([row.inputs for row in _read(model, real_dial.layer, rows, [0.0] * len(rows))])
     added = inputs @ (weights[1].float() - weights[0].float()).T
     expected = 0.5 * (inputs @ real_dial.key)[:, None] * real_dial.shift
     assert ((added * expected).sum() / expected.square().sum()).item() == pytest.approx(1, abs=0.01)

@@ -20,7 +20,8 @@ from dcr_lite.errors import UserError
 from dcr_lite.files import load_tensors, save_tensors, write_state
 from dcr_lite.measure.answers import read_answers
 from dcr_lite.measure.kept import StockAnswers, read_stock_answers, worth_keeping
-from dcr_lite.method.dial import Dial, fit_dial, set_strength
+from dcr_lite.method.contrastive import encode_pairs
+from dcr_lite.method.dial import Dial, find_gain, fit_dial, set_strength
 from dcr_lite.method.loop import Stage
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
@@ -161,10 +162,13 @@ class SeedRun:
 
     def fit_dial(self) -> Dial:
         """The dial of the adapter as it is trained now, fitted once."""
-        data, layer = self.data, self.settings.layer
-        return self.fit_once(
-            "fitted_dial", Dial, lambda: fit_dial(self.model, DCR, layer, data.training, data.instructions)
-        )
+        data = self.data
+
+        def fit() -> Dial:
+            dial = fit_dial(self.model, DCR, self.settings.layer, data.training, data.instructions)
+            return find_gain(self.model, DCR, dial, encode_pairs(self.model, data.development))[0]
+
+        return self.fit_once("fitted_dial", Dial, fit)
 
     @contextmanager
     def turned(self, dial: Dial, strength: float) -> Iterator[None]:
@@ -173,7 +177,7 @@ class SeedRun:
         try:
             yield
         finally:
-            set_strength(self.model, DCR, dial, 0)
+            set_strength(self.model, DCR, dial, None)
 
     def mixture(self, refusals: int, augmentations: int = 0) -> list[Conversation]:
         """Rows for safety SFT."""

@@ -63,7 +63,7 @@ class Score:
     """One model's result for one prompt.
 
     refusal_log_odds: of opening with a refusal, computed before the first token.
-    similarity: of the prompt's layer-L state to the two kinds, with the dial at 0, where it was calibrated; None where
+    similarity: of the prompt's layer-L state to the two kinds, without the dial, as it was calibrated; None where
         the run has no discernment file.
     words: every piece with its weight, in order; empty until they are computed.
     answer: the text so far. refused: the judge's verdict on it; None until it is final.
@@ -125,7 +125,7 @@ class OpenRun:
         self._worker = ThreadPoolExecutor(1, "model")
         self._weighing = threading.Lock()  # words are weighed one prompt at a time, in turn with the batches
         self._active = ""  # the model that the network is
-        self._strength: float | None = None  # of DCR's dial, as it stands
+        self._strength: float | None = math.nan  # of DCR's dial, as it stands; unknown before it is turned
         # Half of what the memory plan has room for. The other half is for the weights of words.
         room = model.prompts_at_once * (PROMPT_TOKENS + LIST_TOKENS) // 2
         self._batching = Batching(model, self._worker, lambda which: self._use(*which), self._notes, room)
@@ -144,14 +144,14 @@ class OpenRun:
         return None
 
     def _use(self, name: str, strength: float | None) -> None:
-        """Make the network the model ``name`` with its dial at a strength of ``strength_of``. For the worker alone, as
-        all that computes."""
+        """Make the network the model ``name`` with its dial at a strength, or None: without it. For the worker alone,
+        as all that computes."""
         if name != self._active:
             self._active = ""  # if the switch fails, the next call switches again
             adapters.switch(self.model, None if name == STOCK else name)
             self._active = name
-        if self.dial and strength is not None and strength != self._strength:
-            self._strength = None
+        if self.dial and name == DCR and strength != self._strength:
+            self._strength = math.nan
             set_strength(self.model, name, self.dial.dial, strength)
             self._strength = strength
 
@@ -165,7 +165,7 @@ class OpenRun:
         name, _ = which
         if self.discernments is None:
             return [None] * len(rows)
-        self._use(name, 0.0 if self.strength_of(name) is not None else None)
+        self._use(name, None)
         return self.discernments.models[name].read(layer_states(self.model, rows, self.discernments.layer))
 
     def _log_odds(self, name: str, strength: float | None, rows: list[list[int]]) -> list[float]:

@@ -1,21 +1,25 @@
 """The dial: how much a model refuses, chosen after training by one number, in the adapter's weights.
 
-Stage 1 leaves toxic and seemingly toxic prompts apart at layer L. What the layers above make of a state depends on
-where it lies between the two: moved towards the seemingly toxic side, a model answers more, moved away from it, it
-refuses more. ``shift``, the difference of the two kinds' mean states, times the strength is added to what layer L puts
-out.
+Stage 1 leaves toxic and seemingly toxic prompts apart at layer L, and says nothing of what the layers above make of it.
+Two things are therefore added to what L puts out, along one direction, ``shift``: that in which the model's own
+log-odds of refusing fall fastest, by their gradient. By ``strength``, the same at every token: the model answers more,
+or, below 0, refuses more. By ``gain``, as far as ``reader`` tells the prompt's last token to be of the seemingly toxic
+or of the toxic kind: the model does what the states say.
 
-The weights can do that for every token alike, since the input x of a linear map has a large common component: there is
-a ``key`` with key . x close to 1 for all x (ridge regression on the constant 1). So one rank of a LoRA adapter on the
-last map of layer L, with A = key and B = strength * shift, adds the same vector everywhere: it merges into the weights,
-and no runtime has to know of it.
+The weights can do both, since the input x of a linear map is wide and has a large common component: there is a ``key``
+with key . x close to 1 for all x, and a ``reader`` with reader . x close to 1 at the end of harmless prompts, to -1 at
+the end of toxic ones, and to 0 at all other tokens (ridge regression). So one rank of a LoRA adapter on the last map of
+layer L, with A = strength * key + gain * reader and B = shift, does it: it merges into the weights, and no runtime has
+to know of it.
 
-Gemma and OLMo 3 take a norm of what that map puts out. There the key is fitted to what the norm divides by, and the
-shift is divided by what it multiplies with. The vector so arrives as wanted while it is small beside what the norm puts
-out (to 0.94 times at a third of it, 0.68 times at the same size), and the dial turns less and less beyond.
+Gemma and OLMo 3 take a norm of what that map puts out. There key and reader are fitted to what the norm divides by, and
+the shift is divided by what it multiplies with. The vector so arrives as wanted while it is small beside what the norm
+puts out (to 0.94 times at a third of it, 0.68 times at the same size), and the dial turns less and less beyond.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +29,23 @@ from torch import Tensor
 from dcr_lite.data.rows import Conversation, Pair
 from dcr_lite.errors import UserError
 from dcr_lite.files import damaged, load_tensors, save_tensors
+from dcr_lite.measure.metrics import auroc
 from dcr_lite.method.contrastive import encode_pairs, first_pairs
 from dcr_lite.model.adapters import activate, remove_extra_ranks, set_extra_ranks
 from dcr_lite.model.chat import encode_conversations
+from dcr_lite.model.decoding import start_decoding
+from dcr_lite.model.generation import answer, refusal_log_odds
 from dcr_lite.model.hidden_states import decoder_of, states_at_layer
 from dcr_lite.model.loading import Model, in_halves, require_finite
 from dcr_lite.model.states import TOKENS_PER_PASS
 
-PAIRS = 128  # training pairs: two means, and prompts for the key to be fitted on
+PAIRS = 400  # training pairs that the reader is fitted on
 CONVERSATIONS = 64  # answered instructions, since the key has to hold at the tokens of answers too
-TOKENS = 4096  # that the key is fitted on, half of them of prompts: the equations are as many
+TOKENS = 6144  # that both are fitted on, half of them of prompts: the equations are as many
 RIDGE = 0.1  # of the mean square of an input's entry: with 0.01 the product varies more on other texts
+GRADIENT_PAIRS, GRADIENT_ROWS = 16, 4  # whose log-odds the direction is the gradient of, and how many at once
+GAINS = (0.0, 0.3, 0.6, 1.0, 1.5)
+NATS = 10.0  # by which strength 1 lowers the log-odds of refusing, as long as they follow their gradient
 CURE = "Delete it to have it fitted again."
 ANOTHER_MODEL = f"the dial belongs to another model. {CURE}"
 
@@ -46,33 +56,43 @@ class Dial:
 
     layer: L. shift: what strength 1 adds to the states that L puts out, (d_model,). key: the vector whose product with
     every input of L's down_proj is near 1, or, where a norm follows, near the root mean square of its output:
-    (mlp_width,). Both in float32 on the CPU.
+    (mlp_width,). reader: likewise, near 1 at the end of harmless prompts, -1 of toxic ones, 0 elsewhere. gain: shifts
+    for each unit of the reader's product. All in float32 on the CPU.
     """
 
     layer: int
     shift: Tensor
     key: Tensor
+    reader: Tensor
+    gain: float = 0.0
 
     def save(self, path: Path) -> None:
         """Write a safetensors file, whole or absent."""
-        save_tensors({"layer": torch.tensor(self.layer), "shift": self.shift, "key": self.key}, path)
+        numbers = {"layer": torch.tensor(self.layer), "gain": torch.tensor(self.gain)}
+        save_tensors({"shift": self.shift, "key": self.key, "reader": self.reader} | numbers, path)
 
     @classmethod
     def load(cls, path: Path) -> "Dial":
         """What ``save`` wrote. Raises UserError where the file is missing or damaged."""
-        tensors = load_tensors(path, CURE)
+        found = load_tensors(path, CURE)
         try:
-            dial = cls(int(tensors["layer"]), tensors["shift"], tensors["key"])
+            dial = cls(
+                int(found["layer"]), found["shift"], found["key"], found["reader"], round(float(found["gain"]), 6)
+            )
         except (LookupError, ValueError, RuntimeError):
             raise damaged(path, CURE) from None
-        if not all(t.dim() == 1 and t.dtype == torch.float32 and t.isfinite().all() for t in (dial.shift, dial.key)):
+        vectors = (dial.shift, dial.key, dial.reader)
+        if not all(t.dim() == 1 and t.dtype == torch.float32 and t.isfinite().all() for t in vectors):
+            raise damaged(path, CURE)
+        if dial.key.shape != dial.reader.shape or not math.isfinite(dial.gain):
             raise damaged(path, CURE)
         return dial
 
 
-def set_strength(model: Model, adapter: str, dial: Dial, strength: float) -> None:
-    """Turn the dial of an adapter: positive answers more, negative refuses more; at 0 the adapter is as trained, bit
-    for bit. Takes no time, so that every answer can have its own.
+def set_strength(model: Model, adapter: str, dial: Dial, strength: float | None) -> None:
+    """Turn the dial of an adapter: positive answers more, negative refuses more; at 0 the reader alone decides. None
+    takes the dial off, and the adapter is as trained, bit for bit. Takes no time, so that every answer can have its
+    own.
 
     Raises UserError for a dial of another model.
     """
@@ -80,56 +100,112 @@ def set_strength(model: Model, adapter: str, dial: Dial, strength: float) -> Non
     shape = layer.mlp.down_proj.in_features, layer.mlp.down_proj.out_features
     if shape != (len(dial.key), len(dial.shift)):
         raise UserError(ANOTHER_MODEL)
-    if strength == 0:
+    if strength is None or strength == dial.gain == 0:
         remove_extra_ranks(model, adapter, name)
     else:
-        shift = strength * dial.shift / _gain(layer)
-        set_extra_ranks(model, adapter, name, dial.key[None], shift[:, None])
+        read = strength * dial.key + dial.gain * dial.reader
+        set_extra_ranks(model, adapter, name, read[None], (dial.shift / _norm_weight(layer))[:, None])
 
 
 def fit_dial(model: Model, adapter: str, layer: int, pairs: list[Pair], conversations: list[Conversation]) -> Dial:
-    """The dial of an adapter at ``layer``, from training pairs and answered instructions. The adapter is as trained
-    afterwards.
+    """The dial of an adapter at ``layer``, without gain, from training pairs and answered instructions. The adapter is
+    as trained afterwards.
 
-    Raises UserError where layer L has no map that could carry it.
+    Raises UserError where layer L has no map that could carry it, or nothing that it puts out would change a refusal.
     """
-    remove_extra_ranks(model, adapter, _layer(model, layer)[1])
+    module = _layer(model, layer)[1]
+    remove_extra_ranks(model, adapter, module)
     activate(model, adapter)
-    prompts = first_pairs(encode_pairs(model, pairs), PAIRS)
-    chosen = conversations[:CONVERSATIONS]
-    encoded = encode_conversations(
-        model.tokenizer, [c.prompt for c in chosen], [c.response for c in chosen], model.window
-    )
-    read = _read(model, layer, prompts) + _read(model, layer, [prompt + answer for prompt, answer in encoded])
-    states = torch.stack([row.state for row in read[: len(prompts)]])
-    toxic, seemingly_toxic = states.split(len(prompts) // 2)
-    key = ridge(torch.cat([row.inputs for row in read]), torch.cat([row.targets for row in read]))
-    return Dial(layer, seemingly_toxic.mean(0) - toxic.mean(0), key)
+    encoded, chosen = encode_pairs(model, pairs), conversations[:CONVERSATIONS]
+    prompts, texts = first_pairs(encoded, PAIRS), [c.prompt for c in chosen]
+    answered = encode_conversations(model.tokenizer, texts, [c.response for c in chosen], model.window)
+    kinds = [-1.0] * (len(prompts) // 2) + [1.0] * (len(prompts) // 2 + len(chosen))
+    read = _read(model, layer, prompts + [prompt for prompt, _ in answered], kinds)
+    read += _read(model, layer, [prompt + answer for prompt, answer in answered], [0.0] * len(chosen))
+    both = ridge(torch.cat([row.inputs for row in read]), torch.cat([row.targets for row in read]))
+    key, reader = both[0].clone(), both[1].clone()
+    return Dial(layer, _direction(model, adapter, layer, key, first_pairs(encoded, GRADIENT_PAIRS)), key, reader)
+
+
+def find_gain(
+    model: Model, adapter: str, dial: Dial, rows: list[list[int]], progress: Callable[[int], None] = lambda done: None
+) -> tuple[Dial, dict[str, float]]:
+    """The dial with the first of GAINS after which unseen prompts are told apart no better, and the AUROC of the
+    log-odds of refusing by each gain that was tried, with the dial at 0. rows: as many toxic prompts and then
+    seemingly toxic ones. progress: called with 1 after each. The adapter is as trained afterwards."""
+    activate(model, adapter)
+    found: dict[str, float] = {}
+    best = dial
+    for gain in GAINS:
+        turned = replace(dial, gain=gain)
+        set_strength(model, adapter, turned, 0)
+        try:
+            odds = [one.refusal_log_odds for one in answer(model, rows, max_new_tokens=0)]
+        finally:
+            set_strength(model, adapter, dial, None)
+        found[str(gain)] = auroc(odds[: len(rows) // 2], odds[len(rows) // 2 :])
+        progress(1)
+        if found[str(gain)] < found[str(best.gain)]:
+            break
+        best = turned if found[str(gain)] > found[str(best.gain)] else best
+    return best, found
+
+
+def _direction(model: Model, adapter: str, number: int, key: Tensor, rows: list[list[int]]) -> Tensor:
+    """What lowers the mean log-odds of refusing these prompts by NATS at the least norm, to first order: (d_model,).
+    The gradient is that of the dial's own column, so that it is of what the dial does."""
+    layer, module = _layer(model, number)
+    set_extra_ranks(model, adapter, module, key[None], torch.zeros(layer.mlp.down_proj.out_features, 1))
+    column, scaling = layer.mlp.down_proj.lora_B[adapter].weight, layer.mlp.down_proj.scaling[adapter]
+    trains, total = column.requires_grad, torch.zeros(len(column))
+
+    def add_pass(part: list[int]) -> list[None]:
+        odds = refusal_log_odds(start_decoding(model, [[rows[i] for i in part]]))
+        total.add_(torch.autograd.grad(odds.sum(), column)[0][:, -1].float().cpu() / scaling / len(rows))
+        return [None] * len(part)
+
+    model.network.eval()
+    column.requires_grad_(True)
+    try:
+        with torch.enable_grad(), model.compute():
+            order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+            # Padding that a model without packing masks has gradients that are no numbers: there rows go one by one.
+            at_once = GRADIENT_ROWS if model.packs else 1
+            for start in range(0, len(rows), at_once):
+                in_halves(add_pass, order[start : start + at_once])
+    finally:
+        column.requires_grad_(trains)
+        remove_extra_ranks(model, adapter, module)
+    gradient = require_finite(model, total, "gradient of the refusal log-odds")
+    if not gradient.any():
+        raise UserError(f"whether this model refuses does not depend on its layer {number}. Use --dial none.")
+    return -NATS * gradient / gradient.square().sum() * _norm_weight(layer)
 
 
 def ridge(inputs: Tensor, targets: Tensor) -> Tensor:
-    """argmin over k of |X k - y|^2 + penalty |k|^2, for X (tokens, width), y (tokens,): (width,). Solved for one weight
-    a token, since a model is wider than the tokens are many (the dual form)."""
-    gram = (inputs @ inputs.T).double()
-    gram.diagonal().add_(RIDGE * gram.trace() / inputs.shape[1])
-    weights = torch.cholesky_solve(targets.double()[:, None], torch.linalg.cholesky(gram))
-    return (weights[:, 0].float() @ inputs).contiguous()
+    """argmin over k of |X k - y|^2 + penalty |k|^2, for X (tokens, width) and each column y of targets (tokens, n):
+    (n, width). Solved for one weight an input or, where these are more, one a token (the dual form)."""
+    x, y = inputs.double(), targets.double()
+    dual = len(x) < x.shape[1]
+    gram = x @ x.T if dual else x.T @ x
+    gram.diagonal().add_(RIDGE * gram.trace() / x.shape[1])
+    found = torch.cholesky_solve(y if dual else x.T @ y, torch.linalg.cholesky(gram))
+    return (x.T @ found if dual else found).T.float().contiguous()
 
 
 @dataclass(frozen=True)
 class _Row:
-    """What was read of a row. state: of its last token at L. inputs: of L's down_proj at some of its tokens (tokens,
-    mlp_width). targets: what the key's product with them should be (tokens,). All in float32 on the CPU."""
+    """What was read of a row. inputs: of L's down_proj at some of its tokens, its last one at the end (tokens,
+    mlp_width). targets: what the products of key and reader with them should be (tokens, 2). Float32 on the CPU."""
 
-    state: Tensor
     inputs: Tensor
     targets: Tensor
 
 
-def _read(model: Model, number: int, rows: list[list[int]]) -> list[_Row]:
-    """Each row's state and inputs at layer ``number``, in passes that fit into memory. The chat template's beginning,
-    which all rows share, is taken once in each pass."""
-    (layer, _), most = _layer(model, number), TOKENS // 2 // max(1, len(rows))
+def _read(model: Model, number: int, rows: list[list[int]], kinds: list[float]) -> list[_Row]:
+    """Each row's inputs at layer ``number``, in passes that fit into memory. kinds: what the reader is to read at each
+    row's end. The chat template's beginning, which all rows share, is taken once in each pass."""
+    (layer, _), most = _layer(model, number), max(2, TOKENS // 2 // max(1, len(rows)))
     model.network.eval()
 
     def read_pass(part: list[int]) -> list[_Row]:
@@ -139,7 +215,7 @@ def _read(model: Model, number: int, rows: list[list[int]]) -> list[_Row]:
             lambda _module, inputs, output: seen.append((inputs[0].flatten(0, -2), output.flatten(0, -2)))
         )
         with hook, model.compute():
-            states = states_at_layer(model.network, batch, number)
+            states_at_layer(model.network, batch, number)
         inputs, outputs = seen[0]
         read = []
         for k, own in enumerate(batch.index):
@@ -147,7 +223,10 @@ def _read(model: Model, number: int, rows: list[list[int]]) -> list[_Row]:
             if k == 0:
                 places = torch.cat([torch.arange(batch.shared, device=own.device), places])
             at = [tensor[places].float().cpu() for tensor in (inputs, outputs)]
-            read.append(_Row(states[own[-1]].float().cpu(), at[0], _targets(layer, at[1])))
+            kind = torch.zeros(len(places))
+            kind[-1] = kinds[part[k]]
+            size = _sizes(layer, at[1])
+            read.append(_Row(at[0], torch.stack([size, kind * size], 1)))
         return read
 
     found: dict[int, _Row] = {}
@@ -182,13 +261,13 @@ def _norm_behind(layer: Any) -> Any:
     return getattr(layer, "post_feedforward_layernorm", None)
 
 
-def _targets(layer: Any, outputs: Tensor) -> Tensor:
-    """What the key's product with the inputs of down_proj should be, from its outputs (tokens, d_model): 1; the norm
-    that may follow divides by the root mean square, which therefore stands here."""
+def _sizes(layer: Any, outputs: Tensor) -> Tensor:
+    """What a product with the inputs of down_proj has to be in place of 1, from its outputs (tokens, d_model): 1; the
+    norm that may follow divides by the root mean square, which therefore stands here."""
     return outputs.square().mean(-1).sqrt() if _norm_behind(layer) is not None else torch.ones(len(outputs))
 
 
-def _gain(layer: Any) -> Tensor | float:
+def _norm_weight(layer: Any) -> Tensor | float:
     """What the norm behind down_proj multiplies by, (d_model,): its answer to ones. 1 where there is none."""
     norm = _norm_behind(layer)
     if norm is None:

@@ -109,8 +109,9 @@ class _CachedDecoding:
     def fork(self) -> "_CachedDecoding":
         """A second continuation of the same rows."""
         other = copy.copy(self)
-        if self.model.packs:  # plain layers only ever append: the two can share what they have so far
-            other.cache = DynamicCache([(layer.keys, layer.values) for layer in self.cache.layers])
+        if self.joins:  # such layers never change what they have so far in place: the two can share it
+            other.cache = copy.copy(self.cache)
+            other.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         else:
             other.cache = copy.deepcopy(self.cache)
         return other

@@ -29,7 +29,7 @@ JUDGED_AT = (1.6, 1.0, 0.5)  # answers are judged where the two rates have about
 NEAR = 0.25  # of such a sum: answers that were judged this near are enough
 CHECKS = 2  # a choice is checked by judged answers, and made once again where they move it
 MOVED = 0.02  # rates that differ by less are the same here
-MEASUREMENTS = 16  # in a usual run, for its progress bar
+MEASUREMENTS = 20  # in a usual run, for its progress bar
 
 
 def measure_curve(bench: Bench) -> None:
@@ -80,7 +80,7 @@ def choose(bench: Bench, asked: Goal | float | None) -> DialSetting:
     return DialSetting(
         strength, asked.name if isinstance(asked, Goal) else "none" if asked is None else "strength",
         asked.value if isinstance(asked, Goal) else None, reached, float(np.mean(plain)) if plain else None,
-        stock, bench.curve(intervals=True), bench.pairs,
+        stock, bench.curve(intervals=True), bench.pairs, bench.dial.gain, bench.gains,
     )  # fmt: skip
 
 
@@ -120,6 +120,6 @@ def as_trained(model: Model, run: Path) -> Iterator[None]:
     if not (run / FOLDER / SETTING).exists():
         yield
         return
-    set_strength(model, DCR, Dial.load(run / FOLDER / DIAL), 0)
+    set_strength(model, DCR, Dial.load(run / FOLDER / DIAL), None)
     yield
     restore(model, run)

@@ -14,7 +14,7 @@ from dcr_lite.files import damaged, read_state, write_state
 from dcr_lite.measure.answers import measure
 from dcr_lite.measure.general_ability import log_likelihoods
 from dcr_lite.measure.trade_off import Reading, TradeOff, fit_trade_off
-from dcr_lite.method.dial import Dial, fit_dial, set_strength
+from dcr_lite.method.dial import Dial, find_gain, fit_dial, set_strength
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
@@ -36,9 +36,6 @@ class Bench:
     def __init__(self, folder: Path, model: Model, data: Data, settings: Settings, progress: Callable[[int], None]):
         """Fits the dial, unless ``folder`` has it. Raises UserError where its files are damaged."""
         self.model, self.folder, self._progress = model, folder, progress
-        if not (folder / DIAL).exists():
-            fit_dial(model, DCR, settings.layer, data.training, data.instructions).save(folder / DIAL)
-        self.dial = Dial.load(folder / DIAL)
         self.pairs, self._tokens = len(data.development), settings.answer_tokens
         sides = {
             "toxic": [pair.toxic for pair in data.development],
@@ -50,9 +47,16 @@ class Bench:
         self._rows = encode_prompts(model.tokenizer, texts, model.window - self._tokens)
         self._usual: list[tuple[list[int], list[int]]] | None = None  # plain prompts, answered at strength 0
         self._usual_loss = 0.0
-        self._kept: dict[str, Any] = {"stock": None, "at": {}}
+        self._kept: dict[str, Any] = {"stock": None, "gains": {}, "at": {}}
         if (folder / READINGS).exists():
             self._kept = read_state(folder / READINGS, CURE)
+        if not (folder / DIAL).exists():
+            self._kept |= {"at": {}}  # of another dial
+            fitted = fit_dial(model, DCR, settings.layer, data.training, data.instructions)
+            fitted, self._kept["gains"] = find_gain(model, DCR, fitted, self._rows[: 2 * self.pairs], progress)
+            write_state(self._kept, folder / READINGS)
+            fitted.save(folder / DIAL)
+        self.dial = Dial.load(folder / DIAL)
         self._require_whole()
 
     def _require_whole(self) -> None:
@@ -64,7 +68,7 @@ class Bench:
                 *(row.get(name) for row in self._kept["at"].values() for name in ("log_odds", "refused")),
             ]
             whole = all(np.shape(side) == shape for side in sides if side is not None)
-            [float(strength) for strength in self._kept["at"]]
+            [float(number) for number in (*self._kept["at"], *self._kept["gains"].values())]
         except (LookupError, ValueError, TypeError, AttributeError):
             whole = False
         if not whole:
@@ -78,7 +82,7 @@ class Bench:
         try:
             yield
         finally:
-            set_strength(self.model, DCR, self.dial, 0)
+            set_strength(self.model, DCR, self.dial, None)
 
     def _keep(self) -> None:
         write_state(self._kept, self.folder / READINGS)
@@ -155,6 +159,11 @@ class Bench:
     def strengths(self) -> list[float]:
         """Those that were measured."""
         return [float(strength) for strength in self._kept["at"]]
+
+    @property
+    def gains(self) -> dict[str, float]:
+        """The AUROC of the pairs' log-odds by each gain that was tried."""
+        return dict(self._kept["gains"])
 
     @property
     def judged(self) -> list[float]:

@@ -87,6 +87,19 @@ def chosen_sentence(setting: DialSetting, evaluated_at: float | None = None) -> 
     )
 
 
+def gain_sentence(setting: DialSetting) -> str:
+    """What the dial's reader does, and what shows it; empty where no gain was tried."""
+    if not setting.gains:
+        return ""
+    without, chosen = setting.gains["0.0"], setting.gains[str(setting.gain)]
+    read = "its log-odds of refusing tell development prompts apart with an AUROC of"
+    if setting.gain == 0:
+        return f"The model does what its states say as it is: {read} {without:.2f}, and no gain raises it."
+    return (
+        f"By a gain of {setting.gain:g} it does what its states say: {read} {chosen:.2f}, without it of {without:.2f}."
+    )
+
+
 def facts_of_dial(run: Path) -> dict[str, Any] | None:
     """The dial of a run that was evaluated as it stands, for report.json; None where the run has none."""
     if not (run / FOLDER / SETTING).exists():

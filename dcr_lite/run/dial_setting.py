@@ -1,7 +1,7 @@
 """How the dial of a run stands, and what is known along it: RUN/dial/dial.json."""
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class DialSetting:
     plain: share of the plain development prompts refused at this strength; None where there are none.
     stock: the stock model's refusal rates of toxic and of seemingly toxic development prompts.
     pairs: how many pairs all rates are of.
+    gain: the dial's. gains: the AUROC of the pairs' log-odds of refusing, with the dial at 0, by each that was tried.
     """
 
     strength: float
@@ -34,16 +35,18 @@ class DialSetting:
     stock: tuple[float, float]
     curve: TradeOff
     pairs: int
+    gain: float = 0.0
+    gains: dict[str, float] = field(default_factory=dict)
 
     def for_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        curve = {field.name: getattr(self.curve, field.name).tolist() for field in fields(TradeOff)}
+        curve = {of.name: getattr(self.curve, of.name).tolist() for of in fields(TradeOff)}
         return asdict(self) | {"stock": list(self.stock), "curve": curve}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "DialSetting":
         """What ``for_json`` gave. Raises LookupError, TypeError or ValueError for anything else."""
-        curve = TradeOff(*(np.array(values["curve"][field.name], float) for field in fields(TradeOff)))
+        curve = TradeOff(*(np.array(values["curve"][of.name], float) for of in fields(TradeOff)))
         n = len(curve.strengths)
         if {curve.rates.shape, curve.low.shape, curve.high.shape} != {(n, 2)} or not math.isfinite(values["strength"]):
             raise ValueError("no curve")

@@ -14,7 +14,7 @@ from dcr_lite.measure.kinds import KIND_TITLES, KINDS
 from dcr_lite.model import distributed
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, LABEL_TITLES, LABELS, MODEL_TITLES
-from dcr_lite.run.dial_report import chosen_sentence, dial_table, facts_of_dial, stated
+from dcr_lite.run.dial_report import chosen_sentence, dial_table, facts_of_dial, gain_sentence, stated
 from dcr_lite.run.found_report import found_section
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.kept import kept_seconds
@@ -95,7 +95,7 @@ DIAL = (
     DIAL_HEADING
     + """
 
-{chosen}
+{chosen} {gain}
 
 ![Refusals along the dial](dial/dial.png)
 
@@ -148,6 +148,7 @@ def dial_section(report: dict[str, Any], folder: Path) -> str:
     setting, evaluated_at = found
     return DIAL.format(
         chosen=chosen_sentence(setting, evaluated_at),
+        gain=gain_sentence(setting),
         run=without_folders(folder),
         pairs=setting.pairs,
         table=markdown_table(DIAL_HEAD, dial_table(setting)),
