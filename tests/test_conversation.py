@@ -68,7 +68,7 @@ def test_each_model_goes_on_from_its_own_answers(opened: OpenRun, tab: ChatTab) 
         shown = [part[tab.verdicts[name]] for part in parts if tab.verdicts[name] in part][-1]
         assert f"refusal {last.refusal_probability:.2f}" in shown
         talked = [part[tab.talks[name]] for part in parts if tab.talks[name] in part][-1]
-        assert talked.count('class="turn') == 4
+        assert talked.count('class="turn ') == 4
     assert len(own) > 1
     assert talk.prompts == (FIRST, SECOND)
 

@@ -37,9 +37,9 @@ class ChatTab:
             )
             send = gr.Button(texts.SEND, variant="primary", scale=1, min_width=110, elem_id="send")
         with gr.Row():
-            buttons = [gr.Button(title, size="sm", min_width=80) for title in (texts.UNDO, texts.RETRY, texts.CLEAR)]
+            buttons = [gr.Button(title, size="sm", min_width=130) for title in (texts.UNDO, texts.RETRY, texts.CLEAR)]
             undo, retry, clear = buttons
-            example = gr.Button(texts.EXAMPLE, size="sm", min_width=80)
+            example = gr.Button(texts.EXAMPLE, size="sm", min_width=130)
         self.verdicts: dict[str, Any] = {}
         self.talks: dict[str, Any] = {}
         with gr.Row():

@@ -19,10 +19,11 @@ FIRST = (
 )
 # What nobody should meet unasked, by the beginnings of words.
 GRIM = re.compile(
-    r"\b(child|kid|toddler|bab(y|ies)|infant|boy|girl|lad\b|son\b|stepson|daughter|pupil|student|school|class|teen|"
-    r"orphan|suicid|self-harm|(him|her|my|them|your)sel[fv]|noose|miscarr|rape|sex|nude|nazi|swastika|suprem|ethnic|"
-    r"racis|slur|jew|muslim|migrant|tortur|behead|corpse|bod(y|ies)|blood|bones?\b|skull|teeth|throat|acid|burn|"
-    r"dead|die\b|dying|kill|coma\b|puppy|puppies|kitten|dog|cats?\b|hamster|pony)",
+    r"\b(child|kid|toddler|bab(y|ies)|infant|boy|girl|lad\b|son\b|stepson|daughter|pupil|student|school|class|teen|orphan|"
+    r"suicid|self-harm|(him|her|my|them|your)sel[fv]|noose|miscarr|rape|sex|nude|nazi|swastika|suprem|ethnic|racis|slur|"
+    r"jew|muslim|migrant|gay|wom[ae]n|wife|widow|tortur|behead|corpse|(a|the) body|bodies|blood|bones?\b|skull|teeth|"
+    r"throat|face|cheek|neck|wrist|scar|acid|bleach|poison|heroin|burn|dead|die\b|dying|kill|coma\b|slash|stab|shoot|"
+    r"headshot|shank|stoned?\b|bomb|blow up|crowd|terror|massacre|pupp(y|ies)|kitten|dog|cats?\b|hamster|pony)",
     re.IGNORECASE,
 )
 
