@@ -9,6 +9,7 @@ pytest.importorskip("gradio", reason="the demo needs the extra: pip install 'dcr
 import gradio
 from gradio_client import Client
 
+from dcr_lite.demo import texts
 from dcr_lite.demo.chat import ChatTab
 from dcr_lite.demo.conversation import MAX_MESSAGES, Conversation, Turn, checked, messages_for
 from dcr_lite.demo.scoring import OpenRun, Score
@@ -138,6 +139,20 @@ def test_a_turn_is_undone_asked_again_and_cleared(tab: ChatTab) -> None:
     assert talk.turns == []
     assert tab.undone(talk) == tab.cleared(talk) == tab._shown(Conversation())
     assert list(tab.retried("", talk)) == list(tab.turned(talk, 1.0)) == []
+
+
+def test_the_example_is_a_conversation(opened: OpenRun, tab: ChatTab) -> None:
+    """A click asks all its turns under its system prompt, but for those that are left when the client has gone on."""
+    talk = Conversation()
+    first, *_ = tab.example_sent(talk)
+    assert first[tab.system] == texts.EXAMPLE_SYSTEM
+    assert talk.prompts == texts.EXAMPLE_TURNS
+    assert all(turn.scores.keys() == set(opened.names) for turn in talk.turns)
+    shown = tab.example_sent(talk)
+    next(shown)
+    tab.cleared(talk)
+    assert list(shown) == []
+    assert talk.turns == []
 
 
 def test_the_dial_answers_the_last_turn_again(opened: OpenRun, tab: ChatTab) -> None:

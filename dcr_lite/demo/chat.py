@@ -54,17 +54,13 @@ class ChatTab:
 
         said = [*self.verdicts.values(), *self.talks.values()]
         state, position = self.dial.asked, self.dial.positions
-        everything = [self.prompt, self.system, *said]
         inputs = [self.prompt, self.system, state, *position]
         gr.on([self.prompt.submit, send.click], self.sent, inputs, [self.prompt, *said], **AT_ANY_TIME)
         retry.click(self.retried, [self.system, state, *position], said, **AT_ANY_TIME)
         undo.click(self.undone, state, [self.prompt, *said], **NO_WORK)
         clear.click(self.cleared, state, said, **NO_WORK)
         self.dial.when_moved(self.turned, said, **MODEL_WORK | {"show_progress": "hidden"})
-        shown = example.click(self.example_begun, state, everything, **NO_WORK)
-        shown = shown.then(self.sent, inputs, [self.prompt, *said], **AT_ANY_TIME)
-        shown = shown.then(lambda: texts.EXAMPLE_TURNS[1], None, self.prompt, **NO_WORK)
-        shown.then(self.sent, inputs, [self.prompt, *said], **AT_ANY_TIME)
+        example.click(self.example_sent, [state, *position], [self.system, *said], **AT_ANY_TIME)
 
     # --- what events call: none may have the name of an endpoint ------------------------------------------------------
 
@@ -102,9 +98,16 @@ class ChatTab:
         talk.begin([], talk.system, talk.position)
         return self._shown(talk)
 
-    def example_begun(self, talk: Conversation) -> dict[Any, Any]:
-        """The example's first turn, to be sent."""
-        return self.cleared(talk) | {self.system: texts.EXAMPLE_SYSTEM, self.prompt: texts.EXAMPLE_TURNS[0]}
+    def example_sent(self, talk: Conversation, position: float | None = None) -> Iterator[dict[Any, Any]]:
+        """What to show of the example, whose turns are sent one after the other."""
+        turns: list[Turn] = []
+        for prompt in texts.EXAMPLE_TURNS:
+            if turns and talk.turns is not turns:
+                return  # the client has gone on by itself
+            turns = [*turns, Turn(prompt)]
+            first = {self.system: texts.EXAMPLE_SYSTEM}
+            with user_errors_shown():
+                yield from self._answered(turns, texts.EXAMPLE_SYSTEM, talk, position, first)
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
