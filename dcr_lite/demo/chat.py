@@ -83,7 +83,8 @@ class ChatTab:
         """What to show of the best model's last answer when the dial was turned."""
         if talk.turns:
             with user_errors_shown():
-                yield from self._grow(self._streams([self.best], talk.turns, talk.system, position), talk, position)
+                streams = self._streams([self.best], talk.turns, talk.system, position)
+                yield from self._grow(streams, talk.turns, talk.prompts, talk, position)
 
     def undone(self, talk: Conversation) -> dict[Any, Any]:
         """Without the last turn, whose prompt comes back to be changed."""
@@ -119,8 +120,9 @@ class ChatTab:
         system = cleaned(system) if (system or "").strip() else ""
         streams = self._streams(self.run.names, turns, system, position)
         talk.begin(turns, system, position)
+        prompts = talk.prompts  # before anything is shown, whereupon the client may ask for something else
         yield self._shown(talk) | first
-        yield from self._grow(streams, talk, position)
+        yield from self._grow(streams, turns, prompts, talk, position)
 
     def _streams(self, names: Sequence[str], turns: list[Turn], system: str, position: float | None) -> Streams:
         """Raises UserError where a conversation is too long, or none that its model can have."""
@@ -132,10 +134,16 @@ class ChatTab:
             for name in names
         }
 
-    def _grow(self, streams: Streams, talk: Conversation, position: float | None) -> Iterator[dict[Any, Any]]:
-        """What to show while answers grow, of each model in turn. One ends early where the client has asked for
-        something else since, or moved its slider; all do when it goes away."""
-        prompts, turns = talk.prompts, talk.turns
+    def _grow(
+        self,
+        streams: Streams,
+        turns: list[Turn],
+        prompts: tuple[str, ...],
+        talk: Conversation,
+        position: float | None,
+    ) -> Iterator[dict[Any, Any]]:
+        """What to show while answers to the last of ``turns`` grow, of each model in turn. One ends early where the
+        client has asked for anything but ``prompts`` since, or moved its slider; all do when it goes away."""
         with ExitStack() as open_streams:
             for stream in streams.values():
                 open_streams.enter_context(closing(stream))
