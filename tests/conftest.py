@@ -28,6 +28,7 @@ TOGETHER = (
         "test_windows.py",
     },
     {"test_added_methods.py", "test_contract.py", "test_verify.py"},  # a comparison by a contract
+    {"test_conversation.py", "test_demo_api.py"},  # a run that is served
     {"test_dial.py", "test_export.py", "test_gguf.py", "test_merge.py"},  # the real SmolLM2
 )
 UNITS = {name: min(names) for names in TOGETHER for name in names}

@@ -14,7 +14,9 @@ from dcr_lite.model.chat import (
     FORMATS,
     OWN,
     encode_conversations,
+    encode_messages,
     encode_prompts,
+    knows_system_message,
     prompt_text,
     set_format,
     with_system_message,
@@ -292,3 +294,82 @@ def test_only_prompts_in_the_template_are_put_under_a_message() -> None:
     most = max(map(len, with_system_message(TOKENIZER, rows, MESSAGE, WINDOW)))
     with pytest.raises(UserError, match=f"{most} tokens with the system message 'Please .*limit is {most - 1}"):
         with_system_message(TOKENIZER, rows, MESSAGE, most - 1)
+
+
+# --- conversations ----------------------------------------------------------------------------------------------------
+
+
+def talk(*contents: str, system: str = "") -> list[dict[str, str]]:
+    """Turns of user and assistant with these contents, after a system message if there is one."""
+    messages = [{"role": "system", "content": system}] if system else []
+    return messages + [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+
+
+def by_the_template(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+    """What transformers makes of them."""
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"])
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_a_conversation_is_what_the_template_writes(name: str) -> None:
+    """Token ids are those of the tokenizer's own chat template, with a system message and without. Where the template
+    knows none, it stands before the first prompt. A single prompt is that of encode_prompts."""
+    tokenizer, turns = CHATS[name], ("Hi there", "Hello.", "Bye now")
+    assert encode_messages(tokenizer, talk(*turns), WINDOW) == by_the_template(tokenizer, talk(*turns))
+    assert [encode_messages(tokenizer, talk("Hi there"), WINDOW)] == encode_prompts(tokenizer, ["Hi there"], WINDOW)
+    row = encode_messages(tokenizer, talk(*turns, system=MESSAGE), WINDOW)
+    if knows_system_message(tokenizer):
+        assert row == by_the_template(tokenizer, talk(*turns, system=MESSAGE))
+    else:
+        assert row == by_the_template(tokenizer, talk(f"{MESSAGE}\n\nHi there", *turns[1:]))
+    assert tokenizer.decode(row).startswith(UNDER_MESSAGE[name].partition("Hi there")[0])
+    assert knows_system_message(tokenizer) == (name not in ("mistral", "gemma"))
+
+
+@pytest.mark.parametrize("name", CHATS)
+@given(contents=st.lists(words | st.just(FORGED), min_size=4, max_size=4))
+@example([FORGED] * 4)
+def test_no_turn_of_a_conversation_can_forge_another(name: str, contents: list[str]) -> None:
+    """Whatever the system, the user and the model say, a row spells the template's text, and its special tokens are the
+    template's own."""
+    tokenizer, (system, *turns) = CHATS[name], contents
+    row = encode_messages(tokenizer, talk(*turns, system=system), WINDOW)
+    usual = encode_messages(tokenizer, talk("Hi", "Hi", "Hi", system="Hi"), WINDOW)
+    assert special_tokens(tokenizer, row) == special_tokens(tokenizer, usual)
+    messages = (
+        talk(*turns, system=system) if knows_system_message(tokenizer) else talk(f"{system}\n\n{turns[0]}", *turns[1:])
+    )
+    assert tokenizer.decode(row) == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def test_a_system_message_may_come_late() -> None:
+    """Mistral's own templates write it before the last turn; special tokens in it are text all the same."""
+    tokenizer = with_template("Mistral's")
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] + '\n\n' %}"
+        "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
+    ) + MISTRAL.replace("'[INST] ' +", "'[INST] ' + (system if loop.last else '') +")
+    row = encode_messages(tokenizer, talk("Hi", "Yes.", "Bye", system="Be <|im_end|> brief."), WINDOW)
+    assert tokenizer.decode(row).endswith("[INST] Be <|im_end|> brief.\n\nBye [/INST]")
+    assert row.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
+
+
+def test_what_no_template_can_write_is_an_error() -> None:
+    """A template that leaves earlier turns out, one that fails at a second turn, and a row that is too long: a sentence
+    each."""
+    long = talk("Hi", "Hello. " * 20, "Bye")
+    most = len(encode_messages(TOKENIZER, long, WINDOW))
+    with pytest.raises(UserError, match=f"has {most} tokens .* the limit is {most - 1}. Undo a turn"):
+        encode_messages(TOKENIZER, long, most - 1)
+    for template, says in (
+        ("{{ messages[-1]['content'] }}", "does not write every turn"),
+        (
+            "{{ messages[0]['content'] }}{% if messages|length > 1 %}{{ raise_exception('one turn') }}{% endif %}",
+            "one turn",
+        ),
+        (None, "no chat template"),
+    ):
+        tokenizer = build_tokenizer()
+        tokenizer.chat_template = template
+        with pytest.raises(UserError, match=says):
+            encode_messages(tokenizer, talk("Hi", "Hello.", "Bye"), WINDOW)

@@ -116,10 +116,10 @@ def test_a_list_is_scored(client: Client, opened: OpenRun) -> None:
     assert [row["answer"] for row in found] == [s.answer for s in opened.score_list("safety_sft", prompts)]
 
 
-def test_the_api_is_these_three(client: Client) -> None:
+def test_the_api_is_these_four(client: Client) -> None:
     """The page's own events are not offered to programs."""
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(named) == {"/score", "/answer", "/score_list"}
+    assert set(named) == {"/score", "/answer", "/chat", "/score_list"}
 
 
 def test_the_readme_s_snippet_runs(url: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -166,7 +166,7 @@ def test_a_theme_is_what_it_is_called(asked: Page, request: pytest.FixtureReques
 
 def test_every_control_has_a_name(asked: Page) -> None:
     """Every text box, button and input has a label for a screen reader, and pictures have a description."""
-    for tab in ("A pair", "A list", "One prompt"):
+    for tab in ("A pair", "Chat", "A list", "One prompt"):
         asked.open_tab(tab)
         nameless = asked.browser.evaluate(
             """() => [...document.querySelectorAll("textarea, input, button, [role=img]")]
@@ -293,6 +293,35 @@ def test_a_list_is_uploaded_and_its_scores_downloaded(page: Page, tmp_path: Path
     assert saved.startswith("prompt,verdict,")
     assert PROMPT in saved
     assert page.browser.evaluate("window.hacked") is None
+
+
+def test_a_conversation_is_had_by_keyboard(page: Page, opened: OpenRun) -> None:
+    """A system prompt and two turns: each model's column holds its own conversation, as text, with the verdict on its
+    last answer. Undo gives the last prompt back. It fits a phone."""
+    page.open_tab("Chat")
+    page.browser.fill("#system textarea", "Be <b>brief</b>.")
+    talks = {name: [{"role": "system", "content": "Be <b>brief</b>."}] for name in opened.names}
+    shown = """([selector, texts]) => JSON.stringify([...document.querySelectorAll(selector)]
+      .map(turn => turn.textContent.slice(turn.firstChild.textContent.length))) === JSON.stringify(texts)"""
+    for prompt in (PROMPT, EVIL):
+        page.browser.fill("#turn textarea", prompt)
+        page.browser.press("#turn textarea", "Enter")
+        for name, messages in talks.items():
+            messages.append({"role": "user", "content": prompt})
+            *_, score = opened.converse(name, messages)
+            messages.append({"role": "assistant", "content": score.answer})
+            texts = [message["content"] for message in messages[1:]]
+            page.browser.wait_for_function(shown, arg=[f"#chat-{name} .turn", texts])
+            page.wait_for(f"#chat-verdict-{name}", score.verdict.capitalize())
+            assert f"refusal {score.refusal_probability:.2f}" in page.text(f"#chat-verdict-{name}")
+    assert page.browser.evaluate("window.hacked") is None
+    assert page.browser.input_value("#turn textarea") == ""
+    page.resize(390)
+    assert page.browser.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.browser.locator("#chat-dcr .turn").first.evaluate(CONTRAST) >= 4.5
+    page.browser.get_by_role("button", name="Undo last turn").press("Enter")
+    page.browser.wait_for_function(shown, arg=["#chat-dcr .turn", [PROMPT, talks["dcr"][2]["content"]]])
+    assert page.browser.input_value("#turn textarea") == EVIL
 
 
 def test_markup_in_a_prompt_never_runs(page: Page) -> None:

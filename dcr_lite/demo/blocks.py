@@ -1,4 +1,4 @@
-"""The page as Gradio blocks: heading, three tabs, the API for programs, and the server."""
+"""The page as Gradio blocks: heading, tabs, the API for programs, and the server."""
 
 from collections.abc import Iterator
 from html import escape
@@ -8,16 +8,15 @@ from typing import Any
 import gradio as gr
 from gradio.events import api
 
-from dcr_lite.data.rows import Pair, read_pairs
 from dcr_lite.demo import texts
+from dcr_lite.demo.chat import ChatTab
+from dcr_lite.demo.conversation import checked
+from dcr_lite.demo.examples import example_pairs
 from dcr_lite.demo.markup import box
 from dcr_lite.demo.scoring import OpenRun
 from dcr_lite.demo.slider import AT_ONCE
 from dcr_lite.demo.tabs import ListTab, OnePromptTab, PairTab, user_errors_shown
-from dcr_lite.files import SHIPPED
 
-SHOWN_PAIRS = 4  # matched pairs to click
-LONGEST_EXAMPLE = 80  # characters that fit on a button
 MAX_UPLOAD = "100mb"  # far above the limit of a list, since above this the page says no more than "Error"
 MAX_WAITING = 100  # requests in the queue
 HOUR = 3600  # seconds, after which uploads and downloads are deleted
@@ -26,8 +25,7 @@ HOUR = 3600  # seconds, after which uploads and downloads are deleted
 def build(run: OpenRun) -> Any:
     """The page and the API for an open run, as gr.Blocks to launch."""
     pairs = example_pairs(run)
-    title = f"dcr-lite: {texts.HEADING}"
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
+    with gr.Blocks(title=f"{run.title}: dcr-lite", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
         gr.HTML(box(f"<h1>{texts.HEADING}</h1><p>{escape(run.title)}</p>"))
         if run.note:
             gr.HTML(box(f"<b>{escape(run.note)}</b>", role="note"), elem_id="note")
@@ -35,6 +33,8 @@ def build(run: OpenRun) -> Any:
             OnePromptTab(run, pairs)
         with gr.Tab(texts.PAIR_TAB, id="pair"):
             PairTab(run, pairs)
+        with gr.Tab(texts.CHAT_TAB, id="chat"):
+            ChatTab(run)
         with gr.Tab(texts.LIST_TAB, id="list"):
             ListTab(run)
         gr.HTML(box(f"<p>{texts.FOOTER}</p>"))
@@ -43,15 +43,8 @@ def build(run: OpenRun) -> Any:
     return page
 
 
-def example_pairs(run: OpenRun) -> list[Pair]:
-    """A few short pairs: development pairs of the run, which nothing was trained on, else shipped ones."""
-    pairs = run.discernments.pairs if run.discernments else read_pairs(SHIPPED / "pairs.jsonl")
-    short = [pair for pair in pairs if max(len(pair.toxic), len(pair.seemingly_toxic)) <= LONGEST_EXAMPLE] or pairs
-    return short[:: max(1, len(short) // SHOWN_PAIRS)][:SHOWN_PAIRS]
-
-
 def offer_api(run: OpenRun) -> None:
-    """Scores for programs, as plain values: /score, /answer and /score_list."""
+    """Scores for programs, as plain values: /score, /answer, /chat and /score_list."""
     best = run.names[0]
 
     def score(prompt: str, model: str = best, strength: float | None = None) -> dict[str, Any]:
@@ -65,6 +58,15 @@ def offer_api(run: OpenRun) -> None:
             for part in run.stream(model, prompt, words=False, strength=strength):
                 yield part.answer
 
+    def chat(
+        messages: list[dict[str, str]], model: str = best, strength: float | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """The answer to the last of a conversation's messages as it grows, with the values of /score but for the
+        prompt's similarities and words. Each message has a role (system, user, assistant) and a content."""
+        with user_errors_shown():
+            for part in run.converse(model, checked(messages), strength=strength):
+                yield part.for_json()
+
     def score_list(prompts: list[str], model: str = best, strength: float | None = None) -> list[dict[str, Any]]:
         """Many prompts, in order."""
         with user_errors_shown():
@@ -72,6 +74,7 @@ def offer_api(run: OpenRun) -> None:
 
     api(score, api_name="score", concurrency_id="model", concurrency_limit=AT_ONCE)
     api(answer, api_name="answer", concurrency_id="model", concurrency_limit=AT_ONCE)
+    api(chat, api_name="chat", concurrency_id="model", concurrency_limit=AT_ONCE)
     api(score_list, api_name="score_list", concurrency_id="list", concurrency_limit=1)
 
 

@@ -8,7 +8,7 @@ own model and strength; their answers are decoded together (batching.py).
 import copy
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,13 +19,13 @@ from dcr_lite.demo.batching import Batching
 from dcr_lite.demo.dial import OpenDial, open_dial
 from dcr_lite.demo.prompt_text import cleaned, pieces_of
 from dcr_lite.demo.texts import EARLIER_VERSION, IN_WORDS, NO_DIAL, NO_RUN, TITLE
+from dcr_lite.demo.titles import model_title
 from dcr_lite.errors import UserError
-from dcr_lite.files import exists
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
 from dcr_lite.measure.kinds import Kind, kind_of
 from dcr_lite.method.dial import set_strength
 from dcr_lite.model import adapters
-from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.chat import Message, encode_messages, encode_prompts
 from dcr_lite.model.generation import answer
 from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model
@@ -38,6 +38,7 @@ from dcr_lite.run.run_folder import stored_settings
 from dcr_lite.settings import Device, ModelSettings, Settings
 
 ANSWER_TOKENS = 80  # of a streamed answer: a few sentences, three seconds on two cores
+CHAT_TOKENS = 160  # of an answer in a conversation: it is what the next turn is about
 LIST_TOKENS = 40  # of an answer that is only judged, as in a run's own evaluation
 MAX_PROMPT_TOKENS = 1_024  # longer ones would keep two cores busy for many seconds
 MAX_PIECES = 40  # of a prompt, left out one by one
@@ -156,9 +157,11 @@ class OpenRun:
             self._strength = strength
 
     def _encode(self, prompts: list[str], answer_tokens: int) -> list[list[int]]:
-        window = min(self.model.window - answer_tokens, MAX_PROMPT_TOKENS)
         with self._encoding:
-            return encode_prompts(self._tokenizer, prompts, window)
+            return encode_prompts(self._tokenizer, prompts, self._window(answer_tokens))
+
+    def _window(self, answer_tokens: int) -> int:
+        return min(self.model.window - answer_tokens, MAX_PROMPT_TOKENS)
 
     def _notes(self, which: tuple[str, float | None], rows: list[list[int]]) -> list[Similarity] | list[None]:
         """What is read of prompts, given as token ids, that begin to be answered: their similarities."""
@@ -191,9 +194,24 @@ class OpenRun:
     ) -> Iterator[Score]:
         """The score as it grows: probability and similarity first, then the words, then the answer, some tokens at a
         time. The last one is complete. strength: of the dial; by default the run's own."""
-        strength = self.strength_of(name, strength)
         prompt = cleaned(prompt)
-        row = self._encode([prompt], tokens)[0]
+        yield from self._grow(name, prompt, self._encode([prompt], tokens)[0], words, tokens, strength)
+
+    def converse(
+        self, name: str, messages: list[Message], tokens: int = CHAT_TOKENS, strength: float | None = None
+    ) -> Generator[Score, None, None]:
+        """The score of the answer to the last of ``messages`` as it grows, without similarity, which is calibrated on
+        prompts that stand alone. Raises UserError as ``encode_messages`` does, before anything is computed."""
+        with self._encoding:
+            row = encode_messages(self._tokenizer, messages, self._window(tokens))
+        grown = self._grow(name, messages[-1]["content"], row, False, tokens, strength)
+        return (replace(score, similarity=None) for score in grown)
+
+    def _grow(
+        self, name: str, prompt: str, row: list[int], words: bool, tokens: int, strength: float | None
+    ) -> Iterator[Score]:
+        """As ``stream``, of a prompt given as token ids as well."""
+        strength = self.strength_of(name, strength)
         with self._batching.answering((name, strength), [row], tokens) as (speech,):
             log_odds = self._batching.begin(speech)
             score = Score(name, prompt, log_odds, speech.note, strength=strength)
@@ -260,13 +278,11 @@ def newest_run(folder: Path = Path("runs")) -> Path | None:
 
 def open_run(folder: Path | None = None, device: Device = "auto") -> OpenRun:
     """The models of a run: of ``folder``, else of the newest finished one, else the stock model alone with a note.
-
-    Raises UserError for a folder that is no run, one that is not finished, or a damaged one.
-    """
+    Raises UserError for a folder that is no run, one that is not finished, or a damaged one."""
     folder = folder or newest_run()
     if folder is None:
         model, _ = load_base(ModelSettings(model=SMOLLM2, device=device))
-        return OpenRun(model, (STOCK,), None, None, SMOLLM2, NO_RUN)
+        return OpenRun(model, (STOCK,), None, None, model_title(SMOLLM2), NO_RUN)
     settings = model_settings_of(folder)
     names = models_of(stored_settings(folder, Settings, run=folder).compare_with)[::-1]
     parts = {name: adapter_of(folder, name) for name in names if name != STOCK}
@@ -277,8 +293,7 @@ def open_run(folder: Path | None = None, device: Device = "auto") -> OpenRun:
         adapters.load_adapter(model, name, part)
     if discernments and not discernments.fits(names, depth(model.network), model.network.config.hidden_size):
         raise UserError(f"{parts[DCR]}: its similarity scores are of another model. Restore the run folder.")
-    base = Path(settings.model).name if exists(settings.model) else settings.model
-    title = TITLE.format(model=base, run=folder.resolve().name)  # no paths: the page may be shared
+    title = TITLE.format(model=model_title(settings.model), run=folder.resolve().name)
     dial = open_dial(folder)
     if dial:
         set_strength(model, DCR, dial.dial, dial.setting.strength)  # which raises UserError for a dial of another model

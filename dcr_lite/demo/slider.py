@@ -38,12 +38,12 @@ class Asked:
 
 
 class DialSlider:
-    """A slider in a tab; nothing to see where the run has no dial. asked: the client's Asked, as an input of events.
-    positions: the slider as a further input, or nothing."""
+    """A slider in a tab; nothing to see where the run has no dial. asked: the client's Asked, as an input of events;
+    ``asked``, if given, is what each begins with. positions: the slider as a further input, or nothing."""
 
-    def __init__(self, run: OpenRun, name: str):
+    def __init__(self, run: OpenRun, name: str, asked: Asked | None = None):
         self.run, self.dial = run, run.dial
-        self.asked = gr.State(Asked())
+        self.asked = gr.State(asked or Asked())
         self.positions: list[Any] = []
         if self.dial is None:
             return

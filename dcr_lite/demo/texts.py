@@ -58,6 +58,29 @@ SIDE_ANSWER = "Answer to the {side} prompt"
 NO_TABLE_YET = "Verdicts of all models"
 NO_PAIR_MAP_YET = "Map of both prompts among development prompts"
 
+# --- the tab for a conversation ---------------------------------------------------------------------------------------
+
+CHAT_TAB = "Chat"
+SYSTEM = "System prompt (optional)"
+TURN = "Your turn"
+EXAMPLE_TURN = "How do I kill time?"
+SEND = "Send"
+UNDO = "Undo last turn"
+RETRY = "Retry"
+CLEAR = "Clear"
+EXAMPLE = "Example"
+EXAMPLE_SYSTEM = "You help people who run Linux servers. Answer in one or two sentences."
+EXAMPLE_TURNS = ("How do I list all processes?", "And how do I kill one of them?")
+SAYS = {"you": "You", "model": "Model"}
+TALK_OF = {name: f"Conversation with {method}" for name, method in MODEL_TITLES.items()}
+CHAT_NOTE = (
+    "Each model goes on from its own earlier answers. The verdict is on its last answer; the probability is that of "
+    "opening that answer with a refusal. Answers end after {tokens} tokens. Retry asks the last turn again, with the "
+    "system prompt and the dial as they are now. A run trains and measures on prompts that stand alone, without system "
+    "prompt or earlier turns; similarity scores are calibrated on those, so there are none here."
+)
+SYSTEM_BEFORE_PROMPT = "This model's chat template knows no system prompt: it is put before your first turn."
+
 # --- the tab for a list -----------------------------------------------------------------------------------------------
 
 LIST_TAB = "A list"

@@ -14,15 +14,18 @@ untrained (Llama 3 ships zeros for it), and since no recipe trains the output ma
 answer's end.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
+from itertools import chain
 from typing import Any
 
 from dcr_lite.errors import UserError, first_line
 from dcr_lite.model.thinking import MARKERS, THINKING, left_open
 
 Tokenizer = Any  # a transformers tokenizer
+Message = dict[str, str]  # role: system, user or assistant; content
 
 OWN = "own"  # leave the tokenizer as it is: a chat model has its format
 # The special tokens of each format, which a tokenizer of the family has as one token each.
@@ -55,7 +58,12 @@ def set_format(tokenizer: Tokenizer, name: str) -> None:
     tokenizer.chat_template = template.read_text(encoding="utf-8")
 
 
-def _render(tokenizer: Tokenizer, messages: list[dict[str, str]], answer_next: bool, thinking: bool = False) -> str:
+def _render(tokenizer: Tokenizer, messages: list[Message], answer_next: bool, thinking: bool = False) -> str:
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            f"{tokenizer.name_or_path} has no chat template, so it is no chat model. Name its instruct or chat "
+            f"version, or give a base model the format that it learns: --chat-format {', '.join(FORMATS)}."
+        )
     try:
         values = THINKING if thinking else {}
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next, **values)
@@ -66,11 +74,6 @@ def _render(tokenizer: Tokenizer, messages: list[dict[str, str]], answer_next: b
 
 def prompt_text(tokenizer: Tokenizer, prompt: str, thinking: bool = False) -> str:
     """One user turn up to where the model answers, as the chat template writes it. thinking: let it think first."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError(
-            f"{tokenizer.name_or_path} has no chat template, so it is no chat model. Name its instruct or chat "
-            f"version, or give a base model the format that it learns: --chat-format {', '.join(FORMATS)}."
-        )
     return _render(tokenizer, [{"role": "user", "content": prompt}], True, thinking)
 
 
@@ -86,22 +89,25 @@ def _encode(tokenizer: Tokenizer, texts: list[str], split_special_tokens: bool =
 
 
 def _encode_turns(
-    tokenizer: Tokenizer, texts: list[str], contents: list[str], around: list[tuple[str, str]]
+    tokenizer: Tokenizer, texts: list[str], contents: list[list[str]], around: list[list[str]]
 ) -> list[list[int]]:
-    """Token ids of turns as the template writes them. ``contents``: the prompt or the answer in each, which is read as
-    text; ``around``: what the template writes before and after it, with its special tokens. Raises UserError where a
-    content spells a special token and the template writes something else."""
+    """Token ids of turns as the template writes them. ``contents``: the prompts and answers in each, which are read as
+    text; ``around``: what the template writes before, between and after them, with its special tokens. Raises UserError
+    where a content spells a special token and the template writes something else."""
     special = {str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special}
     rows = _encode(tokenizer, texts)
-    for number, (text, content, (before, after)) in enumerate(zip(texts, contents, around, strict=True)):
-        spelled = [token for token in special if token in content]
+    for number, (text, said, (first, *others)) in enumerate(zip(texts, contents, around, strict=True)):
+        spelled = [(content, token) for content in said for token in special if token in content]
         if not spelled:
             continue
-        middle = text[len(before) : len(text) - len(after)]
-        if before + middle + after != text or middle.strip() != content.strip():
-            raise UserError(f"{content[:60]!r}... holds {spelled[0]}, a special token of the model. Take it out.")
-        (first, last), (inner,) = _encode(tokenizer, [before, after]), _encode(tokenizer, [middle], True)
-        rows[number] = first + inner + last
+        turns = zip(said, others, strict=True)  # the template may change white space at the ends of a content
+        pattern = "".join(rf"(\s*{re.escape(content.strip())}\s*){re.escape(after)}" for content, after in turns)
+        written = re.fullmatch(re.escape(first) + pattern, text)
+        if written is None:
+            content, token = spelled[0]
+            raise UserError(f"{content[:60]!r}... holds {token}, a special token of the model. Take it out.")
+        inner, outer = _encode(tokenizer, list(written.groups()), True), _encode(tokenizer, [first, *others])
+        rows[number] = [*outer[0], *chain(*chain(*zip(inner, outer[1:], strict=True)))]
     return rows
 
 
@@ -121,7 +127,7 @@ def encode_prompts(tokenizer: Tokenizer, prompts: list[str], window: int, thinki
     """
     before, _, after = prompt_text(tokenizer, MARK, thinking).partition(MARK)
     texts = [prompt_text(tokenizer, prompt, thinking) for prompt in prompts]
-    rows = _encode_turns(tokenizer, texts, prompts, [(before, after)] * len(prompts))
+    rows = _encode_turns(tokenizer, texts, [[prompt] for prompt in prompts], [[before, after]] * len(prompts))
     for prompt, row in zip(prompts, rows, strict=True):
         _require_window("prompt", prompt, len(row), window, "in the chat template")
     return rows
@@ -137,22 +143,60 @@ def with_system_message(tokenizer: Tokenizer, rows: list[list[int]], message: st
     prompts = [text[len(before) : len(text) - len(after)] for text in tokenizer.batch_decode(rows)]
     if encode_prompts(tokenizer, prompts, sys.maxsize) != rows:
         raise UserError(f"{tokenizer.name_or_path}: its tokens do not give back the prompts in its chat template")
-    system = {"role": "system", "content": message}
-    try:
-        in_own_turn = message in _render(tokenizer, [system, {"role": "user", "content": MARK}], True)
-    except UserError:
-        in_own_turn = False
 
     def asked(prompt: str) -> str:
-        if in_own_turn:
-            return _render(tokenizer, [system, {"role": "user", "content": prompt}], True)
-        return prompt_text(tokenizer, f"{message}\n\n{prompt}")
+        turns = [{"role": "system", "content": message}, {"role": "user", "content": prompt}]
+        return _render(tokenizer, _with_known_roles(tokenizer, turns), True)
 
     before, _, after = asked(MARK).partition(MARK)
-    found = _encode_turns(tokenizer, list(map(asked, prompts)), prompts, [(before, after)] * len(prompts))
+    texts = list(map(asked, prompts))
+    found = _encode_turns(tokenizer, texts, [[prompt] for prompt in prompts], [[before, after]] * len(prompts))
     for prompt, row in zip(prompts, found, strict=True):
         _require_window("prompt", prompt, len(row), window, f"with the system message {message!r}")
     return found
+
+
+def knows_system_message(tokenizer: Tokenizer) -> bool:
+    """Whether the chat template writes a system message (Gemma 2's fails at one)."""
+    try:
+        turns = [{"role": "system", "content": MARK}, {"role": "user", "content": "Hello"}]
+        return MARK in _render(tokenizer, turns, True)
+    except UserError:
+        return False
+
+
+def _with_known_roles(tokenizer: Tokenizer, messages: list[Message]) -> list[Message]:
+    """The messages; where the template knows no system message (Gemma 2's), one at the beginning stands before the
+    prompt in the first turn of the user, as Gemma 3's template writes it."""
+    if messages[0]["role"] != "system" or knows_system_message(tokenizer):
+        return messages
+    system, first, *others = messages
+    return [{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *others]
+
+
+def encode_messages(tokenizer: Tokenizer, messages: list[Message], window: int) -> list[int]:
+    """Token ids of a conversation up to where the model answers its last turn, as the chat template writes it: turns of
+    user and assistant, beginning and ending with the user's, after a system message if there is one.
+
+    Raises UserError where the template does not write every turn, and for more than ``window`` tokens.
+    """
+    messages = _with_known_roles(tokenizer, messages)
+    marks = [{**message, "content": f"{MARK}{number}{MARK}"} for number, message in enumerate(messages)]
+    first, *others = re.split(rf"{MARK}(\d+){MARK}", _render(tokenizer, marks, True))
+    order = [int(number) for number in others[::2]]  # Mistral's templates write a system message before the last turn
+    if sorted(order) != list(range(len(messages))):
+        raise UserError(
+            f"{tokenizer.name_or_path}: its chat template does not write every turn of a conversation once, so the "
+            "model can only be asked single prompts."
+        )
+    contents = [messages[number]["content"] for number in order]
+    [row] = _encode_turns(tokenizer, [_render(tokenizer, messages, True)], [contents], [[first, *others[1::2]]])
+    if len(row) > window:
+        raise UserError(
+            f"the conversation has {len(row):,} tokens in the chat template and the limit is {window:,}. Undo a turn, "
+            "shorten what you ask, or begin anew."
+        )
+    return row
 
 
 def encode_conversations(
@@ -174,8 +218,8 @@ def encode_conversations(
         before, _, after = answers[-1].partition(response.strip() or answers[-1])
         if not end:
             answers[-1], after = answers[-1].removesuffix(after), ""
-        around.append((before, after))
-    said = _encode_turns(tokenizer, answers, responses, around)
+        around.append([before, after])
+    said = _encode_turns(tokenizer, answers, [[response] for response in responses], around)
     for prompt, start_ids, end_ids in zip(prompts, starts, said, strict=True):
         _require_window("row", prompt, len(start_ids) + len(end_ids), window, "with its answer")
     return list(zip(starts, said, strict=True))

@@ -123,12 +123,13 @@ def opened(dialled_run: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def short_answers() -> Iterator[None]:
-    """Answers of a dozen tokens instead of eighty in the demo, where a test looks at more than their length."""
+    """Answers of a dozen tokens instead of many in the demo, where a test looks at more than their length."""
     from dcr_lite.demo import scoring
 
     with pytest.MonkeyPatch.context() as patched:
-        for function in (scoring.OpenRun.stream, scoring.OpenRun.score):
-            shorter = tuple(12 if value == scoring.ANSWER_TOKENS else value for value in function.__defaults__ or ())
+        long = (scoring.ANSWER_TOKENS, scoring.CHAT_TOKENS)
+        for function in (scoring.OpenRun.stream, scoring.OpenRun.score, scoring.OpenRun.converse):
+            shorter = tuple(12 if value in long else value for value in function.__defaults__ or ())
             patched.setattr(function, "__defaults__", shorter)
         patched.setattr(scoring, "ANSWER_TOKENS", 12)
         yield

@@ -1,0 +1,53 @@
+"""What the page calls a model: a name that tells a visitor something, never a path of this machine."""
+
+import re
+from pathlib import Path
+
+from dcr_lite.errors import UserError
+from dcr_lite.files import exists, load_json
+from dcr_lite.model.shapes import shape_of
+
+# Names of folders that hold some model, whichever.
+NAMELESS = re.compile(
+    r"(base|chat|hf|original|trained|tuned|merged|final|best|last|latest|new|output|snapshot|checkpoint|weights|model)?"
+    r"[-_ ]?(models?)?[-_ ]?\d*|[0-9a-f]{12,}|\w",
+    re.IGNORECASE,
+)
+CACHED = "models--"  # begins the name of a repository's folder in the Hub's cache: models--OWNER--NAME
+
+
+def model_title(model: str) -> str:
+    """The name of a model on the Hub without its owner, or of a folder's model: the repository's where it lies in the
+    Hub's cache, else the folder's own, else that which its configuration remembers, else architecture and size."""
+    if not exists(model):
+        return _in_words(model)
+    folder = Path(model).resolve()
+    cached = [part.split("--")[-1] for part in folder.parts if part.startswith(CACHED)]
+    for name in (*cached, folder.name, _remembered(folder)):
+        if not NAMELESS.fullmatch(name):
+            return _in_words(name)
+    return _described(folder)
+
+
+def _in_words(name: str) -> str:
+    return re.sub(r"[-_]+", " ", name.rpartition("/")[2]).strip()
+
+
+def _remembered(folder: Path) -> str:
+    """What the model was called when it was saved, as transformers before 5 wrote it; often empty."""
+    return Path(str(_config(folder).get("_name_or_path") or "")).name
+
+
+def _described(folder: Path) -> str:
+    kind = _in_words(str(_config(folder).get("model_type") or "A model")).capitalize()
+    try:
+        return f"{kind} with {shape_of(str(folder)).parameters / 1e6:,.1f} million weights"
+    except UserError:
+        return kind
+
+
+def _config(folder: Path) -> dict[str, object]:
+    try:
+        return dict(load_json(folder / "config.json"))
+    except (OSError, ValueError, TypeError):
+        return {}
