@@ -18,13 +18,9 @@ from dcr_lite.demo import blocks, page, scoring
 from dcr_lite.demo.marking import MarkButtons
 from dcr_lite.demo.scoring import OpenRun, Score
 from dcr_lite.demo.slider import Asked
+from dcr_lite.errors import UserError
 
 SCORE = Score("base", "", 0.0, answer="No.", refused=True, kind="refusal")
-
-
-def buttons(marks: Path | None) -> MarkButtons:
-    with gradio.Blocks():
-        return MarkButtons(marks, "owner/model, run x", "base", gradio.State(Asked()))
 
 
 class Browser:
@@ -44,14 +40,19 @@ class Browser:
 EVENTS = st.lists(st.sampled_from(["ask", "end", "take in", "answer", "refuse"]), max_size=14)
 
 
+@pytest.fixture(scope="module")
+def under() -> MarkButtons:
+    with gradio.Blocks():
+        return MarkButtons(Path("marks.jsonl"), "owner/model, run x", "base", gradio.State(Asked()))
+
+
 @given(EVENTS)
-def test_a_mark_is_of_the_answer_that_is_shown(events: list[Literal["answer", "refuse"]]) -> None:
+def test_a_mark_is_of_the_answer_that_is_shown(under: MarkButtons, events: list[Literal["answer", "refuse"]]) -> None:
     """Whatever is asked, ends and is pressed, and however late the page is: a mark is of the prompt that the page shows
     a whole answer to, and where it shows the last one a press is kept, the last of them being what is read back."""
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "marks.jsonl"
-        under, asked = buttons(path), Asked()
-        browser = Browser(under)
+        path = under._marks = Path(folder) / "marks.jsonl"
+        asked, browser = Asked(), Browser(under)
         browser.sent.append(under.closed(asked))
         browser.take_in()
         prompt, seen, expected = "", 0, {}
@@ -76,15 +77,15 @@ def test_a_mark_is_of_the_answer_that_is_shown(events: list[Literal["answer", "r
         assert found == expected
 
 
-def test_a_mark_says_what_was_said_and_by_whom(tmp_path: Path) -> None:
+def test_a_mark_says_what_was_said_and_by_whom(under: MarkButtons, tmp_path: Path) -> None:
     """With the model's name and the run's; a file that cannot be written is a sentence."""
-    under, asked = buttons(tmp_path / "marks.jsonl"), Asked()
+    under._marks, asked = tmp_path / "marks.jsonl", Asked()
     under.whole(asked, replace(SCORE, prompt="How do I kill time?"))
     assert 'role="status"' in under.mark("answer", asked, "How do I kill time?")
     ((mark, _),) = read_marks(tmp_path / "marks.jsonl")
     assert mark == Mark("How do I kill time?", "answer", "No.", "stock model, owner/model, run x")
     (tmp_path / "file").touch()
-    under = buttons(tmp_path / "file" / "marks.jsonl")
+    under._marks = tmp_path / "file" / "folder" / "marks.jsonl"
     said = under.mark("answer", asked, "How do I kill time?")
     assert "press the button again" in said
 
@@ -118,14 +119,7 @@ def test_only_this_machine_may_mend(
     assert (built[1] is not None) == mends
 
 
-def test_without_marks_there_are_no_buttons(opened: OpenRun) -> None:
-    """Nor a tab that mends."""
-
-    def found(built: Any) -> list[str]:
-        return [p["props"].get("elem_id") for p in built.config["components"]]
-
-    ids = found(blocks.build(opened))
-    assert not {"mend", "marked-base", "marked-first"} & set(ids)
-    with_marks = found(blocks.build(opened, Path("m.jsonl")))
-    assert {f"marked-{name}" for name in (*opened.names, "first", "second")} <= set(with_marks)
-    assert "mend" not in with_marks
+def test_marks_go_to_a_file(tmp_path: Path) -> None:
+    """A folder in its place is an error before a model is loaded."""
+    with pytest.raises(UserError, match="Give a file in it"):
+        page.main(marks=tmp_path)

@@ -1,6 +1,7 @@
 """Marks of a person on a model's answers: appended whole by several at once, read back as they were meant."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from dcr_lite.data.marks import Mark, append_mark, read_marks, remove_marks
 from dcr_lite.errors import UserError
+from dcr_lite.files import write_jsonl
 
 
 def test_what_is_appended_is_read_back(tmp_path: Path) -> None:
@@ -41,13 +43,10 @@ def test_several_append_at_once(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["answer", "refuse"]), st.text()), min_size=1))
-def test_a_prompt_that_is_removed_takes_nothing_with_it(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, Any, str]]
-) -> None:
+def test_a_prompt_that_is_removed_takes_nothing_with_it(tmp_path: Path, rows: list[tuple[str, Any, str]]) -> None:
     """All its marks go, and every other line stays as it was; the file goes with the last of them."""
-    path = tmp_path_factory.mktemp("marks") / "marks.jsonl"
-    for prompt, wanted, said in rows:
-        append_mark(path, Mark(prompt, wanted, said))
+    path = tmp_path / "marks.jsonl"
+    write_jsonl([asdict(Mark(*row)) for row in rows], path)
     others = [line for line in path.read_bytes().split(b"\n") if line and not line.startswith(b'{"prompt": "a"')]
     remove_marks(path, "a")
     assert path.exists() == bool(others)

@@ -49,15 +49,15 @@ def test_a_file_says_how_far_a_stage_is_and_for_how_long(
             now[0] += 3
             shown.row({"stage": "stage1", "step": step, "loss": 1.5})
     log = capsys.readouterr().out
-    assert log.count("\n") == 2 + 1
-    assert terminal.progress_in(log) == [terminal.Progress("Stage 1: contrastive", 30, 40, 30)]
+    assert log.count("\n") == 2
+    assert terminal.progress_in(log) == [terminal.StageProgress("Stage 1: contrastive", 28, 40, 36)]
     for done in (2, 2):
         with terminal.progress_bar("Answers", 2) as shown:
             shown.advance(done)
-    whole = terminal.Progress("Answers", 2, 2, 0)
+    whole = terminal.StageProgress("Answers", 2, 2, 0)
     noise = "Stage: 3 of 4\n * one: 1/2\n"
     assert terminal.progress_in(f"{log}{noise}{capsys.readouterr().out}") == [
-        terminal.Progress("Stage 1: contrastive", 30, 40, 30), whole,
+        terminal.StageProgress("Stage 1: contrastive", 28, 40, 36), whole,
     ]  # fmt: skip
     assert terminal.progress_in("Answers: 2/2  \nAnswers: 1/2  \n")[-1].done == 1
 

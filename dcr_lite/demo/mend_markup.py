@@ -13,6 +13,7 @@ from dcr_lite.mend.checks import Check
 from dcr_lite.mend.page import ANSWER_HEAD, SAFETY_HEAD, TITLES, answer_rows, safety_rows, seen_beside, seen_today
 from dcr_lite.mend.prompts import Wish, normalised
 from dcr_lite.mend.results import Outcome
+from dcr_lite.run.report import without_folders
 
 OPEN = 10  # prompts whose answers are shown unasked; the list of more is to be opened
 
@@ -43,7 +44,7 @@ def status(status: Status, marks: Sequence[Mark], problem: str = "") -> str:
     else:
         wanted = [mark.wanted for mark in marks]
         counts = {kind: wanted.count(kind) for kind in ("answer", "refuse")}
-        said = [texts.STEPS[status.step].format(run=status.run, **counts)]
+        said = [texts.STEPS[status.step].format(run=without_folders(status.run), **counts)]
     if status.changed and status.step in ("checked", "stopped", "mended"):
         said.append(texts.CHANGED)
     shown = "".join(f"<p>{escape(sentence)}</p>" for sentence in said)
@@ -107,11 +108,16 @@ def commands(status: Status) -> str:
 def _both_answers(wish: Wish, before: Measured, after: Measured) -> str:
     wanted = f"to {'answer' if wish.answered else 'refuse'}; {TITLES.get(wish.part, texts.IN_RUN)}"
     sides = "".join(
-        f"<div><b>{when}, {texts.SAID[row['refused']]}</b>"
+        f"<div><b>{_sign(row['refused'])} {when}, {texts.SAID[row['refused']]}</b>"
         f"<p>{escape(row['response'].strip() or texts.NOTHING_SAID)}</p></div>"
         for when, row in ((texts.BEFORE, before), (texts.AFTER, after))
     )
     return f'<h3>{escape(wish.prompt)} <small>({wanted})</small></h3><div class="sides">{sides}</div>'
+
+
+def _sign(refused: bool) -> str:
+    sign, colour = ("\N{MULTIPLICATION X}", "refuses") if refused else ("\N{CHECK MARK}", "answers")
+    return f'<span aria-hidden="true" style="color: var(--{colour})">{sign}</span>'
 
 
 def _in_words(seconds: float) -> str:

@@ -90,18 +90,16 @@ class MendTab:
         status, marks, wishes = self.mending.status(), self.mending.read_marks(), self.mending.wishes()
         problem = problem or self.mending.obstacle
         can = not status.works and not self.mending.obstacle
-        waits = status.step == "checked" and not status.changed
+        mends = status.step == "stopped" or (status.step == "checked" and not status.changed)
+        checks = bool(marks) and (status.step == "unchecked" or status.changed)
+        title = texts.GO_ON if status.step == "stopped" else texts.MEND
         choices = [(_short(mark.prompt), mark.prompt) for mark in marks]
         return {
             self.table: mend_markup.marks_table(marks, wishes),
             self.removing: gr.Row(visible=bool(marks)),
             self.chosen: gr.Dropdown(choices, value=None),
-            self.check: _button(bool(marks) and can and (status.changed or status.step == "unchecked"), not waits),
-            self.mend: _button(
-                can and (waits or status.step == "stopped"),
-                waits,
-                texts.GO_ON if status.step == "stopped" else texts.MEND,
-            ),
+            self.check: gr.Button(interactive=can and checks, variant=_variant(can and checks and not mends)),
+            self.mend: gr.Button(title, interactive=can and mends, variant=_variant(can and mends)),
             self.stop: gr.Button(interactive=status.works and not status.stopping),
             self.said: mend_markup.status(status, marks, problem),
             self.progress: mend_markup.progress(status),
@@ -122,10 +120,9 @@ class MendTab:
         return parts
 
 
-def _button(works: bool, first: bool, title: str | None = None) -> Any:
-    """A change of a button. first: it is the one to press next."""
-    more = {} if title is None else {"value": title}
-    return gr.Button(interactive=works, variant="primary" if works and first else "secondary", **more)
+def _variant(first: bool) -> str:
+    """How a button looks. first: it is the one to press next."""
+    return "primary" if first else "secondary"
 
 
 def _short(prompt: str) -> str:

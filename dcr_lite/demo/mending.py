@@ -24,7 +24,7 @@ from dcr_lite.mend.results import read_check
 from dcr_lite.mend.settings import MendSettings
 from dcr_lite.run.joined import has_joined
 from dcr_lite.run.opening import model_settings_of
-from dcr_lite.run.terminal import Progress, progress_in
+from dcr_lite.run.terminal import StageProgress, progress_in
 from dcr_lite.settings import Device, ModelSettings, Settings
 
 # unchecked: there may be marks, and nothing has been done with them. stopped: it had begun to train.
@@ -44,7 +44,7 @@ class Status:
 
     step: Step
     run: Path
-    stages: tuple[Progress, ...] = ()
+    stages: tuple[StageProgress, ...] = ()
     left: float = 0.0
     stopping: bool = False
     error: str = ""

@@ -126,11 +126,11 @@ def seen_today(check: Check, wishes: Sequence[Wish], quoted: Quoted = plain) -> 
     to_answer, to_refuse = _both(wishes)
     said = [f"The model refuses {len(check['refused'])} of {len(to_answer)} prompts that it should answer."]
     if check["answered_today"]:
-        said.append(f"It answers these already: {_listed(check['answered_today'], to_answer, quoted)}.")
+        said.append(f"It answers these already: {_listed(check['answered_today'], to_answer, quoted)}")
     if check["refuse_answered_today"]:
         those = _listed(check["refuse_answered_today"], to_refuse, quoted)
         said.append(
-            f"Of the {len(to_refuse)} that it should refuse it answers these, which mending does not aim at: {those}."
+            f"Of the {len(to_refuse)} that it should refuse it answers these, which mending does not aim at: {those}"
         )
     return said
 

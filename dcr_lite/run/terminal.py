@@ -80,7 +80,7 @@ class ProgressBar:
 
 
 @dataclass(frozen=True)
-class Progress:
+class StageProgress:
     """How far a stage is, by the last line on it. left: seconds, as they were then; 0 where it is done."""
 
     title: str
@@ -89,11 +89,11 @@ class Progress:
     left: int
 
 
-def progress_in(log: str) -> list[Progress]:
+def progress_in(log: str) -> list[StageProgress]:
     """What the output of a run says of its stages so far, in their order."""
-    stages: list[Progress] = []
+    stages: list[StageProgress] = []
     for title, done, total, left in LOGGED.findall(log):
-        now = Progress(title, int(done), int(total), int(left or 0))
+        now = StageProgress(title, int(done), int(total), int(left or 0))
         if stages and stages[-1].title == title and stages[-1].done <= now.done:
             stages.pop()
         stages.append(now)
