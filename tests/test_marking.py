@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -16,7 +17,8 @@ import gradio
 from dcr_lite.data.marks import Mark, read_marks
 from dcr_lite.demo import blocks, page, scoring
 from dcr_lite.demo.marking import MarkButtons
-from dcr_lite.demo.scoring import OpenRun, Score
+from dcr_lite.demo.mending import Mending
+from dcr_lite.demo.scoring import Score
 from dcr_lite.demo.slider import Asked
 from dcr_lite.errors import UserError
 
@@ -104,19 +106,22 @@ def test_only_this_machine_may_mend(
     given: dict[str, Any],
     marked: str | None,
     mends: bool,
-    opened: OpenRun,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On a public link and in a Space nobody can mark, unless a file is named for it, and nobody can start a run."""
+    """On a public link and in a Space nobody can mark, unless a file is named for it, and nobody can start a run. What
+    runs ends with the demo."""
     built: list[Any] = []
+    stopped: list[Any] = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(scoring, "open_run", lambda folder, device: opened)
+    monkeypatch.setattr(scoring, "open_run", lambda folder, device: SimpleNamespace(names=(), title="", note=""))
+    monkeypatch.setattr(Mending, "stop", stopped.append)
     monkeypatch.setattr(blocks, "build", lambda run, *more: built.extend(more))
     monkeypatch.setattr(blocks, "launch", lambda *given, **options: None)
     page.main(**given)
     assert built[0] == (None if marked is None else Path(marked))
     assert (built[1] is not None) == mends
+    assert stopped == ([built[1]] if mends else [])
 
 
 def test_marks_go_to_a_file(tmp_path: Path) -> None:
