@@ -195,7 +195,8 @@ class PairTab:
 
     def turned(self, asked: Asked, position: float | None) -> Iterator[dict[Any, Any]]:
         """What to show of the best model, on its own when the dial was turned."""
-        prompts, sides, changes = asked.prompts, [], {}
+        prompts, sides = asked.prompts, []
+        changes: dict[Any, Any] = {}
         for buttons in self.marks if prompts else ():
             changes |= buttons.closed(asked)
         with user_errors_shown():
