@@ -115,7 +115,7 @@ def test_only_this_machine_may_mend(
     stopped: list[Any] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(scoring, "open_run", lambda folder, device: SimpleNamespace(names=(), title="", note=""))
-    monkeypatch.setattr(Mending, "stop", stopped.append)
+    monkeypatch.setattr(Mending, "stop", lambda self: stopped.append(self))
     monkeypatch.setattr(blocks, "build", lambda run, *more: built.extend(more))
     monkeypatch.setattr(blocks, "launch", lambda *given, **options: None)
     page.main(**given)
