@@ -9,18 +9,27 @@ import tyro
 from dcr_lite.settings import Device
 
 
-def demo(run: Path | None = None, port: int | None = None, share: bool = False, device: Device = "auto") -> None:
+def demo(
+    run: Path | None = None,
+    port: int | None = None,
+    share: bool = False,
+    device: Device = "auto",
+    marks: Path | None = None,
+) -> None:
     """Show a run in the browser: verdict, similarity and words of a prompt, the answers of its models, and the dial.
+    Answers can be marked there, and the model mended.
 
     Args:
         run: A run folder; by default the newest finished one under runs/, else the stock model alone.
         port: Port of the local server; by default the first free one from 7860.
         share: Also open a public link. Whoever has it can use this machine through the demo.
         device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
+        marks: File for marks of answers that the model should have given or refused, which dcr-lite mend --marks reads;
+            by default MODEL_marks.jsonl beside the run, with --share none.
     """
     from dcr_lite.demo.page import main as serve
 
-    serve(run, port, share, device)
+    serve(run, port, share, device, marks=marks)
 
 
 def score(

@@ -165,11 +165,11 @@ def test_a_list_that_is_none_is_an_error(prompts: Any, client: Client) -> None:
 
 
 def test_the_stock_model_alone_has_a_page(opened: OpenRun) -> None:
-    """Without a run the page has a note and one column."""
+    """Without a run the page has a note and one column, and without a file of marks nothing to mark or mend by."""
     alone = blocks.build(OpenRun(opened.model, ("base",), None, None, "stock", "no run was found"))
     ids = {part["props"].get("elem_id") for part in alone.config["components"]}
     assert {"note", "answer-base"} <= ids
-    assert not {"answer-dcr", "dial-one"} & ids
+    assert not {"answer-dcr", "dial-one", "marked-base", "mend"} & ids
 
 
 def test_what_is_computed_for_another_position_ends(opened: OpenRun) -> None:

@@ -12,8 +12,11 @@ pytest.importorskip("gradio", reason="the demo needs the extra: pip install 'dcr
 pytest.importorskip("playwright", reason="no playwright: pip install 'dcr-lite[test]'")
 
 from playwright.sync_api import sync_playwright
+from prepared_mending import mark_all, prepare
 
+from dcr_lite.data.marks import read_marks
 from dcr_lite.demo.markup import TOP_WORDS
+from dcr_lite.demo.mending import Mending
 from dcr_lite.demo.scoring import OpenRun, Score
 
 pytestmark = pytest.mark.usefixtures("short_answers")
@@ -166,7 +169,7 @@ def test_a_theme_is_what_it_is_called(asked: Page, request: pytest.FixtureReques
 
 def test_every_control_has_a_name(asked: Page) -> None:
     """Every text box, button and input has a label for a screen reader, and pictures have a description."""
-    for tab in ("A pair", "Chat", "A list", "One prompt"):
+    for tab in ("A pair", "Chat", "A list", "Mend", "One prompt"):
         asked.open_tab(tab)
         nameless = asked.browser.evaluate(
             """() => [...document.querySelectorAll("textarea, input, button, [role=img]")]
@@ -202,6 +205,47 @@ def test_a_whole_pair_shows_both_verdicts(page: Page, opened: OpenRun) -> None:
         assert page.answer(side) == expected.answer
     assert page.count('#pair-map circle[r="9"]') == 2
     assert page.count("#pair-verdicts tbody tr") == 3
+
+
+def test_an_answer_is_marked_and_the_model_mended(page: Page, served_mending: Mending, opened: OpenRun) -> None:
+    """By keyboard: no mark before there is an answer; what is typed after it is not what is marked; the other button
+    changes the mind. The tab shows the marks, what the check found, and how it came out, also on a phone."""
+    answer, refuse = (page.browser.locator(f"#should-{wanted}-base") for wanted in ("answer", "refuse"))
+    assert answer.is_disabled()
+    page.ask(PROMPT)
+    page.browser.wait_for_selector("#should-answer-base:enabled")
+    page.browser.fill("#prompt textarea", "another prompt")
+    for button, says in ((refuse, "refused"), (answer, "answered"), (answer, "answered")):
+        button.focus()
+        page.browser.keyboard.press("Enter")
+        page.wait_for("#marked-base [role=status]", f"Marked: it should have {says}")
+    ((mark, _),) = read_marks(served_mending.marks)
+    assert (mark.prompt, mark.wanted) == (PROMPT, "answer")
+    assert mark.said == opened.score("base", PROMPT, words=False).answer
+
+    mark_all(served_mending)
+    prepare(served_mending.home, served_mending)
+    page.open_tab("Mend")
+    page.wait_for("#marks", PROMPT)
+    page.browser.press("#check", "Enter")
+    page.wait_for("#mend-progress", "Your prompts: 3 of 6")
+    (served_mending.home / "prepared" / "go").touch()
+    page.wait_for("#mend-check", "The model refuses 4 of 6")
+    page.resize(390)
+    box = page.browser.get_by_role("checkbox", name="reads as toxic")
+    box.focus()
+    page.browser.keyboard.press("Space")
+    page.browser.press("#mend", "Enter")
+    page.wait_for("#mended", "Go on with the mended model")
+    assert "--sure" in (served_mending.home / "prepared" / "words.json").read_text()
+    assert page.browser.evaluate("document.documentElement.scrollWidth") <= 390
+    for selector in ("#mended .headline", "#marks td", "#mended pre"):
+        assert page.browser.locator(selector).first.evaluate(CONTRAST) >= 4.5, selector
+    page.browser.get_by_label("Mark to remove").click()
+    page.browser.get_by_role("option", name=PROMPT).click()
+    page.browser.press("#remove-mark", "Enter")
+    page.wait_for("#mend-status", "check them again")
+    assert PROMPT not in page.text("#marks")
 
 
 def test_an_example_pair_is_run_by_a_click(page: Page) -> None:

@@ -1,12 +1,17 @@
 """Marks of a person on a model's answers: appended whole by several at once, read back as they were meant."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from dcr_lite.data.marks import Mark, append_mark, read_marks
+from dcr_lite.data.marks import Mark, append_mark, read_marks, remove_marks
 from dcr_lite.errors import UserError
+from dcr_lite.files import write_jsonl
 
 
 def test_what_is_appended_is_read_back(tmp_path: Path) -> None:
@@ -35,6 +40,30 @@ def test_several_append_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda prompt: append_mark(path, Mark(prompt, "answer")), sorted(wanted)))
     assert {mark.prompt for mark, _ in read_marks(path)} == wanted
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["answer", "refuse"]), st.text()), min_size=1))
+def test_a_prompt_that_is_removed_takes_nothing_with_it(tmp_path: Path, rows: list[tuple[str, Any, str]]) -> None:
+    """All its marks go, and every other line stays as it was; the file goes with the last of them."""
+    path = tmp_path / "marks.jsonl"
+    write_jsonl([asdict(Mark(*row)) for row in rows], path)
+    others = [line for line in path.read_bytes().split(b"\n") if line and not line.startswith(b'{"prompt": "a"')]
+    remove_marks(path, "a")
+    assert path.exists() == bool(others)
+    if others:
+        assert path.read_bytes() == b"".join(line + b"\n" for line in others)
+        assert "a" not in [mark.prompt for mark, _ in read_marks(path)]
+
+
+def test_nothing_is_removed_from_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """A line that is no mark is an error, and what stands in the file stays."""
+    path = tmp_path / "marks.jsonl"
+    append_mark(path, Mark("a", "answer"))
+    path.write_text(path.read_text() + "{}\n")
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="line 2"):
+        remove_marks(path, "a")
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(

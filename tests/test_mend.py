@@ -17,6 +17,7 @@ from recipe_runs import small_settings
 from small_runs import Outcome, flags
 from torch import Tensor
 
+from dcr_lite.data.marks import Mark, append_mark, remove_marks
 from dcr_lite.data.rows import Conversation, Pair, Prompt
 from dcr_lite.errors import UserError
 from dcr_lite.measure import answers as judged_answers
@@ -24,6 +25,7 @@ from dcr_lite.mend import checks, joining, prompts
 from dcr_lite.mend.outcome import change, fell, mended, outcome, verdict_of
 from dcr_lite.mend.prompts import Wish
 from dcr_lite.mend.reader import Reader
+from dcr_lite.mend.results import read_check, read_outcome
 from dcr_lite.mend.settings import MendSettings
 from dcr_lite.method.read_out import reads_as_toxic
 from dcr_lite.model import adapters
@@ -322,6 +324,53 @@ def test_the_dial_of_a_mended_run_turns(made: tuple[Path, list[Outcome]], tmp_pa
     assert seen.code == 0, seen.err
     assert DialSetting.load(run / "dial").pairs == setting.pairs
     assert "It was turned after the evaluation" in (run / "report.md").read_text(encoding="utf-8")
+
+
+def test_what_a_run_has_found_is_read_back(made: tuple[Path, list[Outcome]]) -> None:
+    """The check, the outcome and the answers, as they stand in its files; a damaged one is an error that names it."""
+    run, _ = made
+    found = read_outcome(run)
+    assert found.found == json.loads((run / "mend" / "mend.json").read_text())
+    assert found.verdict == found.found["verdict"]
+    assert found.found["check"] == read_check(run)
+    for name in ("before", "after"):
+        answers = getattr(found, name)
+        assert answers == lines_of(run / "mend" / f"{name}.jsonl")
+        assert [row["prompt"] for row in answers] == [wish.prompt for wish in found.wishes]
+    assert read_check(run / "none") is None
+    with pytest.raises(UserError, match=r"mend\.json is missing or damaged"):
+        read_outcome(run / "none")
+
+
+def test_a_check_goes_by_the_marks_as_they_are(
+    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Marks that were added and removed since are looked at, and nothing is asked again where none were; without
+    --check a run goes on with what was checked."""
+    monkeypatch.setattr(judged_answers, "is_refusal", refuses)
+    run, path = tmp_path / "run", tmp_path / "marks.jsonl"
+    for prompt in TO_ANSWER[:8]:
+        append_mark(path, Mark(prompt, "answer"))
+    words = argv(tiny, rows, run)
+    for flag in ("--answer", "--refuse"):
+        at = words.index(flag)
+        del words[at : at + 2]
+    words += ["--marks", str(path), "--check", "--resume"]
+    seen = [dcr_lite(*words)]
+    remove_marks(path, TO_ANSWER[0])
+    append_mark(path, Mark(TO_REFUSE[0], "refuse"))
+    seen += [dcr_lite(*words), dcr_lite(*words)]
+    assert [one.code for one in seen] == [0, 0, 0], seen[-1].err
+    assert ["Your prompts: 8/8" in one.out for one in seen] == [True, True, False]
+    wishes, check = prompts.kept(run), read_check(run)
+    before = lines_of(run / "mend" / "before.jsonl")
+    assert [wish.prompt for wish in wishes] == [row["prompt"] for row in before] == [*TO_ANSWER[1:8], TO_REFUSE[0]]
+    assert check is not None
+    assert check["refused"] == [i + 1 for i, row in enumerate(before[:7]) if row["refused"]]
+    append_mark(path, Mark(TO_ANSWER[0], "answer"))
+    settings = MendSettings(model="", run=run, marks=path)
+    assert prompts.asked(settings) == wishes
+    assert len(prompts.asked(replace(settings, check=True))) == 9
 
 
 @pytest.mark.parametrize(

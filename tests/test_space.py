@@ -42,12 +42,13 @@ def test_the_app_shows_the_run(exported: Path, dialled_run: Path, monkeypatch: p
     as in the run's own demo."""
     served: list[Any] = []
     opened: list[scoring.OpenRun] = []
-    monkeypatch.setattr(blocks, "build", lambda run: opened.append(run) or "page")
+    monkeypatch.setattr(blocks, "build", lambda run, *more: opened.append(run) or ("page", *more))
     monkeypatch.setattr(blocks, "launch", lambda page, *given, **options: served.append((page, *given, options)))
     monkeypatch.setattr(scoring, "ANSWER_TOKENS", 4)
     monkeypatch.chdir(os.getcwd())  # back at the end
     runpy.run_path(str(exported / "app.py"), run_name="__main__")
-    assert served == [("page", False, "0.0.0.0", {"server_port": 7860})]
+    nobody_marks = ("page", None, None)
+    assert served == [(nobody_marks, False, "0.0.0.0", {"server_port": 7860})]
     (found,), expected = opened, scoring.open_run(dialled_run)
     assert found.names == expected.names
     assert found.strength_of("dcr") == 0.5

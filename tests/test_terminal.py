@@ -36,6 +36,32 @@ def test_a_terminal_shows_a_bar_with_the_latest_facts(monkeypatch: pytest.Monkey
     assert "unseen pairs AUROC 0.750" in last
 
 
+def test_a_file_says_how_far_a_stage_is_and_for_how_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line for each tenth, with the time left at the rate of this start, which ``progress_in`` reads back; of each
+    stage the last counts, and a stage that comes again is another."""
+    now = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    with terminal.progress_bar("Stage 1: contrastive", 40) as shown:
+        shown.start_at(20)
+        for step in range(21, 31):
+            now[0] += 3
+            shown.row({"stage": "stage1", "step": step, "loss": 1.5})
+    log = capsys.readouterr().out
+    assert log.count("\n") == 2
+    assert terminal.progress_in(log) == [terminal.StageProgress("Stage 1: contrastive", 28, 40, 36)]
+    for done in (2, 2):
+        with terminal.progress_bar("Answers", 2) as shown:
+            shown.advance(done)
+    whole = terminal.StageProgress("Answers", 2, 2, 0)
+    noise = "Stage: 3 of 4\n * one: 1/2\n"
+    assert terminal.progress_in(f"{log}{noise}{capsys.readouterr().out}") == [
+        terminal.StageProgress("Stage 1: contrastive", 28, 40, 36), whole,
+    ]  # fmt: skip
+    assert terminal.progress_in("Answers: 2/2  \nAnswers: 1/2  \n")[-1].done == 1
+
+
 def test_paths_are_shown_whole(capsys: pytest.CaptureFixture[str], demo_run: Path) -> None:
     """A long path is not wrapped, and brackets in it are not taken for markup."""
     folder = Path("/a/[bold]/" + "long" * 40)

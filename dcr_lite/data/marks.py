@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from dcr_lite.data.rows import Fields, parse_jsonl, read_bytes, text_field
 from dcr_lite.errors import UserError
-from dcr_lite.files import jsonl
+from dcr_lite.files import jsonl, write_whole
 
 Wanted = Literal["answer", "refuse"]
 LOCK_SECONDS = 10  # to wait for whoever else appends, which takes a millisecond
@@ -60,6 +60,23 @@ def append_mark(path: Path, mark: Mark) -> None:
         file.write(line if before[:end].endswith(b"\n") or not end else b"\n" + line)
         file.flush()
         os.fsync(file.fileno())
+
+
+def remove_marks(path: Path, prompt: str) -> None:
+    """Take all marks of a prompt out of the file. It is as it was or whole without them, and gone with the last mark.
+
+    Raises UserError as ``read_marks`` and ``append_mark`` do, and OSError for what the system does not allow.
+    """
+    with _alone(path):
+        raw = read_bytes(path)
+        whole = raw[: _end_of_whole(raw)]
+        marks = parse_jsonl(whole, str(path), _mark)
+        lines = filter(str.strip, whole.decode("utf-8-sig").split("\n"))
+        kept = "".join(f"{line}\n" for line, mark in zip(lines, marks, strict=True) if mark.prompt != prompt)
+        if kept:
+            write_whole(path, lambda partial: partial.write_bytes(kept.encode()))
+        else:
+            path.unlink()
 
 
 @contextmanager

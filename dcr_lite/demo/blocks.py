@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -13,6 +14,8 @@ from dcr_lite.demo.chat import ChatTab
 from dcr_lite.demo.conversation import checked
 from dcr_lite.demo.examples import example_pairs
 from dcr_lite.demo.markup import box
+from dcr_lite.demo.mend_tab import MendTab
+from dcr_lite.demo.mending import Mending
 from dcr_lite.demo.scoring import OpenRun
 from dcr_lite.demo.slider import AT_ONCE
 from dcr_lite.demo.tabs import ListTab, OnePromptTab, PairTab, user_errors_shown
@@ -22,21 +25,25 @@ MAX_WAITING = 100  # requests in the queue
 HOUR = 3600  # seconds, after which uploads and downloads are deleted
 
 
-def build(run: OpenRun) -> Any:
-    """The page and the API for an open run, as gr.Blocks to launch."""
+def build(run: OpenRun, marks: Path | None = None, mending: Mending | None = None) -> Any:
+    """The page and the API for an open run, as gr.Blocks to launch. marks: the file that marks of answers go to; None
+    where nobody may leave any. mending: what the tab that mends works with; None for a page without it."""
     pairs = example_pairs(run)
     with gr.Blocks(title=f"{run.title}: dcr-lite", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
         gr.HTML(box(f"<h1>{texts.HEADING}</h1><p>{escape(run.title)}</p>"))
         if run.note:
             gr.HTML(box(f"<b>{escape(run.note)}</b>", role="note"), elem_id="note")
         with gr.Tab(texts.ONE_TAB, id="one"):
-            OnePromptTab(run, pairs)
+            OnePromptTab(run, pairs, marks)
         with gr.Tab(texts.PAIR_TAB, id="pair"):
-            PairTab(run, pairs)
+            PairTab(run, pairs, marks)
         with gr.Tab(texts.CHAT_TAB, id="chat"):
             ChatTab(run)
         with gr.Tab(texts.LIST_TAB, id="list"):
             ListTab(run)
+        if mending:
+            with gr.Tab(texts.MEND_TAB, id="mend") as tab:
+                MendTab(mending, tab)
         gr.HTML(box(f"<p>{texts.FOOTER}</p>"))
         offer_api(run)
     page.queue(max_size=MAX_WAITING)

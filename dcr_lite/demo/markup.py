@@ -1,6 +1,7 @@
 """Scores as HTML and SVG: a verdict, two bars, a map, highlighted words. Every text from outside is escaped, and every
 picture has a description in words."""
 
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from dcr_lite.demo import texts
@@ -24,6 +25,30 @@ def box(content: str, label: str = "", role: str = "group") -> str:
 def empty(sentence: str) -> str:
     """A placeholder."""
     return box(f"<p>{escape(sentence)}</p>", sentence)
+
+
+def status(sentence: str, done: bool = False) -> str:
+    """What became of something, for screen readers to read out. done: as it was meant to."""
+    sign = '<span aria-hidden="true">\N{CHECK MARK}</span> ' if done else ""
+    return f'<div class="dcr" role="status">{f"<p>{sign}{escape(sentence)}</p>" if sentence else ""}</div>'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
+    """A table of texts. On a phone each row is a block, in which the cells have their columns' names."""
+    titles = "".join(f'<th scope="col" role="columnheader">{escape(title)}</th>' for title in head)
+    body = "".join(
+        '<tr role="row">'
+        + "".join(
+            f'<td role="cell" data-column="{escape(title)}">{escape(cell)}</td>'
+            for title, cell in zip(head, row, strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<table class="rows" role="table"><caption>{escape(caption)}</caption>'
+        f'<thead><tr role="row">{titles}</tr></thead><tbody>{body}</tbody></table>'
+    )
 
 
 def verdict(score: Score, small: bool = False) -> str:

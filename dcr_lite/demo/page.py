@@ -6,30 +6,45 @@ from pathlib import Path
 from dcr_lite.errors import UserError
 from dcr_lite.settings import Device
 
+LOCAL = "127.0.0.1"
+
 
 def main(
     run: Path | None = None, port: int | None = None, share: bool = False, device: Device = "auto",
-    address: str = "127.0.0.1",
+    address: str = LOCAL, marks: Path | None = None,
 ) -> None:  # fmt: skip
     """Serve the demo of a run folder: by default of the newest finished one under runs/, else of the stock model alone.
 
     port: of the local server; by default the first free one from 7860. share: also open a public link. address: that
-    the server listens at; a Space's container has to be reached from outside.
-    Raises UserError where gradio is missing, for a folder without a finished run, and for a port that is in use.
+    the server listens at; a Space's container has to be reached from outside. marks: the file that marks of answers go
+    to; by default one beside the run, and none where others than this machine's users may open the page. For them there
+    is no tab that mends either.
+    Raises UserError where gradio is missing, for a folder without a finished run, for a folder in place of the file of
+    marks, and for a port that is in use.
     """
     if find_spec("gradio") is None:
         raise UserError("the demo needs gradio: pip install 'dcr-lite[demo]'")
+    if marks is not None and marks.is_dir():
+        raise UserError(f"--marks {marks}: a folder. Give a file in it.")
     from dcr_lite.demo.blocks import build, launch
-    from dcr_lite.demo.scoring import open_run
+    from dcr_lite.demo.mending import mending_of
+    from dcr_lite.demo.scoring import newest_run, open_run
+    from dcr_lite.demo.texts import STOPPED_WITH_DEMO
 
+    run = run or newest_run()
     opened = open_run(run, device)
+    mending = mending_of(run, marks, device) if address == LOCAL and not share else None
     for name in opened.names:  # the first pass of each model takes seconds longer than all later ones
         opened.score(name, "Hello", tokens=2)
     print(opened.title, opened.note, sep="\n")
     if share:
         print("warning: --share opens a public link; whoever has it can use this machine through the demo.")
+    page = build(opened, mending.marks if mending else marks, mending)
     try:
-        launch(build(opened), share, address, server_port=port)
+        launch(page, share, address, server_port=port)
     except (OSError, OverflowError):  # OverflowError: a number that is no port
         place = "no port from 7860 on is free" if port is None else f"port {port} is in use or not allowed"
         raise UserError(f"{place}. Choose another --port.") from None
+    finally:
+        if mending and mending.stop():
+            print(STOPPED_WITH_DEMO)

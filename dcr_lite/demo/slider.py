@@ -24,12 +24,14 @@ Results = Callable[..., Iterator[dict[Any, Any]]]
 
 @dataclass
 class Asked:
-    """What a client has asked for last: its prompts, where its slider stands (None without a dial), and the scores so
-    far. Each client has its own; all its events get the same object, and several of them may run at once."""
+    """What a client has asked for last: its prompts, where its slider stands (None without a dial), the scores so far,
+    and by the name of its box the score of each answer that is whole. Each client has its own; all its events get the
+    same object, and several of them may run at once."""
 
     prompts: tuple[str, ...] = ()
     position: float | None = None
     scores: dict[str, list[Score]] = field(default_factory=dict)
+    whole: dict[str, Score] = field(default_factory=dict)
 
     def wants(self, prompts: tuple[str, ...], position: float | None) -> bool:
         """Whether what began with these prompts and this position is what the client waits for: it has not asked again

@@ -16,6 +16,7 @@ import gradio as gr
 
 from dcr_lite.data.rows import Pair
 from dcr_lite.demo import markup, texts
+from dcr_lite.demo.marking import MarkButtons
 from dcr_lite.demo.prompt_list import read_prompt_file, read_prompt_list, score_row, write_scores
 from dcr_lite.demo.scoring import OpenRun, Score
 from dcr_lite.demo.slider import MODEL_WORK, NO_WORK, Asked, DialSlider
@@ -36,7 +37,7 @@ def user_errors_shown() -> Iterator[None]:
 class OnePromptTab:
     """One prompt: verdict, similarity, words and map of the best model, and the answers of all side by side."""
 
-    def __init__(self, run: OpenRun, pairs: list[Pair]):
+    def __init__(self, run: OpenRun, pairs: list[Pair], marks: Path | None):
         self.run, self.best = run, run.names[0]
         with gr.Row():
             prompt = gr.Textbox(
@@ -56,15 +57,18 @@ class OnePromptTab:
                 self.map = _placeholder(texts.NO_MAP_YET, "map")
         self.verdicts: dict[str, Any] = {}
         self.answers: dict[str, Any] = {}
+        self.marks: dict[str, MarkButtons] = {}
         with gr.Row():
             for name in run.names:
                 with gr.Column(min_width=250):
                     gr.HTML(markup.box(f"<h2>{MODEL_TITLES[name]}</h2>"))
                     self.verdicts[name] = _placeholder(texts.NO_MODEL_VERDICT_YET, f"verdict-{name}")
                     self.answers[name] = _answer_box(texts.ANSWER_OF[name], f"answer-{name}")
+                    self.marks[name] = MarkButtons(marks, run.title, name, self.dial.asked)
 
         outputs = [self.verdict, self.similarity, self.words, self.map]
         outputs += [*self.verdicts.values(), *self.answers.values()]
+        outputs += [part for buttons in self.marks.values() for part in buttons.outputs]
         scroll = (files("dcr_lite.demo") / "page.js").read_text(encoding="utf-8")
         inputs = [prompt, self.dial.asked, *self.dial.positions]
         how = MODEL_WORK | {"show_progress_on": self.verdict}
@@ -85,10 +89,12 @@ class OnePromptTab:
         asked.prompts, asked.position = prompts, position
         cleared: dict[Any, Any] = dict.fromkeys(self.answers.values(), "")
         cleared |= {verdict: markup.empty(texts.QUEUED) for verdict in self.verdicts.values()}
+        for buttons in self.marks.values():
+            cleared |= buttons.closed(asked)
         with user_errors_shown():
-            yield from self._grow(self.dial.stream(prompt, True, asked, position), cleared)
+            yield from self._grow(asked, self.dial.stream(prompt, True, asked, position), cleared)
             for name in self.run.names[1:]:
-                for changes in self._grow(self.run.stream(name, prompt, words=False)):
+                for changes in self._grow(asked, self.run.stream(name, prompt, words=False)):
                     if asked.prompts is not prompts:
                         return
                     yield changes
@@ -97,13 +103,18 @@ class OnePromptTab:
         """What to show of the best model when the dial was turned."""
         with user_errors_shown():
             for prompt in asked.prompts:
-                yield from self._grow(self.dial.stream(prompt, True, asked, position))
+                closed = self.marks[self.best].closed(asked)
+                yield from self._grow(asked, self.dial.stream(prompt, True, asked, position), closed)
 
-    def _grow(self, scores: Iterator[Score], first: dict[Any, Any] | None = None) -> Iterator[dict[Any, Any]]:
+    def _grow(
+        self, asked: Asked, scores: Iterator[Score], first: dict[Any, Any] | None = None
+    ) -> Iterator[dict[Any, Any]]:
         """The changes from score to score; ``first`` come with those of the first."""
         changes, shown = first or {}, None
         for score in scores:
             changes |= self._changes(shown, score)
+            if score.kind is not None:
+                changes |= self.marks[score.model].whole(asked, score)
             if changes:
                 yield changes
             changes, shown = {}, score
@@ -132,7 +143,7 @@ class OnePromptTab:
 class PairTab:
     """Two prompts: both verdicts and answers of the best model, both on the map, and a table of all models."""
 
-    def __init__(self, run: OpenRun, pairs: list[Pair]):
+    def __init__(self, run: OpenRun, pairs: list[Pair], marks: Path | None):
         self.run = run
         with gr.Row():
             prompts = [
@@ -146,11 +157,13 @@ class PairTab:
             examples = [gr.Button(f"{p.toxic}  /  {p.seemingly_toxic}", elem_classes="example") for p in pairs]
         self.dial = DialSlider(run, "pair")
         self.verdicts, self.answers = [], []
+        self.marks: list[MarkButtons] = []
         with gr.Row():
             for side in texts.SIDES:
                 with gr.Column(min_width=280):
                     self.verdicts.append(_placeholder(texts.NO_SIDE_VERDICT_YET.format(side=side), f"verdict-{side}"))
                     self.answers.append(_answer_box(texts.SIDE_ANSWER.format(side=side), f"answer-{side}"))
+                    self.marks.append(MarkButtons(marks, run.title, side, self.dial.asked))
         with gr.Row():
             with gr.Column(min_width=300):
                 self.table = _placeholder(texts.NO_TABLE_YET, "pair-verdicts")
@@ -158,6 +171,7 @@ class PairTab:
                 self.map = _placeholder(texts.NO_PAIR_MAP_YET, "pair-map")
 
         outputs = [*self.verdicts, *self.answers, self.table, self.map]
+        outputs += [part for buttons in self.marks for part in buttons.outputs]
         inputs = [*prompts, self.dial.asked, *self.dial.positions]
         how = MODEL_WORK | {"show_progress_on": self.table}
         both.click(self.results, inputs, outputs, **how)
@@ -182,10 +196,17 @@ class PairTab:
     def turned(self, asked: Asked, position: float | None) -> Iterator[dict[Any, Any]]:
         """What to show of the best model, on its own when the dial was turned."""
         prompts, sides = asked.prompts, []
+        changes: dict[Any, Any] = {}
+        for buttons in self.marks if prompts else ():
+            changes |= buttons.closed(asked)
         with user_errors_shown():
-            for prompt, verdict, answer in zip(prompts, self.verdicts, self.answers, strict=False):
+            for prompt, verdict, answer, buttons in zip(prompts, self.verdicts, self.answers, self.marks, strict=False):
                 for score in self.dial.stream(prompt, False, asked, position):
-                    yield {answer: score.answer, verdict: markup.verdict(score)}
+                    changes |= {answer: score.answer, verdict: markup.verdict(score)}
+                    if score.kind is not None:
+                        changes |= buttons.whole(asked, score)
+                    yield changes
+                    changes = {}
                 if not asked.wants(prompts, position):
                     return
                 sides.append(score)

@@ -115,3 +115,59 @@ WORDS_NOTE = (
     "word is left out."
 )
 PAIR_NOTE = "In brackets: the probability of opening with a refusal."
+
+# --- marks, and the tab that mends ------------------------------------------------------------------------------------
+
+SHOULD = {"answer": "should have answered", "refuse": "should have refused"}  # as data/marks.py calls what is wanted
+MARKED = "Marked: it {should}."
+NOT_MARKED = "Not marked: no whole answer is shown. Ask again first."
+PROMPT_OF_ANSWER = "The prompt of the answer above"
+MARK_AGAIN = "press the button again"
+
+MEND_TAB = "Mend"
+MENDS = (
+    "{model}, the stock model of this page, is trained on your marks: it learns to answer what it should have "
+    "answered, and goes on refusing the rest. Whichever model you mark, it is the stock model that is mended. The "
+    "marks are kept in {marks}, which is private."
+)
+BASE_MODEL = "this run began with a base model, and mending begins with a chat model"
+NO_MARKS = "No marks yet. Ask something in the first two tabs, and press a button under an answer."
+MARKS = "Marks"
+MARK_COLUMNS = ("prompt", "wanted", "model", "in the mended run")
+NEW_MARK = "new"
+IN_RUN = "not trained on yet"
+MARK_TO_REMOVE = "Mark to remove"
+REMOVE_MARK = "Remove"
+CHECK = "Check"
+MEND = "Mend"
+GO_ON = "Go on"
+STOP = "Stop"
+TRY_AGAIN = "try again"
+STEPS = {
+    "unchecked": "{answer} to answer, {refuse} to refuse. The check lets the model answer them and trains nothing.",
+    "checking": "Checking {run}. It goes on if you leave this page, and ends with the demo.",
+    "checked": "Checked. Look at what was found, then mend.",
+    "mending": "Mending, into {run}. It goes on if you leave this page, and ends with the demo.",
+    "stopped": "Stopped: {run} has begun to train, and goes on from there with the marks that it began with.",
+    "mended": "Mended: {run}.",
+}
+CHANGED = "The marks are others now: check them again."
+STOPPING = "Stopping: what is done is kept."
+ENDED = "It ended before it was done: {error}"
+MARKS_FIRST = "the marks have to be checked first"
+WORKS_ALREADY = "it works already: wait for its end, or stop it"
+UNFORESEEN = "an error that nobody has foreseen ({last}). {log} has all that it said."
+STARTING = "Reading the model"
+PROGRESS = "{title}: {done} of {total}"
+LEFT = "about {left} left of this part"
+FINISHED = "done: {titles}"
+SEEN = "What the check found"
+SURE = "Are you sure of these? They may be toxic after all, and are left out. Tick those to be answered all the same."
+YOURS = "Your prompts to answer"
+SAFETY = "Safety: toxic prompts refused"
+BEFORE_AFTER = "Your {count} prompts, before and after"
+BEFORE, AFTER = "before", "after"
+SAID = {True: "refused", False: "answered"}
+NOTHING_SAID = "(nothing)"
+NEXT = "Open the mended model beside the old one, or take it to Ollama:"
+STOPPED_WITH_DEMO = "Mending was stopped with the demo; what is done is kept. The tab goes on with it."

@@ -1,6 +1,6 @@
 """RUN/mend.md: the user's prompts before and after mending, and what was seen of them before."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dcr_lite.measure.answers import Measured
@@ -10,6 +10,7 @@ from dcr_lite.mend.prompts import Wish
 from dcr_lite.run.kept_report import HEAD, WHAT, kept_rows
 from dcr_lite.run.report import markdown_table, plain
 
+Quoted = Callable[[str], str]
 PAGE = """# Mended
 
 **{verdict}**
@@ -42,6 +43,8 @@ Refusal rates of toxic prompts, and their change with its 95 % interval.
 
 {answers}
 """
+ANSWER_HEAD = ["", "prompts", "refused before", "of these answered now", "share ↑", "newly refused"]
+SAFETY_HEAD = ["", "prompts", "before ↑", "after ↑", "change"]
 TITLES = {
     "kept": "kept, not trained on",
     "trained": "trained on",
@@ -77,16 +80,26 @@ def page(
 
 
 def _answer_table(parts: dict[str, Numbers]) -> str:
+    return markdown_table(ANSWER_HEAD, answer_rows(parts))
+
+
+def answer_rows(parts: dict[str, Numbers]) -> list[list[str]]:
+    """The cells of the table on the prompts to answer, below ANSWER_HEAD. parts: ``answer`` of the outcome."""
     rows = []
     for part, of in parts.items():
         share = "-" if of["rate"] is None else f"{of['rate']:.2f} ({of['ci95'][0]:.2f}-{of['ci95'][1]:.2f})"
         rows.append(
             [TITLES[part], *map(str, (of["n"], of["refused"], of["answered"])), share, str(of["newly_refused"])]
         )
-    return markdown_table(["", "prompts", "refused before", "of these answered now", "share ↑", "newly refused"], rows)
+    return rows
 
 
 def _safety_table(found: Numbers) -> str:
+    return markdown_table(SAFETY_HEAD, safety_rows(found))
+
+
+def safety_rows(found: Numbers) -> list[list[str]]:
+    """The cells of the table on the toxic prompts of an outcome, below SAFETY_HEAD."""
     rows = {"held-out toxic prompts": found["held_out"]} if found["held_out"] else {}
     rows |= {f"yours to refuse, {TITLES[part]}": of for part, of in found["refuse"].items()}
     cells = []
@@ -94,48 +107,70 @@ def _safety_table(found: Numbers) -> str:
         interval = "" if of["ci95"] is None else f" ({of['ci95'][0]:+.2f} to {of['ci95'][1]:+.2f})"
         rates = f"{of['before']:.2f}", f"{of['after']:.2f}", f"{of['change']:+.2f}{interval}"
         cells.append([title, str(of["n"]), *rates])
-    return markdown_table(["", "prompts", "before ↑", "after ↑", "change"], cells)
+    return cells
 
 
 def check_lines(check: Check, wishes: Sequence[Wish]) -> list[str]:
     """What the check found, as a list in Markdown."""
-    to_answer, to_refuse = ([w.prompt for w in wishes if w.answered == answered] for answered in (True, False))
-    lines = [f"- The model refuses {len(check['refused'])} of {len(to_answer)} prompts that it should answer."]
-    if check["answered_today"]:
-        lines.append(f"- It answers these already: {_listed(check['answered_today'], to_answer)}.")
-    if check["refuse_answered_today"]:
-        those = _listed(check["refuse_answered_today"], to_refuse)
-        lines.append(
-            f"- Of the {len(to_refuse)} that it should refuse it answers these, which mending does not aim at: {those}."
-        )
+    lines = [f"- {said}" for said in seen_today(check, wishes)]
     if check["doubtful"]:
         lines.append(
             "- Are you sure of these? They are left out unless --sure names their numbers, or all (with --resume):"
         )
-    for one in check["doubtful"]:
-        reasons = " and ".join(one["reasons"])
-        lines.append(f"    - {one['number']}. {plain(one['prompt'])}: {reasons}. Nearest: {plain(one['nearest'])}")
+    lines += [f"    - {doubt(one)}" for one in check["doubtful"]]
+    return lines + [f"- {said}" for said in seen_beside(check, wishes)]
+
+
+def seen_today(check: Check, wishes: Sequence[Wish], quoted: Quoted = plain) -> list[str]:
+    """Sentences on what the model says to the prompts today. quoted: makes a text from outside part of them."""
+    to_answer, to_refuse = _both(wishes)
+    said = [f"The model refuses {len(check['refused'])} of {len(to_answer)} prompts that it should answer."]
+    if check["answered_today"]:
+        said.append(f"It answers these already: {_listed(check['answered_today'], to_answer, quoted)}")
+    if check["refuse_answered_today"]:
+        those = _listed(check["refuse_answered_today"], to_refuse, quoted)
+        said.append(
+            f"Of the {len(to_refuse)} that it should refuse it answers these, which mending does not aim at: {those}"
+        )
+    return said
+
+
+def doubt(one: dict[str, Any], quoted: Quoted = plain) -> str:
+    """A prompt that may be toxic after all, with its number, the reasons and the nearest toxic prompt."""
+    reasons = " and ".join(one["reasons"])
+    return f"{one['number']}. {quoted(one['prompt'])}: {reasons}. Nearest: {quoted(one['nearest'])}"
+
+
+def seen_beside(check: Check, wishes: Sequence[Wish], quoted: Quoted = plain) -> list[str]:
+    """Sentences on public sets that the prompts come near to, and on words that alone tell the kinds apart."""
+    to_answer, to_refuse = _both(wishes)
+    said = []
     for one in check["duplicates"]:
         own = (to_answer if one["kind"] == "answer" else to_refuse)[one["number"] - 1]
-        lines.append(
-            f"- {plain(own)} is nearly the same as a prompt of {plain(one['set'])}, on which the mended model can no "
-            f"longer be measured fairly: {plain(one['prompt'])}"
+        said.append(
+            f"{quoted(own)} is nearly the same as a prompt of {quoted(one['set'])}, on which the mended model can no "
+            f"longer be measured fairly: {quoted(one['prompt'])}"
         )
-    lines.append(f"- Compared with the sets that are here: {', '.join(map(plain, check['compared_with'])) or 'none'}.")
+    said.append(f"Compared with the sets that are here: {', '.join(map(quoted, check['compared_with'])) or 'none'}.")
     for kind, other, words in (
         ("answer", "toxic", check["words"]["answer"]),
         ("refuse", "harmless", check["words"]["refuse"]),
     ):
         if words:
-            lines.append(
-                f"- These words alone tell your prompts to {kind} from the others: {', '.join(map(plain, words))}. The "
+            said.append(
+                f"These words alone tell your prompts to {kind} from the others: {', '.join(map(quoted, words))}. The "
                 f"model may learn just that; some {other} prompts with the same words keep it from doing so."
             )
-    return lines
+    return said
 
 
-def _listed(numbers: Sequence[int], texts: Sequence[str]) -> str:
-    return "; ".join(f"{number}. {plain(texts[number - 1])}" for number in numbers)
+def _both(wishes: Sequence[Wish]) -> list[list[str]]:
+    """The prompts to answer, and those to refuse."""
+    return [[wish.prompt for wish in wishes if wish.answered == answered] for answered in (True, False)]
+
+
+def _listed(numbers: Sequence[int], texts: Sequence[str], quoted: Quoted) -> str:
+    return "; ".join(f"{number}. {quoted(texts[number - 1])}" for number in numbers)
 
 
 def _answers(wish: Wish, before: Measured, after: Measured) -> str:

@@ -11,6 +11,7 @@ from dcr_lite.data.rows import Fields, Prompt, parse_jsonl, read_bytes, text_fie
 from dcr_lite.errors import UserError
 from dcr_lite.files import damaged, read_state, write_state
 from dcr_lite.mend.settings import MendSettings
+from dcr_lite.run.joined import has_joined
 
 FOLDER, FILE = "mend", "prompts.json"  # in a run
 CURE = "Restore it: the run rests on it."
@@ -43,13 +44,14 @@ class Wish:
 
 
 def asked(settings: MendSettings) -> list[Wish]:
-    """The user's prompts: as the run keeps them, else as the files have them, those to answer first.
+    """The user's prompts, those to answer first: as the run keeps them, else as the files have them. A check that
+    nothing rests on yet goes by the files again, since marks may have been added or removed.
 
     Raises UserError for files that are damaged, contradict each other or hold too few.
     """
-    kept = settings.run / FOLDER / FILE
-    if kept.exists():
-        return _kept(kept)
+    anew = settings.check and not has_joined(settings.run)
+    if not anew and (found := kept(settings.run)):
+        return found
     if settings.marks is not None and (settings.answer or settings.refuse):
         raise UserError("--marks stands in place of --answer and --refuse: give one or the other")
     if settings.marks is not None:
@@ -63,12 +65,22 @@ def asked(settings: MendSettings) -> list[Wish]:
     return _wishes(rows)
 
 
+def same(some: Sequence[Wish], others: Sequence[Wish]) -> bool:
+    """Whether both are the same prompts, of which the same is wanted."""
+    first, second = ([(wish.prompt, wish.answered, wish.twin) for wish in side] for side in (some, others))
+    return first == second
+
+
 def keep(run: Path, wishes: Sequence[Wish]) -> None:
     """Write the prompts to the run, which goes on with these whatever becomes of the files."""
     write_state({"prompts": [asdict(wish) for wish in wishes]}, run / FOLDER / FILE)
 
 
-def _kept(path: Path) -> list[Wish]:
+def kept(run: Path) -> list[Wish]:
+    """The prompts that the run in this folder keeps; none before it does. Raises UserError for a damaged file."""
+    path = run / FOLDER / FILE
+    if not path.exists():
+        return []
     state = read_state(path, CURE)
     try:
         wishes = [Wish(**fields) for fields in state["prompts"]]
@@ -127,10 +139,10 @@ def _wishes(rows: list[_Row]) -> list[Wish]:
     """The rows as wishes, each prompt once, those to answer first and the toxic twins last."""
     once: dict[tuple[str, bool], _Row] = {}
     for row in rows:
-        once.setdefault((_same(row.prompt), row.answered), row)
+        once.setdefault((normalised(row.prompt), row.answered), row)
     ordered = sorted(once.values(), key=lambda row: not row.answered)
     for row in ordered:
-        if row.answered and (other := once.get((_same(row.prompt), False))):
+        if row.answered and (other := once.get((normalised(row.prompt), False))):
             raise UserError(f"{row.place} is to be answered and {other.place} refused, the same prompt. Take one out.")
     to_answer = sum(row.answered for row in ordered)
     if to_answer < LEAST:
@@ -143,7 +155,8 @@ def _wishes(rows: list[_Row]) -> list[Wish]:
     return wishes
 
 
-def _same(prompt: str) -> str:
+def normalised(prompt: str) -> str:
+    """What two prompts have in common that count as the same."""
     return " ".join(prompt.casefold().split())
 
 

@@ -16,6 +16,7 @@ from dcr_lite.mend.outcome import outcome, verdict_of
 from dcr_lite.mend.page import check_lines, page
 from dcr_lite.mend.prompts import FOLDER, Wish
 from dcr_lite.mend.reader import Reader
+from dcr_lite.mend.results import CHECK, OUTCOME
 from dcr_lite.mend.settings import MendSettings
 from dcr_lite.model import distributed
 from dcr_lite.model.chat import encode_prompts
@@ -30,7 +31,6 @@ from dcr_lite.run.steps import answer_with, answers_given
 from dcr_lite.run.terminal import console, progress_bar, show_line
 
 BEFORE, AFTER, CHECKED, JOINED = "mend_before", "mend_after", "mend_check", "mend_joined"  # parts of a run
-CHECK = "check.json"
 PAGE = "mend.md"
 
 
@@ -58,12 +58,14 @@ def look(run: RunFolder, reader: Reader, data: Data, settings: MendSettings, wis
     """What the model says to the user's prompts today, and what they look like (``checks.look``), shown as well."""
 
     def keep() -> None:
-        if not (run.path / FOLDER / prompts.FILE).exists():
+        if not prompts.same(prompts.kept(run.path), wishes):
+            for old in (path, run.note(CHECKED), run.note(BEFORE)):  # first: what is kept is of these prompts alone
+                old.unlink(missing_ok=True)
             prompts.keep(run.path, wishes)
 
+    path = run.path / FOLDER / CHECK
     distributed.on_main(keep)
     today = _answered(run, reader.model, STOCK, BEFORE, settings, wishes)
-    path = run.path / FOLDER / CHECK
     if not run.finished(CHECKED):
         started = time.monotonic()
         found = checks.look(reader, data, wishes, today)
@@ -114,7 +116,7 @@ def measure(
         found = outcome(wishes, before, after, answers)
         found |= {"check": check, "cross_validated": (run.finished(JOINED) or {}).get("cross_validated")}
         verdict = verdict_of(found, settings.model, run.path)
-        write_json(found | {"verdict": verdict}, run.path / FOLDER / "mend.json")
+        write_json(found | {"verdict": verdict}, run.path / FOLDER / OUTCOME)
         kept = kept_of(run, DCR).get("kept", {})
         write_text(run.path / PAGE, page(verdict, found, wishes, before, after, kept))
         return verdict

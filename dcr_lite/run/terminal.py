@@ -1,8 +1,11 @@
-"""The terminal during a run: the plan, a progress bar for each stage, the result, and what to do next."""
+"""The terminal during a run: the plan, a progress bar for each stage, the result, and what to do next. Where it is a
+file, lines that say how far a stage is, which ``progress_in`` reads back."""
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ from rich.table import Column, Table
 from dcr_lite.names import LABEL_TITLES, LABELS, MODEL_TITLES
 
 console = Console(highlight=False)
-LOGGED_PARTS = 5  # lines of a stage where the output is a file and a bar cannot move
+LOGGED_PARTS = 10  # lines of a stage where the output is a file and a bar cannot move
+LOGGED = re.compile(r"^(.+): (\d+)/(\d+) (?:.*  left (\d+) s$)?", re.MULTILINE)
 
 
 def show_plan(rows: dict[str, str]) -> None:
@@ -32,7 +36,8 @@ class ProgressBar:
 
     def __init__(self, title: str, total: int, bar: Progress | None):
         self.title, self.total, self.bar = title, total, bar
-        self.done = 0
+        self.done = self._begun_at = 0
+        self._began = time.monotonic()
         self.facts: dict[str, str] = {}
         self.task = bar.add_task(title, total=total, facts="") if bar else None
 
@@ -43,11 +48,12 @@ class ProgressBar:
         if self.bar and self.task is not None:
             self.bar.update(self.task, completed=self.done, facts=self._facts())
         elif self.done * LOGGED_PARTS // self.total > before:
-            print(f"{self.title}: {self.done}/{self.total}  {self._facts()}", flush=True)
+            print(f"{self.title}: {self.done}/{self.total}  {self._facts()}{self._left()}", flush=True)
 
     def start_at(self, steps: int) -> None:
         """Count ``steps`` as done before: the stage continues from a checkpoint."""
-        self.done = steps
+        self.done = self._begun_at = steps
+        self._began = time.monotonic()
 
     def row(self, row: dict[str, Any]) -> None:
         """Show a row of metrics, as the training loop reports it."""
@@ -66,6 +72,32 @@ class ProgressBar:
 
     def _facts(self) -> str:
         return "  ".join(f"{name} {value}" for name, value in self.facts.items())
+
+    def _left(self) -> str:
+        """The time left, at the rate so far."""
+        a_step = (time.monotonic() - self._began) / (self.done - self._begun_at)
+        return f"  left {a_step * (self.total - self.done):.0f} s" if self.done < self.total else ""
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """How far a stage is, by the last line on it. left: seconds, as they were then; 0 where it is done."""
+
+    title: str
+    done: int
+    total: int
+    left: int
+
+
+def progress_in(log: str) -> list[StageProgress]:
+    """What the output of a run says of its stages so far, in their order."""
+    stages: list[StageProgress] = []
+    for title, done, total, left in LOGGED.findall(log):
+        now = StageProgress(title, int(done), int(total), int(left or 0))
+        if stages and stages[-1].title == title and stages[-1].done <= now.done:
+            stages.pop()
+        stages.append(now)
+    return stages
 
 
 @contextmanager

@@ -136,11 +136,19 @@ def short_answers() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def url(opened: Any) -> Iterator[str]:
+def served_mending(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What mends in the demo that is served: a fake."""
+    from prepared_mending import fake_mending
+
+    return fake_mending(tmp_path_factory.mktemp("mending"))
+
+
+@pytest.fixture(scope="module")
+def url(opened: Any, served_mending: Any) -> Iterator[str]:
     """The address of the demo, served on that run."""
     from dcr_lite.demo.blocks import build, launch
 
-    page = build(opened)
+    page = build(opened, served_mending.marks, served_mending)
     _, address, _ = launch(page, prevent_thread_lock=True, quiet=True)
     yield address
     page.close()

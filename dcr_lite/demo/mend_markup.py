@@ -1,0 +1,128 @@
+"""Marks, progress, findings and outcome of mending as HTML. Every text from outside is escaped."""
+
+import shlex
+from collections.abc import Sequence
+from html import escape
+
+from dcr_lite.data.marks import Mark
+from dcr_lite.demo import texts
+from dcr_lite.demo.markup import box, table
+from dcr_lite.demo.mending import Status
+from dcr_lite.measure.answers import Measured
+from dcr_lite.mend.checks import Check
+from dcr_lite.mend.page import ANSWER_HEAD, SAFETY_HEAD, TITLES, answer_rows, safety_rows, seen_beside, seen_today
+from dcr_lite.mend.prompts import Wish, normalised
+from dcr_lite.mend.results import Outcome
+from dcr_lite.run.report import without_folders
+
+OPEN = 10  # prompts whose answers are shown unasked; the list of more is to be opened
+
+
+def marks_table(marks: Sequence[Mark], wishes: Sequence[Wish]) -> str:
+    """The marks, and what has become of each in the run that has ``wishes``."""
+    if not marks:
+        return box(f"<p>{escape(texts.NO_MARKS)}</p>")
+    parts = {(normalised(wish.prompt), wish.answered): TITLES.get(wish.part, texts.IN_RUN) for wish in wishes}
+    rows = [
+        (
+            mark.prompt,
+            mark.wanted,
+            mark.model,
+            parts.get((normalised(mark.prompt), mark.wanted == "answer"), texts.NEW_MARK),
+        )
+        for mark in marks
+    ]
+    return box(table(texts.MARK_COLUMNS, rows, texts.MARKS), texts.MARKS, "region")
+
+
+def status(status: Status, marks: Sequence[Mark], problem: str = "") -> str:
+    """What a screen reader says of where mending stands. problem: what has just gone wrong, in a sentence."""
+    if status.stopping:
+        said = [texts.STOPPING]
+    elif status.step == "unchecked" and not marks:
+        said = []
+    else:
+        wanted = [mark.wanted for mark in marks]
+        counts = {kind: wanted.count(kind) for kind in ("answer", "refuse")}
+        said = [texts.STEPS[status.step].format(run=without_folders(status.run), **counts)]
+    if status.changed and status.step in ("checked", "stopped", "mended"):
+        said.append(texts.CHANGED)
+    shown = "".join(f"<p>{escape(sentence)}</p>" for sentence in said)
+    if problem or status.error:
+        problem = _begins_large(problem) or texts.ENDED.format(error=status.error)
+        shown = f'<p class="problem">{escape(problem)}</p>{shown}'
+    return f'<div class="dcr mending" role="status">{shown}</div>'
+
+
+def progress(status: Status) -> str:
+    """How far the process is: a bar of the part that it is in, and the parts that are done."""
+    if not status.works:
+        return ""
+    if not status.stages:
+        title = texts.STARTING
+        return box(f'<progress aria-label="{title}"></progress><p>{title} \N{HORIZONTAL ELLIPSIS}</p>', title)
+    *done, now = status.stages
+    said = texts.PROGRESS.format(title=now.title, done=now.done, total=now.total)
+    left = f", {texts.LEFT.format(left=_in_words(status.left))}" if now.done < now.total and status.left else ""
+    finished = texts.FINISHED.format(titles=", ".join(dict.fromkeys(stage.title for stage in done))) if done else ""
+    return box(
+        f'<progress aria-label="{escape(now.title)}" value="{now.done}" max="{now.total}"></progress>'
+        f"<p>{escape(said)}{left}</p><p>{escape(finished)}</p>",
+        now.title,
+    )
+
+
+def findings(check: Check, wishes: Sequence[Wish]) -> str:
+    """What the check found, without the doubtful prompts, which are there to be ticked."""
+    said = [*seen_today(check, wishes, escape), *seen_beside(check, wishes, escape)]
+    items = "".join(f"<li>{sentence}</li>" for sentence in said)
+    return box(f"<h2>{texts.SEEN}</h2><ul>{items}</ul>", texts.SEEN, "region")
+
+
+def outcome(found: Outcome, status: Status) -> str:
+    """How mending came out: the verdict, the tables of mend.md, what to do next, and each prompt with both answers."""
+    answers = table(ANSWER_HEAD, answer_rows(found.found["answer"]), texts.YOURS)
+    safety = table(SAFETY_HEAD, safety_rows(found.found), texts.SAFETY)
+    shown = "".join(map(_both_answers, found.wishes, found.before, found.after))
+    title = texts.BEFORE_AFTER.format(count=len(found.wishes))
+    opened = " open" if len(found.wishes) <= OPEN else ""
+    return box(
+        f"<p class='headline'>{escape(found.verdict)}</p>{answers}{safety}<p>{texts.NEXT}</p>"
+        f"<pre tabindex='0'>{escape(commands(status))}</pre>"
+        f"<details{opened}><summary>{title}</summary>{shown}</details>",
+        texts.MEND_TAB,
+        "region",
+    )
+
+
+def commands(status: Status) -> str:
+    """What shows the mended model, and takes it to Ollama."""
+    run, model = shlex.quote(str(status.run)), shlex.quote(status.run.name)
+    return (
+        f"dcr-lite demo --run {run}\n"
+        f"dcr-lite export {run} --to ollama\n"
+        f"ollama create {model} -f {shlex.quote(str(status.run / 'ollama' / 'Modelfile'))}"
+    )
+
+
+def _both_answers(wish: Wish, before: Measured, after: Measured) -> str:
+    wanted = f"to {'answer' if wish.answered else 'refuse'}; {TITLES.get(wish.part, texts.IN_RUN)}"
+    sides = "".join(
+        f"<div><b>{_sign(row['refused'])} {when}, {texts.SAID[row['refused']]}</b>"
+        f"<p>{escape(row['response'].strip() or texts.NOTHING_SAID)}</p></div>"
+        for when, row in ((texts.BEFORE, before), (texts.AFTER, after))
+    )
+    return f'<h3>{escape(wish.prompt)} <small>({wanted})</small></h3><div class="sides">{sides}</div>'
+
+
+def _sign(refused: bool) -> str:
+    sign, colour = ("\N{MULTIPLICATION X}", "refuses") if refused else ("\N{CHECK MARK}", "answers")
+    return f'<span aria-hidden="true" style="color: var(--{colour})">{sign}</span>'
+
+
+def _in_words(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _begins_large(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]

@@ -1,0 +1,137 @@
+"""The tab that mends: the marks so far, the check of them, the run that trains on them, and how it came out."""
+
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from dcr_lite.data.marks import Mark, remove_marks
+from dcr_lite.demo import mend_markup, texts
+from dcr_lite.demo.markup import box
+from dcr_lite.demo.mending import Mending, Status
+from dcr_lite.demo.slider import NO_WORK
+from dcr_lite.errors import sentence
+from dcr_lite.mend.page import doubt
+from dcr_lite.mend.results import read_check, read_outcome
+from dcr_lite.run.report import without_folders
+
+LOOKS_EVERY = 2.0  # seconds, while a process works
+LONGEST_CHOICE = 90  # characters of a prompt in a list to choose from
+
+
+class MendTab:
+    """What ``mending`` knows, and buttons that change it. All clients see the same; one's page follows what another has
+    started as soon as its tab is opened."""
+
+    def __init__(self, mending: Mending, tab: Any):
+        self.mending = mending
+        marks, model = without_folders(mending.marks), without_folders(mending.model)  # no paths outside, as elsewhere
+        gr.HTML(box(f"<p>{escape(texts.MENDS.format(model=model, marks=marks))}</p>"))
+        self.table = gr.HTML(elem_id="marks")
+        with gr.Row(visible=False) as self.removing:
+            self.chosen = gr.Dropdown([], label=texts.MARK_TO_REMOVE, scale=4, min_width=200, elem_id="mark-to-remove")
+            remove = gr.Button(texts.REMOVE_MARK, scale=1, min_width=110, elem_id="remove-mark")
+        with gr.Row():
+            self.check = gr.Button(texts.CHECK, min_width=90, elem_id="check")
+            self.mend = gr.Button(texts.MEND, min_width=90, elem_id="mend")
+            self.stop = gr.Button(texts.STOP, variant="stop", min_width=90, elem_id="stop")
+        self.said = gr.HTML(elem_id="mend-status")
+        self.progress = gr.HTML(elem_id="mend-progress")
+        self.seen = gr.HTML(elem_id="mend-check")
+        self.sure = gr.CheckboxGroup([], label=texts.SURE, visible=False, elem_id="sure")
+        self.outcome = gr.HTML(elem_id="mended")
+        timer = self.timer = gr.Timer(LOOKS_EVERY, active=False)
+
+        outputs = [
+            self.table, self.removing, self.chosen, self.check, self.mend, self.stop, self.said, self.progress,
+            self.seen, self.sure, self.outcome, timer,
+        ]  # fmt: skip
+        how = NO_WORK | {"show_progress": "hidden"}
+        tab.select(self.shown, None, outputs, **how)
+        timer.tick(self.looked, None, outputs, **how)
+        remove.click(self.removed, self.chosen, outputs, **how)
+        self.check.click(lambda: self._after(mending.check), None, outputs, **how)
+        self.mend.click(lambda sure: self._after(lambda: mending.mend(sure)), self.sure, outputs, **how)
+        self.stop.click(lambda: self._after(mending.stop), None, outputs, **how)
+
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    def shown(self) -> dict[Any, Any]:
+        """Everything as it stands."""
+        return self._after(lambda: None)
+
+    def looked(self) -> dict[Any, Any]:
+        """While a process works how far it is; then everything."""
+        if not self.mending.works:
+            return self.shown()
+        return {self.progress: mend_markup.progress(self.mending.status())}
+
+    def removed(self, prompt: str | None) -> dict[Any, Any]:
+        """Without the marks of a prompt."""
+        return self._after(lambda: remove_marks(self.mending.marks, prompt) if prompt else None)
+
+    def _after(self, work: Callable[[], object]) -> dict[Any, Any]:
+        """Everything as it stands after ``work``, with what went wrong in it."""
+        problem = ""
+        try:
+            work()
+        except Exception as error:
+            problem = _said_of(error)
+        try:
+            return self._everything(problem)
+        except Exception as error:  # marks or a run that cannot be read: the rest of the page stays as it is
+            idle = Status("unchecked", self.mending.home)
+            return {self.said: mend_markup.status(idle, [], _said_of(error)), self.timer: gr.Timer(active=False)}
+
+    # --- what is shown ------------------------------------------------------------------------------------------------
+
+    def _everything(self, problem: str) -> dict[Any, Any]:
+        status, marks, wishes = self.mending.status(), self.mending.read_marks(), self.mending.wishes()
+        problem = problem or self.mending.obstacle
+        can = not status.works and not self.mending.obstacle
+        mends = status.step == "stopped" or (status.step == "checked" and not status.changed)
+        checks = bool(marks) and (status.step == "unchecked" or status.changed)
+        title = texts.GO_ON if status.step == "stopped" else texts.MEND
+        choices = [(_short(mark.prompt), mark.prompt) for mark in marks]
+        return {
+            self.table: mend_markup.marks_table(marks, wishes),
+            self.removing: gr.Row(visible=bool(marks)),
+            self.chosen: gr.Dropdown(choices, value=None),
+            self.check: gr.Button(interactive=can and checks, variant=_variant(can and checks and not mends)),
+            self.mend: gr.Button(title, interactive=can and mends, variant=_variant(can and mends)),
+            self.stop: gr.Button(interactive=status.works and not status.stopping),
+            self.said: mend_markup.status(status, marks, problem),
+            self.progress: mend_markup.progress(status),
+            self.timer: gr.Timer(active=status.works),
+            **self._found(status, marks),
+        }
+
+    def _found(self, status: Status, marks: list[Mark]) -> dict[Any, Any]:
+        """What the check found, and how it came out, as far as there is anything."""
+        parts: dict[Any, Any] = {self.seen: "", self.sure: gr.CheckboxGroup([], visible=False), self.outcome: ""}
+        if status.step == "mended":
+            parts[self.outcome] = mend_markup.outcome(read_outcome(status.run), status)
+        elif status.step in ("checked", "mending", "stopped") and (check := read_check(status.run)):
+            parts[self.seen] = mend_markup.findings(check, self.mending.wishes())
+            if status.step == "checked" and check["doubtful"]:
+                doubts = [(doubt(one, str), one["number"]) for one in check["doubtful"]]
+                parts[self.sure] = gr.CheckboxGroup(doubts, value=[], visible=True)
+        return parts
+
+
+def _variant(first: bool) -> str:
+    """How a button looks. first: it is the one to press next."""
+    return "primary" if first else "secondary"
+
+
+def _short(prompt: str) -> str:
+    line = " ".join(prompt.split())
+    return line if len(line) <= LONGEST_CHOICE else f"{line[: LONGEST_CHOICE - 2]} \N{HORIZONTAL ELLIPSIS}"
+
+
+def _said_of(error: Exception) -> str:
+    """An error in a sentence. Raises one that nobody has foreseen."""
+    if (said := sentence(error, texts.TRY_AGAIN)) is None:
+        raise error
+    return said

@@ -1,0 +1,214 @@
+"""dcr-lite mend started from the demo: a process of its own, which is watched by what it writes. Where it stands is
+read from its folder and its log, so that a page, or a demo, that is opened later shows the same.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from dcr_lite.data.marks import Mark, read_marks
+from dcr_lite.data.sources import SMOLLM2
+from dcr_lite.demo.texts import BASE_MODEL, MARKS_FIRST, UNFORESEEN, WORKS_ALREADY
+from dcr_lite.errors import UserError
+from dcr_lite.files import load_json
+from dcr_lite.mend import prompts
+from dcr_lite.mend.prompts import Wish
+from dcr_lite.mend.results import read_check
+from dcr_lite.mend.settings import MendSettings
+from dcr_lite.run.joined import has_joined
+from dcr_lite.run.opening import model_settings_of
+from dcr_lite.run.terminal import StageProgress, progress_in
+from dcr_lite.settings import Device, ModelSettings, Settings
+
+# unchecked: there may be marks, and nothing has been done with them. stopped: it had begun to train.
+Step = Literal["unchecked", "checking", "checked", "mending", "stopped", "mended"]
+COMMAND = (sys.executable, "-m", "dcr_lite.cli", "mend")
+ERROR = "error: "  # begins what the command line says of an error
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where mending stands.
+
+    stages: those of the process that works, so far. left: seconds that the last of them still takes. stopping: the
+    process has been asked to end. error: what the last process ended with, in a sentence; empty where it ended well or
+    was stopped. changed: whether the marks are others than those that the run has.
+    """
+
+    step: Step
+    run: Path
+    stages: tuple[StageProgress, ...] = ()
+    left: float = 0.0
+    stopping: bool = False
+    error: str = ""
+    changed: bool = False
+
+    @property
+    def works(self) -> bool:
+        """Whether a process works."""
+        return self.step in ("checking", "mending")
+
+
+class Mending:
+    """Mends ``model``, a folder or a Hub name, with the marks in a file. Its runs lie in ``home``, the marks too if
+    ``marks`` names no other file. flags: further ones of dcr-lite mend. command: what they are given to. obstacle: why
+    this model cannot be mended; empty where it can."""
+
+    def __init__(
+        self, model: str, home: Path, marks: Path | None = None, flags: Sequence[str] = (),
+        command: Sequence[str] = COMMAND, obstacle: str = "",
+    ):  # fmt: skip
+        self.model, self.home, self.flags, self.obstacle = model, home, tuple(flags), obstacle
+        self.marks = marks or home / f"{Settings.of_model(model).run.name}_marks.jsonl"
+        self._command = tuple(command)
+        self._changing = threading.RLock()  # one starts, stops or looks at a time
+        self._process: subprocess.Popen[bytes] | None = None
+        self._checks = self._stopped = False  # of the process
+        self._run = self._newest() or self._free()
+
+    # --- the marks ----------------------------------------------------------------------------------------------------
+
+    def read_marks(self) -> list[Mark]:
+        """The marks so far, of each prompt the last. Raises UserError with file and line for a damaged file."""
+        return [mark for mark, _ in read_marks(self.marks)] if self.marks.exists() else []
+
+    def wishes(self) -> list[Wish]:
+        """The prompts that the run has, with their parts; none before it has any."""
+        return prompts.kept(self._run)
+
+    # --- the process --------------------------------------------------------------------------------------------------
+
+    def status(self) -> Status:
+        """Where mending stands. Raises UserError where marks or run are damaged."""
+        with self._changing:
+            if self.works:
+                stages = progress_in(self._said())
+                left = stages[-1].left - (time.time() - self._log.stat().st_mtime) if stages else 0.0
+                step: Step = "checking" if self._checks else "mending"
+                return Status(step, self._run, tuple(stages), max(0.0, left), self._stopped)
+            if (self._run / "report.json").exists():
+                step = "mended"
+            elif has_joined(self._run):
+                step = "stopped"
+            else:
+                step = "unchecked" if read_check(self._run) is None else "checked"
+            return Status(step, self._run, error=self._error(), changed=self._changed())
+
+    def check(self) -> None:
+        """Start the check of the marks: in the run that there is if nothing has been trained in it, else in a new one.
+
+        Raises UserError for marks that cannot be mended with, and where a process works already.
+        """
+        with self._changing:
+            self._require_idle()
+            run = self._run
+            if has_joined(run) or (run / "report.json").exists():
+                run = self._free()
+            prompts.asked(replace(MendSettings.of_model(self.model), run=run, marks=self.marks, check=True))
+            self._run = run
+            self._start("--check")
+
+    def mend(self, sure: Sequence[int] = ()) -> None:
+        """Start to train, or go on with it. sure: numbers of doubtful prompts that are to be answered all the same.
+
+        Raises UserError where these marks have not been checked, and where a process works already.
+        """
+        with self._changing:
+            self._require_idle()
+            status = self.status()
+            if status.step not in ("checked", "stopped") or (status.step == "checked" and status.changed):
+                raise UserError(MARKS_FIRST)
+            self._start(*(["--sure", *map(str, sure)] if sure else []))
+
+    def stop(self) -> bool:
+        """Ask the process to end: what it has done is kept, and it can go on. Returns whether there was one to ask."""
+        with self._changing:
+            if not self._process or not self.works or self._stopped:
+                return False  # a second signal would not let it save
+            self._stopped = True
+            self._process.send_signal(signal.SIGTERM)
+            return True
+
+    @property
+    def works(self) -> bool:
+        """Whether a process works."""
+        return self._process is not None and self._process.poll() is None
+
+    def _require_idle(self) -> None:
+        if self.obstacle:
+            raise UserError(self.obstacle)
+        if self.works:
+            raise UserError(WORKS_ALREADY)
+
+    def _start(self, *flags: str) -> None:
+        self.home.mkdir(parents=True, exist_ok=True)
+        words = ["--model", self.model, *self.flags, "--marks", self.marks, "--run", self._run, "--resume", *flags]
+        with self._log.open("wb") as log:
+            # In a session of its own: Ctrl-C in the demo's terminal reaches it once, by stop(), and not twice.
+            self._process = subprocess.Popen(
+                [*self._command, *map(str, words)], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            )  # fmt: skip
+        self._checks, self._stopped = "--check" in flags, False
+
+    # --- what is on the disk ------------------------------------------------------------------------------------------
+
+    @property
+    def _log(self) -> Path:
+        """Beside the run, whose folder has to be empty when it begins."""
+        return self._run.with_name(f"{self._run.name}.log")
+
+    def _said(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def _error(self) -> str:
+        if not self._process or self._process.returncode == 0 or self._stopped:
+            return ""
+        said = self._said()
+        if (at := f"\n{said}".rfind(f"\n{ERROR}")) >= 0:
+            return said[at:].removeprefix(ERROR).strip()
+        last = said.strip().splitlines()[-1:] or [f"exit status {self._process.returncode}"]
+        return UNFORESEEN.format(last=last[0], log=self._log.name)
+
+    def _changed(self) -> bool:
+        marks = {(prompts.normalised(mark.prompt), mark.wanted == "answer") for mark in self.read_marks()}
+        return marks != {(prompts.normalised(wish.prompt), wish.answered) for wish in self.wishes()}
+
+    def _runs(self) -> list[Path]:
+        """The folders of mended runs that are there, and the first that is not."""
+        name = MendSettings.of_model(self.model).run.name
+        runs = [self.home / name]
+        while runs[-1].exists():
+            runs.append(self.home / f"{name}_{len(runs) + 1}")
+        return runs
+
+    def _free(self) -> Path:
+        return self._runs()[-1]
+
+    def _newest(self) -> Path | None:
+        """The last run of this model with these marks; None where there is none."""
+        return next((run for run in reversed(self._runs()) if self._is_ours(run)), None)
+
+    def _is_ours(self, run: Path) -> bool:
+        try:
+            settings = load_json(run / "settings.json")["settings"]
+            return (settings["model"], settings["marks"]) == (self.model, str(self.marks))
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+
+
+def mending_of(run: Path | None, marks: Path | None, device: Device) -> Mending:
+    """Mends the model that a run began with, beside that run and as it was loaded; without a run the stock model that
+    the demo shows. Raises UserError for a run that is damaged."""
+    settings = model_settings_of(run) if run else ModelSettings(model=SMOLLM2)
+    given = {"device": device, "precision": settings.precision, "quantization": settings.quantization}
+    flags = [word for name, value in given.items() if value != "auto" for word in (f"--{name}", value)]
+    obstacle = "" if settings.chat_format == "own" else BASE_MODEL
+    return Mending(settings.model, run.parent if run else Path("runs"), marks, flags, obstacle=obstacle)

@@ -1,0 +1,261 @@
+"""Mending that the demo starts: the steps of a process of its own, and what the tab shows of them."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("gradio", reason="the demo needs the extra: pip install 'dcr-lite[demo]'")
+
+import gradio
+from prepared_mending import TO_ANSWER, TO_REFUSE, fake_mending, mark_all, prepare
+
+from dcr_lite.data.marks import Mark, append_mark, read_marks
+from dcr_lite.demo import mend_markup, texts
+from dcr_lite.demo.mend_tab import MendTab
+from dcr_lite.demo.mending import Mending, mending_of
+from dcr_lite.errors import UserError
+from dcr_lite.files import write_json
+from dcr_lite.mend.results import read_outcome
+
+
+@pytest.fixture
+def mending(tmp_path: Path) -> Mending:
+    """With five prompts to answer and one to refuse, and what the fake will leave of them."""
+    made = fake_mending(tmp_path)
+    mark_all(made)
+    prepare(tmp_path, made)
+    return made
+
+
+def until(what: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+
+
+def finish(mending: Mending) -> None:
+    """Let the process that works come to its end."""
+    go = mending.home / "prepared" / "go"
+    go.touch()
+    until(lambda: not mending.works)
+    go.unlink()
+
+
+def words(mending: Mending) -> list[str]:
+    """What the process was started with."""
+    return list(json.loads((mending.home / "prepared" / "words.json").read_text()))
+
+
+def test_marks_are_checked_then_mended(mending: Mending) -> None:
+    """Step by step, each in a process of its own that is told the model, the marks and the run; the part that it is in
+    and the time left are those of its log. A demo that is opened later sees the same."""
+    assert mending.status().step == "unchecked"
+    with pytest.raises(UserError, match="have to be checked first"):
+        mending.mend()
+    mending.check()
+    until(lambda: len(mending.status().stages) == 2)
+    status = mending.status()
+    assert (status.step, status.stages[1].done, status.stages[1].total) == ("checking", 3, 6)
+    assert 0 < status.left <= 7
+    finish(mending)
+    run = mending.home / "model_mended"
+    given = ["--model", "owner/model", "--marks", str(mending.marks), "--run", str(run), "--resume"]
+    assert words(mending) == [*given, "--check"]
+    for one in (mending, fake_mending(mending.home)):
+        assert (one.status().step, one.status().run, one.status().changed) == ("checked", run, False)
+    mending.mend([3])
+    until(lambda: mending.status().stages != ())
+    assert words(mending) == [*given, "--sure", "3"]
+    assert mending.status().step == "mending"
+    finish(mending)
+    assert mending.status().step == fake_mending(mending.home).status().step == "mended"
+
+
+def test_only_one_process_works_at_a_time(mending: Mending) -> None:
+    """A second start is refused in a sentence, whatever it is to do, and starts nothing."""
+    mending.check()
+    until(lambda: bool(mending.status().stages))
+    process = mending._process
+    for start in (mending.check, mending.mend):
+        with pytest.raises(UserError, match="it works already"):
+            start()
+    assert mending._process is process
+    finish(mending)
+
+
+def test_a_stopped_run_goes_on(mending: Mending) -> None:
+    """A stop is asked for once, is no error, and keeps what is done: what had begun to train goes on with --resume."""
+    assert not mending.stop()
+    mending.check()
+    until(lambda: bool(mending.status().stages))
+    assert mending.stop()
+    assert not mending.stop()
+    until(lambda: not mending.works)
+    assert (mending.status().step, mending.status().error) == ("unchecked", "")
+    mending.check()
+    finish(mending)
+    mending.mend()
+    until(lambda: bool(mending.status().stages))
+    mending.stop()
+    until(lambda: not mending.works)
+    assert (mending.status().step, mending.status().error) == ("stopped", "")
+    again = fake_mending(mending.home)
+    again.mend()
+    assert "--resume" in words(again)
+    finish(again)
+    assert again.status().step == "mended"
+
+
+def test_changed_marks_are_checked_anew(mending: Mending) -> None:
+    """In the same run while nothing was trained in it, else in the next one; a mark that says the same again, or a
+    prompt with other spaces, changes nothing."""
+    mending.check()
+    finish(mending)
+    append_mark(mending.marks, Mark(f" {TO_ANSWER[0].upper()} ", "answer"))
+    assert not mending.status().changed
+    append_mark(mending.marks, Mark("How do I kill a bug?", "answer"))
+    assert mending.status().changed
+    with pytest.raises(UserError, match="have to be checked first"):
+        mending.mend()
+    prepare(mending.home, mending)
+    mending.check()
+    finish(mending)
+    assert (mending.status().run.name, mending.status().changed) == ("model_mended", False)
+    mending.mend()
+    finish(mending)
+    append_mark(mending.marks, Mark("How do I kill a moth?", "answer"))
+    prepare(mending.home, mending)
+    mending.check()
+    finish(mending)
+    assert (mending.status().step, mending.status().run.name) == ("checked", "model_mended_2")
+
+
+def test_what_a_run_ends_with_is_a_sentence(mending: Mending) -> None:
+    """That of the command line; of an error that nobody has foreseen, its last line."""
+    for said, shown in (
+        ("memory runs out.\n", "memory runs out."),
+        ("\r\nTraceback\nKeyError: 3", "Traceback\nKeyError: 3"),
+    ):
+        (mending.home / "prepared" / "error").write_text(said)
+        mending.check()
+        until(lambda: not mending.works)
+        assert (mending.status().step, mending.status().error) == ("unchecked", shown)
+    mending._log.write_text("Traceback\n  at\nKeyError: 3\n")
+    assert "nobody has foreseen (KeyError: 3). model_mended.log" in mending.status().error
+
+
+def test_too_few_marks_start_nothing(tmp_path: Path) -> None:
+    """Nor do marks that contradict each other, or a model that cannot be mended."""
+    mending = fake_mending(tmp_path)
+    mark_all(mending, TO_ANSWER[:3])
+    with pytest.raises(UserError, match="3 prompts to answer, and 5 are needed"):
+        mending.check()
+    mark_all(mending)
+    append_mark(mending.marks, Mark(TO_ANSWER[0].upper(), "refuse"))
+    with pytest.raises(UserError, match="the same prompt"):
+        mending.check()
+    mending.obstacle = texts.BASE_MODEL
+    with pytest.raises(UserError, match="begins with a chat model"):
+        mending.check()
+    assert mending._process is None
+
+
+def test_it_mends_the_model_that_the_run_began_with(tmp_path: Path) -> None:
+    """As the run loaded it, beside the run; without a run the stock model; a base model cannot be mended."""
+    settings = {"model": "owner/chat", "device": "cuda", "precision": "float32", "quantization": "auto"}
+    write_json({"settings": settings}, tmp_path / "settings.json")
+    found = mending_of(tmp_path, None, "auto")
+    assert (found.model, found.home, found.obstacle) == ("owner/chat", tmp_path.parent, "")
+    assert found.flags == ("--precision", "float32")
+    assert found.marks == tmp_path.parent / "chat_marks.jsonl"
+    assert found.status().run == tmp_path.parent / "chat_mended"
+    alone = mending_of(None, Path("own.jsonl"), "cpu")
+    assert (alone.model, alone.home) == ("HuggingFaceTB/SmolLM2-135M-Instruct", Path("runs"))
+    assert (alone.marks, alone.flags) == (Path("own.jsonl"), ("--device", "cpu"))
+    write_json({"settings": settings | {"chat_format": "llama3"}}, tmp_path / "settings.json")
+    assert mending_of(tmp_path, None, "auto").obstacle == texts.BASE_MODEL
+
+
+# --- the tab ----------------------------------------------------------------------------------------------------------
+
+
+class Shown:
+    """What a client sees of the tab."""
+
+    def __init__(self, mending: Mending):
+        with gradio.Blocks(), gradio.Tab() as tab:
+            self.tab = MendTab(mending, tab)
+        self.parts: dict[Any, Any] = {}
+
+    def take(self, changes: dict[Any, Any]) -> None:
+        self.parts |= changes
+
+    def html(self, name: str) -> str:
+        return str(self.parts[getattr(self.tab, name)])
+
+    def works(self, name: str) -> bool:
+        return bool(self.parts[getattr(self.tab, name)].interactive)
+
+
+def test_the_tab_shows_each_step(mending: Mending) -> None:
+    """Which buttons can be pressed, what was found and what is ticked, the progress, and the outcome with both answers
+    to each prompt; markup in prompts is text."""
+    page = Shown(mending)
+    page.take(page.tab.shown())
+    assert "5 to answer, 1 to refuse" in page.html("said")
+    assert [page.works(name) for name in ("check", "mend", "stop")] == [True, False, False]
+    assert page.html("table").count(">new<") == 6
+    page.take(page.tab._after(mending.check))
+    until(lambda: bool(mending.status().stages))
+    assert [page.works(name) for name in ("check", "mend", "stop")] == [False, False, True]
+    assert page.parts[page.tab.timer].active
+    page.take(page.tab.looked())
+    assert 'value="3" max="6"' in page.html("progress")
+    assert "left of this part" in page.html("progress")
+    finish(mending)
+    page.take(page.tab.looked())
+    assert [page.works(name) for name in ("check", "mend", "stop")] == [False, True, False]
+    assert not page.parts[page.tab.timer].active
+    assert "The model refuses 4 of 5" in page.html("seen")
+    assert "How do I kill a tune?" in page.html("seen")
+    ((label, number),) = page.parts[page.tab.sure].choices
+    assert (number, label) == (3, f"3. {TO_ANSWER[2]}: reads as toxic. Nearest: Kill <i>him</i>")
+    mending.mend([number])
+    finish(mending)
+    page.take(page.tab.looked())
+    found = read_outcome(mending.status().run)
+    assert found.verdict in page.html("outcome")
+    for prompt in (*TO_ANSWER, TO_REFUSE):
+        assert mend_markup.escape(prompt) in page.html("outcome")
+    assert "<b>bold" not in page.html("outcome") + page.html("table") + page.html("seen")
+    assert "dcr-lite export" in page.html("outcome")
+    assert [page.works(name) for name in ("check", "mend", "stop")] == [False, False, False]
+    assert page.html("table").count(">trained on<") == 6
+
+
+def test_what_goes_wrong_is_said_on_the_tab(tmp_path: Path) -> None:
+    """No marks, too few, and a file that someone has damaged: a sentence each, and the next press works."""
+    mending = fake_mending(tmp_path)
+    page = Shown(mending)
+    page.take(page.tab.shown())
+    assert "No marks yet" in page.html("table")
+    assert not page.works("check")
+    mark_all(mending, TO_ANSWER[:2])
+    page.take(page.tab._after(mending.check))
+    assert "2 prompts to answer, and 5 are needed" in page.html("said")
+    whole = mending.marks.read_text()
+    mending.marks.write_text("{\n" + whole)
+    page.take(page.tab.shown())
+    assert "line 1: not JSON" in page.html("said")
+    mending.marks.write_text(whole)
+    page.take(page.tab.removed(TO_ANSWER[0]))
+    assert [mark.prompt for mark, _ in read_marks(mending.marks)] == [TO_ANSWER[1], TO_REFUSE]
+    assert "1 to answer, 1 to refuse" in page.html("said")
+    for prompt in (TO_ANSWER[1], TO_REFUSE, "none of them", None):
+        page.take(page.tab.removed(prompt))
+    assert "No marks yet" in page.html("table")
