@@ -103,9 +103,24 @@ def test_the_stock_model_is_what_was_loaded(tiny_model: MakeModel, four_bit: boo
     add_random_adapter(model, "second", seed=1)
     with stock(model):
         assert torch.equal(logits(model), loaded)
+        with stock(model):
+            pass
+        assert torch.equal(logits(model), loaded)  # the inner block changes back to what it found
     assert_far(logits(model), loaded)
     with stock(model):
         assert torch.equal(logits(model), loaded)
+
+
+def test_all_modules_are_in_one_mode(tiny_model: MakeModel) -> None:
+    """Those of a new adapter too, whether the model trained when it came or not; so the mode of the network is that of
+    every module in it."""
+    model = tiny_model()
+    for name, training in (("first", False), ("second", True)):
+        model.set_training(training)
+        add_adapter(model, name, rank=4, seed=0)
+        for mode in (False, True, True):
+            model.set_training(mode)
+            assert {module.training for module in model.network.modules()} == {mode}
 
 
 def test_a_fresh_adapter_changes_nothing(tiny_model: MakeModel) -> None:

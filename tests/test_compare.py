@@ -45,7 +45,7 @@ Compared = tuple[Path, list[str], Path, dict[str, Any]]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _small_comparison(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A random model hardly opens with a whole refusal: single letters give probabilities that a choice can go by, and
     an I refuses. And few instructions to take the answer loss of, short answers to learn preferences from, and no
     second spent on measuring the processor."""

@@ -174,24 +174,21 @@ def test_a_run_finds_all_that_is_not_given(searched: Path) -> None:
     assert (searched / "found.png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize(
-    ("architecture", "dial"), [("qwen2", "auto"), ("qwen3", "none"), ("mistral", "none"), ("gemma2", "auto")]
-)
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma2"])
 def test_any_architecture_finds_its_settings(
     architecture: str,
-    dial: str,
     tiny_folder: Callable[..., Path],
     rows: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Tied or not, packed or padded: dcr-lite train with a model folder and nothing else about the model. The dial,
-    which takes half of the time, is looked for once behind a norm and once without; test_dial.py fits it to all."""
+    """Tied, packed or padded, its dial behind a norm or not: dcr-lite train with a model folder and nothing else about
+    the model. Llama, untied, is the run of the tests above; runs of the others are in test_recipes.py."""
     fewer = {"contrastive_steps": 2, "sft_epochs": 1, "evaluation": rows / "plain.jsonl"}
     argv = unset_flags(tiny_folder(architecture), rows, tmp_path / "run", **fewer)
     del argv[argv.index("--compare-with") : argv.index("--compare-with") + 2]
     monkeypatch.setattr(safety_sft, "OBSERVATIONS", 1)
-    assert run_command(monkeypatch, "train", *argv, *([] if dial == "auto" else ["--dial", dial])) == 0
+    assert run_command(monkeypatch, "train", *argv) == 0
     assert read_found(tmp_path / "run") is not None
 
 

@@ -25,6 +25,8 @@ SHAPES: dict[str, Rows] = {
     "one token": [[7]],
     "the same prompt twice": random_rows([3], shared=4) * 2,
 }
+# What a shape may spoil is the same in all that pack, and in all that are padded.
+HARDEST = ("a shared prefix", "nothing shared")
 
 
 def tokens_alone(reference: Any, rows: Rows, new: int, eos: int | list[int] | None) -> list[list[int]]:
@@ -61,7 +63,8 @@ def ending_often(model: Model, reference: Any, rows: Rows) -> list[int]:
 @pytest.mark.parametrize(
     ("architecture", "config", "shape"),
     [
-        *((architecture, {}, shape) for architecture in ("llama", "qwen3", "gemma2", "gemma3") for shape in SHAPES),
+        *((architecture, {}, shape) for architecture in ("llama", "gemma2") for shape in SHAPES),
+        *((architecture, {}, shape) for architecture in ("qwen3", "gemma3") for shape in HARDEST),
         ("mistral", {"sliding_window": 8}, "a shared prefix"),
         ("gemma3", {"sliding_window": 8}, "a shared prefix"),
         ("phi3", {}, "a shared prefix"),

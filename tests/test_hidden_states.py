@@ -11,9 +11,9 @@ from tiny_models import (
     PACKABLE,
     PADDED,
     add_random_adapter,
+    all_states,
     assert_close,
     assert_far,
-    full_states,
     own_states,
     random_rows,
     take_gradients,
@@ -49,20 +49,22 @@ def reference_states(reference: Any, row: list[int]) -> Tensor:
 
 
 @pytest.mark.parametrize("architecture", [*PACKABLE, *PADDED])
-@pytest.mark.parametrize("layer", range(LAYERS))
 @torch.no_grad()
 def test_the_state_at_a_layer_is_that_of_the_full_model(
-    tiny_model: MakeModel, reference: MakeReference, architecture: str, layer: int
+    tiny_model: MakeModel, reference: MakeReference, architecture: str
 ) -> None:
     """Stopping at layer L gives what L puts out in the full model, before the norm, for the last layer as well."""
     model, plain = tiny_model(architecture), reference(architecture)
     seen: list[Tensor] = []
-    plain.model.layers[layer].register_forward_hook(lambda _m, _i, out: seen.append(out[0, -1]))
-    for row, state in zip(ROWS, prompt_states(model.network, model.batch(ROWS), layer), strict=True):
-        from_list = full_states(plain, row, layer)[-1]
-        assert_close(state, seen[-1])
-        # The last entry of transformers' list is after the norm.
-        (assert_close if layer < LAYERS - 1 else assert_far)(state, from_list)
+    for layer in plain.model.layers:
+        layer.register_forward_hook(lambda _m, _i, out: seen.append(out[0, -1]))
+    from_lists = [all_states(plain, row) for row in ROWS]
+    for layer in range(LAYERS):
+        states = prompt_states(model.network, model.batch(ROWS), layer)
+        for i, (state, from_list) in enumerate(zip(states, from_lists, strict=True)):
+            assert_close(state, seen[i * LAYERS + layer])
+            # The last entry of transformers' list is after the norm.
+            (assert_close if layer < LAYERS - 1 else assert_far)(state, from_list[layer][-1])
 
 
 def test_each_half_runs_its_own_layers_alone(tiny_model: MakeModel) -> None:
@@ -106,10 +108,11 @@ def test_the_decoder_is_whole_again_after_an_exception(tiny_model: MakeModel, ha
 def assert_halves_are_the_model(model: Model, plain: Any, batch: Batch) -> None:
     """States of every layer L, and these carried through the layers above, are the full model's, row by row."""
     shape, skip = batch.inputs["input_ids"].shape, batch.shared
-    final = [reference_states(plain, row)[skip:] for row in ROWS]
+    alone = [all_states(plain, row) for row in ROWS]
+    final = [states[-1][skip:] for states in alone]
     for layer in range(LAYERS - 1):
         lower = states_at_layer(model.network, batch, layer)
-        assert_close(own_states(lower, batch, ROWS, skip), [full_states(plain, row, layer)[skip:] for row in ROWS])
+        assert_close(own_states(lower, batch, ROWS, skip), [states[layer][skip:] for states in alone])
         upper = states_above(model.network, batch, lower.view(*shape, -1), layer)
         assert_close(own_states(upper, batch, ROWS, skip), final)
 

@@ -14,6 +14,7 @@ from tiny_models import (
     PADDED,
     PROMPTS,
     add_random_adapter,
+    all_states,
     assert_close,
     assert_far,
     full_states,
@@ -50,9 +51,11 @@ def states_by_row(model: Model, batch: Batch, rows: Rows, layer: int, skip: int)
         return own_states(states_at_layer(model.network, batch, layer), batch, rows, skip)
 
 
-def states_alone(reference: Any, rows: Rows, layer: int, skip: int) -> list[Tensor]:
-    with torch.no_grad():
-        return [full_states(reference, row, layer)[skip:] for row in rows]
+@torch.no_grad()
+def states_alone(reference: Any, rows: Rows, skip: int) -> list[list[Tensor]]:
+    """At each layer those of each row by itself."""
+    found = [all_states(reference, row) for row in rows]
+    return [[states[layer][skip:] for states in found] for layer in range(LAYERS)]
 
 
 # What a shape may spoil is the same in every architecture: those of the last years are given the hardest.
@@ -70,8 +73,7 @@ def test_states_are_those_of_each_row_alone(
     model, plain, rows = tiny_model(architecture), reference(architecture), SHAPES[shape]
     assert model.packs
     packed, padded = pack(rows), pad(rows, model.tokenizer.pad_token_id)
-    for layer in range(LAYERS - 1):
-        alone = states_alone(plain, rows, layer, packed.shared)
+    for layer, alone in enumerate(states_alone(plain, rows, packed.shared)[:-1]):
         assert_close(states_by_row(model, packed, rows, layer, packed.shared), alone)
         assert_close(states_by_row(model, padded, rows, layer, packed.shared), alone)
 
@@ -191,8 +193,7 @@ def test_models_with_other_than_full_attention_are_not_packed_wrongly(
     model, plain = tiny_model(architecture, **config), reference(architecture, **config)
     rows = random_rows([12, 30, 2], shared=6)
     batch = model.batch(rows)
-    for layer in range(LAYERS - 1):
-        alone = states_alone(plain, rows, layer, batch.shared)
+    for layer, alone in enumerate(states_alone(plain, rows, batch.shared)[:-1]):
         assert_close(states_by_row(model, batch, rows, layer, batch.shared), alone)
 
 
@@ -203,7 +204,7 @@ def test_rows_stay_where_one_does_not_change_another(tiny_model: MakeModel, refe
     assert plain.config.max_position_embeddings > 600
     assert model.window == 512
     short, edge, longer = random_rows([20, 512, 600])
-    (alone,) = states_alone(plain, [short], 2, 0)
+    (alone,) = states_alone(plain, [short], 0)[2]
     for other, same in ((edge, True), (longer, False)):
         beside = states_by_row(model, model.batch([short, other], 0), [short, other], 2, 0)[0]
         (assert_close if same else assert_far)(beside, alone)

@@ -109,11 +109,12 @@ def test_stopped_after_training_ends_as_undisturbed(
 
 
 def test_stopped_while_the_states_of_stage_1_are_written(
-    finished: Finished, tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    finished: Finished, stopped: Stopped, tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     logged: list[tuple[str, int]],
 ) -> None:  # fmt: skip
     """Half a file of states is none: they are computed again, stage 1 is not; the end is that of an undisturbed run."""
-    run = tmp_path / "run"
+    run = stopped.copy(tmp_path)
+    (run / "checkpoints" / "layer_states.safetensors").unlink()
 
     def halfway(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
         data = whole(tensors, metadata)
@@ -125,8 +126,8 @@ def test_stopped_while_the_states_of_stage_1_are_written(
     whole = safetensors.torch.save
     with monkeypatch.context() as patch:
         patch.setattr(safetensors.torch, "save", halfway)
-        assert run_here(flags(tiny, rows, run)).code == 130
-    logged.clear()
+        assert run_here(flags(tiny, rows, run, resume=True)).code == 130
+    assert logged == []
     assert run_here(flags(tiny, rows, run, resume=True)).code == 0
     assert "stage1" not in {name for name, _ in logged}
     assert_same_findings(run, finished)

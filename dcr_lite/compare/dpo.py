@@ -132,7 +132,7 @@ class DPO:
 
     def sums(self, chosen: Tensor) -> Tensor:
         """The log-probabilities of y+ and y- of the chosen preferences, without gradient, on the CPU: (chosen, 2)."""
-        self.model.network.eval()
+        self.model.set_training(False)
         rows = [self.rows[2 * i + side] for i in chosen.tolist() for side in (0, 1)]
         log_p = log_likelihoods(self.model, [(row.prompt, row.answer) for row in rows])
         return torch.stack([of_tokens.sum() for of_tokens in log_p]).view(-1, 2)

@@ -68,7 +68,7 @@ def answer_loss(
     model: Model, rows: list[Conversation], progress: Callable[[int], None] = lambda done: None
 ) -> dict[str, Any]:
     """{answer_loss, answers, tokens}: mean cross-entropy of the given answers, in nats per token."""
-    model.network.eval()
+    model.set_training(False)
     encoded = encode_conversations(model.tokenizer, [r.prompt for r in rows], [r.response for r in rows], model.window)
     total = 0.0
     for part in model.passes([prompt + end for prompt, end in encoded], TOKENS_PER_PASS):
@@ -87,7 +87,7 @@ def multiple_choice(
 
     Raises UserError for a question that is too long for the model.
     """
-    model.network.eval()
+    model.set_training(False)
     prompts = encode_prompts(model.tokenizer, [q.question for q in questions], model.window)
     right = 0
     for question, prompt in zip(questions, prompts, strict=True):

@@ -82,7 +82,7 @@ def read_stock_answers(model: Model, answers: Sequence[Measured]) -> StockAnswer
     it where nothing steers the model; an adapter may be active."""
     if not answers:
         return StockAnswers([], [], [])
-    model.network.eval()
+    model.set_training(False)
     # Whether an answer had ended was not stored with it, so its end is left out.
     prompts, texts, ends = [row["prompt"] for row in answers], [_text(row) for row in answers], [False] * len(answers)
     encoded = encode_conversations(model.tokenizer, prompts, texts, sys.maxsize, ends)
@@ -105,7 +105,7 @@ def distances(
     """How far the model as it stands, with its active adapter and what steers it, is from the stock model on each of
     that one's answers: {label, log_probability, stock_log_probability, loss, first_divergence, divergence}, in nats,
     means over the answer's tokens."""
-    model.network.eval()
+    model.set_training(False)
 
     def of_part(part: list[int]) -> list[Distances]:
         states, targets = answer_states(model, [stock.rows[i] for i in part])

@@ -37,7 +37,7 @@ def nearness(model: Model, rows: list[tuple[list[int], list[int]]]) -> Nearness:
     rows = [row for row in rows if row[1]]
     if not rows:
         raise ValueError("there is no answer to read")
-    model.network.eval()
+    model.set_training(False)
 
     def sums_of(part: list[int]) -> list[Tensor]:
         return [_sums(model, [rows[i] for i in part])]

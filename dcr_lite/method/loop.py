@@ -92,7 +92,7 @@ class Loop:
                     if self._gains_no_more(number, progress):
                         break
                 whole = False
-                stage.model.network.train()
+                stage.model.set_training(True)
                 with held():
                     loss = None
                     while loss is None:  # again where memory runs out, with a lower scale on overflow

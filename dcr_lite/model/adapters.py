@@ -103,6 +103,7 @@ def _stored_weights(folder: Path) -> set[str]:
 
 
 def _make_ready(model: Model, name: str) -> None:
+    model.network.eval()  # all of it: new modules begin in the mode of training
     for module in model.network.modules():
         if isinstance(module, LoraLayer):
             # Autocast picks the type of each product and would undo peft's own cast to float32.
@@ -121,30 +122,33 @@ def activate(model: Model, name: str) -> None:
 @contextmanager
 def stock(model: Model) -> Iterator[None]:
     """Within the block the model answers as it was loaded, without any adapter."""
-    if not isinstance(model.network, PeftModel):
-        yield
-        return
-    trainable = [p for p in model.network.parameters() if p.requires_grad]
+    before = {layer: layer.disable_adapters for layer in _lora_layers(model)}
+    _disable(before, True)
     try:
-        with model.network.disable_adapter():
-            yield
+        yield
     finally:
-        model.network.requires_grad_(False)  # leaving disable_adapter re-enables every adapter weight
-        for p in trainable:
-            p.requires_grad_(True)
+        for layer, disabled in before.items():
+            _disable([layer], disabled)
+
+
+def _lora_layers(model: Model) -> list[LoraLayer]:
+    return [module for module in model.network.modules() if isinstance(module, LoraLayer)]
+
+
+def _disable(layers: Iterable[LoraLayer], disabled: bool) -> None:
+    """As peft's enable_adapters does, but that sets which weights train as well, and so goes through all of them."""
+    for layer in layers:
+        layer._disable_adapters = disabled
 
 
 def switch(model: Model, name: str | None) -> None:
     """Make ``name`` the active adapter, or none for the stock model, until the next switch. ``stock`` does so for a
     block, and changes back at its end."""
-    if not isinstance(model.network, PeftModel):
-        return
+    _disable(_lora_layers(model), name is None)
     if name is None:
-        model.network.base_model.disable_adapter_layers()
+        model.network.requires_grad_(False)
     else:
-        model.network.base_model.enable_adapter_layers()
         activate(model, name)
-    model.network.requires_grad_(False)
 
 
 def train_only(model: Model, name: str, layers: Iterable[int]) -> list[nn.Parameter]:

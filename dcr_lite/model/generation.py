@@ -115,7 +115,7 @@ def answer(
     ``progress`` is called with the number of prompts in each finished batch. ``stop``: called now and then with the
     text of each answer so far, which ends where it returns True. ``choose``: how tokens are chosen.
     """
-    model.network.eval()
+    model.set_training(False)
     answers: dict[int, Answer] = {}
     with model.compute():
         prompts = prompts_of(model, rows)

@@ -111,6 +111,12 @@ class Model:
         self.tokens_per_pass //= 2
         return True
 
+    def set_training(self, training: bool) -> None:
+        """Put the network into the mode of training or of evaluation. Where it is in it already, none of its modules,
+        which are thousands, is visited."""
+        if self.network.training != training:
+            self.network.train(training)
+
     @property
     def window(self) -> int:
         """The longest row that the model was made for, in tokens."""

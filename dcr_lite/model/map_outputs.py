@@ -31,7 +31,7 @@ def mean_outputs(model: Model, rows: list[list[int]], maps: list[str], layers: i
             states_at_layer(model.network, batch, layers - 1)
         return list(torch.cat([seen[name] for name in maps], 1))
 
-    model.network.eval()
+    model.set_training(False)
     found: dict[int, Tensor] = {}
     with torch.no_grad():
         for part in model.passes(rows, TOKENS_PER_PASS):

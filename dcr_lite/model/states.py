@@ -47,7 +47,7 @@ def states_in_passes(
 
     Raises UserError where a state is not finite.
     """
-    model.network.eval()
+    model.set_training(False)
     states: dict[int, Tensor] = {}
     with torch.no_grad():
         for part in prompt_passes(model, rows):
@@ -78,7 +78,7 @@ def last_states(
             of_part = states_of_every_layer(model.network, batch, places, layers).cpu()
         return list(of_part.view(len(of_part), len(part), tokens, -1).unbind(1))
 
-    model.network.eval()
+    model.set_training(False)
     states: dict[int, Tensor] = {}
     with torch.no_grad():
         for part in model.passes(rows, TOKENS_OF_EVERY_LAYER):

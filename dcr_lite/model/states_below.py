@@ -21,7 +21,7 @@ class StoredStates:
         self.layer = layer
         self.rows: dict[int, Tensor] = {}
         self.shared = torch.empty(0)
-        model.network.eval()
+        model.set_training(False)
 
         def states_of(chosen: list[int]) -> list[Tensor]:
             batch = model.batch([rows[i] for i in chosen], prefix)

@@ -46,7 +46,7 @@ class GrowingTogether:
 
         Raises UserError where a score is not finite.
         """
-        model.network.eval()
+        model.set_training(False)
         self.model, self.answers = model, answers
         with model.compute():
             prompts = prompts_of(model, [answer.row + answer.ids for answer in answers])

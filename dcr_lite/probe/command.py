@@ -113,6 +113,8 @@ class _Work:
         self.count = sum(len(left) for _, _, left in todo)
         # Measurements, their seconds, and about how many operations they took and the others will take.
         self.number, self.seconds, self.done, self.left = 0, 0.0, 0.0, 0.0
+        model, some = todo[0][0].model, [prompt.prompt for prompt in prompts[:32]]
+        self.prompt_tokens = sum(map(len, encode_prompts(model.tokenizer, some, model.window))) / len(some)
 
     def do(self) -> None:
         """Measure everything, saying before how long it will take."""
@@ -191,14 +193,12 @@ class _Work:
         """About how many floating-point operations a probe takes: 2 per weight and token forward, as many again for
         each of the two gradients backward."""
         model = source.model
-        some = [prompt.prompt for prompt in self.prompts[:32]]
-        prompt = sum(map(len, encode_prompts(model.tokenizer, some, model.window))) / len(some)
         config = decoder_of(model.network).config
         weights = depth(model.network) * weights_per_layer(model) + config.vocab_size * config.hidden_size
-        tokens = self._answers(probe) * (prompt + self.probing.answer_tokens)
+        tokens = self._answers(probe) * (self.prompt_tokens + self.probing.answer_tokens)
         if probe.family == "fine_tuning":
             steps = int(probe.name.rpartition("_")[2])
             tokens += 3 * steps * source.settings.sft_batch * TUNING_TOKENS
         if probe.family == "abliteration":
-            tokens += layers_tried(model) * CHAT_TOKENS * 2 * VALIDATION * prompt
+            tokens += layers_tried(model) * CHAT_TOKENS * 2 * VALIDATION * self.prompt_tokens
         return 2 * weights * tokens

@@ -128,6 +128,8 @@ def _command(argv: list[str], cwd: str, before: Sequence[Callable[[], Any]], sai
 
 def _make_small() -> None:
     """What makes a trial on a tiny model a matter of a second, and its checkpoints many."""
+    from drawing import draw_nothing
+
     from dcr_lite.compare import command as compare
     from dcr_lite.evaluate import command as evaluate
     from dcr_lite.measure import openings
@@ -136,6 +138,7 @@ def _make_small() -> None:
     from dcr_lite.run import plan
 
     compare.matrix_rate = plan.matrix_rate = lambda device, precision: 1e10  # measuring it takes a second
+    draw_nothing()
     evaluate.CHUNK = 4
     loading.REFUSING_OPENINGS = openings.REFUSING_OPENINGS = tuple("ISTWabcdefg")  # whole ones are hardly likely here
     if hasattr(loop, "CHECKPOINT_SECONDS"):

@@ -39,7 +39,7 @@ def small_settings(model: Path | str, rows: Path, run: Path, **changes: Any) -> 
 
 @dataclass(frozen=True)
 class Finished:
-    """An undisturbed run, the recipe as a script in a process of its own."""
+    """An undisturbed run with its pictures, the recipe as a script in a process of its own."""
 
     path: Path
     seen: Outcome
@@ -77,7 +77,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     path = tmp_path_factory.mktemp("finished") / "run"
-    seen = Outcome(*run_script(RECIPE, flags(tiny, rows, path), path.parent))
+    seen = Outcome(*run_script(RECIPE, flags(tiny, rows, path), path.parent, PICTURES="drawn"))
     assert seen.code == 0, seen.err[-3000:]
     return Finished(path, seen)
 

@@ -283,8 +283,13 @@ def own_states(states: Tensor, batch: Batch, rows: list[list[int]], skip: int) -
 
 def full_states(reference: nn.Module, row: list[int], layer: int) -> Tensor:
     """What ``layer`` puts out for one row alone in a full forward pass of the reference: (seq, d_model)."""
+    return all_states(reference, row)[layer]
+
+
+def all_states(reference: nn.Module, row: list[int]) -> list[Tensor]:
+    """The same of every layer, those of the last one after the final norm."""
     out = reference(input_ids=torch.tensor([row]), output_hidden_states=True, use_cache=False)
-    return out.hidden_states[layer + 1][0]
+    return [states[0] for states in out.hidden_states[1:]]
 
 
 @dataclass

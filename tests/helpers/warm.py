@@ -121,7 +121,8 @@ def _call(function: Callable[[], Any], folder: str, environment: dict[str, str],
 
 
 def _make_small() -> None:
-    """What makes runs in this process as quick as those in the tests' own."""
+    """What makes runs in this process as quick as those in the tests' own. With PICTURES=drawn pictures are drawn."""
+    from drawing import draw_nothing
     from small_runs import LETTERS, RESAMPLES
 
     from dcr_lite.measure import metrics, openings
@@ -129,3 +130,5 @@ def _make_small() -> None:
 
     openings.REFUSING_OPENINGS, metrics.RESAMPLES = LETTERS, RESAMPLES
     plan.matrix_rate = lambda device, precision: 1e10  # measuring it takes a second
+    if os.environ.get("PICTURES") != "drawn":
+        draw_nothing()
