@@ -49,6 +49,7 @@ from dcr_lite.settings import Settings
 SEVERAL = 4  # layers from L on, for a shift of several, each by its share
 FEW, MANY = 24, 128  # refusals of the two stage-2 adapters that are interpolated
 SHIFTED = (0.3, 0.6, 1.0, 1.5)  # in units of the difference of the two kinds' means
+DIALLED = (-0.3, 0.0, 0.3, 0.7)  # in tens of nats
 EVERYWHERE = (0.15, 0.3, 0.45, 0.7)  # likewise, where every token is shifted: about as far at the last one
 
 Vectors = dict[int, Tensor]  # by layer, (d_model,)
@@ -191,7 +192,7 @@ def _shift(title: str, apply: Apply, above: bool = False, several: int = 1) -> M
 WAYS = {
     STOCK: METHODS[STOCK],
     "unturned": _way("as trained", partial(_shifted, from_last_prompt_token, False, 1), 0.0),
-    "dial": _way("in the weights: the dial", _in_the_weights, *EVERYWHERE),
+    "dial": _way("in the weights: the dial, with its gain", _in_the_weights, *DIALLED),
     "last": _shift("shift at L, from the prompt's last token on", from_last_prompt_token),
     "every": _shift("shift at L, at every token", at_every_token),
     "first": _shift("shift at L, at the prompt's last token alone", at_first_token),
@@ -202,7 +203,7 @@ WAYS = {
         f"stage 2 with {FEW} and {MANY} refusals, interpolated", _interpolated, 0.0, 0.5, 1.0, 1.5
     ),
 }  # fmt: skip
-UNTURNED = {"dial", "last", "every", "first", "above", "several", "bias"}  # whose strength 0 is "unturned"
+UNTURNED = {"last", "every", "first", "above", "several", "bias"}  # whose strength 0 is "unturned"
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------

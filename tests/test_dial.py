@@ -265,8 +265,8 @@ def test_a_dial_comes_back_from_its_file(tiny_model: MakeModel, tmp_path: Path) 
         Dial.load(file)
     vectors = {"shift": dial.shift, "key": dial.key, "reader": dial.reader}
     for wrong in (
-        {"key": dial.key[None]}, {"key": dial.key * torch.inf}, {"layer": torch.zeros(2)}, {"reader": dial.key[:4]},
-        {"gain": torch.tensor(torch.nan)},
+        {"key": dial.key[None]}, {"key": dial.key * torch.inf}, {"layer": torch.zeros(2)},
+        {"reader": dial.key[:4].clone()}, {"gain": torch.tensor(torch.nan)},
     ):  # fmt: skip
         save_tensors({"layer": torch.tensor(2), "gain": torch.tensor(0.3), **vectors} | wrong, file)
         with pytest.raises(UserError, match=r"dial\.safetensors is missing or damaged"):
