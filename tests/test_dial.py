@@ -25,6 +25,7 @@ from dcr_lite.method.dial import (
     GRADIENT_PAIRS,
     NATS,
     RIDGE,
+    RISE,
     Dial,
     _read,
     find_gain,
@@ -188,15 +189,16 @@ def test_gain_adds_the_shift_by_what_is_read(tiny_model: MakeModel) -> None:
 
 
 def test_a_gain_is_taken_where_it_tells_the_kinds_apart(tiny_model: MakeModel) -> None:
-    """Of GAINS the one before unseen prompts are told apart less; AUROC of each as of the log-odds at that gain. A
-    reader that has it the wrong way round gets none."""
+    """Of GAINS the first after which unseen prompts are told apart hardly better; AUROC of each as of the log-odds at
+    that gain. A reader that has it the wrong way round gets none."""
     model, _ = make(tiny_model)
     known = [Pair(f"{pair.toxic} red", f"{pair.toxic} blue") for pair in PAIRS[:60]]
     dial = fit_dial(model, ADAPTER, LAYER, known[:40], TEXTS[:20])
     rows = encode_pairs(model, known[40:])
     found, aurocs = find_gain(model, ADAPTER, dial, rows)
     assert found.gain > 0
-    assert aurocs[str(found.gain)] == max(aurocs.values()) > aurocs["0.0"]
+    assert aurocs[str(found.gain)] > max(aurocs.values()) - RISE
+    assert aurocs[str(found.gain)] >= aurocs["0.0"] + RISE
     set_strength(model, ADAPTER, found, 0)
     odds = log_odds(model, rows).tolist()
     set_strength(model, ADAPTER, found, None)

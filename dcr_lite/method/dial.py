@@ -45,6 +45,7 @@ TOKENS = 6144  # that both are fitted on, half of them of prompts: the equations
 RIDGE = 0.1  # of the mean square of an input's entry: with 0.01 the product varies more on other texts
 GRADIENT_PAIRS, GRADIENT_ROWS = 16, 4  # whose log-odds the direction is the gradient of, and how many at once
 GAINS = (0.0, 0.5, 1.0, 2.0)
+RISE = 0.01  # of AUROC: less is noise, and not worth a larger change of the weights
 NATS = 10.0  # by which strength 1 lowers the log-odds of refusing, as long as they follow their gradient
 CURE = "Delete it to have it fitted again."
 ANOTHER_MODEL = f"the dial belongs to another model. {CURE}"
@@ -130,25 +131,24 @@ def fit_dial(model: Model, adapter: str, layer: int, pairs: list[Pair], conversa
 def find_gain(
     model: Model, adapter: str, dial: Dial, rows: list[list[int]], progress: Callable[[int], None] = lambda done: None
 ) -> tuple[Dial, dict[str, float]]:
-    """The dial with the first of GAINS after which unseen prompts are told apart no better, and the AUROC of the
-    log-odds of refusing by each gain that was tried, with the dial at 0. rows: as many toxic prompts and then
+    """The dial with the first of GAINS after which the AUROC of the log-odds of refusing rises by less than RISE, and
+    the AUROC by each gain that was tried, with the dial at 0. rows: unseen prompts, as many toxic ones and then
     seemingly toxic ones. progress: called with 1 after each. The adapter is as trained afterwards."""
     activate(model, adapter)
     found: dict[str, float] = {}
-    best = dial
+    best = 0.0
     for gain in GAINS:
-        turned = replace(dial, gain=gain)
-        set_strength(model, adapter, turned, 0)
+        set_strength(model, adapter, replace(dial, gain=gain), 0)
         try:
             odds = [one.refusal_log_odds for one in answer(model, rows, max_new_tokens=0)]
         finally:
             set_strength(model, adapter, dial, None)
         found[str(gain)] = auroc(odds[: len(rows) // 2], odds[len(rows) // 2 :])
         progress(1)
-        if found[str(gain)] < found[str(best.gain)]:
+        if gain and found[str(gain)] < found[str(best)] + RISE:
             break
-        best = turned if found[str(gain)] > found[str(best.gain)] else best
-    return best, found
+        best = gain
+    return replace(dial, gain=best), found
 
 
 def _direction(model: Model, adapter: str, number: int, key: Tensor, rows: list[list[int]]) -> Tensor:
