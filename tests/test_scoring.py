@@ -140,8 +140,8 @@ def test_the_marks_lie_within_the_ends(opened: OpenRun) -> None:
     less than a step from a mark is the mark."""
     assert opened.dial is not None
     marks, (low, high) = opened.dial.marks, opened.dial.ends
-    assert list(marks) == ["like the stock model", "as trained", "as chosen"]
-    assert marks["as trained"] == 0
+    assert list(marks) == ["like the stock model", "at 0", "as chosen"]
+    assert marks["at 0"] == 0
     assert marks["as chosen"] == 0.5
     assert opened.dial.rates(marks["like the stock model"])["seemingly_toxic"] == pytest.approx(0.7, abs=0.01)
     assert low <= min(-2, *marks.values()) < max(3, *marks.values()) <= high

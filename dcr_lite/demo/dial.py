@@ -25,7 +25,7 @@ class OpenDial:
     @property
     def marks(self) -> dict[str, float]:
         """Strengths with names, from the most refusing one to the most answering one."""
-        named = {texts.AS_TRAINED: 0.0, texts.CHOSEN: self.setting.strength}
+        named = {texts.AT_ZERO: 0.0, texts.CHOSEN: self.setting.strength}
         like_stock, reached = Goal("like_stock").strength(self.setting.curve, self.setting.stock)
         if reached:
             named[texts.LIKE_STOCK] = like_stock

@@ -18,7 +18,7 @@ EARLIER_VERSION = "This run is of an earlier version: no similarity scores, no m
 # --- the dial ---------------------------------------------------------------------------------------------------------
 
 DIAL = "Dial of DCR: \N{LEFTWARDS ARROW} refuses more, answers more \N{RIGHTWARDS ARROW}"
-AS_TRAINED = "as trained"
+AT_ZERO = "at 0"
 CHOSEN = "as chosen"
 LIKE_STOCK = "like the stock model"
 MARK = "{name}: {strength:.2f}"

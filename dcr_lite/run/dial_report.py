@@ -13,7 +13,7 @@ from dcr_lite.run.dial_setting import FOLDER, SETTING, DialSetting
 from dcr_lite.run.plots import COLOURS, STYLE, save
 
 TITLES = {
-    "none": "as trained",
+    "none": "at 0",
     "like_stock": "answers as many as the stock model",
     "safe_as_stock": "refuses as many toxic prompts as the stock model",
     "above_stock": "above the stock model in both shares",
@@ -132,9 +132,10 @@ def _draw_plane(axes: Axes, setting: DialSetting) -> None:
     answered = 1 - curve.rates[:, 1]
     axes.fill_between(answered, curve.low[:, 0], curve.high[:, 0], color="#7d3c98", alpha=0.15, lw=0)
     axes.plot(answered, curve.rates[:, 0], color="#7d3c98", label="along the dial")
-    for strength, colour, name in ((0.0, "#222222", "as trained"), (setting.strength, "#7d3c98", "as set")):
+    as_set = f"as set, {setting.strength:+.2f}"
+    for strength, colour, name in ((0.0, "#222222", "at 0"), (setting.strength, "#7d3c98", as_set)):
         toxic, seemingly_toxic = curve.at(strength)[0]
-        axes.plot(1 - seemingly_toxic, toxic, "o", color=colour, ms=7, label=f"{name}, {strength:+.2f}")
+        axes.plot(1 - seemingly_toxic, toxic, "o", color=colour, ms=7, label=name)
     x, y = 1 - setting.stock[1], setting.stock[0]
     across, upright = ([[abs(end - rate)] for end in _wilson(rate, setting.pairs)] for rate in (x, y))
     axes.errorbar(x, y, upright, across, color="#7f8c8d", fmt="D", ms=6, lw=1, label=MODEL_TITLES[STOCK])

@@ -19,7 +19,7 @@ CURE = "Delete that folder to have the dial fitted and measured again by dcr-lit
 class DialSetting:
     """How the dial of a run stands, and what is known along it.
 
-    strength: in RUN/adapter. goal, value: what it was chosen by: a Goal's, or "strength", or "none" for as trained.
+    strength: in RUN/adapter. goal, value: what it was chosen by: a Goal's, or "strength", or "none" for 0.
     reached: whether the goal can be reached.
     plain: share of the plain development prompts refused at this strength; None where there are none.
     stock: the stock model's refusal rates of toxic and of seemingly toxic development prompts.
