@@ -9,13 +9,15 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from command_line import run_command
 from drawing import drawing
-from recipe_runs import adapter, same
+from recipe_runs import adapter
 from scipy.special import expit
 from small_runs import Outcome, contents, flags, run_here
 
 from dcr_lite.measure.trade_off import Goal, Reading, TradeOff, fit_trade_off
+from dcr_lite.method.dial import Dial
 from dcr_lite.run import dial, inputs, opening
 from dcr_lite.run.dial_bench import Bench
 from dcr_lite.run.dial_setting import DialSetting
@@ -33,6 +35,7 @@ class SimulatedBench:
         self.patience = generator.random((2, 80))
         self.slope, self.breaks, self.pairs = slope, breaks, 80
         self.kept: dict[float, Reading] = {}
+        self.dial, self.gains = Dial(0, *(torch.zeros(4) for _ in range(3)), gain=0.5), {"0.0": 0.7, "0.5": 0.8}
 
     def stock(self) -> tuple[float, float]:
         return STOCK
@@ -236,10 +239,17 @@ def test_set_writes_the_adapter_and_says_so_everywhere(whole: Path, made: Path) 
     assert now.keys() == was.keys()
 
 
-def test_strength_0_is_the_adapter_as_trained(run: Path) -> None:
-    """Bit for bit, after it was turned."""
+def test_strength_0_leaves_the_gain_alone(run: Path) -> None:
+    """Bit for bit the adapter as trained, after it was turned, with one more rank that reads what the gain acts on, or
+    without a gain nothing more."""
     assert dcr_lite("dial", run, "--strength", "-0.0", "--set").code == 0
-    assert same(adapter(run), adapter(run, "stage2"))
+    now, trained, fitted = adapter(run), adapter(run, "stage2"), Dial.load(run / "dial/dial.safetensors")
+    changed = sorted(name for name in trained if not torch.equal(now[name], trained[name]))
+    assert len(changed) == (2 if fitted.gain else 0)
+    for name in changed:
+        kept = now[name][:-1] if "lora_A" in name else now[name][:, :-1]
+        assert torch.equal(kept, trained[name])
+        assert "lora_B" in name or torch.equal(now[name][-1], fitted.gain * fitted.reader)
 
 
 def test_a_run_without_a_dial_gets_one(run: Path, made: Path) -> None:
