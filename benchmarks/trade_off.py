@@ -2,9 +2,10 @@
 
     python benchmarks/trade_off.py --settings.model FOLDER --prompts FILES --seeds 0 1 2 --out runs/trade_off
 
-Measured along their strengths: the stock model; the stock model steered as DCR's dial steers, without any training (the
-control); stage 1 with its dial; the same with a stage 2 of own answers, with few refusals where the stock model refuses
-by itself; and with one of the given answers and all refusals. Stage 1 and the dial are the same for all three.
+Measured along their strengths: the stock model; the stock model steered along its difference of means, without any
+training (the control); stage 1 with its dial; the same with a stage 2 of own answers, with few refusals where the stock
+model refuses by itself; and with one of the given answers and all refusals. Stage 1 and the dial are the same for all
+three.
 ``--out`` keeps every training, the answers and what is measured, as that of ``dcr-lite compare``: the same command goes
 on.
 

@@ -1,8 +1,9 @@
-"""Steered stock: the stock model shifted along its own difference of means. Training-free, the control of DCR's dial.
+"""Steered stock: the stock model shifted along its own difference of means. Training-free.
 
-DCR's dial shifts the states of layer L along the difference of the two kinds' means after stage 1. Here the same is
-done without stage 1: no shift makes the model tell apart what its states do not. The stock model's means differ by
-little, so the shift is given the length of the spread of the states (their root mean square distance from their mean).
+It is the control of a dial that shifts the states of layer L along the difference of the kinds' means after stage 1.
+Here the same is done without stage 1: no shift makes the model tell apart what its states do not. The stock model's
+means differ by little, so the shift is given the length of the spread of the states (their root mean square distance
+from their mean).
 """
 
 from dataclasses import dataclass
