@@ -2,10 +2,10 @@
 
     python benchmarks/trade_off.py --settings.model FOLDER --prompts FILES --seeds 0 1 2 --out runs/trade_off
 
-Measured along their strengths: the stock model; the stock model steered along its difference of means, without any
-training (the control); stage 1 with its dial; the same with a stage 2 of own answers, with few refusals where the stock
-model refuses by itself; and with one of the given answers and all refusals. Stage 1 and the dial are the same for all
-three.
+Measured along their strengths: the stock model; two controls without any training, the stock model steered along its
+difference of means and the stock model with a dial; stage 1 with its dial; the same with a stage 2 of own answers, with
+few refusals where the stock model refuses by itself; and with one of the given answers and all refusals. Stage 1 and
+the dial are the same for the last three.
 ``--out`` keeps every training, the answers and what is measured, as that of ``dcr-lite compare``: the same command goes
 on.
 
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from dcr_lite.compare import directions
+from dcr_lite.compare import directions, operations
 from dcr_lite.compare.command import measured
 from dcr_lite.compare.measurement import Configuration, EvaluationData, answers_file
 from dcr_lite.compare.methods import METHODS, Method, fitted_steering
@@ -61,7 +61,7 @@ class Choices:
     out: Path = Path("runs/trade_off")
     """Folder of trade_off.md, trade_off.json and trade_off.png, of the runs and their answers."""
     only: tuple[str, ...] = ()
-    """Measure only these besides the stock model: steered, stage1, own, given."""
+    """Measure only these besides the stock model: steered, dial_alone, stage1, own, given."""
     strengths: tuple[float, ...] = (0.3, 0.0, 0.15, 0.45, 0.6)
     """Of the dial; the first is a large point of the picture."""
 
@@ -73,6 +73,15 @@ def _steered(seed: SeedRun, strength: float) -> Iterator[Cost]:
         vector = fitted_steering(seed).vector
         with directions.steered(seed.model, {layer: strength * vector}):
             yield seed.cost("steered")
+
+
+@contextmanager
+def _dial_alone(seed: SeedRun, strength: float) -> Iterator[Cost]:
+    part = "fitted_dial_alone"
+    adapters.set_adapter_weights(seed.model, DCR, seed.first_weights)
+    adapters.activate(seed.model, DCR)
+    with seed.turned(seed.fit_dial(part), strength):
+        yield seed.cost(part)
 
 
 @contextmanager
@@ -98,6 +107,11 @@ def _with_dial(title: str, colour: str, answers: str | None) -> Method:
 VARIANTS = {
     STOCK: METHODS[STOCK],
     "steered": replace(METHODS["steered"], model=_steered, strengths=lambda settings: STEERED),
+    "dial_alone": replace(
+        METHODS["dial_alone"],
+        model=_dial_alone,
+        operations=lambda seed, strength: operations.of_steering(seed, strength) if strength == 0 else 0,
+    ),
     "stage1": _with_dial("stage 1", "#1e8449", None),
     "own": _with_dial("stage 1 and 2, own answers", "#2471a3", "own"),
     "given": _with_dial("stage 1 and 2, given answers", "#7d3c98", "given"),
@@ -112,12 +126,12 @@ def settings_of(choices: Choices) -> Settings:
 def variants(choices: Choices) -> dict[str, Method]:
     """What is to be measured besides the stock model, with its strengths; the first of the trainings has stage 1."""
     chosen = {name: way for name, way in VARIANTS.items() if name in (choices.only or VARIANTS) and name != STOCK}
-    dialled, first = [name for name in chosen if name != "steered"], choices.strengths[0]
-    for name in dialled:
+    first = choices.strengths[0]
+    for name in chosen.keys() - {"steered"}:
         chosen[name] = replace(chosen[name], strengths=lambda settings: choices.strengths)
-    if dialled:
-        chosen[dialled[0]] = replace(
-            chosen[dialled[0]],
+    if trained := [name for name in chosen if name not in ("steered", "dial_alone")]:
+        chosen[trained[0]] = replace(
+            chosen[trained[0]],
             operations=lambda seed, strength: seed.operations["stage1"] if strength == first else 0,
         )
     return chosen

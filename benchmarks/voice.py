@@ -72,7 +72,7 @@ def main(choices: trade_off.Choices) -> list[dict[str, Any]]:
     settings = trade_off.settings_of(choices)
     file = choices.out / "voice.json"
     rows: list[dict[str, Any]] = load_json(file) if file.exists() else []
-    variants = {name: way for name, way in trade_off.variants(choices).items() if name != "steered"}
+    variants = {name: way for name, way in trade_off.variants(choices).items() if name not in ("steered", "dial_alone")}
     for number in choices.seeds:
         seed = SeedRun(settings, choices.out / f"seed{number}", number)
         seed.find_settings()

@@ -150,9 +150,9 @@ def compare(
     contract: int | None = None,
     by: str | None = None,
 ) -> None:
-    """Train and measure eleven models on one recipe: the stock model, the same steered, safety SFT alone, data
-    augmentation, Surgical, SCANS, AdaCD, ProSafePrune, ACTOR, DPO and DCR. Writes tables, a trade-off plot and JSON.
-    The same command continues a stopped comparison.
+    """Train and measure twelve models on one recipe: the stock model, the same steered and with DCR's dial alone,
+    safety SFT alone, data augmentation, Surgical, SCANS, AdaCD, ProSafePrune, ACTOR, DPO and DCR. Writes tables, a
+    trade-off plot and JSON. The same command continues a stopped comparison.
 
     Args:
         recipe: Name or file of the recipe whose model, data and settings all methods share.

@@ -29,16 +29,22 @@ from dcr_lite.files import load_jsonl, read_state, write_state
 from dcr_lite.measure.answers import method_result, read_answers
 from dcr_lite.measure.metrics import mean_interval
 from dcr_lite.method import safety_sft
+from dcr_lite.method.dial import Dial, set_strength
+from dcr_lite.model import adapters
 from dcr_lite.model.adapters import WEIGHTS, adapter_weights
-from dcr_lite.names import BASELINE
+from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.generation import answer
+from dcr_lite.names import BASELINE, DCR
 from dcr_lite.run import steps
+from dcr_lite.run.dial_bench import DIAL
+from dcr_lite.run.dial_setting import FOLDER, DialSetting
 from dcr_lite.run.inputs import resolved
 from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
 from dcr_lite.run.recipes import load_recipe
 from dcr_lite.settings import Settings
 
 USUAL = {
-    "base": "0", "steered": "1", "safety_sft": "6", "augmented": "6", "surgical": "1", "scans": "1",
+    "base": "0", "steered": "1", "dial_alone": "0", "safety_sft": "6", "augmented": "6", "surgical": "1", "scans": "1",
     "adacd": "1", "prosafeprune": "1", "actor": "1", "dpo": "0.5", "dcr": "0",
 }  # fmt: skip
 Compared = tuple[Path, list[str], Path, dict[str, Any]]
@@ -242,6 +248,22 @@ def test_methods_differ_and_act_on_safety_sft_alone(compared: Compared) -> None:
     assert float(kept["direction"].norm()) == pytest.approx(1, abs=1e-4)
     pruning = load_file(out / "seed0" / "prosafeprune.safetensors")
     assert {key.split(".")[-1] for key in pruning} >= {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+def test_the_dial_alone_is_a_dial_without_any_training(compared: Compared) -> None:
+    """The stock model's weights and one rank at layer L, found and set for the same goal as DCR's dial, answer so."""
+    recipe, _, out, _ = compared
+    seed = command.seed_run(load_recipe(recipe).SETTINGS, out, 0)
+    folder = out / "seed0" / "dial_alone" / FOLDER
+    turning, setting = Dial.load(folder / DIAL), DialSetting.load(folder)
+    ours = DialSetting.load(out / "seed0" / FOLDER)
+    assert (setting.goal, setting.pairs, setting.stock) == (ours.goal, ours.pairs, ours.stock)
+    rows = answers_of(out, "dial_alone")
+    encoded = encode_prompts(seed.model.tokenizer, [row["prompt"] for row in rows], seed.model.window)
+    adapters.activate(seed.model, DCR)
+    set_strength(seed.model, DCR, turning, setting.strength)
+    odds = [one.refusal_log_odds for one in answer(seed.model, encoded, max_new_tokens=0)]
+    assert [row["refusal_log_odds"] for row in rows] == pytest.approx(odds, abs=1e-3)
 
 
 def test_actor_takes_the_best_of_what_it_has_tried(compared: Compared) -> None:

@@ -36,12 +36,14 @@ from dcr_lite.measure.trade_off import Goal
 from dcr_lite.model import adapters
 from dcr_lite.names import BASELINE, DCR, STOCK
 from dcr_lite.run import steps
+from dcr_lite.run.dial_setting import DialSetting
 from dcr_lite.run.terminal import console, progress_bar
 from dcr_lite.settings import Settings
 
 FACTORS = (0.5, 2.0)  # of a recipe's refusals: further points of a trained method's trade-off curve
-AS_SET = 0.0  # DCR's dial as the recipe sets it; else the share of seemingly toxic development prompts to answer
+AS_SET = 0.0  # the dial as the recipe sets it; else the share of seemingly toxic development prompts to answer
 ANSWERED = (0.6, 0.8, 0.95)  # such shares: further points of DCR's curve
+ANSWERED_WORDS = "of seemingly toxic development prompts answered; 0: as set"
 SHARES = (0.5, 0.25, 0.75)  # of toxic preferences in the loss of DPO
 
 
@@ -174,6 +176,20 @@ def _dpo(seed: SeedRun, share: float) -> Iterator[Cost]:
         yield trained + seed.cost(preferences.PART) + seed.cost(name)
 
 
+def _strength(setting: DialSetting, answered: float) -> float:
+    """The dial's strength as it was set, or that which answers such a share of seemingly toxic development prompts."""
+    if answered == AS_SET:
+        return setting.strength
+    return Goal("answer_seemingly_toxic", answered).strength(setting.curve, setting.stock)[0]
+
+
+@contextmanager
+def _dial_alone(seed: SeedRun, answered: float) -> Iterator[Cost]:
+    dial, setting = seed.set_dial_alone()
+    with seed.turned(dial, _strength(setting, answered)):
+        yield seed.cost("dial_alone")
+
+
 @contextmanager
 def _dcr(seed: SeedRun, answered: float) -> Iterator[Cost]:
     trained = seed.train_dcr()
@@ -181,10 +197,7 @@ def _dcr(seed: SeedRun, answered: float) -> Iterator[Cost]:
         yield trained
         return
     dial, setting = seed.set_dial()
-    strength = setting.strength
-    if answered != AS_SET:
-        strength, _ = Goal("answer_seemingly_toxic", answered).strength(setting.curve, setting.stock)
-    with seed.turned(dial, strength):
+    with seed.turned(dial, _strength(setting, answered)):
         yield trained + seed.cost("dial")
 
 
@@ -225,6 +238,10 @@ METHODS = {
         operations.of_steering,
         in_weights=False,
     ),
+    "dial_alone": Method(
+        "dial alone", "#d4ac0d", _dial_alone, lambda settings: (AS_SET, *ANSWERED), ANSWERED_WORDS,
+        operations.of_dial_alone,
+    ),
     BASELINE: Method(
         "safety SFT alone", "#7f8c8d", _safety_sft, _refusals, "refusals",
         operations.of_safety_sft,
@@ -256,7 +273,7 @@ METHODS = {
     "dpo": Method("DPO", "#6d4c41", _dpo, lambda settings: SHARES, "share of toxic preferences", operations.of_dpo),
     DCR: Method(
         "DCR", "#1e8449", _dcr, lambda settings: (AS_SET, *(ANSWERED if settings.dial != "none" else ())),
-        "of seemingly toxic development prompts answered; 0: as set", operations.of_dcr,
+        ANSWERED_WORDS, operations.of_dcr,
     ),
 }  # fmt: skip
 

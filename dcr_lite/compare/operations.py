@@ -17,12 +17,16 @@ def of_steering(seed: SeedRun, factor: float) -> float:
     return 8 * ANCHORS * seed.operations["prompt"]
 
 
+def of_dial_alone(seed: SeedRun, answered: float) -> float:
+    """Of measuring the dial, by about as many answers as ten times all development prompts."""
+    return 20 * len(seed.data.development) * seed.operations["prompt"] * 3 if answered == 0 else 0
+
+
 def of_dcr(seed: SeedRun, answered: float) -> float:
-    """Of the training; the dial is measured by about as many answers as ten times all development prompts."""
+    """Of the training and the dial."""
     parts = seed.operations
     stage2 = parts["stage2"] if seed.settings.stage2 != "no" else 0
-    dial = 20 * len(seed.data.development) * parts["prompt"] * 3
-    return parts["stage1"] + stage2 + dial if answered == 0 else 0
+    return parts["stage1"] + stage2 + of_dial_alone(seed, answered) if answered == 0 else 0
 
 
 def of_surgical(seed: SeedRun, orthogonality: float) -> float:

@@ -20,6 +20,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.files import load_tensors, save_tensors, write_state
 from dcr_lite.measure.answers import read_answers
 from dcr_lite.measure.kept import StockAnswers, read_stock_answers, worth_keeping
+from dcr_lite.measure.trade_off import Goal
 from dcr_lite.method.contrastive import encode_pairs
 from dcr_lite.method.dial import Dial, find_gain, fit_dial, set_strength
 from dcr_lite.method.loop import Stage
@@ -27,7 +28,7 @@ from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, DCR
-from dcr_lite.run import inputs, opening, plan, steps
+from dcr_lite.run import dial, inputs, opening, plan, steps
 from dcr_lite.run.dial_bench import DIAL
 from dcr_lite.run.dial_setting import FOLDER, DialSetting
 from dcr_lite.run.long_rows import without_long_rows
@@ -160,24 +161,39 @@ class SeedRun:
         folder = self.run.path / FOLDER
         return Dial.load(folder / DIAL), DialSetting.load(folder)
 
-    def fit_dial(self) -> Dial:
-        """The dial of the adapter as it is trained now, fitted once."""
+    def set_dial_alone(self) -> tuple[Dial, DialSetting]:
+        """The dial of the stock model, and the setting that the same goal as DCR's gives it; found once. The adapter is
+        as before any training, the active one."""
+        adapters.set_adapter_weights(self.model, DCR, self.first_weights)
+        adapters.activate(self.model, DCR)
+        part, asked = "dial_alone", self.settings.dial
+        folder = self.run.path / part
+        if not self.run.finished(part):
+            forget_peak_memory()
+            started = time.monotonic()
+            goal = Goal("balanced" if asked == "none" else asked)  # type: ignore[arg-type]  # what was found is never auto
+            dial.record(folder, dial.find_setting(folder, self.model, self.data, self.settings, goal))
+            self.run.finish(part, vars(Cost(time.monotonic() - started, peak_memory_bytes())))
+        return Dial.load(folder / FOLDER / DIAL), DialSetting.load(folder / FOLDER)
+
+    def fit_dial(self, name: str = "fitted_dial") -> Dial:
+        """The dial of the adapter as it is trained now, fitted once and kept as the part ``name``."""
         data = self.data
 
         def fit() -> Dial:
-            dial = fit_dial(self.model, DCR, self.settings.layer, data.training, data.instructions)
-            return find_gain(self.model, DCR, dial, encode_pairs(self.model, data.development))[0]
+            fitted = fit_dial(self.model, DCR, self.settings.layer, data.training, data.instructions)
+            return find_gain(self.model, DCR, fitted, encode_pairs(self.model, data.development))[0]
 
-        return self.fit_once("fitted_dial", Dial, fit)
+        return self.fit_once(name, Dial, fit)
 
     @contextmanager
-    def turned(self, dial: Dial, strength: float) -> Iterator[None]:
+    def turned(self, turning: Dial, strength: float) -> Iterator[None]:
         """Within the block DCR's dial stands at a strength."""
-        set_strength(self.model, DCR, dial, strength)
+        set_strength(self.model, DCR, turning, strength)
         try:
             yield
         finally:
-            set_strength(self.model, DCR, dial, None)
+            set_strength(self.model, DCR, turning, None)
 
     def mixture(self, refusals: int, augmentations: int = 0) -> list[Conversation]:
         """Rows for safety SFT."""
