@@ -337,7 +337,7 @@ def test_a_curve_adds_strengths_for_its_seeds_alone(compared: Compared) -> None:
         "base": {0}, "steered": {-1, 0.5, 1, 2}, "safety_sft": {3, 6}, "augmented": {3, 6},
         "surgical": {0, 0.5, 1}, "scans": {0.5, 1, 2}, "prosafeprune": {0.5, 1, 1.5}, "actor": {0.5, 1, 2},
         "adacd": {0.5, 1, 2}, "dpo": {0.25, 0.5, 0.75},
-        "dcr": {0, *ANSWERED},
+        "dial_alone": {0, *ANSWERED}, "dcr": {0, *ANSWERED},
     }  # fmt: skip
 
 
