@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -160,8 +161,13 @@ def score_alone(model: Model, reference: Any, row: list[int]) -> float:
     return math.log(total) - math.log1p(-total)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2"])
-@pytest.mark.parametrize("shape", ["a shared prefix", "nothing shared", "one prompt"])
+@pytest.mark.parametrize(
+    ("architecture", "shape"),
+    [
+        *product(("llama", "qwen2", "gemma2"), ("a shared prefix", "nothing shared", "one prompt")),
+        *product(("qwen3", "mistral", "smollm3", "phi3", "olmo3", "lfm2"), ("a shared prefix",)),
+    ],
+)
 def test_scores_are_those_of_one_pass_per_opening(
     tiny_model: MakeModel, reference: MakeReference, architecture: str, shape: str
 ) -> None:

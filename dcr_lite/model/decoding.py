@@ -1,7 +1,7 @@
 """The state of a batch of prompts while they are answered: what was computed so far, and logits of the next token."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,10 @@ from dcr_lite.model.hidden_states import adding, decoder_of, vocabulary_logits
 from dcr_lite.model.loading import Model
 from dcr_lite.model.packing import shared_prefix
 
+LOGITS_AT_ONCE = 64  # rows: a row of Qwen2.5's vocabulary takes 0.6 MB, and its map 0.5 GB to be read once
+
 Rows = list[list[int]]  # of token ids
+Tokens = tuple[int, ...]
 Prefix = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (1, heads, tokens, d_head); empty: no prefix
 
 
@@ -62,9 +65,26 @@ class _CachedDecoding:
         self.positions = self.positions[:, -1:] + 1 + torch.arange(new, device=ids.device)
         return self._forward(ids, new)
 
+    @property
+    def branches(self) -> bool:
+        """Whether ``branch`` applies: what a new token sees is given as a mask, and no layer has dropped a token."""
+        return self.model.packs and all(type(layer) is DynamicLayer for layer in self.cache.layers)
+
+    def branch(self, texts: list[Tokens]) -> Tensor:
+        """The states (batch, texts, d_model) after each of ``texts``, in one pass: each text is its last token, which
+        sees its row and, of the others, the beginnings of its own text. The decoding stays as it was."""
+        other, device = self.fork(), self.logits.device
+        sees = torch.tensor([[text[: len(one)] == one for one in texts] for text in texts], device=device)
+        lengths = torch.tensor([len(text) for text in texts], device=device)
+        before = self.mask.bool()[:, None].expand(-1, len(texts), -1)
+        other.mask = torch.cat([before, sees.expand(len(before), -1, -1)], 2)[:, None]
+        other.positions = self.positions[:, -1:] + lengths
+        last = torch.tensor([text[-1] for text in texts], device=device)
+        return other._forward(last.expand(len(before), -1), len(texts))
+
     def logits_at(self, states: Tensor, ahead: int = 0) -> Tensor:
-        """Logits (batch, vocabulary) of the token that follows ``ahead`` further ones, from its ``states``
-        (batch, ...)."""
+        """Logits (..., vocabulary) of the token that follows ``ahead`` further ones, from its ``states`` (batch, ...,
+        d_model)."""
         return vocabulary_logits(self.model.network, states)
 
     def keep(self, rows: Tensor) -> None:
@@ -208,6 +228,32 @@ def _of_rows(model: Model, rows: Rows, prefix: Prefix) -> Half:
     if model.steering:
         raise UserError("steered answers need --backend transformers")
     return _UncachedDecoding(model, rows)
+
+
+def logits_after(decoding: Decoding, texts: list[Tokens]) -> Iterator[Tensor]:
+    """Logits (batch, vocabulary) of the token behind each of ``texts``, if every row went on with it. The decoding is
+    as before. texts: distinct token ids, with each text all its beginnings but the empty one."""
+    if not texts:
+        return
+    states = _states_after(decoding, texts)
+    if isinstance(decoding, _ContrastedDecoding):
+        yield from (decoding.logits_at(states[:, i], len(text)) for i, text in enumerate(texts))
+        return
+    for some in states.split(max(1, LOGITS_AT_ONCE // len(states)), 1):
+        yield from decoding.logits_at(some).unbind(1)
+
+
+def _states_after(decoding: Decoding, texts: list[Tokens]) -> Tensor:
+    """States (batch, texts, ...) from which the token behind each text is predicted."""
+    if isinstance(decoding, _CachedDecoding) and decoding.branches:
+        return decoding.branch(texts)
+    rows, device = len(decoding.logits), decoding.logits.device
+    states: dict[Tokens, Tensor] = {}
+    for text in texts:
+        if not any(other != text and other[: len(text)] == text for other in texts):  # else it is part of that one
+            found = decoding.fork().extend(torch.tensor(text, device=device).expand(rows, -1))
+            states |= {text[: i + 1]: found[:, i] for i in range(len(text))}
+    return torch.stack([states[text] for text in texts], 1)
 
 
 def append(decoding: Decoding, token: Tensor) -> None:

@@ -2,13 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 
 import torch
 from torch import Tensor
 
 from dcr_lite.model.chat import decode_answers
-from dcr_lite.model.decoding import Decoding, Rows, append, prompts_of, shared_cache, start_decoding
+from dcr_lite.model.decoding import (
+    Decoding,
+    Rows,
+    Tokens,
+    append,
+    logits_after,
+    prompts_of,
+    shared_cache,
+    start_decoding,
+)
 from dcr_lite.model.loading import Model, in_halves, require_finite
 from dcr_lite.model.memory import PROMPT_TOKENS
 from dcr_lite.model.packing import passes
@@ -34,32 +43,21 @@ class Answer:
     ids: tuple[int, ...] = ()
 
 
-def _chains(openings: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The longest proper beginnings of the openings: their states give every opening's probability."""
-    parents = {opening[:-1] for opening in openings if len(opening) > 1}
-    return sorted(p for p in parents if not any(q != p and q[: len(p)] == p for q in parents))
-
-
 def refusal_log_odds(decoding: Decoding) -> Tensor:
     """Log-odds (batch,) that the answer begins with one of ``model.openings``."""
     model = decoding.model
     encoded = model.tokenizer(list(model.openings), add_special_tokens=False)["input_ids"]
     openings = sorted({tuple(ids) for ids in encoded})
-    n, device = len(decoding.logits), decoding.logits.device
-    states: dict[tuple[int, ...], Tensor] = {}  # from which the token after each beginning is predicted
-    for chain in _chains(openings):
-        of_chain = decoding.fork().extend(torch.tensor(chain, device=device).expand(n, -1))
-        states |= {chain[: i + 1]: of_chain[:, i] for i in range(len(chain))}
-
-    following: dict[tuple[int, ...], list[int]] = {}
+    following: dict[Tokens, list[int]] = {}
     for opening in openings:
         for i, token in enumerate(opening):
             following.setdefault(opening[:i], []).append(token)
-    log_p: dict[tuple[int, ...], Tensor] = {}  # of the last token of each beginning, given those before
-    for beginning, tokens in following.items():
-        logits = decoding.logits_at(states[beginning], len(beginning)) if beginning else decoding.logits
+    beginnings = sorted(following)  # the empty one first
+    log_p: dict[Tokens, Tensor] = {}  # of the last token of each beginning, given those before
+    every = chain([decoding.logits], logits_after(decoding, beginnings[1:]))
+    for beginning, logits in zip(beginnings, every, strict=True):
         total = logits.logsumexp(-1)
-        log_p |= {(*beginning, token): logits[:, token] - total for token in tokens}
+        log_p |= {(*beginning, token): logits[:, token] - total for token in following[beginning]}
     refusing = [torch.stack([log_p[o[: i + 1]] for i in range(len(o))]).sum(0) for o in openings]
     least = LEAST_LOG_P if model.contrast else None
     log_any = torch.stack(refusing).double().logsumexp(0).clamp(least, -1e-12)
