@@ -18,7 +18,7 @@ ChatFormat = Literal["own", "chatml", "llama3", "mistral", "gemma"]
 FOUND = -1  # where a layer stands: it is still to be found
 # Parts of the depth between which L is looked for: lower, what stage 1 learns does not generalise to unseen pairs;
 # higher, it generalises less, trains longer, and leaves few layers to act on it (docs/results.md, "The layer").
-LOWEST, HIGHEST = 0.4, 0.7
+LOWEST, HIGHEST = 0.5, 0.7
 
 # The files and the sizes that ``data`` stands for, where none are given.
 SHIPPED_FILES = {

@@ -10,22 +10,18 @@ import pytest
 from command_line import run_command
 from hypothesis import given
 from hypothesis import strategies as st
-from recipe_runs import same, small_settings
 from small_runs import flags, run_here
 
 from dcr_lite.errors import UserError
 from dcr_lite.measure.openings import MOST, own_openings
 from dcr_lite.method import safety_sft
-from dcr_lite.method.layers import auroc_error, suggested_layers
-from dcr_lite.model.adapters import adapter_weights
+from dcr_lite.method.layers import auroc_error, suggested_layer
 from dcr_lite.model.loading import REFUSING_OPENINGS
-from dcr_lite.names import DCR
-from dcr_lite.run import found_settings, steps
+from dcr_lite.run import found_settings
 from dcr_lite.run.found_report import found_section
 from dcr_lite.run.found_settings import LEARNING_RATES, choose, rate_for
-from dcr_lite.run.inputs import load_data
-from dcr_lite.run.opening import load_model, open_model
-from dcr_lite.run.run_folder import RunFolder, read_found, read_settings
+from dcr_lite.run.opening import open_model
+from dcr_lite.run.run_folder import read_found, read_settings
 from dcr_lite.settings import FOUND, Settings, layers_between
 
 UNSET = {
@@ -41,24 +37,19 @@ COMPLIES = {"toxic": {"refusal_rate": 0.03}, "openings": ["Sorry"]}
 
 @given(depth=st.integers(1, 100))
 def test_the_layer_is_looked_for_in_the_middle(depth: int) -> None:
-    """Between 0.4 and 0.7 of the depth, to a layer; never the last one of several, and always somewhere."""
+    """Between 0.5 and 0.7 of the depth, to a layer; never the last one of several, and always somewhere."""
     found = layers_between(depth)
     assert len(found) > 0
     assert all(0 <= layer <= max(0, depth - 2) for layer in found)
     if depth > 4:
-        assert 0.4 * depth - 0.5 <= found[0] <= found[-1] <= 0.7 * depth + 0.5
+        assert 0.5 * depth - 0.5 <= found[0] <= found[-1] <= 0.7 * depth + 0.5
 
 
-def test_layers_that_may_be_the_best_are_suggested() -> None:
-    """Those within one standard error of the best, which more prompts make smaller: the lowest, and one in the middle
-    of them."""
+def test_the_lowest_layer_that_may_be_the_best_is_suggested() -> None:
+    """Of those within one standard error of the best, which more prompts make smaller."""
     stock = {3: 0.60, 4: 0.70, 5: 0.75, 6: 0.77, 7: 0.76}
     assert auroc_error(0.77, 80) == pytest.approx(0.0375, abs=0.001)
-    assert suggested_layers(stock, 80, 2) == [5, 6]
-    assert suggested_layers(stock, 10, 2) == [4, 6]
-    assert suggested_layers(stock, 10, 1) == [4]
-    assert suggested_layers(stock, 10, 9) == [4, 5, 6, 7]
-    assert suggested_layers(stock, 10**6, 2) == [6]
+    assert [suggested_layer(stock, n) for n in (10, 80, 10**6)] == [4, 5, 6]
 
 
 # --- learning rates ---------------------------------------------------------------------------------------------------
@@ -231,51 +222,3 @@ def test_what_is_given_is_not_searched(tiny: Path, rows: Path, tmp_path: Path, m
     done = run_here(flags(tiny, rows, tmp_path / "run", **few))
     assert done.code == 0, done.err
     assert not (tmp_path / "run" / "found.png").exists()
-
-
-def test_stage_1_is_tried_where_layers_are_near(
-    tiny_folder: Callable[..., Path], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At each of them for a few steps from the same first weights, which are there again afterwards; the best one is
-    taken, and what was tried is not tried again."""
-    folder = tiny_folder(num_hidden_layers=10)
-    settings = small_settings(folder, rows, tmp_path / "run", **UNSET | {"stage2": "yes", "dial": "none"})
-    data, (model, _) = load_data(settings), load_model(settings)
-    monkeypatch.setattr(found_settings, "TRIAL_STEPS", 3)
-    monkeypatch.setattr(found_settings, "suggested_layers", lambda separations, n, most: [4, 5, 7])
-    first = {name: weight.clone() for name, weight in adapter_weights(model, DCR).items()}
-    trained: list[int] = []
-    trial = found_settings._Trial.step
-    monkeypatch.setattr(
-        found_settings._Trial, "step", lambda stage, n: trained.append(stage.config.layer) or trial(stage, n)
-    )
-    run = RunFolder(settings)
-    chosen = steps.find_settings(run, model, data, settings)
-    assert trained == [4] * 3 + [5] * 3 + [7] * 3
-    found = read_found(run.path)
-    assert found is not None
-    tried = {int(layer): auroc for layer, auroc in found["evidence"]["layers"]["tried"].items()}
-    assert tried.keys() == {4, 5, 7}
-    assert tried[chosen.layer] >= max(tried.values()) - found_settings.TIE
-    assert same(adapter_weights(model, DCR), first)
-    (run.path / "found.json").unlink()
-    assert steps.find_settings(run, model, data, settings) == chosen
-    assert len(trained) == 9
-
-
-@pytest.mark.parametrize(("learns_at", "tried", "chosen"), [(5, {4, 5}, 5), (6, {4, 5, 6, 7}, 6)])
-def test_other_layers_are_tried_where_stage_1_learns_at_none(
-    tiny_folder: Callable[..., Path], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    learns_at: int, tried: set[int], chosen: int,
-) -> None:  # fmt: skip
-    """Where the trial at each of the first layers ends no better than the stock model, further ones have theirs; else
-    they are spared."""
-    settings = small_settings(tiny_folder(num_hidden_layers=10), rows, tmp_path / "run", **UNSET | {"dial": "none"})
-    data, (model, _) = load_data(settings), load_model(settings)
-    candidates = {found_settings.TRIED: [4, 5], 2 * found_settings.TRIED: [4, 5, 6, 7]}
-    monkeypatch.setattr(found_settings, "suggested_layers", lambda separations, n, most: candidates[most])
-    aurocs = {layer: float(layer == learns_at) for layer in range(10)}  # 0 is at most that of the stock model
-    monkeypatch.setattr(found_settings, "_trial", lambda m, d, of, geometry, progress: aurocs[of.layer])
-    layers = found_settings._layers(RunFolder(settings), model, data, settings)
-    assert {int(layer) for layer in layers["tried"]} == tried
-    assert layers["chosen"] == chosen

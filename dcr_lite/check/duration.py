@@ -14,7 +14,7 @@ from dcr_lite.method.contrastive import OBSERVATIONS as STAGE1_OBSERVATIONS
 from dcr_lite.method.safety_sft import OBSERVATIONS
 from dcr_lite.model.shapes import Shape
 from dcr_lite.names import BASELINE, models_of
-from dcr_lite.run.found_settings import STOCK_PAIRS, TRIAL_BATCH, TRIAL_STEPS, TRIED, asks_for_answers, assumed
+from dcr_lite.run.found_settings import STOCK_PAIRS, asks_for_answers, assumed
 from dcr_lite.run.own_voice import OWN_TOKENS
 from dcr_lite.run.plan import DIAL_ANSWERS, DIAL_READINGS
 from dcr_lite.settings import FOUND, Settings
@@ -109,7 +109,7 @@ def operations(
     read_out = 2 * (min(REFERENCE_PAIRS, len(lengths.pairs)) + lengths.development)
     read = 2 * min(GEOMETRY_PAIRS, len(lengths.pairs)) + 2 * (read_out + len(lengths.held_out)) + lengths.refusals
     batch = 2 * min(settings.contrastive_batch // 2, len(lengths.pairs))
-    stage1 = count.forward(settings.layer + 1, read * prompt, read) + _search(count, asked, lengths, batch, prompt)
+    stage1 = count.forward(settings.layer + 1, read * prompt, read) + _search(count, asked, lengths, prompt)
     stage1 += count.refinement(settings.contrastive_steps, len(lengths.pairs), batch, prompt, read_out)
 
     def sft(rows: int, below: int) -> float:
@@ -128,13 +128,12 @@ def operations(
     return parts | {"evaluation": answers + _along_the_way(count, asked, settings, lengths, prompt)}
 
 
-def _search(count: Counter, asked: Settings, lengths: Lengths, batch: int, prompt: float) -> float:
-    """Of finding L, where it is not given: states of every layer, and a few steps at some."""
+def _search(count: Counter, asked: Settings, lengths: Lengths, prompt: float) -> float:
+    """Of finding L, where it is not given: the states of every layer."""
     if asked.layer != FOUND:
         return 0.0
     read = 2 * (min(GEOMETRY_PAIRS, len(lengths.pairs)) + lengths.development)
-    of_a_trial = count.refinement(TRIAL_STEPS, len(lengths.pairs), min(batch, TRIAL_BATCH), prompt, 0)
-    return count.forward(count.shape.layers, read * prompt, read) + TRIED * of_a_trial
+    return count.forward(count.shape.layers, read * prompt, read)
 
 
 def _along_the_way(count: Counter, asked: Settings, settings: Settings, lengths: Lengths, prompt: float) -> float:

@@ -19,7 +19,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.files import OnlyOne, load_tensors, read_state, remove_partials, write_json, write_state
 from dcr_lite.measure.answers import read_answers
 from dcr_lite.method.contrastive import GEOMETRY_PAIRS, REFERENCE_PAIRS, ContrastiveConfig, encode_pairs, first_pairs
-from dcr_lite.method.layers import layer_geometries, layer_separations, suggested_layers
+from dcr_lite.method.layers import layer_geometries, layer_separations, suggested_layer
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.states import last_states
@@ -55,7 +55,7 @@ def _diagnose(settings: Settings, folder: Path, out: Path, pairs: int, projectio
     states = _states(settings, out, pairs, projections)
     stock = states["stock"]["separation"]
     candidates = {layer: stock[layer] for layer in layers_between(len(stock))}
-    suggested = suggested_layers(candidates, states["stock"]["development_pairs"], 1)[0]
+    suggested = suggested_layer(candidates, states["stock"]["development_pairs"])
     diagnosis: dict[str, Any] = {
         "run": str(folder),
         "model": settings.model,

@@ -27,7 +27,7 @@ fresh one, of which only one half (B) moves at first.
 ## Separability by layer
 
 AUROC of development pairs at each layer, along the difference of the means of training pairs in the stock model's
-geometry. L is {layer}; the stock model suggests {suggested_layer}, of the layers between 0.4 and 0.7 of the depth the
+geometry. L is {layer}; the stock model suggests {suggested_layer}, of the layers between 0.5 and 0.7 of the depth the
 lowest within a standard error of their best.
 
 ![Separability by layer](layers.png)

@@ -1,7 +1,5 @@
 """At which layer toxic and seemingly toxic prompts can be told apart, and which of them are worth training."""
 
-import math
-
 from torch import Tensor
 
 from dcr_lite.method.geometry import Centre, Geometry
@@ -30,11 +28,8 @@ def auroc_error(auroc: float, n: int) -> float:
     return float(max(variance, 0.0) ** 0.5)
 
 
-def suggested_layers(separations: dict[int, float], n: int, most: int) -> list[int]:
-    """At most ``most`` layers that may be the best, from the AUROC of the stock model's ``n`` unseen pairs by layer:
-    of those within one standard error of the best one the lowest, and others evenly above it, but not the highest. A
-    lower layer trains faster and leaves more of the model to act on what is separated, so the lowest comes first."""
+def suggested_layer(separations: dict[int, float], n: int) -> int:
+    """The lowest layer within one standard error of the best one, from the AUROC of the stock model's ``n`` unseen
+    pairs by layer: a lower one trains faster and leaves more of the model to act on what is separated."""
     best = max(separations.values())
-    enough = [layer for layer, value in sorted(separations.items()) if value >= best - auroc_error(best, n)]
-    number = min(most, len(enough))
-    return [enough[math.ceil(i * (len(enough) - 1) / number)] for i in range(number)]
+    return min(layer for layer, value in separations.items() if value >= best - auroc_error(best, n))

@@ -29,15 +29,11 @@ def _layer(found: dict[str, Any], layers: Evidence | None) -> str:
         return f"**L = {found['layer']}** was given."
     aurocs = {int(layer): value for layer, value in layers["auroc"].items()}
     best = max(aurocs, key=lambda layer: aurocs[layer])
-    said = (
+    return (
         f"**L = {found['layer']}.** In the stock model the {layers['pairs']} development pairs are told apart best at "
         f"layer {best} of {min(aurocs)} to {max(aurocs)} (AUROC {aurocs[best]:.2f}, standard error "
-        f"{layers['error']:.2f})"
+        f"{layers['error']:.2f}), and {found['layer']} is the lowest within one standard error of that."
     )
-    if not layers["tried"]:
-        return f"{said}, and {found['layer']} is the lowest within one standard error of that."
-    tried = ", ".join(f"{value:.2f} at {layer}" for layer, value in layers["tried"].items())
-    return f"{said}. After {layers['steps']} steps of stage 1 their AUROC is {tried}."
 
 
 def _rates(found: dict[str, Any], evidence: Evidence) -> str:
@@ -88,10 +84,6 @@ def _draw_layers(axes: Axes, chosen: int, layers: Evidence) -> None:
     places, values = zip(*((int(layer), value) for layer, value in layers["auroc"].items()), strict=True)
     axes.plot(places, values, "o-", ms=4, color="#7f8c8d", label="stock model")
     axes.axhspan(max(values) - layers["error"], max(values), color="#7f8c8d", alpha=0.15, lw=0)
-    if layers["tried"]:
-        tried = [(int(layer), value) for layer, value in layers["tried"].items()]
-        label = f"after {layers['steps']} steps of stage 1"
-        axes.plot(*zip(*tried, strict=True), "D", ms=7, color="#1e8449", label=label)
     axes.axvline(chosen, color="#222222", lw=0.8, ls=":", label=f"L = {chosen}")
     axes.set_xticks(places)
     axes.set_xlabel("decoder layer, from 0")

@@ -1,16 +1,15 @@
 """The settings that a run finds for itself, by training and development pairs: the layer L, learning rates, and what
 follows from what the model does already. What is given is never searched.
 
-- L: the stock model's states of development pairs at every layer between 0.4 and 0.7 of the depth, read as stage 1
-  reads them; where several layers are within one standard error of the best, a few steps of stage 1 at the lowest and
-  at the middle one, of which the better counts. Where neither has begun to learn, at two more of them.
+- L: the stock model's states of development pairs at every layer between 0.5 and 0.7 of the depth, read as stage 1
+  reads them; the lowest layer within one standard error of the best. A few steps of stage 1 at some of them say no more
+  (docs/results.md).
 - Learning rates: from the model's width, between those that are known at other widths.
 - Stage 2, answers, dial: by how often the stock model refuses training prompts in its own chat format.
 """
 
 import random
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from math import log
@@ -20,22 +19,14 @@ from dcr_lite.data.rows import Prompt
 from dcr_lite.files import write_state
 from dcr_lite.measure.answers import Measured, measure, overall_rate
 from dcr_lite.measure.openings import own_openings
-from dcr_lite.method.contrastive import (
-    GEOMETRY_PAIRS,
-    ContrastiveConfig,
-    ContrastiveRefinement,
-    encode_pairs,
-    first_pairs,
-)
+from dcr_lite.method.contrastive import GEOMETRY_PAIRS, ContrastiveConfig, encode_pairs, first_pairs
 from dcr_lite.method.geometry import Geometry
-from dcr_lite.method.layers import auroc_error, suggested_layers
-from dcr_lite.method.loop import Loop
+from dcr_lite.method.layers import auroc_error, suggested_layer
 from dcr_lite.method.read_out import separation
 from dcr_lite.model import adapters, distributed
 from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import last_states
-from dcr_lite.names import DCR
 from dcr_lite.run.found_report import draw_found
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.run_folder import FOUND_FILE, FOUND_NAMES, RunFolder, read_found
@@ -44,10 +35,6 @@ from dcr_lite.settings import FOUND, Settings, layers_between
 
 STOCK_PAIRS = 64  # training pairs that the stock model answers: its refusal rates to about 0.1
 REFUSES = 0.2  # of toxic prompts, from which on a chat model refuses by itself: its makers taught it to
-TRIED = 2  # layers at which stage 1 is tried, at most: the highest, tried on two models, was the worst on both
-TIE = 0.01  # of AUROC, within which a lower layer is taken
-TRIAL_STEPS = 20  # of SmolLM2 enough to tell a layer at which it learns from one at which it does not
-TRIAL_BATCH = 32  # prompts in such a step, at most: enough for that, in half the time of the usual batch
 # Learning rates by width: at those of SmolLM2 (576) and of Qwen2.5 0.5B and 1.5B (896, 1536) as tried there, at 8
 # billion weights' (4096) QLoRA's (Dettmers et al., 2023).
 LEARNING_RATES = {
@@ -66,7 +53,7 @@ def found(run: RunFolder, model: Model, data: Data, settings: Settings) -> dict[
         return there
     started = time.monotonic()
     answers = _stock_answers(run, model, data, settings) if asks_for_answers(settings) else None
-    layers = _layers(run, model, data, settings) if settings.layer == FOUND else None
+    layers = _layers(model, data, settings) if settings.layer == FOUND else None
     chosen = choose(settings, model.network.config.hidden_size, answers, layers)
     chosen["evidence"]["seconds"] = time.monotonic() - started
 
@@ -144,9 +131,9 @@ def _stock_answers(run: RunFolder, model: Model, data: Data, settings: Settings)
 # --- the layer --------------------------------------------------------------------------------------------------------
 
 
-def _layers(run: RunFolder, model: Model, data: Data, settings: Settings) -> Evidence:
-    """{auroc: of the stock model by layer, error: of the best one, pairs, tried: AUROC after a short stage 1 by layer,
-    steps, chosen}. Layers are strings, as JSON has them."""
+def _layers(model: Model, data: Data, settings: Settings) -> Evidence:
+    """{auroc: of the stock model by layer, error: of the best one, pairs, chosen}. Layers are strings, as JSON has
+    them."""
     between = layers_between(depth(model.network))
     config = ContrastiveConfig.of(settings)
     training, development = encode_pairs(model, data.training), encode_pairs(model, data.development)
@@ -155,71 +142,16 @@ def _layers(run: RunFolder, model: Model, data: Data, settings: Settings) -> Evi
         states = last_states(model, rows + development, layers=between.stop, progress=shown.advance)[
             between.start :, :, 0
         ]
-    geometries, stock = {}, {}
+    stock = {}
     for layer, of_layer in zip(between, states.to(model.device), strict=True):
         # All pairs that give the geometry give the two means too: with fewer the AUROC of single layers varies more.
-        geometries[layer] = Geometry.fit(of_layer[: len(rows)], config.centre, config.whiten)
-        stock[layer] = separation(geometries[layer], of_layer[: len(rows)], of_layer[len(rows) :])
+        geometry = Geometry.fit(of_layer[: len(rows)], config.centre, config.whiten)
+        stock[layer] = separation(geometry, of_layer[: len(rows)], of_layer[len(rows) :])
     stock = distributed.on_main(lambda: stock)  # of several processes, which must not go apart, the first one's
-    candidates = suggested_layers(stock, len(data.development), TRIED)
-    tried = {}
-    if len(candidates) > 1:
-        tried = _tried(run, model, data, settings, {layer: geometries[layer] for layer in candidates})
-        more = sorted(set(suggested_layers(stock, len(data.development), 2 * TRIED)) - set(candidates))
-        if more and all(tried[layer] <= stock[layer] for layer in candidates):  # it has begun to learn at none of them
-            tried |= _tried(run, model, data, settings, {layer: geometries[layer] for layer in more})
-            candidates = sorted(tried)
-    enough = [layer for layer in candidates if not tried or tried[layer] >= max(tried.values()) - TIE]
     best = max(stock.values())
     return {
         "auroc": {str(layer): value for layer, value in stock.items()},
         "error": auroc_error(best, len(data.development)),
         "pairs": len(data.development),
-        "tried": {str(layer): value for layer, value in tried.items()},
-        "steps": TRIAL_STEPS,
-        "chosen": enough[0],  # the lowest
+        "chosen": suggested_layer(stock, len(data.development)),
     }
-
-
-def _tried(
-    run: RunFolder, model: Model, data: Data, settings: Settings, geometries: dict[int, Geometry]
-) -> dict[int, float]:
-    """The AUROC of development pairs after a short stage 1 at each of the layers."""
-    tried = {}
-    first = adapters.adapter_weights(model, DCR)
-    model.plan_passes("stage1")
-    with progress_bar("Stage 1 tried", len(geometries) * TRIAL_STEPS) as shown:
-        for layer, geometry in geometries.items():
-            part = f"found_layer_{layer}"
-            if (done := run.finished(part)) is None:
-                done = {"auroc": _trial(model, data, replace(settings, layer=layer), geometry, shown.advance)}
-                adapters.set_adapter_weights(model, DCR, first)
-                run.finish(part, done)
-            tried[layer] = float(done["auroc"])
-    return tried
-
-
-class _Trial(ContrastiveRefinement):
-    """A short stage 1, evaluated at its end alone."""
-
-    def observe(self, step: int) -> dict[str, Any]:
-        return super().observe(step) if step == self.steps else {}
-
-
-def _trial(model: Model, data: Data, settings: Settings, geometry: Geometry, progress: Callable[[int], None]) -> float:
-    """The AUROC of development pairs after a few steps of stage 1 at the layer of the settings."""
-    batch = min(TRIAL_BATCH, settings.contrastive_batch)
-    config = replace(ContrastiveConfig.of(settings), steps=TRIAL_STEPS, observe_every=TRIAL_STEPS, batch_size=batch)
-    if not config.learning_rate:
-        rate = rate_for(model.network.config.hidden_size, "contrastive_learning_rate")
-        config = replace(config, learning_rate=rate)
-    aurocs: list[float] = []
-
-    def report(row: dict[str, Any]) -> None:
-        if "loss" in row:
-            progress(1)
-        if "development_auroc" in row:
-            aurocs.append(row["development_auroc"])
-
-    Loop(_Trial(model, DCR, data.training, data.development, config, geometry, settings.seed), report=report).run()
-    return aurocs[-1]
