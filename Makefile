@@ -2,7 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
 
-PYTEST := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# One worker more than two cores: now and then one waits for a browser or for another process.
+PYTEST := $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: train demo test test-fast faults style setup format clean
 

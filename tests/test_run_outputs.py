@@ -315,6 +315,21 @@ def test_states_centred_on_the_stock_mean_run_whole(tiny: Path, rows: Path, tmp_
     assert (tmp_path / "run" / "adapter" / "discernment.safetensors").exists()
 
 
+def test_a_run_without_stage_1_is_the_dial_alone(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """With no step nothing is trained: what the adapter adds to the model is one rank of one map, the dial's."""
+    run = tmp_path / "run"
+    alone = {"contrastive_steps": 0, "stage2": "no", "dial": "balanced", "compare_with": []}
+    done = run_here(flags(tiny, rows, run, **alone))
+    assert (done.code, done.err) == (0, "")
+    assert f"none (L = {LAYER})" in " ".join(done.out.split())
+    adding = {name: weight for name, weight in adapter(run).items() if "lora_B" in name and weight.any()}
+    ((name, weight),) = adding.items()
+    assert (layer_of(name), "down_proj" in name) == (LAYER, True)
+    assert torch.linalg.matrix_rank(weight) == 1
+    assert not any(weight.any() for name, weight in adapter(run, "stage1").items() if "lora_B" in name)
+    assert (run / "adapter" / "discernment.safetensors").exists()
+
+
 def test_development_pairs_share_no_prompt_with_training(tiny: Path, rows: Path, tmp_path: Path) -> None:
     """What a run trains on, chooses by and measures on are different prompts."""
     data = inputs.load_data(small_settings(tiny, rows, tmp_path / "run"))

@@ -10,8 +10,8 @@ FOOTER = (
 )
 TITLE = "{model}, run {run}"
 NO_RUN = (
-    "No finished run was found, so this is the stock model alone. `dcr-lite train smollm2_135m` trains one in six to "
-    "ten minutes on two cores. Start again after it to see what it learnt, the similarity scores and the map."
+    "No finished run was found, so this is the stock model alone. To see similarity scores, the map and what a model "
+    "learns, train one first: dcr-lite train smollm2_135m (11 to 35 minutes on two cores)."
 )
 EARLIER_VERSION = "This run is of an earlier version: no similarity scores, no map. A new run has them."
 

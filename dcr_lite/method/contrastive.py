@@ -63,7 +63,7 @@ class ContrastiveConfig:
             steps=settings.contrastive_steps,
             batch_size=settings.contrastive_batch,
             learning_rate=settings.contrastive_learning_rate,
-            observe_every=-(-settings.contrastive_steps // OBSERVATIONS),
+            observe_every=max(1, -(-settings.contrastive_steps // OBSERVATIONS)),
             first=settings.first_refined,
         )
 

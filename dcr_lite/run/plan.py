@@ -109,7 +109,9 @@ def plan(model: Model, source: str, data: Data, settings: Settings) -> dict[str,
         "model": f"{settings.model} ({source}), {depth(model.network)} layers, {precision} on {model.device}",
         "backend": f"{model.backend.name} ({model.backend.why})",
         "stage 1": f"at most {settings.contrastive_steps} steps of {batch} prompts from {len(data.training)} pairs, "
-        f"{len(data.development)} held back, {loss}, layers {settings.first_refined}-{settings.layer} (L)",
+        f"{len(data.development)} held back, {loss}, layers {settings.first_refined}-{settings.layer} (L)"
+        if settings.contrastive_steps
+        else f"none (L = {settings.layer})",
         **_safety_sft(settings),
         "dial": settings.dial.replace("_", " "),
         "longest rows": _longest_rows(data),
