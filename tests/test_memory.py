@@ -320,7 +320,7 @@ def test_where_not_even_a_row_fits_the_cure_is_named(tiny_model: MakeModel) -> N
     assert model.tokens_per_pass <= LEAST_TOKENS // 4
 
 
-@pytest.mark.parametrize("tokens", [30, 45])
+@pytest.mark.parametrize("tokens", [20, 45])
 def test_answers_that_do_not_fit_together_are_given_in_halves(tiny_model: MakeModel, tokens: int) -> None:
     """Prompts that cannot be answered together are answered in smaller batches: same answers, same scores."""
     model = tiny_model()

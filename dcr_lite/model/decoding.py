@@ -1,5 +1,6 @@
 """The state of a batch of prompts while they are answered: what was computed so far, and logits of the next token."""
 
+import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +13,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from dcr_lite.errors import UserError
 from dcr_lite.model.contrast import Contrast
 from dcr_lite.model.hidden_states import adding, decoder_of, vocabulary_logits
-from dcr_lite.model.loading import Model
+from dcr_lite.model.loading import Model, memory_may_run_out
 from dcr_lite.model.packing import shared_prefix
 
 LOGITS_AT_ONCE = 64  # rows: a row of Qwen2.5's vocabulary takes 0.6 MB, and its map 0.5 GB to be read once
@@ -246,7 +247,9 @@ def logits_after(decoding: Decoding, texts: list[Tokens]) -> Iterator[Tensor]:
 def _states_after(decoding: Decoding, texts: list[Tokens]) -> Tensor:
     """States (batch, texts, ...) from which the token behind each text is predicted."""
     if isinstance(decoding, _CachedDecoding) and decoding.branches:
-        return decoding.branch(texts)
+        # Where all texts at once do not fit into memory, one after the other may.
+        with contextlib.suppress(torch.OutOfMemoryError), memory_may_run_out():
+            return decoding.branch(texts)
     rows, device = len(decoding.logits), decoding.logits.device
     states: dict[Tokens, Tensor] = {}
     for text in texts:
