@@ -28,6 +28,7 @@ from dcr_lite.method.dial import (
     RISE,
     Dial,
     _read,
+    _spread,
     find_gain,
     fit_dial,
     ridge,
@@ -189,21 +190,46 @@ def test_gain_adds_the_shift_by_what_is_read(tiny_model: MakeModel) -> None:
 
 
 def test_a_gain_is_taken_where_it_tells_the_kinds_apart(tiny_model: MakeModel) -> None:
-    """Of GAINS the first after which unseen prompts are told apart hardly better; AUROC of each as of the log-odds at
-    that gain. A reader that has it the wrong way round gets none."""
+    """A gain is taken where unseen prompts are told apart better; the AUROC by gain is that of the log-odds there. A
+    reader that has it the wrong way round gets none."""
     model, _ = make(tiny_model)
     known = [Pair(f"{pair.toxic} red", f"{pair.toxic} blue") for pair in PAIRS[:60]]
     dial = fit_dial(model, ADAPTER, LAYER, known[:40], TEXTS[:20])
+    dial = replace(dial, reader=4 * dial.reader)  # a random model's states tell little
     rows = encode_pairs(model, known[40:])
     found, aurocs = find_gain(model, ADAPTER, dial, rows)
     assert found.gain > 0
-    assert aurocs[str(found.gain)] > max(aurocs.values()) - RISE
     assert aurocs[str(found.gain)] >= aurocs["0.0"] + RISE
     set_strength(model, ADAPTER, found, 0)
     odds = log_odds(model, rows).tolist()
     set_strength(model, ADAPTER, found, None)
     assert auroc(odds[:20], odds[20:]) == aurocs[str(found.gain)]
     assert find_gain(model, ADAPTER, replace(dial, reader=-dial.reader), rows)[0].gain == 0
+
+
+def test_pairs_that_have_joined_are_read_by(tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are more pairs than it takes, the reader is fitted to the last ones, where those stand that have
+    joined a run."""
+    monkeypatch.setattr("dcr_lite.method.dial.PAIRS", 20)
+    model, _ = make(tiny_model)
+    whole, last, first = (
+        fit_dial(model, ADAPTER, LAYER, some, TEXTS[:20]) for some in (PAIRS[:26], PAIRS[6:26], PAIRS[:20])
+    )
+    assert_close(whole.reader, last.reader, 1e-5)
+    assert_far(whole.reader, first.reader)
+
+
+@pytest.mark.parametrize("most", [2, 3, 7, 40])
+def test_places_are_spread_over_a_row(most: int) -> None:
+    """The end of a row and, before it, distinct places, as many as are asked for or there are; over many rows every
+    place is read."""
+    for tokens in (1, 2, 9, 30):
+        rows = [_spread(tokens, most, number) for number in range(tokens)]
+        for places in rows:
+            assert places == sorted(set(places))
+            assert places[-1] == tokens - 1
+            assert len(places) == min(most, tokens)
+        assert set().union(*rows) == set(range(tokens))
 
 
 def test_the_key_solves_ridge_regression() -> None:

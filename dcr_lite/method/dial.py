@@ -39,12 +39,12 @@ from dcr_lite.model.hidden_states import decoder_of, states_at_layer
 from dcr_lite.model.loading import Model, in_halves, require_finite
 from dcr_lite.model.states import TOKENS_PER_PASS
 
-PAIRS = 400  # training pairs that the reader is fitted on
+PAIRS = 4000  # training pairs that the reader is fitted on, the last ones: more read better, at their time
 CONVERSATIONS = 64  # answered instructions, since the key has to hold at the tokens of answers too
-TOKENS = 6144  # that both are fitted on, half of them of prompts: the equations are as many
+TOKENS = 3072  # that both are fitted on, of prompts and of answers each; or two of every prompt
 RIDGE = 0.1  # of the mean square of an input's entry: with 0.01 the product varies more on other texts
 GRADIENT_PAIRS, GRADIENT_ROWS = 16, 4  # whose log-odds the direction is the gradient of, and how many at once
-GAINS = (0.0, 0.5, 1.0, 2.0)
+GAINS = (0.0, 1.0)  # 0.5, 1.5 and 2 were worth no more (docs/results.md)
 RISE = 0.01  # of AUROC: less is noise, and not worth a larger change of the weights
 NATS = 10.0  # by which strength 1 lowers the log-odds of refusing, as long as they follow their gradient
 CURE = "Delete it to have it fitted again."
@@ -117,38 +117,36 @@ def fit_dial(model: Model, adapter: str, layer: int, pairs: list[Pair], conversa
     module = _layer(model, layer)[1]
     remove_extra_ranks(model, adapter, module)
     activate(model, adapter)
-    encoded, chosen = encode_pairs(model, pairs), conversations[:CONVERSATIONS]
-    prompts, texts = first_pairs(encoded, PAIRS), [c.prompt for c in chosen]
+    prompts, chosen = encode_pairs(model, pairs[-PAIRS:]), conversations[:CONVERSATIONS]
+    texts = [c.prompt for c in chosen]
     answered = encode_conversations(model.tokenizer, texts, [c.response for c in chosen], model.window)
     kinds = [-1.0] * (len(prompts) // 2) + [1.0] * (len(prompts) // 2 + len(chosen))
     read = _read(model, layer, prompts + [prompt for prompt, _ in answered], kinds)
     read += _read(model, layer, [prompt + answer for prompt, answer in answered], [0.0] * len(chosen))
     both = ridge(torch.cat([row.inputs for row in read]), torch.cat([row.targets for row in read]))
     key, reader = both[0].clone(), both[1].clone()
-    return Dial(layer, _direction(model, adapter, layer, key, first_pairs(encoded, GRADIENT_PAIRS)), key, reader)
+    return Dial(layer, _direction(model, adapter, layer, key, first_pairs(prompts, GRADIENT_PAIRS)), key, reader)
 
 
 def find_gain(
     model: Model, adapter: str, dial: Dial, rows: list[list[int]], progress: Callable[[int], None] = lambda done: None
 ) -> tuple[Dial, dict[str, float]]:
-    """The dial with the first of GAINS after which the AUROC of the log-odds of refusing rises by less than RISE, and
-    the AUROC by each gain that was tried, with the dial at 0. rows: unseen prompts, as many toxic ones and then
-    seemingly toxic ones. progress: called with 1 after each. The adapter is as trained afterwards."""
+    """The dial with a gain of 1 where that raises the AUROC of the log-odds of refusing by RISE, and else without; and
+    the AUROC by gain, with the dial at 0. rows: unseen prompts, as many toxic ones and then seemingly toxic ones.
+    progress: called with 1 after each of GAINS. The adapter is as trained afterwards."""
     activate(model, adapter)
-    found: dict[str, float] = {}
-    best = 0.0
+    found: list[float] = []
     for gain in GAINS:
         set_strength(model, adapter, replace(dial, gain=gain), 0)
         try:
             odds = [one.refusal_log_odds for one in answer(model, rows, max_new_tokens=0)]
         finally:
             set_strength(model, adapter, dial, None)
-        found[str(gain)] = auroc(odds[: len(rows) // 2], odds[len(rows) // 2 :])
+        found.append(auroc(odds[: len(rows) // 2], odds[len(rows) // 2 :]))
         progress(1)
-        if gain and found[str(gain)] < found[str(best)] + RISE:
-            break
-        best = gain
-    return replace(dial, gain=best), found
+    without, with_it = found
+    chosen = GAINS[with_it >= without + RISE]
+    return replace(dial, gain=chosen), dict(zip(map(str, GAINS), found, strict=True))
 
 
 def _direction(model: Model, adapter: str, number: int, key: Tensor, rows: list[list[int]]) -> Tensor:
@@ -205,7 +203,7 @@ class _Row:
 def _read(model: Model, number: int, rows: list[list[int]], kinds: list[float]) -> list[_Row]:
     """Each row's inputs at layer ``number``, in passes that fit into memory. kinds: what the reader is to read at each
     row's end. The chat template's beginning, which all rows share, is taken once in each pass."""
-    (layer, _), most = _layer(model, number), max(2, TOKENS // 2 // max(1, len(rows)))
+    (layer, _), most = _layer(model, number), max(2, TOKENS // max(1, len(rows)))
     model.network.eval()
 
     def read_pass(part: list[int]) -> list[_Row]:
@@ -219,7 +217,7 @@ def _read(model: Model, number: int, rows: list[list[int]], kinds: list[float]) 
         inputs, outputs = seen[0]
         read = []
         for k, own in enumerate(batch.index):
-            places = own[torch.linspace(0, len(own) - 1, min(most, len(own))).round().long()]
+            places = own[_spread(len(own), most, part[k])]
             if k == 0:
                 places = torch.cat([torch.arange(batch.shared, device=own.device), places])
             at = [tensor[places].float().cpu() for tensor in (inputs, outputs)]
@@ -236,6 +234,12 @@ def _read(model: Model, number: int, rows: list[list[int]], kinds: list[float]) 
     for row in found.values():
         require_finite(model, row.inputs, f"inputs of layer {number}")
     return [found[i] for i in range(len(rows))]
+
+
+def _spread(tokens: int, most: int, number: int) -> list[int]:
+    """At most ``most`` places of a row: spread over it, other ones in each row by its number, and its end."""
+    others = min(most, tokens) - 1
+    return [*sorted((number + i * (tokens - 1) // others) % (tokens - 1) for i in range(others)), tokens - 1]
 
 
 # --- where layer L can carry the dial ---------------------------------------------------------------------------------
