@@ -76,6 +76,9 @@ class Settings(ModelSettings):
     --data says otherwise."""
 
     # stage 1: contrastive refinement
+    stage1: Literal["auto", "yes", "no"] = "auto"
+    """auto: for a model that does not refuse toxic prompts by itself. One that does is served as well by the dial
+    alone, which trains nothing and leaves its answers as they were (docs/results.md)."""
     layer: int = FOUND
     """L, counted from 0: stage 1 shapes the states that this decoder layer puts out and trains the adapter up to it.
     -1: found by evidence (docs/method.md)."""
@@ -100,7 +103,7 @@ class Settings(ModelSettings):
     """gamma of the Circle loss, likewise."""
     contrastive_steps: int = 80
     """Steps of stage 1, at most: twice through the shipped pairs. The weights kept are those that separate the
-    development pairs best. 0: none, so that a chat model gets the dial alone, without any training."""
+    development pairs best."""
     patience: int = 3
     """Stage 1 ends after so many of its eight evaluations without a better separation of the development pairs."""
     contrastive_batch: int = 64
@@ -191,6 +194,11 @@ class Settings(ModelSettings):
         """Those of a run without a recipe: of a model by its folder or name, in a run folder of that name."""
         name = re.sub(r"[^\w.-]+", "_", Path(model).resolve().name if model.endswith(".") else Path(model).name)
         return cls(model=model, run=Path("runs") / name)
+
+    @property
+    def refining_steps(self) -> int:
+        """Steps of stage 1, at most; none where it is left out."""
+        return 0 if self.stage1 == "no" else self.contrastive_steps
 
     @property
     def first_refined(self) -> int:

@@ -316,9 +316,10 @@ def test_states_centred_on_the_stock_mean_run_whole(tiny: Path, rows: Path, tmp_
 
 
 def test_a_run_without_stage_1_is_the_dial_alone(tiny: Path, rows: Path, tmp_path: Path) -> None:
-    """With no step nothing is trained: what the adapter adds to the model is one rank of one map, the dial's."""
+    """Nothing is trained: what the adapter adds to the model is one rank of one map, the dial's. Plan, report and model
+    card say so."""
     run = tmp_path / "run"
-    alone = {"contrastive_steps": 0, "stage2": "no", "dial": "balanced", "compare_with": []}
+    alone = {"stage1": "no", "stage2": "no", "dial": "balanced", "compare_with": []}
     done = run_here(flags(tiny, rows, run, **alone))
     assert (done.code, done.err) == (0, "")
     assert f"none (L = {LAYER})" in " ".join(done.out.split())
@@ -327,6 +328,10 @@ def test_a_run_without_stage_1_is_the_dial_alone(tiny: Path, rows: Path, tmp_pat
     assert (layer_of(name), "down_proj" in name) == (LAYER, True)
     assert torch.linalg.matrix_rank(weight) == 1
     assert not any(weight.any() for name, weight in adapter(run, "stage1").items() if "lora_B" in name)
+    assert f": a dial at layer {LAYER}, fitted to prompts." in (run / "adapter" / "README.md").read_text()
+    page = (run / "report.md").read_text()
+    assert "**Stage 1**: none." in page
+    assert f"## States of layer {LAYER}\n" in page
     assert (run / "adapter" / "discernment.safetensors").exists()
 
 

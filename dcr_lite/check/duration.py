@@ -11,6 +11,7 @@ from statistics import fmean
 from dcr_lite.check.rows import Lengths
 from dcr_lite.method.contrastive import GEOMETRY_PAIRS, REFERENCE_PAIRS
 from dcr_lite.method.contrastive import OBSERVATIONS as STAGE1_OBSERVATIONS
+from dcr_lite.method.dial import PAIRS as DIAL_PAIRS
 from dcr_lite.method.safety_sft import OBSERVATIONS
 from dcr_lite.model.shapes import Shape
 from dcr_lite.names import BASELINE, models_of
@@ -110,7 +111,7 @@ def operations(
     read = 2 * min(GEOMETRY_PAIRS, len(lengths.pairs)) + 2 * (read_out + len(lengths.held_out)) + lengths.refusals
     batch = 2 * min(settings.contrastive_batch // 2, len(lengths.pairs))
     stage1 = count.forward(settings.layer + 1, read * prompt, read) + _search(count, asked, lengths, prompt)
-    stage1 += count.refinement(settings.contrastive_steps, len(lengths.pairs), batch, prompt, read_out)
+    stage1 += count.refinement(settings.refining_steps, len(lengths.pairs), batch, prompt, read_out)
 
     def sft(rows: int, below: int) -> float:
         steps = -(-rows // settings.sft_batch)
@@ -138,13 +139,15 @@ def _search(count: Counter, asked: Settings, lengths: Lengths, prompt: float) ->
 
 def _along_the_way(count: Counter, asked: Settings, settings: Settings, lengths: Lengths, prompt: float) -> float:
     """Of the answers that are not measured: the stock model's to training prompts, its own to general instructions,
-    and those by which the dial is set."""
+    and those by which the dial is set; and of what the dial is fitted to."""
     answers = 0.0
     if asks_for_answers(asked):
         answers += count.answers(2 * STOCK_PAIRS, prompt, settings.answer_tokens)
     if settings.answers == "own" and settings.stage2 != "no":
         answers += count.answers(settings.sizes["instructions"], prompt, OWN_TOKENS)
     if settings.dial != "none":
+        fitted = 2 * min(DIAL_PAIRS, len(lengths.pairs))
+        answers += count.forward(settings.layer + 1, fitted * prompt, fitted)
         answers += DIAL_READINGS * count.answers(2 * lengths.development, prompt, 0)
         answers += DIAL_ANSWERS * count.answers(2 * lengths.development, prompt, settings.answer_tokens)
     return answers

@@ -80,7 +80,7 @@ class Size:
 def whole(shape: Shape, settings: Settings, lengths: Lengths, fitting: Fit, on: Machine) -> Size:
     """The whole model, with the heaviest batch of each stage and the longest held-out prompts, as many as are answered
     together."""
-    steps = max(1, settings.contrastive_steps)
+    steps = max(1, settings.refining_steps)
     batches = pair_batches(len(lengths.pairs), settings.contrastive_batch, steps, settings.seed)
     of_rows = [sum(row) for row in lengths.conversations]
     sft = sft_batches(of_rows, lengths.refuses, settings.sft_batch, settings.sft_epochs, settings.seed)

@@ -27,6 +27,7 @@ from dcr_lite.compare.submission import submission_of, write_submission
 from dcr_lite.compare.summary import Result
 from dcr_lite.errors import UserError
 from dcr_lite.judges.opening import DEFAULT, open_judges
+from dcr_lite.names import models_of
 from dcr_lite.run.inputs import resolved
 from dcr_lite.run.plan import ACHIEVED, matrix_rate
 from dcr_lite.run.recipes import load_recipe
@@ -144,7 +145,10 @@ def measured(
 
 def seed_run(settings: Settings, out: Path, seed: int) -> SeedRun:
     """The run of a comparison's first seed, with the settings that it has found, or finds now."""
-    run = SeedRun(_with_cache(resolved(settings)), out / f"seed{seed}", seed)
+    settings = resolved(settings)
+    if settings.stage1 == "auto":  # what the stages are worth is compared here; the dial alone is another method
+        settings = replace(settings, stage1="yes")
+    run = SeedRun(_with_cache(settings), out / f"seed{seed}", seed)
     run.find_settings()
     return run
 
@@ -167,7 +171,8 @@ def _estimated_seconds(
     """Rough seconds for all of ``left``, for all but the first, and so on: by the arithmetic of each configuration and
     the speed of this machine. The rows of the first seed stand for those of all."""
     seed_run = next(run for seed, run in runs.items() if seed is not None)
-    answers = seed_run.operations["answers"] * prompts / len(seed_run.data.held_out)
+    of_all_models = seed_run.operations["answers"] * prompts / len(seed_run.data.held_out)
+    answers = of_all_models / len(models_of(seed_run.settings.compare_with))
     operations = [answers + methods[one.method].operations(seed_run, one.strength) for one in left]
     rate = matrix_rate(seed_run.model.device, seed_run.model.precision) * ACHIEVED
     return [sum(operations[i:]) / rate for i in range(len(left) + 1)]

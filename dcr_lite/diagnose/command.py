@@ -82,7 +82,8 @@ def _states(settings: Settings, out: Path, pairs: int, projections: int) -> dict
     """{separation, development_pairs, kernel} of every state of the model, by name. Each is kept in ``out``, and
     measured unless it is there with the same options."""
     options = {"pairs": pairs, "projections": projections}
-    trained = {"stage1": True, "stage2": settings.stage2 != "no", BASELINE: BASELINE in settings.compare_with}
+    stages = {name: getattr(settings, name) != "no" for name in ("stage1", "stage2")}
+    trained = stages | {BASELINE: BASELINE in settings.compare_with}
     states = ["stock", *(name for name, there in trained.items() if there)]
     files = {name: out / f"{name}.json" for name in states}
     cure = "Delete it to have it measured again."

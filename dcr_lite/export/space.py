@@ -104,7 +104,8 @@ def requirements() -> list[str]:
 def _copy_run(run: FinishedRun, folder: Path, model: str) -> None:
     """The parts of a run that the demo reads, of a base called ``model``, without paths of this machine."""
     settings = load_json(run.path / "settings.json")["settings"]
-    names = {field.name for field in fields(ModelSettings)} | {"compare_with", "stage2", "answers", "dial", "layer"}
+    names = {"compare_with", "stage1", "stage2", "answers", "dial", "layer"}
+    names |= {field.name for field in fields(ModelSettings)}
     kept = {name: value for name, value in settings.items() if name in names}
     folder.mkdir()
     write_json({"settings": kept | {"model": model}}, folder / "settings.json")

@@ -22,9 +22,6 @@ class MendSettings(Settings):
     """Numbers of doubtful prompts that are to be answered all the same, as the check lists them; or all."""
     check: bool = False
     """Answer and check the prompts, and stop before anything trains. --resume goes on from there."""
-    contrastive_steps: int = 0
-    """Steps of stage 1, at most. 0: none. The dial alone mends: it reads the prompts that you name as it reads those of
-    the pairs, and no other weight changes."""
     dial: Target = "safe_as_stock"
     """How much to refuse, chosen after training by development pairs and some of the prompts that have to be refused.
     safe_as_stock: as many toxic prompts as the model refuses today, and so as few others as that allows; for the rest

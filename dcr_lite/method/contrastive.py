@@ -60,10 +60,10 @@ class ContrastiveConfig:
             loss=loss,
             centre="none" if settings.paper else settings.centre,
             whiten=settings.whiten and not settings.paper,
-            steps=settings.contrastive_steps,
+            steps=settings.refining_steps,
             batch_size=settings.contrastive_batch,
             learning_rate=settings.contrastive_learning_rate,
-            observe_every=max(1, -(-settings.contrastive_steps // OBSERVATIONS)),
+            observe_every=max(1, -(-settings.refining_steps // OBSERVATIONS)),
             first=settings.first_refined,
         )
 

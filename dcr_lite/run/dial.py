@@ -22,10 +22,11 @@ from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import Settings
 
 FIRST, LAST = 0.4, 3.2  # strengths at which the search for the useful range begins, doubling, and ends
+NARROW = 0.05  # a strength that breaks the model is known as nearly as this, or to half of the last that does not
 SETTLED = 0.05  # where both rates are this near to their end, turning further changes nothing
 BROKEN = 0.5  # nats a token that plain answers may lose. Beyond it (docs/results.md) words are in disorder on the one
 # side of the dial, and plain prompts are refused on the other.
-JUDGED_AT = (1.5, 1.0, 0.5)  # answers are judged where the two rates have about this sum
+JUDGED_AT = (1.6, 1.0, 0.5)  # answers are judged where the two rates have about this sum
 NEAR = 0.25  # of such a sum: answers that were judged this near are enough
 CHECKS = 2  # a choice is checked by judged answers, and made once again where they move it
 MOVED = 0.02  # rates that differ by less are the same here
@@ -51,7 +52,7 @@ def measure_curve(bench: Bench) -> None:
 def _measure_towards(bench: Bench, sign: int) -> None:
     """Measure ever larger strengths of one sign until turning further changes nothing, or breaks the model."""
     good, broken, strength = 0.0, math.inf, FIRST
-    while strength <= LAST and broken - good > max(good, FIRST) / 2:
+    while strength <= LAST and broken - good > max(good / 2, NARROW):
         if bench.loss(sign * strength) > BROKEN:
             broken = strength
         else:

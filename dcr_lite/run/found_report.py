@@ -37,9 +37,10 @@ def _layer(found: dict[str, Any], layers: Evidence | None) -> str:
 
 
 def _rates(found: dict[str, Any], evidence: Evidence) -> str:
-    stages = {"contrastive_learning_rate": "stage 1"}
-    if found["stage2"] == "yes":
-        stages["sft_learning_rate"] = "safety SFT"
+    names = {"stage1": ("contrastive_learning_rate", "stage 1"), "stage2": ("sft_learning_rate", "safety SFT")}
+    stages = dict(names[stage] for stage in names if found[stage] == "yes")
+    if not stages:
+        return "**Learning rates**: none, since nothing is trained."
     width = f"from the width, {evidence['width']:,}"
     rates = [
         f"{stage} {found[name]:.1e} ({'given' if name in evidence['given'] else width})"
@@ -49,13 +50,15 @@ def _rates(found: dict[str, Any], evidence: Evidence) -> str:
 
 
 def _from_answers(found: dict[str, Any], answers: Evidence | None) -> list[str]:
-    """Stage 2, answers and dial; what the stock model does, where it was asked."""
+    """Stages, answers and dial; what the stock model does, where it was asked."""
     lines = []
     if answers is not None:
         rates = [f"{answers[side]['refusal_rate']:.2f} of {answers[side]['n']} {LABEL_TITLES[side]}" for side in SIDES]
         lines.append(f"The stock model refuses {' and '.join(rates)} training prompts.")
+    if found["stage1"] == "no":
+        lines.append("**Stage 1**: none. The dial works on the model as it is.")
     if found["stage2"] == "no":
-        lines.append("**Stage 2**: none: stage 1 and the dial are enough.")
+        lines.append("**Stage 2**: none: the model refuses by itself.")
     else:
         voice = "written by the stock model itself" if found["answers"] == "own" else "those of the rows"
         lines.append(f"**Stage 2**: safety SFT; its answers to general instructions are {voice}.")

@@ -5,7 +5,7 @@ follows from what the model does already. What is given is never searched.
   reads them; the lowest layer within one standard error of the best. A few steps of stage 1 at some of them say no more
   (docs/results.md).
 - Learning rates: from the model's width, between those that are known at other widths.
-- Stage 2, answers, dial: by how often the stock model refuses training prompts in its own chat format.
+- Stages, answers, dial: by how often the stock model refuses training prompts in its own chat format.
 """
 
 import random
@@ -67,7 +67,7 @@ def found(run: RunFolder, model: Model, data: Data, settings: Settings) -> dict[
 
 def asks_for_answers(settings: Settings) -> bool:
     """Whether it has to be known how the stock model answers: a base model does not in any format."""
-    return settings.chat_format == "own" and (settings.stage2 == "auto" or settings.dial != "none")
+    return settings.chat_format == "own" and ("auto" in (settings.stage1, settings.stage2) or settings.dial != "none")
 
 
 def choose(settings: Settings, width: int, answers: Evidence | None, layers: Evidence | None) -> dict[str, Any]:
@@ -75,6 +75,7 @@ def choose(settings: Settings, width: int, answers: Evidence | None, layers: Evi
     is_chat = settings.chat_format == "own"
     refuses = answers is not None and answers["toxic"]["refusal_rate"] >= REFUSES
     automatic = {
+        "stage1": "no" if refuses and settings.dial != "none" else "yes",
         "stage2": "no" if refuses else "yes",
         "answers": "own" if is_chat else "given",
         "dial": "above_stock" if refuses else "balanced",

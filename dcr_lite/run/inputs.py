@@ -14,7 +14,7 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 
 WATCHED_PROMPTS = 16  # of each kind, evaluated along safety SFT: enough to see a curve, a second's work
 LEAST = {
-    "contrastive_steps": 0,
+    "contrastive_steps": 1,
     "patience": 1,
     "contrastive_batch": 4,  # two of each kind: below that no prompt has a positive
     "development_pairs": 1,

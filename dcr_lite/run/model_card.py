@@ -42,9 +42,9 @@ PAGE = """---
 
 # {name}, aligned with DCR
 
-{what} trained with [dcr-lite](https://github.com/dcr-lite/dcr-lite): contrastive refinement up to layer
-{layer}{stage2}. It is meant to refuse toxic prompts and to answer those that only sound
-toxic; the table says how far it does. Method: Lu et al., arXiv 2603.03323.
+{what} made with [dcr-lite](https://github.com/dcr-lite/dcr-lite): {how}.
+It is meant to refuse toxic prompts and to answer those that only sound toxic; the table says how far it does. Method:
+Lu et al., arXiv 2603.03323.
 
 ## Before and after
 
@@ -88,8 +88,7 @@ def model_card(report: dict[str, Any], form: Form, licence: str | None = None, p
         front_matter=_front_matter(report, form, licence),
         name=plain(report["model"].rstrip("/").split("/")[-1]),
         what=WHAT[form],
-        layer=plain(str(settings["layer"])),
-        stage2=", then safety SFT" if _has_stage2(settings) else "",
+        how=_how(settings),
         results_table=results_table(report),
         seed=plain(str(report["seed"])),
         kept=f" {WHAT_IS_KEPT}" if any("kept" in one for one in report["methods"].values()) else "",
@@ -102,6 +101,14 @@ def model_card(report: dict[str, Any], form: Form, licence: str | None = None, p
     )
 
 
+def _how(settings: dict[str, Any]) -> str:
+    """What was done to the model, in a phrase."""
+    layer, sft = plain(str(settings["layer"])), "safety SFT" if _has_stage2(settings) else ""
+    if settings.get("stage1") == "no":  # a run of an earlier version says nothing of it, and always had one
+        return " and ".join(filter(None, (sft, f"a dial at layer {layer}, fitted to prompts")))
+    return ", then ".join(filter(None, (f"contrastive refinement up to layer {layer}", sft)))
+
+
 def _has_stage2(settings: dict[str, Any]) -> bool:
     return bool(settings.get("stage2") != "no")  # a run of an earlier version says nothing of it, and always had one
 
@@ -111,7 +118,7 @@ def _training_data(report: dict[str, Any]) -> str:
     settings = report["settings"]
     n = {rows: plain(str(count)) for rows, count in report["data"].items()}
     origin = {rows: _origin(settings[rows]) for rows in SHIPPED_FILES}
-    text = f"{n['pairs']} pairs of a toxic and a seemingly toxic prompt for stage 1 ({origin['pairs']})"
+    text = f"{n['pairs']} pairs of a toxic and a seemingly toxic prompt ({origin['pairs']})"
     if _has_stage2(settings):
         counts = report["data"].get("own_answers")
         learnt = counts["learnt"] if counts else n["instructions"]

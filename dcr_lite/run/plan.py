@@ -4,6 +4,7 @@ import time
 
 import torch
 
+from dcr_lite.method.dial import PAIRS as DIAL_PAIRS
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.hidden_states import decoder_of, depth
 from dcr_lite.model.loading import Model
@@ -13,7 +14,7 @@ from dcr_lite.run.own_voice import OWN_TOKENS
 from dcr_lite.settings import Settings
 
 ACHIEVED = 0.5  # of the matrix-product rate that whole runs reach on a CPU by the count below: a rough guide
-DIAL_READINGS, DIAL_ANSWERS = 15, 6  # strengths at which the dial is read, and at which answers are judged, about
+DIAL_READINGS, DIAL_ANSWERS = 8, 6  # strengths at which the dial is read, and at which answers are judged, about
 ANSWER_WORDS = 1.4  # tokens per word of English, near enough for an estimate
 
 
@@ -55,7 +56,7 @@ def operations(model: Model, data: Data, settings: Settings) -> dict[str, float]
         return prompts * (prompt + tokens) * 2 * (layers * layer + head)
 
     sizes, models = settings.sizes, models_of(settings.compare_with)
-    in_steps, first = settings.contrastive_steps * settings.contrastive_batch, settings.first_refined
+    in_steps, first = settings.refining_steps * settings.contrastive_batch, settings.first_refined
     refined = in_steps * (settings.layer + 1 - first) * 4 + min(in_steps, 2 * len(data.training)) * first * 2
     parts = {
         "stage1": prompt * refined * layer,
@@ -68,7 +69,8 @@ def operations(model: Model, data: Data, settings: Settings) -> dict[str, float]
     if BASELINE in settings.compare_with:
         parts[BASELINE] = sft(len(data.baseline_mixture), words, layers)
     if settings.dial != "none":
-        parts["dial"] = answers(2 * len(data.development) * DIAL_ANSWERS, settings.answer_tokens)
+        read = 2 * min(DIAL_PAIRS, len(data.training)) * prompt * (settings.layer + 1) * 2 * layer
+        parts["dial"] = read + answers(2 * len(data.development) * DIAL_ANSWERS, settings.answer_tokens)
     return parts
 
 
@@ -108,9 +110,9 @@ def plan(model: Model, source: str, data: Data, settings: Settings) -> dict[str,
     return {
         "model": f"{settings.model} ({source}), {depth(model.network)} layers, {precision} on {model.device}",
         "backend": f"{model.backend.name} ({model.backend.why})",
-        "stage 1": f"at most {settings.contrastive_steps} steps of {batch} prompts from {len(data.training)} pairs, "
+        "stage 1": f"at most {settings.refining_steps} steps of {batch} prompts from {len(data.training)} pairs, "
         f"{len(data.development)} held back, {loss}, layers {settings.first_refined}-{settings.layer} (L)"
-        if settings.contrastive_steps
+        if settings.refining_steps
         else f"none (L = {settings.layer})",
         **_safety_sft(settings),
         "dial": settings.dial.replace("_", " "),

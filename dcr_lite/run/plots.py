@@ -135,8 +135,9 @@ def draw_state_map(
     layer: int,
     path: Path,
 ) -> None:
-    """Layer-L states before and after stage 1: maps[title] (prompts, 2), first column along the read-out direction,
-    second along the largest variation across it; both in units of the spread of all prompts in that panel."""
+    """States of layer L, as before and after stage 1: maps[title] (prompts, 2), first column along the read-out
+    direction, second along the largest variation across it; both in units of the spread of all prompts in that panel.
+    """
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, len(maps), figsize=(4.4 * len(maps), 4.0), squeeze=False)
         for axes, (title, points) in zip(panels[0], maps.items(), strict=True):

@@ -48,11 +48,11 @@ would have followed later.
 
 ![Refusal scores by label](refusal_scores.png)
 
-{dial_section}## States of layer {settings[layer]} before and after stage 1
+{dial_section}## States of layer {settings[layer]}{when}
 
 Held-out prompts along the direction that separates the training pairs.
 
-![States before and after stage 1](state_map.png)
+![States of held-out prompts](state_map.png)
 
 {during_sft}## Time and memory
 
@@ -279,6 +279,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
         kinds_table=kinds_table(report),
         kept_section=kept_section(report),
         dial_section=dial_section(report, folder),
+        when=" before and after stage 1" if report["settings"]["stage1"] != "no" else "",
         during_sft=DURING_SFT if {"stage2", BASELINE} & seconds.keys() else "",
         time=", ".join(f"{title} {seconds[part]:.0f} s" for part, title in PARTS.items() if part in seconds),
         how_found=found_section(report["found"]),

@@ -14,7 +14,7 @@ from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import layer_states
-from dcr_lite.names import BASELINE, DCR, LABELS, STOCK, models_of
+from dcr_lite.names import BASELINE, DCR, LABELS, MODEL_TITLES, STOCK, models_of
 from dcr_lite.run.discernment import MAP_PAIRS, Discernment, Discernments
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.plots import draw_state_map
@@ -102,11 +102,12 @@ def fit_discernments(model: Model, data: Data, settings: Settings, states: State
 
 
 def draw_states(run: RunFolder, data: Data, settings: Settings, states: States) -> None:
-    """state_map.png: held-out prompts before and after stage 1."""
+    """state_map.png: held-out prompts before and after stage 1, or in the stock model alone where there is none."""
     kinds = np.array([p.label for p in data.held_out])
     geometry = geometry_of(states, settings)
     maps, aurocs = {}, {}
-    for title, model in (("before stage 1", STOCK), ("after stage 1", DCR)):
+    refined = {"before stage 1": STOCK, "after stage 1": DCR}
+    for title, model in ({MODEL_TITLES[STOCK]: STOCK} if settings.stage1 == "no" else refined).items():
         maps[title] = state_map(geometry, states[f"{model}.reference"], states[f"{model}.held_out"]).double().numpy()
         sides = [maps[title][kinds == label, 0].tolist() for label in LABELS[:2]]
         aurocs[title] = auroc(*sides) if all(sides) else None

@@ -70,6 +70,7 @@ def small_values(rows: Path) -> dict[str, Any]:
         "sft_epochs": 3,
         "sft_learning_rate": 1e-3,
         "answers": "given",
+        "stage1": "yes",
         "stage2": "yes",
         "dial": "none",
         "compare_with": ("safety_sft",),
