@@ -1,13 +1,14 @@
-"""Mistral 7B, aligned in two stages on one GPU with 12 GB of memory or more.
+"""Mistral 7B, aligned on one GPU with 12 GB of memory or more.
 
     python recipes/mistral_7b.py
 
 It begins with the chat model that Mistral has aligned already. --from-base-model begins with the base model,
 which learns to answer and to refuse here, as in the paper.
 
-Stage 1, contrastive refinement, pushes toxic and seemingly toxic prompts apart in the middle of the model; stage 2,
-safety SFT, teaches a model to refuse that does not do so by itself. Then a dial sets how much it refuses, and the
-stock model and DCR are measured on prompts that nothing was trained on or chosen by. --help lists every setting.
+A dial sets how much the model refuses, as far as each prompt reads as toxic or not. One that does not refuse by itself
+is trained before that: stage 1, contrastive refinement, pushes toxic and seemingly toxic prompts apart in its middle;
+stage 2, safety SFT, teaches it to refuse. The stock model and DCR are measured on prompts that nothing was trained on
+or chosen by. --help lists every setting.
 """
 
 from pathlib import Path
@@ -42,10 +43,11 @@ def main(settings: Settings) -> None:
     settings = steps.find_settings(run, model, data, settings)
     show_plan(plan(model, source, data, settings))
 
-    # Stage 1: the adapter's last layers up to L learn to tell the two kinds of prompt apart.
+    # Stage 1, for a model that does not refuse by itself: the adapter's last layers up to L learn to tell the two kinds
+    # of prompt apart.
     steps.refine(run, model, data, settings)
 
-    # Stage 2, for a model that does not refuse by itself: its layers above L learn to refuse.
+    # Stage 2, for the same: its layers above L learn to refuse.
     steps.teach_refusals(run, model, data, settings)
 
     # A baseline, if asked for: safety SFT of the stock model on all layers.
