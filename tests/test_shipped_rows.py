@@ -18,7 +18,7 @@ from dcr_lite.files import SHIPPED
 from dcr_lite.names import LABELS
 
 EVAL = Path(__file__).parents[2] / "shared" / "data" / "eval"
-TRAINING = ("pairs", "manner_pairs", "refusals", "instructions", "augmentation")
+TRAINING = ("pairs", "refusals", "instructions", "augmentation")
 HELD_OUT = ("heldout_pairs", "heldout_manners", "heldout_plain", "heldout_instructions")
 
 
@@ -46,13 +46,12 @@ def test_the_near_duplicate_search_finds_what_it_should() -> None:
 
 
 LEAST = {  # rows that the recipes and the documentation count on
-    "pairs": 400,
-    "manner_pairs": 400,
+    "pairs": 2900,
     "refusals": 200,
     "instructions": 400,
     "augmentation": 100,
     "heldout_pairs": 120,
-    "heldout_manners": 40,
+    "heldout_manners": 110,
     "heldout_plain": 60,
     "heldout_instructions": 40,
 }
@@ -114,9 +113,8 @@ def test_training_and_held_out_prompts_are_no_near_duplicates() -> None:
 
 def test_training_and_held_out_focus_words_differ() -> None:
     """Held-out pairs turn on words that training pairs never turn on."""
-    files = ("pairs", "manner_pairs", *HELD_OUT[:2])
-    training, more, *held = ({row["focus"].casefold() for row in shipped(name)} for name in files)
-    assert all((training | more) & words == set() for words in held)
+    training, *held = ({row["focus"].casefold() for row in shipped(name)} for name in ("pairs", *HELD_OUT[:2]))
+    assert all(training & words == set() for words in held)
 
 
 @pytest.mark.skipif(not EVAL.is_dir(), reason="the public prompt sets (../shared/data/eval) are not on this machine")
@@ -129,7 +127,7 @@ def test_no_shipped_prompt_is_taken_from_a_public_set() -> None:
     assert near_duplicates(prompts_of(*TRAINING, *HELD_OUT), public) == []
 
 
-@pytest.mark.parametrize("name", ["pairs", "manner_pairs", "heldout_pairs"])
+@pytest.mark.parametrize("name", ["pairs", "heldout_pairs"])
 def test_words_alone_do_not_tell_the_kinds_apart(name: str) -> None:
     """A bag-of-words classifier, cross-validated by pair, stays at AUC 0.65 or below: no single words give it away."""
     rows = shipped(name)
