@@ -232,8 +232,10 @@ def test_places_are_spread_over_a_row(most: int) -> None:
         assert set().union(*rows) == set(range(tokens))
 
 
-def test_the_key_solves_ridge_regression() -> None:
-    """The dual solution is that of the normal equations, with more tokens than inputs and with fewer."""
+@pytest.mark.parametrize("at_once", [10, 1024])
+def test_the_key_solves_ridge_regression(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The solution is that of the normal equations, with more tokens than inputs and with fewer, in parts or not."""
+    monkeypatch.setattr("dcr_lite.method.dial.AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(0)
     for tokens in (12, 60):
         x, y = torch.randn(tokens, 24, generator=generator) + 1, torch.randn(tokens, 2, generator=generator)

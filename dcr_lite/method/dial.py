@@ -43,6 +43,7 @@ PAIRS = 4000  # training pairs that the reader is fitted on, the last ones: more
 CONVERSATIONS = 64  # answered instructions, since the key has to hold at the tokens of answers too
 TOKENS = 3072  # that both are fitted on, of prompts and of answers each; or two of every prompt
 RIDGE = 0.1  # of the mean square of an input's entry: with 0.01 the product varies more on other texts
+AT_ONCE = 1024  # inputs in double precision at once
 GRADIENT_PAIRS, GRADIENT_ROWS = 16, 4  # whose log-odds the direction is the gradient of, and how many at once
 GAINS = (0.0, 1.0)  # 0.5, 1.5 and 2 were worth no more (docs/results.md)
 RISE = 0.01  # of AUROC: less is noise, and not worth a larger change of the weights
@@ -123,7 +124,9 @@ def fit_dial(model: Model, adapter: str, layer: int, pairs: list[Pair], conversa
     kinds = [-1.0] * (len(prompts) // 2) + [1.0] * (len(prompts) // 2 + len(chosen))
     read = _read(model, layer, prompts + [prompt for prompt, _ in answered], kinds)
     read += _read(model, layer, [prompt + answer for prompt, answer in answered], [0.0] * len(chosen))
-    both = ridge(torch.cat([row.inputs for row in read]), torch.cat([row.targets for row in read]))
+    inputs, targets = torch.cat([row.inputs for row in read]), torch.cat([row.targets for row in read])
+    del read  # a second copy of the inputs
+    both = ridge(inputs, targets)
     key, reader = both[0].clone(), both[1].clone()
     return Dial(layer, _direction(model, adapter, layer, key, first_pairs(prompts, GRADIENT_PAIRS)), key, reader)
 
@@ -182,13 +185,25 @@ def _direction(model: Model, adapter: str, number: int, key: Tensor, rows: list[
 
 def ridge(inputs: Tensor, targets: Tensor) -> Tensor:
     """argmin over k of |X k - y|^2 + penalty |k|^2, for X (tokens, width) and each column y of targets (tokens, n):
-    (n, width). Solved for one weight an input or, where these are more, one a token (the dual form)."""
-    x, y = inputs.double(), targets.double()
-    dual = len(x) < x.shape[1]
-    gram = x @ x.T if dual else x.T @ x
-    gram.diagonal().add_(RIDGE * gram.trace() / x.shape[1])
-    found = torch.cholesky_solve(y if dual else x.T @ y, torch.linalg.cholesky(gram))
-    return (x.T @ found if dual else found).T.float().contiguous()
+    (n, width). Solved for one weight an input or, where these are more, one a token (the dual form). Products are in
+    double precision, a part of X at a time: a whole copy of it could be the largest thing in memory."""
+    parts, y = inputs.split(AT_ONCE), targets.double()
+    dual = len(inputs) < inputs.shape[1]
+    if dual:
+        gram = torch.cat([torch.cat([a.double() @ b.double().T for b in parts], 1) for a in parts])
+    else:
+        gram = torch.zeros(inputs.shape[1], inputs.shape[1], dtype=torch.float64)
+        for part in parts:
+            gram.addmm_(part.double().T, part.double())
+    gram.diagonal().add_(RIDGE * gram.trace() / inputs.shape[1])
+
+    def through(values: Tensor) -> Tensor:
+        """X^T values."""
+        products = (part.double().T @ of_part for part, of_part in zip(parts, values.split(AT_ONCE), strict=True))
+        return torch.stack(list(products)).sum(0)
+
+    found = torch.cholesky_solve(y if dual else through(y), torch.linalg.cholesky(gram))
+    return (through(found) if dual else found).T.float().contiguous()
 
 
 @dataclass(frozen=True)
