@@ -143,7 +143,7 @@ def test_a_layer_out_of_range_is_refused_with_the_range(layer: int, tiny: Path, 
 @pytest.mark.parametrize(
     ("flag", "value"),
     [
-        ("contrastive_steps", -1),
+        ("contrastive_steps", 0),
         ("contrastive_batch", 3),
         ("development_pairs", 0),
         ("instructions", 0),

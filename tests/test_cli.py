@@ -88,7 +88,7 @@ def test_help_of_a_recipe_answers_without_torch() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "dcr_lite.cli", "train", "llama3_8b", "--help"]
     done = subprocess.run(command, env=os.environ | {"COLUMNS": "100"}, capture_output=True, text=True, check=True)
     assert "usage: dcr-lite train llama3_8b" in done.stdout
-    assert "Llama 3 8B, aligned in two stages" in done.stdout
+    assert "Llama 3 8B, aligned on one GPU" in done.stdout
     assert "--from-base-model" in done.stdout
     assert "(default: runs/llama3_8b)" in done.stdout
     imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}

@@ -140,7 +140,7 @@ def test_recipes_are_listed_with_their_first_lines() -> None:
     """Every recipe of the folder has a title."""
     titles = recipe_titles()
     assert list(titles) == sorted(path.stem for path in RECIPE.parent.glob("*.py"))
-    assert all("aligned in two stages" in title for title in titles.values())
+    assert all("aligned on one GPU" in title for title in titles.values())
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_help_answers_at_once_without_torch() -> None:
     # Its own time on the processor, so that a busy machine changes nothing: a third of a second, where torch takes 3.
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2
     assert done.returncode == 0
-    assert "SmolLM2-135M-Instruct, aligned in two stages" in done.stdout
+    assert "SmolLM2-135M-Instruct, aligned on one GPU" in done.stdout
     for name in Settings.__dataclass_fields__:
         assert "--" + name.replace("_", "-") in done.stdout
     imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
