@@ -201,6 +201,11 @@ class Settings(ModelSettings):
         return 0 if self.stage1 == "no" else self.contrastive_steps
 
     @property
+    def only_turned(self) -> bool:
+        """Whether nothing is trained: the model gets a dial alone."""
+        return self.stage1 == "no" and self.stage2 == "no" and self.dial != "none"
+
+    @property
     def first_refined(self) -> int:
         """The number of the first layer that stage 1 trains."""
         return 0 if self.paper or not self.contrastive_layers else max(0, self.layer + 1 - self.contrastive_layers)

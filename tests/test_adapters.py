@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import bitsandbytes
@@ -10,11 +11,22 @@ import torch
 from bitsandbytes.functional import has_avx512bf16
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, save_and_load
-from tiny_models import ADAPTER, LAYERS, add_random_adapter, assert_far, random_rows, take_gradients
+from tiny_models import ADAPTER, LAYERS, add_random_adapter, assert_close, assert_far, random_rows, take_gradients
 from torch import Tensor
 
 from dcr_lite.errors import UserError
-from dcr_lite.model.adapters import activate, adapter_weights, add_adapter, set_adapter_weights, stock, train_only
+from dcr_lite.model.adapters import (
+    activate,
+    adapter_weights,
+    add_adapter,
+    keep_on,
+    load_adapter,
+    save_adapter,
+    set_adapter_weights,
+    set_extra_ranks,
+    stock,
+    train_only,
+)
 from dcr_lite.model.hidden_states import decoder_of, prompt_states
 from dcr_lite.model.loading import Model
 
@@ -220,6 +232,40 @@ def test_two_adapters_do_not_leak_into_each_other(tiny_model: MakeModel) -> None
     assert all(torch.equal(kept[k], weights[k]) for k in weights)
     activate(model, "second")
     assert torch.equal(logits(model), alone["second"])
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_an_adapter_kept_on_one_map_is_that_map_alone(tiny_model: MakeModel, four_bit: bool, tmp_path: Path) -> None:
+    """It answers as the whole adapter would with all else at zero, turned or not; another adapter stays whole; and it
+    can be saved, loaded, and set once more."""
+    module = "model.layers.2.mlp.down_proj"
+    a, b = torch.randn(1, 128), torch.randn(64, 1)
+
+    def turned(kept: bool) -> Model:
+        model = tiny_model(four_bit=four_bit)
+        others = add_random_adapter(model, "other", 1)
+        weights = add_random_adapter(model)
+        set_adapter_weights(model, ADAPTER, {k: v if module in k else 0 * v for k, v in weights.items()})
+        if kept:
+            keep_on(model, ADAPTER, module)
+        set_extra_ranks(model, ADAPTER, module, a, b)
+        assert adapter_weights(model, "other").keys() == others.keys()
+        return model
+
+    model = turned(kept=True)
+    assert_close(logits(model), logits(turned(kept=False)), 1e-5)
+    assert trainable(model) == set()
+    weights = adapter_weights(model, ADAPTER)
+    assert {key.split(".lora_")[0] for key in weights} == {f"base_model.model.{module}"}
+    save_adapter(model, ADAPTER, tmp_path / "adapter")
+    loaded = tiny_model(four_bit=four_bit)
+    load_adapter(loaded, ADAPTER, tmp_path / "adapter")
+    assert_close(logits(loaded), logits(model), 1e-6)
+    again = tiny_model(four_bit=four_bit)
+    add_adapter(again, ADAPTER, rank=4, seed=3)
+    keep_on(again, ADAPTER, module)
+    set_adapter_weights(again, ADAPTER, weights)
+    assert_close(logits(again), logits(model), 1e-6)
 
 
 # --- 4-bit NF4 on the CPU ---------------------------------------------------------------------------------------------

@@ -21,18 +21,18 @@ from dcr_lite.export.merge import Merged
 from dcr_lite.files import SHIPPED, save_tensors
 from dcr_lite.measure.metrics import auroc
 from dcr_lite.method.contrastive import encode_pairs, first_pairs
-from dcr_lite.method.dial import (
+from dcr_lite.method.dial import Dial, set_strength
+from dcr_lite.method.dial_fitting import (
     GRADIENT_PAIRS,
     NATS,
     RIDGE,
     RISE,
-    Dial,
     _read,
     _spread,
     find_gain,
     fit_dial,
+    prompts_read,
     ridge,
-    set_strength,
 )
 from dcr_lite.model.adapters import activate, adapter_weights, load_adapter, save_adapter, set_adapter_weights
 from dcr_lite.model.chat import encode_conversations
@@ -210,13 +210,20 @@ def test_a_gain_is_taken_where_it_tells_the_kinds_apart(tiny_model: MakeModel) -
 def test_pairs_that_have_joined_are_read_by(tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there are more pairs than it takes, the reader is fitted to the last ones, where those stand that have
     joined a run."""
-    monkeypatch.setattr("dcr_lite.method.dial.PAIRS", 20)
+    monkeypatch.setattr("dcr_lite.method.dial_fitting.PAIRS", 20)
     model, _ = make(tiny_model)
     whole, last, first = (
         fit_dial(model, ADAPTER, LAYER, some, TEXTS[:20]) for some in (PAIRS[:26], PAIRS[6:26], PAIRS[:20])
     )
     assert_close(whole.reader, last.reader, 1e-5)
     assert_far(whole.reader, first.reader)
+
+
+def test_every_prompt_that_is_read_counts_as_progress(tiny_model: MakeModel) -> None:
+    model, _ = make(tiny_model)
+    seen: list[int] = []
+    fit_dial(model, ADAPTER, LAYER, PAIRS[:10], TEXTS[:4], seen.append)
+    assert sum(seen) == prompts_read(PAIRS[:10], TEXTS[:4]) == 28
 
 
 @pytest.mark.parametrize("most", [2, 3, 7, 40])
@@ -235,7 +242,7 @@ def test_places_are_spread_over_a_row(most: int) -> None:
 @pytest.mark.parametrize("at_once", [10, 1024])
 def test_the_key_solves_ridge_regression(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The solution is that of the normal equations, with more tokens than inputs and with fewer, in parts or not."""
-    monkeypatch.setattr("dcr_lite.method.dial.AT_ONCE", at_once)
+    monkeypatch.setattr("dcr_lite.method.dial_fitting.AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(0)
     for tokens in (12, 60):
         x, y = torch.randn(tokens, 24, generator=generator) + 1, torch.randn(tokens, 2, generator=generator)

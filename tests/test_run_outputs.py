@@ -26,6 +26,8 @@ from dcr_lite.method.contrastive import ContrastiveConfig, encode_pairs, stock_g
 from dcr_lite.method.read_out import reads_as_toxic
 from dcr_lite.method.safety_sft import OBSERVATIONS
 from dcr_lite.run import inputs, opening, report, stored_states
+from dcr_lite.run.dial_command import turn
+from dcr_lite.run.dial_setting import DialSetting
 from dcr_lite.settings import Settings
 
 PICTURES = {"refusal_rates.png", "refusal_scores.png", "state_map.png", "refusal_during_sft.png"}
@@ -323,16 +325,24 @@ def test_a_run_without_stage_1_is_the_dial_alone(tiny: Path, rows: Path, tmp_pat
     done = run_here(flags(tiny, rows, run, **alone))
     assert (done.code, done.err) == (0, "")
     assert f"none (L = {LAYER})" in " ".join(done.out.split())
-    adding = {name: weight for name, weight in adapter(run).items() if "lora_B" in name and weight.any()}
-    ((name, weight),) = adding.items()
-    assert (layer_of(name), "down_proj" in name) == (LAYER, True)
-    assert torch.linalg.matrix_rank(weight) == 1
+    weights = adapter(run)
+    assert [(layer_of(name), *name.split(".")[-3:-1]) for name in sorted(weights)] == [
+        (LAYER, "down_proj", "lora_A"), (LAYER, "down_proj", "lora_B"),
+    ]  # fmt: skip
+    assert torch.linalg.matrix_rank(next(weight for name, weight in weights.items() if "lora_B" in name)) == 1
     assert not any(weight.any() for name, weight in adapter(run, "stage1").items() if "lora_B" in name)
     assert f": a dial at layer {LAYER}, fitted to prompts." in (run / "adapter" / "README.md").read_text()
     page = (run / "report.md").read_text()
     assert "**Stage 1**: none." in page
     assert f"## States of layer {LAYER}\n" in page
     assert (run / "adapter" / "discernment.safetensors").exists()
+    (run / "report.json").unlink()  # as if it had been stopped before its end
+    assert run_here([*flags(tiny, rows, run, **alone), "--resume"]).code == 0
+    assert same(weights, adapter(run))
+    turn(run, DialSetting.load(run / "dial").strength + 0.01, put=True, device="cpu")
+    turned = adapter(run)
+    assert {name: weight.shape for name, weight in turned.items()} == {n: w.shape for n, w in weights.items()}
+    assert not same(weights, turned)
 
 
 def test_development_pairs_share_no_prompt_with_training(tiny: Path, rows: Path, tmp_path: Path) -> None:

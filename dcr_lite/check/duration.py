@@ -11,7 +11,7 @@ from statistics import fmean
 from dcr_lite.check.rows import Lengths
 from dcr_lite.method.contrastive import GEOMETRY_PAIRS, REFERENCE_PAIRS
 from dcr_lite.method.contrastive import OBSERVATIONS as STAGE1_OBSERVATIONS
-from dcr_lite.method.dial import PAIRS as DIAL_PAIRS
+from dcr_lite.method.dial_fitting import PAIRS as DIAL_PAIRS
 from dcr_lite.method.safety_sft import OBSERVATIONS
 from dcr_lite.model.shapes import Shape
 from dcr_lite.names import BASELINE, models_of

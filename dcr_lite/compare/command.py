@@ -146,8 +146,9 @@ def measured(
 def seed_run(settings: Settings, out: Path, seed: int) -> SeedRun:
     """The run of a comparison's first seed, with the settings that it has found, or finds now."""
     settings = resolved(settings)
-    if settings.stage1 == "auto":  # what the stages are worth is compared here; the dial alone is another method
-        settings = replace(settings, stage1="yes")
+    if settings.stage1 == "no":
+        raise UserError("--stage1 no: what stage 1 is worth is compared here; without it, DCR is the method dial_alone")
+    settings = replace(settings, stage1="yes")
     run = SeedRun(_with_cache(settings), out / f"seed{seed}", seed)
     run.find_settings()
     return run

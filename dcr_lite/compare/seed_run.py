@@ -22,7 +22,8 @@ from dcr_lite.measure.answers import read_answers
 from dcr_lite.measure.kept import StockAnswers, read_stock_answers, worth_keeping
 from dcr_lite.measure.trade_off import Goal
 from dcr_lite.method.contrastive import encode_pairs
-from dcr_lite.method.dial import Dial, find_gain, fit_dial, set_strength
+from dcr_lite.method.dial import Dial, set_strength
+from dcr_lite.method.dial_fitting import find_gain, fit_dial
 from dcr_lite.method.loop import Stage
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts

@@ -55,6 +55,16 @@ def add_adapter(model: Model, name: str, rank: int, seed: int) -> None:
     _make_ready(model, name)
 
 
+def keep_on(model: Model, name: str, module: str) -> None:
+    """Take an adapter off every linear map but one, where it may not do anything yet and takes its time all the same;
+    make it the active one. module: the map's name in the base model."""
+    for key, layer in model.network.get_base_model().named_modules():
+        if isinstance(layer, LoraLayer) and key != module and name in layer.r:
+            layer.delete_adapter(name)
+    model.network.peft_config[name].target_modules = {module}
+    activate(model, name)
+
+
 def _outside_decoder(model: Model) -> str | None:
     """A pattern of the names of all modules outside the decoder, of a model that reads pictures as well. None of any
     other, where peft leaves out the output matrix by itself."""
@@ -180,8 +190,9 @@ def set_adapter_weights(model: Model, name: str, weights: dict[str, Tensor]) -> 
         factor = weights.get(f"{PREFIX}{module}.lora_A.weight")
         if isinstance(layer, LoraLayer) and name in layer.r and factor is not None:
             ranks[module] = len(factor)
-    # With other ranks at every map it is another adapter, which is for peft to refuse.
-    if ranks and min(ranks.values()) == model.network.peft_config[name].r:
+    # With other ranks at every map it is another adapter, which is for peft to refuse; on a single map, a turned one.
+    own = model.network.peft_config[name].r
+    if ranks and (min(ranks.values()) == own or [own + 1] == list(ranks.values())):
         for module, rank in ranks.items():
             _set_rank(model, name, module, rank)
     result = set_peft_model_state_dict(model.network, weights, adapter_name=name)

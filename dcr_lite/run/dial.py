@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from dcr_lite.measure.trade_off import Goal
-from dcr_lite.method.dial import Dial, set_strength
+from dcr_lite.method.dial import Dial, carrier, set_strength
+from dcr_lite.model import adapters
 from dcr_lite.model.loading import Model
 from dcr_lite.names import DCR
 from dcr_lite.run.dial_bench import DIAL, Bench
@@ -30,7 +31,7 @@ JUDGED_AT = (1.6, 1.0, 0.5)  # answers are judged where the two rates have about
 NEAR = 0.25  # of such a sum: answers that were judged this near are enough
 CHECKS = 2  # a choice is checked by judged answers, and made once again where they move it
 MOVED = 0.02  # rates that differ by less are the same here
-MEASUREMENTS = 14  # in a usual run, for its progress bar
+MEASUREMENTS = 12  # in a usual run, for its progress bar
 
 
 def measure_curve(bench: Bench) -> None:
@@ -95,13 +96,19 @@ def _judged_near(bench: Bench, strength: float) -> float:
 def find_setting(run: Path, model: Model, data: Data, settings: Settings, asked: Goal | float | None) -> DialSetting:
     """Fit the dial of a run's DCR adapter, which is as trained, measure its curve and choose its strength; not yet
     recorded or set. What was measured before is not measured again."""
+    bench = Bench(run / FOLDER, model, data, settings)
     with progress_bar("The dial", MEASUREMENTS) as shown:
-        bench = Bench(run / FOLDER, model, data, settings, shown.advance)
+        bench.progress = shown.advance
         if not (run / FOLDER / SETTING).exists():
             measure_curve(bench)
         setting = choose(bench, asked)
         shown.advance(max(0, MEASUREMENTS - shown.done))
     return setting
+
+
+def keep_on_carrier(model: Model, settings: Settings) -> None:
+    """Leave the DCR adapter of a run that trains nothing on the one map that carries the dial."""
+    adapters.keep_on(model, DCR, carrier(model, settings.layer)[1])
 
 
 def record(run: Path, setting: DialSetting) -> None:

@@ -14,7 +14,8 @@ from dcr_lite.files import damaged, read_state, write_state
 from dcr_lite.measure.answers import measure
 from dcr_lite.measure.general_ability import log_likelihoods
 from dcr_lite.measure.trade_off import Reading, TradeOff, fit_trade_off
-from dcr_lite.method.dial import Dial, find_gain, fit_dial, set_strength
+from dcr_lite.method.dial import Dial, set_strength
+from dcr_lite.method.dial_fitting import GAINS, find_gain, fit_dial, prompts_read
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
@@ -22,6 +23,7 @@ from dcr_lite.model.loading import Model
 from dcr_lite.names import DCR, LABELS
 from dcr_lite.run.dial_setting import CURE
 from dcr_lite.run.inputs import Data
+from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import Settings
 
 DIAL, READINGS = "dial.safetensors", "readings.json"
@@ -33,9 +35,11 @@ class Bench:
     folder: RUN/dial. progress: called with 1 after each measurement of the pairs.
     """
 
-    def __init__(self, folder: Path, model: Model, data: Data, settings: Settings, progress: Callable[[int], None]):
+    progress: Callable[[int], None]
+
+    def __init__(self, folder: Path, model: Model, data: Data, settings: Settings):
         """Fits the dial, unless ``folder`` has it. Raises UserError where its files are damaged."""
-        self.model, self.folder, self._progress = model, folder, progress
+        self.model, self.folder, self.progress = model, folder, lambda done: None
         self.pairs, self._tokens = len(data.development), settings.answer_tokens
         sides = {
             "toxic": [pair.toxic for pair in data.development],
@@ -52,12 +56,18 @@ class Bench:
             self._kept = read_state(folder / READINGS, CURE)
         if not (folder / DIAL).exists():
             self._kept |= {"at": {}}  # of another dial
-            fitted = fit_dial(model, DCR, settings.layer, data.training, data.instructions)
-            fitted, self._kept["gains"] = find_gain(model, DCR, fitted, self._rows[: 2 * self.pairs], progress)
-            write_state(self._kept, folder / READINGS)
-            fitted.save(folder / DIAL)
+            self._fit(data, settings.layer).save(folder / DIAL)
         self.dial = Dial.load(folder / DIAL)
         self._require_whole()
+
+    def _fit(self, data: Data, layer: int) -> Dial:
+        unseen = self._rows[: 2 * self.pairs]
+        prompts = prompts_read(data.training, data.instructions) + len(GAINS) * len(unseen)
+        with progress_bar("Prompts for the dial", prompts) as shown:
+            fitted = fit_dial(self.model, DCR, layer, data.training, data.instructions, shown.advance)
+            fitted, self._kept["gains"] = find_gain(self.model, DCR, fitted, unseen, shown.advance)
+        write_state(self._kept, self.folder / READINGS)
+        return fitted
 
     def _require_whole(self) -> None:
         """Raises UserError where what was kept is damaged, or of other pairs."""
@@ -86,7 +96,7 @@ class Bench:
 
     def _keep(self) -> None:
         write_state(self._kept, self.folder / READINGS)
-        self._progress(1)
+        self.progress(1)
 
     def _by_side(self, values: list[Any]) -> list[list[Any]]:
         return [values[: self.pairs], values[self.pairs : 2 * self.pairs]]

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from dcr_lite.method.dial import PAIRS as DIAL_PAIRS
+from dcr_lite.method.dial_fitting import PAIRS as DIAL_PAIRS
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.hidden_states import decoder_of, depth
 from dcr_lite.model.loading import Model

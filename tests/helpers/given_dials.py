@@ -9,7 +9,8 @@ from dcr_lite.data.rows import read_conversations, read_pairs
 from dcr_lite.demo.scoring import open_run
 from dcr_lite.files import SHIPPED
 from dcr_lite.measure.trade_off import TradeOff
-from dcr_lite.method.dial import fit_dial, set_strength
+from dcr_lite.method.dial import set_strength
+from dcr_lite.method.dial_fitting import fit_dial
 from dcr_lite.model.adapters import save_adapter
 from dcr_lite.names import DCR
 from dcr_lite.run.dial_setting import DialSetting
