@@ -3,7 +3,8 @@ the others of that topic that it refused too.
 
     python benchmarks/mending.py --settings.model FOLDER --prompts FILES --topic-field type --out runs/mending
 
-``--prompts``: seemingly toxic prompts, one topic a file, or with ``--topic-field`` the topic in a field of each row.
+``--prompts``: seemingly toxic prompts, one topic a file, or with ``--topic-field`` the topic in a field of each row, or
+with ``--topic-words`` by what stands in the prompt.
 Every draw takes other prompts, and is the seed of its run. The others are in nothing that the run sees. Safety is the
 refusal rate of toxic held-out prompts (``--settings.evaluation``), before and after. With ``--control`` each draw is
 also trained without any of the prompts, to know what mending adds to a usual run with the same dial.
@@ -12,6 +13,7 @@ also trained without any of the prompts, to know what mending adds to a usual ru
 """
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -50,6 +52,9 @@ class Mending:
     """Model, data and training settings; its prompts and its run folder are those of each draw."""
     topic_field: str | None = None
     """Field of a row that names its topic; by default the file's name does."""
+    topic_words: dict[str, str] = field(default_factory=dict)
+    """Topics by their words: a regular expression for each. A prompt belongs to the first that is found in it, and is
+    left out where there is none."""
     topics: tuple[str, ...] = ()
     """Only these topics; by default all with enough refused prompts."""
     taken: int = 20
@@ -65,18 +70,29 @@ class Mending:
 
 
 def by_topic(choices: Mending) -> dict[str, list[str]]:
-    """The prompts of each topic, each once. Raises UserError for a row of another label or without a topic."""
+    """The prompts of each topic, each once. Raises UserError for a row of another label or without a topic, and for
+    words that are no regular expression."""
+    try:
+        words = {topic: re.compile(pattern, re.IGNORECASE) for topic, pattern in choices.topic_words.items()}
+    except re.error as error:
+        raise UserError(f"--topic-words {error.pattern}: no regular expression ({error.msg})") from None
 
-    def row(fields: Fields, place: str) -> tuple[str, str]:
+    def topic_of(fields: Fields, prompt: str, place: str) -> str | None:
+        if words:
+            return next((topic for topic, pattern in words.items() if pattern.search(prompt)), None)
+        return text_field(fields, choices.topic_field, place) if choices.topic_field else ""
+
+    def row(fields: Fields, place: str) -> tuple[str | None, str]:
         if fields.get("label", "seemingly_toxic") != "seemingly_toxic":
             raise UserError(f'{place}: label "{fields["label"]}": all prompts have to be seemingly toxic')
-        named = text_field(fields, choices.topic_field, place) if choices.topic_field else ""
-        return named, text_field(fields, "prompt", place)
+        prompt = text_field(fields, "prompt", place)
+        return topic_of(fields, prompt, place), prompt
 
     topics: dict[str, dict[str, None]] = {}
     for path in choices.prompts:
         for topic, prompt in read_jsonl(path, row):
-            topics.setdefault(topic or path.stem, {})[prompt] = None
+            if topic is not None:
+                topics.setdefault(topic or path.stem, {})[prompt] = None
     if unknown := set(choices.topics) - set(topics):
         raise UserError(f"--topics {' '.join(sorted(unknown))}: no such topic among {', '.join(sorted(topics))}")
     return {topic: list(prompts) for topic, prompts in topics.items() if not choices.topics or topic in choices.topics}

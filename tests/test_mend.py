@@ -468,3 +468,15 @@ def test_a_row_without_topic_or_of_another_kind_is_an_error(row: dict[str, str],
     path.write_text(json.dumps(row))
     with pytest.raises(UserError, match=said):
         mending.by_topic(mending.Mending((path,), topic_field="type"))
+
+
+def test_topics_by_words(tmp_path: Path) -> None:
+    """A prompt belongs to the first topic whose words it has, in any case, and to none without any."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(
+        "".join(json.dumps({"prompt": p}) + "\n" for p in ("Kill the lights", "a killer hack", "b", "a HACK"))
+    )
+    choices = mending.Mending((path,), topic_words={"violence": r"\bkill", "hacking": "hack"})
+    assert mending.by_topic(choices) == {"violence": ["Kill the lights", "a killer hack"], "hacking": ["a HACK"]}
+    with pytest.raises(UserError, match=r"--topic-words \(: no regular expression"):
+        mending.by_topic(replace(choices, topic_words={"x": "("}))
