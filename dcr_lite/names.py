@@ -12,6 +12,7 @@ DCR: Final = "dcr"
 BASELINE: Final = "safety_sft"  # which a run trains where it is asked for
 STOCK: Final = "base"  # the model without an adapter
 MODEL_TITLES = {STOCK: "stock model", BASELINE: "safety SFT alone", DCR: "DCR"}
+ONLY_TURNED = "DCR is here the stock model with a dial alone: nothing was trained."
 
 
 def models_of(compare_with: Sequence[str]) -> tuple[ModelName, ...]:

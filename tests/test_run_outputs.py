@@ -18,6 +18,7 @@ from tiny_models import assert_close, load_reference
 from transformers import AutoTokenizer
 
 from dcr_lite.data.rows import Pair
+from dcr_lite.demo.scoring import open_run
 from dcr_lite.errors import UserError
 from dcr_lite.measure.answers import read_answers, write_answers
 from dcr_lite.measure.kinds import KINDS, REFUSING
@@ -25,6 +26,7 @@ from dcr_lite.method.contrastive import OBSERVATIONS as STAGE1_OBSERVATIONS
 from dcr_lite.method.contrastive import ContrastiveConfig, encode_pairs, stock_geometry
 from dcr_lite.method.read_out import reads_as_toxic
 from dcr_lite.method.safety_sft import OBSERVATIONS
+from dcr_lite.names import ONLY_TURNED
 from dcr_lite.run import inputs, opening, report, stored_states
 from dcr_lite.run.dial_command import turn
 from dcr_lite.run.dial_setting import DialSetting
@@ -334,6 +336,9 @@ def test_a_run_without_stage_1_is_the_dial_alone(tiny: Path, rows: Path, tmp_pat
     assert f": a dial at layer {LAYER}, fitted to prompts." in (run / "adapter" / "README.md").read_text()
     page = (run / "report.md").read_text()
     assert "**Stage 1**: none." in page
+    assert ONLY_TURNED in " ".join(page.split())
+    assert ONLY_TURNED in " ".join(done.out.split())
+    assert open_run(run, "cpu").note == ONLY_TURNED
     assert f"## States of layer {LAYER}\n" in page
     assert (run / "adapter" / "discernment.safetensors").exists()
     (run / "report.json").unlink()  # as if it had been stopped before its end

@@ -31,7 +31,7 @@ from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model
 from dcr_lite.model.memory import PROMPT_TOKENS
 from dcr_lite.model.states import layer_states
-from dcr_lite.names import DCR, MODEL_TITLES, STOCK, models_of
+from dcr_lite.names import DCR, MODEL_TITLES, ONLY_TURNED, STOCK, models_of
 from dcr_lite.run.discernment import Discernments, Similarity
 from dcr_lite.run.opening import adapter_of, knows_openings, load_base, model_settings_of
 from dcr_lite.run.run_folder import stored_settings
@@ -279,12 +279,11 @@ def newest_run(folder: Path = Path("runs")) -> Path | None:
 def open_run(folder: Path | None = None, device: Device = "auto") -> OpenRun:
     """The models of a run: of ``folder``, else of the newest finished one, else the stock model alone with a note.
     Raises UserError for a folder that is no run, one that is not finished, or a damaged one."""
-    folder = folder or newest_run()
-    if folder is None:
+    if (folder := folder or newest_run()) is None:
         model, _ = load_base(ModelSettings(model=SMOLLM2, device=device))
         return OpenRun(model, (STOCK,), None, None, model_title(SMOLLM2), NO_RUN)
-    settings = model_settings_of(folder)
-    names = models_of(stored_settings(folder, Settings, run=folder).compare_with)[::-1]
+    settings, whole = model_settings_of(folder), stored_settings(folder, Settings, run=folder)
+    names = models_of(whole.compare_with)[::-1]
     parts = {name: adapter_of(folder, name) for name in names if name != STOCK}
     discernments = Discernments.load(parts[DCR])
     model, _ = load_base(replace(settings, device=device))
@@ -294,7 +293,7 @@ def open_run(folder: Path | None = None, device: Device = "auto") -> OpenRun:
     if discernments and not discernments.fits(names, depth(model.network), model.network.config.hidden_size):
         raise UserError(f"{parts[DCR]}: its similarity scores are of another model. Restore the run folder.")
     title = TITLE.format(model=model_title(settings.model), run=folder.resolve().name)
-    dial = open_dial(folder)
-    if dial:
+    if dial := open_dial(folder):
         set_strength(model, DCR, dial.dial, dial.setting.strength)  # which raises UserError for a dial of another model
-    return OpenRun(model, names, discernments, dial, title, "" if discernments else EARLIER_VERSION)
+    note = EARLIER_VERSION if not discernments else ONLY_TURNED if whole.only_turned else ""
+    return OpenRun(model, names, discernments, dial, title, note)

@@ -13,7 +13,7 @@ from dcr_lite.files import write_text
 from dcr_lite.measure.kinds import KIND_TITLES, KINDS
 from dcr_lite.model import distributed
 from dcr_lite.model.loading import Model
-from dcr_lite.names import BASELINE, LABEL_TITLES, LABELS, MODEL_TITLES
+from dcr_lite.names import BASELINE, LABEL_TITLES, LABELS, MODEL_TITLES, ONLY_TURNED
 from dcr_lite.run.dial_report import chosen_sentence, dial_table, facts_of_dial, gain_sentence, stated
 from dcr_lite.run.found_report import found_section
 from dcr_lite.run.inputs import Data
@@ -29,7 +29,7 @@ PAGE = """# {recipe}
 
 Refusal rates with 95 % Wilson intervals. J is the refusal rate on toxic prompts minus that on seemingly toxic ones;
 AUROC says how well the log-odds of opening with a refusal tell the two apart (0.5 is chance). They are measured on
-prompts that nothing was trained on or chosen by.
+prompts that nothing was trained on or chosen by.{what_dcr_is}
 
 {results_table}
 
@@ -228,6 +228,7 @@ def run_report(
         "processes": distributed.world(),
         "versions": versions(),
         "settings": settings.for_json(),
+        "only_turned": settings.only_turned,
         "found": read_found(run.path),
         "dial": facts_of_dial(run.path),
     }
@@ -273,6 +274,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     page = PAGE.format(
         **report | {"model": plain(without_folders(report["model"])), "recipe": plain(report["recipe"])},
         first=f"{note}\n\n" if (note := report.get("note")) else "",
+        what_dcr_is=f" {ONLY_TURNED}" if report["only_turned"] else "",
         command=code(shlex.join(map(without_folders, started()[1]))),
         results_table=results_table(report),
         sets_table=sets_table(report),

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from dcr_lite.names import LABEL_TITLES, LABELS, MODEL_TITLES
+from dcr_lite.names import LABEL_TITLES, LABELS, MODEL_TITLES, ONLY_TURNED
 
 console = Console(highlight=False)
 LOGGED_PARTS = 10  # lines of a stage where the output is a file and a bar cannot move
@@ -147,6 +147,8 @@ def show_end(report: dict[str, Any], folder: Path) -> None:
         table.add_row(MODEL_TITLES[method], *map(_rate, rates), *("-" if x is None else f"{x:.2f}" for x in numbers))
     console.print()
     console.print(table)
+    if report["only_turned"]:
+        console.print(ONLY_TURNED)
     console.print("kept: of the probability of the stock model's own answers to seemingly toxic prompts")
     seconds, memory = report["seconds"], report["peak_memory_bytes"]
     console.print(f"{seconds['total'] / 60:.1f} min in all, peak memory {memory / 1e9:.1f} GB\n")
