@@ -12,7 +12,7 @@ command goes on.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import Settings
 
 ALL = -1
+DEVELOPMENT = "development pairs"
 SIDES = ("toxic", "seemingly_toxic")
 MEASURES = ("states", "opening")
 
@@ -93,16 +94,12 @@ class Material:
     def read(cls, choices: Choices, seed: int) -> "Material":
         data = inputs.load_data(replace(choices.settings, seed=seed))
         held = {pair.focus for pair in data.development}
-        more, unseen = [], {"development pairs": _prompts(data.development)}
+        more, unseen = [], {DEVELOPMENT: prompts_of(data.development)}
         for path in choices.more:
             training, own = split_by_focus(read_pairs(path), choices.held_back, seed)
             more += [pair for pair in training if pair.focus not in held]
-            unseen[path.stem] = _prompts(own)
-        rows = sample([prompt for path in choices.prompts for prompt in read_prompts(path)], choices.rows)
-        for name in dict.fromkeys(row.source for row in rows):
-            of_set = [row for row in rows if row.source == name]
-            others = [row for row in rows if row.label in SIDES and row.label not in {one.label for one in of_set}]
-            unseen[name] = of_set + others
+            unseen[path.stem] = prompts_of(own)
+        unseen |= public_sets(choices.prompts, choices.rows)
         order = random.Random(seed)
         return cls(order.sample(data.training, len(data.training)), more, unseen, data.development)
 
@@ -116,7 +113,18 @@ class Material:
             yield f"{len(self.training)} and {len(self.more)} more", random.Random(seed).sample(both, len(both))
 
 
-def _prompts(pairs: list[Pair]) -> list[Prompt]:
+def public_sets(files: Sequence[Path], most: int | None) -> dict[str, list[Prompt]]:
+    """At most ``most`` rows of each set and label of the files; a set of one label with the prompts of the other label
+    in all of them."""
+    rows, sets = sample([prompt for path in files for prompt in read_prompts(path)], most), {}
+    for name in dict.fromkeys(row.source for row in rows):
+        of_set = [row for row in rows if row.source == name]
+        others = [row for row in rows if row.label in SIDES and row.label not in {one.label for one in of_set}]
+        sets[name] = of_set + others
+    return sets
+
+
+def prompts_of(pairs: list[Pair]) -> list[Prompt]:
     return [Prompt(getattr(pair, side), side, "pairs") for side in SIDES for pair in pairs]
 
 

@@ -27,11 +27,11 @@ from dcr_lite.method.dial_fitting import (
     NATS,
     RIDGE,
     RISE,
-    _read,
     _spread,
     find_gain,
     fit_dial,
     prompts_read,
+    read_inputs,
     ridge,
 )
 from dcr_lite.model.adapters import activate, adapter_weights, load_adapter, save_adapter, set_adapter_weights
@@ -169,7 +169,7 @@ def test_the_reader_knows_the_kinds_of_a_real_model(smollm2: tuple[FinishedRun, 
     """At the end of prompts that it was not fitted on it tells the kinds apart, and at other tokens it reads little."""
     (_, model), dial = smollm2, real_dial
     rows = encode_pairs(model, PAIRS[400:440])
-    read = [row.inputs @ dial.reader for row in _read(model, dial.layer, rows, [0.0] * len(rows))]
+    read = [row.inputs @ dial.reader for row in read_inputs(model, dial.layer, rows, [0.0] * len(rows))]
     ends = torch.stack([one[-1] for one in read])
     assert auroc(ends[40:].tolist(), ends[:40].tolist()) > 0.6
     assert torch.cat([one[:-1] for one in read]).square().mean().sqrt() < 0.5 * ends.square().mean().sqrt()
@@ -178,7 +178,7 @@ def test_the_reader_knows_the_kinds_of_a_real_model(smollm2: tuple[FinishedRun, 
 def test_gain_adds_the_shift_by_what_is_read(tiny_model: MakeModel) -> None:
     """With a gain, layer L puts out the shift times gain and what the reader reads of each token, beside strength."""
     model, dial = make(tiny_model)
-    (row,) = _read(model, LAYER, [ROW], [0.0])
+    (row,) = read_inputs(model, LAYER, [ROW], [0.0])
     strong = replace(dial, gain=1.3)
     moved = shifts(model, strong, 0.0, [ROW])
     along = moved @ dial.shift / dial.shift.square().sum()
@@ -401,7 +401,7 @@ def test_rounding_to_16_bits_keeps_the_dial(
     set_strength(model, ADAPTER, real_dial, None)
     assert {w.dtype for w in weights} == {torch.bfloat16}
     rows = unseen_rows(model)
-    inputs = torch.cat([row.inputs for row in _read(model, real_dial.layer, rows, [0.0] * len(rows))])
+    inputs = torch.cat([row.inputs for row in read_inputs(model, real_dial.layer, rows, [0.0] * len(rows))])
     added = inputs @ (weights[1].float() - weights[0].float()).T
     expected = 0.5 * (inputs @ real_dial.key)[:, None] * real_dial.shift
     assert ((added * expected).sum() / expected.square().sum()).item() == pytest.approx(1, abs=0.01)

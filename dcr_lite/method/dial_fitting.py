@@ -57,8 +57,8 @@ def fit_dial(
     texts = [c.prompt for c in chosen]
     answered = encode_conversations(model.tokenizer, texts, [c.response for c in chosen], model.window)
     kinds = [-1.0] * (len(prompts) // 2) + [1.0] * (len(prompts) // 2 + len(chosen))
-    read = _read(model, layer, prompts + [prompt for prompt, _ in answered], kinds, progress)
-    read += _read(model, layer, [prompt + answer for prompt, answer in answered], [0.0] * len(chosen), progress)
+    read = read_inputs(model, layer, prompts + [prompt for prompt, _ in answered], kinds, progress)
+    read += read_inputs(model, layer, [prompt + answer for prompt, answer in answered], [0.0] * len(chosen), progress)
     inputs, targets = torch.cat([row.inputs for row in read]), torch.cat([row.targets for row in read])
     del read  # a second copy of the inputs
     both = ridge(inputs, targets)
@@ -142,7 +142,7 @@ def ridge(inputs: Tensor, targets: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Row:
+class Read:
     """What was read of a row. inputs: of L's down_proj at some of its tokens, its last one at the end (tokens,
     mlp_width). targets: what the products of key and reader with them should be (tokens, 2). Float32 on the CPU."""
 
@@ -150,15 +150,15 @@ class _Row:
     targets: Tensor
 
 
-def _read(
+def read_inputs(
     model: Model, number: int, rows: list[list[int]], kinds: list[float], progress: Progress = lambda done: None
-) -> list[_Row]:
+) -> list[Read]:
     """Each row's inputs at layer ``number``, in passes that fit into memory. kinds: what the reader is to read at each
     row's end. The chat template's beginning, which all rows share, is taken once in each pass."""
     (layer, _), most = carrier(model, number), max(2, TOKENS // max(1, len(rows)))
     model.network.eval()
 
-    def read_pass(part: list[int]) -> list[_Row]:
+    def read_pass(part: list[int]) -> list[Read]:
         batch = model.batch([rows[i] for i in part])
         seen: list[tuple[Tensor, Tensor]] = []
         hook = layer.mlp.down_proj.register_forward_hook(
@@ -176,10 +176,10 @@ def _read(
             kind = torch.zeros(len(places))
             kind[-1] = kinds[part[k]]
             size = wanted_sizes(layer, at[1])
-            read.append(_Row(at[0], torch.stack([size, kind * size], 1)))
+            read.append(Read(at[0], torch.stack([size, kind * size], 1)))
         return read
 
-    found: dict[int, _Row] = {}
+    found: dict[int, Read] = {}
     with torch.no_grad():
         for part in model.passes(rows, TOKENS_PER_PASS):
             found |= zip(part, in_halves(read_pass, part), strict=True)
