@@ -65,8 +65,7 @@ def set_dial(run: RunFolder, model: Model, data: Data, settings: Settings) -> No
 
 
 def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
-    """Stage 1, contrastive refinement, on the DCR adapter, without a step where the settings leave it out; keeps the
-    states that later steps read at layer L."""
+    """Stage 1, contrastive refinement, on the DCR adapter; keeps the states that later steps read at layer L."""
     if settings.only_turned:
         dial.keep_on_carrier(model, settings)
     if run.finished("stage1") and run.layer_states.exists():
