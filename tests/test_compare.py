@@ -474,6 +474,15 @@ def test_errors_come_before_any_work(compared: Compared, tmp_path: Path, changes
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_comparison_has_stage_1(compared: Compared, tmp_path: Path) -> None:
+    """What it is worth is compared, so it is never left out: where the model would, DCR has it, and the row of the dial
+    alone has not."""
+    settings = load_recipe(compared[0]).SETTINGS
+    assert command.seed_run(settings, compared[2], 0).settings.stage1 == "yes"
+    with pytest.raises(UserError, match="DCR is the method dial_alone"):
+        command.seed_run(replace(settings, stage1="no"), tmp_path, 0)
+
+
 def test_the_command_shows_the_table(
     compared: Compared, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
