@@ -6,8 +6,10 @@ are: nothing is trained.
 A model, by folder or name, is given with its layer L. It reads every prompt once; readers are then fitted to pairs in
 random orders, each larger number with the smaller one's. AUROC of what they read at the prompts' ends: of development
 pairs, which share no focus word with the training pairs, of both files of held-out pairs, and of every set of
-``--prompts``, a set of one label against the prompts of the other label in all of them. 95 % bootstrap intervals over
-prompts, of the mean over the orders. ``--out`` keeps what was measured of each model: the same command goes on.
+``--prompts``, a set of one label against the prompts of the other label in all of them. AUROCs and their 95 % bootstrap
+intervals over prompts are means over the orders. Of every prompt as many tokens are read as a dial takes with all
+pairs; fitted to few, a dial takes more of each. ``--out`` keeps what was measured of each model: the same command goes
+on.
 """
 
 import random
@@ -24,10 +26,9 @@ from torch import Tensor
 from dcr_lite.data.rows import Prompt, read_pairs
 from dcr_lite.files import SHIPPED, load_json, write_json, write_text
 from dcr_lite.measure.metrics import auroc, auroc_interval
-from dcr_lite.method.contrastive import encode_pairs
-from dcr_lite.method.dial_fitting import Read, read_inputs, ridge
+from dcr_lite.method.dial_fitting import PAIRS, Read, prompts_read, read_inputs, read_kinds, ridge
 from dcr_lite.model import adapters
-from dcr_lite.model.chat import encode_conversations, encode_prompts
+from dcr_lite.model.chat import encode_prompts
 from dcr_lite.run import inputs, opening
 from dcr_lite.run.plots import STYLE, save
 from dcr_lite.run.report import markdown_table
@@ -70,18 +71,13 @@ def measured(choices: Choices, name: str, layer: int) -> dict[str, Any]:
     texts = list(dict.fromkeys(prompt.prompt for prompts in unseen.values() for prompt in prompts))
 
     model, _ = opening.load_model(settings)
-    pairs, chosen = encode_pairs(model, data.training), data.instructions[:64]
     asked = encode_prompts(model.tokenizer, texts, model.window)
-    answered = encode_conversations(
-        model.tokenizer, [c.prompt for c in chosen], [c.response for c in chosen], model.window
-    )
-    n = len(pairs) // 2
-    rows = [*pairs, *(prompt for prompt, _ in answered), *(prompt + said for prompt, said in answered), *asked]
-    kinds = [-1.0] * n + [1.0] * (n + len(chosen)) + [0.0] * (len(chosen) + len(asked))
-    with progress_bar(f"Prompts read by {Path(name).name}", len(rows)) as shown, adapters.stock(model):
-        read = read_inputs(model, layer, rows, kinds, shown.advance)
-    ends = torch.stack([one.inputs[-1] for one in read[-len(asked) :]])
-    also = read[2 * n : -len(asked)]
+    rows = prompts_read(data.training, data.instructions) + len(asked)
+    with progress_bar(f"Prompts read by {Path(name).name}", rows) as shown, adapters.stock(model):
+        read = read_kinds(model, layer, data.training, data.instructions, shown.advance)
+        unknown = read_inputs(model, layer, asked, [0.0] * len(asked), shown.advance)
+    ends, n = torch.stack([one.inputs[-1] for one in unknown]), len(data.training[-PAIRS:])
+    also = read[2 * n :]
 
     found: dict[str, dict[str, Any]] = {}
     for count in choices.counts:

@@ -53,17 +53,13 @@ def fit_dial(
     module = carrier(model, layer)[1]
     remove_extra_ranks(model, adapter, module)
     activate(model, adapter)
-    prompts, chosen = encode_pairs(model, pairs[-PAIRS:]), conversations[:CONVERSATIONS]
-    texts = [c.prompt for c in chosen]
-    answered = encode_conversations(model.tokenizer, texts, [c.response for c in chosen], model.window)
-    kinds = [-1.0] * (len(prompts) // 2) + [1.0] * (len(prompts) // 2 + len(chosen))
-    read = read_inputs(model, layer, prompts + [prompt for prompt, _ in answered], kinds, progress)
-    read += read_inputs(model, layer, [prompt + answer for prompt, answer in answered], [0.0] * len(chosen), progress)
+    read = read_kinds(model, layer, pairs, conversations, progress)
     inputs, targets = torch.cat([row.inputs for row in read]), torch.cat([row.targets for row in read])
     del read  # a second copy of the inputs
     both = ridge(inputs, targets)
     key, reader = both[0].clone(), both[1].clone()
-    return Dial(layer, _direction(model, adapter, layer, key, first_pairs(prompts, GRADIENT_PAIRS)), key, reader)
+    prompts = first_pairs(encode_pairs(model, pairs[-PAIRS:]), GRADIENT_PAIRS)
+    return Dial(layer, _direction(model, adapter, layer, key, prompts), key, reader)
 
 
 def find_gain(
@@ -187,6 +183,21 @@ def read_inputs(
     for row in found.values():
         require_finite(model, row.inputs, f"inputs of layer {number}")
     return [found[i] for i in range(len(rows))]
+
+
+def read_kinds(
+    model: Model, layer: int, pairs: list[Pair], conversations: list[Conversation],
+    progress: Progress = lambda done: None,
+) -> list[Read]:  # fmt: skip
+    """What a dial is fitted to: the toxic sides of the last PAIRS pairs, their seemingly toxic sides, the prompts of
+    CONVERSATIONS answered instructions, and these with their answers."""
+    prompts, chosen = encode_pairs(model, pairs[-PAIRS:]), conversations[:CONVERSATIONS]
+    texts = [c.prompt for c in chosen]
+    answered = encode_conversations(model.tokenizer, texts, [c.response for c in chosen], model.window)
+    kinds = [-1.0] * (len(prompts) // 2) + [1.0] * (len(prompts) // 2 + len(chosen))
+    read = read_inputs(model, layer, prompts + [prompt for prompt, _ in answered], kinds, progress)
+    whole = [prompt + answer for prompt, answer in answered]
+    return read + read_inputs(model, layer, whole, [0.0] * len(chosen), progress)
 
 
 def _spread(tokens: int, most: int, number: int) -> list[int]:

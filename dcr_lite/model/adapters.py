@@ -56,8 +56,8 @@ def add_adapter(model: Model, name: str, rank: int, seed: int) -> None:
 
 
 def keep_on(model: Model, name: str, module: str) -> None:
-    """Take an adapter off every linear map but one, where it may not do anything yet and takes its time all the same;
-    make it the active one. module: the map's name in the base model."""
+    """Take an untrained adapter off every linear map but one, since what does nothing takes time all the same, and make
+    it the active one. module: the map's name in the base model."""
     for key, layer in model.network.get_base_model().named_modules():
         if isinstance(layer, LoraLayer) and key != module and name in layer.r:
             layer.delete_adapter(name)
