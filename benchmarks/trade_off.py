@@ -3,9 +3,9 @@
     python benchmarks/trade_off.py --settings.model FOLDER --prompts FILES --seeds 0 1 2 --out runs/trade_off
 
 Measured along their strengths: the stock model; two controls without any training, the stock model steered along its
-difference of means and the stock model with a dial; stage 1 with its dial; the same with a stage 2 of own answers, with
-few refusals where the stock model refuses by itself; and with one of the given answers and all refusals. Stage 1 and
-the dial are the same for the last three.
+difference of means and the stock model with a dial; stage 1, of whose change half stays, with its dial; all of it with
+a stage 2 of own answers, with few refusals where the stock model refuses by itself; and with one of the given answers
+and all refusals. Stage 1 is the same for the last three, the dial for the last two.
 ``--out`` keeps every training, the answers and what is measured, as that of ``dcr-lite compare``: the same command goes
 on.
 
@@ -37,6 +37,7 @@ from dcr_lite.measure.answers import Measured, read_answers
 from dcr_lite.model import adapters
 from dcr_lite.names import DCR, STOCK
 from dcr_lite.run import inputs, steps
+from dcr_lite.run.found_settings import HALF
 from dcr_lite.run.own_voice import in_own_voice
 from dcr_lite.run.report import markdown_table
 from dcr_lite.run.stored_states import load_states, stage2_rows
@@ -86,9 +87,11 @@ def _dial_alone(seed: SeedRun, strength: float) -> Iterator[Cost]:
 
 @contextmanager
 def _turned(answers: Any, seed: SeedRun, strength: float) -> Iterator[Cost]:
-    """Stage 1, stage 2 on these ``answers`` (None: no stage 2), and the dial at a strength."""
+    """Stage 1, stage 2 on these ``answers`` (None: half of stage 1, and no stage 2), and the dial at a strength."""
     refined, cost = seed.refine(), seed.cost("stage1")
-    dial = seed.fit_dial()
+    if answers is None:
+        adapters.scale(seed.model, DCR, HALF)
+    dial = seed.fit_dial("fitted_dial" if answers else "fitted_dial_half")
     if answers:
         settings = replace(seed.settings, answers=answers)
         if answers == "own" and settings.dial == "above_stock":
@@ -119,8 +122,8 @@ VARIANTS = {
 
 
 def settings_of(choices: Choices) -> Settings:
-    """Those of all trainings, with a stage 2 so that stage 1 keeps the states that it needs."""
-    return replace(inputs.resolved(choices.settings), stage2="yes")
+    """Those of all trainings, with stage 1, and with a stage 2 so that stage 1 keeps the states that it needs."""
+    return replace(inputs.resolved(choices.settings), stage1="yes", stage2="yes")
 
 
 def variants(choices: Choices) -> dict[str, Method]:

@@ -76,9 +76,9 @@ class Settings(ModelSettings):
     --data says otherwise."""
 
     # stage 1: contrastive refinement
-    stage1: Literal["auto", "yes", "no"] = "auto"
-    """auto: for a model that does not refuse toxic prompts by itself. One that does is served as well by the dial
-    alone, which trains nothing and leaves its answers as they were (docs/results.md)."""
+    stage1: Literal["yes", "no"] = "yes"
+    """no: a model that refuses by itself gets the dial alone. Nothing is trained, the adapter is a rank of one map, and
+    its answers stay as they were; prompts that share most words are told apart less well (docs/results.md)."""
     layer: int = FOUND
     """L, counted from 0: stage 1 shapes the states that this decoder layer puts out and trains the adapter up to it.
     -1: found by evidence (docs/method.md)."""
@@ -111,6 +111,10 @@ class Settings(ModelSettings):
     stands still at every learning rate that was tried; it learns with 64."""
     contrastive_learning_rate: float = 0.0
     """Peak learning rate of stage 1. 0: from the model's width (docs/method.md)."""
+    contrastive_share: float = 0.0
+    """How much of what stage 1 changes in the weights stays, up to 1: they end between the stock model's and the
+    refined ones (Wortsman et al., 2022, arXiv 2109.01903). 0: half of it where no stage 2 follows, which would teach
+    the upper layers to read states that have moved so far, else all (docs/results.md)."""
     development_pairs: int = 80
     """Training pairs held back from stage 1 to pick its checkpoint; they share no focus word with the others."""
 

@@ -25,8 +25,8 @@ from dcr_lite.run.run_folder import read_found, read_settings
 from dcr_lite.settings import FOUND, Settings, layers_between
 
 UNSET = {
-    "layer": FOUND, "contrastive_learning_rate": 0.0, "sft_learning_rate": 0.0,
-    "stage1": "auto", "stage2": "auto", "answers": "auto", "dial": "auto",
+    "layer": FOUND, "contrastive_learning_rate": 0.0, "contrastive_share": 0.0, "sft_learning_rate": 0.0,
+    "stage2": "auto", "answers": "auto", "dial": "auto",
 }  # fmt: skip
 REFUSES = {"toxic": {"refusal_rate": 0.41}, "openings": ["Sorry", "As an AI"]}
 COMPLIES = {"toxic": {"refusal_rate": 0.03}, "openings": ["Sorry"]}
@@ -79,25 +79,27 @@ def whole_openings(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("chat_format", "answers", "found"),
     [
-        ("own", REFUSES, ("no", "no", "own", "above_stock")),
-        ("own", COMPLIES, ("yes", "yes", "own", "balanced")),
-        ("chatml", None, ("yes", "yes", "given", "balanced")),
+        ("own", REFUSES, (0.5, "no", "own", "above_stock")),
+        ("own", COMPLIES, (1.0, "yes", "own", "balanced")),
+        ("chatml", None, (1.0, "yes", "given", "balanced")),
     ],
 )
 def test_a_model_that_refuses_by_itself_is_not_taught_to(
-    chat_format: Any, answers: Any, found: tuple[str, ...]
+    chat_format: Any, answers: Any, found: tuple[Any, ...]
 ) -> None:
-    """A chat model that refuses needs the dial alone, or stage 1 if there is no dial. One that does not keeps its voice
-    in stage 2, a base model learns the given answers. What is given stays whatever the evidence says."""
+    """A chat model that refuses keeps half of stage 1 and needs no stage 2. One that does not keeps its voice in stage
+    2, a base model learns the given answers. What is given stays whatever the evidence says."""
     settings = Settings(model="m", run=Path("r"), chat_format=chat_format, layer=3)
     chosen = choose(settings, 576, answers, None)
-    assert tuple(chosen[name] for name in ("stage1", "stage2", "answers", "dial")) == found
+    assert tuple(chosen[name] for name in ("contrastive_share", "stage2", "answers", "dial")) == found
     assert chosen["openings"] == (answers["openings"] if answers else list(REFUSING_OPENINGS))
-    given_ones = {"stage1": "yes", "stage2": "yes", "answers": "given", "dial": "like_stock", "sft_learning_rate": 3e-4}
+    given_ones = {
+        "stage1": "no", "contrastive_share": 0.3, "stage2": "yes", "answers": "given", "dial": "like_stock",
+        "sft_learning_rate": 3e-4,
+    }  # fmt: skip
     chosen = choose(replace(settings, **given_ones), 576, answers, None)
     assert {name: chosen[name] for name in given_ones} == given_ones
     assert {*given_ones, "layer"} <= set(chosen["evidence"]["given"])
-    assert choose(replace(settings, dial="none"), 576, answers, None)["stage1"] == "yes"
 
 
 @pytest.mark.usefixtures("whole_openings")

@@ -300,6 +300,23 @@ def test_another_seed_another_adapter(finished: Finished, tiny: Path, rows: Path
     assert not torch.equal(starts[0][frozen], starts[1][frozen])
 
 
+def test_half_of_stage_1_stays_where_nothing_is_trained_after_it(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """Each map adds half of what stage 1 has taught it, unless another share is given; report and model card say so."""
+    short = {"contrastive_steps": 4, "stage2": "no", "compare_with": []}
+    assert run_here(flags(tiny, rows, tmp_path / "whole", contrastive_share=1, **short)).code == 0
+    assert run_here(flags(tiny, rows, tmp_path / "half", **short)).code == 0
+    whole, half = adapter(tmp_path / "whole"), adapter(tmp_path / "half")
+    assert any(weight.any() for name, weight in whole.items() if "lora_B" in name)
+    for name, weight in whole.items():
+        assert torch.equal(half[name], weight / 2 if "lora_B" in name else weight), name
+    said = "0.5 of what it changes in the weights stays", "0.5 of whose change stays"
+    for run, stated in ((tmp_path / "half", True), (tmp_path / "whole", False)):
+        report, card = (" ".join((run / page).read_text().split()) for page in ("report.md", "adapter/README.md"))
+        assert (said[0] in report, said[1] in card) == (stated, stated)
+    bad = run_here(flags(tiny, rows, tmp_path / "bad", contrastive_share=1.5, **short))
+    assert (bad.code, "--contrastive-share 1.5: it takes a number from 0 to 1" in bad.err) == (1, True)
+
+
 def test_the_papers_own_stage1_runs(tiny: Path, rows: Path, tmp_path: Path) -> None:
     """--paper trains stage 1 with Circle loss on raw states: the same as those three settings by hand."""
     short = {"contrastive_steps": 4, "stage2": "no", "compare_with": []}

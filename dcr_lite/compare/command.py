@@ -148,7 +148,6 @@ def seed_run(settings: Settings, out: Path, seed: int) -> SeedRun:
     settings = resolved(settings)
     if settings.stage1 == "no":
         raise UserError("--stage1 no: what stage 1 is worth is compared here; without it, DCR is the method dial_alone")
-    settings = replace(settings, stage1="yes")
     run = SeedRun(_with_cache(settings), out / f"seed{seed}", seed)
     run.find_settings()
     return run

@@ -200,6 +200,13 @@ def set_adapter_weights(model: Model, name: str, weights: dict[str, Tensor]) -> 
         raise UserError(f"adapter weights do not fit this model: {result.unexpected_keys[:3]}")
 
 
+def scale(model: Model, name: str, share: float) -> None:
+    """Keep only a share of what an adapter adds to the weights."""
+    for layer in _lora_layers(model):
+        if name in layer.lora_B:
+            layer.lora_B[name].weight.data *= share
+
+
 def adapted_maps(model: Model, name: str, layer: int) -> list[str]:
     """The names in the base model of the linear maps of decoder layer ``layer`` that an adapter is on, such as
     "model.layers.15.mlp.down_proj"."""

@@ -57,6 +57,8 @@ def _from_answers(found: dict[str, Any], answers: Evidence | None) -> list[str]:
         lines.append(f"The stock model refuses {' and '.join(rates)} training prompts.")
     if found["stage1"] == "no":
         lines.append("**Stage 1**: none. The dial works on the model as it is.")
+    elif found["contrastive_share"] < 1:
+        lines.append(f"**Stage 1**: {found['contrastive_share']:g} of what it changes in the weights stays.")
     if found["stage2"] == "no":
         lines.append("**Stage 2**: none: the model refuses by itself.")
     else:

@@ -35,6 +35,7 @@ from dcr_lite.settings import FOUND, Settings, layers_between
 
 STOCK_PAIRS = 64  # training pairs that the stock model answers: its refusal rates to about 0.1
 REFUSES = 0.2  # of toxic prompts, from which on a chat model refuses by itself: its makers taught it to
+HALF = 0.5  # of stage 1's change stays in a model that is not trained any further (docs/results.md)
 # Learning rates by width: at those of SmolLM2 (576) and of Qwen2.5 0.5B and 1.5B (896, 1536) as tried there, at 8
 # billion weights' (4096) QLoRA's (Dettmers et al., 2023).
 LEARNING_RATES = {
@@ -67,7 +68,7 @@ def found(run: RunFolder, model: Model, data: Data, settings: Settings) -> dict[
 
 def asks_for_answers(settings: Settings) -> bool:
     """Whether it has to be known how the stock model answers: a base model does not in any format."""
-    return settings.chat_format == "own" and ("auto" in (settings.stage1, settings.stage2) or settings.dial != "none")
+    return settings.chat_format == "own" and (settings.stage2 == "auto" or settings.dial != "none")
 
 
 def choose(settings: Settings, width: int, answers: Evidence | None, layers: Evidence | None) -> dict[str, Any]:
@@ -75,7 +76,6 @@ def choose(settings: Settings, width: int, answers: Evidence | None, layers: Evi
     is_chat = settings.chat_format == "own"
     refuses = answers is not None and answers["toxic"]["refusal_rate"] >= REFUSES
     automatic = {
-        "stage1": "no" if refuses and settings.dial != "none" else "yes",
         "stage2": "no" if refuses else "yes",
         "answers": "own" if is_chat else "given",
         "dial": "above_stock" if refuses else "balanced",
@@ -83,8 +83,10 @@ def choose(settings: Settings, width: int, answers: Evidence | None, layers: Evi
     chosen: dict[str, Any] = {"layer": settings.layer if layers is None else layers["chosen"]}
     for name in LEARNING_RATES:
         chosen[name] = getattr(settings, name) or rate_for(width, name)
+    chosen["stage1"] = settings.stage1
     for name, value in automatic.items():
         chosen[name] = value if getattr(settings, name) == "auto" else getattr(settings, name)
+    chosen["contrastive_share"] = settings.contrastive_share or (HALF if chosen["stage2"] == "no" else 1.0)
     given = [name for name, value in chosen.items() if getattr(settings, name) == value]
     openings = own_openings([], []) if answers is None else answers["openings"]
     evidence = {"given": given, "width": width, "answers": answers, "layers": layers}

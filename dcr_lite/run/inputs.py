@@ -129,5 +129,7 @@ def _check_numbers(settings: Settings) -> None:
         value = settings.sizes.get(name, getattr(settings, name))
         if value < least:
             raise UserError(f"--{name.replace('_', '-')} {value}: it takes at least {least}")
+    if not 0 <= settings.contrastive_share <= 1:
+        raise UserError(f"--contrastive-share {settings.contrastive_share:g}: it takes a number from 0 to 1")
     if settings.contrastive_batch < distributed.world():
         raise UserError(f"--contrastive-batch {settings.contrastive_batch}: at least one prompt for each process")

@@ -106,7 +106,9 @@ def _how(settings: dict[str, Any]) -> str:
     layer, sft = plain(str(settings["layer"])), "safety SFT" if _has_stage2(settings) else ""
     if settings.get("stage1") == "no":  # a run of an earlier version says nothing of it, and always had one
         return " and ".join(filter(None, (sft, f"a dial at layer {layer}, fitted to prompts")))
-    return ", then ".join(filter(None, (f"contrastive refinement up to layer {layer}", sft)))
+    share = settings.get("contrastive_share") or 1.0
+    of_it = f", {share:g} of whose change stays" if share < 1 else ""
+    return ", then ".join(filter(None, (f"contrastive refinement up to layer {layer}{of_it}", sft)))
 
 
 def _has_stage2(settings: dict[str, Any]) -> bool:

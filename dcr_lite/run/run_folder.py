@@ -33,9 +33,15 @@ LOCK = "run.lock"
 DISK_BYTES = 1_000_000_000  # asked for before the model is known; opening.will_it_fit asks for what its run writes
 
 # What earlier versions did, whose settings say nothing of it.
-EARLIER = {"compare_with": ["safety_sft"], "stage1": "yes", "stage2": "yes", "answers": "given", "dial": "none"}
+EARLIER: dict[str, Any] = {
+    "compare_with": ["safety_sft"], "stage1": "yes", "contrastive_share": 1.0, "stage2": "yes", "answers": "given",
+    "dial": "none",
+}  # fmt: skip
 FOUND_FILE = "found.json"  # what a run has found of its settings (found_settings.py)
-FOUND_NAMES = ("layer", "contrastive_learning_rate", "sft_learning_rate", "stage1", "stage2", "answers", "dial")
+FOUND_NAMES = (
+    "layer", "contrastive_learning_rate", "contrastive_share", "sft_learning_rate",
+    "stage1", "stage2", "answers", "dial",
+)  # fmt: skip
 FOUR_BIT: dict[Any, str] = {True: "nf4", False: "none"}  # quantization as version 0.1 wrote four_bit, or null
 
 AnySettings = TypeVar("AnySettings", bound=ModelSettings)
@@ -226,7 +232,7 @@ def read_found(folder: Path) -> dict[str, Any] | None:
     path, cure = folder / FOUND_FILE, "Restore it, or delete it and add --resume to have it found again."
     if not path.exists():
         return None
-    found = {"stage1": EARLIER["stage1"]} | read_state(path, cure)
+    found = {name: EARLIER[name] for name in ("stage1", "contrastive_share")} | read_state(path, cure)
     openings = found.get("openings")
     if not set(FOUND_NAMES) <= found.keys() or not isinstance(openings, list) or not all(map(_is_text, openings)):
         raise damaged(path, cure)

@@ -74,7 +74,8 @@ def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None
     geometry = stock_geometry(model, encode_pairs(model, data.training), config)
     model.plan_passes("stage1")
     stage1 = ContrastiveRefinement(model, DCR, data.training, data.development, config, geometry, settings.seed)
-    train(run, stage1, "Stage 1: contrastive", settings.patience)
+    share = settings.contrastive_share or 1.0
+    train(run, stage1, "Stage 1: contrastive", settings.patience, lambda: adapters.scale(model, DCR, share))
     if distributed.is_main():
         store_states(run, model, data, settings, geometry)
     return None
@@ -124,9 +125,12 @@ def train_safety_sft(
     return train(run, sft, title)
 
 
-def train(run: RunFolder, stage: Stage, title: str, patience: int = 0, noted: Mapping[str, Any] | None = None) -> None:
+def train(
+    run: RunFolder, stage: Stage, title: str, patience: int = 0, at_end: Callable[[], object] = lambda: None,
+    noted: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Train a stage unless it is done, with its progress bar and its checkpoint; its adapter is saved at the end.
-    patience: see ``Loop``. noted: further facts of the finished part."""
+    patience: see ``Loop``. at_end: called before that. noted: further facts of the finished part."""
     if run.finished(stage.name):
         return restore(run, stage.model, stage.name, stage.adapter)
     with progress_bar(title, stage.steps) as shown:
@@ -136,6 +140,7 @@ def train(run: RunFolder, stage: Stage, title: str, patience: int = 0, noted: Ma
             shown.row(row)
 
         progress = Loop(stage, run.checkpoint(stage.name), report, patience).run()
+    at_end()
     if distributed.is_main():
         adapters.save_adapter(stage.model, stage.adapter, run.path / stage.name)
     facts = {"seconds": progress.seconds, "best_step": progress.best_step, "best": progress.best}
