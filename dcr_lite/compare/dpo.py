@@ -213,5 +213,5 @@ def train(
     model.plan_passes(BASELINE)  # two rows at a time at least, which preferences.py sees to
     rate = LEARNING_RATE_SHARE * settings.sft_learning_rate
     stage = DPO(name, model, BASELINE, preferences, share, rate, settings.seed, lambda: apart(model, development))
-    steps.train(run, stage, f"DPO, {share:g} toxic", noted={"numbers": {"tried": stage.tried}})
+    steps.train(run, stage, f"DPO, {share:g} toxic", numbers={"tried": stage.tried})
     return adapters.activate(model, BASELINE)

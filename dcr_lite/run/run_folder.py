@@ -33,15 +33,11 @@ LOCK = "run.lock"
 DISK_BYTES = 1_000_000_000  # asked for before the model is known; opening.will_it_fit asks for what its run writes
 
 # What earlier versions did, whose settings say nothing of it.
-EARLIER: dict[str, Any] = {
-    "compare_with": ["safety_sft"], "stage1": "yes", "contrastive_share": 1.0, "stage2": "yes", "answers": "given",
-    "dial": "none",
-}  # fmt: skip
+EARLIER: dict[str, Any] = {"compare_with": ["safety_sft"], "stage1": "yes", "contrastive_share": 1.0, "stage2": "yes",
+                           "answers": "given", "dial": "none"}  # fmt: skip
 FOUND_FILE = "found.json"  # what a run has found of its settings (found_settings.py)
-FOUND_NAMES = (
-    "layer", "contrastive_learning_rate", "contrastive_share", "sft_learning_rate",
-    "stage1", "stage2", "answers", "dial",
-)  # fmt: skip
+FOUND_NAMES = ("layer", "contrastive_learning_rate", "contrastive_share", "sft_learning_rate", "stage1", "stage2",
+               "answers", "dial")  # fmt: skip
 FOUR_BIT: dict[Any, str] = {True: "nf4", False: "none"}  # quantization as version 0.1 wrote four_bit, or null
 
 AnySettings = TypeVar("AnySettings", bound=ModelSettings)

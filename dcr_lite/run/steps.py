@@ -3,7 +3,7 @@ its folder."""
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,11 +74,8 @@ def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None
     geometry = stock_geometry(model, encode_pairs(model, data.training), config)
     model.plan_passes("stage1")
     stage1 = ContrastiveRefinement(model, DCR, data.training, data.development, config, geometry, settings.seed)
-    share = settings.contrastive_share or 1.0
-    train(run, stage1, "Stage 1: contrastive", settings.patience, lambda: adapters.scale(model, DCR, share))
-    if distributed.is_main():
-        store_states(run, model, data, settings, geometry)
-    return None
+    train(run, stage1, "Stage 1: contrastive", settings.patience, settings.contrastive_share or 1.0)
+    return distributed.on_main(lambda: store_states(run, model, data, settings, geometry))
 
 
 def teach_refusals(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
@@ -125,12 +122,9 @@ def train_safety_sft(
     return train(run, sft, title)
 
 
-def train(
-    run: RunFolder, stage: Stage, title: str, patience: int = 0, at_end: Callable[[], object] = lambda: None,
-    noted: Mapping[str, Any] | None = None,
-) -> None:  # fmt: skip
+def train(run: RunFolder, stage: Stage, title: str, patience: int = 0, share: float = 1.0, **noted: Any) -> None:
     """Train a stage unless it is done, with its progress bar and its checkpoint; its adapter is saved at the end.
-    patience: see ``Loop``. at_end: called before that. noted: further facts of the finished part."""
+    patience: see ``Loop``. share: of what was learnt stays. noted: further facts of the finished part."""
     if run.finished(stage.name):
         return restore(run, stage.model, stage.name, stage.adapter)
     with progress_bar(title, stage.steps) as shown:
@@ -140,11 +134,11 @@ def train(
             shown.row(row)
 
         progress = Loop(stage, run.checkpoint(stage.name), report, patience).run()
-    at_end()
+    adapters.scale(stage.model, stage.adapter, share)
     if distributed.is_main():
         adapters.save_adapter(stage.model, stage.adapter, run.path / stage.name)
     facts = {"seconds": progress.seconds, "best_step": progress.best_step, "best": progress.best}
-    run.finish(stage.name, facts | {"peak_memory_bytes": peak_memory_bytes(), **(noted or {})})
+    run.finish(stage.name, facts | {"peak_memory_bytes": peak_memory_bytes(), **noted})
     return None
 
 
