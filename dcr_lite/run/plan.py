@@ -106,12 +106,14 @@ def plan(model: Model, source: str, data: Data, settings: Settings) -> dict[str,
     precision = "4-bit NF4" if model.four_bit else str(model.precision).removeprefix("torch.")
     minutes = estimated_seconds(model, data, settings) / 60
     loss = "circle on raw states (the paper's)" if settings.paper else settings.contrastive_loss.replace("_", " ")
+    share = settings.contrastive_share or 1.0
+    of_it = f"; {share:g} of what that changes stays" if share < 1 else ""
     models, batch = len(models_of(settings.compare_with)), 2 * min(settings.contrastive_batch // 2, len(data.training))
     return {
         "model": f"{settings.model} ({source}), {depth(model.network)} layers, {precision} on {model.device}",
         "backend": f"{model.backend.name} ({model.backend.why})",
         "stage 1": f"at most {settings.refining_steps} steps of {batch} prompts from {len(data.training)} pairs, "
-        f"{len(data.development)} held back, {loss}, layers {settings.first_refined}-{settings.layer} (L)"
+        f"{len(data.development)} held back, {loss}, layers {settings.first_refined}-{settings.layer} (L){of_it}"
         if settings.refining_steps
         else f"none (L = {settings.layer})",
         **_safety_sft(settings),
