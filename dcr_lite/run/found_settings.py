@@ -5,7 +5,8 @@ follows from what the model does already. What is given is never searched.
   reads them; the lowest layer within one standard error of the best. A few steps of stage 1 at some of them say no more
   (docs/results.md).
 - Learning rates: from the model's width, between those that are known at other widths.
-- Stages, answers, dial: by how often the stock model refuses training prompts in its own chat format.
+- Stage 2, what stays of stage 1, answers, dial: by how often the stock model refuses training prompts in its own chat
+  format.
 """
 
 import random
