@@ -103,9 +103,11 @@ def test_absmax_int4_keeps_the_largest_and_errs_by_half_a_step(seed: int, n_in: 
     assert_close(absmax_int4(rounded) / size, rounded / size, 1e-6)
 
 
-def test_nf4_is_the_table_of_the_paper() -> None:
-    """bitsandbytes' rounding on the CPU equals the nearest of the published values, block by block."""
-    weight = torch.randn(24, 96, generator=torch.Generator().manual_seed(2))
+@pytest.mark.parametrize("shape", [(24, 128), (24, 96), (2, 70), (3, 35)])
+def test_nf4_is_the_table_of_the_paper(shape: tuple[int, int]) -> None:
+    """bitsandbytes' rounding on the CPU equals the nearest of the published values, block by block, also where blocks
+    go across the ends of rows."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(2))
     assert_close(nf4(weight), nf4_by_table(weight), 1e-5)
     assert_far(nf4(weight), weight)
 

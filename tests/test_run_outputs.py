@@ -304,8 +304,8 @@ def test_half_of_stage_1_stays_where_nothing_is_trained_after_it(tiny: Path, row
     """Each map adds half of what stage 1 has taught it, unless another share is given; plan, report and model card say
     so."""
     short = {"contrastive_steps": 4, "stage2": "no", "compare_with": []}
-    assert run_here(flags(tiny, rows, tmp_path / "whole", contrastive_share=1, **short)).code == 0
-    done = run_here(flags(tiny, rows, tmp_path / "half", **short))
+    assert run_here(flags(tiny, rows, tmp_path / "whole", **short)).code == 0
+    done = run_here(flags(tiny, rows, tmp_path / "half", contrastive_share=0, **short))
     assert (done.code, f"-{LAYER} (L); 0.5 of what that changes stays" in " ".join(done.out.split())) == (0, True)
     whole, half = adapter(tmp_path / "whole"), adapter(tmp_path / "half")
     assert any(weight.any() for name, weight in whole.items() if "lora_B" in name)

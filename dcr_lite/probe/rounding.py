@@ -29,6 +29,7 @@ def nf4(weight: Tensor) -> Tensor:
     """The weight (out, in) rounded to NF4, in float32."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    packed, state = quantize_4bit(weight.float().contiguous(), blocksize=NF4_BLOCK, quant_type="nf4")
+    # In one row: on processors with AVX512, bitsandbytes 0.50 counts blocks within rows, not across their ends.
+    packed, state = quantize_4bit(weight.float().reshape(1, -1), blocksize=NF4_BLOCK, quant_type="nf4")
     rounded: Tensor = dequantize_4bit(packed, state)
-    return rounded
+    return rounded.view(weight.shape)

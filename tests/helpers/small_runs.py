@@ -61,6 +61,7 @@ def small_values(rows: Path) -> dict[str, Any]:
         "patience": 8,  # as many as there are: all steps are taken
         "contrastive_batch": 8,
         "contrastive_learning_rate": 1e-2,
+        "contrastive_share": 1.0,
         "temperature": 1.0,
         "development_pairs": 8,
         "instructions": 12,
