@@ -20,6 +20,7 @@ from small_runs import flags, recipe_module, run_here, save_rows, write_rows
 from dcr_lite import cli
 from dcr_lite.compare import actor, command, measurement, preferences, prosafeprune, surgical
 from dcr_lite.compare.directions import KL_LIMIT
+from dcr_lite.compare.measurement import EvaluationData
 from dcr_lite.compare.methods import ANSWERED, METHODS
 from dcr_lite.compare.report import COSTS
 from dcr_lite.compare.seed_run import SeedRun
@@ -34,7 +35,7 @@ from dcr_lite.model import adapters
 from dcr_lite.model.adapters import WEIGHTS, adapter_weights
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
-from dcr_lite.names import BASELINE, DCR
+from dcr_lite.names import BASELINE, DCR, STOCK
 from dcr_lite.run import steps
 from dcr_lite.run.dial_bench import DIAL
 from dcr_lite.run.dial_setting import FOLDER, DialSetting
@@ -439,6 +440,31 @@ def test_what_has_to_be_found_is_found_once(
     second.find_settings()
     assert second.settings.sft_learning_rate == first.settings.sft_learning_rate
     assert second.model.openings == first.model.openings
+
+
+def test_one_model_at_a_time(compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first seed's, by which settings are found and time is estimated, is given back before the stock model is
+    loaded, and that before any other; none is left at the end."""
+    made: list[SeedRun] = []
+    loaded: list[list[int]] = []
+
+    class Noted(SeedRun):
+        def __init__(self, *args: Any):
+            super().__init__(*args)
+            made.append(self)
+
+    def measure(run: SeedRun, *rest: Any) -> None:
+        assert run.model is not None
+        loaded.append([i for i, one in enumerate(made) if "_loaded" in vars(one)])
+
+    monkeypatch.setattr(command, "SeedRun", Noted)
+    monkeypatch.setattr(command, "measure_configuration", measure)
+    settings = load_recipe(compared[0]).SETTINGS
+    data = EvaluationData.read(settings.evaluation, None, None)
+    methods = {name: METHODS[name] for name in (STOCK, BASELINE)}
+    command.measured(methods, settings, data, (0, 1), (), tmp_path / "out")
+    assert loaded == [[1], [0], [2]]  # made in the order seed 0, stock model, seed 1
+    assert not any("_loaded" in vars(one) for one in made)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a process's peak")

@@ -185,12 +185,15 @@ def _measure_all(
     """Measure the configurations, printing each result with the time that is left after it. stock: the file of the
     stock model's answers."""
     for i, (one, seconds) in enumerate(zip(left, seconds_left, strict=True), start=1):
+        for seed, other in runs.items():
+            if seed != one.seed:
+                other.unload()  # every seed loads a model of its own, and one is enough for a computer's memory
         measure_configuration(runs[one.seed], methods[one.method], one, data, stock)
         if result := finished_result(runs[one.seed], one, data):
             time_left = f"; about {_minutes(seconds)} min left" if i < len(left) else ""
             console.print(f"{i}/{len(left)} {_line(methods[one.method].title, result)}{time_left}", soft_wrap=True)
-        if one.seed not in {other.seed for other in left[i:]}:
-            runs[one.seed].unload()  # every seed loads a model of its own
+    for run in runs.values():
+        run.unload()
 
 
 def _line(title: str, result: Result) -> str:
