@@ -122,8 +122,8 @@ VARIANTS = {
 
 
 def settings_of(choices: Choices) -> Settings:
-    """Those of all trainings, with stage 1, and with a stage 2 so that stage 1 keeps the states that it needs."""
-    return replace(inputs.resolved(choices.settings), stage1="yes", stage2="yes")
+    """Those of all trainings, with the whole of stage 1, and with a stage 2 so that this keeps the states for it."""
+    return replace(inputs.resolved(choices.settings), stage1="yes", contrastive_share=1.0, stage2="yes")
 
 
 def variants(choices: Choices) -> dict[str, Method]:

@@ -80,6 +80,7 @@ def rerun(
     for one in dict.fromkeys((reference, asked)):
         run = runs[one.seed]
         if not finished_result(run, one, data):
+            first.unload()  # loaded to find the settings: one model at a time
             measure_configuration(run, methods[one.method], one, data, answers)
             run.unload()
     rows = read_answers(answers_file(runs[asked.seed], asked, data))
