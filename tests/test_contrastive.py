@@ -129,6 +129,6 @@ def test_a_batch_is_cut_by_the_tokens_that_are_computed(tiny_model: Any, shared:
     computed = [sum(len(rows[i]) - shared for i in part) for part in parts]
     assert max(computed) <= states.TOKENS_PER_PART
     assert len(parts) == -(-sum(computed) // states.TOKENS_PER_PART)
-    few = rows[:64]
+    few = rows[:128]
     assert states.TOKENS_PER_PART < sum(len(row) - shared for row in few) <= states.TOKENS_PER_PASS
-    assert states.prompt_passes(model, few) == [list(range(64))]
+    assert states.prompt_passes(model, few) == [list(range(128))]
