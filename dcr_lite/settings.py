@@ -17,7 +17,7 @@ ChatFormat = Literal["own", "chatml", "llama3", "mistral", "gemma"]
 
 FOUND = -1  # where a layer stands: it is still to be found
 # Parts of the depth between which L is looked for: lower, what stage 1 learns does not generalise to unseen pairs;
-# higher, it generalises less, trains longer, and leaves few layers to act on it (docs/results.md, "The layer").
+# higher, it generalises less, trains longer, and leaves few layers to act on it (docs/ablations.md, "The layer").
 LOWEST, HIGHEST = 0.5, 0.7
 
 # The files and the sizes that ``data`` stands for, where none are given.
@@ -78,7 +78,7 @@ class Settings(ModelSettings):
     # stage 1: contrastive refinement
     stage1: Literal["yes", "no"] = "yes"
     """no: a model that refuses by itself gets the dial alone. Nothing is trained, the adapter is a rank of one map, and
-    its answers stay as they were; prompts that share most words are told apart less well (docs/results.md)."""
+    its answers stay as they were; prompts that share most words are told apart less well (docs/ablations.md)."""
     layer: int = FOUND
     """L, counted from 0: stage 1 shapes the states that this decoder layer puts out and trains the adapter up to it.
     -1: found by evidence (docs/method.md)."""
@@ -96,7 +96,7 @@ class Settings(ModelSettings):
     above."""
     temperature: float = 0.5
     """Of the supervised contrastive and InfoNCE losses. At 0.2 and below the other side of a prompt's own pair
-    dominates the loss, and nothing is learnt (docs/results.md)."""
+    dominates the loss, and nothing is learnt (docs/ablations.md)."""
     margin: float = 0.25
     """m of the Circle loss: the first value that was tried, and not yet settled."""
     scale: float = 16.0
@@ -114,7 +114,7 @@ class Settings(ModelSettings):
     contrastive_share: float = 0.0
     """How much of what stage 1 changes in the weights stays, up to 1: they end between the stock model's and the
     refined ones (Wortsman et al., 2022, arXiv 2109.01903). 0: half of it where no stage 2 follows, which would teach
-    the upper layers to read states that have moved so far, else all (docs/results.md)."""
+    the upper layers to read states that have moved so far, else all (docs/ablations.md)."""
     development_pairs: int = 80
     """Training pairs held back from stage 1 to pick its checkpoint; they share no focus word with the others."""
 

@@ -25,7 +25,7 @@ from dcr_lite.settings import Settings
 FIRST, LAST = 0.4, 3.2  # strengths at which the search for the useful range begins, doubling, and ends
 NARROW = 0.05  # a strength that breaks the model is known as nearly as this, or to half of the last that does not
 SETTLED = 0.05  # where both rates are this near to their end, turning further changes nothing
-BROKEN = 0.5  # nats a token that plain answers may lose. Beyond it (docs/results.md) words are in disorder on the one
+BROKEN = 0.5  # nats a token that plain answers may lose. Beyond it (docs/ablations.md) words are in disorder on the one
 # side of the dial, and plain prompts are refused on the other.
 JUDGED_AT = (1.6, 1.0, 0.5)  # answers are judged where the two rates have about this sum
 NEAR = 0.25  # of such a sum: answers that were judged this near are enough

@@ -3,7 +3,7 @@ follows from what the model does already. What is given is never searched.
 
 - L: the stock model's states of development pairs at every layer between 0.5 and 0.7 of the depth, read as stage 1
   reads them; the lowest layer within one standard error of the best. A few steps of stage 1 at some of them say no more
-  (docs/results.md).
+  (docs/ablations.md).
 - Learning rates: from the model's width, between those that are known at other widths.
 - Stage 2, what stays of stage 1, answers, dial: by how often the stock model refuses training prompts in its own chat
   format.
@@ -36,7 +36,7 @@ from dcr_lite.settings import FOUND, Settings, layers_between
 
 STOCK_PAIRS = 64  # training pairs that the stock model answers: its refusal rates to about 0.1
 REFUSES = 0.2  # of toxic prompts, from which on a chat model refuses by itself: its makers taught it to
-HALF = 0.5  # of stage 1's change stays in a model that is not trained any further (docs/results.md)
+HALF = 0.5  # of stage 1's change stays in a model that is not trained any further (docs/ablations.md)
 # Learning rates by width: at those of SmolLM2 (576) and of Qwen2.5 0.5B and 1.5B (896, 1536) as tried there, at 8
 # billion weights' (4096) QLoRA's (Dettmers et al., 2023).
 LEARNING_RATES = {

@@ -31,7 +31,7 @@ from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import Settings
 
 PART = "own_answers"  # of a run, and the name of its file
-OWN_TOKENS = 80  # of an own answer, at most: with 160 nothing is gained, at twice the time (docs/results.md)
+OWN_TOKENS = 80  # of an own answer, at most: with 160 nothing is gained, at twice the time (docs/ablations.md)
 BATCH = 64  # instructions between two writes of the file
 LEAST = 0.25  # of the instructions that are wanted: with fewer, refusals would be most of what is learnt
 
