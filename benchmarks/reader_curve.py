@@ -26,7 +26,7 @@ from torch import Tensor
 from dcr_lite.data.rows import Prompt, read_pairs
 from dcr_lite.files import SHIPPED, load_json, write_json, write_text
 from dcr_lite.measure.metrics import auroc, auroc_interval
-from dcr_lite.method.dial_fitting import PAIRS, Read, prompts_read, read_inputs, read_kinds, ridge
+from dcr_lite.method.dial_fitting import CONVERSATIONS, Read, read_inputs, read_kinds, ridge
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.run import inputs, opening
@@ -72,11 +72,12 @@ def measured(choices: Choices, name: str, layer: int) -> dict[str, Any]:
 
     model, _ = opening.load_model(settings)
     asked = encode_prompts(model.tokenizer, texts, model.window)
-    rows = prompts_read(data.training, data.instructions) + len(asked)
+    n = len(data.training)
+    rows = 2 * n + 2 * len(data.instructions[:CONVERSATIONS]) + len(asked)
     with progress_bar(f"Prompts read by {Path(name).name}", rows) as shown, adapters.stock(model):
         read = read_kinds(model, layer, data.training, data.instructions, shown.advance)
         unknown = read_inputs(model, layer, asked, [0.0] * len(asked), shown.advance)
-    ends, n = torch.stack([one.inputs[-1] for one in unknown]), len(data.training[-PAIRS:])
+    ends = torch.stack([one.inputs[-1] for one in unknown])
     also = read[2 * n :]
 
     found: dict[str, dict[str, Any]] = {}

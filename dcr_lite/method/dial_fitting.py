@@ -53,12 +53,13 @@ def fit_dial(
     module = carrier(model, layer)[1]
     remove_extra_ranks(model, adapter, module)
     activate(model, adapter)
+    pairs = pairs[-PAIRS:]
     read = read_kinds(model, layer, pairs, conversations, progress)
     inputs, targets = torch.cat([row.inputs for row in read]), torch.cat([row.targets for row in read])
     del read  # a second copy of the inputs
     both = ridge(inputs, targets)
     key, reader = both[0].clone(), both[1].clone()
-    prompts = first_pairs(encode_pairs(model, pairs[-PAIRS:]), GRADIENT_PAIRS)
+    prompts = first_pairs(encode_pairs(model, pairs), GRADIENT_PAIRS)
     return Dial(layer, _direction(model, adapter, layer, key, prompts), key, reader)
 
 
@@ -189,9 +190,9 @@ def read_kinds(
     model: Model, layer: int, pairs: list[Pair], conversations: list[Conversation],
     progress: Progress = lambda done: None,
 ) -> list[Read]:  # fmt: skip
-    """What a dial is fitted to: the toxic sides of the last PAIRS pairs, their seemingly toxic sides, the prompts of
-    CONVERSATIONS answered instructions, and these with their answers."""
-    prompts, chosen = encode_pairs(model, pairs[-PAIRS:]), conversations[:CONVERSATIONS]
+    """What a dial is fitted to: the toxic sides of the pairs, their seemingly toxic sides, the prompts of CONVERSATIONS
+    answered instructions, and these with their answers."""
+    prompts, chosen = encode_pairs(model, pairs), conversations[:CONVERSATIONS]
     texts = [c.prompt for c in chosen]
     answered = encode_conversations(model.tokenizer, texts, [c.response for c in chosen], model.window)
     kinds = [-1.0] * (len(prompts) // 2) + [1.0] * (len(prompts) // 2 + len(chosen))
