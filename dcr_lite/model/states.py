@@ -9,8 +9,8 @@ from dcr_lite.model.hidden_states import prompt_states, states_of_every_layer
 from dcr_lite.model.loading import Model, in_halves, require_finite
 from dcr_lite.model.packing import shared_prefix
 
-# Computed at once on a CPU, in tokens: about 85 prompts, so that the batches of all recipes, of 32 and 64, take one pass;
-# more go through GradCache, which computes them twice. A card takes what fits into it.
+# Computed at once on a CPU, in tokens: about 85 prompts, so that the batches of all recipes, of 32 and 64, take one
+# pass; more go through GradCache, which computes them twice. A card takes what fits into it.
 TOKENS_PER_PASS = 2304
 # Of a part of what goes through GradCache: so small that 512 negatives take less than 1.2 times the memory of 32.
 TOKENS_PER_PART = 768
