@@ -160,7 +160,7 @@ def test_averages_in_several_passes(tiny_model: MakeModel, monkeypatch: pytest.M
     model, rows = tiny_model(), random_rows([9, 4, 21, 5, 30], shared=7)
     add_random_adapter(model)
     together = mean_outputs(model, rows, SOME, LAYERS)
-    monkeypatch.setattr("dcr_lite.model.map_outputs.TOKENS_PER_PASS", 20)
+    monkeypatch.setattr("dcr_lite.model.map_outputs.TOKENS_PER_PART", 20)
     assert len(model.passes(rows, 20)) > 2
     apart = mean_outputs(model, rows, SOME, LAYERS)
     assert_close([apart[name] for name in SOME], [together[name] for name in SOME])

@@ -20,7 +20,7 @@ from dcr_lite.model.decoding import start_decoding
 from dcr_lite.model.generation import answer, refusal_log_odds
 from dcr_lite.model.hidden_states import states_at_layer
 from dcr_lite.model.loading import Model, in_halves, require_finite
-from dcr_lite.model.states import TOKENS_PER_PASS
+from dcr_lite.model.states import TOKENS_PER_PART
 
 PAIRS = 4000  # training pairs that the reader is fitted on, the last ones: more read better, at their time
 CONVERSATIONS = 64  # answered instructions, since the key has to hold at the tokens of answers too
@@ -178,7 +178,7 @@ def read_inputs(
 
     found: dict[int, Read] = {}
     with torch.no_grad():
-        for part in model.passes(rows, TOKENS_PER_PASS):
+        for part in model.passes(rows, TOKENS_PER_PART):
             found |= zip(part, in_halves(read_pass, part), strict=True)
             progress(len(part))
     for row in found.values():
