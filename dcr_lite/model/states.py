@@ -13,7 +13,7 @@ from dcr_lite.model.packing import shared_prefix
 # pass; more go through GradCache, which computes them twice. A card takes what fits into it.
 TOKENS_PER_PASS = 2304
 # Of a part of what goes through GradCache: so small that 512 negatives take less than 1.2 times the memory of 32. Of a
-# pass that reads many prompts, too: below what any plan allows, so that every command cuts them, and rounds, alike.
+# pass that reads many prompts, too: less than plans allow unless memory is short, so that commands cut them alike.
 TOKENS_PER_PART = 768
 TOKENS_OF_EVERY_LAYER = 4096  # of one forward pass that returns the states of all layers
 
