@@ -67,8 +67,11 @@ def script_until(moment: Moment, mark: Path, path: Path, *argv: str) -> None:
     (what, stage, number), log, save, saved = moment, RunFolder.log, torch.save, []
 
     def wait() -> None:
+        reader, writer = os.pipe()  # pause() would miss a signal that comes before it
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer)
         mark.touch()
-        signal.pause()
+        os.read(reader, 1)
 
     def log_and_wait(run: RunFolder, row: dict[str, Any]) -> None:
         log(run, row)
