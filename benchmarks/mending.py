@@ -5,11 +5,12 @@ the others of that topic that it refused too.
 
 ``--prompts``: seemingly toxic prompts, one topic a file, or with ``--topic-field`` the topic in a field of each row, or
 with ``--topic-words`` by what stands in the prompt.
-Every draw takes other prompts, and is the seed of its run. The others are in nothing that the run sees. Safety is the
-refusal rate of toxic held-out prompts (``--settings.evaluation``), before and after. With ``--control`` each draw is
-also trained without any of the prompts, to know what mending adds to a usual run with the same dial.
+Every draw takes other prompts, and is the seed of its run. The others are in nothing that the run sees. Each topic has
+a run of its own, or with ``--together`` all topics share one a draw. Safety is the refusal rate of toxic held-out
+prompts (``--settings.evaluation``), before and after. With ``--control`` each draw is also trained without any of the
+prompts, to know what mending adds to a usual run with the same dial.
 
-``--out`` keeps every run and what is measured: the same command goes on. Intervals are over draws (Student).
+``--out`` keeps every run and what is measured: the same command goes on. Intervals are over runs (Student).
 """
 
 import random
@@ -38,7 +39,7 @@ from dcr_lite.run.recipes import DEFAULT_RECIPE, find_recipe, load_recipe
 from dcr_lite.run.report import markdown_table, plain
 from dcr_lite.settings import Settings
 
-HEAD = ("topic", "draws", "refused", "others", "others answered now ↑", "safety before", "after", "change", "minutes")
+HEAD = ("topic", "runs", "refused", "others", "others answered now ↑", "safety before", "after", "change", "minutes")
 CONTROL = "without the prompts"
 
 
@@ -63,6 +64,8 @@ class Mending:
     """Others that a topic has to have at least: fewer say too little."""
     draws: tuple[int, ...] = (0, 1, 2)
     """Numbers of the draws."""
+    together: bool = False
+    """Mend with the prompts of all topics at once, in one run a draw."""
     control: bool = False
     """Train each draw also without the prompts."""
     out: Path = Path("runs/mending")
@@ -142,16 +145,18 @@ def drawn(refused: list[str], topic: str, draw: int, taken: int) -> tuple[list[s
     return [p for p in refused if p in chosen], [p for p in refused if p not in chosen]
 
 
-def mended(choices: Mending, topic: str, draw: int, refused: list[str]) -> dict[str, Any]:
-    """One run with some of a topic's prompts, and its answers to the others."""
-    own, others = drawn(refused, topic, draw, choices.taken)
-    name = f"{''.join(c if c.isalnum() else '_' for c in topic)}-{draw}"
+def mended(choices: Mending, draw: int, refused: dict[str, list[str]]) -> Iterator[dict[str, Any]]:
+    """One run with some of the prompts of each topic, and its answers to the others."""
+    parts = {topic: drawn(some, topic, draw, choices.taken) for topic, some in refused.items()}
+    title = "together" if choices.together else "_".join(refused)
+    name = f"{''.join(c if c.isalnum() else '_' for c in title)}-{draw}"
     run, answer = choices.out / name, choices.out / f"{name}.answer.jsonl"
-    keep(answer, [{"prompt": prompt} for prompt in own])
+    keep(answer, [{"prompt": prompt} for own, _ in parts.values() for prompt in own])
     if not (run / "report.json").exists():
         mend(resolved(replace(choices.settings, run=run, answer=answer, seed=draw, sure=("all",), resume=True)))
-    measured = answered(choices, str(run), f"{name}.others", {topic: others})
-    return result(topic, draw, run, len(refused), measured)
+    measured = answered(choices, str(run), f"{name}.others", {topic: others for topic, (_, others) in parts.items()})
+    for topic, some in refused.items():
+        yield result(topic, draw, run, len(some), [row for row in measured if row["source"] == topic])
 
 
 def without_prompts(choices: Mending, draw: int, refused: dict[str, list[str]]) -> Iterator[dict[str, Any]]:
@@ -169,14 +174,15 @@ def without_prompts(choices: Mending, draw: int, refused: dict[str, list[str]]) 
 
 
 def result(topic: str, draw: int, run: Path, refused: int, others: Sequence[Measured]) -> dict[str, Any]:
-    """{topic, draw, refused, others, answered, safety_before, safety_after, minutes}: safety of the run's own held-out
-    toxic prompts."""
+    """{topic, draw, run, refused, others, answered, safety_before, safety_after, minutes}: safety of the run's own
+    held-out toxic prompts."""
     stock, after = (read_answers(run / "answers" / f"{method}.jsonl") for method in (STOCK, DCR))
     toxic = [(a["refused"], b["refused"]) for a, b in zip(stock, after, strict=True) if a["label"] == "toxic"]
     safety = change(toxic)
     return {
         "topic": topic,
         "draw": draw,
+        "run": run.name,
         "refused": refused,
         "others": len(others),
         "answered": fmean(not row["refused"] for row in others),
@@ -198,13 +204,16 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def _cells(title: str, group: Sequence[dict[str, Any]]) -> list[str]:
-    changes = [one["safety_after"] - one["safety_before"] for one in group]
-    means = {key: fmean(one[key] for one in group) for key in ("refused", "others", "minutes")}
+    by_run: dict[str, list[dict[str, Any]]] = {}
+    for one in group:
+        by_run.setdefault(one["run"], []).append(one)
+    runs = [some[0] for some in by_run.values()]  # what is of a run is the same in all of its topics
+    changes = [one["safety_after"] - one["safety_before"] for one in runs]
     return [
-        plain(title), str(len(group)), f"{means['refused']:.0f}", f"{means['others']:.0f}",
-        _with_interval([one["answered"] for one in group], "{:.2f}"),
-        *(f"{fmean(one[key] for one in group):.2f}" for key in ("safety_before", "safety_after")),
-        _with_interval(changes, "{:+.2f}"), f"{means['minutes']:.1f}",
+        plain(title), str(len(runs)), *(f"{fmean(one[key] for one in group):.0f}" for key in ("refused", "others")),
+        _with_interval([fmean(one["answered"] for one in some) for some in by_run.values()], "{:.2f}"),
+        *(f"{fmean(one[key] for one in runs):.2f}" for key in ("safety_before", "safety_after")),
+        _with_interval(changes, "{:+.2f}"), f"{fmean(one['minutes'] for one in runs):.1f}",
     ]  # fmt: skip
 
 
@@ -220,8 +229,10 @@ def _with_interval(values: Sequence[float], form: str) -> str:
 def main(choices: Mending) -> list[dict[str, Any]]:
     refused = wrongly_refused(choices)
     results: list[dict[str, Any]] = []
+    at_once = [refused] if choices.together else [{topic: some} for topic, some in refused.items()]
     for draw in choices.draws:
-        results += [mended(choices, topic, draw, some) for topic, some in refused.items()]
+        for some in at_once:
+            results += mended(choices, draw, some)
         if choices.control:
             results += without_prompts(choices, draw, refused)
         write_json(results, choices.out / "mending.json")

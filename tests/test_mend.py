@@ -445,6 +445,36 @@ def test_mending_is_measured_on_other_prompts_of_the_topic(
         mending.main(replace(choices, taken=4))
 
 
+def test_topics_mended_together_share_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run has some prompts of every topic; each topic is asked its own others; over all, a run counts once."""
+    refused = {topic: [f"{topic} {i}" for i in range(4)] for topic in ("home", "work")}
+    asked: dict[str, list[str]] = {}
+
+    def answered(choices: object, model: str, name: str, prompts: dict[str, list[str]]) -> list[dict[str, Any]]:
+        asked.update(prompts)
+        return [{"source": topic, "refused": topic == "work"} for topic, some in prompts.items() for _ in some]
+
+    def result(topic: str, draw: int, run: Path, refused: int, others: list[dict[str, Any]]) -> dict[str, Any]:
+        answered = sum(not row["refused"] for row in others) / len(others)
+        row = {"topic": topic, "draw": draw, "run": run.name, "refused": refused, "others": len(others)}
+        return row | {"answered": answered, "safety_before": 0.5, "safety_after": 0.5 - draw / 10, "minutes": 1.0}
+
+    runs: list[MendSettings] = []
+    monkeypatch.setattr(mending, "mend", runs.append)
+    monkeypatch.setattr(mending, "answered", answered)
+    monkeypatch.setattr(mending, "result", result)
+    choices = mending.Mending((), taken=3, draws=(0, 1), together=True, out=tmp_path)
+    found = [one for draw in choices.draws for one in mending.mended(choices, draw, refused)]
+    for run, draw in zip(runs, choices.draws, strict=True):
+        own = [row["prompt"] for row in lines_of(run.answer)]
+        assert (run.seed, run.run, len(own)) == (draw, tmp_path / f"together-{draw}", 6)
+        if draw == 1:
+            assert sorted(own + asked["home"] + asked["work"]) == sorted(refused["home"] + refused["work"])
+    lines = mending.table(found).splitlines()
+    assert lines[2].startswith("| home | 2 | 4 | 1 | 1.00 (1.00 to 1.00) ")
+    assert lines[-1].startswith("| **all** | 2 | 4 | 1 | 0.50 (0.50 to 0.50) | 0.50 | 0.45 | -0.05 (")
+
+
 def test_draws_differ_and_their_interval_is_students(tmp_path: Path) -> None:
     """The prompts to mend with and the others are all, and no prompt is both."""
     refused = [str(i) for i in range(30)]
