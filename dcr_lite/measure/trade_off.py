@@ -12,9 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
-from scipy.optimize import minimize
+from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit
-from sklearn.isotonic import isotonic_regression
 
 Floats = NDArray[np.float64]
 GoalName = Literal["above_stock", "like_stock", "safe_as_stock", "balanced", "refuse_toxic", "answer_seemingly_toxic"]
@@ -137,7 +136,7 @@ def fit_trade_off(readings: Sequence[Reading], resamples: int = RESAMPLES) -> Tr
         missed = together @ (answers.mean(-1) - expit(intercept + slope * odds).mean(-1))
         places = together @ at_judged
         sides = [mean + np.interp(strengths, places, miss) for mean, miss in zip(means.T, missed.T, strict=True)]
-        return np.stack([isotonic_regression(side.clip(0, 1), increasing=False) for side in sides], 1)
+        return np.stack([isotonic_regression(side.clip(0, 1), increasing=False).x for side in sides], 1)
 
     generator = np.random.default_rng(0)
     found = rates(np.arange(pairs))

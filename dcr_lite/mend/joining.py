@@ -9,8 +9,8 @@ from dcr_lite.mend.reader import Reader
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.joined import Joined
 
-# Toxic prompts beside each of the user's. A usual run goes one and a half times through its pairs, so each prompt is
-# seen a dozen times; with one it would be seen once or twice, among two and a half thousand others.
+# Toxic prompts beside each of the user's. A usual run goes about once through its pairs, so each prompt is seen seven
+# or eight times; with one it would be seen once, among nearly three thousand others.
 NEGATIVES = 8
 
 

@@ -11,6 +11,7 @@ import torch
 
 from dcr_lite.data.rows import Prompt
 from dcr_lite.files import damaged, read_state, write_state
+from dcr_lite.measure import trade_off
 from dcr_lite.measure.answers import measure
 from dcr_lite.measure.general_ability import log_likelihoods
 from dcr_lite.measure.trade_off import Reading, TradeOff, fit_trade_off
@@ -163,7 +164,7 @@ class Bench:
             for strength, row in self._kept["at"].items()
             if row
         ]
-        return fit_trade_off(readings) if intervals else fit_trade_off(readings, resamples=0)
+        return fit_trade_off(readings, trade_off.RESAMPLES if intervals else 0)
 
     @property
     def strengths(self) -> list[float]:

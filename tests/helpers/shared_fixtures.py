@@ -11,7 +11,7 @@ import tiny_models
 import torch
 from drawing import draw_nothing, drawing
 from hypothesis import HealthCheck, settings
-from small_runs import LETTERS, RESAMPLES, flags, run_here
+from small_runs import CURVE_RESAMPLES, LETTERS, RESAMPLES, flags, run_here
 
 from dcr_lite.model.loading import Model
 
@@ -37,6 +37,7 @@ def _small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("dcr_lite.measure.openings.REFUSING_OPENINGS", LETTERS)
         patched.setattr("dcr_lite.measure.metrics.RESAMPLES", RESAMPLES)
+        patched.setattr("dcr_lite.measure.trade_off.RESAMPLES", CURVE_RESAMPLES)
         patched.setattr("dcr_lite.compare.inference_cost.TRIES", 1)
         patched.setattr("dcr_lite.compare.inference_cost.TOKENS", 3)
         yield

@@ -126,12 +126,12 @@ def _call(function: Callable[[], Any], folder: str, environment: dict[str, str],
 def _make_small() -> None:
     """What makes runs in this process as quick as those in the tests' own. With PICTURES=drawn pictures are drawn."""
     from drawing import draw_nothing
-    from small_runs import LETTERS, RESAMPLES
+    from small_runs import CURVE_RESAMPLES, LETTERS, RESAMPLES
 
-    from dcr_lite.measure import metrics, openings
+    from dcr_lite.measure import metrics, openings, trade_off
     from dcr_lite.run import plan
 
-    openings.REFUSING_OPENINGS, metrics.RESAMPLES = LETTERS, RESAMPLES
+    openings.REFUSING_OPENINGS, metrics.RESAMPLES, trade_off.RESAMPLES = LETTERS, RESAMPLES, CURVE_RESAMPLES
     plan.matrix_rate = lambda device, precision: 1e10  # measuring it takes a second
     if os.environ.get("PICTURES") != "drawn":
         draw_nothing()
