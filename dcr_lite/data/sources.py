@@ -3,8 +3,10 @@
 The package makes SmolLM2 available where only a package index can be reached; its GGUF file is converted once.
 """
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import shutil
 import subprocess
 import sys
@@ -180,7 +182,9 @@ def convert(gguf: bytes, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+    # Into a file the progress bars of a conversion would go as one long line.
+    bars = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, bars:
         (Path(scratch) / GGUF).write_bytes(gguf)
         # Dequantised explicitly: otherwise transformers refuses to save it.
         model = AutoModelForCausalLM.from_pretrained(
