@@ -102,7 +102,7 @@ class Settings(ModelSettings):
     scale: float = 16.0
     """gamma of the Circle loss, likewise."""
     contrastive_steps: int = 80
-    """Steps of stage 1, at most: twice through the shipped pairs. The weights kept are those that separate the
+    """Steps of stage 1, at most: about once through the shipped pairs. The weights kept are those that separate the
     development pairs best."""
     patience: int = 3
     """Stage 1 ends after so many of its eight evaluations without a better separation of the development pairs."""

@@ -5,10 +5,10 @@
 It begins with the chat model that Mistral has aligned already. --from-base-model begins with the base model,
 which learns to answer and to refuse here, as in the paper.
 
-A dial sets how much the model refuses, as far as each prompt reads as toxic or not. One that does not refuse by itself
-is trained before that: stage 1, contrastive refinement, pushes toxic and seemingly toxic prompts apart in its middle;
-stage 2, safety SFT, teaches it to refuse. The stock model and DCR are measured on prompts that nothing was trained on
-or chosen by. --help lists every setting.
+Stage 1, contrastive refinement, pushes toxic and seemingly toxic prompts apart in the model's middle. A dial then sets
+how much it refuses, as far as each prompt reads as toxic or not. A model that does not refuse by itself is taught to in
+between, by stage 2, safety SFT. The stock model and DCR are measured on prompts that nothing was trained on or chosen
+by. --help lists every setting.
 """
 
 from pathlib import Path
@@ -43,11 +43,11 @@ def main(settings: Settings) -> None:
     settings = steps.find_settings(run, model, data, settings)
     show_plan(plan(model, source, data, settings))
 
-    # Stage 1, for a model that does not refuse by itself: the adapter's last layers up to L learn to tell the two kinds
-    # of prompt apart.
+    # Stage 1: the adapter's last layers up to L learn to tell the two kinds of prompt apart. In a model that refuses by
+    # itself half of what that changes stays.
     steps.refine(run, model, data, settings)
 
-    # Stage 2, for the same: its layers above L learn to refuse.
+    # Stage 2, for one that does not: its layers above L learn to refuse.
     steps.teach_refusals(run, model, data, settings)
 
     # A baseline, if asked for: safety SFT of the stock model on all layers.
