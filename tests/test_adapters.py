@@ -9,8 +9,10 @@ import bitsandbytes
 import pytest
 import torch
 from bitsandbytes.functional import has_avx512bf16
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, save_and_load
+from safetensors.torch import load_file
 from tiny_models import ADAPTER, LAYERS, add_random_adapter, assert_close, assert_far, random_rows, take_gradients
 from torch import Tensor
 
@@ -266,6 +268,31 @@ def test_an_adapter_kept_on_one_map_is_that_map_alone(tiny_model: MakeModel, fou
     keep_on(again, ADAPTER, module)
     set_adapter_weights(again, ADAPTER, weights)
     assert_close(logits(again), logits(model), 1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "phi3", "gemma3"])
+def test_layers_to_which_an_adapter_adds_nothing_are_not_saved(
+    tiny_model: MakeModel, reference: Callable[..., Any], architecture: str, tmp_path: Path
+) -> None:
+    """The file has every map of the others; peft itself answers with it as before; and it takes the place of any other
+    weights. An adapter that adds nothing anywhere is saved whole."""
+    model = tiny_model(architecture)
+    weights = add_random_adapter(model)
+    used = [key for key in weights if ".layers.1." in key or ".layers.2." in key]
+    set_adapter_weights(model, ADAPTER, {key: weight if key in used else 0 * weight for key, weight in weights.items()})
+    save_adapter(model, ADAPTER, tmp_path / "some")
+    stored = load_file(tmp_path / "some" / "adapter_model.safetensors")
+    assert sorted(stored) == sorted(used)
+    loaded = PeftModel.from_pretrained(reference(architecture), str(tmp_path / "some")).eval()
+    with torch.no_grad():
+        assert_close(loaded(IDS).logits, logits(model), 1e-5)
+    other = tiny_model(architecture)
+    add_random_adapter(other, ADAPTER, 1)
+    set_adapter_weights(other, ADAPTER, stored)
+    assert_close(logits(other), logits(model), 1e-6)
+    set_adapter_weights(model, ADAPTER, {key: 0 * weight for key, weight in weights.items()})
+    save_adapter(model, ADAPTER, tmp_path / "none")
+    assert load_file(tmp_path / "none" / "adapter_model.safetensors").keys() == weights.keys()
 
 
 # --- 4-bit NF4 on the CPU ---------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 from peft import PeftModel
 from recipe_runs import ENVIRONMENT, Finished, adapter, layer_of, same, small_settings
 from small_runs import BASELINE_STEPS, CONTRASTIVE_STEPS, LAYER, RECIPE, SFT_STEPS, flags, run_here
-from tiny_models import assert_close, load_reference
+from tiny_models import LAYERS, assert_close, load_reference
 from transformers import AutoTokenizer
 
 from dcr_lite.data.rows import Pair
@@ -270,13 +270,12 @@ def test_answers_without_kinds_get_theirs(tmp_path: Path) -> None:
 
 def test_stage2_leaves_the_layers_up_to_l_alone(finished: Finished) -> None:
     """By default stage 2 trains the adapter above L only: up to L it stays exactly as stage 1 left it; and stage 1
-    touches nothing above L."""
+    touches nothing above L, of which its file has nothing."""
     before, after = adapter(finished.path, "stage1"), adapter(finished.path)
     assert same(after, adapter(finished.path, "stage2"))
-    for key in after:
-        assert torch.equal(before[key], after[key]) == (layer_of(key) <= LAYER), key
-        if "lora_B" in key:  # begins at zero
-            assert bool(before[key].any()) == (layer_of(key) <= LAYER), key
+    assert before.keys() == {key for key in after if layer_of(key) <= LAYER}
+    assert [key for key in before if not torch.equal(before[key], after[key])] == []
+    assert [key for key in after if "lora_B" in key and not after[key].any()] == []  # which begins at zero
 
 
 def test_sft_on_all_layers_changes_all(tiny: Path, rows: Path, tmp_path: Path) -> None:
@@ -287,17 +286,18 @@ def test_sft_on_all_layers_changes_all(tiny: Path, rows: Path, tmp_path: Path) -
     assert done.code == 0
     assert "4 steps of 32 prompts from 16 pairs" in " ".join(done.out.split())
     before, after = adapter(tmp_path / "run", "stage1"), adapter(tmp_path / "run")
-    assert [key for key in after if torch.equal(before[key], after[key])] == []
+    assert [key for key in before if torch.equal(before[key], after[key])] == []
+    assert {layer_of(key) for key in after} == set(range(LAYERS))
 
 
 def test_another_seed_another_adapter(finished: Finished, tiny: Path, rows: Path, tmp_path: Path) -> None:
     """From its first weights on. That the same seed gives every finding bit for bit is what test_resume.py rests on."""
     stage1_alone = {"contrastive_steps": 4, "stage2": "no", "compare_with": []}
     assert run_here(flags(tiny, rows, tmp_path / "other", seed=1, **stage1_alone)).code == 0
-    assert not same(adapter(tmp_path / "other", "stage1"), adapter(finished.path, "stage1"))
-    starts = [adapter(run, "stage1") for run in (finished.path, tmp_path / "other")]
-    frozen = next(k for k in starts[0] if layer_of(k) > LAYER and "lora_A" in k)  # as the seed drew it
-    assert not torch.equal(starts[0][frozen], starts[1][frozen])
+    first, second = (adapter(run, "stage1") for run in (finished.path, tmp_path / "other"))
+    for key in first:
+        if "lora_A" in key:  # which training hardly moves from where the seed has put it
+            assert (first[key] - second[key]).norm() > first[key].norm(), key
 
 
 def test_half_of_stage_1_stays_where_nothing_is_trained_after_it(tiny: Path, rows: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """LoRA adapters: added, loaded, switched, saved, and which of their layers train."""
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ PLAIN = {
 LARGEST_ALPHA = 1e6  # far above any that is in use
 WEIGHTS = "adapter_model.safetensors"  # peft's name of the file
 PREFIX = "base_model.model."  # peft's, of the names of modules
+LAYER = re.compile(r"\.layers\.(\d+)\.")  # in such a name: the number of a decoder layer
 
 
 def add_adapter(model: Model, name: str, rank: int, seed: int) -> None:
@@ -184,12 +186,15 @@ def adapter_weights(model: Model, name: str) -> dict[str, Tensor]:
 
 def set_adapter_weights(model: Model, name: str, weights: dict[str, Tensor]) -> None:
     """Load weights that ``adapter_weights`` returned, whether or not some maps have more ranks in them or here (see
-    ``set_extra_ranks``)."""
+    ``set_extra_ranks``). To maps that are not among them the adapter adds nothing afterwards."""
     ranks = {}
     for module, layer in model.network.get_base_model().named_modules():
         factor = weights.get(f"{PREFIX}{module}.lora_A.weight")
-        if isinstance(layer, LoraLayer) and name in layer.r and factor is not None:
-            ranks[module] = len(factor)
+        if isinstance(layer, LoraLayer) and name in layer.r:
+            if factor is None:
+                layer.lora_B[name].weight.data.zero_()
+            else:
+                ranks[module] = len(factor)
     # With other ranks at every map it is another adapter, which is for peft to refuse; on a single map, a turned one.
     own = model.network.peft_config[name].r
     if ranks and (min(ranks.values()) == own or [own + 1] == list(ranks.values())):
@@ -273,12 +278,18 @@ def _set_rank(model: Model, name: str, module: str, rank: int) -> Any:
 def save_adapter(
     model: Model, adapter: str, folder: Path, also: Callable[[Path], object] = lambda partial: None
 ) -> None:
-    """Write an adapter as peft reads it, with the tokenizer and with what ``also`` writes: a folder that is whole or
-    absent."""
+    """Write an adapter as peft reads it, on those decoder layers to which it adds something, with the tokenizer and
+    with what ``also`` writes: a folder that is whole or absent."""
+    weights, config = adapter_weights(model, adapter), copy.deepcopy(model.network.peft_config[adapter])
+    layer_of = {key: int(LAYER.findall(key)[-1]) for key in weights}
+    used = {layer_of[key] for key, weight in weights.items() if ".lora_B." in key and weight.any()}
+    if used and used != set(layer_of.values()):  # what does nothing takes room, and time wherever it is loaded
+        weights = {key: weight for key, weight in weights.items() if layer_of[key] in used}
+        config.layers_to_transform = sorted(used)
 
     def write(partial: Path) -> None:
-        save_tensors(adapter_weights(model, adapter), partial / WEIGHTS)
-        model.network.peft_config[adapter].save_pretrained(partial)
+        save_tensors(weights, partial / WEIGHTS)
+        config.save_pretrained(partial)
         model.tokenizer.save_pretrained(partial)
         also(partial)
 
