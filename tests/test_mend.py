@@ -228,7 +228,7 @@ def argv(tiny: Path, rows: Path, run: Path, **changes: Any) -> list[str]:
     (folder / "answer.txt").write_text("\n".join(TO_ANSWER))
     (folder / "refuse.txt").write_text("\n".join(TO_REFUSE))
     given = {"answer": folder / "answer.txt", "refuse": folder / "refuse.txt", "stage2": "no", "contrastive_steps": 4}
-    words = flags(tiny, rows, run, **{"dial": "safe_as_stock", **given, **changes})
+    words = flags(tiny, rows, run, **{"dial": MendSettings.dial, **given, **changes})
     at = words.index("--compare-with")
     return ["mend", *words[:at], *words[at + 2 :]]
 
@@ -314,10 +314,10 @@ def test_nothing_kept_has_been_trained_on(made: tuple[Path, list[Outcome]]) -> N
 
 
 def test_the_dial_of_a_mended_run_turns(made: tuple[Path, list[Outcome]], tmp_path: Path) -> None:
-    """It was set to refuse as the stock model does, and dcr-lite dial finds the same pairs again."""
+    """It was set above the stock model in both rates, and dcr-lite dial finds the same pairs again."""
     run = Path(shutil.copytree(made[0], tmp_path / "run"))
     setting = DialSetting.load(run / "dial")
-    assert setting.goal == "safe_as_stock"
+    assert setting.goal == "above_stock"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judged_answers, "is_refusal", refuses)
         seen = dcr_lite("dial", run, "--strength", setting.curve.strengths[-1], "--set")

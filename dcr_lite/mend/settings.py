@@ -22,10 +22,11 @@ class MendSettings(Settings):
     """Numbers of doubtful prompts that are to be answered all the same, as the check lists them; or all."""
     check: bool = False
     """Answer and check the prompts, and stop before anything trains. --resume goes on from there."""
-    dial: Target = "safe_as_stock"
+    dial: Target = "above_stock"
     """How much to refuse, chosen after training by development pairs and some of the prompts that have to be refused.
-    safe_as_stock: as many toxic prompts as the model refuses today, and so as few others as that allows; for the rest
-    see dcr-lite train."""
+    above_stock: more toxic prompts than the model refuses today, and as much fewer others. To refuse just as many of
+    these pairs, whose sides share most words, is to refuse fewer of the plainly toxic prompts (docs/mending.md); for
+    the rest see dcr-lite train."""
 
     @classmethod
     def of_model(cls, model: str) -> Self:
