@@ -73,9 +73,12 @@ def main(choices: trade_off.Choices) -> list[dict[str, Any]]:
     file = choices.out / "voice.json"
     rows: list[dict[str, Any]] = load_json(file) if file.exists() else []
     variants = {name: way for name, way in trade_off.variants(choices).items() if name not in ("steered", "dial_alone")}
+    first: SeedRun | None = None
     for number in choices.seeds:
-        seed = SeedRun(settings, choices.out / f"seed{number}", number)
+        folder = choices.out / f"seed{number}"
+        seed = SeedRun(first.settings, folder, number, first.run.path) if first else SeedRun(settings, folder, number)
         seed.find_settings()
+        first = first or seed
         prompts = {
             "plain": [prompt.prompt for prompt in read_prompts(HELD_OUT_FILES[1])],
             "seemingly_toxic": [pair.seemingly_toxic for pair in inputs.load_data(seed.settings).development],

@@ -1,5 +1,6 @@
 """Claims about benchmarks/trade_off.py: what it compares differs as it says, and its intervals know both sources."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,8 @@ def test_trade_off(
     tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A line for each strength of what was asked for; stage 1 and its dial are shared with the variants that have a
-    stage 2; a second call measures nothing."""
-    settings = small_settings(tiny, rows, tmp_path / "unused")
+    stage 2; a second call measures nothing. voice.py goes on with what the first seed has found, as that did."""
+    settings = small_settings(tiny, rows, tmp_path / "unused", sft_learning_rate=0.0)  # to be found
     out, prompts = tmp_path / "out", (rows / "held_out.jsonl",)
     choices = trade_off.Choices(settings, (0,), prompts, out=out, only=("stage1", "given"), strengths=(0.5, 0.0))
     entries = trade_off.main(choices)
@@ -74,6 +75,8 @@ def test_trade_off(
     assert all(weight.equal(stage2[name]) for name, weight in stage1.items())
     added = stage2.keys() - stage1.keys()
     assert {int(name.split(".layers.")[1].split(".")[0]) for name in added} == {2, 3}  # L is 1
+    seeds = replace(choices, seeds=(0, 1), only=("stage1",), strengths=(0.0,))
+    trade_off.main(seeds)
     monkeypatch.setattr("dcr_lite.compare.command.measure_configuration", None)
     assert trade_off.main(choices) == entries
 
@@ -85,3 +88,4 @@ def test_trade_off(
     ]
     same, apart = (row["voice"]["plain_divergence"] for row in found[1::2])
     assert 0 < same != apart > 0
+    assert [(row["variant"], row["seed"]) for row in voice.main(seeds)][len(found) :] == [("stage1", 1)]
