@@ -24,9 +24,9 @@ class MendSettings(Settings):
     """Answer and check the prompts, and stop before anything trains. --resume goes on from there."""
     dial: Target = "above_stock"
     """How much to refuse, chosen after training by development pairs and some of the prompts that have to be refused.
-    above_stock: more toxic prompts than the model refuses today, and as much fewer others. To refuse just as many of
-    these pairs, whose sides share most words, is to refuse fewer of the plainly toxic prompts (docs/mending.md); for
-    the rest see dcr-lite train."""
+    above_stock: more toxic prompts than the model refuses today, and fewer others by as much. Where it refused just as
+    many of these pairs, whose sides share most words, it refused fewer plainly toxic prompts (docs/mending.md). For the
+    rest see dcr-lite train."""
 
     @classmethod
     def of_model(cls, model: str) -> Self:
