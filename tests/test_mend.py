@@ -23,6 +23,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.measure import answers as judged_answers
 from dcr_lite.mend import checks, joining, prompts
 from dcr_lite.mend.outcome import change, fell, mended, outcome, verdict_of
+from dcr_lite.mend.page import check_lines
 from dcr_lite.mend.prompts import Wish
 from dcr_lite.mend.reader import Reader
 from dcr_lite.mend.results import read_check, read_outcome
@@ -290,6 +291,21 @@ def test_the_numbers_are_those_of_the_answers(made: tuple[Path, list[Outcome]]) 
     first = report.split("\n\n")[1]
     assert first.startswith("**")
     assert page.split("\n\n")[1] == first
+
+
+def test_doubtful_prompts_are_asked_about_until_they_are_divided(made: tuple[Path, list[Outcome]]) -> None:
+    """Before that the page asks; afterwards it says how many were left out, none where --sure had named all."""
+    check = json.loads((made[0] / "mend" / "check.json").read_text())
+    one = {"number": 1, "prompt": TO_ANSWER[0], "reasons": ["reads as toxic"], "nearest": TO_REFUSE[0]}
+    check["doubtful"] = [one]
+    divided = [Wish(**wish) for wish in json.loads((made[0] / "mend" / "prompts.json").read_text())["prompts"]]
+    first, *others = divided
+    for wishes, said in (
+        ([replace(wish, part="") for wish in divided], "Are you sure of these?"),
+        (divided, "and 0 of them were left out"),
+        ([replace(first, part="left_out"), *others], "and 1 of them were left out"),
+    ):
+        assert [line for line in check_lines(check, wishes) if said in line] != []
 
 
 def test_nothing_kept_has_been_trained_on(made: tuple[Path, list[Outcome]]) -> None:

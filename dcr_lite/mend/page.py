@@ -114,8 +114,11 @@ def check_lines(check: Check, wishes: Sequence[Wish]) -> list[str]:
     """What the check found, as a list in Markdown."""
     lines = [f"- {said}" for said in seen_today(check, wishes)]
     if check["doubtful"]:
+        left_out = sum(wish.part == "left_out" for wish in wishes)
         lines.append(
-            "- Are you sure of these? They are left out unless --sure names their numbers, or all (with --resume):"
+            f"- These seemed doubtful, and {left_out} of them were left out:"
+            if any(wish.part for wish in wishes)  # they have been divided
+            else "- Are you sure of these? They are left out unless --sure names their numbers, or all (with --resume):"
         )
     lines += [f"    - {doubt(one)}" for one in check["doubtful"]]
     return lines + [f"- {said}" for said in seen_beside(check, wishes)]
