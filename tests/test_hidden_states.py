@@ -19,6 +19,7 @@ from tiny_models import (
     take_gradients,
 )
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dcr_lite.model.adapters import train_only
 from dcr_lite.model.hidden_states import (
@@ -146,6 +147,27 @@ def test_vocabulary_logits_are_the_models_own(
     logits = vocabulary_logits(model.network, reference_states(plain, row))
     assert logits.dtype == torch.float32
     assert_close(logits, plain(torch.tensor([row])).logits[0])
+
+
+@torch.no_grad()
+def test_the_output_matrix_is_read_once(tiny_model: MakeModel) -> None:
+    """The states behind one opening, a slice across the rows of a batch, take one product with the output matrix, and
+    not one for each row, as torch would take them."""
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if {"mm", "bmm", "addmm", "mv"} & set(op._opname.split(".")):
+                products.append([tuple(tensor.shape) for tensor in args])
+            return op(*args, **(kwargs or {}))
+
+    products: list[Any] = []
+    model = tiny_model()
+    states = torch.randn(6, 4, model.network.config.hidden_size)
+    expected = vocabulary_logits(model.network, states.flatten(0, 1)).view(6, 4, -1)
+    with Products():
+        logits = vocabulary_logits(model.network, states[:, 1:2])
+    assert_close(logits, expected[:, 1:2])
+    assert [shapes[0] for shapes in products] == [(6, states.shape[-1])]
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

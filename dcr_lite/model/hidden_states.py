@@ -184,10 +184,11 @@ def output_matrix(model: nn.Module) -> Tensor:
 
 
 def vocabulary_logits(model: nn.Module, states: Tensor) -> Tensor:
-    """Logits of post-norm states (tokens, d_model): (tokens, vocabulary), in float32.
+    """Logits of post-norm states (..., d_model): (..., vocabulary), in float32.
 
-    Rows come as a plain matrix: handed a slice of a batch, torch copies the whole output matrix once per sequence.
+    They are taken of a plain matrix: handed a slice of a batch, torch reads the whole output matrix once per sequence.
     """
-    logits = _without_adapters(model).get_output_embeddings()(states).float()
+    logits = _without_adapters(model).get_output_embeddings()(states.flatten(0, -2)).float()
+    logits = logits.view(*states.shape[:-1], -1)
     cap = getattr(decoder_of(model).config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
