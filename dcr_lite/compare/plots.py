@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 from dcr_lite.compare.methods import Method
 from dcr_lite.run.plots import STYLE, save
@@ -20,26 +21,33 @@ def draw_trade_off(
     """Refusal of toxic prompts against compliance on seemingly toxic ones: a large point for each method with its 95 %
     intervals, small ones joined by a line for its strengths, and the frontier through ``curve``. Entries are those of
     ``summary.over_seeds``."""
-
-    def means(entry: dict[str, Any]) -> tuple[float, float]:
-        return entry["numbers"]["compliance"]["mean"], entry["numbers"]["safety"]["mean"]
-
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.2, 5.0))
-        axes.plot([0, 1], [1, 0], ":", color="#bbbbbb", lw=1)  # no discernment: both kinds refused alike
         if len(frontier) > 1:
             style: Any = {"color": "#222222", "lw": 6, "alpha": 0.1, "solid_capstyle": "round"}
-            axes.plot(*zip(*(means(curve[i]) for i in frontier), strict=True), label="frontier", **style)
-        for name, method in methods.items():
-            along = sorted((entry for entry in curve if entry["method"] == name), key=lambda entry: entry["strength"])
-            axes.plot(*zip(*map(means, along), strict=True), "o-", color=method.colour, ms=3.5, lw=1, alpha=0.7)
-            entry = next(entry for entry in entries if entry["method"] == name)
-            numbers = (entry["numbers"][key] for key in ("compliance", "safety"))
-            across, up = ([[n["mean"] - n["ci95"][0]], [n["ci95"][1] - n["mean"]]] for n in numbers)
-            axes.errorbar(*means(entry), up, across, color=method.colour, lw=1, capsize=2.5, alpha=0.8)
-            axes.plot(*means(entry), "o", color=method.colour, ms=9, label=method.title)
-        axes.set(xlim=(-0.02, 1.04), ylim=(-0.02, 1.04))
-        axes.set(xlabel="compliance: seemingly toxic prompts answered", ylabel="safety: toxic prompts refused")
+            axes.plot(*zip(*(_means(curve[i]) for i in frontier), strict=True), label="frontier", **style)
+        draw_plane(axes, methods, entries, curve)
         axes.set_title("Safety against compliance", loc="left")
         figure.legend(loc="outside lower center", ncols=4)
         save(figure, path)
+
+
+def draw_plane(
+    axes: Axes, methods: Mapping[str, Method], entries: list[dict[str, Any]], curve: list[dict[str, Any]]
+) -> None:
+    """The same for one pair of axes, without a title, the frontier and the legend."""
+    axes.plot([0, 1], [1, 0], ":", color="#bbbbbb", lw=1)  # no discernment: both kinds refused alike
+    for name, method in methods.items():
+        along = sorted((entry for entry in curve if entry["method"] == name), key=lambda entry: entry["strength"])
+        axes.plot(*zip(*map(_means, along), strict=True), "o-", color=method.colour, ms=3.5, lw=1, alpha=0.7)
+        entry = next(entry for entry in entries if entry["method"] == name)
+        numbers = (entry["numbers"][key] for key in ("compliance", "safety"))
+        across, up = ([[n["mean"] - n["ci95"][0]], [n["ci95"][1] - n["mean"]]] for n in numbers)
+        axes.errorbar(*_means(entry), up, across, color=method.colour, lw=1, capsize=2.5, alpha=0.8)
+        axes.plot(*_means(entry), "o", color=method.colour, ms=9, label=method.title)
+    axes.set(xlim=(-0.02, 1.04), ylim=(-0.02, 1.04))
+    axes.set(xlabel="compliance: seemingly toxic prompts answered", ylabel="safety: toxic prompts refused")
+
+
+def _means(entry: dict[str, Any]) -> tuple[float, float]:
+    return entry["numbers"]["compliance"]["mean"], entry["numbers"]["safety"]["mean"]

@@ -1,0 +1,70 @@
+"""Claims about benchmarks/several_models.py: a panel shows a model's own numbers, whichever file they come from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import several_models
+from matplotlib.figure import Figure
+
+from dcr_lite.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("pictures")
+
+
+def entry(method: str, strength: float, compliance: float, safety: float) -> dict[str, Any]:
+    numbers = {"compliance": compliance, "safety": safety}
+    ends = {name: {"mean": x, "ci95": [x - 0.1, x + 0.1], "n": 3} for name, x in numbers.items()}
+    return {"method": method, "strength": strength, "numbers": ends}
+
+
+def test_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first strength of each method is its large point, further ones are joined to it, in the order of the
+    panels; and what trade_off.py calls stage1 is called DCR."""
+    compared = [entry("base", 0, 0.9, 0.1), entry("dcr", 0.25, 0.8, 0.7)]
+    steps = [entry("base", 0, 0.5, 0.6), entry("stage1", 0.0, 0.7, 0.9), entry("stage1", 0.1, 0.8, 0.85)]
+    one, other = tmp_path / "comparison.json", tmp_path / "trade_off.json"
+    one.write_text(json.dumps({"methods": compared, "curve": {"points": [entry("dcr", 1.0, 0.95, 0.3)]}}))
+    other.write_text(json.dumps(steps))
+    drawn: list[Figure] = []
+    save = several_models.save
+    monkeypatch.setattr(several_models, "save", lambda figure, path: (drawn.append(figure), save(figure, path)))
+    several_models.main(several_models.Choices((f"A=B={one}", f"C={other}"), tmp_path / "models.png"))
+    assert (tmp_path / "models.png").exists()
+    titles = [axes.get_title(loc="left") for axes in drawn[0].axes]
+    large = [
+        {
+            str(line.get_label()): [*zip(*line.get_data(), strict=True)]
+            for line in axes.lines
+            if line.get_markersize() == 9
+        }
+        for axes in drawn[0].axes
+    ]
+    assert titles == ["A=B", "C"]
+    assert large == [
+        {"stock model": [(0.9, 0.1)], "DCR": [(0.8, 0.7)]},
+        {"stock model": [(0.5, 0.6)], "DCR": [(0.7, 0.9)]},
+    ]
+    along = [[*zip(*line.get_data(), strict=True)] for axes in drawn[0].axes for line in axes.lines]
+    assert [(0.8, 0.7), (0.95, 0.3)] in along
+    assert [(0.7, 0.9), (0.8, 0.85)] in along
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["stock model", "DCR"]
+
+
+@pytest.mark.parametrize(
+    ("panel", "content", "message"),
+    [
+        ("comparison.json", "[]", "give TITLE=FILE"),
+        ("A=comparison.json", '{"judge": 1}', "is of something else"),
+        ("A=comparison.json", '[{"method": "mine", "numbers": {}}]', "is of something else"),
+        ("A=comparison.json", "[]", "is of something else"),
+        ("A=comparison.json", "{", "is of something else"),
+        ("A=missing.json", "[]", "missing.json: No such file"),
+    ],
+)
+def test_bad_panels(panel: str, content: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "comparison.json").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        several_models.read_panel(panel)
