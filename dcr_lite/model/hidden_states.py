@@ -189,6 +189,6 @@ def vocabulary_logits(model: nn.Module, states: Tensor) -> Tensor:
     They are taken of a plain matrix: handed a slice of a batch, torch reads the whole output matrix once per sequence.
     """
     logits = _without_adapters(model).get_output_embeddings()(states.flatten(0, -2)).float()
-    logits = logits.view(*states.shape[:-1], -1)
+    logits = logits.unflatten(0, states.shape[:-1])
     cap = getattr(decoder_of(model).config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
