@@ -104,15 +104,20 @@ def test_a_model_that_refuses_by_itself_is_not_taught_to(
 
 @pytest.mark.usefixtures("whole_openings")
 def test_a_models_own_way_of_refusing_is_learnt() -> None:
-    """Frequent beginnings of refusals that no answer shares, in whole words; none that a known opening covers, or that
-    begins with another."""
-    refused = [f"As an AI language model, I can't help with {n}." for n in range(6)]
+    """Frequent beginnings of refusals that no answer shares, in whole words, up to the one that tells them apart; none
+    that a known opening covers, or that begins with another."""
+    refused = [f"As an AI language model, I cannot {n}." for n in range(6)]
     refused += [f"Unfortunately, {n} is against the law." for n in range(3)] + ["I'm sorry, no."] * 20
     refused += ["It is wrong.", "It is wrong to do so.", "Assistance with that is out of the question."]
     answered = ["It is a fine day.", "It is simple.", "As usual, begin with flour.", "I like it."]
+    answered += ["As an AI language model, I would begin with flour."]
     found = own_openings(refused, answered)
     assert found[: len(REFUSING_OPENINGS)] == REFUSING_OPENINGS
-    assert found[len(REFUSING_OPENINGS) :] == ("As an AI language model", "Unfortunately", "It is wrong")
+    assert found[len(REFUSING_OPENINGS) :] == (
+        "As an AI language model, I cannot",
+        "Unfortunately",
+        "It is wrong",
+    )
     assert own_openings([], answered) == REFUSING_OPENINGS
 
 
