@@ -1,12 +1,16 @@
 """Which differences between states count, and how far apart two kinds are."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.linalg import sqrtm
+from sklearn.covariance import shrunk_covariance
+from sklearn.metrics import roc_auc_score
 
-from dcr_lite.method.geometry import Geometry, kinds_of_pairs
-from dcr_lite.method.read_out import difference_of_means, reads_as_toxic
+from dcr_lite.method.geometry import SHRINKAGE, Geometry, kinds_of_pairs
+from dcr_lite.method.read_out import crossed_separation, difference_of_means, read_out, reads_as_toxic
 
 
 def stretched_states(n: int = 200, width: int = 8, seed: int = 0) -> torch.Tensor:
@@ -60,6 +64,17 @@ def test_whitening_brings_every_direction_to_a_like_spread() -> None:
     assert after[carrying].max() / after[carrying].min() < 2
 
 
+@pytest.mark.parametrize("n", [20, 200])
+def test_whitening_is_the_inverse_root_of_the_shrunk_covariance(n: int) -> None:
+    """As sklearn shrinks it and scipy takes its root, with fewer states than dimensions and with more."""
+    torch.manual_seed(0)
+    states = torch.randn(n, 50) * torch.linspace(0.1, 5, 50) + 100
+    covariance = shrunk_covariance(np.cov(states.double().numpy(), rowvar=False), SHRINKAGE)
+    whitening = Geometry.fit(states, "batch", whiten=True).whitening
+    assert whitening is not None
+    np.testing.assert_allclose(whitening.numpy(), np.linalg.inv(sqrtm(covariance)), rtol=1e-4, atol=1e-5)
+
+
 def test_the_gradient_goes_through_the_batch_mean() -> None:
     """Gradients equal those of the same arithmetic written out in double precision."""
     states = stretched_states(6).double()
@@ -104,3 +119,27 @@ def test_the_middle_lies_between_the_two_kinds(centre: str) -> None:
     assert (reads_as_toxic(geometry, reference, toxic + torch.randn(30, 8)) > 0).all()
     assert (reads_as_toxic(geometry, reference, seemingly + torch.randn(30, 8)) < 0).all()
     assert reads_as_toxic(geometry, reference, reference).mean().abs() < 1e-4
+
+
+def test_crossed_separation_reads_every_pair_by_the_others() -> None:
+    """As numpy reads them fold by fold; chance where nothing tells the kinds apart, though with more dimensions than
+    pairs the means of the very same pairs always do."""
+    torch.manual_seed(0)
+    folds = torch.arange(60) % 4
+    noise = torch.randn(120, 200)
+    means = read_out(Geometry.fit(noise, "stock", whiten=False), noise)
+    assert roc_auc_score([1] * 60 + [0] * 60, means[0](noise) @ means[1]) > 0.95
+    assert crossed_separation(noise, folds, "batch", whiten=True) == pytest.approx(0.5, abs=0.1)
+
+    states = noise + torch.outer(kinds_of_pairs(60).float(), torch.full((200,), 0.15))
+    kinds, of_states, scores = np.arange(120) < 60, np.tile(folds.numpy(), 2), np.empty(120)
+    for fold in range(4):
+        others = of_states != fold
+        centred = states.numpy() - states.numpy()[others].mean(0)
+        units = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+        way = units[others & kinds].mean(0) - units[others & ~kinds].mean(0)
+        way /= np.linalg.norm(way)
+        scores[~others] = units[~others] @ way - (units[others] @ way).mean()
+    reference = roc_auc_score(kinds, scores)
+    assert 0.6 < reference < 0.99
+    assert crossed_separation(states, folds, "stock", whiten=False) == pytest.approx(reference, abs=1e-3)

@@ -7,7 +7,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dcr_lite.data.rows import Conversation, Pair, Prompt
-from dcr_lite.data.splits import most_toxic, pair_batches, safety_mixture, sample, sft_batches, split_by_focus
+from dcr_lite.data.splits import (
+    folds_by_focus,
+    most_toxic,
+    pair_batches,
+    safety_mixture,
+    sample,
+    sft_batches,
+    split_by_focus,
+)
 from dcr_lite.errors import UserError
 
 some_pairs = st.lists(st.sampled_from(["", "kill", "shoot", "bomb", "burn", "poison"]), min_size=4, max_size=40).map(
@@ -25,6 +33,24 @@ def test_no_focus_word_is_on_both_sides(pairs: list[Pair], development: int, see
     assert Counter(training + held) == Counter(pairs)
     assert training
     assert (training, held) == split_by_focus(pairs, development, seed)
+
+
+@given(pairs=some_pairs, folds=st.integers(2, 6))
+def test_folds_share_no_focus_word(pairs: list[Pair], folds: int) -> None:
+    """Every pair has one fold, there are as many as asked for or as focus words allow, and pairs of one word share
+    theirs; pairs without one are spread over all."""
+    words = [p.focus or p.toxic for p in pairs]
+    assume(len(set(words)) > 1)
+    found = folds_by_focus(pairs, folds)
+    assert len(found) == len(pairs)
+    assert set(found) == set(range(min(folds, len(set(words)))))
+    assert len({*zip(words, found, strict=True)}) == len(set(words))
+
+
+def test_folds_are_of_about_one_size() -> None:
+    """Where single pairs can be moved, to a pair."""
+    sizes = Counter(folds_by_focus([Pair(f"t{i}", f"s{i}") for i in range(43)], 5)).values()
+    assert sorted(sizes) == [8, 8, 9, 9, 9]
 
 
 def test_one_focus_word_for_all_cannot_be_split() -> None:

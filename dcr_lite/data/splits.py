@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice, zip_longest
 
+from sklearn.model_selection import GroupKFold
+
 from dcr_lite.data.rows import Conversation, Pair, Prompt
 from dcr_lite.errors import UserError
 
@@ -31,6 +33,14 @@ def split_by_focus(pairs: list[Pair], development: int, seed: int) -> tuple[list
     if len(groups) < 2:
         raise UserError("all pairs share one focus word, so none is left to train on; vary the field focus")
     return training, held
+
+
+def folds_by_focus(pairs: Sequence[Pair], folds: int) -> list[int]:
+    """The fold of each pair for cross-validation, 0 to at most ``folds`` - 1: folds of about one size, without a common
+    focus word. ``pairs`` have at least two focus words."""
+    focus = [pair.focus or str(i) for i, pair in enumerate(pairs)]
+    splits = GroupKFold(min(folds, len(set(focus)))).split(focus, groups=focus)
+    return [fold for _, fold in sorted((i, fold) for fold, (_, within) in enumerate(splits) for i in within.tolist())]
 
 
 def pair_batches(n_pairs: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:

@@ -34,10 +34,18 @@ class Geometry:
         mean = states.mean(0)
         if not whiten:
             return cls(centre, mean.float(), None)
-        covariance = torch.cov(states.T)
-        sphere = covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64, device=states.device)
-        values, vectors = torch.linalg.eigh((1 - SHRINKAGE) * covariance + SHRINKAGE * sphere)
-        return cls(centre, mean.float(), (vectors / values.clamp_min(1e-12).sqrt() @ vectors.T).float())
+        # From the products of the states with each other: a few hundred squared, where a covariance has the width
+        # squared. In directions that no state takes the shrunk covariance is the sphere alone.
+        centred = states - mean
+        variances, vectors = torch.linalg.eigh(centred @ centred.T / (len(states) - 1))
+        variances = variances.clamp_min(1e-12)
+        sphere = SHRINKAGE * variances.sum() / states.shape[1]
+        across = sphere.rsqrt()
+        along = ((1 - SHRINKAGE) * variances + sphere).rsqrt()
+        directions = (vectors / (variances * (len(states) - 1)).sqrt()).T @ centred
+        whitening = directions.T * (along - across) @ directions
+        whitening.diagonal().add_(across)
+        return cls(centre, mean.float(), whitening.float())
 
     def __call__(self, states: Tensor) -> Tensor:
         """Unit vectors (batch, d_model) of a training batch, float32."""

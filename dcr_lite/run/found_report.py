@@ -30,9 +30,9 @@ def _layer(found: dict[str, Any], layers: Evidence | None) -> str:
     aurocs = {int(layer): value for layer, value in layers["auroc"].items()}
     best = max(aurocs, key=lambda layer: aurocs[layer])
     return (
-        f"**L = {found['layer']}.** In the stock model the {layers['pairs']} development pairs are told apart best at "
-        f"layer {best} of {min(aurocs)} to {max(aurocs)} (AUROC {aurocs[best]:.2f}, standard error "
-        f"{layers['error']:.2f}), and {found['layer']} is the lowest within one standard error of that."
+        f"**L = {found['layer']}.** In the stock model {layers['pairs']} pairs, each read by pairs of other focus "
+        f"words, are told apart best at layer {best} of {min(aurocs)} to {max(aurocs)} (AUROC {aurocs[best]:.2f}, "
+        f"standard error {layers['error']:.2f}), and {found['layer']} is the lowest within one standard error of that."
     )
 
 
@@ -92,7 +92,7 @@ def _draw_layers(axes: Axes, chosen: int, layers: Evidence) -> None:
     axes.axvline(chosen, color="#222222", lw=0.8, ls=":", label=f"L = {chosen}")
     axes.set_xticks(places)
     axes.set_xlabel("decoder layer, from 0")
-    axes.set_ylabel("AUROC of development pairs")
+    axes.set_ylabel("AUROC of unseen pairs")
     axes.set_title("At which layer the kinds are told apart", loc="left")
     axes.legend(loc="lower right", fontsize=8)
 

@@ -1,9 +1,9 @@
 """The settings that a run finds for itself, by training and development pairs: the layer L, learning rates, and what
 follows from what the model does already. What is given is never searched.
 
-- L: the stock model's states of development pairs at every layer between 0.5 and 0.7 of the depth, read as stage 1
-  reads them; the lowest layer within one standard error of the best. A few steps of stage 1 at some of them say no more
-  (docs/ablations.md).
+- L: the stock model's states at every layer between 0.5 and 0.7 of the depth, read as stage 1 reads them, each pair by
+  pairs of other focus words; the lowest layer within one standard error of the best. A few steps of stage 1 at some of
+  them say no more (docs/ablations.md).
 - Learning rates: from the model's width, between those that are known at other widths.
 - Stage 2, what stays of stage 1, answers, dial: by how often the stock model refuses training prompts in its own chat
   format.
@@ -16,14 +16,16 @@ from itertools import pairwise
 from math import log
 from typing import Any
 
+import torch
+
 from dcr_lite.data.rows import Prompt
+from dcr_lite.data.splits import folds_by_focus
 from dcr_lite.files import write_state
 from dcr_lite.measure.answers import Measured, measure, overall_rate
 from dcr_lite.measure.openings import own_openings
-from dcr_lite.method.contrastive import GEOMETRY_PAIRS, ContrastiveConfig, encode_pairs, first_pairs
-from dcr_lite.method.geometry import Geometry
+from dcr_lite.method.contrastive import GEOMETRY_PAIRS, ContrastiveConfig, encode_pairs
 from dcr_lite.method.layers import auroc_error, suggested_layer
-from dcr_lite.method.read_out import separation
+from dcr_lite.method.read_out import crossed_separation
 from dcr_lite.model import adapters, distributed
 from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model
@@ -35,6 +37,7 @@ from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import FOUND, Settings, layers_between
 
 STOCK_PAIRS = 64  # training pairs that the stock model answers: its refusal rates to about 0.1
+FOLDS = 5  # of the pairs by which L is chosen
 REFUSES = 0.2  # of toxic prompts, from which on a chat model refuses by itself: its makers taught it to
 HALF = 0.5  # of stage 1's change stays in a model that is not trained any further (docs/ablations.md)
 # Learning rates by width: at those of SmolLM2 (576) and of Qwen2.5 0.5B and 1.5B (896, 1536) as tried there, at 8
@@ -140,22 +143,20 @@ def _layers(model: Model, data: Data, settings: Settings) -> Evidence:
     them."""
     between = layers_between(depth(model.network))
     config = ContrastiveConfig.of(settings)
-    training, development = encode_pairs(model, data.training), encode_pairs(model, data.development)
-    rows = first_pairs(training, GEOMETRY_PAIRS)
-    with progress_bar("States by layer", len(rows) + len(development)) as shown, adapters.stock(model):
-        states = last_states(model, rows + development, layers=between.stop, progress=shown.advance)[
-            between.start :, :, 0
-        ]
-    stock = {}
-    for layer, of_layer in zip(between, states.to(model.device), strict=True):
-        # All pairs that give the geometry give the two means too: with fewer the AUROC of single layers varies more.
-        geometry = Geometry.fit(of_layer[: len(rows)], config.centre, config.whiten)
-        stock[layer] = separation(geometry, of_layer[: len(rows)], of_layer[len(rows) :])
+    pairs = data.training[:GEOMETRY_PAIRS] + data.development
+    folds = torch.tensor(folds_by_focus(pairs, FOLDS))
+    rows = encode_pairs(model, pairs)
+    with progress_bar("States by layer", len(rows)) as shown, adapters.stock(model):
+        states = last_states(model, rows, layers=between.stop, progress=shown.advance)[between.start :, :, 0]
+    stock = {
+        layer: crossed_separation(of_layer, folds, config.centre, config.whiten)
+        for layer, of_layer in zip(between, states.to(model.device), strict=True)
+    }
     stock = distributed.on_main(lambda: stock)  # of several processes, which must not go apart, the first one's
     best = max(stock.values())
     return {
         "auroc": {str(layer): value for layer, value in stock.items()},
-        "error": auroc_error(best, len(data.development)),
-        "pairs": len(data.development),
-        "chosen": suggested_layer(stock, len(data.development)),
+        "error": auroc_error(best, len(pairs)),
+        "pairs": len(pairs),
+        "chosen": suggested_layer(stock, len(pairs)),
     }
