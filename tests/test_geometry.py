@@ -10,7 +10,8 @@ from sklearn.covariance import shrunk_covariance
 from sklearn.metrics import roc_auc_score
 
 from dcr_lite.method.geometry import SHRINKAGE, Geometry, kinds_of_pairs
-from dcr_lite.method.read_out import crossed_separation, difference_of_means, read_out, reads_as_toxic
+from dcr_lite.method.layers import crossed_separation
+from dcr_lite.method.read_out import difference_of_means, read_out, reads_as_toxic
 
 
 def stretched_states(n: int = 200, width: int = 8, seed: int = 0) -> torch.Tensor:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from dcr_lite.method.whitening import whitening
+
 Centre = Literal["batch", "stock", "none"]
 SHRINKAGE = 0.3  # of the covariance towards a sphere: 840 states cannot estimate 576 x 576 numbers
 
@@ -32,20 +34,7 @@ class Geometry:
         """From the stock model's states of as many prompts of each kind, (prompts, d_model)."""
         states = stock_states.double()
         mean = states.mean(0)
-        if not whiten:
-            return cls(centre, mean.float(), None)
-        # From the products of the states with each other: a few hundred squared, where a covariance has the width
-        # squared. In directions that no state takes the shrunk covariance is the sphere alone.
-        centred = states - mean
-        variances, vectors = torch.linalg.eigh(centred @ centred.T / (len(states) - 1))
-        variances = variances.clamp_min(1e-12)
-        sphere = SHRINKAGE * variances.sum() / states.shape[1]
-        across = sphere.rsqrt()
-        along = ((1 - SHRINKAGE) * variances + sphere).rsqrt()
-        directions = (vectors / (variances * (len(states) - 1)).sqrt()).T @ centred
-        whitening = directions.T * (along - across) @ directions
-        whitening.diagonal().add_(across)
-        return cls(centre, mean.float(), whitening.float())
+        return cls(centre, mean.float(), whitening(states - mean, SHRINKAGE).float() if whiten else None)
 
     def __call__(self, states: Tensor) -> Tensor:
         """Unit vectors (batch, d_model) of a training batch, float32."""

@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
+from dcr_lite.measure.metrics import auroc
 from dcr_lite.method.geometry import Centre, Geometry
-from dcr_lite.method.read_out import separation
+from dcr_lite.method.read_out import reads_as_toxic, separation
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import last_states
 
@@ -21,10 +22,23 @@ def layer_separations(
     return [separation(geometry, *states) for geometry, *states in zip(geometries, seen, new, strict=True)]
 
 
-def auroc_error(auroc: float, n: int) -> float:
-    """Standard error of an AUROC from n prompts of each kind (Hanley and McNeil, 1982)."""
-    q1, q2 = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
-    variance = (auroc * (1 - auroc) + (n - 1) * (q1 + q2 - 2 * auroc**2)) / n**2
+def crossed_separation(states: Tensor, folds: Tensor, centre: Centre, whiten: bool) -> float:
+    """AUROC of toxic against seemingly toxic states of pairs (2 * pairs, d_model; toxic sides first), each read by the
+    geometry and the means of the pairs outside its fold (pairs,): every pair is unseen, and every one counts."""
+    toxicity = states.new_empty(len(states))
+    of_states = folds.to(states.device).repeat(2)
+    for fold in folds.unique():
+        within = of_states == fold
+        others = states[~within]
+        toxicity[within] = reads_as_toxic(Geometry.fit(others, centre, whiten), others, states[within])
+    scores = toxicity.tolist()
+    return auroc(scores[: len(folds)], scores[len(folds) :])
+
+
+def auroc_error(area: float, n: int) -> float:
+    """Standard error of an AUROC, the area, from n prompts of each kind (Hanley and McNeil, 1982)."""
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = (area * (1 - area) + (n - 1) * (q1 + q2 - 2 * area**2)) / n**2
     return float(max(variance, 0.0) ** 0.5)
 
 

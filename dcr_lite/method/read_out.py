@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dcr_lite.measure.metrics import auroc
-from dcr_lite.method.geometry import Centre, Geometry, kinds_of_pairs
+from dcr_lite.method.geometry import Geometry, kinds_of_pairs
 
 
 def difference_of_means(units: Tensor, is_toxic: Tensor) -> Tensor:
@@ -47,16 +47,3 @@ def separation(geometry: Geometry, reference: Tensor, unseen: Tensor) -> float:
     reading, direction = read_out(geometry, reference)
     scores = (reading(unseen) @ direction).tolist()
     return auroc(scores[: len(unseen) // 2], scores[len(unseen) // 2 :])
-
-
-def crossed_separation(states: Tensor, folds: Tensor, centre: Centre, whiten: bool) -> float:
-    """AUROC of toxic against seemingly toxic states of pairs (2 * pairs, d_model; toxic sides first), each read by the
-    geometry and the means of the pairs outside its fold (pairs,): every pair is unseen, and every one counts."""
-    toxicity = states.new_empty(len(states))
-    of_states = folds.to(states.device).repeat(2)
-    for fold in folds.unique():
-        within = of_states == fold
-        others = states[~within]
-        toxicity[within] = reads_as_toxic(Geometry.fit(others, centre, whiten), others, states[within])
-    scores = toxicity.tolist()
-    return auroc(scores[: len(folds)], scores[len(folds) :])

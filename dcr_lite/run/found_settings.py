@@ -24,8 +24,7 @@ from dcr_lite.files import write_state
 from dcr_lite.measure.answers import Measured, measure, overall_rate
 from dcr_lite.measure.openings import own_openings
 from dcr_lite.method.contrastive import GEOMETRY_PAIRS, ContrastiveConfig, encode_pairs
-from dcr_lite.method.layers import auroc_error, suggested_layer
-from dcr_lite.method.read_out import crossed_separation
+from dcr_lite.method.layers import auroc_error, crossed_separation, suggested_layer
 from dcr_lite.model import adapters, distributed
 from dcr_lite.model.hidden_states import depth
 from dcr_lite.model.loading import Model
