@@ -136,7 +136,8 @@ def evaluate(
 
 
 def compare(
-    recipe: str = "smollm2_135m",
+    recipe: str | None = None,
+    model: str | None = None,
     seeds: tuple[int, ...] | None = None,
     prompts: tuple[Path, ...] = (),
     rows: int | None = None,
@@ -155,7 +156,8 @@ def compare(
     trade-off plot and JSON. The same command continues a stopped comparison.
 
     Args:
-        recipe: Name or file of the recipe whose model, data and settings all methods share.
+        recipe: Name or file of the recipe whose model, data and settings all methods share; by default SmolLM2's.
+        model: In place of a recipe a chat model, by its name on the Hub or its folder; its settings are found.
         seeds: Of the first weights, the split and the order of rows; by default 0 1 2. Intervals are over them.
         prompts: JSON Lines of {prompt, label, source?} or {toxic, seemingly_toxic} to measure on; by default the
             recipe's held-out part.
@@ -172,9 +174,11 @@ def compare(
     from dcr_lite.compare.command import compare as run_comparison
     from dcr_lite.run.terminal import show_page
 
+    if recipe and model:
+        raise UserError("--recipe and --model both name what is compared: give one")
+    what = Settings.of_model(model) if model else find_recipe(recipe or DEFAULT_RECIPE)
     run_comparison(
-        find_recipe(recipe), seeds, prompts, rows, multiple_choice, curve_seeds, out, judge, judge_key, methods, add,
-        contract, by,
+        what, seeds, prompts, rows, multiple_choice, curve_seeds, out, judge, judge_key, methods, add, contract, by
     )  # fmt: skip
     show_page(out / "comparison.md")
 

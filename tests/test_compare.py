@@ -93,7 +93,7 @@ def compared(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPath
     return recipe, argv, folder / "out", report
 
 
-def compare(recipe: Path, out: Path, **changes: Any) -> dict[str, Any]:
+def compare(recipe: Path | Settings, out: Path, **changes: Any) -> dict[str, Any]:
     """``command.compare`` of seed 0 without a curve, on the recipe's held-out prompts, unless ``changes`` says
     otherwise."""
     options = {"seeds": (0,), "files": (), "rows": None, "multiple_choice": None, "curve_seeds": ()}
@@ -380,6 +380,16 @@ def test_a_stopped_comparison_goes_on(compared: Compared, tmp_path: Path, monkey
     assert trained == ["safety_sft_6", "augmented_6_3", "stage2", "stage2"]
     compare(recipe, tmp_path, only=some)
     assert len(answered) == len(undisturbed) + 1
+
+
+def test_a_model_is_compared_without_a_recipe(compared: Compared, tmp_path: Path) -> None:
+    """Its settings in place of a recipe's file are the same comparison, of which nothing is done again."""
+    recipe, _, out, report = compared
+    shutil.copytree(out, tmp_path / "out")
+    settings = load_recipe(recipe).SETTINGS
+    again = compare(settings, tmp_path / "out", seeds=(0, 1), curve_seeds=(0,))
+    assert again["methods"] == report["methods"]
+    assert again["recipe"] == settings.run.name
 
 
 def test_other_prompts_need_no_new_training(

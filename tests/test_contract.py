@@ -75,6 +75,7 @@ def test_the_cue_judge_is_pinned_by_what_it_decides_by(monkeypatch: pytest.Monke
         ({"contract": 7}, "--contract 7: there is no such contract. Choose from 1"),
         ({"contract": None, "by": "Me"}, "--by names who submits, which goes with --contract"),
         ({"by": "Me\n"}, "--by: one line"),
+        ({"recipe": Settings.of_model("m")}, "--contract: others run the recipe again"),
         ({"only": ("nosuch",)}, "--methods nosuch: no such method. Choose from base, "),
     ],
 )

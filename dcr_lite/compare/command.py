@@ -39,7 +39,7 @@ CUES_ALONE: dict[str, Any] = {"main": DEFAULT[0], "judges": [], "agreement": []}
 
 
 def compare(
-    recipe: Path,
+    recipe: Path | Settings,
     seeds: tuple[int, ...] | None,
     files: tuple[Path, ...],
     rows: int | None,
@@ -56,12 +56,12 @@ def compare(
     """Train and measure the methods with every seed; write comparison.json, comparison.md and trade_off.png to ``out``
     and return what the JSON holds. By a contract, write submission.json as well.
 
-    seeds: by default 0, 1, 2. files: prompts to measure on, by default the recipe's held-out ones; at most ``rows`` of
-    each set and label. multiple_choice: questions for general ability. curve_seeds: those at which further strengths
-    are measured too, by default the first. judges, judge_key: as ``open_judges`` takes them, by default the cue judge;
-    the tables are by the first. only: the methods besides the stock model, by default all. added: as
-    ``added_methods`` takes them. contract: its number; it fixes seeds, prompts, rows and judges, and no curve is
-    measured unless it is asked for. by: who submits.
+    recipe: its file, or the settings of a run without one. seeds: by default 0, 1, 2. files: prompts to measure on, by
+    default the recipe's held-out ones; at most ``rows`` of each set and label. multiple_choice: questions for general
+    ability. curve_seeds: those at which further strengths are measured too, by default the first. judges, judge_key: as
+    ``open_judges`` takes them, by default the cue judge; the tables are by the first. only: the methods besides the
+    stock model, by default all. added: as ``added_methods`` takes them. contract: its number; it fixes seeds, prompts,
+    rows and judges, and no curve is measured unless it is asked for. by: who submits.
     """
     given = {"seeds": seeds, "prompts": files, "rows": rows, "multiple_choice": multiple_choice, "judge": judges}
     if terms := _terms(contract, given, by):
@@ -77,14 +77,15 @@ def compare(
     runs, results = measured(methods, settings, data, seeds, curve_seeds, out)
     results, section = judged(opened, runs, results, data, out, methods) if opened else (results, CUES_ALONE)
     found, questions = runs[seeds[0]].settings, multiple_choice and str(multiple_choice)
-    report = comparison_report(recipe.stem, found, results, curve_seeds, methods) | {
+    name = recipe.stem if isinstance(recipe, Path) else recipe.run.name
+    report = comparison_report(name, found, results, curve_seeds, methods) | {
         "prompts": {"files": [str(path) for path in files], "rows": rows, "n": len(data.prompts)},
         "general": {"instructions": len(data.instructions), "multiple_choice": questions},
         "judged": section,
         "seconds": max(run.run.seconds() for run in runs.values()),
     }
     write_report(report, found, out, methods)
-    if terms:
+    if terms and isinstance(recipe, Path):
         write_submission(submission_of(report, terms, methods, runs, data, recipe, by), out)
     return report
 
@@ -102,11 +103,13 @@ def _terms(number: int | None, flags: dict[str, Any], by: str | None) -> Contrac
     return None
 
 
-def _settings(recipe: Path, terms: Contract | None) -> Settings:
+def _settings(recipe: Path | Settings, terms: Contract | None) -> Settings:
     """The recipe's, under a contract with what that fixes. Raises UserError where it trains on prompts of that."""
-    settings: Settings = load_recipe(recipe).SETTINGS
+    settings: Settings = load_recipe(recipe).SETTINGS if isinstance(recipe, Path) else recipe
     if terms is None:
         return settings
+    if not isinstance(recipe, Path):
+        raise UserError("--contract: others run the recipe again, so give the file of one and no --model")
     settings = terms.applied(settings)
     require_unseen(terms, resolved(settings))
     return settings
