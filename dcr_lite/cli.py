@@ -15,7 +15,7 @@ from dcr_lite.mend.command import main as mend_model
 from dcr_lite.mend.settings import MendSettings
 from dcr_lite.names import BENCHMARK_NAMES, ModelName
 from dcr_lite.run.launch import launch
-from dcr_lite.run.recipes import DEFAULT_RECIPE, find_recipe, load_recipe, model_in, recipe_titles
+from dcr_lite.run.recipes import DEFAULT_RECIPE, find_recipe, load_recipe, model_in, recipe_or_model, recipe_titles
 from dcr_lite.run_commands import demo, diagnose, dial, export, probe, score, verify
 from dcr_lite.settings import HELD_OUT_FILES, Device, Precision, Quantization, Settings
 
@@ -174,11 +174,9 @@ def compare(
     from dcr_lite.compare.command import compare as run_comparison
     from dcr_lite.run.terminal import show_page
 
-    if recipe and model:
-        raise UserError("--recipe and --model both name what is compared: give one")
-    what = Settings.of_model(model) if model else find_recipe(recipe or DEFAULT_RECIPE)
     run_comparison(
-        what, seeds, prompts, rows, multiple_choice, curve_seeds, out, judge, judge_key, methods, add, contract, by
+        recipe_or_model(recipe, model), seeds, prompts, rows, multiple_choice, curve_seeds, out, judge, judge_key,
+        methods, add, contract, by,
     )  # fmt: skip
     show_page(out / "comparison.md")
 

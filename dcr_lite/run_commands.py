@@ -89,7 +89,8 @@ def diagnose(
 def probe(
     run: Annotated[Path | None, tyro.conf.Positional] = None,
     compared: Path | None = None,
-    recipe: str = "smollm2_135m",
+    recipe: str | None = None,
+    model: str | None = None,
     methods: tuple[str, ...] = (),
     seeds: tuple[int, ...] = (0,),
     probes: tuple[str, ...] = (),
@@ -107,7 +108,8 @@ def probe(
     Args:
         run: A finished run folder.
         compared: Instead of a run: the folder of a dcr-lite compare, computed on the device of its recipe.
-        recipe: Of the comparison: name or file of its recipe.
+        recipe: Of the comparison: name or file of its recipe; by default SmolLM2's.
+        model: Of a comparison without a recipe: its model, as it was given.
         methods: Of the comparison: the methods to probe, by default all.
         seeds: Of the comparison: the seeds whose models are probed.
         probes: Probes, or families of them: prefilling, templates, framings, encodings, rounding, fine_tuning,
@@ -123,14 +125,14 @@ def probe(
     """
     from dcr_lite.errors import UserError
     from dcr_lite.probe.command import Probing, probe_comparison, probe_run
-    from dcr_lite.run.recipes import find_recipe
+    from dcr_lite.run.recipes import recipe_or_model, settings_of
     from dcr_lite.run.terminal import show_page
 
     probing = Probing(probes, prompts, rows, seed, answer_tokens, out)
     if run is not None and compared is None:
         folder = probe_run(run, probing, device)
     elif compared is not None and run is None:
-        folder = probe_comparison(compared, find_recipe(recipe), methods, seeds, probing)
+        folder = probe_comparison(compared, settings_of(recipe_or_model(recipe, model)), methods, seeds, probing)
     else:
         raise UserError("dcr-lite probe: give a run folder, or with --compared the folder of a comparison")
     show_page(folder / "probes.md")

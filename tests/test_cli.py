@@ -73,7 +73,7 @@ def test_train_lists_the_recipes(argv: list[str], run: Any) -> None:
         (["train", "nosuchrecipe"], "nosuchrecipe: no such recipe"),
         (["train", "--seed", "1"], "dcr-lite train --seed: name a model with --model, or a recipe before its flags"),
         (["compare", "--recipe", "nosuchrecipe"], "nosuchrecipe: no such recipe"),
-        (["compare", "--recipe", "llama3_8b", "--model", "m"], "--recipe and --model both name what is compared"),
+        (["compare", "--recipe", "llama3_8b", "--model", "m"], "--recipe and --model stand for each other: give one"),
     ],
 )
 def test_an_unknown_recipe_is_an_error(argv: list[str], said: str, run: Any) -> None:

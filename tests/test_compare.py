@@ -41,7 +41,7 @@ from dcr_lite.run.dial_bench import DIAL
 from dcr_lite.run.dial_setting import FOLDER, DialSetting
 from dcr_lite.run.inputs import resolved
 from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
-from dcr_lite.run.recipes import load_recipe
+from dcr_lite.run.recipes import load_recipe, settings_of
 from dcr_lite.settings import Settings
 
 USUAL = {
@@ -386,7 +386,7 @@ def test_a_model_is_compared_without_a_recipe(compared: Compared, tmp_path: Path
     """Its settings in place of a recipe's file are the same comparison, of which nothing is done again."""
     recipe, _, out, report = compared
     shutil.copytree(out, tmp_path / "out")
-    settings = load_recipe(recipe).SETTINGS
+    settings = settings_of(recipe)
     again = compare(settings, tmp_path / "out", seeds=(0, 1), curve_seeds=(0,))
     assert again["methods"] == report["methods"]
     assert again["recipe"] == settings.run.name

@@ -24,6 +24,7 @@ from dcr_lite.probe import abliteration, command, material, report, subjects
 from dcr_lite.probe.command import Probing, probe_comparison, probe_run
 from dcr_lite.probe.probes import FAMILIES, NONE, PROBES
 from dcr_lite.run.inputs import resolved
+from dcr_lite.run.recipes import settings_of
 from dcr_lite.settings import Settings
 
 # Of every family, and whatever is done in a way of its own.
@@ -308,7 +309,7 @@ def test_methods_and_seeds_of_a_comparison_are_probed(compared: tuple[Path, Path
     recipe, folder = compared
     methods = ("base", "surgical", "dcr")
     probing = Probing(("int4", "prefill_5"), answer_tokens=3)
-    out = probe_comparison(folder, recipe, methods, (0, 1), probing)
+    out = probe_comparison(folder, settings_of(recipe), methods, (0, 1), probing)
     found = json.loads((out / "probes.json").read_text())
     models = {row["model"] for row in found["rows"]}
     assert models == {"base", "surgical_seed0", "surgical_seed1", "dcr_seed0", "dcr_seed1"}

@@ -30,7 +30,7 @@ from dcr_lite.judges.opening import DEFAULT, open_judges
 from dcr_lite.names import models_of
 from dcr_lite.run.inputs import resolved
 from dcr_lite.run.plan import ACHIEVED, matrix_rate
-from dcr_lite.run.recipes import load_recipe
+from dcr_lite.run.recipes import settings_of
 from dcr_lite.run.terminal import console, show_plan
 from dcr_lite.settings import Settings
 
@@ -105,7 +105,7 @@ def _terms(number: int | None, flags: dict[str, Any], by: str | None) -> Contrac
 
 def _settings(recipe: Path | Settings, terms: Contract | None) -> Settings:
     """The recipe's, under a contract with what that fixes. Raises UserError where it trains on prompts of that."""
-    settings: Settings = load_recipe(recipe).SETTINGS if isinstance(recipe, Path) else recipe
+    settings = settings_of(recipe)
     if terms is None:
         return settings
     if not isinstance(recipe, Path):

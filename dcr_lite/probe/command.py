@@ -27,9 +27,8 @@ from dcr_lite.probe.probes import NONE, PROBES, Bench, Probe, chosen_probes
 from dcr_lite.probe.report import write_report
 from dcr_lite.probe.subjects import RunSource, Source, Subject, sources_of_comparison
 from dcr_lite.run.plan import ACHIEVED, matrix_rate, weights_per_layer
-from dcr_lite.run.recipes import load_recipe
 from dcr_lite.run.terminal import console, progress_bar, show_plan
-from dcr_lite.settings import Device
+from dcr_lite.settings import Device, Settings
 
 TUNING_TOKENS = 100  # of a row of instructions, about: for the estimated time
 
@@ -61,12 +60,12 @@ def probe_run(folder: Path, probing: Probing, device: Device) -> Path:
 
 
 def probe_comparison(
-    folder: Path, recipe: Path, methods: tuple[str, ...], seeds: tuple[int, ...], probing: Probing
+    folder: Path, settings: Settings, methods: tuple[str, ...], seeds: tuple[int, ...], probing: Probing
 ) -> Path:
-    """Probe methods of the comparison in a folder at some of its seeds; see ``sources_of_comparison``. Returns the
-    folder of the tables."""
+    """Probe methods of the comparison in a folder, of these settings, at some of its seeds; see
+    ``sources_of_comparison``. Returns the folder of the tables."""
     probes = chosen_probes(probing.probes)
-    sources = sources_of_comparison(load_recipe(recipe).SETTINGS, folder, methods, seeds)
+    sources = sources_of_comparison(settings, folder, methods, seeds)
     return _probe(list(sources), probes, probing, probing.out or folder / "probes")
 
 

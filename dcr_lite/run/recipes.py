@@ -38,6 +38,20 @@ def model_in(flags: Sequence[str]) -> str | None:
     return None
 
 
+def recipe_or_model(recipe: str | None, model: str | None) -> Path | Settings:
+    """The file of a recipe by its name or path, by default SmolLM2's, or in its place the settings of a model without
+    one. Raises UserError where both are given."""
+    if recipe and model:
+        raise UserError("--recipe and --model stand for each other: give one")
+    return Settings.of_model(model) if model else find_recipe(recipe or DEFAULT_RECIPE)
+
+
+def settings_of(recipe: Path | Settings) -> Settings:
+    """The settings of a recipe's file, or those that stand for one."""
+    settings: Settings = recipe if isinstance(recipe, Settings) else load_recipe(recipe).SETTINGS
+    return settings
+
+
 def find_recipe(name_or_path: str) -> Path:
     """The file of a recipe, given its name (``smollm2_135m``) or its path. Raises UserError where there is none."""
     named = recipe_folder() / f"{name_or_path}.py"
