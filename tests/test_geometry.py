@@ -1,5 +1,7 @@
 """Which differences between states count, and how far apart two kinds are."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from dcr_lite.method.geometry import SHRINKAGE, Geometry, kinds_of_pairs
 from dcr_lite.method.layers import crossed_separation
 from dcr_lite.method.read_out import difference_of_means, read_out, reads_as_toxic
+from dcr_lite.model.double import in_double
 
 
 def stretched_states(n: int = 200, width: int = 8, seed: int = 0) -> torch.Tensor:
@@ -144,3 +147,12 @@ def test_crossed_separation_reads_every_pair_by_the_others() -> None:
     reference = roc_auc_score(kinds, scores)
     assert 0.6 < reference < 0.99
     assert crossed_separation(states, folds, "stock", whiten=False) == pytest.approx(reference, abs=1e-3)
+
+
+def test_a_device_without_float64_hands_over_to_the_cpu() -> None:
+    """As the GPU of a Mac does, whose tensors cannot become float64 there; of any other device they stay on it."""
+    on_the_cpu = torch.zeros(2)
+    mac = SimpleNamespace(device=torch.device("mps"), cpu=lambda: on_the_cpu)
+    doubled = in_double(mac)  # type: ignore[arg-type]
+    assert (doubled.dtype, doubled.device.type) == (torch.float64, "cpu")
+    assert in_double(torch.zeros(2, device="meta")).device.type == "meta"

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -214,10 +213,9 @@ def test_compare_and_diagnose_load_with_transformers(
         asked.append(given.backend)
         raise UserError("far enough")
 
-    monkeypatch.setattr(compare_command, "load_recipe", lambda path: types.SimpleNamespace(SETTINGS=settings))
     monkeypatch.setattr(compare_command, "SeedRun", stop)
     with pytest.raises(UserError, match="far enough"):
-        compare_command.compare(RECIPE, (0,), (), None, None, (), tmp_path / "out")
+        compare_command.compare(settings, (0,), (), None, None, (), tmp_path / "out")
     monkeypatch.setattr(diagnose_command.opening, "load_model", stop)
     with pytest.raises(UserError, match="far enough"):
         next(diagnose_command._measure(settings, ["stock"], 2, 2))

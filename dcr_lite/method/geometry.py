@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dcr_lite.method.whitening import whitening
+from dcr_lite.model.double import in_double
 
 Centre = Literal["batch", "stock", "none"]
 SHRINKAGE = 0.3  # of the covariance towards a sphere: 840 states cannot estimate 576 x 576 numbers
@@ -32,9 +33,10 @@ class Geometry:
     @classmethod
     def fit(cls, stock_states: Tensor, centre: Centre, whiten: bool) -> "Geometry":
         """From the stock model's states of as many prompts of each kind, (prompts, d_model)."""
-        states = stock_states.double()
+        states, device = in_double(stock_states), stock_states.device
         mean = states.mean(0)
-        return cls(centre, mean.float(), whitening(states - mean, SHRINKAGE).float() if whiten else None)
+        whitened = whitening(states - mean, SHRINKAGE).float().to(device) if whiten else None
+        return cls(centre, mean.float().to(device), whitened)
 
     def __call__(self, states: Tensor) -> Tensor:
         """Unit vectors (batch, d_model) of a training batch, float32."""

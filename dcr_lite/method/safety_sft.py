@@ -15,6 +15,7 @@ from dcr_lite.method.answer_tokens import Tokens, answer_places, backward_throug
 from dcr_lite.model import distributed
 from dcr_lite.model.adapters import train_only
 from dcr_lite.model.chat import encode_conversations
+from dcr_lite.model.double import in_double
 from dcr_lite.model.hidden_states import depth, final_states, states_above
 from dcr_lite.model.loading import Model
 from dcr_lite.model.packing import shared_prefix
@@ -75,7 +76,7 @@ class SafetySFT:
             states, targets = self.predicting_states([own[k] for k in part])
             weights = torch.full_like(targets, 1 / n_targets, dtype=torch.float32)
             log_p = backward_through_vocabulary(self.model, states, targets, weights)
-            loss -= log_p.double().sum().item() / n_targets
+            loss -= in_double(log_p).sum().item() / n_targets
         return distributed.total(loss)
 
     def predicting_states(self, chosen: list[int]) -> tuple[Tensor, Tensor]:

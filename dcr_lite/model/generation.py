@@ -18,6 +18,7 @@ from dcr_lite.model.decoding import (
     shared_cache,
     start_decoding,
 )
+from dcr_lite.model.double import in_double
 from dcr_lite.model.loading import Model, in_halves, require_finite
 from dcr_lite.model.memory import PROMPT_TOKENS
 from dcr_lite.model.packing import passes
@@ -60,7 +61,7 @@ def refusal_log_odds(decoding: Decoding) -> Tensor:
         log_p |= {(*beginning, token): logits[:, token] - total for token in following[beginning]}
     refusing = [torch.stack([log_p[o[: i + 1]] for i in range(len(o))]).sum(0) for o in openings]
     least = LEAST_LOG_P if model.contrast else None
-    log_any = torch.stack(refusing).double().logsumexp(0).clamp(least, -1e-12)
+    log_any = in_double(torch.stack(refusing)).logsumexp(0).clamp(least, -1e-12)
     return log_any - torch.log(-torch.expm1(log_any))  # log p - log (1 - p)
 
 
