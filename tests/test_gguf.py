@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from finished_runs import MakeRun, divergence, logits, rounded
+from gguf import GGUFReader
 from llama_cpp import llama_cpp
 from tiny_models import PROMPTS, assert_close, build_tokenizer, load_reference, random_rows
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -147,9 +148,27 @@ def test_mixtures_are_those_of_llama_quantize(tied: bool) -> None:
     assert kinds("q4_k_m", 40)["blk.0.attn_q.weight"] == "BF16"
 
 
+def test_layers_that_stage_1_trained_keep_eight_bits() -> None:
+    """In files of fewer bits, and there alone; vectors, and what no layer holds, are stored as before."""
+
+    def kinds(file_type: FileType, refined: range) -> dict[str, str]:
+        names = [f"blk.{layer}.{name}.weight" for layer in range(12) for name in ("attn_q", "attn_v", "ffn_down")]
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys([*names, "token_embd.weight", "output.weight"], (512, 512))
+        shapes |= {f"blk.{layer}.attn_norm.weight": (512,) for layer in range(12)}
+        return {name: type_of(name, shape, file_type, 12, False, refined).name for name, shape in shapes.items()}
+
+    for file_type in ("q4_k_m", "q5_k_m"):
+        usual, kept = kinds(file_type, range(0)), kinds(file_type, range(2, 11))  # type: ignore[arg-type]
+        for name, kind in kept.items():
+            inside = name.startswith("blk.") and 2 <= int(name.split(".")[1]) < 11 and "norm" not in name
+            assert kind == ("Q8_0" if inside else usual[name]), name
+    for file_type in ("bf16", "q8_0"):
+        assert kinds(file_type, range(0)) == kinds(file_type, range(2, 11))  # type: ignore[arg-type]
+
+
 def test_llama_cpp_reads_what_its_quantiser_wrote(make_run: MakeRun) -> None:
-    """Files of fewer bits are smaller and farther from the merged weights. llama.cpp computes from them what
-    transformers computes from the same file, which it reads with rules of its own."""
+    """Files of fewer bits are smaller and farther from the merged weights, with eight in the layers that stage 1 has
+    trained. llama.cpp computes from them what transformers computes from the same file, by rules of its own."""
     pytest.importorskip("xllamacpp", reason="llama.cpp's wheel (xllamacpp) is not installed here")
     run, _ = make_run(**WIDE)
     merged = load_reference(export_merged(run))
@@ -158,6 +177,10 @@ def test_llama_cpp_reads_what_its_quantiser_wrote(make_run: MakeRun) -> None:
     sizes, far = [], []
     for file_type in ("q8_0", "q5_k_m", "q4_k_m"):
         file = export_gguf(run, file_type=file_type)
+        maps = {t.name: t.tensor_type.name for t in GGUFReader(file).tensors if "attn_q" in t.name}
+        assert [n for n in range(8) if maps[f"blk.{n}.attn_q.weight"] == "Q8_0"] == [
+            *(range(8) if file_type == "q8_0" else run.refined_layers)
+        ]
         read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         sizes.append(file.stat().st_size)
         far.append(divergence(expected, logits(read, row)))
@@ -175,9 +198,7 @@ def test_without_the_quantiser_the_way_out_is_named(make_run: MakeRun, monkeypat
     run, _ = make_run()
     gguf_types._llama_cpp.cache_clear()
     monkeypatch.setattr(gguf_types, "find_spec", lambda name: None)
-    with pytest.raises(
-        UserError, match=r"dcr-lite\[llama-cpp\].*llama-quantize IN\.gguf OUT\.gguf Q4_K_M.*ollama create"
-    ):
+    with pytest.raises(UserError, match=r"dcr-lite\[llama-cpp\].*Elsewhere export --file-type q8_0"):
         export_gguf(run, file_type="q4_k_m")
     assert not (run.path / "gguf").exists()
     assert export_gguf(run, file_type="q8_0").exists()

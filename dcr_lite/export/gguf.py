@@ -22,7 +22,7 @@ from gguf.quants import quant_shape_to_byte_shape
 
 from dcr_lite.errors import UserError
 from dcr_lite.export.gguf_model import architecture_of, describe, gguf_names, rearranged, rotary_factors
-from dcr_lite.export.gguf_types import FILE_TYPES, FileType, encode, type_of
+from dcr_lite.export.gguf_types import FILE_TYPES, NO_LAYERS, FileType, encode, type_of
 from dcr_lite.export.merge import Merged
 from dcr_lite.files import write_whole
 from dcr_lite.model.chat import prompt_text
@@ -44,13 +44,13 @@ TAKEN_WHOLE = {"llama-bpe": "dbrx", "tekken": None}
 
 def write_gguf(
     merged: Merged, config: Any, tokenizer: Any, name: str, file_type: FileType, path: Path,
-    advance: Callable[[int], None] = lambda tensors: None, chat_template: bool = True,
+    advance: Callable[[int], None] = lambda tensors: None, chat_template: bool = True, refined: range = NO_LAYERS,
 ) -> None:  # fmt: skip
     """Write the model to ``path``, whole or absent.
 
     config, tokenizer: of transformers. name: of the model, in the file. file_type: "bf16" keeps every bit of 16-bit
     weights, "q8_0" takes half the space, "q5_k_m" and "q4_k_m" about a third. advance: called with 1 after each tensor.
-    chat_template: whether the tokenizer's is written.
+    chat_template: whether the tokenizer's is written. refined: see ``type_of``.
     Raises UserError for an architecture, a rotary scaling or a tokenizer that llama.cpp would compute differently.
     """
     architecture = architecture_of(config)
@@ -64,7 +64,9 @@ def write_gguf(
 
     names = gguf_names(merged, config, architecture)
     tied, layers = "output.weight" not in names.values(), config.num_hidden_layers
-    kinds = {ours: type_of(theirs, merged.shape(ours), file_type, layers, tied) for ours, theirs in names.items()}
+    kinds = {
+        ours: type_of(theirs, merged.shape(ours), file_type, layers, tied, refined) for ours, theirs in names.items()
+    }
     for ours, theirs in names.items():
         shape = quant_shape_to_byte_shape(merged.shape(ours), kinds[ours])
         writer.add_tensor_info(theirs, shape, np.dtype(np.uint8), int(np.prod(shape)), kinds[ours])

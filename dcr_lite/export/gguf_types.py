@@ -33,23 +33,25 @@ MOST = {"bf16": T.BF16, "q8_0": T.Q8_0, "q5_k_m": T.Q5_K, "q4_k_m": T.Q4_K}  # t
 # Types whose blocks are 256 weights, and what stands in for them where a row cannot be cut into such blocks.
 INSTEAD = {T.Q4_K: T.Q5_0, T.Q5_K: T.Q5_1, T.Q6_K: T.Q8_0}
 WRITTEN_BY_GGUF = {T.F32, T.BF16, T.Q8_0}
+NO_LAYERS = range(0)
 
 
 def require_quantiser(file_type: FileType) -> None:
     """Raises UserError where a file type needs llama.cpp's quantiser and it is not installed."""
     if MOST[file_type] not in WRITTEN_BY_GGUF and _llama_cpp() is None:
-        name = file_type.upper()
         raise UserError(
             f"--file-type {file_type} needs llama.cpp's quantiser: pip install 'dcr-lite[llama-cpp]' (Linux, x86-64). "
-            f"Elsewhere export --file-type bf16 and run llama.cpp's llama-quantize IN.gguf OUT.gguf {name}, or "
-            f"ollama create NAME --quantize {name} -f Modelfile."
+            "Elsewhere export --file-type q8_0: other tools would round away what stage 1 has changed (docs/export.md)."
         )
 
 
-def type_of(name: str, shape: tuple[int, ...], file_type: FileType, layers: int, tied: bool) -> GGMLQuantizationType:
+def type_of(
+    name: str, shape: tuple[int, ...], file_type: FileType, layers: int, tied: bool, refined: range = NO_LAYERS
+) -> GGMLQuantizationType:
     """The type that a tensor is stored in, by llama.cpp's name of it.
 
-    layers: of the model. tied: whether the embedding serves as the output matrix too.
+    layers: of the model. tied: whether the embedding serves as the output matrix too. refined: the layers that stage 1
+    trained, which keep eight bits in the mixtures: in fewer, what it changed is rounded away (docs/export.md).
     Vectors stay float32, as llama.cpp requires, and a row that cannot be cut into blocks bf16. The mixtures are those
     of llama-quantize without an importance matrix (src/llama-quant.cpp) for a dense model of any size but 70B.
     """
@@ -57,7 +59,9 @@ def type_of(name: str, shape: tuple[int, ...], file_type: FileType, layers: int,
         return T.F32
     kind = MOST[file_type]
     if kind in INSTEAD:
-        if name == "output.weight" or (tied and name == "token_embd.weight"):
+        if name.startswith("blk.") and _number(name) in refined:
+            kind = T.Q8_0
+        elif name == "output.weight" or (tied and name == "token_embd.weight"):
             kind = T.Q6_K if _fits(shape, kind) else T.Q8_0
         elif re.search(r"attn_v\.weight|ffn_down\.weight", name) and _more_bits(name, layers):
             kind = T.Q6_K
@@ -69,10 +73,14 @@ def _fits(shape: tuple[int, ...], kind: GGMLQuantizationType) -> bool:
     return shape[-1] % GGML_QUANT_SIZES[kind][0] == 0
 
 
+def _number(name: str) -> int:
+    return int(name.split(".")[1])
+
+
 def _more_bits(name: str, layers: int) -> bool:
     """Whether a layer is one of the first or last eighth, or every third between, whose values and down projections
     get six bits."""
-    number, eighth = int(name.split(".")[1]), layers // 8
+    number, eighth = _number(name), layers // 8
     return number < eighth or number >= 7 * layers // 8 or (number - eighth) % 3 == 2
 
 
