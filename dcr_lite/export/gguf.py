@@ -49,7 +49,7 @@ def write_gguf(
     """Write the model to ``path``, whole or absent.
 
     config, tokenizer: of transformers. name: of the model, in the file. file_type: "bf16" keeps every bit of 16-bit
-    weights, "q8_0" takes half the space, "q5_k_m" and "q4_k_m" about a third. advance: called with 1 after each tensor.
+    weights, "q8_0" takes half the space, "q5_k_m" and "q4_k_m" less. advance: called with 1 after each tensor.
     chat_template: whether the tokenizer's is written. refined: see ``type_of``.
     Raises UserError for an architecture, a rotary scaling or a tokenizer that llama.cpp would compute differently.
     """

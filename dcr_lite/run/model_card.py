@@ -12,6 +12,7 @@ from dcr_lite.run.report import plain, results_table
 from dcr_lite.settings import SHIPPED_FILES
 
 Form = Literal["adapter", "merged", "gguf"]
+FURTHER = "Quantised further by other tools they lose what the training has changed."  # docs/export.md
 LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
 RELATIONS = {"adapter": "adapter", "merged": "finetune", "gguf": "quantized"}  # as the Hub names them
 WHAT = {
@@ -79,10 +80,11 @@ def model_card(report: dict[str, Any], form: Form, licence: str | None = None, p
     settings = report["settings"]
     licence = licence if isinstance(licence, str) and re.fullmatch(r"[\w.+-]+", licence) else None
     four_bit = " with its weights in 4 bits" if report.get("four_bit") else ""
+    measured = f" The numbers above are of the adapter on the base{four_bit};"
     rounding = {
         "adapter": "",
-        "merged": f" The numbers above are of the adapter on the base{four_bit}; merged weights round a little.",
-        "gguf": f" The numbers above are of the adapter on the base{four_bit}; these files round, q4_k_m most.",
+        "merged": f"{measured} merged weights round a little. {FURTHER}",
+        "gguf": f"{measured} these files round, q4_k_m most. {FURTHER}",
     }[form]
     return PAGE.format(
         front_matter=_front_matter(report, form, licence),
