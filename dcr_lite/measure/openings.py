@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dcr_lite.model.loading import REFUSING_OPENINGS
 
 MOST = 8  # further openings: each needs tokens of its own behind every prompt
-WORDS = 8  # of an opening, at most: as many as lie before the telling one of 'As an AI language model, I cannot'
+WORDS = 8  # of an opening, at most: the telling one of 'As an AI language model, I do not' is the eighth
 REFUSALS = 2  # that have to begin so
 PRECISION = 0.9  # of the answers that begin so, how many have to be refusals
 

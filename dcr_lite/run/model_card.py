@@ -12,7 +12,7 @@ from dcr_lite.run.report import plain, results_table
 from dcr_lite.settings import SHIPPED_FILES
 
 Form = Literal["adapter", "merged", "gguf"]
-FURTHER = "Quantised further by other tools they lose what the training has changed."  # docs/export.md
+FURTHER = "In 4 bits, by other tools, they can lose what the training has changed."  # docs/export.md
 LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
 RELATIONS = {"adapter": "adapter", "merged": "finetune", "gguf": "quantized"}  # as the Hub names them
 WHAT = {
