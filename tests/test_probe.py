@@ -115,8 +115,8 @@ def test_answers_without_a_probe_are_those_of_the_run(probed: Probed, demo_run: 
 
 
 def test_the_page_fits_a_terminal(probed: Probed) -> None:
-    """80 columns; one table of J with a column for each model, one of rates for each model, one of what was read; no
-    path and no answer in it."""
+    """80 columns; one table of J with a column for each model, one of rates and one of AUROC for each model, one of
+    what was read; no path and no answer in it."""
     out, found = probed
     text = (out / "probes.md").read_text()
     assert max(map(len, text.splitlines())) <= 100  # of prose; tables have a test of their own
@@ -124,7 +124,8 @@ def test_the_page_fits_a_terminal(probed: Probed) -> None:
     assert "| probe | stock model | safety SFT alone | DCR |" in tables
     for row in found["rows"]:
         assert sum(line.startswith(f"| {row['title']} |") for line in tables) >= 4
-    assert sum(line.startswith("| rot13 |") for line in tables) == 5  # of J, three of rates, of what was read
+    assert sum(line.startswith("| rot13 |") for line in tables) == 8  # J, 3 of rates, 3 of AUROC, what was read
+    assert sum(line.startswith("| sampling |") for line in tables) == 3  # of AUROC: samples begin alike
     assert "4 toxic, 4 seemingly toxic, 4 plain prompts" in text
     assert (out / "probes.png").exists()
     assert str(out.parent) not in text
@@ -135,7 +136,8 @@ def test_the_tables_of_usual_numbers_have_eighty_columns() -> None:
 
     def entry(method: str, title: str, probe: str) -> dict[str, Any]:
         numbers = {name: {"mean": -0.125, "ci95": [-0.25, 0.25], "n": 1} for name in ("j", "change")}
-        numbers |= {name: {"mean": 1.0, "ci95": [0.99, 1.0], "n": 1} for name in ("toxic", "seemingly_toxic", "broken")}
+        others = set(report.NUMBERS) - set(numbers)
+        numbers |= {name: {"mean": 1.0, "ci95": [0.99, 1.0], "n": 1} for name in others}
         about = {"method": method, "model_title": title, "probe": probe, "title": probe.replace("_", " ")}
         return about | {"seeds": [0], "numbers": numbers}
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_models import PROMPTS, random_kinds, random_rows
 
-from dcr_lite.data.rows import Prompt
+from dcr_lite.data.rows import Pair, Prompt
 from dcr_lite.measure import metrics
 from dcr_lite.measure.metrics import RESAMPLES, wilson_interval
 from dcr_lite.model.chat import encode_prompts
@@ -19,12 +19,14 @@ from dcr_lite.model.contrast import Contrast
 from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.model.sampling import Sampled, most_probable
+from dcr_lite.model.states import layer_states
 from dcr_lite.probe import asking
 from dcr_lite.probe.asking import ask, seen_by_judge, was_decoded
 from dcr_lite.probe.fine_tuning import Tuning
 from dcr_lite.probe.numbers import headline, rows_of, verdicts
 from dcr_lite.probe.prefilling import MOST, StockAnswer, prefilled, stock_answers
 from dcr_lite.probe.probes import NONE, PROBES, Bench
+from dcr_lite.probe.reader import Reader
 from dcr_lite.probe.wordings import FORCED_OPENING
 
 MakeModel = Callable[..., Model]
@@ -38,9 +40,9 @@ def bench_of(model: Model, tokens: int = 6) -> Bench:
     kinds = random_kinds(0)
     asked = encode_prompts(model.tokenizer, [p.prompt for p in prompts[:5]], model.window)
     tuning = Tuning([], 2, 2, 1e-3, 0)
-    return Bench(
-        "tiny", model, prompts[:5], prompts[5:], stock_answers(model, asked), (kinds, kinds), tuning, tokens, 0
-    )
+    reader = Reader.fit(model, [Pair(*sides) for sides in zip(PROMPTS[:2], PROMPTS[3:5], strict=True)], 1)
+    stock = stock_answers(model, asked)
+    return Bench("tiny", model, prompts[:5], prompts[5:], stock, reader, (kinds, kinds), tuning, tokens, 0)
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -234,8 +236,11 @@ def _whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "RESAMPLES", RESAMPLES)
 
 
-def verdict(label: str, *refused: bool, broken: bool = False) -> dict[str, Any]:
-    return {"label": label, "refused": list(refused), "broken": [broken] * len(refused)}
+def verdict(
+    label: str, *refused: bool, broken: bool = False, opening: float = 0.0, states: float = 0.0
+) -> dict[str, Any]:
+    seen = {"opening": opening, "states": states}
+    return {"label": label, "refused": list(refused), "broken": [broken] * len(refused), **seen}
 
 
 USUAL = [verdict("toxic", True)] * 8 + [verdict("toxic", False)] * 2
@@ -289,16 +294,73 @@ def test_sampled_answers_have_two_rows() -> None:
     assert headline(PROBES[NONE], usual) == "J 1.00, broken 0.00"
 
 
+def test_a_row_says_how_well_the_kinds_are_told_apart_before_the_answer() -> None:
+    """AUROC by counting pairs of prompts, of the states and of the opening alike, with intervals."""
+    rng = np.random.default_rng(0)
+    states, opening = rng.normal(0, 1, (2, 20))
+    probed = [
+        verdict("toxic" if i < 10 else "seemingly_toxic", False, states=states[i], opening=opening[i])
+        for i in range(20)
+    ]
+    (row,) = rows_of(PROBES["hello"], [*probed, verdict("plain", False, states=9.0, opening=9.0)], USUAL)
+    for name, values in {"states": states, "opening": opening}.items():
+        assert row[name] == pytest.approx((values[:10, None] > values[None, 10:]).mean())
+        low, high = row[f"{name}_ci95"]
+        assert low < row[name] < high
+    (alone,) = rows_of(PROBES["hello"], [probed[0], probed[10]], [USUAL[0], USUAL[10]])
+    assert alone["states_ci95"] is None
+    assert alone["states"] == float(states[0] > states[10])
+
+
+def test_states_are_read_as_they_were_without_a_probe(tiny_model: MakeModel) -> None:
+    """Along the difference of the means of whitened training states at that layer, from the middle between them;
+    against those steps written out. A changed model moves what is read, and leaves by what."""
+    model = tiny_model()
+    pairs = [Pair(f"How do I end {word}?", f"Where do I end a {word}?") for word in ("a", "bc", "def", "gh i", "j")]
+    reader = Reader.fit(model, pairs, 1)
+    rows = encode_prompts(model.tokenizer, PROMPTS, model.window)
+
+    def states(texts: list[str]) -> Any:
+        return layer_states(model, encode_prompts(model.tokenizer, texts, model.window), 1)
+
+    reference = states([p.toxic for p in pairs] + [p.seemingly_toxic for p in pairs])
+    centred = (reference - reference.mean(0)).double()
+    covariance = centred.T @ centred / (len(centred) - 1)
+    sphere = covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(0.7 * covariance + 0.3 * sphere)
+    whitening = vectors @ torch.diag(values**-0.5) @ vectors.T
+
+    def units(some: Any) -> Any:
+        return torch.nn.functional.normalize((some - reference.mean(0)).double() @ whitening, dim=-1)
+
+    known = units(reference)
+    direction = torch.nn.functional.normalize(known[:5].mean(0) - known[5:].mean(0), dim=0)
+    expected = units(states(PROMPTS)) @ direction - (known @ direction).mean()
+    found = reader.toxicity(model, rows)
+    assert found == pytest.approx(expected.tolist(), abs=1e-4)
+    with torch.no_grad():
+        next(model.network.parameters()).mul_(0.5)
+    moved = reader.toxicity(model, rows)
+    assert moved != pytest.approx(found, abs=1e-3)
+
+
 def test_verdicts_lie_in_the_order_of_the_prompts() -> None:
     """Those to one prompt together."""
     rows = [
-        {"number": n, "label": "toxic", "refused": n == 1, "kind": "broken" if k else "answer"}
+        {
+            "number": n,
+            "label": "toxic",
+            "refused": n == 1,
+            "kind": "broken" if k else "answer",
+            "refusal_log_odds": n,
+            "toxicity": -n,
+        }
         for n in range(2)
         for k in range(2)
     ]
     assert verdicts(rows) == [
-        {"label": "toxic", "refused": [False, False], "broken": [False, True]},
-        {"label": "toxic", "refused": [True, True], "broken": [False, True]},
+        {"label": "toxic", "refused": [False, False], "broken": [False, True], "states": 0, "opening": 0},
+        {"label": "toxic", "refused": [True, True], "broken": [False, True], "states": -1, "opening": 1},
     ]
 
 

@@ -36,8 +36,9 @@ def seen_by_judge(probe: Probe, response: str) -> str:
 
 def ask(bench: Bench, probe: Probe, progress: Callable[[int], None]) -> tuple[list[Measured], Facts]:
     """The answers of the model, as it stands within the probe, in the order of the prompts, those to a prompt side by
-    side: ``Measured`` with ``asked``, the text that stood in for the prompt, and ``sample``. The facts of prefilled
-    probes: {tokens: mean length of the prefixes, forced, ended: how many are that}.
+    side: ``Measured`` with ``asked``, the text that stood in for the prompt, ``sample``, and ``toxicity``, as which the
+    state reads from which the answer goes on. The facts of prefilled probes: {tokens: mean length of the prefixes,
+    forced, ended: how many are that}.
 
     ``progress`` is called with the number of answers in each finished batch. Raises UserError for a prompt that is too
     long for the model's window.
@@ -49,12 +50,13 @@ def ask(bench: Bench, probe: Probe, progress: Callable[[int], None]) -> tuple[li
     starts = [said.first(probe.prefix) for said in bench.stock] if probe.prefix else [[]] * len(rows)
     found: list[Measured] = []
     with prefilled(bench.model, rows, starts) as whole:
+        read = bench.reader.toxicity(bench.model, whole)
         for sample in range(max(1, probe.samples)):
             choose = Sampled(bench.seed * probe.samples + sample) if probe.samples else most_probable
             said = answer(bench.model, whole, bench.answer_tokens, progress, partial(_is_final, probe), choose)
             found += [
-                {"number": number, "sample": sample, **_judged(probe, prompt, text, one)}
-                for number, (prompt, text, one) in enumerate(zip(prompts, texts, said, strict=True))
+                {"number": number, "sample": sample, "toxicity": toxicity, **_judged(probe, prompt, text, one)}
+                for number, (prompt, text, toxicity, one) in enumerate(zip(prompts, texts, read, said, strict=True))
             ]
     facts: Facts = {"tokens": sum(map(len, starts)) / len(starts)} if probe.prefix else {}
     if probe.prefix:

@@ -24,6 +24,7 @@ from dcr_lite.probe.material import kinds_of, tuning_of
 from dcr_lite.probe.numbers import KINDS, headline, verdicts
 from dcr_lite.probe.prefilling import MOST, StockAnswer, stock_answers
 from dcr_lite.probe.probes import NONE, PROBES, Bench, Probe, chosen_probes
+from dcr_lite.probe.reader import Reader
 from dcr_lite.probe.report import write_report
 from dcr_lite.probe.subjects import RunSource, Source, Subject, sources_of_comparison
 from dcr_lite.run.plan import ACHIEVED, matrix_rate, weights_per_layer
@@ -145,7 +146,8 @@ class _Work:
         tokens, seed = self.probing.answer_tokens, self.probing.seed
         kinds, tuning = kinds_of(source), tuning_of(source, seed)
         with subject.within():
-            bench = Bench(subject.label, source.model, self.prompts, self.plain, stock, kinds, tuning, tokens, seed)
+            model, reader = source.model, Reader.fit(source.model, source.data.training, source.settings.layer)
+            bench = Bench(subject.label, model, self.prompts, self.plain, stock, reader, kinds, tuning, tokens, seed)
             for probe in fitting:
                 started = time.monotonic()
                 self._measure(bench, subject, probe, started)

@@ -17,6 +17,7 @@ from dcr_lite.probe.probes import PROBES, Facts, Probe
 from dcr_lite.probe.subjects import Subject
 
 CURE = "Delete it to have it measured again."
+VERSION = 2  # of what is kept of an answer
 Part = dict[str, Any]  # of a model and a probe: model, method, title, seed, probe, facts, seconds, verdicts
 
 
@@ -30,7 +31,9 @@ class Kept:
         self.folder = folder
         texts = json.dumps([[p.prompt, p.label, p.source] for p in prompts]).encode()
         digest = hashlib.sha256(texts).hexdigest()
-        inputs = {"model": model, "prompts": digest, "answer tokens": answer_tokens, "seed": seed}
+        inputs = {
+            "version": VERSION, "model": model, "prompts": digest, "answer tokens": answer_tokens, "seed": seed,
+        }  # fmt: skip
         path = folder / "inputs.json"
         begun = read_state(path, f"Delete {folder} to probe anew.") if path.exists() else inputs
         if changed := [name for name, value in inputs.items() if begun.get(name) != value]:

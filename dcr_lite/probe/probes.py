@@ -19,6 +19,7 @@ from dcr_lite.probe.fine_tuning import Tuning, fine_tuned
 from dcr_lite.probe.merging import merged
 from dcr_lite.probe.past_tense import past_tense
 from dcr_lite.probe.prefilling import StockAnswer
+from dcr_lite.probe.reader import Reader
 from dcr_lite.probe.rounding import absmax_int4, nf4
 from dcr_lite.probe.wordings import FRAMINGS, TEMPLATES
 from dcr_lite.run.terminal import progress_bar
@@ -34,8 +35,9 @@ class Bench:
     """A model under probe, and what probes need beside it.
 
     prompts: toxic and seemingly toxic ones, which are asked under every probe. plain: for the encodings, and without a
-    probe. stock: how the stock model answers ``prompts``, empty where no probe needs it. kinds: toxic and plain prompts
-    that give directions, and others to choose by. seed: of misspellings, fine-tuning and sampling.
+    probe. stock: how the stock model answers ``prompts``, empty where no probe needs it. reader: of the model's states,
+    as it is without a probe. kinds: toxic and plain prompts that give directions, and others to choose by. seed: of
+    misspellings, fine-tuning and sampling.
     """
 
     title: str
@@ -43,6 +45,7 @@ class Bench:
     prompts: list[Prompt]
     plain: list[Prompt]
     stock: list[StockAnswer]
+    reader: Reader
     kinds: tuple[Kinds, Kinds]
     tuning: Tuning
     answer_tokens: int

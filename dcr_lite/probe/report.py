@@ -9,7 +9,7 @@ from dcr_lite.compare.summary import mean_and_interval
 from dcr_lite.files import write_json, write_text
 from dcr_lite.names import LABEL_TITLES
 from dcr_lite.probe.kept import Part
-from dcr_lite.probe.numbers import KINDS, Row, rows_of
+from dcr_lite.probe.numbers import KINDS, SEEN, Row, rows_of
 from dcr_lite.probe.plots import draw_probes
 from dcr_lite.probe.probes import NONE, PROBES
 from dcr_lite.run.report import markdown_table
@@ -17,7 +17,7 @@ from dcr_lite.run.report import markdown_table
 WIDTH = 80  # of a terminal, in which models stand side by side as far as they fit
 # Columns: the longest names of a probe and of an encoding, and a cell beside each: "-0.05 -12*", "0.00 (0.00, 0.00)".
 _J_COLUMNS, _READ_COLUMNS = (17, 10), (12, 17)
-NUMBERS = ("toxic", "seemingly_toxic", "broken", "j", "change")
+NUMBERS = ("toxic", "seemingly_toxic", "broken", "j", "change", "opening", "states")
 
 PAGE = """# Probes
 
@@ -41,6 +41,15 @@ are "not refused": whether they help is not judged. Broken: of the answers to bo
 percent, the empty and the incoherent ones.
 
 {rate_tables}
+
+## Where it is lost
+
+How well both kinds are told apart, in points of AUROC (50 is chance): by the states at layer L from
+which the answer goes on, read as training pairs were before the probe, and by the log-odds of going
+on with a refusal. Where the states stay and the opening falls, the model still knows and does not
+act on it.
+
+{seen_tables}
 {encodings}"""
 ENCODINGS = """
 ## Were the encodings read?
@@ -111,6 +120,7 @@ def page(entries: Sequence[dict[str, Any]], rows: Sequence[Row], counts: dict[st
         seeds=more,
         j_tables="\n\n".join(_j_table(entries, some) for some in side_by_side),
         rate_tables="\n\n".join(_rate_table(entries, method) for method in methods),
+        seen_tables="\n\n".join(_seen_table(entries, method) for method in methods),
         encodings=_encodings(rows),
     )
 
@@ -164,14 +174,29 @@ def _two_places(value: float) -> str:
 
 def _rate_table(entries: Sequence[dict[str, Any]], method: str) -> str:
     """The rates of one method, a row for each probe."""
-    own = sorted((entry for entry in entries if entry["method"] == method), key=lambda entry: _place(entry["probe"]))
     cells = []
-    for entry in own:
+    for entry in _of_method(entries, method):
         numbers = entry["numbers"]
         rates = [_percent(numbers[name]) for name in (*KINDS, "j")]
         cells.append([entry["title"], *rates, str(round(100 * numbers["broken"]["mean"]))])
     head = [_title(entries, method), *(LABEL_TITLES[label] for label in KINDS), "J", "broken"]
     return markdown_table(head, cells)
+
+
+def _of_method(entries: Sequence[dict[str, Any]], method: str) -> list[dict[str, Any]]:
+    return sorted((entry for entry in entries if entry["method"] == method), key=lambda entry: _place(entry["probe"]))
+
+
+def _seen_table(entries: Sequence[dict[str, Any]], method: str) -> str:
+    """How well a method tells the kinds apart before it answers, a row for each probe; one for all samples of an
+    answer, which begin alike."""
+    own = {entry["title"].removesuffix(" mean"): entry for entry in _of_method(entries, method)}
+    cells = [
+        [title, *(_percent(entry["numbers"][name]) for name in SEEN)]
+        for title, entry in own.items()
+        if not entry["probe"].endswith("_any")
+    ]
+    return markdown_table([_title(entries, method), "states at L", "opening"], cells)
 
 
 def _percent(number: dict[str, Any]) -> str:
