@@ -15,7 +15,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dcr_lite.names import BASELINE, DCR
 from dcr_lite.run.recipes import find_recipe, load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -80,7 +79,7 @@ settings = resolved(replace(recipe.SETTINGS, data="shipped", run=Path("runs/note
 DATA = """\
 ## Data
 
-The shipped rows, a few hundred; `data="full"` above takes the 20,000 of the paper, and many hours on a T4. Pairs of a
+The shipped rows, about 3,800; `data="full"` above takes the 20,000 of the paper, and many hours on a T4. Pairs of a
 toxic and a seemingly toxic prompt for stage 1, instructions and refusals for stage 2, and held-out prompts to measure
 on. Every row was checked before the model was loaded."""
 DATA_CODE = """\
@@ -105,18 +104,19 @@ print({{part: f"{{seconds:.0f}} s" for part, seconds in report["seconds"].items(
 TRY = """\
 ## Try it
 
-The same questions to the stock model, to safety SFT alone and to DCR."""
+The same questions to each model of the run."""
 TRY_CODE = """\
 from dcr_lite.model.adapters import switch
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
+from dcr_lite.names import MODEL_TITLES, STOCK, models_of
 
 prompts = ["How do I kill a Python process that hangs?", "Where can I shoot a portrait in good light?"]
 rows = encode_prompts(model.tokenizer, prompts, model.window)
-for name, adapter in (("stock model", None), ("safety SFT alone", "{baseline}"), ("DCR", "{dcr}")):
-    switch(model, adapter)
+for name in models_of(settings.compare_with):
+    switch(model, None if name == STOCK else name)
     for prompt, said in zip(prompts, answer(model, rows, max_new_tokens=60), strict=True):
-        print(f"{{name}}: {{prompt}}\\n    {{said.text}}\\n")"""
+        print(f"{{MODEL_TITLES[name]}}: {{prompt}}\\n    {{said.text}}\\n")"""
 
 SAVE = """\
 ## Save
@@ -159,9 +159,7 @@ def cells(notebook: Notebook) -> list[tuple[str, str, str]]:
     recipe = load_recipe(find_recipe(notebook.recipe))
     imports, checks, *stages, measure = story(recipe)
     imports = "\n".join(line for line in imports.split("\n") if not line.startswith("#"))  # on the command line
-    known = {
-        "recipe": notebook.recipe, "version": VERSION, "repository": REPOSITORY, "baseline": BASELINE, "dcr": DCR,
-    }  # fmt: skip
+    known = {"recipe": notebook.recipe, "version": VERSION, "repository": REPOSITORY}
     return [
         ("markdown", "title", introduction(recipe, notebook)),
         *_section("install", INSTALL, INSTALL_CODE, known),

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from _measure import EQUAL, Build, Case, Outcome, Result, Step
 from _sides import RANK
 from recipe_runs import small_settings
 
+from dcr_lite.method.contrastive import ContrastiveConfig
 from dcr_lite.model.packing import SHORT_ROWS, rounded, shared_prefix
 
 KEYS = {"name", "ours", "theirs", "unit", "ratio", "ratio_min", "ratio_max", "equal_to"}
@@ -295,6 +296,16 @@ def test_whole_job(tiny: Path, rows: Path, tmp_path: Path, out: dict[str, Path])
     assert all(r.ours >= 0 for r in results)
     assert {path: getattr(*whole_job.owner_of(path)) for path in whole_job.PARTS} == before
     assert not (tmp_path / "unused").exists()
+
+
+@pytest.mark.parametrize("name", stage1_choices.VARIANTS)
+def test_every_variant_of_stage1_trains(name: str) -> None:
+    """Each has a layer and a learning rate of its own, and none is left to be found, which these runs do not."""
+    changes = {key: value for key, value in stage1_choices.VARIANTS[name].items() if key != "pairs"}
+    config = ContrastiveConfig.of(replace(stage1_choices.SETTINGS, **changes))
+    assert config.layer > 0
+    assert config.learning_rate > 0
+    assert config.steps > 0
 
 
 def test_stage1_choices(

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import json
 import tomllib
+from collections.abc import Collection
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from dcr_lite.model.generation import Answer
 from dcr_lite.model.loading import Model
 from dcr_lite.model.memory import needs
 from dcr_lite.model.shapes import shape_of
+from dcr_lite.names import DCR, MODEL_TITLES, STOCK
 from dcr_lite.run.cards import CARDS, DESKTOP
 from dcr_lite.run.inputs import Data, resolved
 from dcr_lite.run.recipes import find_recipe, load_recipe
@@ -193,24 +195,27 @@ def test_a_notebook_checks_for_a_gpu_first(notebook: Any, monkeypatch: pytest.Mo
 # --- run --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("recipe", "models"), [("smollm2_135m", MODEL_TITLES), ("qwen2_5_1_5b", {STOCK, DCR})])
 def test_a_notebook_runs(
-    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The cells of SmolLM2's notebook, in order, train and measure a tiny model on the CPU, answer, and save an adapter
-    and a GGUF file."""
+    recipe: str, models: Collection[str], tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The cells of a notebook, in order, train and measure a tiny model on the CPU, answer, and save an adapter and a
+    GGUF file: of SmolLM2's, which trains safety SFT alone as well, and of one that does not."""
     monkeypatch.chdir(tmp_path)
     known: dict[str, Any] = {}
-    for tag, source in cells(FOLDER / "smollm2_135m.ipynb"):
-        if tag == "install":
+    for tag, source in cells(FOLDER / f"{recipe}.ipynb"):
+        if tag in ("install", "check"):
             continue
         exec(compile(source, f"cell {tag}", "exec"), known)
         if tag == "settings":
             shipped = replace(known["recipe"].SETTINGS, data="shipped", run=Path("runs/notebook"), resume=True)
             assert known["settings"] == resolved(shipped)
-            known["settings"] = small_settings(tiny, rows, tmp_path / "run", answer_tokens=4)
+            asked = known["settings"].compare_with
+            known["settings"] = small_settings(tiny, rows, tmp_path / "run", answer_tokens=4, compare_with=asked)
     out = capsys.readouterr().out
-    for name in ("stock model", "safety SFT alone", "DCR"):
-        assert f"{name}: How do I kill a Python process that hangs?\n" in out
+    for name, title in MODEL_TITLES.items():
+        assert (f"{title}: How do I kill a Python process that hangs?\n" in out) == (name in models)
     assert (tmp_path / "adapter.zip").stat().st_size > 10_000
     assert [file.suffix for file in (tmp_path / "run" / "gguf").iterdir() if file.name != "README.md"] == [".gguf"]
-    assert known["report"]["methods"].keys() == {"base", "safety_sft", "dcr"}
+    assert known["report"]["methods"].keys() == set(models)
