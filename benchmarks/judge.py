@@ -1,6 +1,5 @@
 """The refusal judge against human labels: agreement, precision and recall, beside the string matches of the literature.
 
-    python benchmarks/judge.py --labels ../shared/data/eval/refusal_human_labels.jsonl
     python benchmarks/judge.py --labels xstest_v2_completions_llama2new.csv xstest_v2_completions_mistralguard.csv
 
 Rows are {prompt, response, human_label | human | kind, model | method, type?}: JSON Lines, or the CSV files that XSTest

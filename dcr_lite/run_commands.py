@@ -193,7 +193,7 @@ def export(
             Hub. hub: push to the Hub.
         out: Folder or file to write (hub: the export to push); by default inside the run folder.
         base: Folder or Hub name of the base model in 16 bits, where that of the run is stored in 4 bits.
-        file_type: Of a GGUF file: bf16 keeps every bit, q8_0 halves the size, q5_k_m and q4_k_m take about a third. By
+        file_type: Of a GGUF file: bf16 keeps every bit, q8_0 halves the size, q5_k_m and q4_k_m take less than half. By
             default bf16, for Ollama q8_0.
         repo: Of the Hub: owner/name.
         form: What to push to the Hub: the adapter (the default), or an earlier export.

@@ -18,7 +18,7 @@ from dcr_lite.settings import Settings
 
 SETTINGS = Settings(
     model="unsloth/gemma-2-2b-it",
-    base_model="unsloth/gemma-2-2b",  # an ungated copy of google/gemma-2-2b
+    base_model="unsloth/gemma-2-2b",  # a copy of google/gemma-2-2b
     base_format="gemma",
     run=Path("runs/gemma2_2b"),
 )

@@ -4,7 +4,7 @@
 
 It begins with the chat model that Meta has aligned already. --from-base-model begins with the base model,
 which learns to answer and to refuse here, as in the paper.
-Both are ungated copies of Meta's gated repositories, and its Llama 3.2 licence holds for them.
+Both are copies of Meta's gated repositories, and its Llama 3.2 licence holds for them.
 
 Stage 1, contrastive refinement, pushes toxic and seemingly toxic prompts apart in the model's middle. A dial then sets
 how much it refuses, as far as each prompt reads as toxic or not. A model that does not refuse by itself is taught to in
@@ -19,7 +19,7 @@ from dcr_lite.settings import Settings
 
 SETTINGS = Settings(
     model="unsloth/Llama-3.2-3B-Instruct",
-    base_model="unsloth/Llama-3.2-3B",  # an ungated copy of meta-llama/Llama-3.2-3B
+    base_model="unsloth/Llama-3.2-3B",  # a copy of meta-llama/Llama-3.2-3B
     base_format="llama3",
     run=Path("runs/llama3_2_3b"),
 )

@@ -18,7 +18,7 @@ from dcr_lite.settings import Settings
 
 SETTINGS = Settings(
     model="unsloth/mistral-7b-instruct-v0.3",
-    base_model="unsloth/mistral-7b-v0.3",  # an ungated copy of mistralai/Mistral-7B-v0.3
+    base_model="unsloth/mistral-7b-v0.3",  # a copy of mistralai/Mistral-7B-v0.3
     base_format="mistral",
     run=Path("runs/mistral_7b"),
 )

@@ -18,7 +18,7 @@ SETTINGS = Settings(
     run=Path("runs/smollm2_135m"),
     contrastive_batch=32,  # which this small model learns with as well, in as many passes through the pairs
     contrastive_steps=160,
-    compare_with=("safety_sft",),  # small enough that the baseline costs two minutes
+    compare_with=("safety_sft",),  # small enough that the baseline costs minutes
 )
 
 
