@@ -113,6 +113,14 @@ def test_what_may_be_toxic_is_doubted() -> None:
     assert [one["number"] for one in found] == [3]
     assert found[0]["nearest"] == "t3"
     assert found[0]["reasons"] == ["reads as toxic", "lies nearer to a toxic prompt than to any other"]
+    for n in range(4):
+        pairs.append(Pair(f"How do I get rid of my uncle {n}?", f"s{n}"))
+        states[pairs[-1].toxic] = (1.0, 0.0)
+    known, near = data_of(pairs, development), "how do I get rid of my uncle 2, then?"
+    states[near] = (-0.5, 0.0)
+    (said,) = checks.doubtful(given(states, pairs[:4]), known, ["harmless", near])
+    assert (said["number"], said["reasons"]) == (2, ["is nearly the same as a toxic prompt"])
+    assert said["nearest"] == "How do I get rid of my uncle 2?"
 
 
 def test_a_doubtful_prompt_is_left_out_unless_it_is_confirmed() -> None:

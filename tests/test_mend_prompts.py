@@ -135,8 +135,8 @@ def test_few_prompts_are_all_trained_on() -> None:
 
 
 def test_words_that_tell_two_kinds_apart_are_found() -> None:
-    """Those that cover nearly all of one kind and are nowhere in the other; no list is longer than a quarter of the
-    prompts, and a kind without common words has none."""
+    """Those that cover nearly all of one kind and are in hardly any prompt of another; no list is longer than a quarter
+    of the prompts, and a kind without common words has none."""
     pods = [f"How do I kill pod {n}?" for n in range(8)]
     jobs = [f"How do I kill job {n}?" for n in range(8)]
     toxic = [f"How do I kill man {n}?" for n in range(16)]
@@ -145,3 +145,7 @@ def test_words_that_tell_two_kinds_apart_are_found() -> None:
     assert telltale_words(pods[:3], toxic) == []
     assert telltale_words([text.replace("pod", "man") for text in pods], toxic) == []
     assert telltale_words([f"word{n} again{n}" for n in range(16)], toxic) == []
+    assert telltale_words(pods, toxic, ["Shut the pod down", "Go away"]) == []
+    shipped = [f"How do I kill man {n}?" for n in range(200)]
+    assert telltale_words(pods, [*shipped, *pods[:2]]) == ["pod"]  # in one of a hundred
+    assert telltale_words(pods, [*shipped, *pods[:3]]) == []

@@ -24,6 +24,7 @@ from dcr_lite.measure.kinds import kind_of
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
 from dcr_lite.run import discernment
+from dcr_lite.run.caution import caution_of, set_caution
 from dcr_lite.run.opening import open_model
 
 pytestmark = pytest.mark.usefixtures("short_answers")
@@ -302,13 +303,19 @@ def test_a_run_without_a_baseline_has_two_models(opened: OpenRun, dialled_run: P
 
 
 def test_the_newest_finished_run_is_taken(tmp_path: Path) -> None:
-    """The report's time counts; a run without a report is not finished; without any the result is None."""
+    """The report's time counts; a run without a report is not finished, and one that something speaks against is not
+    taken by itself; without any the result is None."""
     assert newest_run(tmp_path) is None
     (tmp_path / "c").mkdir()
     for i, name in enumerate(("b", "a")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "report.json").write_text("{}")
         os.utime(tmp_path / name / "report.json", (i, i))
+    assert newest_run(tmp_path) == tmp_path / "a"
+    set_caution(tmp_path / "a", "Safety fell.")
+    assert newest_run(tmp_path) == tmp_path / "b"
+    assert caution_of(tmp_path / "a") == "Safety fell."
+    set_caution(tmp_path / "a", "")
     assert newest_run(tmp_path) == tmp_path / "a"
 
 

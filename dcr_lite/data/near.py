@@ -1,5 +1,6 @@
 """Prompts that are nearly the same, and words that tell two kinds of prompt apart."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from sklearn.feature_extraction.text import CountVectorizer
@@ -9,6 +10,7 @@ NEAR = 0.6  # cosine of character 4-gram counts: above it two prompts say the sa
 MOST_WORDS = 5  # of a list of words that counts as telling two kinds apart
 PROMPTS_A_WORD = 4  # that such a list has to cover for each of its words: of few prompts any words tell something
 COVERED = 0.9  # of the prompts of one kind, by such a list
+ELSEWHERE = 0.01  # of the prompts of another kind that may hold a word of it
 
 
 def near_duplicates(left: Sequence[str], right: Sequence[str]) -> list[tuple[int, int, float]]:
@@ -25,12 +27,15 @@ def near_duplicates(left: Sequence[str], right: Sequence[str]) -> list[tuple[int
     return [(i, j, c) for i, j, c in found if c >= NEAR]
 
 
-def telltale_words(own: Sequence[str], others: Sequence[str]) -> list[str]:
-    """A few words, none of which is in ``others``, of which COVERED of ``own`` hold one, chosen one by one by how many
-    further prompts they are in; empty where there is no such list."""
+def telltale_words(own: Sequence[str], *others: Sequence[str]) -> list[str]:
+    """A few words, each in hardly any prompt of any of ``others``, of which COVERED of ``own`` hold one, chosen one by
+    one by how many further prompts they are in; empty where there is no such list."""
     words_of = CountVectorizer(token_pattern=r"(?u)\b\w+\b").build_analyzer()
-    elsewhere = {word for text in others for word in words_of(text)}
-    left = [set(words_of(text)) - elsewhere for text in own]
+    usual: set[str] = set()
+    for texts in others:
+        held = Counter(word for text in texts for word in set(words_of(text)))
+        usual |= {word for word, prompts in held.items() if prompts > ELSEWHERE * len(texts)}
+    left = [set(words_of(text)) - usual for text in own]
     chosen: list[str] = []
     while len(chosen) < min(MOST_WORDS, len(own) // PROMPTS_A_WORD):
         counts: dict[str, int] = {}

@@ -32,6 +32,7 @@ from dcr_lite.model.loading import Model
 from dcr_lite.model.memory import PROMPT_TOKENS
 from dcr_lite.model.states import layer_states
 from dcr_lite.names import DCR, MODEL_TITLES, ONLY_TURNED, STOCK, models_of
+from dcr_lite.run.caution import caution_of
 from dcr_lite.run.discernment import Discernments, Similarity
 from dcr_lite.run.opening import adapter_of, knows_openings, load_base, model_settings_of
 from dcr_lite.run.run_folder import stored_settings
@@ -271,8 +272,8 @@ class OpenRun:
 
 
 def newest_run(folder: Path = Path("runs")) -> Path | None:
-    """The run folder that was finished last; None where there is none."""
-    reports = list(folder.glob("*/report.json"))
+    """The run folder that was finished last, of those that nothing speaks against; None where there is none."""
+    reports = [report for report in folder.glob("*/report.json") if not caution_of(report.parent)]
     return max(reports, key=lambda path: path.stat().st_mtime).parent if reports else None
 
 
@@ -295,5 +296,5 @@ def open_run(folder: Path | None = None, device: Device = "auto") -> OpenRun:
     title = TITLE.format(model=model_title(settings.model), run=folder.resolve().name)
     if dial := open_dial(folder):
         set_strength(model, DCR, dial.dial, dial.setting.strength)  # which raises UserError for a dial of another model
-    note = EARLIER_VERSION if not discernments else ONLY_TURNED if whole.only_turned else ""
-    return OpenRun(model, names, discernments, dial, title, note)
+    notes = [caution_of(folder), EARLIER_VERSION if not discernments else ONLY_TURNED if whole.only_turned else ""]
+    return OpenRun(model, names, discernments, dial, title, " ".join(filter(None, notes)))

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from dcr_lite.export.command import export_gguf, export_merged, open_finished
 from dcr_lite.export.gguf_types import FileType
+from dcr_lite.run.caution import caution_of
 from dcr_lite.run.model_card import Form
+from dcr_lite.run.terminal import console
 
 
 def export_to(
@@ -14,6 +16,8 @@ def export_to(
     """Export the run in a folder to a key of ``flags.FLAGS``; returns what to show. The flags are those of the command,
     checked. Raises UserError as the export does."""
     finished = open_finished(run)
+    if caution := caution_of(run):
+        console.print(f"warning: {caution}", markup=False, soft_wrap=True)
     if to == "merged":
         return f"written: {export_merged(finished, out, base)}"
     if to == "gguf":

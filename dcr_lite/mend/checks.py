@@ -40,7 +40,8 @@ def look(reader: Reader, data: Data, wishes: Sequence[Wish], today: Sequence[Mea
     sets = {name: [prompt.prompt for prompt in rows] for name, rows in benchmarks_at_hand().items()}
     for row in data.held_out:
         sets.setdefault(row.source, []).append(row.prompt)
-    known = to_refuse if len(to_refuse) >= LEAST else [pair.toxic for pair in data.training]
+    shipped = [pair.toxic for pair in data.training]
+    known = [shipped, to_refuse] if len(to_refuse) >= LEAST else [shipped]
     return {
         "refused": [i + 1 for i in range(n) if refused[i]],
         "answered_today": [i + 1 for i in range(n) if not refused[i]],
@@ -54,15 +55,18 @@ def look(reader: Reader, data: Data, wishes: Sequence[Wish], today: Sequence[Mea
         ],
         "compared_with": list(sets),
         "words": {
-            "answer": telltale_words(to_answer, known),
+            "answer": telltale_words(to_answer, *known),
             "refuse": telltale_words(to_refuse, to_answer),
         },
     }
 
 
 def doubtful(reader: Reader, data: Data, prompts: list[str]) -> list[dict[str, Any]]:
-    """Those that read as toxic at layer L of the stock model, or lie nearer to a toxic training prompt than to any
-    seemingly toxic one, by more than nearly all seemingly toxic development prompts do."""
+    """Those that are nearly the same as a toxic prompt of the run's; and those that read as toxic at layer L of the
+    stock model, or lie nearer to a toxic training prompt than to any seemingly toxic one, by more than nearly all
+    seemingly toxic development prompts do."""
+    known = [pair.toxic for pair in data.training + data.development] + [row.prompt for row in data.refusals]
+    same = {i: known[j] for i, j, _ in sorted(near_duplicates(prompts, known), key=lambda found: found[2])}
     toxic = [pair.toxic for pair in reader.pairs]
     development = [pair.seemingly_toxic for pair in data.development]
 
@@ -78,8 +82,11 @@ def doubtful(reader: Reader, data: Data, prompts: list[str]) -> list[dict[str, A
     nearest = reader.cosines(prompts, toxic).argmax(1).tolist()
     found = []
     for i, prompt in enumerate(prompts):
-        if reasons := [what for what, is_so in beyond.items() if is_so[i]]:
-            found.append({"number": i + 1, "prompt": prompt, "reasons": reasons, "nearest": toxic[nearest[i]]})
+        reasons = ["is nearly the same as a toxic prompt"] if i in same else []
+        reasons += [what for what, is_so in beyond.items() if is_so[i]]
+        if reasons:
+            beside = same.get(i, toxic[nearest[i]])
+            found.append({"number": i + 1, "prompt": prompt, "reasons": reasons, "nearest": beside})
     return found
 
 

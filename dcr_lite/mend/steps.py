@@ -23,6 +23,7 @@ from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.loading import Model
 from dcr_lite.names import DCR, STOCK
 from dcr_lite.run import long_rows
+from dcr_lite.run.caution import set_caution
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.joined import has_joined, with_joined
 from dcr_lite.run.kept import kept_of
@@ -32,6 +33,7 @@ from dcr_lite.run.terminal import console, progress_bar, show_line
 
 BEFORE, AFTER, CHECKED, JOINED = "mend_before", "mend_after", "mend_check", "mend_joined"  # parts of a run
 PAGE = "mend.md"
+LESS_SAFE = f"Safety fell by more than noise when this model was mended: see {PAGE}."
 
 
 def require_chat_model(settings: MendSettings) -> None:
@@ -116,6 +118,7 @@ def measure(
         found = outcome(wishes, before, after, answers)
         found |= {"check": check, "cross_validated": (run.finished(JOINED) or {}).get("cross_validated")}
         verdict = verdict_of(found, settings.model, run.path)
+        set_caution(run.path, LESS_SAFE if found["safety_fell"] else "")
         write_json(found | {"verdict": verdict}, run.path / FOLDER / OUTCOME)
         kept = kept_of(run, DCR).get("kept", {})
         write_text(run.path / PAGE, page(verdict, found, wishes, before, after, kept))
