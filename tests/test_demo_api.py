@@ -122,9 +122,9 @@ def test_the_api_is_these_four(client: Client) -> None:
     assert set(named) == {"/score", "/answer", "/chat", "/score_list"}
 
 
-def test_the_readme_s_snippet_runs(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """What the README shows of the API is code that works."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+def test_the_documented_snippet_runs(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the docs show of the API is code that works."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "running.md").read_text(encoding="utf-8"), re.S)
     (snippet,) = [block for block in blocks if "gradio_client" in block]
     assert "http://127.0.0.1:7860" in snippet
     exec(snippet.replace("http://127.0.0.1:7860", url), {})
