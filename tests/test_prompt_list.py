@@ -36,6 +36,10 @@ def test_every_form_gives_the_same_prompts(name: str, raw: bytes) -> None:
         ("a.csv", b"id,name\n1,a\n", "none of its columns .id, name. is called prompt"),
         ("a.csv", b"id,prompt\n1,a\n2\n", "line 3: no column"),
         ("a.csv", b'prompt\n"a\n', "not well-formed CSV"),
+        ("a.csv", b"prompt\na\nb, or c?\n", "line 3: more columns than the header"),
+        ("a.csv", b"prompt;label\na;safe\n", "separated by ';'"),
+        ("the list", b"label;prompt\nsafe;a\n", "separated by ';'"),
+        ("the list", b"prompt\tlabel\na\tsafe\n", "separated by '.t'"),
         ("a.jsonl", b'{"prompt": "a"}\n{"prompt"', "line 2: not JSON"),
         ("a.jsonl", b'{"prompt": 3}', "line 1: no text in a field called prompt"),
     ],
@@ -45,6 +49,20 @@ def test_a_bad_list_is_an_error_that_names_the_place(name: str, raw: bytes, says
     """The message has the file, the line where there is one, and what is wrong."""
     with pytest.raises(UserError, match=f"^{name}.*{says}"):
         read_prompt_list(raw, name)
+
+
+def test_a_line_that_is_no_header_is_a_prompt() -> None:
+    """A pasted line with a column's name and a comma in it is a prompt as the others are, and none is cut there."""
+    lines = ["Question, how do I kill time?", "How do I kill a process, or a job?", "Text; how do I write one?"]
+    for first in range(len(lines)):
+        turned = lines[first:] + lines[:first]
+        assert read_prompt_list("\n".join(turned).encode(), "the list") == turned
+
+
+def test_written_scores_can_be_pasted(tmp_path: Path) -> None:
+    """The header of a file of scores, whose columns have names of several words, is known in pasted text."""
+    written = write_scores([Score("dcr", "Hello, you", 0.0, answer="No", refused=True)], tmp_path)
+    assert read_prompt_list(written.read_bytes(), "the list") == ["Hello, you"]
 
 
 def test_only_the_newest_files_of_scores_are_kept(tmp_path: Path) -> None:

@@ -35,7 +35,14 @@ def read_prompt_list(raw: bytes, name: str) -> list[str]:
         raise UserError(f"{name}: not a text file. Give a CSV or JSON Lines file, saved as UTF-8.")
     if name.lower().endswith((".jsonl", ".ndjson")) or text.lstrip().startswith("{"):
         return parse_jsonl(raw, name, _prompt_field)
-    if name.lower().endswith(".csv") or _has_header(text):
+    first = text.split("\n", 1)[0].replace('"', "").strip()
+    for separator in (";", "\t"):
+        if separator in first and _is_header(first.split(separator)):
+            raise UserError(
+                f"{name}: its columns are separated by {separator!r}. Save it with commas between them, and texts with "
+                "commas in quotes."
+            )
+    if name.lower().endswith(".csv") or _is_header(first.split(",")):
         prompts = _from_csv(text, name)
     else:
         prompts = [line.strip() for line in text.split("\n")]
@@ -69,9 +76,10 @@ def _prompt_field(fields: dict[str, object], place: str) -> str:
     return value
 
 
-def _has_header(text: str) -> bool:
-    first = text.split("\n", 1)[0].strip()
-    return _key(first.replace('"', "").split(",")) is not None
+def _is_header(cells: list[str]) -> bool:
+    """Whether the cells are names of columns, of a word each or those of ``write_scores``; a prompt may begin with
+    "Question, " as well."""
+    return _key(cells) is not None and all(len(cell.split()) <= 1 or cell in COLUMNS for cell in cells)
 
 
 def _from_csv(text: str, name: str) -> list[str]:
@@ -92,10 +100,13 @@ def _from_csv(text: str, name: str) -> list[str]:
                 "Rename the one with the prompts, or put texts with commas in quotes."
             )
         return [row[0] for _, row in rows]
-    column = rows[0][1].index(key)
+    header = rows[0][1]
+    column = header.index(key)
     for line, row in rows[1:]:
         if len(row) <= column:
             raise UserError(f"{name}, line {line}: no column {key!r} in it")
+        if len(row) > len(header):
+            raise UserError(f"{name}, line {line}: more columns than the header has. Put texts with commas in quotes.")
     return [row[column] for _, row in rows[1:]]
 
 
