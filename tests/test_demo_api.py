@@ -17,9 +17,11 @@ import gradio
 import httpx
 from gradio_client import Client
 
+from dcr_lite.data.rows import Pair
 from dcr_lite.demo import blocks, page, scoring
 from dcr_lite.demo.scoring import OpenRun
 from dcr_lite.demo.slider import Asked, DialSlider
+from dcr_lite.demo.tabs import OnePromptTab, PairTab
 from dcr_lite.errors import UserError
 from dcr_lite.model.streaming import GrowingTogether
 
@@ -186,6 +188,22 @@ def test_what_is_computed_for_another_position_ends(opened: OpenRun) -> None:
             for name, value in change.items():
                 setattr(asked, name, value)
         assert parts == whole[:1]
+
+
+@pytest.mark.parametrize("kind", [OnePromptTab, PairTab])
+@pytest.mark.parametrize("bad", ["", "a" * 9_000, "word " * 1_500])
+def test_a_prompt_that_cannot_be_asked_changes_nothing(kind: Any, bad: str, opened: OpenRun, tmp_path: Path) -> None:
+    """A sentence; the answer that the page still shows can be marked, and its dial turned."""
+    with gradio.Blocks():
+        tab = kind(opened, [Pair(PROMPT, PROMPT)], tmp_path / "marks.jsonl")
+    asked, pair = Asked(), kind is PairTab
+    list(tab.results(*[PROMPT] * (1 + pair), asked, 2.0))
+    marks = tab.marks[0] if pair else tab.marks["dcr"]
+    with pytest.raises(gradio.Error):
+        list(tab.results(*[PROMPT] * pair, bad, asked, 2.0))
+    assert "Marked" in marks.mark("answer", asked, PROMPT)
+    asked.position = 1.0
+    assert list(tab.turned(asked, 1.0))
 
 
 def test_the_server_is_private(url: str, opened: OpenRun) -> None:

@@ -193,10 +193,10 @@ class OpenRun:
     def stream(
         self, name: str, prompt: str, words: bool = True, tokens: int = ANSWER_TOKENS, strength: float | None = None
     ) -> Iterator[Score]:
-        """The score as it grows: probability and similarity first, then the words, then the answer, some tokens at a
-        time. The last one is complete. strength: of the dial; by default the run's own."""
+        """The score as it grows: probability and similarity first, then the words, then the answer in parts; the last
+        is complete. strength: of the dial; by default the run's own. Raises UserError as ``converse``."""
         prompt = cleaned(prompt)
-        yield from self._grow(name, prompt, self._encode([prompt], tokens)[0], words, tokens, strength)
+        return self._grow(name, prompt, self._encode([prompt], tokens)[0], words, tokens, strength)
 
     def converse(
         self, name: str, messages: list[Message], tokens: int = CHAT_TOKENS, strength: float | None = None

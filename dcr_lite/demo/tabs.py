@@ -86,6 +86,7 @@ class OnePromptTab:
     def results(self, prompt: str, asked: Asked, position: float | None = None) -> Iterator[dict[Any, Any]]:
         """What to show of a prompt, as it becomes known: the best model first, then the others in their columns."""
         prompts = (prompt,)
+        _require(self.run, prompts)
         asked.prompts, asked.position = prompts, position
         cleared: dict[Any, Any] = dict.fromkeys(self.answers.values(), "")
         cleared |= {verdict: markup.empty(texts.QUEUED) for verdict in self.verdicts.values()}
@@ -183,6 +184,7 @@ class PairTab:
     def results(self, first: str, second: str, asked: Asked, position: float | None = None) -> Iterator[dict[Any, Any]]:
         """What to show of two prompts, as it becomes known: the best model's answers are streamed."""
         prompts = (first, second)
+        _require(self.run, prompts)
         asked.prompts, asked.position, asked.scores = prompts, position, {}
         yield from self.turned(asked, position)
         with user_errors_shown():
@@ -261,6 +263,13 @@ class ListTab:
                 name, prompts, lambda done, total: progress((done, total), unit="prompts"), strength
             )
             return [score_row(score) for score in scores], str(write_scores(scores, Path(self.downloads.name)))
+
+
+def _require(run: OpenRun, prompts: tuple[str, ...]) -> None:
+    """Raises an error on the page where a prompt cannot be asked, while what is shown is still what was asked last."""
+    with user_errors_shown():
+        for prompt in prompts:
+            run.stream(run.names[0], prompt)
 
 
 def _placeholder(text: str, name: str) -> Any:
