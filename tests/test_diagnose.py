@@ -14,6 +14,7 @@ from small_runs import LAYER, contents, write_rows
 from dcr_lite import cli
 from dcr_lite.diagnose import command
 from dcr_lite.diagnose.refusals import changed_prompts, kinds_in, rates_by_kind
+from dcr_lite.diagnose.report import write_report
 from dcr_lite.errors import UserError
 from dcr_lite.names import LABELS
 from dcr_lite.run.run_folder import read_settings
@@ -162,6 +163,18 @@ def test_lists_hold_the_prompts_that_changed() -> None:
     assert names == {"still_refused": ["b"], "newly_answered": ["f", "a"], "toxic_answered": ["d"]}
     row = {"prompt": "a", "kind": "puns", "label": "seemingly_toxic", "before": 3, "after": -1}
     assert lists["newly_answered"][1] == row
+
+
+def test_the_page_counts_all_prompts_that_changed(diagnosed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Of a long list it shows the beginning and says how many there are; toxic ones are counted, all of them."""
+    labels = ["toxic"] * 45 + ["plain"] * 21
+    before = [measured(f"p{i}", label, True, 3.0) for i, label in enumerate(labels)]
+    after = [measured(f"p{i}", label, False, -1.0) for i, label in enumerate(labels)]
+    write_report(diagnosed[1] | {"changed_prompts": changed_prompts(before, after, {})}, tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert "answered by DCR: 45, listed in diagnosis.json" in page
+    assert "p64\n\nThe first 20 of 21; all are in diagnosis.json." in page
+    assert "p65" not in page
 
 
 def test_kinds_come_from_the_measured_files(tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ from dcr_lite.data.rows import read_jsonl
 from dcr_lite.measure.answers import Measured
 from dcr_lite.names import LABELS
 
-LISTED = 20  # prompts of each list
-
 
 def kinds_in(files: tuple[Path, ...]) -> dict[str, str]:
     """The kind of every prompt of measured files: their field kind or type, else the set that they belong to."""
@@ -48,7 +46,7 @@ def rates_by_kind(before: list[Measured], after: list[Measured], kinds: dict[str
 def changed_prompts(
     before: list[Measured], after: list[Measured], kinds: dict[str, str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """At most LISTED prompts of each list, as {prompt, kind, label, before, after}: log-odds of opening with a refusal.
+    """Lists of prompts, as {prompt, kind, label, before, after}: log-odds of opening with a refusal.
 
     still_refused: not toxic and refused after, by log-odds, the highest first.
     newly_answered: not toxic, refused before and answered after, the largest decrease first.
@@ -71,4 +69,4 @@ def changed_prompts(
     lists["still_refused"].sort(key=lambda row: -row["after"])
     for name in ("newly_answered", "toxic_answered"):
         lists[name].sort(key=lambda row: row["after"] - row["before"])
-    return {name: rows[:LISTED] for name, rows in lists.items()}
+    return lists

@@ -8,6 +8,7 @@ from dcr_lite.files import write_text
 from dcr_lite.names import DCR, LABEL_TITLES, MODEL_TITLES
 from dcr_lite.run.report import markdown_table, plain, without_folders
 
+LISTED = 20  # prompts of a list on the page
 PAGE = """# Diagnosis of {run}
 
 {model}. Layers and kernel: development prompts. Refusals by kind: the run's held-out answers.
@@ -90,13 +91,13 @@ def _spaced(kind: str) -> str:
 
 
 def _prompts(rows: list[dict[str, Any]]) -> str:
-    """A list of prompts, those of a kind together."""
+    """The first prompts of a list, those of a kind together; and how many there are, where there are more."""
     kinds: dict[str, list[str]] = {}
-    for row in rows:
+    for row in rows[:LISTED]:
         kinds.setdefault(row["kind"], []).append(row["prompt"])
-    return (
-        "\n".join(f"- {_spaced(kind)}: {'; '.join(map(plain, prompts))}" for kind, prompts in kinds.items()) or "None."
-    )
+    lines = [f"- {_spaced(kind)}: {'; '.join(map(plain, prompts))}" for kind, prompts in kinds.items()]
+    more = [f"\nThe first {LISTED} of {len(rows)}; all are in diagnosis.json."] if len(rows) > LISTED else []
+    return "\n".join(lines + more) or "None."
 
 
 def write_report(diagnosis: dict[str, Any], path: Path) -> None:
