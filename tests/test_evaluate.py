@@ -111,6 +111,7 @@ def test_the_result_says_all_that_it_promises(asked: Evaluation) -> None:
     assert result["general"]["multiple_choice"]["n"] == 4
     assert result["general"]["multiple_choice"]["chance"] == 0.5
     assert (result["method"], result["settings"]["precision"]) == ("dcr", "float32")
+    assert result["settings"]["openings"] == json.loads((Path(asked.model) / "found.json").read_text())["openings"]
     assert not asked.unfinished.exists()
 
 
@@ -253,6 +254,13 @@ def test_a_place_where_nothing_can_be_written_is_named_first(asked: Evaluation, 
         measure_model(replace(asked, out=tmp_path / "file" / "result.json"))
 
 
+@pytest.mark.parametrize("tokens", [0, -1])
+def test_an_answer_has_a_token(asked: Evaluation, tokens: int) -> None:
+    """Of answers without one every rate would be 0; said before the model is opened."""
+    with pytest.raises(UserError, match=f"--answer-tokens {tokens}: at least 1 is needed"):
+        measure_model(replace(asked, model="no such model", answer_tokens=tokens))
+
+
 def test_one_label_alone_has_rates_and_no_discernment(asked: Evaluation, files: Path) -> None:
     """Where a side is missing, discernment is null, not a number."""
     result = measure_model(replace(asked, prompts=(files / "plain.jsonl",), choices=None))
@@ -321,7 +329,7 @@ def test_kinds_are_shown_with_a_legend(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(table, "console", Console(file=screen, width=80, no_color=True))
     halves = dict.fromkeys(KINDS, 0.0) | {"refusal": 0.5, "broken": 0.5}
     row = {"name": "asked", "label": "toxic", "n": 10, "refusal_rate": 0.5, "ci95": [0.2, 0.8], "kinds": halves}
-    other = row | {"name": "b", "n": 30, "kinds": dict.fromkeys(KINDS, 0.0) | {"answer": 1.0}}
+    other = row | {"name": "b[/x]", "n": 30, "kinds": dict.fromkeys(KINDS, 0.0) | {"answer": 1.0}}
     table.show(
         {
             "sets": [row, other],
@@ -339,6 +347,7 @@ def test_kinds_are_shown_with_a_legend(monkeypatch: pytest.MonkeyPatch, tmp_path
     said = screen.getvalue()
     assert "█" * 20 + "×" * 20 in said
     assert "░" * 40 in said
+    assert said.count("b[/x]") == 2  # a name is never read as markup
     for kind, share in (("refusal", "12%"), ("partial", "0%"), ("evasion", "0%"), ("broken", "12%"), ("answer", "75%")):
         assert f"{table.SIGNS[kind][0]} {KIND_TITLES[kind]} {share}" in said
     assert table.STOPPED not in said

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from recipe_runs import small_settings
@@ -11,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import add_random_adapter, load_tiny
 
 from dcr_lite.errors import UserError
-from dcr_lite.model import adapters
+from dcr_lite.files import write_state
+from dcr_lite.model import adapters, loading
 from dcr_lite.model.adapters import load_adapter
 from dcr_lite.names import DCR
 from dcr_lite.run import opening
@@ -30,6 +32,20 @@ def test_an_adapter_of_another_model_is_refused(tiny_folder: Callable[..., Path]
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match="damaged or of another base model"):
+        load_adapter(load_tiny(tiny_folder("llama")), "one", tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("changes", [{"use_dora": True}, {"bias": "all"}])
+def test_an_adapter_of_another_kind_is_refused(
+    changes: dict[str, Any], tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """DoRA's magnitudes and trained biases are no part of the layers that run on a CPU."""
+    model = load_tiny(tiny_folder("llama"))
+    add_random_adapter(model, DCR)
+    adapters.save_adapter(model, DCR, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match="no plain LoRA adapter: DoRA, or with biases"):
         load_adapter(load_tiny(tiny_folder("llama")), "one", tmp_path / "adapter")
 
 
@@ -52,6 +68,22 @@ def test_what_cannot_be_opened_is_an_error(demo_run: Path, tiny_folder: Callable
         open_model(str(adapter), "dcr", device="cpu")
     with pytest.raises(UserError, match="not a model folder"):
         open_model(str(tmp_path), "dcr", device="cpu")
+
+
+def test_an_adapter_of_a_run_is_read_as_its_run_is(
+    demo_run: Path, tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the openings that were found for the run, by whatever path its folder is named; a base by its own name has
+    those of the kit."""
+    run = tmp_path / "run"
+    shutil.copytree(demo_run, run)
+    found = json.loads((run / "found.json").read_text())
+    state = {key: value for key, value in found.items() if key != "sha256"} | {"openings": ["Never"]}
+    write_state(state, run / "found.json")
+    monkeypatch.chdir(run)
+    for name in (run, run / "adapter", run / "safety_sft", Path("adapter")):
+        assert open_model(str(name), device="cpu").model.openings == ("Never",)
+    assert open_model(str(tiny_folder("llama")), device="cpu").model.openings == loading.REFUSING_OPENINGS
 
 
 def test_an_adapter_on_the_hub_can_be_opened(demo_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from dcr_lite.judges.rates import exchanges, rates_by_judge
 from dcr_lite.measure.answers import Measured, discernment_intervals, measure, method_result, read_answers
 from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS, answer_loss, multiple_choice
 from dcr_lite.model.chat import can_think, encode_prompts
-from dcr_lite.model.loading import Model
+from dcr_lite.model.loading import REFUSING_OPENINGS, Model
 from dcr_lite.model.thinking import not_begun
 from dcr_lite.names import ModelName
 from dcr_lite.run.machine import hardware, peak_memory_bytes, versions
@@ -148,6 +148,7 @@ def _inputs(evaluation: Evaluation, opened: Opened, prompts: list[Prompt]) -> di
         "answer tokens": evaluation.answer_tokens,
         "whole answers": evaluation.whole_answers or None,  # as in what an earlier version began
         "thinking": evaluation.thinking or None,  # as in what an earlier version began
+        "openings": None if opened.model.openings == REFUSING_OPENINGS else list(opened.model.openings),
         "precision": str(opened.model.precision),
         "quantisation": opened.model.four_bit,
         **{name: hashlib.sha256(path.read_bytes()).hexdigest() if path else None for name, path in files.items()},
@@ -204,6 +205,8 @@ def measure_model(evaluation: Evaluation) -> dict[str, Any]:
 
     Raises UserError for a wrong row (with file and line), a prompt that is too long, or a finished result in ``out``.
     """
+    if evaluation.answer_tokens < 1:
+        raise UserError(f"--answer-tokens {evaluation.answer_tokens}: at least 1 is needed")
     sets = [read_prompts(path) for path in evaluation.prompts] + [load_benchmark(b) for b in evaluation.benchmarks]
     prompts = sample([prompt for rows in sets for prompt in rows], evaluation.rows)
     instructions = read_conversations(evaluation.instructions)
@@ -291,6 +294,7 @@ def _settings(evaluation: Evaluation, opened: Opened) -> dict[str, Any]:
         "answer_tokens": evaluation.answer_tokens,
         "whole_answers": evaluation.whole_answers,
         "thinking": evaluation.thinking,
+        "openings": list(opened.model.openings),
         "precision": str(opened.model.precision).removeprefix("torch."),
         "four_bit": opened.model.four_bit,
     }

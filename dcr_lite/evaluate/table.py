@@ -74,7 +74,7 @@ def _show_kinds(result: dict[str, Any]) -> None:
     for column in ("set", "label", "kinds"):
         table.add_column(column)
     for row in result["sets"]:
-        table.add_row(row["name"], row["label"].replace("_", " "), kinds_bar(row["kinds"]))
+        table.add_row(escape(row["name"]), row["label"].replace("_", " "), kinds_bar(row["kinds"]))
     console.print(table)
     n = sum(row["n"] for row in result["sets"])
     for line in (REFUSING, [kind for kind in KINDS if kind not in REFUSING]):

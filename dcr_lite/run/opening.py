@@ -165,16 +165,17 @@ def open_model(name: str, method: ModelName = "dcr", **changes: Any) -> Opened:
     """
     folder = Path(name)
     if exists(folder / "settings.json") and not exists(folder / "config.json"):
-        settings = model_settings_of(folder)
+        run, settings = folder, model_settings_of(folder)
         adapter = None if method == STOCK else adapter_of(folder, method)
     elif method != DCR:
         raise UserError(f"--method {method} chooses among the models of a run, and {name} is no run folder")
     else:
         adapter = _adapter_folder(name)
+        run = (adapter or folder).resolve().parent  # of an adapter in a run folder; another has found no openings
         settings = ModelSettings(model=name if adapter is None else _base_of(adapter))
     settings = replace(settings, **{key: value for key, value in changes.items() if value != "auto"})
     model, source = load_base(settings)
-    knows_openings(model, folder)
+    knows_openings(model, run)
     if adapter is None:
         return Opened(model, settings.model, source, None, None)
     if not model.tokenizer.chat_template and (adapter / "tokenizer_config.json").exists():
