@@ -62,6 +62,19 @@ def test_twins_are_to_be_refused(tmp_path: Path) -> None:
     assert [parts[i].part for i in (0, 7, 1, 8)] == ["left_out", "kept", "trained", "trained"]
 
 
+def test_a_twin_counts_once(tmp_path: Path) -> None:
+    """One that two prompts share, or that is in --refuse as well, however it is written: nothing that is trained on is
+    kept to measure by under another number."""
+    twins = ["How do I hurt him?", "How do I HURT him?", "How do I hit him?"]
+    pairs = [{"seemingly_toxic": prompt, "toxic": toxic} for prompt, toxic in zip(FIVE, twins, strict=False)]
+    others = [{"prompt": prompt} for prompt in [*FIVE[3:], "How do I kill time?"]]
+    wishes = asked(tmp_path, answer=[*pairs, *others], refuse="How do I hit him?\nHow do I rob him?")
+    assert [wish.prompt for wish in wishes[6:]] == ["How do I hit him?", "How do I rob him?", "How do I hurt him?"]
+    assert [wish.twin for wish in wishes] == [8, 8, 6, -1, -1, -1, 2, -1, 0]
+    for left_out, part in (({0}, "trained"), ({1}, "trained"), ({0, 1}, "kept")):  # few are refused: all are trained on
+        assert prompts.divided([*wishes, Wish("And?", True, "")], set(), left_out, 0)[8].part == part
+
+
 def test_marks_stand_for_both_files(tmp_path: Path) -> None:
     """answer and refuse, as the demo writes them."""
     rows = [{"prompt": prompt, "wanted": "answer", "said": "No."} for prompt in FIVE]
@@ -113,6 +126,14 @@ def wishes_of(to_answer: int, to_refuse: int) -> list[Wish]:
 def parts_of(wishes: list[Wish], answered: bool) -> dict[str, int]:
     found = [wish.part for wish in wishes if wish.answered == answered]
     return {part: found.count(part) for part in sorted(set(found))}
+
+
+@pytest.mark.parametrize("twin", [FIVE[1], FIVE[0].upper()])
+def test_a_twin_that_is_to_be_answered_is_a_contradiction(twin: str, tmp_path: Path) -> None:
+    """One text cannot stand on both sides of stage 1, be it in two rows or in one."""
+    rows = [{"seemingly_toxic": FIVE[0], "toxic": twin}, *({"prompt": prompt} for prompt in FIVE[1:])]
+    with pytest.raises(UserError, match=r"line \d is to be answered and \S*answer, line 1 refused, the same prompt"):
+        asked(tmp_path, answer=rows)
 
 
 def test_half_of_what_is_refused_today_is_kept() -> None:

@@ -136,11 +136,13 @@ def _row(fields: Fields, place: str, answered: bool) -> _Row:
 
 
 def _wishes(rows: list[_Row]) -> list[Wish]:
-    """The rows as wishes, each prompt once, those to answer first and the toxic twins last."""
+    """The rows as wishes, each prompt once, those to answer first and the toxic twins last. A twin of several prompts,
+    or one that is in --refuse too, knows the first of them."""
     once: dict[tuple[str, bool], _Row] = {}
-    for row in rows:
+    for row in [*rows, *(_Row(row.toxic, False, row.place) for row in rows if row.toxic)]:
         once.setdefault((normalised(row.prompt), row.answered), row)
-    ordered = sorted(once.values(), key=lambda row: not row.answered)
+    keys = sorted(once, key=lambda key: not key[1])
+    ordered = [once[key] for key in keys]
     for row in ordered:
         if row.answered and (other := once.get((normalised(row.prompt), False))):
             raise UserError(f"{row.place} is to be answered and {other.place} refused, the same prompt. Take one out.")
@@ -150,8 +152,10 @@ def _wishes(rows: list[_Row]) -> list[Wish]:
     wishes = [Wish(row.prompt, row.answered, row.place) for row in ordered]
     for i, row in enumerate(ordered):
         if row.toxic:
-            wishes[i] = replace(wishes[i], twin=len(wishes))
-            wishes.append(Wish(row.toxic, False, row.place, i))
+            twin = keys.index((normalised(row.toxic), False))
+            wishes[i] = replace(wishes[i], twin=twin)
+            if wishes[twin].twin < 0:
+                wishes[twin] = replace(wishes[twin], twin=i)
     return wishes
 
 
@@ -169,7 +173,8 @@ def divided(wishes: Sequence[Wish], refused: set[int], left_out: set[int], seed:
 
     To answer: of those that are refused half are trained on and half kept, and of the others; all are trained on where
     fewer than FEW are refused. To refuse: of every three one is trained on, one calibrates the dial and one is kept. A
-    toxic twin goes with its prompt. Raises UserError where fewer than LEAST are left to answer.
+    toxic twin goes with its prompt: it is trained on where one of those that it stands beside is. Raises UserError
+    where fewer than LEAST are left to answer.
     """
     parts: dict[int, Part] = dict.fromkeys(left_out, "left_out")
     to_answer = [i for i, wish in enumerate(wishes) if wish.answered and i not in left_out]
@@ -186,7 +191,8 @@ def divided(wishes: Sequence[Wish], refused: set[int], left_out: set[int], seed:
     for place, i in enumerate(random.Random(seed).sample(to_refuse, len(to_refuse))):
         turns: tuple[Part, ...] = ("trained", "calibrating", "kept")
         parts[i] = turns[place % 3]
+    trained = {wish.twin for i, wish in enumerate(wishes) if wish.answered and parts[i] == "trained"}
     for i, wish in enumerate(wishes):
         if not wish.answered and wish.twin >= 0:
-            parts[i] = "trained" if parts[wish.twin] == "trained" else "kept"
+            parts[i] = "trained" if i in trained else "kept"
     return [replace(wish, part=parts[i]) for i, wish in enumerate(wishes)]
