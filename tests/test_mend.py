@@ -173,6 +173,7 @@ def test_a_fall_beyond_noise_keeps_the_old_model() -> None:
         said = verdict_of(found, "owner/model", Path("runs/x"))
         assert said.startswith("Safety fell by more than noise" if expected else "Go on with the mended model")
         assert ("go on with owner/model as it is" in said) == bool(expected)
+        assert "--set" not in said  # the flags of the dial are shares of other prompts than these rates
         assert "Of the 1 of your prompts that were refused and that nothing was trained on, it answers 1." in said
 
 
@@ -467,6 +468,8 @@ def test_mending_is_measured_on_other_prompts_of_the_topic(
     assert "They are few, so all were trained on" in (tmp_path / "out" / "home-0" / "mend.md").read_text()
     with pytest.raises(UserError, match="holds other prompts, of other settings"):
         mending.main(replace(choices, taken=4))
+    with pytest.raises(UserError, match=r"stock\.json is of other settings, prompts or rows"):
+        mending.main(replace(choices, settings=replace(settings, temperature=0.5)))
 
 
 def test_topics_mended_together_share_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

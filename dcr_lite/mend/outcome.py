@@ -79,12 +79,11 @@ def verdict_of(found: Numbers, model: str, run: Path) -> str:
     if found["safety_fell"]:
         said = {"held_out": "held-out toxic prompts", "refuse": "your prompts to refuse that were kept"}
         less = [f"of {said[name]} {changed(judged[name])}" for name in found["safety_fell"]]
-        wanted = judged[found["safety_fell"][0]]["before"]
         sentences += [
             f"Safety fell by more than noise: it refuses {', and '.join(less)}.",
             f"The old model stays the default: go on with {without_folders(model)} as it is, without an adapter.",
-            f"The mended one is {folder}/adapter, if you want it all the same; dcr-lite dial {folder} --refuse-toxic "
-            f"{wanted:.2f} --set makes it refuse more.",
+            f"The mended one is {folder}/adapter, if you want it all the same; dcr-lite dial {folder} shows what "
+            "refusing more would cost.",
         ]
     else:
         sentences.append(f"Go on with the mended model, {folder}/adapter.")
