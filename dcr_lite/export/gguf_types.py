@@ -63,7 +63,7 @@ def type_of(
             kind = T.Q8_0
         elif name == "output.weight" or (tied and name == "token_embd.weight"):
             kind = T.Q6_K if _fits(shape, kind) else T.Q8_0
-        elif re.search(r"attn_v\.weight|ffn_down\.weight", name) and _more_bits(name, layers):
+        elif re.search(r"attn_(v|qkv)\.weight|ffn_down\.weight", name) and _more_bits(name, layers):
             kind = T.Q6_K
         kind = kind if _fits(shape, kind) else INSTEAD.get(kind, kind)
     return kind if _fits(shape, kind) else T.BF16
