@@ -237,9 +237,17 @@ def test_sampling_is_the_makers(make_run: MakeRun) -> None:
     config.write_text(json.dumps({"do_sample": True, "temperature": 0.7, "top_p": 0.8, "repetition_penalty": 1.05}))
     parameters = dict(read_modelfile(export_ollama(run, run.path / "second")).parameters)
     config.unlink()
+    assert "min_p" not in parameters
     assert {name: float(parameters[name]) for name in ("temperature", "top_k", "top_p", "repeat_penalty")} == {
         "temperature": 0.7, "top_k": 50, "top_p": 0.8, "repeat_penalty": 1.05,
     }  # fmt: skip
+
+
+def test_a_setting_of_zero_is_the_makers_too() -> None:
+    """top_k 0 takes all tokens; of what the maker does not state only what Ollama would set otherwise is written."""
+    assert ollama._sampling({"do_sample": True, "top_k": 0, "min_p": 0.05, "top_p": None}) == [
+        ("temperature", 1.0), ("top_k", 0), ("top_p", 1.0), ("min_p", 0.05), ("repeat_penalty", 1.0),
+    ]  # fmt: skip
 
 
 def test_an_export_for_ollama_is_whole_or_absent(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,8 @@ def _sampling(settings: dict[str, Any]) -> list[tuple[str, Any]]:
     penalty = ("repeat_penalty", settings.get("repetition_penalty") or 1.0)
     if not settings.get("do_sample"):
         return [("temperature", 0), penalty]
-    return [*((name, settings.get(name) or usual) for name, usual in SAMPLING.items()), penalty]
+    stated = {name: settings[name] for name in (*SAMPLING, "min_p") if settings.get(name) is not None}
+    return [*(SAMPLING | stated).items(), penalty]
 
 
 def stop_tokens(tokenizer: Any, turns: ChatTurns, ends: list[int]) -> list[str]:
