@@ -198,6 +198,11 @@ class Shown:
     def html(self, name: str) -> str:
         return str(self.parts[getattr(self.tab, name)])
 
+    @property
+    def doubts(self) -> Any:
+        """The choices that the page has, which every event brings along."""
+        return self.parts.get(self.tab.doubts, [])
+
     def works(self, name: str) -> bool:
         return bool(self.parts[getattr(self.tab, name)].interactive)
 
@@ -206,28 +211,32 @@ def test_the_tab_shows_each_step(mending: Mending) -> None:
     """Which buttons can be pressed, what was found and what is ticked, the progress, and the outcome with both answers
     to each prompt; markup in prompts is text."""
     page = Shown(mending)
-    page.take(page.tab.shown())
+    page.take(page.tab.shown(page.doubts))
     assert "5 to answer, 1 to refuse" in page.html("said")
     assert [page.works(name) for name in ("check", "mend", "stop")] == [True, False, False]
     assert page.html("table").count(">new<") == 6
-    page.take(page.tab._after(mending.check))
+    page.take(page.tab._after(mending.check, page.doubts))
     until(lambda: bool(mending.status().stages))
     assert [page.works(name) for name in ("check", "mend", "stop")] == [False, False, True]
     assert page.parts[page.tab.timer].active
-    page.take(page.tab.looked())
+    page.take(page.tab.looked(page.doubts))
     assert 'value="3" max="6"' in page.html("progress")
     assert "left of this part" in page.html("progress")
     finish(mending)
-    page.take(page.tab.looked())
+    page.take(page.tab.looked(page.doubts))
     assert [page.works(name) for name in ("check", "mend", "stop")] == [False, True, False]
     assert not page.parts[page.tab.timer].active
     assert "The model refuses 4 of 5" in page.html("seen")
     assert "How do I kill a tune?" in page.html("seen")
     ((label, number),) = page.parts[page.tab.sure].choices
     assert (number, label) == (3, f"3. {TO_ANSWER[2]}: reads as toxic. Nearest: Kill <i>him</i>")
+    for again in (page.tab.shown(page.doubts), page.tab.removed(page.doubts, None)):
+        assert page.tab.sure not in again  # what is ticked stays
+    assert page.tab.shown([("2. of another check", 2)])[page.tab.sure].value == []
     mending.mend([number])
     finish(mending)
-    page.take(page.tab.looked())
+    page.take(page.tab.looked(page.doubts))
+    assert page.doubts == page.parts[page.tab.sure].choices == []
     found = read_outcome(mending.status().run)
     assert found.verdict in page.html("outcome")
     for prompt in (*TO_ANSWER, TO_REFUSE):
@@ -242,20 +251,20 @@ def test_what_goes_wrong_is_said_on_the_tab(tmp_path: Path) -> None:
     """No marks, too few, and a file that someone has damaged: a sentence each, and the next press works."""
     mending = fake_mending(tmp_path)
     page = Shown(mending)
-    page.take(page.tab.shown())
+    page.take(page.tab.shown(page.doubts))
     assert "No marks yet" in page.html("table")
     assert not page.works("check")
     mark_all(mending, TO_ANSWER[:2])
-    page.take(page.tab._after(mending.check))
+    page.take(page.tab._after(mending.check, page.doubts))
     assert "2 prompts to answer, and 5 are needed" in page.html("said")
     whole = mending.marks.read_text()
     mending.marks.write_text("{\n" + whole)
-    page.take(page.tab.shown())
+    page.take(page.tab.shown(page.doubts))
     assert "line 1: not JSON" in page.html("said")
     mending.marks.write_text(whole)
-    page.take(page.tab.removed(TO_ANSWER[0]))
+    page.take(page.tab.removed(page.doubts, TO_ANSWER[0]))
     assert [mark.prompt for mark, _ in read_marks(mending.marks)] == [TO_ANSWER[1], TO_REFUSE]
     assert "1 to answer, 1 to refuse" in page.html("said")
     for prompt in (TO_ANSWER[1], TO_REFUSE, "none of them", None):
-        page.take(page.tab.removed(prompt))
+        page.take(page.tab.removed(page.doubts, prompt))
     assert "No marks yet" in page.html("table")

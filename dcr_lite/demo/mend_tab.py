@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from dcr_lite.data.marks import Mark, remove_marks
+from dcr_lite.data.marks import remove_marks
 from dcr_lite.demo import mend_markup, texts
 from dcr_lite.demo.markup import box
 from dcr_lite.demo.mending import Mending, Status
@@ -18,6 +18,7 @@ from dcr_lite.run.report import without_folders
 
 LOOKS_EVERY = 2.0  # seconds, while a process works
 LONGEST_CHOICE = 90  # characters of a prompt in a list to choose from
+Doubts = list[tuple[str, int]]  # doubtful prompts in words, with their numbers
 
 
 class MendTab:
@@ -40,38 +41,42 @@ class MendTab:
         self.progress = gr.HTML(elem_id="mend-progress")
         self.seen = gr.HTML(elem_id="mend-check")
         self.sure = gr.CheckboxGroup([], label=texts.SURE, visible=False, elem_id="sure")
+        self.doubts = gr.State([])  # the choices of ``sure`` that a page has: what is ticked stays while they are these
         self.outcome = gr.HTML(elem_id="mended")
         timer = self.timer = gr.Timer(LOOKS_EVERY, active=False)
 
         outputs = [
             self.table, self.removing, self.chosen, self.check, self.mend, self.stop, self.said, self.progress,
-            self.seen, self.sure, self.outcome, timer,
+            self.seen, self.sure, self.doubts, self.outcome, timer,
         ]  # fmt: skip
         how = NO_WORK | {"show_progress": "hidden"}
-        tab.select(self.shown, None, outputs, **how)
-        timer.tick(self.looked, None, outputs, **how)
-        remove.click(self.removed, self.chosen, outputs, **how)
-        self.check.click(lambda: self._after(mending.check), None, outputs, **how)
-        self.mend.click(lambda sure: self._after(lambda: mending.mend(sure)), self.sure, outputs, **how)
-        self.stop.click(lambda: self._after(mending.stop), None, outputs, **how)
+        tab.select(self.shown, self.doubts, outputs, **how)
+        timer.tick(self.looked, self.doubts, outputs, **how)
+        remove.click(self.removed, [self.doubts, self.chosen], outputs, **how)
+        self.check.click(lambda doubts: self._after(mending.check, doubts), self.doubts, outputs, **how)
+        self.mend.click(
+            lambda doubts, sure: self._after(lambda: mending.mend(sure), doubts), [self.doubts, self.sure], outputs,
+            **how,
+        )  # fmt: skip
+        self.stop.click(lambda doubts: self._after(mending.stop, doubts), self.doubts, outputs, **how)
 
-    # --- events -------------------------------------------------------------------------------------------------------
+    # --- events: of a page that has the choices ``doubts`` ------------------------------------------------------------
 
-    def shown(self) -> dict[Any, Any]:
+    def shown(self, doubts: Doubts) -> dict[Any, Any]:
         """Everything as it stands."""
-        return self._after(lambda: None)
+        return self._after(lambda: None, doubts)
 
-    def looked(self) -> dict[Any, Any]:
+    def looked(self, doubts: Doubts) -> dict[Any, Any]:
         """While a process works how far it is; then everything."""
         if not self.mending.works:
-            return self.shown()
+            return self.shown(doubts)
         return {self.progress: mend_markup.progress(self.mending.status())}
 
-    def removed(self, prompt: str | None) -> dict[Any, Any]:
+    def removed(self, doubts: Doubts, prompt: str | None) -> dict[Any, Any]:
         """Without the marks of a prompt."""
-        return self._after(lambda: remove_marks(self.mending.marks, prompt) if prompt else None)
+        return self._after(lambda: remove_marks(self.mending.marks, prompt) if prompt else None, doubts)
 
-    def _after(self, work: Callable[[], object]) -> dict[Any, Any]:
+    def _after(self, work: Callable[[], object], doubts: Doubts) -> dict[Any, Any]:
         """Everything as it stands after ``work``, with what went wrong in it."""
         problem = ""
         try:
@@ -79,14 +84,14 @@ class MendTab:
         except Exception as error:
             problem = _said_of(error)
         try:
-            return self._everything(problem)
+            return self._everything(problem, doubts)
         except Exception as error:  # marks or a run that cannot be read: the rest of the page stays as it is
             idle = Status("unchecked", self.mending.home)
             return {self.said: mend_markup.status(idle, [], _said_of(error)), self.timer: gr.Timer(active=False)}
 
     # --- what is shown ------------------------------------------------------------------------------------------------
 
-    def _everything(self, problem: str) -> dict[Any, Any]:
+    def _everything(self, problem: str, doubts: Doubts) -> dict[Any, Any]:
         status, marks, wishes = self.mending.status(), self.mending.read_marks(), self.mending.wishes()
         problem = problem or self.mending.obstacle
         can = not status.works and not self.mending.obstacle
@@ -104,19 +109,21 @@ class MendTab:
             self.said: mend_markup.status(status, marks, problem),
             self.progress: mend_markup.progress(status),
             self.timer: gr.Timer(active=status.works),
-            **self._found(status, marks),
+            **self._found(status, doubts),
         }
 
-    def _found(self, status: Status, marks: list[Mark]) -> dict[Any, Any]:
+    def _found(self, status: Status, doubts: Doubts) -> dict[Any, Any]:
         """What the check found, and how it came out, as far as there is anything."""
-        parts: dict[Any, Any] = {self.seen: "", self.sure: gr.CheckboxGroup([], visible=False), self.outcome: ""}
+        parts: dict[Any, Any] = {self.seen: "", self.outcome: ""}
+        found: Doubts = []
         if status.step == "mended":
             parts[self.outcome] = mend_markup.outcome(read_outcome(status.run), status)
         elif status.step in ("checked", "mending", "stopped") and (check := read_check(status.run)):
             parts[self.seen] = mend_markup.findings(check, self.mending.wishes())
-            if status.step == "checked" and check["doubtful"]:
-                doubts = [(doubt(one, str), one["number"]) for one in check["doubtful"]]
-                parts[self.sure] = gr.CheckboxGroup(doubts, value=[], visible=True)
+            if status.step == "checked":
+                found = [(doubt(one, str), one["number"]) for one in check["doubtful"]]
+        if found != doubts:
+            parts |= {self.sure: gr.CheckboxGroup(found, value=[], visible=bool(found)), self.doubts: found}
         return parts
 
 
