@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a command alike, and what must not be cut in half is finished first."""
+"""Ctrl-C, SIGTERM and SIGHUP end a command alike, and what must not be cut in half is finished first."""
 
 import signal
 import threading
@@ -6,18 +6,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGHUP: int | None = getattr(signal, "SIGHUP", None)  # Windows has none
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([] if SIGHUP is None else [SIGHUP]))
 
 
 def sigterm_as_ctrl_c() -> None:
-    """From here on SIGTERM, which batch systems and shutdowns send, raises KeyboardInterrupt as Ctrl-C does."""
+    """From here on SIGTERM, which batch systems and shutdowns send, raises KeyboardInterrupt as Ctrl-C does; so does
+    SIGHUP, of a terminal that is closed, unless it is ignored (nohup)."""
     if _in_main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if SIGHUP is not None and signal.getsignal(SIGHUP) == signal.SIG_DFL:
+            signal.signal(SIGHUP, signal.default_int_handler)
 
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Within the block Ctrl-C and SIGTERM wait for its end, where they raise KeyboardInterrupt; a second one does not
+    """Within the block Ctrl-C, SIGTERM and SIGHUP wait for its end, where they raise KeyboardInterrupt; a second one does not
     wait. Signals that end the process in another way, or not at all, stay as they are."""
     waiting: list[int] = []
 

@@ -16,15 +16,16 @@ from dcr_lite.interrupts import held, sigterm_as_ctrl_c
 @pytest.fixture(autouse=True)
 def _handlers() -> object:
     """The signals as Python sets them, whatever started the tests."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     sigterm_as_ctrl_c()
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_waits_for_the_end_of_the_block(number: signal.Signals) -> None:
     """The block is finished, and then KeyboardInterrupt is raised."""
     done: list[str] = []
@@ -74,6 +75,13 @@ def test_ignored_signals_stay_ignored() -> None:
     with held():
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+    """nohup goes on without its terminal."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    sigterm_as_ctrl_c()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_sigterm_saves_the_step_it_interrupts(
