@@ -27,7 +27,7 @@ from dcr_lite.method.dial import set_strength
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import Message, encode_messages, encode_prompts
 from dcr_lite.model.generation import answer
-from dcr_lite.model.hidden_states import depth
+from dcr_lite.model.hidden_states import depth, width_of
 from dcr_lite.model.loading import Model
 from dcr_lite.model.memory import PROMPT_TOKENS
 from dcr_lite.model.states import layer_states
@@ -291,7 +291,7 @@ def open_run(folder: Path | None = None, device: Device = "auto") -> OpenRun:
     knows_openings(model, folder)
     for name, part in parts.items():
         adapters.load_adapter(model, name, part)
-    if discernments and not discernments.fits(names, depth(model.network), model.network.config.hidden_size):
+    if discernments and not discernments.fits(names, depth(model.network), width_of(model.network)):
         raise UserError(f"{parts[DCR]}: its similarity scores are of another model. Restore the run folder.")
     title = TITLE.format(model=model_title(settings.model), run=folder.resolve().name)
     if dial := open_dial(folder):

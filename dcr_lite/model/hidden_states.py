@@ -34,6 +34,11 @@ def depth(model: nn.Module) -> int:
     return len(decoder_of(model).layers)
 
 
+def width_of(model: nn.Module) -> int:
+    """d_model. The configuration of a model that reads pictures has it in that of its decoder alone."""
+    return int(decoder_of(model).config.hidden_size)
+
+
 @contextmanager
 def only_layers(decoder: Any, start: int, stop: int) -> Iterator[None]:
     """Within the block the decoder has only its layers ``start`` to ``stop - 1``."""

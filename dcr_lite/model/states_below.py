@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dcr_lite.model.free_memory import free_memory
-from dcr_lite.model.hidden_states import states_at_layer
+from dcr_lite.model.hidden_states import states_at_layer, width_of
 from dcr_lite.model.loading import Model, in_halves
 from dcr_lite.model.packing import Batch
 
@@ -62,8 +62,7 @@ class FreshStates:
 def states_below(model: Model, rows: Mapping[int, list[int]], prefix: int, layer: int) -> StoredStates | FreshStates:
     """The states that ``layer`` puts out for rows of token ids with a shared prefix, by their numbers, while nothing up
     to that layer trains: stored where they fit into this computer's memory."""
-    width = model.network.config.hidden_size
-    needed = sum(len(row) - prefix for row in rows.values()) * width * model.precision.itemsize
+    needed = sum(len(row) - prefix for row in rows.values()) * width_of(model.network) * model.precision.itemsize
     if needed > STORED_SHARE * free_memory("cpu"):
         return FreshStates(model, layer)
     return StoredStates(model, rows, prefix, layer)

@@ -26,7 +26,7 @@ from dcr_lite.measure.openings import own_openings
 from dcr_lite.method.contrastive import GEOMETRY_PAIRS, ContrastiveConfig, encode_pairs
 from dcr_lite.method.layers import auroc_error, crossed_separation, suggested_layer
 from dcr_lite.model import adapters, distributed
-from dcr_lite.model.hidden_states import depth
+from dcr_lite.model.hidden_states import depth, width_of
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import last_states
 from dcr_lite.run.found_report import draw_found
@@ -58,7 +58,7 @@ def found(run: RunFolder, model: Model, data: Data, settings: Settings) -> dict[
     started = time.monotonic()
     answers = _stock_answers(run, model, data, settings) if asks_for_answers(settings) else None
     layers = _layers(model, data, settings) if settings.layer == FOUND else None
-    chosen = choose(settings, model.network.config.hidden_size, answers, layers)
+    chosen = choose(settings, width_of(model.network), answers, layers)
     chosen["evidence"]["seconds"] = time.monotonic() - started
 
     def keep() -> None:

@@ -6,7 +6,7 @@ import torch
 
 from dcr_lite.method.dial_fitting import PAIRS as DIAL_PAIRS
 from dcr_lite.model.chat import encode_prompts
-from dcr_lite.model.hidden_states import decoder_of, depth
+from dcr_lite.model.hidden_states import decoder_of, depth, width_of
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, MODEL_TITLES, models_of
 from dcr_lite.run.inputs import Data
@@ -31,7 +31,7 @@ def matrix_rate(device: str, precision: torch.dtype) -> float:
 
 def weights_per_layer(model: Model) -> int:
     """Weights of one decoder layer's matrices, 4-bit ones counted as the weights they stand for."""
-    config = model.network.config
+    config = decoder_of(model.network).config
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
     return int(config.hidden_size * (attention * head + 3 * config.intermediate_size))
@@ -43,7 +43,7 @@ def operations(model: Model, data: Data, settings: Settings) -> dict[str, float]
     sample = [p.toxic for p in data.training[:64]]
     prompt = sum(map(len, encode_prompts(model.tokenizer, sample, model.window))) / len(sample)
     layers, layer = depth(model.network), weights_per_layer(model)
-    head = decoder_of(model.network).config.vocab_size * model.network.config.hidden_size
+    head = decoder_of(model.network).config.vocab_size * width_of(model.network)
 
     def sft(rows: int, words: float, trained: int) -> float:
         per_row = (prompt + words * ANSWER_WORDS) * trained * layer + words * ANSWER_WORDS * head
