@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable
 from itertools import product
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tiny_models import add_random_adapter, random_rows
 from transformers import GenerationConfig
 
 from dcr_lite.model.adapters import stock
-from dcr_lite.model.generation import answer
+from dcr_lite.model.generation import answer, refusal_log_odds
 from dcr_lite.model.loading import REFUSING_OPENINGS, Model
 
 MakeModel = Callable[..., Model]
@@ -189,6 +190,21 @@ def test_a_certain_refusal_has_a_finite_score(tiny_model: MakeModel) -> None:
         head.weight[first[0], 0] = 100  # ... which names one token with certainty, one way or the other
     scores = [a.refusal_log_odds for a in answer(model, random_rows([3, 4, 5, 6, 7, 8]), 0)]
     assert all(math.isfinite(s) for s in scores)
+
+
+@pytest.mark.parametrize("ahead", [10.0, 20.0, 30.0])
+def test_an_all_but_certain_refusal_is_told_from_a_surer_one(ahead: float) -> None:
+    """By its log-odds and their gradient, where float32 has lost what is left beside it: of one token ``ahead`` of 299
+    others in logits, by the closed form."""
+    logits = torch.zeros(1, 300)
+    logits[0, 5] = ahead
+    logits.requires_grad_()
+    model: Any = SimpleNamespace(openings=("x",), contrast=None, tokenizer=lambda texts, **_: {"input_ids": [[5]]})
+    odds = refusal_log_odds(cast(Any, SimpleNamespace(model=model, logits=logits)))
+    assert odds.item() == pytest.approx(ahead - math.log(299), abs=1e-3)
+    odds.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 5].item() == pytest.approx(1, abs=1e-3)
 
 
 def test_no_opening_is_the_beginning_of_another() -> None:

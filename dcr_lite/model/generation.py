@@ -57,11 +57,12 @@ def refusal_log_odds(decoding: Decoding) -> Tensor:
     log_p: dict[Tokens, Tensor] = {}  # of the last token of each beginning, given those before
     every = chain([decoding.logits], logits_after(decoding, beginnings[1:]))
     for beginning, logits in zip(beginnings, every, strict=True):
-        total = logits.logsumexp(-1)
-        log_p |= {(*beginning, token): logits[:, token] - total for token in following[beginning]}
+        exact = in_double(logits)  # of a refusal that is all but certain little else is left
+        total = exact.logsumexp(-1)
+        log_p |= {(*beginning, token): exact[:, token] - total for token in following[beginning]}
     refusing = [torch.stack([log_p[o[: i + 1]] for i in range(len(o))]).sum(0) for o in openings]
     least = LEAST_LOG_P if model.contrast else None
-    log_any = in_double(torch.stack(refusing)).logsumexp(0).clamp(least, -1e-12)
+    log_any = torch.stack(refusing).logsumexp(0).clamp(least, -1e-12)
     return log_any - torch.log(-torch.expm1(log_any))  # log p - log (1 - p)
 
 
