@@ -175,6 +175,37 @@ def test_training_ends_when_nothing_better_is_found(
     assert sorted(set(observed)) == [0, 2, 4, 6, 8]
 
 
+def test_a_run_stopped_in_its_last_evaluation_trains_no_step_again(
+    tiny_model: Callable[..., Model], tmp_path: Path
+) -> None:
+    """All its steps are in the checkpoint, and what is left to do is to evaluate."""
+    taken: list[int] = []
+
+    def train(stops: bool) -> Progress:
+        model = tiny_model()
+        add_random_adapter(model)
+        weights = train_only(model, ADAPTER, range(LAYERS))
+
+        def step(number: int) -> float:
+            taken.append(number)
+            weights[0].sum().backward()
+            return 1.0
+
+        def observe(at: int) -> dict[str, Any]:
+            if stops and at == 4:
+                raise KeyboardInterrupt
+            return {"best": float(at)}
+
+        stage = GivenStage(model, weights, step, steps=4, observe_every=2)
+        stage.observe = observe  # type: ignore[method-assign]
+        return Loop(stage, tmp_path / "stage1.pt").run()
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stops=True)
+    assert train(stops=False).best_step == 4
+    assert taken == [0, 1, 2, 3]
+
+
 # --- when, and what ---------------------------------------------------------------------------------------------------
 
 

@@ -212,6 +212,18 @@ def test_an_8b_model_fits_twelve_gigabytes_in_every_part() -> None:
         fit(needs(shape, settings, False, 2), 12e9, settings.model)
 
 
+def test_the_stages_that_are_planned_are_those_that_train() -> None:
+    """The paper's stage 1 trains all layers up to L, whatever --contrastive-layers is; without stage 1 none is
+    planned."""
+    settings = replace(recipe_module(RECIPE.parent / "llama3_8b.py").SETTINGS, layer=16)
+
+    def planned(**changes: Any) -> dict[str, float]:
+        return {need.name: need.each for need in needs(KNOWN[settings.model], replace(settings, **changes), True, 2)}
+
+    assert planned(paper=True)["stage1"] == planned(contrastive_layers=0)["stage1"] > planned()["stage1"]
+    assert planned().keys() - planned(stage1="no").keys() == {"stage1"}
+
+
 @given(fixed=st.floats(0, 1e10), each=st.floats(1, 1e7), free=st.floats(0, 1e11), least=st.sampled_from([1, 128]))
 def test_what_is_said_to_fit_fits(fixed: float, each: float, free: float, least: int) -> None:
     """The units chosen never need more than is free, twice as many would (or are not asked for), and None means that

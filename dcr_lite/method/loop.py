@@ -106,12 +106,12 @@ class Loop:
                 if time.monotonic() - saved >= CHECKPOINT_SECONDS and progress.step < stage.steps:
                     self._save(optimizer, progress)
                     saved = time.monotonic()
+            if progress.step == stage.steps:
+                self._observe(stage.steps, progress)
         except KeyboardInterrupt:
             if whole and progress.step:
                 self._save(optimizer, progress)
             raise
-        if progress.step == stage.steps:
-            self._observe(stage.steps, progress)
         progress.seconds = before + time.monotonic() - started
         if progress.best_weights is not None:
             set_adapter_weights(stage.model, stage.adapter, progress.best_weights)

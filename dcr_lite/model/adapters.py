@@ -104,6 +104,8 @@ def _stored_weights(folder: Path) -> set[str]:
     config = load_json(folder / "adapter_config.json")
     if config["peft_type"] != "LORA" or any(value for key, value in config.items() if key not in PLAIN):
         raise ValueError("it is no plain LoRA adapter")
+    if config.get("use_dora") or config.get("bias", "none") != "none":
+        raise ValueError("it is no plain LoRA adapter: DoRA, or with biases")
     with safe_open(folder / WEIGHTS, "pt") as file:
         names = set(file.keys())
         largest = max(file.get_slice(name).get_shape()[0] for name in names if ".lora_A." in name)

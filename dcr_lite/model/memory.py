@@ -130,8 +130,10 @@ def needs(shape: Shape, settings: Settings, four_bit: bool, value_bytes: int) ->
     between = layers_between(shape.layers) if settings.layer == FOUND else [settings.layer]
     above = shape.layers - between[0] - 1 if settings.sft_layers == "above" else shape.layers
     up_to = between[-1] + 1
-    refined = min(up_to, settings.contrastive_layers or up_to)
-    parts = [training("stage1", refined, settings.contrastive_batch, PROMPT_TOKENS, 0)]
+    refined = up_to if settings.paper else min(up_to, settings.contrastive_layers or up_to)
+    parts = []
+    if settings.stage1 != "no":
+        parts.append(training("stage1", refined, settings.contrastive_batch, PROMPT_TOKENS, 0))
     if settings.stage2 != "no":
         parts.append(training("stage2", above, settings.sft_batch, ROW_TOKENS, answers))
     if BASELINE in settings.compare_with:

@@ -163,7 +163,7 @@ def pad(rows: list[list[int]], pad_token: int, device: torch.device | str = "cpu
     return Batch({"input_ids": ids.to(device), "attention_mask": mask.to(device)}, index, 0)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=16)  # those of a pass or two, the same for all of its layers; of long rows a mask is large
 def _row_mask(prefix: int, length: int, device: torch.device) -> Tensor:
     """(length, prefix + length): every query sees the prefix and its own row up to itself."""
     return torch.ones(length, prefix + length, dtype=torch.bool, device=device).tril(prefix)

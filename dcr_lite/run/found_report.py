@@ -56,7 +56,7 @@ def _from_answers(found: dict[str, Any], answers: Evidence | None) -> list[str]:
         rates = [f"{answers[side]['refusal_rate']:.2f} of {answers[side]['n']} {LABEL_TITLES[side]}" for side in SIDES]
         lines.append(f"The stock model refuses {' and '.join(rates)} training prompts.")
     if found["stage1"] == "no":
-        lines.append("**Stage 1**: none. The dial works on the model as it is.")
+        lines.append("**Stage 1**: none.")
     elif found["contrastive_share"] < 1:
         lines.append(f"**Stage 1**: {found['contrastive_share']:g} of what it changes in the weights stays.")
     if found["stage2"] == "no":

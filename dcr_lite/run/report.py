@@ -223,7 +223,7 @@ def run_report(
         | {"longest": data.longest, "left_out": data.left_out}
         | {"own_answers": done.get("own_answers", {}).get("counts")},
         "seconds": seconds,
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": max(peak_memory_bytes(), *(part.get("peak_memory_bytes", 0) for part in done.values())),
         "hardware": hardware(model.device),
         "processes": distributed.world(),
         "versions": versions(),
