@@ -62,13 +62,15 @@ def turn(run: Path, asked: Goal | float | None, put: bool, device: Device) -> No
     report = _report(run)
     with OnlyOne(run / FOLDER / "dial.lock", "turn the dial of another run"):
         remove_partials(run / FOLDER)
+        opened = None
         if not (run / FOLDER / SETTING).exists():
-            dial.record(run, dial.find_setting(run, *open_as_trained(settings), settings, None))
+            opened = open_as_trained(settings)
+            dial.record(run, dial.find_setting(run, *opened, settings, None))
         setting = DialSetting.load(run / FOLDER)
         if asked is not None:
             setting = setting.turned_to(asked)
         if put:
-            setting = _set(run, settings, asked, report)
+            setting = _set(run, *(opened or open_as_trained(settings)), settings, asked, report)
     console.print(Markdown(f"{markdown_table(DIAL_HEAD, dial_table(setting))}\n\n{chosen_sentence(setting)}"))
     if asked is not None and not put:
         console.print("\n--set writes this to the run's adapter, after a check by judged answers.")
@@ -98,9 +100,11 @@ def open_as_trained(settings: Settings) -> tuple[Model, Data]:
     return model, with_joined(settings.run, short_rows(data, settings, model.tokenizer, model.window, most))
 
 
-def _set(run: Path, settings: Settings, asked: Goal | float | None, report: dict[str, Any]) -> DialSetting:
-    """Turn the dial of a run, and say so wherever the run speaks of it; returns the setting, checked by answers."""
-    model, data = open_as_trained(settings)
+def _set(
+    run: Path, model: Model, data: Data, settings: Settings, asked: Goal | float | None, report: dict[str, Any]
+) -> DialSetting:
+    """Turn the dial of a run, opened as trained, and say so wherever the run speaks of it; returns the setting, checked
+    by answers."""
     setting = dial.find_setting(run, model, data, settings, asked)
     before = stated(report)
     report["dial"] = setting.for_json() | {"evaluated_at": before[1] if before else 0.0}
