@@ -2,14 +2,18 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from tiny_models import PROMPTS
 
 from dcr_lite.compare import inference_cost
 from dcr_lite.compare.inference_cost import TOKENS, TRIES, token_seconds
+from dcr_lite.model import generation
+from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import Answer
 from dcr_lite.model.loading import Model
+from dcr_lite.model.sampling import Choose
 
 MakeModel = Callable[..., Model]
 
@@ -28,7 +32,7 @@ def test_a_token_costs_what_further_tokens_take_longer_in_the_quickest_tries(
     clock, given = [0.0], 0
     slowed = [5.0, 0.0, 1.0]  # of the tries of either kind
 
-    def answer(model: Model, rows: list[list[int]], tokens: int) -> list[Answer]:
+    def answer(model: Model, rows: list[list[int]], tokens: int, choose: Choose) -> list[Answer]:
         nonlocal given
         ids = [tuple(range(min(tokens, 3 + i))) for i in range(len(rows))]  # the first one ends after three
         clock[0] += 2.0 + 0.25 * sum(map(len, ids)) + slowed[given % TRIES]
@@ -39,6 +43,22 @@ def test_a_token_costs_what_further_tokens_take_longer_in_the_quickest_tries(
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     assert token_seconds(tiny_model(), PROMPTS) == pytest.approx(0.25)
     assert given == 2 * TRIES
+
+
+def test_no_answer_ends_while_tokens_are_timed(tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model whose answers end early, too: a batch that shrinks would make each token dearer."""
+    model, lengths = tiny_model(), set[int]()
+    said = generation.answer(model, encode_prompts(model.tokenizer, PROMPTS, model.window), TOKENS)
+    model.network.generation_config.eos_token_id = [one.ids[1] for one in said[:2]]
+
+    def noted(*given: Any, **more: Any) -> list[Answer]:
+        found = generation.answer(*given, **more)
+        lengths.update(len(one.ids) for one in found)
+        return found
+
+    monkeypatch.setattr(inference_cost, "answer", noted)
+    assert token_seconds(model, PROMPTS) is not None
+    assert lengths == {1, TOKENS}
 
 
 def test_a_real_model_takes_time_for_a_token(tiny_model: MakeModel) -> None:
