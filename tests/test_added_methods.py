@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from contract_runs import SEEDS, Contracted, example
 
-from dcr_lite.compare.added import added_methods
+from dcr_lite.compare.added import ADAPTER_FILES, COLOURS, added_methods
 from dcr_lite.compare.methods import METHODS
 from dcr_lite.compare.report import COSTS
 from dcr_lite.errors import UserError
@@ -112,6 +112,15 @@ def test_another_version_of_a_method_has_another_key(contracted: Contracted, tmp
     assert key(seed0) == key(contracted.recipe.parent / "adapter") != key(seed1)
     both = str(seed0).replace("seed0", "seed{seed}")
     assert len({key(seed0), key(both), key("mine:shifted"), key("contextlib:contextmanager")}) == 4
+
+
+def test_an_added_function_works_on_while_the_model_answers(tmp_path: Path) -> None:
+    """So the table of costs says; an added adapter is weights. Neither has the colour of one of the kit's methods."""
+    for name in ADAPTER_FILES:
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    methods = added_methods(("x=contextlib:contextmanager", f"y={tmp_path}"), SEEDS)
+    assert [method.in_weights for method in methods.values()] == [False, True]
+    assert not set(COLOURS) & {method.colour for method in METHODS.values()}
 
 
 @pytest.mark.parametrize(

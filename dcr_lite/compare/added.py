@@ -24,7 +24,7 @@ import inspect
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -45,7 +45,7 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,39}", re.ASCII)  # it stands in the name
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 SEED = "{seed}"  # stands for the seed in the name of an adapter's folder
 LOADED = "added"  # the name of the adapter on the model
-COLOURS = ("#d4ac0d", "#117a65", "#a04000", "#5b2c6f", "#1a5276")
+COLOURS = ("#8bc34a", "#117a65", "#a04000", "#5b2c6f", "#1a5276")
 ADAPTER_FILES = ("adapter_config.json", adapters.WEIGHTS)
 
 
@@ -66,10 +66,12 @@ def added_methods(words: Sequence[str], seeds: Sequence[int]) -> dict[str, Metho
         if name.casefold() in taken:
             raise UserError(f"--add {word}: there is a method named {name} already. Choose another name.")
         taken.add(name.casefold())
-        digest, model, once = _function(word, what) if FUNCTION.fullmatch(what) else _adapter(word, what, seeds)
+        is_function = bool(FUNCTION.fullmatch(what))
+        digest, model, once = _function(word, what) if is_function else _adapter(word, what, seeds)
         methods[f"{name}-{digest[:8]}"] = Method(
-            name, COLOURS[i % len(COLOURS)], model, lambda settings: (0.0,), "", lambda seed, strength: 0, once
-        )
+            name, COLOURS[i % len(COLOURS)], model, lambda settings: (0.0,), "", lambda seed, strength: 0, once,
+            in_weights=not is_function,
+        )  # fmt: skip
     return methods
 
 
@@ -140,8 +142,3 @@ def _block(word: str, function: Function, *given: Any) -> AbstractContextManager
             "@contextmanager missing above it?"
         )
     return block
-
-
-def with_added(methods: Mapping[str, Method], words: Sequence[str], seeds: Sequence[int]) -> dict[str, Method]:
-    """The methods, and behind them those that are added."""
-    return {**methods, **added_methods(words, seeds)}
