@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dcr_lite.compare.report import costs_table, differences_table, methods_table, notes_section
+from dcr_lite.compare.report import costs_table, differences_table, methods_table, notes_section, unranked_of
 from dcr_lite.compare.summary import differences, frontier, notes, numbers_of, over_seeds
 from dcr_lite.measure.metrics import wilson_interval
 
@@ -38,9 +38,17 @@ def test_differences_are_taken_seed_by_seed() -> None:
     assert "| +0.00 (-0.25 to +0.25) |" in text
 
 
-def test_the_best_of_a_column_is_bold_and_never_the_stock_model() -> None:
+def test_the_stock_model_is_best_where_it_refuses_by_itself() -> None:
+    """As a chat model of which makers taught that; one that answers everything has the best compliance for nothing."""
+    chat = [result("base", None, 1.0, 0.9), *RESULTS[1:]]
+    assert (unranked_of(over_seeds(RESULTS)), unranked_of(over_seeds(chat))) == (["base"], [])
+    lines = methods_table(over_seeds(chat), ["stock model", "safety SFT alone", "DCR"]).splitlines()
+    assert lines[2] == "| stock model | **1.00 ±0.10** | **0.90** | **0.90** | **0.50** |"
+
+
+def test_the_best_of_a_column_is_bold_and_never_an_unranked_model() -> None:
     """By the column's direction; ties are all best; a single value has the interval over its prompts, if any."""
-    lines = methods_table(over_seeds(RESULTS), ["stock model", "safety SFT alone", "DCR"]).splitlines()
+    lines = methods_table(over_seeds(RESULTS), ["stock model", "safety SFT alone", "DCR"], ["base"]).splitlines()
     assert lines[0] == "|  | compliance, mean ↑ | safety ↑ | J ↑ | AUROC ↑ |"
     assert lines[2] == "| stock model | 1.00 ±0.10 | 0.00 | 0.00 | 0.50 |"
     assert lines[3].startswith("| safety SFT alone | 0.30 ±0.25 | **0.80 ±0.00** | 0.10 ±0.25 | **0.50 ±0.00** |")
@@ -70,7 +78,7 @@ def test_what_some_results_lack_is_a_dash() -> None:
             one["numbers"]["kept_seemingly_toxic"] = kept
     entries = over_seeds(results)
     assert [entry["numbers"].get("kept_seemingly_toxic", {}).get("n") for entry in entries] == [None, 2, 3]
-    lines = methods_table(entries, ["stock model", "safety SFT alone", "DCR"]).splitlines()
+    lines = methods_table(entries, ["stock model", "safety SFT alone", "DCR"], ["base"]).splitlines()
     assert lines[0].startswith("|  | compliance, mean ↑ | kept, seemingly toxic ↑ | safety ↑ |")
     assert lines[2].startswith("| stock model | 1.00 ±0.10 | - | 0.00 |")
     assert lines[3].startswith("| safety SFT alone | 0.30 ±0.25 | 0.60 ±")

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from dcr_lite.compare.summary import (
 from dcr_lite.files import write_json, write_text
 from dcr_lite.judges.interface import short
 from dcr_lite.names import STOCK
+from dcr_lite.run.found_settings import REFUSES
 from dcr_lite.run.kept_report import WHAT
 from dcr_lite.run.machine import hardware, versions
 from dcr_lite.run.opening import machine
@@ -56,7 +57,7 @@ Means over seeds, ± the half-width of a 95 % interval over seeds (Student), the
 of a single measurement, as of the stock model, is over prompts. Compliance is the share of seemingly toxic prompts that
 are answered, safety the share of toxic ones that are refused, each the mean over sets; J is safety + compliance - 1;
 AUROC is that of the log-odds of opening with a refusal. Answer loss: nats per token of the answers to {instructions}
-held-out instructions.{questions} The stock model is never called best: it answers everything.
+held-out instructions.{questions}{unranked}
 
 {methods_table}
 {notes}{sets}{toxic_sets}{divergences}
@@ -75,6 +76,7 @@ Large points: the table.{curve} The line is the frontier: points that no other e
 
 Versions: {versions}.
 """
+UNRANKED = " The stock model is never called best: it refuses hardly any toxic prompt."
 # Of single sets there are tables of their own: with their columns the first would be too wide for a terminal.
 SETS = """
 Compliance on each set, the share of its seemingly toxic prompts that are answered:
@@ -137,24 +139,29 @@ def _cell(value: dict[str, Any] | None, form: str, best: float | None) -> str:
     return f"**{text}**" if round(value["mean"], 4) == best else text
 
 
-def methods_table(entries: list[dict[str, Any]], titles: Sequence[str]) -> str:
+def methods_table(entries: list[dict[str, Any]], titles: Sequence[str], unranked: Collection[str] = ()) -> str:
     """One row an entry, by its title: mean and half-width of the 95 % interval over seeds, the best of a column in
-    bold. The stock model is shown and never called best: it answers everything."""
+    bold. unranked: methods that are shown and never called best."""
     there = dict.fromkeys(key for entry in entries for key in entry["numbers"])
     sets = [key for key in there if key not in COLUMNS and key not in COSTS]
     columns = {key: (plain(key.removeprefix(SET)), True, ".2f") for key in sets}
     columns |= {k: v for k, v in COLUMNS.items() if k in there and not (k == "compliance" and len(sets) == 1)}
-    trained = [entry["numbers"] for entry in entries if entry["method"] != STOCK]
+    ranked = [entry["numbers"] for entry in entries if entry["method"] not in unranked]
     best = {
-        key: (max if higher else min)((round(n[key]["mean"], 4) for n in trained if key in n), default=None)
+        key: (max if higher else min)((round(n[key]["mean"], 4) for n in ranked if key in n), default=None)
         for key, (_, higher, _) in columns.items()
     }
     rows = []
     for entry, title in zip(entries, titles, strict=True):
         values = [(entry["numbers"].get(key), form, best[key]) for key, (_, _, form) in columns.items()]
-        cells = [_cell(v, form, None if entry["method"] == STOCK else top) for v, form, top in values]
+        cells = [_cell(v, form, None if entry["method"] in unranked else top) for v, form, top in values]
         rows.append([title, *cells])
     return markdown_table(["", *(f"{title} {'↑' if higher else '↓'}" for title, higher, _ in columns.values())], rows)
+
+
+def unranked_of(entries: list[dict[str, Any]]) -> list[str]:
+    """The stock model where it does not refuse by itself, and so would be best in whatever counts answers."""
+    return [e["method"] for e in entries if e["method"] == STOCK and e["numbers"]["safety"]["mean"] < REFUSES]
 
 
 def notes_section(found: list[dict[str, Any]], methods: Mapping[str, Method] = METHODS) -> str:
@@ -225,7 +232,7 @@ def write_report(
     several, several_toxic = (len(entries[0]["numbers"]) > 1 for entries in (of_sets, report["toxic_sets"]))
     means = _with(report["methods"], lambda key: not key.startswith(SET)) if several else report["methods"]
     read = [methods[entry["method"]].title for entry in report["divergences"]]
-    compared = report["differences"]
+    compared, unranked = report["differences"], unranked_of(report["methods"])
     strengths = "; ".join(
         f"{method.title} {listed(f'{s:g}' for s in method.strengths(settings))} ({method.strength})"
         for method in methods.values()
@@ -242,11 +249,14 @@ def write_report(
         hardware=report["hardware"],
         instructions=report["general"]["instructions"],
         questions=f" Multiple choice: {plain(Path(questions).name)}, by log-likelihood." if questions else "",
-        methods_table=methods_table(means, titles),
+        unranked=UNRANKED if unranked else "",
+        methods_table=methods_table(means, titles, unranked),
         notes=notes_section(report["notes"], methods),
         costs=costs_table(report["methods"], methods),
-        sets=SETS.format(table=methods_table(of_sets, titles)) if several else "",
-        toxic_sets=TOXIC_SETS.format(table=methods_table(report["toxic_sets"], titles)) if several_toxic else "",
+        sets=SETS.format(table=methods_table(of_sets, titles, unranked)) if several else "",
+        toxic_sets=TOXIC_SETS.format(table=methods_table(report["toxic_sets"], titles, unranked))
+        if several_toxic
+        else "",
         divergences=DIVERGENCES.format(what=WHAT, table=methods_table(report["divergences"], read)) if read else "",
         differences=DIFFERENCES.format(table=differences_table(compared, methods)) if compared else "",
         judge=plain(short(report["judged"]["main"])),
