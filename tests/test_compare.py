@@ -4,9 +4,11 @@ import json
 import math
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import answer_length
@@ -14,13 +16,14 @@ import pytest
 import torch
 import tyro
 from drawing import drawing
+from recipe_runs import small_settings
 from safetensors.torch import load_file
 from small_runs import flags, recipe_module, run_here, save_rows, write_rows
 
 from dcr_lite import cli
 from dcr_lite.compare import actor, command, measurement, preferences, prosafeprune, surgical
 from dcr_lite.compare.directions import KL_LIMIT
-from dcr_lite.compare.measurement import EvaluationData
+from dcr_lite.compare.measurement import Configuration, EvaluationData
 from dcr_lite.compare.methods import ANSWERED, METHODS
 from dcr_lite.compare.report import COSTS
 from dcr_lite.compare.seed_run import SeedRun
@@ -36,7 +39,8 @@ from dcr_lite.model.adapters import WEIGHTS, adapter_weights
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
 from dcr_lite.names import BASELINE, DCR, STOCK
-from dcr_lite.run import steps
+from dcr_lite.probe.subjects import sources_of_comparison
+from dcr_lite.run import own_voice, steps
 from dcr_lite.run.dial_bench import DIAL
 from dcr_lite.run.dial_setting import FOLDER, DialSetting
 from dcr_lite.run.inputs import resolved
@@ -450,6 +454,89 @@ def test_what_has_to_be_found_is_found_once(
     second.find_settings()
     assert second.settings.sft_learning_rate == first.settings.sft_learning_rate
     assert second.model.openings == first.model.openings
+
+
+def test_seconds_are_those_of_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one that was stopped, up to its last finished measurement."""
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    for seconds, total in ((100.0, 100.0), (201.0, 301.0)):
+        elapsed = command.Elapsed(tmp_path)
+        clock[0] += seconds
+        assert elapsed.keep() == total
+        clock[0] += 7.0  # of a measurement that was not finished
+
+
+def test_what_methods_build_on_is_estimated_with_the_first_of_them(
+    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Own answers once a seed, before the first safety SFT; that before the first method that goes on from it, unless
+    it is in the table itself or was trained already."""
+    run = SeedRun(resolved(small_settings(tiny, rows, tmp_path, answers="own")), tmp_path / "seed0", 0)
+    parts = dict.fromkeys(("stage1", "stage2", BASELINE, "own answers", "answers", "prompt", "dial"), 0.0)
+    monkeypatch.setattr(SeedRun, "operations", parts | {BASELINE: 5.0, "own answers": 70.0, "answers": 100.0})
+    monkeypatch.setattr(SeedRun, "data", SimpleNamespace(held_out=[0], development=[]))
+    monkeypatch.setattr(command, "models_of", lambda names: [STOCK])
+
+    def estimated(*names: str) -> list[float]:
+        methods = {name: replace(METHODS[name], operations=lambda seed, strength: 0.0) for name in names}
+        methods |= {BASELINE: METHODS[BASELINE]} if BASELINE in names else {}
+        left = [Configuration(name, METHODS[name].strengths(run.settings)[0], 0) for name in names]
+        return [operations - 100.0 for operations in command._operations(methods, {0: run}, left, 1)]
+
+    assert estimated("surgical", "scans", DCR) == [75.0, 0.0, 0.0]
+    assert estimated(BASELINE, "surgical") == [75.0, 0.0]
+    assert estimated("dial_alone", DCR) == [0.0, 70.0]
+    run.run.finish("safety_sft_6", {"seconds": 1.0})
+    assert estimated("surgical") == [70.0]
+
+
+def test_the_cost_of_dcr_is_all_that_it_takes(
+    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search for its settings, what stage 1 computes around its steps, and the own answers of its stage 2; those
+    cost safety SFT alone as much. What is trained is not counted again."""
+    run = SeedRun(resolved(small_settings(tiny, rows, tmp_path, layer=-1, answers="own")), tmp_path / "seed0", 0)
+    run.find_settings()
+    plain, clock = steps.stock_geometry, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])  # only what is slow by this test takes time
+
+    def slow(*given: Any) -> Any:
+        clock[0] += 1000.0
+        return plain(*given)
+
+    monkeypatch.setattr(steps, "stock_geometry", slow)
+    for _ in range(2):
+        cost = run.train_dcr()
+        own = run.cost(own_voice.PART).seconds
+        assert cost.seconds == run.cost_of_finding.seconds + 1000.0 + own
+    found = read_state(run.run.path / "found.json", "")
+    assert run.cost_of_finding.seconds == found["evidence"]["seconds"] > 0
+    note = run.run.finished(own_voice.PART) or {}
+    run.run.finish(own_voice.PART, note | {"seconds": 60.0})
+    assert run.train_dcr().seconds == run.cost_of_finding.seconds + 1060.0
+    with METHODS[BASELINE].model(run, 6) as cost:
+        assert cost.seconds == 60.0
+    run.run.leave()
+
+
+def test_any_seed_of_a_comparison_can_come_first(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """Its first seed began with settings to be found, the others with what that had found: each opens with the recipe's
+    settings, and behind any other, and takes what was found. Another value than the found one is an error as ever."""
+    settings = resolved(small_settings(tiny, rows, tmp_path, sft_learning_rate=0.0, layer=-1))
+    first = command.seed_run(settings, tmp_path, 0)
+    found, folder = first.settings, first.run.path
+    first.unload()
+    first.run.leave()
+    SeedRun(found, tmp_path / "seed1", 1, folder).run.leave()
+    for seeds in ((1,), (1, 0)):
+        runs = [source._run for source in sources_of_comparison(settings, tmp_path, (DCR,), seeds)]
+        assert [run.settings for run in runs] == [replace(found, seed=s, run=tmp_path / f"seed{s}") for s in seeds]
+        for run in runs:
+            run.run.leave()
+    for seed in (0, 1):
+        with pytest.raises(UserError, match=f"layer: .* then, {found.layer + 1} now"):
+            command.seed_run(replace(settings, layer=found.layer + 1), tmp_path, seed)
 
 
 def test_one_model_at_a_time(compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ The stock model is measured once. Every training and every measurement is kept w
 comparison can be continued.
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,14 @@ from dcr_lite.compare.measurement import (
     measure_configuration,
 )
 from dcr_lite.compare.methods import Method, chosen_methods
+from dcr_lite.compare.operations import shared_parts
 from dcr_lite.compare.report import comparison_report, listed, write_report
 from dcr_lite.compare.schema import LONGEST
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.submission import submission_of, write_submission
 from dcr_lite.compare.summary import Result
 from dcr_lite.errors import UserError
+from dcr_lite.files import read_state, write_state
 from dcr_lite.judges.opening import DEFAULT, open_judges
 from dcr_lite.names import models_of
 from dcr_lite.run.inputs import resolved
@@ -72,9 +76,9 @@ def compare(
     methods = chosen_methods(only) | added_methods(added, seeds)
     settings = _settings(recipe, terms)
     files = files or settings.evaluation
-    data = EvaluationData.read(files, rows, multiple_choice)
+    elapsed, data = Elapsed(out), EvaluationData.read(files, rows, multiple_choice)
     opened = [] if judges in (None, DEFAULT) and not terms else open_judges(judges or (), settings.device, judge_key)
-    runs, results = measured(methods, settings, data, seeds, curve_seeds, out)
+    runs, results = measured(methods, settings, data, seeds, curve_seeds, out, elapsed.keep)
     results, section = judged(opened, runs, results, data, out, methods) if opened else (results, CUES_ALONE)
     found, questions = runs[seeds[0]].settings, multiple_choice and str(multiple_choice)
     name = recipe.stem if isinstance(recipe, Path) else recipe.run.name
@@ -82,12 +86,28 @@ def compare(
         "prompts": {"files": [str(path) for path in files], "rows": rows, "n": len(data.prompts)},
         "general": {"instructions": len(data.instructions), "multiple_choice": questions},
         "judged": section,
-        "seconds": max(run.run.seconds() for run in runs.values()),
+        "seconds": elapsed.keep(),
     }
     write_report(report, found, out, methods)
     if terms and isinstance(recipe, Path):
         write_submission(submission_of(report, terms, methods, runs, data, recipe, by), out)
     return report
+
+
+class Elapsed:
+    """The seconds that all processes together have worked on a comparison, kept in its folder as elapsed.json."""
+
+    def __init__(self, out: Path):
+        """From here on this process works. Raises UserError where the file is damaged."""
+        self.path, self._started = out / "elapsed.json", time.monotonic()
+        cure = "Delete it to count the seconds from here on."
+        self._before = float(read_state(self.path, cure)["seconds"]) if self.path.exists() else 0.0
+
+    def keep(self) -> float:
+        """Write the seconds so far, and return them."""
+        seconds = self._before + time.monotonic() - self._started
+        write_state({"seconds": seconds}, self.path)
+        return seconds
 
 
 def _terms(number: int | None, flags: dict[str, Any], by: str | None) -> Contract | None:
@@ -117,17 +137,19 @@ def _settings(recipe: Path | Settings, terms: Contract | None) -> Settings:
 
 def measured(
     methods: dict[str, Method], settings: Settings, data: EvaluationData, seeds: tuple[int, ...],
-    curve_seeds: tuple[int, ...], out: Path,
+    curve_seeds: tuple[int, ...], out: Path, keep: Callable[[], object] = lambda: None,
 ) -> tuple[dict[int | None, SeedRun], list[Result]]:  # fmt: skip
     """The run of each seed (None: the stock model's) and the results of all configurations; what is not yet measured is
-    measured now. Settings that have to be found are found with the first seed and shared."""
+    measured now, and ``keep`` called behind each. Settings that have to be found are found with the first seed and
+    shared."""
     first = seed_run(settings, out, seeds[0])
     runs: dict[int | None, SeedRun] = {None: SeedRun(first.settings, out / "stock", 0, first.run.path), seeds[0]: first}
     runs |= {seed: SeedRun(first.settings, out / f"seed{seed}", seed, first.run.path) for seed in seeds[1:]}
     every = configurations(methods, first.settings, seeds, curve_seeds)
     left = [one for one in every if finished_result(runs[one.seed], one, data) is None]
     if left:
-        seconds_left = _estimated_seconds(methods, runs, left, len(data.prompts))
+        operations = _operations(methods, runs, left, len(data.prompts))
+        rate = matrix_rate(first.model.device, first.model.precision) * ACHIEVED
         show_plan(
             {
                 "model": settings.model,
@@ -135,12 +157,12 @@ def measured(
                 "seeds": f"{listed(seeds)} (trade-off curve: {listed(curve_seeds) or '-'})",
                 "prompts": str(len(data.prompts)),
                 "to do": f"{len(left)} of {len(every)} configurations",
-                "estimated time": f"about {_minutes(seconds_left[0])} min",
+                "estimated time": f"about {_minutes(sum(operations) / rate)} min",
                 "folder": str(out),
             }
         )
         stock = answers_file(runs[None], every[0], data)
-        _measure_all(methods, runs, left, data, stock, seconds_left[1:])
+        _measure_all(methods, runs, left, data, stock, operations, keep)
     for run in runs.values():
         run.run.leave()
     return runs, [result for one in every if (result := finished_result(runs[one.seed], one, data))]
@@ -168,30 +190,39 @@ def _check_seeds(seeds: tuple[int, ...], curve_seeds: tuple[int, ...]) -> None:
         raise UserError(f"--curve-seeds: {listed(sorted(extra))} is not among --seeds")
 
 
-def _estimated_seconds(
+def _operations(
     methods: dict[str, Method], runs: dict[int | None, SeedRun], left: list[Configuration], prompts: int
 ) -> list[float]:
-    """Rough seconds for all of ``left``, for all but the first, and so on: by the arithmetic of each configuration and
-    the speed of this machine. The rows of the first seed stand for those of all."""
+    """About how many floating-point operations each of ``left`` takes. What several methods of a seed build on is
+    counted with the first of them. The rows of the first seed stand for those of all."""
     seed_run = next(run for seed, run in runs.items() if seed is not None)
     of_all_models = seed_run.operations["answers"] * prompts / len(seed_run.data.held_out)
     answers = of_all_models / len(models_of(seed_run.settings.compare_with))
-    operations = [answers + methods[one.method].operations(seed_run, one.strength) for one in left]
-    rate = matrix_rate(seed_run.model.device, seed_run.model.precision) * ACHIEVED
-    return [sum(operations[i:]) / rate for i in range(len(left) + 1)]
+    found: list[float] = []
+    counted: set[tuple[int | None, str]] = set()
+    for one in left:
+        shared = shared_parts(seed_run, one.method, one.strength)
+        new = {part for part in shared if (one.seed, part) not in counted and not runs[one.seed].run.finished(part)}
+        counted |= {(one.seed, part) for part in shared}
+        own = methods[one.method].operations(seed_run, one.strength)
+        found.append(answers + own + sum(shared[part] for part in new))
+    return found
 
 
 def _measure_all(
     methods: dict[str, Method], runs: dict[int | None, SeedRun], left: list[Configuration], data: EvaluationData,
-    stock: Path, seconds_left: list[float],
+    stock: Path, operations: list[float], keep: Callable[[], object],
 ) -> None:  # fmt: skip
-    """Measure the configurations, printing each result with the time that is left after it. stock: the file of the
-    stock model's answers."""
-    for i, (one, seconds) in enumerate(zip(left, seconds_left, strict=True), start=1):
+    """Measure the configurations, printing each result with about the time that is left after it at the speed so far.
+    stock: the file of the stock model's answers. operations: of each configuration. keep: called behind each."""
+    started = time.monotonic()
+    for i, one in enumerate(left, start=1):
         for seed, other in runs.items():
             if seed != one.seed:
                 other.unload()  # every seed loads a model of its own, and one is enough for a computer's memory
         measure_configuration(runs[one.seed], methods[one.method], one, data, stock)
+        keep()
+        seconds = sum(operations[i:]) * (time.monotonic() - started) / sum(operations[:i])
         if result := finished_result(runs[one.seed], one, data):
             time_left = f"; about {_minutes(seconds)} min left" if i < len(left) else ""
             console.print(f"{i}/{len(left)} {_line(methods[one.method].title, result)}{time_left}", soft_wrap=True)

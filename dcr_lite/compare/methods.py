@@ -68,7 +68,7 @@ def _steered(seed: SeedRun, factor: float) -> Iterator[Cost]:
     with adapters.stock(seed.model):
         found = fitted_steering(seed)
         with directions.steered(seed.model, {seed.settings.layer: factor * found.strength * found.vector}):
-            yield seed.cost("steered")
+            yield seed.cost_of_finding + seed.cost("steered")
 
 
 @contextmanager
@@ -172,7 +172,7 @@ def _dpo(seed: SeedRun, share: float) -> Iterator[Cost]:
     name, (_, development) = f"dpo_{share:g}", seed.anchors
     with _safety_sft(seed, seed.settings.sizes["baseline_refusals"]) as trained:
         rows = preferences.of_run(seed.run, seed.model, seed.data.training, seed.data.refusals, seed.settings.seed)
-        dpo.train(seed.run, seed.model, name, rows, share, development, seed.settings)
+        seed.timed(name, lambda: dpo.train(seed.run, seed.model, name, rows, share, development, seed.settings))
         yield trained + seed.cost(preferences.PART) + seed.cost(name)
 
 
@@ -187,7 +187,7 @@ def _strength(setting: DialSetting, answered: float) -> float:
 def _dial_alone(seed: SeedRun, answered: float) -> Iterator[Cost]:
     dial, setting = seed.set_dial_alone()
     with seed.turned(dial, _strength(setting, answered)):
-        yield seed.cost("dial_alone")
+        yield seed.cost_of_finding + seed.cost("dial_alone")
 
 
 @contextmanager

@@ -3,8 +3,24 @@ after those at the strengths before it: for the estimated time."""
 
 from dcr_lite.compare import actor, adacd, directions, preferences, prosafeprune, surgical
 from dcr_lite.compare.seed_run import ANCHORS, SeedRun
+from dcr_lite.names import BASELINE, DCR
+from dcr_lite.run.own_voice import PART as OWN_ANSWERS
 
+ON_SAFETY_SFT = ("surgical", "scans", "adacd", "prosafeprune", "actor", "dpo")  # methods that begin with its model
 CHAT_TOKENS = 5  # about as many tokens does a chat template write behind a prompt: the positions Surgical tries
+
+
+def shared_parts(seed: SeedRun, method: str, strength: float) -> dict[str, float]:
+    """What a method at a strength takes for granted and the first of a seed does for all, by the name of that part of
+    the run: the model's own answers to the instructions of safety SFT, and safety SFT alone. Of the latter itself, 0:
+    ``of_safety_sft`` counts it."""
+    refusals = strength if method == BASELINE else seed.settings.sizes["baseline_refusals"]
+    parts = {}
+    if method in (BASELINE, "augmented", *ON_SAFETY_SFT) or (method == DCR and seed.settings.stage2 != "no"):
+        parts[OWN_ANSWERS] = seed.operations.get("own answers", 0.0)
+    if method in (BASELINE, *ON_SAFETY_SFT):
+        parts[f"safety_sft_{refusals:g}"] = 0.0 if method == BASELINE else seed.operations[BASELINE]
+    return parts
 
 
 def of_safety_sft(seed: SeedRun, refusals: float) -> float:

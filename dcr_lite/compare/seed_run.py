@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from dcr_lite.compare.begun import as_begun
 from dcr_lite.compare.directions import Kinds
 from dcr_lite.data.rows import Conversation, Pair, read_conversations
 from dcr_lite.data.splits import evenly_drawn, safety_mixture
@@ -34,6 +35,7 @@ from dcr_lite.run.dial_bench import DIAL
 from dcr_lite.run.dial_setting import FOLDER, DialSetting
 from dcr_lite.run.long_rows import without_long_rows
 from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
+from dcr_lite.run.own_voice import PART as OWN_ANSWERS
 from dcr_lite.run.own_voice import in_own_voice
 from dcr_lite.run.run_folder import FOUND_FILE, FOUND_NAMES, RunFolder, read_found
 from dcr_lite.run.stored_states import load_states, stage2_rows
@@ -64,7 +66,7 @@ class SeedRun:
     def __init__(self, settings: Settings, folder: Path, seed: int, found: Path | None = None):
         """found: the run folder of another seed, whose settings it takes where they have to be found."""
         self.settings = replace(settings, seed=seed, run=folder, resume=True, compare_with=(BASELINE,))
-        self.run = RunFolder(self.settings)
+        self.run = RunFolder(as_begun(self.settings))
         self._stock_answers: StockAnswers | None = None
         if found and (there := read_found(found)):
             write_state(there, folder / FOUND_FILE)
@@ -117,8 +119,8 @@ class SeedRun:
 
     @cached_property
     def operations(self) -> dict[str, float]:
-        """``plan.operations``, and those of one forward pass over a prompt."""
-        parts = plan.operations(self.model, self.data, self.settings)
+        """``plan.operations`` with a stage 2, whose own answers others take too, and those of a pass over a prompt."""
+        parts = plan.operations(self.model, self.data, replace(self.settings, stage2="yes"))
         return parts | {"prompt": parts["answers"] / len(self.data.held_out) / 4}
 
     @cached_property
@@ -142,19 +144,19 @@ class SeedRun:
     def refine(self) -> dict[str, Tensor]:
         """Stage 1 of DCR, once; the weights of its adapter, which is the active one."""
         adapters.set_adapter_weights(self.model, DCR, self.first_weights)
-        forget_peak_memory()
-        steps.refine(self.run, self.model, self.data, self.settings)
+        self.timed("stage1", lambda: steps.refine(self.run, self.model, self.data, self.settings))
         adapters.activate(self.model, DCR)
         return adapters.adapter_weights(self.model, DCR)
 
     def train_dcr(self) -> Cost:
         """DCR with its dial at 0, trained once: stage 1, and stage 2 where the settings have one."""
         refined = self.refine()
+        cost = self.cost_of_finding + self.cost("stage1")
         if self.settings.stage2 == "no":
-            return self.cost("stage1")
+            return cost
         rows = stage2_rows(self.sft_data, self.settings, load_states(self.run))
         above = steps.stage2_above(self.settings)
-        return self.cost("stage1") + self.train("stage2", "DCR stage 2", DCR, rows, above, refined)
+        return cost + self.train("stage2", "DCR stage 2", DCR, rows, above, refined)
 
     def set_dial(self) -> tuple[Dial, DialSetting]:
         """The dial of DCR as it is trained, and how the recipe sets it; found once."""
@@ -217,10 +219,10 @@ class SeedRun:
         planned, like = self.model.tokens_in, "stage2" if adapter == DCR else BASELINE
         if like in planned:  # the tokens per pass that this part of a run has memory for
             planned[name] = planned[like]
-        forget_peak_memory()
-        steps.train_safety_sft(self.run, self.model, name, adapter, title, rows, above, self.data, self.settings)
+        run, model, data, settings = self.run, self.model, self.data, self.settings
+        self.timed(name, lambda: steps.train_safety_sft(run, model, name, adapter, title, rows, above, data, settings))
         adapters.activate(self.model, adapter)
-        return self.cost(name)
+        return self.cost(name) + (self.cost(OWN_ANSWERS) if settings.answers == "own" else Cost(0.0, 0))
 
     def train_stage(
         self, name: str, title: str, adapter: str, start: dict[str, Tensor], stage: Callable[[], Stage]
@@ -228,15 +230,28 @@ class SeedRun:
         """Train the stage that ``stage`` makes, of ``adapter`` from the weights ``start``, once: a finished one is read
         from the run folder."""
         adapters.set_adapter_weights(self.model, adapter, start)
-        forget_peak_memory()
         if self.run.finished(name):
             steps.restore(self.run, self.model, name, adapter)
         else:
             self.model.plan_passes(BASELINE)  # what there is memory for where all layers train
             adapters.activate(self.model, adapter)
-            steps.train(self.run, stage(), title)
+            self.timed(name, lambda: steps.train(self.run, stage(), title))
         adapters.activate(self.model, adapter)
         return self.cost(name)
+
+    def timed(self, name: str, work: Callable[[], object]) -> None:
+        """Do ``work``, which trains the part ``name`` of the run unless it is done, and note the seconds of all of it,
+        with the states that are computed before and after its steps. Those of the steps, of all processes where it was
+        stopped, stay where they are more."""
+        if self.run.finished(name):
+            work()
+            return
+        forget_peak_memory()
+        started = time.monotonic()
+        work()
+        facts = self.run.finished(name) or {}
+        seconds = max(facts["seconds"], time.monotonic() - started)
+        self.run.finish(name, facts | {"seconds": seconds, "peak_memory_bytes": peak_memory_bytes()})
 
     def fit_once(self, name: str, kind: type[Fitted], fit: Callable[[], Fitted]) -> Fitted:
         """What ``fit`` returns, a dataclass of type ``kind``, kept in the run folder as the part ``name``."""
@@ -252,9 +267,15 @@ class SeedRun:
         cure = f"Delete {self.run.note(name)} to have it fitted again."
         return kind(**_fields(load_tensors(path, cure)), **(self.run.finished(name) or {})["numbers"])
 
+    @property
+    def cost_of_finding(self) -> Cost:
+        """The cost of what was found for the settings, L above all."""
+        found = read_found(self.run.path) or {"evidence": {}}
+        return Cost(found["evidence"].get("seconds", 0.0), 0)
+
     def cost(self, name: str) -> Cost:
-        """The cost of a finished part."""
-        done = self.run.finished(name) or {}
+        """The cost of a part; none of one that was not needed."""
+        done = self.run.finished(name) or {"seconds": 0.0}
         return Cost(done["seconds"], done.get("peak_memory_bytes", 0))
 
 

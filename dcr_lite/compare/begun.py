@@ -1,0 +1,23 @@
+"""How the run folder of a seed was begun: before settings were found, as a comparison's first seed, or with what that
+had found, as the others."""
+
+from contextlib import suppress
+from dataclasses import replace
+
+from dcr_lite.files import load_json
+from dcr_lite.run.run_folder import FOUND_NAMES, read_found
+from dcr_lite.settings import Settings
+
+
+def as_begun(settings: Settings) -> Settings:
+    """The settings with which their run folder was begun, where they are other only in what has been found since; else
+    the settings as they are, so that another value than the found one stays an error of ``RunFolder``."""
+    found = read_found(settings.run)
+    if found is None:
+        return settings
+    with suppress(ValueError, AttributeError, KeyError, TypeError):  # a damaged file, which RunFolder says
+        begun = load_json(settings.run / "settings.json")["settings"]
+        same = {name: {getattr(Settings, name), found[name]} for name in FOUND_NAMES}  # to be found, and found
+        then = {name: begun[name] for name in FOUND_NAMES if {begun[name], getattr(settings, name)} <= same[name]}
+        return replace(settings, **then)
+    return settings
