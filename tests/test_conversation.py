@@ -172,6 +172,23 @@ def test_the_dial_answers_the_last_turn_again(opened: OpenRun, tab: ChatTab) -> 
     assert expected.strength == -2.0
 
 
+def test_a_prompt_sent_while_the_dial_turns_has_no_answer_to_another(
+    tab: ChatTab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sent when the turned answer has just been asked for: nothing of it is shown, or kept under the new one."""
+    talk, streams = Conversation(), tab._streams
+    list(tab.sent(FIRST, "", talk, 0.5))
+
+    def and_a_prompt_comes(*given: Any) -> Any:
+        asked = streams(*given)
+        talk.begin([*talk.turns, Turn(SECOND)], "", 0.5)
+        return asked
+
+    monkeypatch.setattr(tab, "_streams", and_a_prompt_comes)
+    assert list(tab.turned(talk, 0.5)) == []
+    assert talk.turns[-1].scores == {}
+
+
 @pytest.mark.parametrize(
     ("prompt", "system", "says"),
     [("", "", "The prompt is empty"), ("Hi", "a" * 9_000, "9,000 characters"), ("word " * 400, "", "Undo a turn")],

@@ -81,10 +81,12 @@ class ChatTab:
 
     def turned(self, talk: Conversation, position: float) -> Iterator[dict[Any, Any]]:
         """What to show of the best model's last answer when the dial was turned."""
-        if talk.turns:
+        prompts = talk.prompts  # first: whatever the client sends from here on, these are others
+        turns, system = talk.turns, talk.system
+        if turns:
             with user_errors_shown():
-                streams = self._streams([self.best], talk.turns, talk.system, position)
-                yield from self._grow(streams, talk.turns, talk.prompts, talk, position)
+                streams = self._streams([self.best], turns, system, position)
+                yield from self._grow(streams, turns, prompts, talk, position)
 
     def undone(self, talk: Conversation) -> dict[Any, Any]:
         """Without the last turn, whose prompt comes back to be changed."""
