@@ -130,6 +130,8 @@ def probe(
 
     probing = Probing(probes, prompts, rows, seed, answer_tokens, out)
     if run is not None and compared is None:
+        if recipe or model or methods or tuple(seeds) != (0,):
+            raise UserError("--recipe, --model, --methods and --seeds are of a comparison: give them with --compared")
         folder = probe_run(run, probing, device)
     elif compared is not None and run is None:
         folder = probe_comparison(compared, settings_of(recipe_or_model(recipe, model)), methods, seeds, probing)
@@ -193,8 +195,8 @@ def export(
             Hub. hub: push to the Hub.
         out: Folder or file to write (hub: the export to push); by default inside the run folder.
         base: Folder or Hub name of the base model in 16 bits, where that of the run is stored in 4 bits.
-        file_type: Of a GGUF file: bf16 keeps every bit, q8_0 halves the size, q5_k_m and q4_k_m take less than half. By
-            default bf16, for Ollama q8_0.
+        file_type: Of a GGUF file: bf16 keeps every bit of bfloat16 weights, q8_0 halves the size, q5_k_m and q4_k_m
+            take less than half. By default bf16, for Ollama q8_0.
         repo: Of the Hub: owner/name.
         form: What to push to the Hub: the adapter (the default), or an earlier export.
         public: Make the Hub repository public; otherwise it is private.

@@ -25,6 +25,11 @@ from dcr_lite.settings import Settings
         (["--paper", "--whiten", "--centre=none"], "--paper replaces --centre, --whiten"),
         (["--from-base-model", "--model", "mine"], "--from-base-model replaces --model"),
         (["--from_base_model", "--chat_format=llama3"], "--from-base-model replaces --chat-format"),
+        (
+            ["--stage1", "no", "--contrastive-steps", "9", "--margin", "0"],
+            "--stage1 no replaces --contrastive-steps, --margin",
+        ),
+        (["--contrastive-loss=circle", "--temperature=1"], "--contrastive-loss circle replaces --temperature"),
     ],
 )
 def test_a_flag_that_another_setting_replaces_is_an_error(flags: list[str], said: str) -> None:
@@ -34,9 +39,16 @@ def test_a_flag_that_another_setting_replaces_is_an_error(flags: list[str], said
     assert done.err == f"\nerror: {said}: give one or the other\n"
 
 
-@pytest.mark.parametrize("flags", [["--no-paper", "--centre", "none"], ["--no-from-base-model", "--model", "mine"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--no-paper", "--centre", "none"],
+        ["--no-from-base-model", "--model", "mine"],
+        ["--stage1", "yes", "--scale", "2"],
+    ],
+)
 def test_a_flag_that_nothing_replaces_is_accepted(flags: list[str]) -> None:
-    """--no-paper and --no-from-base-model replace nothing."""
+    """--no-paper, --no-from-base-model and --stage1 yes replace nothing."""
     settings = recipe_module().SETTINGS
     assert not settings.paper
     assert not settings.from_base_model

@@ -32,7 +32,6 @@ from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
 from dcr_lite.run.opening import Machine
 
 MORE = 1.1  # times the estimated memory: what is worth a note
-WIDEST_WHITENED = 2048  # on a CPU: the covariance of 4,096 numbers takes it a minute
 
 
 @dataclass
@@ -121,8 +120,6 @@ def stage1(model: Model, size: Size) -> Tried:
     prompts = prompts_of([tokens for pair in size.pairs for tokens in pair], size.prefix)
     pairs = [Pair(a, b) for a, b in zip(prompts[::2], prompts[1::2], strict=True)]
     config = replace(ContrastiveConfig.of(size.settings), steps=STEPS, batch_size=len(prompts))
-    if model.device == "cpu" and size.shape.width > WIDEST_WHITENED:
-        config = replace(config, whiten=False)
     geometry = stock_geometry(model, encode_pairs(model, pairs), config)
     return _train(ContrastiveRefinement(model, DCR, pairs, pairs[:2], config, geometry, size.settings.seed))
 

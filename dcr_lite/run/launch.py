@@ -17,10 +17,13 @@ from dcr_lite.settings import Settings
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
-# Settings that replace others: a flag for one of the others would have no effect.
+# What a setting replaces where it has a value: a flag for one of these would have no effect.
+OF_STAGE_1 = ("layers", "loss", "steps", "batch", "learning_rate", "share")
 REPLACES = {
-    "paper": ("contrastive_layers", "contrastive_loss", "centre", "whiten"),
-    "from_base_model": ("model", "chat_format"),
+    ("paper", True): ("contrastive_layers", "contrastive_loss", "centre", "whiten", "temperature"),
+    ("from_base_model", True): ("model", "chat_format"),
+    ("stage1", "no"): ("paper", "temperature", "margin", "scale", *(f"contrastive_{name}" for name in OF_STAGE_1)),
+    ("contrastive_loss", "circle"): ("temperature",),
 }
 
 
@@ -67,13 +70,13 @@ def launch(
 
 
 def require_effect(settings: Settings, flags: Sequence[str]) -> None:
-    """Raises UserError for a flag whose value another setting replaces."""
+    """Raises UserError for a flag that another setting makes void."""
     given = {flag.partition("=")[0].replace("_", "-") for flag in flags if flag.startswith("--")}
-    for setting, replaced in REPLACES.items():
+    for (setting, value), replaced in REPLACES.items():
         names = [name.replace("_", "-") for name in replaced]
         without_effect = given & {flag for name in names for flag in (f"--{name}", f"--no-{name}")}
-        if getattr(settings, setting) and without_effect:
-            by = "--" + setting.replace("_", "-")
+        if getattr(settings, setting) == value and without_effect:
+            by = "--" + setting.replace("_", "-") + ("" if value is True else f" {value}")
             raise UserError(f"{by} replaces {', '.join(sorted(without_effect))}: give one or the other")
 
 
