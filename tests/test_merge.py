@@ -73,6 +73,19 @@ def test_a_base_of_several_files(make_run: MakeRun, tmp_path: Path) -> None:
     assert_close(logits(load_reference(folder), row), logits(model.network, row), 1e-4)
 
 
+def test_how_pictures_are_read_is_merged_along(make_run: MakeRun) -> None:
+    """The settings by which a base is given pictures stand beside its merged weights, unchanged."""
+    run, _ = make_run()
+    names = ("preprocessor_config.json", "processor_config.json")
+    for name in names:
+        (Path(run.report["model"]) / name).write_text(f'{{"of": "{name}"}}')
+    folder = export_merged(run)
+    for name in names:
+        (Path(run.report["model"]) / name).unlink()
+    assert [(folder / name).read_text() for name in names] == [f'{{"of": "{name}"}}' for name in names]
+    assert not (folder / "video_preprocessor_config.json").exists()
+
+
 def test_a_run_in_4_bits_is_merged_into_the_16_bit_base(make_run: MakeRun) -> None:
     """What a run trained on a 4-bit base leaves is added to the base's own weights: nothing of the rounding to 4 bits
     is in the result."""

@@ -26,6 +26,8 @@ from dcr_lite.settings import Settings
 
 ELSEWHERE = "choose another place with --out"
 REFINING = ("layer", "contrastive_layers", "contrastive_steps", "paper", "stage1")  # settings, by which layers train
+# How a model that reads more than text is given it, where its base has these.
+PICTURES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 SMALL_FILES_BYTES = 100_000_000  # tokenizer, configuration, card
 
 
@@ -126,7 +128,7 @@ def _write_merged(run: FinishedRun, merged: Merged, folder: Path) -> None:
                 tensors[name] = merged.tensor(name)
                 shown.advance(1)
             save_file(tensors, folder / file, metadata={"format": "pt"})
-    for file in (INDEX, "config.json"):
+    for file in (INDEX, "config.json", *PICTURES):
         if (merged.base / file).exists():
             shutil.copyfile(merged.base / file, folder / file)
     tokenizer = load_tokenizer(run.adapter)
