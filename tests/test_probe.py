@@ -4,6 +4,7 @@ inputs are sentences."""
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from dcr_lite.measure.metrics import mean_interval
 from dcr_lite.probe import abliteration, command, material, report, subjects
 from dcr_lite.probe.command import Probing, probe_comparison, probe_run
 from dcr_lite.probe.probes import FAMILIES, NONE, PROBES
+from dcr_lite.run import opening
 from dcr_lite.run.inputs import resolved
 from dcr_lite.run.recipes import settings_of
 from dcr_lite.settings import Settings
@@ -216,15 +218,28 @@ def test_other_inputs_and_other_models_are_errors(probed: Probed, tmp_path: Path
 def test_probes_of_merged_weights_are_left_out_in_4_bits(
     demo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where the base model is rounded already; a line says so, and the others are measured."""
-    run = finished(demo_run, tmp_path)
-    model = subjects.RunSource(run, "cpu").model
-    model.four_bit = True
-    monkeypatch.setattr(subjects.RunSource, "model", model)
-    out = probe_run(run, Probing(("rounding", "tuned_0", "hello"), answer_tokens=1), "cpu")
+    """Where the base model is rounded already; a line says so, and the others are measured, of which the count is. Then
+    nothing is left to do, and no model is loaded for it."""
+    run, probing = finished(demo_run, tmp_path), Probing(("rounding", "tuned_0", "hello"), answer_tokens=1)
+    monkeypatch.setattr(subjects.RunSource, "four_bit", True)
+    out = probe_run(run, probing, "cpu")
     found = {row["probe"] for row in json.loads((out / "probes.json").read_text())["rows"]}
     assert found == {NONE, "hello"}
-    assert "DCR: left out, since the base model is in 4 bits: int4, nf4, tuned 0" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "DCR: left out, since the base model is in 4 bits: int4, nf4, tuned 0" in said
+    assert "6/6 DCR, hello: J " in said
+    monkeypatch.setattr(opening, "load_base", None)
+    assert probe_run(run, probing, "cpu") == out
+
+
+def test_whether_a_base_is_in_4_bits_is_known_without_it(demo_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the run's own settings and the device say."""
+    monkeypatch.setattr(opening, "load_base", None)
+    source = subjects.RunSource(demo_run, "cpu")
+    assert not source.four_bit
+    settings = opening.model_settings_of(demo_run)
+    monkeypatch.setattr(opening, "model_settings_of", lambda run: replace(settings, quantization="nf4"))
+    assert source.four_bit
 
 
 @pytest.mark.parametrize(
@@ -237,6 +252,7 @@ def test_probes_of_merged_weights_are_left_out_in_4_bits(
         (["RUN", "--rows", "0"], "--rows 0: at least 1 is needed"),
         (["RUN", "--rows", "1"], "1 toxic prompts to probe with; at least 2 of each kind are needed"),
         (["RUN", "--answer-tokens", "0"], "--answer-tokens 0: at least 1 is needed"),
+        (["RUN", "--methods", "dcr"], "--seeds are of a comparison: give them with --compared"),
         (["--compared", "RUN"], "holds no seed 0: dcr-lite compare --seeds 0 trains it"),
         (["--compared", "RUN", "--methods", "nosuch"], "--methods nosuch: no such method; choose among base, "),
         (["--compared", "RUN", "--seeds", "1", "1"], "--seeds: give one seed or more, each once"),

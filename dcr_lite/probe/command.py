@@ -88,7 +88,7 @@ def _probe(sources: list[Source], probes: list[Probe], probing: Probing, out: Pa
         remove_partials(out)
         kept = Kept(out, sources[0].settings.model, prompts + plain, probing.answer_tokens, probing.seed)
         todo = [
-            (source, subject, [probe for probe in probes if not kept.has(subject, probe)])
+            (source, subject, [probe for probe in _fitting(source, subject, probes) if not kept.has(subject, probe)])
             for source in sources
             for subject in source.subjects
         ]
@@ -100,6 +100,15 @@ def _probe(sources: list[Source], probes: list[Probe], probing: Probing, out: Pa
         counts = {label: sum(prompt.label == label for prompt in prompts + plain) for label in LABELS}
         write_report(kept.parts(), counts, out)
     return out
+
+
+def _fitting(source: Source, subject: Subject, probes: list[Probe]) -> list[Probe]:
+    """The probes that a model can be put under; a line names those that are left out."""
+    left_out = [probe for probe in probes if probe.merges and source.four_bit]
+    if left_out:
+        names = ", ".join(probe.title for probe in left_out)
+        console.print(f"{subject.label}: left out, since the base model is in 4 bits: {names}", soft_wrap=True)
+    return [probe for probe in probes if probe not in left_out]
 
 
 class _Work:
@@ -138,17 +147,13 @@ class _Work:
 
     def _measure_all(self, source: Source, subject: Subject, left: list[Probe]) -> None:
         """Measure one model under the probes that are left for it."""
-        fitting = [probe for probe in left if not (probe.merges and source.model.four_bit)]
-        if len(fitting) < len(left):
-            names = ", ".join(probe.title for probe in left if probe not in fitting)
-            console.print(f"{subject.label}: left out, since the base model is in 4 bits: {names}", soft_wrap=True)
-        stock = self._stock_answers(source) if any(probe.prefix for probe in fitting) else []
+        stock = self._stock_answers(source) if any(probe.prefix for probe in left) else []
         tokens, seed = self.probing.answer_tokens, self.probing.seed
         kinds, tuning = kinds_of(source), tuning_of(source, seed)
         with subject.within():
             model, reader = source.model, Reader.fit(source.model, source.data.training, source.settings.layer)
             bench = Bench(subject.label, model, self.prompts, self.plain, stock, reader, kinds, tuning, tokens, seed)
-            for probe in fitting:
+            for probe in left:
                 started = time.monotonic()
                 self._measure(bench, subject, probe, started)
                 self._tell(source, subject, probe, time.monotonic() - started)

@@ -18,7 +18,7 @@ from dcr_lite.model.loading import Model
 from dcr_lite.names import MODEL_TITLES, STOCK, models_of
 from dcr_lite.run import inputs, opening
 from dcr_lite.run.run_folder import read_settings
-from dcr_lite.settings import Device, Settings
+from dcr_lite.settings import Device, ModelSettings, Settings
 
 
 class Subject(NamedTuple):
@@ -72,11 +72,19 @@ class RunSource:
     def data(self) -> inputs.Data:
         return inputs.load_data(self.settings)
 
+    @property
+    def _model_settings(self) -> ModelSettings:
+        # Answers are steered and weights exchanged, which unsloth's kernels do not take part in.
+        return replace(opening.model_settings_of(self.folder), device=self._device, backend="transformers")
+
+    @property
+    def four_bit(self) -> bool:
+        """Whether the base model is in 4 bits; known without loading it."""
+        return opening.machine(self._model_settings).four_bit
+
     @cached_property
     def model(self) -> Model:
-        # Answers are steered and weights exchanged, which unsloth's kernels do not take part in.
-        settings = replace(opening.model_settings_of(self.folder), device=self._device, backend="transformers")
-        model, _ = opening.load_base(settings)
+        model, _ = opening.load_base(self._model_settings)
         opening.knows_openings(model, self.folder)
         for name, part in self._adapters.items():
             adapters.load_adapter(model, name, part)
@@ -112,6 +120,11 @@ class SeedSource:
     @property
     def data(self) -> inputs.Data:
         return self._run.data
+
+    @property
+    def four_bit(self) -> bool:
+        """As of ``RunSource``."""
+        return opening.machine(self.settings).four_bit
 
     @property
     def model(self) -> Model:
