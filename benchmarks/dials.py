@@ -13,7 +13,7 @@ many seemingly toxic prompts as the stock model does.
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from dcr_lite.compare.methods import METHODS, Method
 from dcr_lite.compare.seed_run import ANCHORS, Cost, SeedRun
 from dcr_lite.compare.summary import Result, mean_and_interval
 from dcr_lite.data.rows import Prompt
+from dcr_lite.data.sources import SMOLLM2
 from dcr_lite.files import write_json
 from dcr_lite.method.contrastive import encode_pairs
 from dcr_lite.model import adapters, generation
@@ -60,8 +61,8 @@ Apply = Callable[[SeedRun, Vectors], AbstractContextManager[None]]
 class Choices:
     """What to run."""
 
-    settings: Settings
-    """Model, data and training settings."""
+    settings: Settings = field(default_factory=lambda: Settings.of_model(SMOLLM2))
+    """Model, data and training settings; what is not given is found."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of stage 1."""
     out: Path = Path("runs/dials")
@@ -278,8 +279,12 @@ def table(rows: list[dict[str, Any]], results: dict[tuple[str, int], list[Result
 def main(choices: Choices) -> list[dict[str, Any]]:
     settings = inputs.resolved(choices.settings)
     results: dict[tuple[str, int], list[Result]] = {}
+    first: SeedRun | None = None
     for seed in choices.seeds:
-        seed_run = SeedRun(settings, choices.out / f"seed{seed}", seed)
+        folder = choices.out / f"seed{seed}"
+        seed_run = SeedRun(first.settings, folder, seed, first.run.path) if first else SeedRun(settings, folder, seed)
+        seed_run.find_settings()
+        first = first or seed_run
         data = development(seed_run, choices.pairs)
         for way, method in WAYS.items():
             wanted = not choices.only or way == STOCK or any(word in way for word in choices.only)

@@ -5,6 +5,7 @@ from pathlib import Path
 import dials
 import pytest
 import torch
+import tyro
 from recipe_runs import small_settings
 
 from dcr_lite.compare.seed_run import SeedRun
@@ -47,6 +48,22 @@ def test_the_first_token_alone_is_shifted(seed: SeedRun) -> None:
             found[way] = first, decoding.logits
     assert torch.allclose(found["last"][0], found["first"][0])
     assert not torch.allclose(found["last"][1], found["first"][1], atol=1e-3)
+
+
+def test_settings_are_found_once(tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its documented command asks for: by the first seed, for all, before anything is measured."""
+    assert tyro.cli(dials.Choices, args=["--seeds", "0", "1"]).settings.layer == -1
+    settings = small_settings(tiny, rows, tmp_path, layer=-1, sft_learning_rate=0.0)
+    seen: list[tuple[int, float]] = []
+
+    def noted(seed: SeedRun, *rest: object) -> None:
+        seen.append((seed.settings.layer, seed.settings.sft_learning_rate))
+
+    monkeypatch.setattr(dials, "measure_configuration", noted)
+    dials.main(dials.Choices(settings, (0, 1), tmp_path, only=("unturned",)))
+    assert len(seen) == 4  # the stock model and one way, with both seeds
+    assert len(set(seen)) == 1
+    assert min(seen[0]) > 0
 
 
 def test_interpolation_ends_at_the_two_adapters(seed: SeedRun, monkeypatch: pytest.MonkeyPatch) -> None:
