@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from _kept import CURE
+
+from dcr_lite.errors import UserError
 from dcr_lite.files import write_json
 
 
@@ -22,13 +25,17 @@ class Choices:
         """The variants to run."""
         return ((name, how) for name, how in variants.items() if not self.only or any(w in name for w in self.only))
 
-    def stored(self, name: str, seed: int) -> dict[str, Any] | None:
-        """The result of a variant and seed, None where it has not been run."""
-        return next((row for row in self._rows() if (row["variant"], row["seed"]) == (name, seed)), None)
+    def stored(self, name: str, seed: int, digest: str) -> dict[str, Any] | None:
+        """The result of a variant and seed, None where it has not been run. Raises UserError where it is of another
+        digest (see _kept.py)."""
+        row = next((row for row in self._rows() if (row["variant"], row["seed"]) == (name, seed)), None)
+        if row and row.get("digest") != digest:
+            raise UserError(f"{self.json}: {name}, seed {seed}, {CURE}")
+        return row
 
-    def store(self, name: str, seed: int, result: dict[str, Any]) -> dict[str, Any]:
+    def store(self, name: str, seed: int, digest: str, result: dict[str, Any]) -> dict[str, Any]:
         """Adds a result to the file; returns it with its name and seed."""
-        row = {"variant": name, "seed": seed, **result}
+        row = {"variant": name, "seed": seed, "digest": digest, **result}
         write_json([*self._rows(), row], self.json)
         return row
 

@@ -22,6 +22,7 @@ from statistics import fmean
 from typing import Any
 
 import tyro
+from _kept import require_same
 
 from dcr_lite.data.rows import Fields, read_jsonl, text_field
 from dcr_lite.data.sources import SMOLLM2
@@ -118,6 +119,7 @@ def answered(choices: Mending, model: str, name: str, prompts: dict[str, list[st
         precision=settings.precision, quantization=settings.quantization,
     )  # fmt: skip
     keep(asked, rows)
+    require_same(measuring.out, settings, *settings.files.values(), rows)
     if not measuring.out.exists():
         measure_model(measuring)
     return read_answers(measuring.answers)
@@ -152,8 +154,10 @@ def mended(choices: Mending, draw: int, refused: dict[str, list[str]]) -> Iterat
     name = f"{''.join(c if c.isalnum() else '_' for c in title)}-{draw}"
     run, answer = choices.out / name, choices.out / f"{name}.answer.jsonl"
     keep(answer, [{"prompt": prompt} for own, _ in parts.values() for prompt in own])
+    settings = resolved(replace(choices.settings, run=run, answer=answer, seed=draw, sure=("all",), resume=True))
+    require_same(run, replace(settings, answer=None), *settings.files.values(), answer)
     if not (run / "report.json").exists():
-        mend(resolved(replace(choices.settings, run=run, answer=answer, seed=draw, sure=("all",), resume=True)))
+        mend(settings)
     measured = answered(choices, str(run), f"{name}.others", {topic: others for topic, (_, others) in parts.items()})
     for topic, some in refused.items():
         yield result(topic, draw, run, len(some), [row for row in measured if row["source"] == topic])
@@ -162,10 +166,11 @@ def mended(choices: Mending, draw: int, refused: dict[str, list[str]]) -> Iterat
 def without_prompts(choices: Mending, draw: int, refused: dict[str, list[str]]) -> Iterator[dict[str, Any]]:
     """The same run without any prompt, and its answers to the others of each topic."""
     run = choices.out / f"control-{draw}"
+    own = {one.name: getattr(choices.settings, one.name) for one in fields(Settings)}
+    settings = resolved(replace(Settings(**own), run=run, seed=draw, resume=True))
+    require_same(run, settings, *settings.files.values())
     if not (run / "report.json").exists():
-        own = {one.name: getattr(choices.settings, one.name) for one in fields(Settings)}
-        settings = replace(Settings(**own), run=run, seed=draw, resume=True)
-        load_recipe(find_recipe(DEFAULT_RECIPE)).main(resolved(settings))
+        load_recipe(find_recipe(DEFAULT_RECIPE)).main(settings)
     others = {topic: drawn(some, topic, draw, choices.taken)[1] for topic, some in refused.items()}
     measured = answered(choices, str(run), f"control-{draw}.others", others)
     for topic, some in refused.items():

@@ -19,6 +19,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import tyro
+from _kept import require_same
 
 from dcr_lite.data.rows import Pair, Prompt, read_pairs, read_prompts
 from dcr_lite.data.splits import sample, split_by_focus
@@ -132,8 +133,9 @@ def measured(
     model: Model, settings: Settings, training: list[Pair], material: Material, folder: Path
 ) -> dict[str, Any]:
     """Train stage 1 on these pairs, unless its adapter is kept, and read every unseen set: {kept_step, seconds, sets:
-    {set: {states, opening: {auroc, ci95}}}}."""
+    {set: {states, opening: {auroc, ci95}}}}. Raises UserError where other ones are kept."""
     done = folder / "read.json"
+    require_same(done, settings, training, material)
     if done.exists():
         return load_json(done)
     config = ContrastiveConfig.of(settings)

@@ -20,6 +20,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 import tyro
+from _kept import require_same
 from pair_curve import ALL, DEVELOPMENT, SIDES, prompts_of, public_sets
 from torch import Tensor
 
@@ -59,15 +60,17 @@ class Choices:
 
 
 def measured(choices: Choices, name: str, layer: int) -> dict[str, Any]:
-    """{pairs: {number: {set: {auroc, ci95}}}} of a model, read and fitted unless that was kept."""
+    """{pairs: {number: {set: {auroc, ci95}}}} of a model, read and fitted unless that was kept. Raises
+    UserError where what is kept is of another one."""
     kept = choices.out / f"{Path(name).name}.json"
-    if kept.exists():
-        return load_json(kept)
     settings = inputs.resolved(replace(choices.settings, model=name, layer=layer, compare_with=()))
     data = inputs.load_data(settings)
     unseen = {DEVELOPMENT: prompts_of(data.development)}
     unseen |= {title: prompts_of(read_pairs(SHIPPED / file)) for title, file in HELD_OUT.items()}
     unseen |= public_sets(choices.prompts, choices.rows)
+    require_same(kept, settings, data.training, data.instructions, unseen, choices.counts, choices.orders)
+    if kept.exists():
+        return load_json(kept)
     texts = list(dict.fromkeys(prompt.prompt for prompts in unseen.values() for prompt in prompts))
 
     model, _ = opening.load_model(settings)

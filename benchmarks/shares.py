@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any
 
 import tyro
+from _kept import require_same
 from pair_curve import DEVELOPMENT, SIDES, prompts_of
 
 from dcr_lite.compare.seed_run import SeedRun
@@ -115,6 +116,10 @@ def table(results: list[dict[str, Any]]) -> str:
 def main(choices: Choices) -> list[dict[str, Any]]:
     settings = replace(inputs.resolved(choices.settings), stage1="yes", stage2="no")
     run, kept = SeedRun(settings, choices.out / f"seed{choices.seed}", choices.seed), choices.out / "shares.json"
+    require_same(
+        kept, settings, choices.seed, *settings.files.values(), *choices.prompts, choices.rows, choices.every,
+        choices.answers,
+    )  # fmt: skip
     results: list[dict[str, Any]] = load_json(kept) if kept.exists() else []
     if left := [share for share in choices.shares if share not in {one["share"] for one in results}]:
         run.find_settings()

@@ -19,6 +19,7 @@ from typing import Any
 
 import _choices
 import tyro
+from _kept import digest_of
 
 from dcr_lite.data.rows import Pair, read_conversations
 from dcr_lite.files import SHIPPED
@@ -178,7 +179,8 @@ def main(choices: Choices) -> None:
     print("| variant | seed | own | whitened | kept step | seconds |\n|---|---|---|---|---|---|")
     for seed in choices.seeds:
         for name, changes in choices.named(VARIANTS):
-            row = choices.stored(name, seed) or choices.store(name, seed, variant(changes, seed))
+            of = digest_of(SETTINGS, *SETTINGS.files.values())
+            row = choices.stored(name, seed, of) or choices.store(name, seed, of, variant(changes, seed))
             cells = [name, str(seed), _cell(row["own"]), _cell(row["whitened"]), str(row["best_step"])]
             print(f"| {' | '.join(cells)} | {row['seconds']:.0f} |", flush=True)
 

@@ -17,6 +17,7 @@ from typing import Any
 import _choices
 import tyro
 import voice
+from _kept import digest_of, require_same
 from safetensors.torch import load_file
 
 from dcr_lite.data.rows import Prompt
@@ -136,8 +137,11 @@ def main(choices: Choices) -> None:
         for name, changes in choices.named(VARIANTS):
             share = round(usual.sizes["refusals"] * changes.get("share", 1))
             settings = replace(usual, refusals=share, **{k: v for k, v in changes.items() if k != "share"})
+            of = digest_of(settings, *settings.files.values())
             own = choices.json.with_name(f"own_answers_{usual.seed}.jsonl")
-            row = choices.stored(name, usual.seed) or choices.store(name, usual.seed, variant(folder, settings, own))
+            require_same(own, usual, *usual.files.values())
+            found = choices.stored(name, usual.seed, of)
+            row = found or choices.store(name, usual.seed, of, variant(folder, settings, own))
             print(_line(row), flush=True)
 
 

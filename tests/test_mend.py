@@ -254,6 +254,7 @@ def made(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
         seen = [dcr_lite(*words, "--check")]
         (run.parent / "checked").write_text("\n".join(sorted(str(p.relative_to(run)) for p in run.rglob("*"))))
         seen.append(dcr_lite(*words, "--resume"))
+        (run.parent / "checked again").write_text(dcr_lite(*words, "--check", "--resume").out)
     assert [one.code for one in seen] == [0, 0], seen[-1].err
     return run, seen
 
@@ -274,6 +275,9 @@ def test_the_check_alone_trains_nothing(made: tuple[Path, list[Outcome]]) -> Non
         assert f"The model refuses {len(numbers)} of {len(TO_ANSWER)} prompts" in seen.out
     assert "Your prompts: 30/30" in checked.out
     assert whole.out.count("Your prompts: 30/30") == 1  # those after it
+    again = (run.parent / "checked again").read_text()
+    said = "Nothing has been trained", "This run has begun to train"
+    assert [[words in out for words in said] for out in (checked.out, again)] == [[True, False], [False, True]]
 
 
 def test_the_numbers_are_those_of_the_answers(made: tuple[Path, list[Outcome]]) -> None:

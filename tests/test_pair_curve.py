@@ -1,5 +1,6 @@
 """Claims about benchmarks/pair_curve.py: what it trains on and reads, and that a stopped one goes on."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pair_curve
 import pytest
 from recipe_runs import small_settings
 
+from dcr_lite.errors import UserError
 from dcr_lite.method.contrastive import ContrastiveRefinement
 
 pytestmark = pytest.mark.usefixtures("pictures")
@@ -46,3 +48,6 @@ def test_pair_curve(tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(ContrastiveRefinement, "observe", observe)
     assert (tmp_path / "stopped" / "seed0" / "4" / "checkpoint.pt").exists()
     assert numbers(curve("stopped")) == numbers(undisturbed)
+    settings = replace(settings, temperature=0.5)
+    with pytest.raises(UserError, match=r"read\.json is of other settings, prompts or rows"):
+        curve("stopped")

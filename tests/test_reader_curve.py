@@ -1,5 +1,6 @@
 """Claims about benchmarks/reader_curve.py: a model is read once, and more pairs are fitted with the fewer ones."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from recipe_runs import small_settings
 
 from dcr_lite.data.rows import Prompt
+from dcr_lite.errors import UserError
 from dcr_lite.measure.metrics import auroc
 from dcr_lite.method.dial_fitting import Read
 
@@ -43,6 +45,9 @@ def test_reader_curve(
     assert "**llama" in table
     monkeypatch.setattr(reader_curve, "read_inputs", None)
     assert reader_curve.main(choices)[str(tiny)]["pairs"] == found
+    for other in ({"models": {str(tiny): 2}}, {"rows": 2}, {"models": {str(tmp_path / tiny.name): 1}}):
+        with pytest.raises(UserError, match="is of other settings, prompts or rows"):
+            reader_curve.main(replace(choices, **other))
 
 
 def test_orders_are_averaged() -> None:

@@ -1,11 +1,13 @@
 """Claims about benchmarks/shares.py: one stage 1 for all shares, of which 0 leaves the stock model with a dial."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import shares
 from recipe_runs import adapter, small_settings
 
+from dcr_lite.errors import UserError
 from dcr_lite.method.dial_fitting import fit_dial
 
 pytestmark = pytest.mark.usefixtures("pictures")
@@ -36,3 +38,5 @@ def test_shares(
     assert "| share | development pairs" in capsys.readouterr().out
     monkeypatch.setattr(shares, "measured", None)
     assert shares.main(choices) == found
+    with pytest.raises(UserError, match="is of other settings, prompts or rows"):
+        shares.main(replace(choices, every=1))
