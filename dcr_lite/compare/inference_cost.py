@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -27,7 +28,7 @@ def token_seconds(model: Model, prompts: list[str]) -> float | None:
         return None
     rows, ends = encode_prompts(model.tokenizer, prompts, model.window), end_tokens(model)
 
-    def going_on(logits: Tensor, numbers: list[int], step: int) -> Tensor:
+    def going_on(logits: Tensor, numbers: Sequence[int], step: int) -> Tensor:
         return most_probable(logits.index_fill(1, ends.to(logits.device), -math.inf), numbers, step)
 
     def timed(tokens: int) -> tuple[float, int]:
