@@ -19,6 +19,7 @@ def main(settings: MendSettings) -> None:
     from dcr_lite.mend import steps as mending
     from dcr_lite.mend.reader import Reader
     from dcr_lite.run import inputs, opening, steps
+    from dcr_lite.run.joined import has_joined
     from dcr_lite.run.long_rows import without_long_rows
     from dcr_lite.run.plan import plan
     from dcr_lite.run.report import plain
@@ -42,7 +43,8 @@ def main(settings: MendSettings) -> None:
     reader = Reader(model, data.training, settings)
     check = mending.look(run, reader, data, settings, wishes)
     if settings.check:
-        show_line("Nothing has been trained. Go on with --resume in place of --check.")
+        so_far = "This run has begun to train" if has_joined(run.path) else "Nothing has been trained"
+        show_line(f"{so_far}. Go on with --resume in place of --check.")
         return run.leave()
 
     # They join the pairs: to be answered on the seemingly toxic side, beside the toxic prompts nearest to them.
