@@ -15,6 +15,7 @@ import pytest
 from command_line import run_command
 from finished_runs import MakeRun
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dcr_lite import cli
@@ -192,6 +193,48 @@ def test_what_was_exported_is_pushed(public_run: FinishedRun, hub: Any, tiny_fol
     assert hub.create_repo.call_args.kwargs["private"] is False
     with pytest.raises(UserError, match=r"holds nothing to push\. First: dcr-lite export .* --to merged"):
         push(public_run, "me/aligned", "merged")
+
+
+@pytest.mark.parametrize("form", ["merged", "gguf"])
+def test_an_export_from_before_the_dial_was_turned_is_not_pushed(
+    form: Form, public_run: FinishedRun, hub: Any, tiny_folder: Callable[..., Path]
+) -> None:
+    """Its weights would stand under a card of other ones. A damaged export is named as well."""
+    export, base = (export_merged if form == "merged" else export_gguf), str(tiny_folder("llama"))
+    made = export(public_run, base=base)
+    weights = made if made.is_file() else made / "model.safetensors"
+    file = public_run.adapter / "adapter_model.safetensors"
+    save_file({name: 2 * tensor for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(
+        UserError, match=rf"{weights.name} is of an adapter from before the dial .* export again: .* --to {form}"
+    ):
+        push(public_run, "me/aligned", form)
+    weights.write_bytes(weights.read_bytes()[:20])
+    with pytest.raises(UserError, match=rf"{weights.name}.* export again"):
+        push(public_run, "me/aligned", form)
+    hub.create_repo.assert_not_called()
+    shutil.rmtree(made) if made.is_dir() else made.unlink()
+    export(public_run, base=base)
+    push(public_run, "me/aligned", form)
+
+
+def test_the_card_beside_gguf_files_is_of_the_newest(
+    public_run: FinishedRun, tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kit's own is written anew, and stays where the export fails; another stays always."""
+    base = str(tiny_folder("llama"))
+    card = export_gguf(public_run, base=base).with_name("README.md")
+    turned = FinishedRun(public_run.path, public_run.report | {"seed": 77})
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "write_gguf", lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            export_gguf(turned, base=base, file_type="q8_0")
+    assert card.read_text() == model_card(public_run.report, "gguf")
+    export_gguf(turned, base=base, file_type="q8_0")
+    assert card.read_text() == model_card(turned.report, "gguf")
+    card.write_text("mine")
+    export_gguf(turned, card.with_name("third.gguf"), base)
+    assert card.read_text() == "mine"
 
 
 def test_an_adapter_of_a_folder_is_not_pushed_alone(make_run: MakeRun, hub: Any) -> None:

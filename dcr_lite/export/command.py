@@ -28,6 +28,7 @@ ELSEWHERE = "choose another place with --out"
 REFINING = ("layer", "contrastive_layers", "contrastive_steps", "paper", "stage1")  # settings, by which layers train
 # How a model that reads more than text is given it, where its base has these.
 PICTURES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+OURS = b"made with [dcr-lite]("  # in every model card of the kit
 SMALL_FILES_BYTES = 100_000_000  # tokenizer, configuration, card
 
 
@@ -127,7 +128,7 @@ def _write_merged(run: FinishedRun, merged: Merged, folder: Path) -> None:
             for name in names:
                 tensors[name] = merged.tensor(name)
                 shown.advance(1)
-            save_file(tensors, folder / file, metadata={"format": "pt"})
+            save_file(tensors, folder / file, metadata={"format": "pt"} | merged.made_of)
     for file in (INDEX, "config.json", *PICTURES):
         if (merged.base / file).exists():
             shutil.copyfile(merged.base / file, folder / file)
@@ -184,15 +185,18 @@ def export_gguf(
 
 @contextmanager
 def _card_beside(run: FinishedRun, out: Path) -> Iterator[None]:
-    """The model card in the folder of ``out``, unless one is there: written before the block, since an export that is
-    killed after it is finished would never get one; removed where the block fails."""
+    """The model card in the folder of ``out``, unless there is one that is not the kit's: written before the block,
+    since an export that is killed after it is finished would never get one; as it was where the block fails."""
     card = out.parent / "README.md"
-    new = not card.exists()
-    if new:
+    before = card.read_bytes() if card.exists() else None
+    ours = before is None or OURS in before
+    if ours:
         write_text(card, model_card(run.report, "gguf"))
     try:
         yield
     except BaseException:
-        if new:
+        if before is None:
             card.unlink(missing_ok=True)
+        elif ours:
+            card.write_bytes(before)
         raise

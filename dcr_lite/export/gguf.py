@@ -48,7 +48,7 @@ def write_gguf(
 ) -> None:  # fmt: skip
     """Write the model to ``path``, whole or absent.
 
-    config, tokenizer: of transformers. name: of the model, in the file. file_type: "bf16" keeps every bit of 16-bit
+    config, tokenizer: of transformers. name: of the model, in the file. file_type: "bf16" keeps every bit of bfloat16
     weights, "q8_0" takes half the space, "q5_k_m" and "q4_k_m" less. advance: called with 1 after each tensor.
     chat_template: whether the tokenizer's is written. refined: see ``type_of``.
     Raises UserError for an architecture, a rotary scaling or a tokenizer that llama.cpp would compute differently.
@@ -59,6 +59,8 @@ def write_gguf(
     writer.add_name(_unmistakable(name, tokenizer))
     writer.add_file_type(FILE_TYPES[file_type])
     writer.add_quantization_version(GGML_QUANT_VERSION)
+    for key, digest in merged.made_of.items():
+        writer.add_string(key, digest)
     describe(writer, config)
     _describe_tokenizer(writer, tokenizer, config, chat_template)
 

@@ -3,13 +3,17 @@
 from pathlib import Path
 
 import huggingface_hub
+from gguf import GGUFReader
 from httpx import HTTPError
 from huggingface_hub import CommitOperationAdd
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from safetensors import SafetensorError, safe_open
 
 from dcr_lite.data.hub import limit_waits, why, without_token
 from dcr_lite.errors import UserError
 from dcr_lite.export.command import FinishedRun
+from dcr_lite.export.merge import ADAPTER_FILE, MADE_OF
+from dcr_lite.files import damaged, sha256_of
 from dcr_lite.run.model_card import Form, is_hub_name, model_card
 
 # The files pushed of each form. Others in the folder may contain texts of the training data.
@@ -25,8 +29,8 @@ def push(run: FinishedRun, repo: str, form: Form = "adapter", folder: Path | Non
 
     repo: owner/name; created if need be, private unless ``public``. folder: of the export, by default in the run
     folder.
-    Raises UserError without a token or an export, for an adapter whose base is a local folder, and for what the Hub
-    refuses.
+    Raises UserError without a token or an export, for an export from before the dial was turned, for an adapter whose
+    base is a local folder, and for what the Hub refuses.
     """
     files = _files(run, form, folder or run.path / form)
     limit_waits()
@@ -56,14 +60,33 @@ def _refusal(error: Exception, repo: str) -> str:
 
 def _files(run: FinishedRun, form: Form, folder: Path) -> list[Path]:
     files = sorted({file for pattern in PUSHED[form] for file in folder.glob(pattern)})
-    if not any(file.suffix in (".safetensors", ".gguf") for file in files):
+    weights = [file for file in files if file.suffix in (".safetensors", ".gguf")]
+    if not weights:
         raise UserError(f"{folder} holds nothing to push. First: dcr-lite export {run.path} --to {form}")
+    if form != "adapter":
+        cure = f"Remove it and export again: dcr-lite export {run.path} --to {form}"
+        adapter = sha256_of(run.adapter / ADAPTER_FILE)
+        for file in weights:
+            if _made_of(file, cure) not in (None, adapter):
+                raise UserError(f"{file} is of an adapter from before the dial of {run.path} was turned. {cure}")
     if form == "adapter" and not is_hub_name(run.report["model"]):
         raise UserError(
             f"the adapter belongs to {run.report['model']}, a folder that nobody else has. Push the whole model: "
             f"dcr-lite export {run.path} --to merged, then --to hub --form merged."
         )
     return files
+
+
+def _made_of(file: Path, cure: str) -> str | None:
+    """The digest of the adapter that an export was made of; None where an earlier version made it."""
+    try:
+        if file.suffix == ".gguf":
+            field = GGUFReader(file).get_field(MADE_OF)
+            return str(field.contents()) if field else None
+        with safe_open(file, "pt") as opened:
+            return (opened.metadata() or {}).get(MADE_OF)
+    except (OSError, ValueError, LookupError, SafetensorError):
+        raise damaged(file, cure) from None
 
 
 def _licence(api: huggingface_hub.HfApi, model: str) -> str | None:

@@ -16,17 +16,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dcr_lite.errors import UserError
-from dcr_lite.files import damaged, load_json, load_tensors
+from dcr_lite.files import damaged, load_json, load_tensors, sha256_of
 
 ADAPTER_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # peft's prefix of module names
+MADE_OF = "dcr_lite.adapter"  # in the metadata of an export: the digest of its adapter's weights
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class Merged:
     """The tensors of ``base`` (a folder that transformers saved) plus ``adapter`` (a folder that peft saved, or None).
 
-    files: the names of the tensors in each of the base's safetensors files, in order.
+    files: the names of the tensors in each of the base's safetensors files, in order. made_of: what the metadata of an
+    export says of the adapter.
     Raises UserError where the base is quantised, a file is missing or damaged, or the adapter belongs to another model.
     """
 
@@ -36,6 +38,7 @@ class Merged:
             raise UserError(f"{base} holds quantised weights. Give the 16-bit base model with --base.")
         self.files = _files(base)
         factors = _factors(adapter / ADAPTER_FILE) if adapter else {}
+        self.made_of = {MADE_OF: sha256_of(adapter / ADAPTER_FILE)} if adapter else {}
         known = {name for names in self.files.values() for name in names}
         stored = {name: _as_stored(name, known) for name in factors}
         self._factors = {stored[name]: pair for name, pair in factors.items()}
