@@ -21,8 +21,8 @@ def sigterm_as_ctrl_c() -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Within the block Ctrl-C, SIGTERM and SIGHUP wait for its end, where they raise KeyboardInterrupt; a second one does not
-    wait. Signals that end the process in another way, or not at all, stay as they are."""
+    """Within the block Ctrl-C, SIGTERM and SIGHUP wait for its end, where they raise KeyboardInterrupt; a second one
+    does not wait. Signals that end the process in another way, or not at all, stay as they are."""
     waiting: list[int] = []
 
     def wait(number: int, _frame: Any) -> None:
