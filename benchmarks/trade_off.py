@@ -7,7 +7,7 @@ difference of means and the stock model with a dial; stage 1, of whose change ha
 a stage 2 of own answers, with few refusals where the stock model refuses by itself; and with one of the given answers
 and all refusals. Stage 1 is the same for the last three, the dial for the last two.
 ``--out`` keeps every training, the answers and what is measured, as that of ``dcr-lite compare``: the same command goes
-on.
+on. seedN/state_map.png has held-out prompts before and after stage 1.
 
 Intervals are over seeds and prompts: of the mean over seeds (Student) and of the rates over prompts (Wilson, MOVER),
 added in squares. A second table has what each gains over the stock model, prompt by prompt.
@@ -40,7 +40,7 @@ from dcr_lite.run import inputs, steps
 from dcr_lite.run.found_settings import HALF
 from dcr_lite.run.own_voice import in_own_voice
 from dcr_lite.run.report import markdown_table
-from dcr_lite.run.stored_states import load_states, stage2_rows
+from dcr_lite.run.stored_states import draw_states, load_states, stage2_rows
 from dcr_lite.settings import HELD_OUT_FILES, Settings
 
 STEERED = (0.5, -1.0, 1.0, 2.0)  # in units of the states' spread
@@ -204,6 +204,9 @@ def main(choices: Choices) -> list[dict[str, Any]]:
     runs, results = measured(methods, settings, data, choices.seeds, choices.seeds, choices.out)
     entries = with_intervals(results)
     add_gains(entries, runs, data)
+    for run in runs.values():
+        if run.run.layer_states.exists():
+            draw_states(run.run, run.data, run.settings, load_states(run.run))
     usual = [e for e in entries if e["strength"] == methods[e["method"]].strengths(settings)[0]]
     draw_trade_off(methods, usual, entries, frontier(entries), choices.out / "trade_off.png")
     write_json(entries, choices.out / "trade_off.json")

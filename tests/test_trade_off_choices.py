@@ -69,6 +69,7 @@ def test_trade_off(
         f"| {trade_off.VARIANTS['given'].title}, 0",
     ]  # fmt: skip
     assert (out / "trade_off.png").exists()
+    assert (out / "seed0" / "state_map.png").exists()
     stage1, stage2 = (
         load_file(out / "seed0" / part / "adapter_model.safetensors") for part in ("stage1", "stage2_given")
     )
