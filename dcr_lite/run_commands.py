@@ -102,8 +102,7 @@ def probe(
     device: Device = "auto",
 ) -> None:
     """Probe the models of a finished run, or methods of a comparison: how much they still refuse, and still tell apart,
-    under other wordings, prefilled answers, 4-bit weights, benign fine-tuning, an ablated direction and sampling. The
-    same command continues a stopped probing.
+    when they are attacked or changed. The same command continues a stopped probing.
 
     Args:
         run: A finished run folder.
@@ -112,15 +111,14 @@ def probe(
         model: Of a comparison without a recipe: its model, as it was given.
         methods: Of the comparison: the methods to probe, by default all.
         seeds: Of the comparison: the seeds whose models are probed.
-        probes: Probes, or families of them: prefilling, templates, framings, encodings, rounding, fine_tuning,
+        probes: Probes, or their families: prefilling, templates, framings, encodings, rounding, fine_tuning,
             abliteration, sampling; by default all.
         prompts: JSON Lines of {prompt, label, source?} or {toxic, seemingly_toxic} to measure on; by default the
             held-out part of the run or of the recipe.
         rows: At most this many prompts of each set and label, drawn with a fixed seed.
         seed: Of misspellings, fine-tuning and sampling.
         answer_tokens: Tokens of each answer: enough to see whether it refuses.
-        out: Folder of the tables, answers and pictures; by default the folder probes in that of the run or of the
-            comparison.
+        out: Folder of the tables, answers and pictures; by default probes in that of the run or of the comparison.
         device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
     """
     from dcr_lite.errors import UserError

@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from small_runs import RECIPE, flags, recipe_module, run_here
 from tiny_models import assert_far, load_reference
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from dcr_lite.demo.scoring import open_run
 from dcr_lite.measure.answers import read_answers
@@ -218,5 +218,6 @@ def assert_peft_loads_what_was_learnt(run: Path, folder: Path) -> None:
         after = PeftModel.from_pretrained(stock, run / "adapter").eval()(ids).logits
     assert_far(after, before)
     weights = load_file(run / "adapter" / "adapter_model.safetensors")
-    assert {key.split(".layers.")[1].split(".")[0] for key in weights} == {"0", "1", "2", "3"}
+    layers = AutoConfig.from_pretrained(folder).get_text_config().num_hidden_layers
+    assert {int(key.split(".layers.")[1].split(".")[0]) for key in weights} == set(range(layers))
     assert [key for key, value in weights.items() if not value.isfinite().all() or not value.any()] == []

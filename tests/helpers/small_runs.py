@@ -9,7 +9,7 @@ from typing import Any
 
 from dcr_lite.files import write_jsonl
 from dcr_lite.run import plan
-from dcr_lite.run.launch import launch
+from dcr_lite.run.launch import REPLACES, launch
 from dcr_lite.run.recipes import load_recipe
 
 plan.matrix_rate = cache(plan.matrix_rate)  # it takes a second, and is the same for all runs of a process
@@ -87,9 +87,14 @@ def small_values(rows: Path) -> dict[str, Any]:
 
 
 def flags(model: str | Path, rows: Path, run: Path, **changes: Any) -> list[str]:
-    """The same as command-line flags; ``changes`` adds to them and replaces some."""
+    """The same as command-line flags; ``changes`` adds to them, replaces some, and makes some void, which would be
+    errors."""
     argv: list[str] = []
-    for name, value in ({"model": model, "run": run} | small_values(rows) | changes).items():
+    values = {"model": model, "run": run} | small_values(rows) | changes
+    void = {name for (by, value), names in REPLACES.items() if values.get(by) == value for name in names}
+    for name, value in values.items():
+        if name in void and name not in changes:
+            continue
         argv.append("--" + name.replace("_", "-"))
         if value is not True:
             argv += [str(v) for v in value] if isinstance(value, list | tuple) else [str(value)]
