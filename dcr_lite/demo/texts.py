@@ -11,7 +11,7 @@ FOOTER = (
 TITLE = "{model}, run {run}"
 NO_RUN = (
     "No finished run was found, so this is the stock model alone. To see similarity scores, the map and what a model "
-    "learns, train one first: dcr-lite train smollm2_135m (11 to 49 minutes on two cores)."
+    "learns, train one first: dcr-lite train smollm2_135m (49 minutes on two cores)."
 )
 EARLIER_VERSION = "This run is of an earlier version: no similarity scores, no map. A new run has them."
 
