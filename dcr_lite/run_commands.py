@@ -111,8 +111,8 @@ def probe(
         model: Of a comparison without a recipe: its model, as it was given.
         methods: Of the comparison: the methods to probe, by default all.
         seeds: Of the comparison: the seeds whose models are probed.
-        probes: Probes, or their families: prefilling, templates, framings, encodings, rounding, fine_tuning,
-            abliteration, sampling; by default all.
+        probes: Probes, or their families: prefilling, templates, framings, contexts, encodings, rounding,
+            fine_tuning, abliteration, sampling; by default all.
         prompts: JSON Lines of {prompt, label, source?} or {toxic, seemingly_toxic} to measure on; by default the
             held-out part of the run or of the recipe.
         rows: At most this many prompts of each set and label, drawn with a fixed seed.

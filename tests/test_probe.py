@@ -23,14 +23,25 @@ from dcr_lite.measure.answers import read_answers
 from dcr_lite.measure.metrics import mean_interval
 from dcr_lite.probe import abliteration, command, material, report, subjects
 from dcr_lite.probe.command import Probing, probe_comparison, probe_run
-from dcr_lite.probe.probes import FAMILIES, NONE, PROBES
+from dcr_lite.probe.probes import FAMILIES, NONE, PROBES, chosen_probes
 from dcr_lite.run import opening
 from dcr_lite.run.inputs import resolved
 from dcr_lite.run.recipes import settings_of
 from dcr_lite.settings import Settings
 
 # Of every family, and whatever is done in a way of its own.
-EVERY_WAY = ("prefill_5", "hello", "past_tense", "rot13", "int4", "tuned_0", "tuned_10", "abliteration", "sampling")
+EVERY_WAY = (
+    "prefill_5",
+    "hello",
+    "past_tense",
+    "shop",
+    "rot13",
+    "int4",
+    "tuned_0",
+    "tuned_10",
+    "abliteration",
+    "sampling",
+)
 SOME = ("prefill_5", "rot13", "sampling")
 Probed = tuple[Path, dict[str, Any]]
 
@@ -230,6 +241,18 @@ def test_probes_of_merged_weights_are_left_out_in_4_bits(
     assert "6/6 DCR, hello: J " in said
     monkeypatch.setattr(opening, "load_base", None)
     assert probe_run(run, probing, "cpu") == out
+
+
+def test_a_method_that_asks_a_second_prompt_is_not_put_into_contexts(
+    demo_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """AdaCD makes it of a single one; a line says so. Every other method is."""
+    source = subjects.RunSource(demo_run, "cpu")
+    probes = chosen_probes(("contexts", "hello"))
+    adacd = source.subjects[-1]._replace(method="adacd", title="AdaCD")
+    assert [probe.name for probe in command._fitting(source, adacd, probes)] == [NONE, "hello"]
+    assert "left out, since its second prompt is made of a single one: assistant, shop, " in capsys.readouterr().out
+    assert command._fitting(source, source.subjects[-1], probes) == probes
 
 
 def test_whether_a_base_is_in_4_bits_is_known_without_it(demo_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

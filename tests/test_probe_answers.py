@@ -174,6 +174,22 @@ def test_a_contrasted_decoding_sees_the_prefix_behind_both_prompts(tiny_model: M
     assert model.contrast is usual
 
 
+@pytest.mark.parametrize("name", ["shop", "long_talk"])
+def test_a_prompt_in_a_context_is_answered_as_the_templates_conversation(
+    tiny_model: MakeModel, reference: MakeReference, name: str
+) -> None:
+    """Greedily, by full forward passes of the conversation as the chat template writes it; kept beside the prompt."""
+    model, plain = tiny_model(), reference()
+    bench = bench_of(model)
+    found, _ = ask(bench, PROBES[name], lambda done: None)
+    for prompt, said in zip(bench.prompts, found, strict=True):
+        turns = [*PROBES[name].before, {"role": "user", "content": prompt.prompt}]
+        row = model.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        after = greedy_tokens(plain, row, bench.answer_tokens)
+        assert said["response"] == model.tokenizer.decode(after, skip_special_tokens=True).strip()
+        assert (said["prompt"], said["asked"]) == (prompt.prompt, prompt.prompt)
+
+
 # --- judging ----------------------------------------------------------------------------------------------------------
 
 

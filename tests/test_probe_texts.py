@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcr_lite.errors import UserError
+from dcr_lite.measure.judge import is_refusal
 from dcr_lite.probe import encodings
 from dcr_lite.probe.past_tense import past_tense
 from dcr_lite.probe.probes import FAMILIES, NONE, PREFIXES, PROBES, STEPS, chosen_probes
-from dcr_lite.probe.wordings import FORCED_OPENING, FRAMINGS, TEMPLATES
+from dcr_lite.probe.wordings import CONTEXTS, FORCED_OPENING, FRAMINGS, TEMPLATES
 
 TEXTS = st.text(min_size=1, max_size=60)
 SENTENCES = st.lists(st.from_regex(r"[A-Za-z]{1,9}[,;]?", fullmatch=True), min_size=1, max_size=9).map(" ".join)
@@ -38,7 +39,8 @@ def test_the_hello_control_differs_from_prefix_injection_in_the_words_to_begin_w
 def test_the_probes_of_the_note_are_there() -> None:
     """By name and by family; each once; without names all, and the model as it is always first."""
     assert FAMILIES == (
-        "prefilling", "templates", "framings", "encodings", "rounding", "fine_tuning", "abliteration", "sampling",
+        "prefilling", "templates", "framings", "contexts", "encodings", "rounding", "fine_tuning", "abliteration",
+        "sampling",
     )  # fmt: skip
     assert (PREFIXES, STEPS, len(TEMPLATES), len(FRAMINGS)) == ((5, 10, 20, 40), (0, 10, 30, 100), 12, 5)
     assert [probe.name for probe in chosen_probes(())] == list(PROBES)
@@ -46,6 +48,17 @@ def test_the_probes_of_the_note_are_there() -> None:
     with pytest.raises(UserError, match="--probes nosuch: no such probe; choose among prefilling, "):
         chosen_probes(("hello", "nosuch"))
     assert FORCED_OPENING.isprintable()
+
+
+def test_a_context_is_a_conversation_that_the_prompt_goes_on_with() -> None:
+    """A system message or turns of user and assistant that end with the assistant's; the only refusal in them is the
+    one that a context is named after."""
+    for name, messages in CONTEXTS.items():
+        roles = [message["role"] for message in messages]
+        assert roles in (["system"], ["user", "assistant"] * (len(roles) // 2))
+        answers = [message["content"] for message in messages if message["role"] == "assistant"]
+        assert any(map(is_refusal, answers)) == (name == "after_refusal")
+        assert PROBES[name].before == messages
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from dcr_lite.measure.answers import Measured
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
 from dcr_lite.measure.kinds import kind_of
 from dcr_lite.measure.metrics import wilson_interval
-from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.chat import Tokenizer, encode_messages, encode_prompts
 from dcr_lite.model.generation import Answer, answer
 from dcr_lite.model.sampling import Sampled, most_probable
 from dcr_lite.names import LABELS
@@ -46,7 +46,7 @@ def ask(bench: Bench, probe: Probe, progress: Callable[[int], None]) -> tuple[li
     prompts = bench.prompts + (bench.plain if probe.encodes or probe.name == NONE else [])
     texts = [probe.rewrite(prompt.prompt, bench.seed) for prompt in prompts]
     window = bench.model.window - bench.answer_tokens - (MOST if probe.prefix else 0)
-    rows = encode_prompts(bench.model.tokenizer, texts, window)
+    rows = _encoded(bench.model.tokenizer, probe, texts, window)
     starts = [said.first(probe.prefix) for said in bench.stock] if probe.prefix else [[]] * len(rows)
     found: list[Measured] = []
     with prefilled(bench.model, rows, starts) as whole:
@@ -62,6 +62,13 @@ def ask(bench: Bench, probe: Probe, progress: Callable[[int], None]) -> tuple[li
     if probe.prefix:
         facts |= {name: sum(getattr(said, name) for said in bench.stock) for name in ("forced", "ended")}
     return sorted(found, key=lambda row: (row["number"], row["sample"])), facts
+
+
+def _encoded(tokenizer: Tokenizer, probe: Probe, texts: list[str], window: int) -> list[list[int]]:
+    """Token ids of each text, behind what the probe has before it."""
+    if not probe.before:
+        return encode_prompts(tokenizer, texts, window)
+    return [encode_messages(tokenizer, [*probe.before, {"role": "user", "content": text}], window) for text in texts]
 
 
 def _is_final(probe: Probe, text: str) -> bool:

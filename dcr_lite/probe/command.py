@@ -31,6 +31,7 @@ from dcr_lite.run.plan import ACHIEVED, matrix_rate, weights_per_layer
 from dcr_lite.run.terminal import console, progress_bar, show_plan
 from dcr_lite.settings import Device, Settings
 
+ADACD = "adacd"  # in METHODS
 TUNING_TOKENS = 100  # of a row of instructions, about: for the estimated time
 
 
@@ -103,12 +104,16 @@ def _probe(sources: list[Source], probes: list[Probe], probing: Probing, out: Pa
 
 
 def _fitting(source: Source, subject: Subject, probes: list[Probe]) -> list[Probe]:
-    """The probes that a model can be put under; a line names those that are left out."""
-    left_out = [probe for probe in probes if probe.merges and source.four_bit]
-    if left_out:
-        names = ", ".join(probe.title for probe in left_out)
-        console.print(f"{subject.label}: left out, since the base model is in 4 bits: {names}", soft_wrap=True)
-    return [probe for probe in probes if probe not in left_out]
+    """The probes that a model can be put under; a line names those that are left out, and says why."""
+    left_out = {
+        "the base model is in 4 bits": [probe for probe in probes if probe.merges and source.four_bit],
+        "its second prompt is made of a single one": [p for p in probes if p.before and subject.method == ADACD],
+    }
+    for why, some in left_out.items():
+        if some:
+            names = ", ".join(probe.title for probe in some)
+            console.print(f"{subject.label}: left out, since {why}: {names}", soft_wrap=True)
+    return [probe for probe in probes if all(probe not in some for some in left_out.values())]
 
 
 class _Work:

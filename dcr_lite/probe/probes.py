@@ -1,5 +1,5 @@
-"""Every probe by its name, in the order of the tables: what it does to the prompt, to the beginning of the answer, to
-the model or to the choice of tokens."""
+"""Every probe by its name, in the order of the tables: what it does to the prompt, to what stands before it, to the
+beginning of the answer, to the model or to the choice of tokens."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -13,6 +13,7 @@ from dcr_lite.compare import surgical
 from dcr_lite.compare.directions import Kinds
 from dcr_lite.data.rows import Prompt
 from dcr_lite.errors import UserError
+from dcr_lite.model.chat import Message
 from dcr_lite.model.loading import Model
 from dcr_lite.probe import abliteration, encodings
 from dcr_lite.probe.fine_tuning import Tuning, fine_tuned
@@ -21,7 +22,7 @@ from dcr_lite.probe.past_tense import past_tense
 from dcr_lite.probe.prefilling import StockAnswer
 from dcr_lite.probe.reader import Reader
 from dcr_lite.probe.rounding import absmax_int4, nf4
-from dcr_lite.probe.wordings import FRAMINGS, TEMPLATES
+from dcr_lite.probe.wordings import CONTEXTS, FRAMINGS, TEMPLATES
 from dcr_lite.run.terminal import progress_bar
 
 NONE = "none"  # the model as it is, which every probe is compared with
@@ -98,16 +99,17 @@ def _abliterated(bench: Bench) -> Iterator[Facts]:
 class Probe:
     """A probe.
 
-    name: in files and behind --probes, as ``family`` is. rewrite: (prompt, seed) -> what is asked. prefix: tokens of
-    the stock model's answer that the answer begins with. within: a context in which the model is changed. samples:
-    answers to each prompt, sampled; 0: one, greedy. encodes: whether plain prompts are asked too, to see if they are
-    read. in_json: whether the answer is asked for as JSON, out of which the judge has to be given it. merges: whether
-    the adapter is merged, which takes a base model that is not in 4 bits.
+    name: in files and behind --probes, as ``family`` is. rewrite: (prompt, seed) -> what is asked. before: the messages
+    of the conversation before that. prefix: tokens of the stock model's answer that the answer begins with. within: a
+    context in which the model is changed. samples: answers to each prompt, sampled; 0: one, greedy. encodes: whether
+    plain prompts are asked too, to see if they are read. in_json: whether the answer is asked for as JSON, out of which
+    the judge has to be given it. merges: whether the adapter is merged, which takes a base model that is not in 4 bits.
     """
 
     name: str
     family: str
     rewrite: Callable[[str, int], str] = _unchanged
+    before: tuple[Message, ...] = ()
     prefix: int = 0
     within: Within = field(default=_as_it_is)
     samples: int = 0
@@ -137,6 +139,7 @@ _ALL = [
     ),
     *(Probe(name, "framings", partial(_in_template, text)) for name, text in FRAMINGS.items()),
     Probe("past_tense", "framings", _in_the_past),
+    *(Probe(name, "contexts", before=messages) for name, messages in CONTEXTS.items()),
     *(Probe(name, "encodings", rewrite, encodes=True) for name, rewrite in _ENCODINGS.items()),
     Probe("int4", "rounding", within=partial(_rounded, absmax_int4), merges=True),
     Probe("nf4", "rounding", within=partial(_rounded, nf4), merges=True),
