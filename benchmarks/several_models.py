@@ -1,12 +1,15 @@
-"""One picture of several models: safety over compliance, a panel each.
+"""Several models side by side: each one's comparison, their tables on one page, and a picture with a panel each.
 
-    python benchmarks/several_models.py --panels "SmolLM2 135M=runs/compare/comparison.json" \\
-        "Qwen2.5-Coder 0.5B=runs/trade_off/trade_off.json" --out docs/models.png
+    python benchmarks/several_models.py --models "SmolLM2 135M=smollm2_135m" "Qwen2.5-Coder 0.5B=FOLDER05" \\
+        "Qwen2.5-Coder 1.5B=FOLDER15" --methods safety_sft dcr --rows 20 --prompts FILES --out runs/models
 
-A panel's file is what ``dcr-lite compare`` or ``benchmarks/trade_off.py`` wrote; nothing is measured here. The latter's
-variant that a chat model has by default, half of stage 1 and the dial, is called DCR.
+Each model is a recipe, or a chat model whose settings are found, and is compared as ``dcr-lite compare`` does, under
+``--out``: the same command goes on. In the place of a model can stand what ``dcr-lite compare`` or
+``benchmarks/trade_off.py`` wrote, a .json file: then nothing is measured. The latter's variant that a chat model has by
+default, half of stage 1 and the dial, is called DCR.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,36 +18,52 @@ from typing import Any
 import tyro
 from matplotlib import pyplot as plt
 
+from dcr_lite.compare.command import SEEDS, compare
 from dcr_lite.compare.methods import METHODS
 from dcr_lite.compare.plots import draw_plane
+from dcr_lite.compare.report import methods_table, unranked_of
 from dcr_lite.errors import UserError
-from dcr_lite.files import load_json
+from dcr_lite.files import load_json, write_text
 from dcr_lite.names import DCR, STOCK
 from dcr_lite.run.plots import STYLE, save
+from dcr_lite.run.recipes import recipe_or_model, recipe_titles
 
 Entries = list[dict[str, Any]]  # as ``summary.over_seeds`` gives them
+Panel = tuple[str, Entries, Entries]  # the title, an entry of each method at its usual strength, those of all strengths
 
 SHOWN = METHODS | {"stage1": METHODS[DCR]}  # trade_off.py's name of it
 
 
 @dataclass
 class Choices:
-    """What to draw."""
+    """What to compare, and what to draw."""
 
-    panels: tuple[str, ...]
-    """TITLE=FILE of each model, from the left."""
-    out: Path = Path("runs/models.png")
-    """The picture."""
+    models: tuple[str, ...]
+    """TITLE=MODEL of each, from the left: a recipe's name, a chat model's folder or name on the Hub, or a .json file of
+    what was measured."""
+    seeds: tuple[int, ...] = SEEDS
+    """As of dcr-lite compare, like all below; no curve is measured."""
+    prompts: tuple[Path, ...] = ()
+    rows: int | None = None
+    methods: tuple[str, ...] = ()
+    out: Path = Path("runs/models")
+    """Folder of models.md, models.png and of the comparisons."""
 
 
-def read_panel(panel: str) -> tuple[str, Entries, Entries]:
-    """The title, an entry of each method at its usual strength, and those of all strengths. Raises UserError for what
-    is no TITLE=FILE, and for a file of something else."""
-    title, equals, file = panel.rpartition("=")
-    if not (title and equals):
-        raise UserError(f"--panels {panel!r}: give TITLE=FILE")
+def file_of(title: str, model: str, choices: Choices) -> Path:
+    """The file of a model's numbers, which are measured unless it is one."""
+    if model.endswith(".json"):
+        return Path(model)
+    recipe = recipe_or_model(*((model, None) if model in recipe_titles() else (None, model)))
+    out = choices.out / re.sub(r"\W+", "_", title).lower()
+    compare(recipe, choices.seeds, choices.prompts, choices.rows, None, (), out, only=choices.methods)
+    return out / "comparison.json"
+
+
+def read_panel(title: str, file: Path) -> Panel:
+    """The panel of a file. Raises UserError for a file of something else."""
     try:
-        found = load_json(Path(file))
+        found = load_json(file)
         entries = found if isinstance(found, list) else found["methods"]
         curve = found if isinstance(found, list) else [*found["curve"]["points"], *entries]
         usual = {entry["method"]: entry for entry in reversed(entries)}
@@ -59,7 +78,16 @@ def read_panel(panel: str) -> tuple[str, Entries, Entries]:
     return title, list(usual.values())[::-1], curve
 
 
-def draw(panels: Sequence[tuple[str, Entries, Entries]], path: Path) -> None:
+def page(panels: Sequence[Panel]) -> str:
+    """The table of each model under its title."""
+    tables = [
+        f"## {title}\n\n{methods_table(entries, [SHOWN[e['method']].title for e in entries], unranked_of(entries))}\n"
+        for title, entries, _ in panels
+    ]
+    return "\n".join(tables)
+
+
+def draw(panels: Sequence[Panel], path: Path) -> None:
     """A panel for each model, with one legend below all."""
     with plt.rc_context(STYLE):
         figure, planes = plt.subplots(1, len(panels), figsize=(3.5 * len(panels), 3.9), squeeze=False, sharey=True)
@@ -77,8 +105,13 @@ def draw(panels: Sequence[tuple[str, Entries, Entries]], path: Path) -> None:
 
 
 def main(choices: Choices) -> None:
-    draw([read_panel(panel) for panel in choices.panels], choices.out)
-    print(choices.out)
+    named = [text.rpartition("=") for text in choices.models]
+    if wrong := ["".join(parts) for parts in named if not all(parts)]:
+        raise UserError(f"--models {wrong[0]!r}: give TITLE=MODEL")
+    panels = [read_panel(title, file_of(title, model, choices)) for title, _, model in named]
+    write_text(choices.out / "models.md", page(panels))
+    draw(panels, choices.out / "models.png")
+    print(page(panels))
 
 
 if __name__ == "__main__":
