@@ -29,6 +29,11 @@ class Served:
         body = {"prompt": row, "n_predict": most, "temperature": 0, "return_tokens": True, "cache_prompt": True}
         return [int(token) for token in self.ask("/completion", body)["tokens"]]
 
+    def chat(self, prompt: str, most: int) -> str:
+        """The greedy answer to one prompt in the file's own chat template, by the OpenAI interface."""
+        body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": most, "temperature": 0}
+        return str(self.ask("/v1/chat/completions", body)["choices"][0]["message"]["content"])
+
 
 @contextmanager
 def serve(file: Path, context: int, threads: int, key: str = "") -> Iterator[str]:

@@ -5,11 +5,12 @@
 
 For the stock model, safety SFT alone where the run has it, and DCR; of a model folder or a name on the Hub for that
 model. transformers gives the reference: greedy answers of base and adapter in float32. llama.cpp gets the same rows of
-token ids and answers greedily from the merged weights. Of each file the table has the share of an answer's tokens
-before the first that differs from the reference's (mean over prompts, 95 % bootstrap interval), the answers that are
-equal to the last token, the refusals by label as the cue judge sees them, and the verdicts that differ from the
-reference's (95 % Wilson intervals). Answers and file sizes are kept in --out, and a stopped measurement continues;
-files are removed once answered. Private: the answers are to toxic prompts.
+token ids and answers greedily from the merged weights; with ``--through openai`` it gets the prompts as text, by its
+OpenAI interface, and writes them into the file's own chat template itself, as for any user. Of each file the table has
+the share of an answer's tokens before the first that differs from the reference's (mean over prompts, 95 % bootstrap
+interval), the answers that are equal to the last token, the refusals by label as the cue judge sees them, and the
+verdicts that differ from the reference's (95 % Wilson intervals). Answers and file sizes are kept in --out, and a
+stopped measurement continues; files are removed once answered. Private: the answers are to toxic prompts.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -48,9 +49,10 @@ from dcr_lite.settings import HELD_OUT_FILES, ChatFormat, Settings
 REFERENCE = "transformers"
 CHUNK = 16  # prompts between two savings
 STATE = "quantised.json"
+ASKED = ("model", "answer_tokens", "through")  # choices that all answers of a folder share
 
 Row = dict[str, Any]  # {prompt, label, source, ids: of the answer, response: its text}
-Give = Callable[[list[list[int]]], list[list[int]]]  # the answers to some prompts, all as token ids
+Give = Callable[[slice], list[list[int]]]  # the answers to some of the prompts, as token ids
 
 
 @dataclass
@@ -69,6 +71,8 @@ class Choices:
     """At most so many prompts of each set and label, drawn with a fixed seed."""
     answer_tokens: int = 40
     """Tokens of each answer."""
+    through: Literal["tokens", "openai"] = "tokens"
+    """What llama.cpp is asked by. Of answers that come as text the tokens are the tokenizer's."""
     out: Path = Path("runs/quantised")
     """Folder of the answers and of quantised.json."""
 
@@ -144,7 +148,7 @@ class Answers:
                 shown.advance(len(rows))
                 while len(rows) < len(self.prompts):
                     part = slice(len(rows), len(rows) + CHUNK)
-                    ids = give(self.asked[part])
+                    ids = give(part)
                     texts = decode_answers(self.tokenizer, self.asked[part], ids)
                     for prompt, own, text in zip(self.prompts[part], ids, texts, strict=True):
                         rows.append({**vars(prompt), "ids": own, "response": text})
@@ -154,12 +158,12 @@ class Answers:
 
     @contextmanager
     def _answering(self, form: str) -> Iterator[Give]:
-        """What answers rows of token ids, within the block."""
+        """What answers the prompts, within the block."""
         most, method = self.choices.answer_tokens, self.subject.method
         if form == REFERENCE:
             # float32: what a file loses should not be mixed with the rounding of another reference
             model = open_model(self.choices.model, method or DCR, precision="float32", quantization="none").model
-            yield lambda asked: [list(one.ids) for one in answer(model, asked, most)]
+            yield lambda part: [list(one.ids) for one in answer(model, self.asked[part], most)]
             return
         file = self.file(form, "gguf")
         if not file.exists():
@@ -171,8 +175,14 @@ class Answers:
         context = max(map(len, self.asked)) + most + 1
         with serve(file, context, torch.get_num_threads()) as address:
             served = Served(address)
-            yield lambda asked: [[*takewhile(self._goes_on, served.greedy(row, most))] for row in asked]
+            if self.choices.through == "openai":
+                yield lambda part: [self._ids(served.chat(one.prompt, most)) for one in self.prompts[part]]
+            else:
+                yield lambda part: [[*takewhile(self._goes_on, served.greedy(row, most))] for row in self.asked[part]]
         file.unlink()
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _goes_on(self, token: int) -> bool:
         return token not in self.ends
@@ -240,10 +250,10 @@ def main(choices: Choices) -> str:
     for file_type in choices.file_types:
         require_quantiser(file_type)
     prompts = sample([prompt for path in choices.prompts for prompt in read_prompts(path)], choices.rows)
-    state, given = choices.out / STATE, {"model": choices.model, "answer_tokens": choices.answer_tokens}
+    state, given = choices.out / STATE, {name: getattr(choices, name) for name in ASKED}
     kept = load_json(state) if state.exists() else given
-    if {name: kept[name] for name in given} != given:
-        raise UserError(f"{choices.out} is of {kept['model']}, {kept['answer_tokens']} tokens. Choose another --out.")
+    if given != (of := {name: kept.get(name) for name in ASKED}):
+        raise UserError(f"{choices.out} is of {', '.join(map(str, of.values()))}. Choose another --out.")
     write_json(given, state)
     results = []
     for subject in subjects(choices):

@@ -408,6 +408,6 @@ def test_the_real_model_as_gguf(smollm2: tuple[FinishedRun, Model], tmp_path: Pa
     for made, allowed in ((file, 1e-2), (small, 3e-2)):  # it multiplies in 16 bits, or in 8
         with llama_cpp(made) as served:
             assert divergence(expected, served.log_probabilities(row, expected.shape[1])[None]) < allowed
-            said = served.answer("What is the capital of France?", 60)
+            said = served.chat("What is the capital of France?", 60)
             assert "Paris" in said
             assert "<|im_" not in said

@@ -1,6 +1,7 @@
 """Claims about benchmarks/quantised.py: what a GGUF file answers is compared with transformers' answers token by token,
 and nothing is answered twice."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def test_answers_are_compared_token_by_token() -> None:
 def choices(demo_run: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> quantised.Choices:
     """Eight prompts, answered by the tiny run's three models."""
     out = tmp_path_factory.mktemp("quantised")
-    return quantised.Choices(str(demo_run), (), ("bf16", "q8_0"), (rows / "held_out.jsonl",), None, 12, out)
+    return quantised.Choices(str(demo_run), (), ("bf16", "q8_0"), (rows / "held_out.jsonl",), None, 12, "tokens", out)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,16 @@ def test_the_table_has_every_model_and_type(measured: str, choices: quantised.Ch
     assert not list(choices.out.glob("*.gguf"))
 
 
+def test_by_the_openai_interface_the_answers_are_the_same(
+    measured: str, choices: quantised.Choices, tmp_path: Path
+) -> None:
+    """The file's own chat template makes of a prompt what the run trained with, so llama.cpp says the same letters."""
+    asked = replace(choices, methods=("dcr",), file_types=("bf16",), through="openai", out=tmp_path)
+    assert "| DCR | bf16 |" in quantised.main(asked)
+    by_tokens, by_text = (load_jsonl(of.out / "dcr-bf16.jsonl") for of in (choices, asked))
+    assert [row["response"] for row in by_text] == [row["response"] for row in by_tokens]
+
+
 def test_a_stopped_measurement_goes_on(
     measured: str, choices: quantised.Choices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,9 +109,11 @@ def test_a_stopped_measurement_goes_on(
 
 def test_answers_of_another_model_are_not_taken(measured: str, choices: quantised.Choices, tiny: Path) -> None:
     """Another model, another length or other prompts in the same folder are errors."""
-    other = quantised.Choices(str(tiny), (), ("bf16",), choices.prompts, None, 12, choices.out)
+    other = quantised.Choices(str(tiny), (), ("bf16",), choices.prompts, None, 12, "tokens", choices.out)
     with pytest.raises(UserError, match="Choose another --out"):
         quantised.main(other)
-    fewer = quantised.Choices(choices.model, (), ("bf16",), choices.prompts, 1, 12, choices.out)
+    with pytest.raises(UserError, match=r", 12, tokens\. Choose another --out"):
+        quantised.main(replace(choices, through="openai"))
+    fewer = quantised.Choices(choices.model, (), ("bf16",), choices.prompts, 1, 12, "tokens", choices.out)
     with pytest.raises(UserError, match="answers to other prompts"):
         quantised.main(fewer)

@@ -39,11 +39,6 @@ class LlamaCpp(Served):
             seen[token["id"]] = token["logprob"]
         return seen
 
-    def answer(self, prompt: str, most: int) -> str:
-        """The greedy answer to one prompt in the file's own chat template."""
-        body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": most, "temperature": 0}
-        return str(self.ask("/v1/chat/completions", body)["choices"][0]["message"]["content"])
-
 
 @contextmanager
 def llama_cpp(file: Path, context: int = 512, key: str = "") -> Iterator[LlamaCpp]:
