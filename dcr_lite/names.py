@@ -11,6 +11,7 @@ ModelName = Literal["dcr", "safety_sft", "base"]  # the models of a run
 DCR: Final = "dcr"
 BASELINE: Final = "safety_sft"  # which a run trains where it is asked for
 STOCK: Final = "base"  # the model without an adapter
+MENDED: Final = "mended"  # that of another run, which the demo opens beside them
 MODEL_TITLES = {STOCK: "stock model", BASELINE: "safety SFT alone", DCR: "DCR"}
 ONLY_TURNED = "DCR is here the stock model with a dial alone: nothing was trained."
 

@@ -1,5 +1,6 @@
 """Claims about the demo's conversations: what each model is given, and what of its answer is shown."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from gradio_client import Client
 from dcr_lite.demo import texts
 from dcr_lite.demo.chat import ChatTab
 from dcr_lite.demo.conversation import MAX_MESSAGES, Conversation, Turn, checked, messages_for
-from dcr_lite.demo.scoring import OpenRun, Score
+from dcr_lite.demo.scoring import OpenRun, Score, open_run
 from dcr_lite.errors import UserError
 from dcr_lite.measure.judge import is_refusal
 from dcr_lite.model.generation import answer
@@ -35,13 +36,30 @@ def answers(talk: Conversation, turn: int = -1) -> dict[str, str]:
 def alone(run: OpenRun, name: str, messages: list[dict[str, str]], tokens: int = 12) -> Any:
     """What generation.answer makes of the tokens that the tokenizer's own template gives."""
     row = run.model.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-    strength = run.strength_of(name)
+    strength = run.strength_of(name) if name in run.names else None
 
     def work() -> Any:
-        run._use(name, strength)
+        run._switch.use(name, strength)
         return answer(run.model, [list(row)], tokens)[0]
 
     return run._worker.submit(work).result()
+
+
+def test_a_model_that_is_opened_meanwhile_takes_part_from_the_next_conversation_on(
+    demo_run: Path, dialled_run: Path
+) -> None:
+    """It has no answers of its own to go on from."""
+    run, talk = open_run(demo_run), Conversation()
+    with gradio.Blocks():
+        tab = ChatTab(run)
+    list(tab.sent(FIRST, "", talk))
+    run.open_mended(dialled_run)
+    shown = list(tab.sent(SECOND, "", talk))
+    assert "mended" not in answers(talk)
+    assert texts.NO_MODEL_VERDICT_YET in shown[0][tab.verdicts["mended"]]
+    tab.cleared(talk)
+    list(tab.sent(SECOND, "", talk))
+    assert answers(talk)["mended"] == alone(run, "mended0", [{"role": "user", "content": SECOND}]).text
 
 
 def test_each_model_goes_on_from_its_own_answers(opened: OpenRun, tab: ChatTab) -> None:

@@ -45,7 +45,9 @@ EVENTS = st.lists(st.sampled_from(["ask", "end", "take in", "answer", "refuse"])
 @pytest.fixture(scope="module")
 def under() -> MarkButtons:
     with gradio.Blocks():
-        return MarkButtons(Path("marks.jsonl"), "owner/model, run x", "base", gradio.State(Asked()))
+        return MarkButtons(
+            Path("marks.jsonl"), {"base": "stock model, owner/model, run x"}, "base", gradio.State(Asked())
+        )
 
 
 @given(EVENTS)

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -185,12 +186,20 @@ def test_it_mends_the_model_that_the_run_began_with(tmp_path: Path) -> None:
 
 
 class Shown:
-    """What a client sees of the tab."""
+    """What a client sees of the tab. opened: the runs whose mended models it has opened."""
 
     def __init__(self, mending: Mending):
+        self.opened: list[Path] = []
+        run: Any = SimpleNamespace(mended=None, open_mended=self.open_mended)
         with gradio.Blocks(), gradio.Tab() as tab:
-            self.tab = MendTab(mending, tab)
+            self.tab = MendTab(mending, tab, run)
         self.parts: dict[Any, Any] = {}
+
+    def open_mended(self, run: Path) -> None:
+        if not self.opened:
+            self.opened.append(run)
+            raise UserError("this adapter is damaged")
+        self.tab.run.mended = run
 
     def take(self, changes: dict[Any, Any]) -> None:
         self.parts |= changes
@@ -245,6 +254,24 @@ def test_the_tab_shows_each_step(mending: Mending) -> None:
     assert "dcr-lite export" in page.html("outcome")
     assert [page.works(name) for name in ("check", "mend", "stop")] == [False, False, False]
     assert page.html("table").count(">trained on<") == 6
+
+
+def test_the_mended_model_is_opened_beside_the_others(mending: Mending) -> None:
+    """By a button that is there once a run has mended it; what stands in the way is said, and the next press works."""
+    page = Shown(mending)
+    page.take(page.tab.shown(page.doubts))
+    assert not page.parts[page.tab.open].visible
+    for start in (mending.check, mending.mend):
+        start()
+        finish(mending)
+    page.take(page.tab.shown(page.doubts))
+    assert page.parts[page.tab.open].visible
+    for says, works in (("This adapter is damaged", True), (texts.OPENED, False)):
+        assert page.works("open")
+        page.take(page.tab.open_mended(page.doubts))
+        assert says in page.html("said")
+        assert page.works("open") == works
+    assert page.opened == [page.tab.run.mended] == [mending.home / "model_mended"]
 
 
 def test_what_goes_wrong_is_said_on_the_tab(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import load_tiny
 
 from dcr_lite import cli
 from dcr_lite.demo import scoring
@@ -300,6 +302,43 @@ def test_a_run_without_a_baseline_has_two_models(opened: OpenRun, dialled_run: P
         assert found.score(name, PROMPT, words=False) == opened.score(name, PROMPT, words=False)
     with pytest.raises(UserError, match="choose one of dcr, base"):
         found.score("safety_sft", PROMPT)
+
+
+def test_a_mended_model_is_opened_beside_the_others(opened: OpenRun, demo_run: Path, dialled_run: Path) -> None:
+    """It answers as it does in a demo of its own run, with its dial as that stands; the others, and what is being
+    answered meanwhile, stay what they were; another takes its place. What is no finished run is an error."""
+    run = open_run(demo_run)
+    before = {name: run.score(name, PROMPT) for name in MODELS}
+    growing = run.stream("dcr", PROMPT)
+    next(growing)
+    with pytest.raises(UserError, match="not finished"):
+        run.open_mended(demo_run.parent)
+    assert run.names == MODELS
+    run.open_mended(dialled_run)
+    assert (run.names, run.mended) == ((*MODELS, "mended"), dialled_run)
+    assert run.titles["mended"] == "mended model, run run"
+    mended = replace(opened.score("dcr", PROMPT), model="mended", similarity=None, strength=None)
+    assert run.score("mended", PROMPT) == mended
+    assert list(growing)[-1] == before["dcr"]
+    assert {name: run.score(name, PROMPT) for name in MODELS} == before
+    growing = run.stream("mended", PROMPT)
+    next(growing)
+    run.open_mended(demo_run)
+    assert run.score("mended", PROMPT).answer == before["dcr"].answer != mended.answer
+    assert list(growing)[-1].answer == mended.answer
+    assert run.names == (*MODELS, "mended")
+
+
+def test_a_mended_model_is_opened_beside_the_stock_model_alone(opened: OpenRun, tiny: Path, dialled_run: Path) -> None:
+    """Without a run the network has no adapter before."""
+    run = OpenRun(load_tiny(tiny), ("base",), None, None, "tiny", "")
+    run.model.openings = opened.model.openings  # those of the page, whatever the mended run has found
+    run.score("base", PROMPT)
+    run.open_mended(dialled_run)
+    for name, like in (("base", "base"), ("mended", "dcr")):
+        found, expected = run.score(name, PROMPT), opened.score(like, PROMPT)
+        assert found.answer == expected.answer
+        assert found.refusal_log_odds == pytest.approx(expected.refusal_log_odds, abs=1e-3)
 
 
 def test_the_newest_finished_run_is_taken(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from dcr_lite.demo.markup import box
 from dcr_lite.demo.mend_tab import MendTab
 from dcr_lite.demo.mending import Mending
 from dcr_lite.demo.scoring import OpenRun
-from dcr_lite.demo.slider import AT_ONCE
+from dcr_lite.demo.slider import AT_ONCE, NO_WORK
 from dcr_lite.demo.tabs import ListTab, OnePromptTab, PairTab, user_errors_shown
+from dcr_lite.names import MENDED
 
 MAX_UPLOAD = "100mb"  # far above the limit of a list, since above this the page says no more than "Error"
 MAX_WAITING = 100  # requests in the queue
@@ -34,16 +35,24 @@ def build(run: OpenRun, marks: Path | None = None, mending: Mending | None = Non
         if run.note:
             gr.HTML(box(f"<b>{escape(run.note)}</b>", role="note"), elem_id="note")
         with gr.Tab(texts.ONE_TAB, id="one"):
-            OnePromptTab(run, pairs, marks)
+            one = OnePromptTab(run, pairs, marks)
         with gr.Tab(texts.PAIR_TAB, id="pair"):
             PairTab(run, pairs, marks)
         with gr.Tab(texts.CHAT_TAB, id="chat"):
-            ChatTab(run)
+            chat = ChatTab(run)
         with gr.Tab(texts.LIST_TAB, id="list"):
-            ListTab(run)
+            listed = ListTab(run)
         if mending:
             with gr.Tab(texts.MEND_TAB, id="mend") as tab:
-                MendTab(mending, tab)
+                mend = MendTab(mending, tab, run)
+
+            def show_mended() -> tuple[Any, ...]:
+                seen = MENDED in run.names
+                return gr.Column(visible=seen), gr.Column(visible=seen), gr.Dropdown(listed.choices())
+
+            parts = [one.beside, chat.beside, listed.model]
+            mend.opened.then(show_mended, None, parts, **NO_WORK)
+            page.load(show_mended, None, parts, **NO_WORK)
         gr.HTML(box(f"<p>{texts.FOOTER}</p>"))
         offer_api(run)
     page.queue(max_size=MAX_WAITING)

@@ -18,7 +18,7 @@ from dcr_lite.demo.scoring import CHAT_TOKENS, OpenRun, Score
 from dcr_lite.demo.slider import MODEL_WORK, NO_WORK, DialSlider
 from dcr_lite.demo.tabs import user_errors_shown
 from dcr_lite.model.chat import knows_system_message
-from dcr_lite.names import MODEL_TITLES
+from dcr_lite.names import MENDED
 
 Streams = dict[str, Generator[Score, None, None]]  # by model
 # A new prompt, and a new try, are taken while answers are still streamed: what is streamed then ends.
@@ -26,7 +26,8 @@ AT_ANY_TIME: dict[str, Any] = MODEL_WORK | {"trigger_mode": "multiple", "show_pr
 
 
 class ChatTab:
-    """A system prompt, turns, and for each model its conversation with the verdict on its last answer."""
+    """A system prompt, turns, and for each model its conversation with the verdict on its last answer. beside: the
+    column of MENDED, which is seen once that is open."""
 
     def __init__(self, run: OpenRun):
         self.run, self.best = run, run.names[0]
@@ -43,9 +44,9 @@ class ChatTab:
         self.verdicts: dict[str, Any] = {}
         self.talks: dict[str, Any] = {}
         with gr.Row():
-            for name in run.names:
-                with gr.Column(min_width=250):
-                    gr.HTML(markup.box(f"<h2>{MODEL_TITLES[name]}</h2>"))
+            for name in dict.fromkeys((*run.names, MENDED)):
+                with gr.Column(min_width=250, visible=name in run.names) as self.beside:
+                    gr.HTML(markup.box(f"<h2>{texts.MODEL_TITLES[name]}</h2>"))
                     self.verdicts[name] = gr.HTML(_verdict(name, []), elem_id=f"chat-verdict-{name}")
                     self.talks[name] = gr.HTML(_talk(name, []), elem_id=f"chat-{name}")
         place = "" if knows_system_message(run.model.tokenizer) else f" {texts.SYSTEM_BEFORE_PROMPT}"
@@ -117,11 +118,13 @@ class ChatTab:
     def _answered(
         self, turns: list[Turn], system: str, talk: Conversation, position: float | None, first: dict[Any, Any]
     ) -> Iterator[dict[Any, Any]]:
-        """What to show while all models answer the last of ``turns``, which become the conversation's where they fit;
-        ``first`` as well."""
+        """What to show while the conversation's models answer the last of ``turns``, which become its turns where they
+        fit; ``first`` as well."""
         system = cleaned(system) if (system or "").strip() else ""
-        streams = self._streams(self.run.names, turns, system, position)
+        models = talk.models if len(turns) > 1 else self.run.names
+        streams = self._streams(models, turns, system, position)
         talk.begin(turns, system, position)
+        talk.models = models
         prompts = talk.prompts  # before anything is shown, whereupon the client may ask for something else
         yield self._shown(talk) | first
         yield from self._grow(streams, turns, prompts, talk, position)
@@ -161,8 +164,11 @@ class ChatTab:
                     yield {self.verdicts[name]: _verdict(name, turns), self.talks[name]: _talk(name, turns)}
 
     def _shown(self, talk: Conversation) -> dict[Any, Any]:
-        shown = {self.verdicts[name]: _verdict(name, talk.turns) for name in self.run.names}
-        return shown | {self.talks[name]: _talk(name, talk.turns) for name in self.run.names}
+        shown: dict[Any, Any] = {}
+        for name in self.run.names:
+            turns = talk.turns if name in talk.models else []
+            shown |= {self.verdicts[name]: _verdict(name, turns), self.talks[name]: _talk(name, turns)}
+        return shown
 
 
 def _verdict(name: str, turns: list[Turn]) -> str:

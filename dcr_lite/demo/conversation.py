@@ -30,10 +30,12 @@ class Turn:
 
 @dataclass
 class Conversation(Asked):
-    """The turns of a client so far; ``prompts`` are theirs. system: the prompt of the system for the last answer."""
+    """The turns of a client so far; ``prompts`` are theirs. system: the prompt of the system for the last answer.
+    models: those that there were at the first turn; one that was opened since has no answers to go on from."""
 
     turns: list[Turn] = field(default_factory=list)
     system: str = ""
+    models: tuple[str, ...] = ()
 
     def begin(self, turns: list[Turn], system: str, position: float | None) -> None:
         """Have these turns; what is being computed for others ends."""

@@ -1,5 +1,6 @@
 """What a person says of an answer: two buttons under it, whose marks dcr-lite mend reads (data/marks.py)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +11,6 @@ from dcr_lite.demo import markup, texts
 from dcr_lite.demo.scoring import Score
 from dcr_lite.demo.slider import NO_WORK, Asked
 from dcr_lite.errors import sentence
-from dcr_lite.names import MODEL_TITLES
 
 
 class MarkButtons:
@@ -19,12 +19,12 @@ class MarkButtons:
     They work while a whole answer is shown. The page keeps the prompt of that answer beside it and sends it along: what
     is marked is what is seen, whatever has been typed or computed since.
 
-    marks: the file. title: of the run. name: of the answer box. asked: the client's Asked. outputs: the parts that
-    ``closed`` and ``whole`` change.
+    marks: the file. titles: of the models, with their runs. name: of the answer box. asked: the client's Asked.
+    outputs: the parts that ``closed`` and ``whole`` change.
     """
 
-    def __init__(self, marks: Path | None, title: str, name: str, asked: Any):
-        self._marks, self._title, self._name = marks, title, name
+    def __init__(self, marks: Path | None, titles: Mapping[str, str], name: str, asked: Any):
+        self._marks, self._titles, self._name = marks, titles, name
         self.outputs: list[Any] = []
         if marks is None:
             return
@@ -64,9 +64,8 @@ class MarkButtons:
         score = asked.whole.get(self._name)
         if self._marks is None or score is None or score.prompt != prompt:
             return markup.status(texts.NOT_MARKED)
-        model = f"{MODEL_TITLES[score.model]}, {self._title}"
         try:
-            append_mark(self._marks, Mark(prompt, wanted, score.answer, model))
+            append_mark(self._marks, Mark(prompt, wanted, score.answer, self._titles[score.model]))
         except Exception as error:
             if (said := sentence(error, texts.MARK_AGAIN)) is None:
                 raise

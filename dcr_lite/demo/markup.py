@@ -7,7 +7,8 @@ from html import escape
 from dcr_lite.demo import texts
 from dcr_lite.demo.dial import OpenDial
 from dcr_lite.demo.scoring import Score
-from dcr_lite.names import LABEL_TITLES, MODEL_TITLES
+from dcr_lite.demo.texts import MODEL_TITLES
+from dcr_lite.names import LABEL_TITLES
 from dcr_lite.run.discernment import Discernment, Discernments
 
 WIDTH, HEIGHT, EDGE = 420, 300, 20  # of the map, in its own units; the page scales it

@@ -35,8 +35,9 @@ def marks_table(marks: Sequence[Mark], wishes: Sequence[Wish]) -> str:
     return box(table(texts.MARK_COLUMNS, rows, texts.MARKS), texts.MARKS, "region")
 
 
-def status(status: Status, marks: Sequence[Mark], problem: str = "") -> str:
-    """What a screen reader says of where mending stands. problem: what has just gone wrong, in a sentence."""
+def status(status: Status, marks: Sequence[Mark], problem: str = "", opened: bool = False) -> str:
+    """What a screen reader says of where mending stands. problem: what has just gone wrong, in a sentence. opened:
+    whether the mended model is open in the other tabs."""
     if status.stopping:
         said = [texts.STOPPING]
     elif status.step == "unchecked" and not marks:
@@ -47,6 +48,8 @@ def status(status: Status, marks: Sequence[Mark], problem: str = "") -> str:
         said = [texts.STEPS[status.step].format(run=without_folders(status.run), **counts)]
     if status.changed and status.step in ("checked", "stopped", "mended"):
         said.append(texts.CHANGED)
+    if opened:
+        said.append(texts.OPENED)
     shown = "".join(f"<p>{escape(sentence)}</p>" for sentence in said)
     if problem or status.error:
         problem = _begins_large(problem) or texts.ENDED.format(error=status.error)

@@ -1,4 +1,5 @@
-"""The tab that mends: the marks so far, the check of them, the run that trains on them, and how it came out."""
+"""The tab that mends: the marks so far, the check of them, the run that trains on them, how it came out, and the mended
+model opened beside the others."""
 
 from collections.abc import Callable
 from html import escape
@@ -10,7 +11,8 @@ from dcr_lite.data.marks import remove_marks
 from dcr_lite.demo import mend_markup, texts
 from dcr_lite.demo.markup import box
 from dcr_lite.demo.mending import Mending, Status
-from dcr_lite.demo.slider import NO_WORK
+from dcr_lite.demo.scoring import OpenRun
+from dcr_lite.demo.slider import MODEL_WORK, NO_WORK
 from dcr_lite.errors import sentence
 from dcr_lite.mend.page import doubt
 from dcr_lite.mend.results import read_check, read_outcome
@@ -23,10 +25,11 @@ Doubts = list[tuple[str, int]]  # doubtful prompts in words, with their numbers
 
 class MendTab:
     """What ``mending`` knows, and buttons that change it. All clients see the same; one's page follows what another has
-    started as soon as its tab is opened."""
+    started as soon as its tab is opened. run: what the mended model is opened in. opened: the event after which it may
+    be."""
 
-    def __init__(self, mending: Mending, tab: Any):
-        self.mending = mending
+    def __init__(self, mending: Mending, tab: Any, run: OpenRun):
+        self.mending, self.run = mending, run
         marks, model = without_folders(mending.marks), without_folders(mending.model)  # no paths outside, as elsewhere
         gr.HTML(box(f"<p>{escape(texts.MENDS.format(model=model, marks=marks))}</p>"))
         self.table = gr.HTML(elem_id="marks")
@@ -37,6 +40,7 @@ class MendTab:
             self.check = gr.Button(texts.CHECK, min_width=90, elem_id="check")
             self.mend = gr.Button(texts.MEND, min_width=90, elem_id="mend")
             self.stop = gr.Button(texts.STOP, variant="stop", min_width=90, elem_id="stop")
+            self.open = gr.Button(texts.OPEN, variant="primary", visible=False, min_width=200, elem_id="open-mended")
         self.said = gr.HTML(elem_id="mend-status")
         self.progress = gr.HTML(elem_id="mend-progress")
         self.seen = gr.HTML(elem_id="mend-check")
@@ -46,8 +50,8 @@ class MendTab:
         timer = self.timer = gr.Timer(LOOKS_EVERY, active=False)
 
         outputs = [
-            self.table, self.removing, self.chosen, self.check, self.mend, self.stop, self.said, self.progress,
-            self.seen, self.sure, self.doubts, self.outcome, timer,
+            self.table, self.removing, self.chosen, self.check, self.mend, self.stop, self.open, self.said,
+            self.progress, self.seen, self.sure, self.doubts, self.outcome, timer,
         ]  # fmt: skip
         how = NO_WORK | {"show_progress": "hidden"}
         tab.select(self.shown, self.doubts, outputs, **how)
@@ -59,6 +63,7 @@ class MendTab:
             **how,
         )  # fmt: skip
         self.stop.click(lambda doubts: self._after(mending.stop, doubts), self.doubts, outputs, **how)
+        self.opened = self.open.click(self.open_mended, self.doubts, outputs, **MODEL_WORK)
 
     # --- events: of a page that has the choices ``doubts`` ------------------------------------------------------------
 
@@ -75,6 +80,10 @@ class MendTab:
     def removed(self, doubts: Doubts, prompt: str | None) -> dict[Any, Any]:
         """Without the marks of a prompt."""
         return self._after(lambda: remove_marks(self.mending.marks, prompt) if prompt else None, doubts)
+
+    def open_mended(self, doubts: Doubts) -> dict[Any, Any]:
+        """With the mended model open in the other tabs."""
+        return self._after(lambda: self.run.open_mended(self.mending.status().run), doubts)
 
     def _after(self, work: Callable[[], object], doubts: Doubts) -> dict[Any, Any]:
         """Everything as it stands after ``work``, with what went wrong in it."""
@@ -99,6 +108,7 @@ class MendTab:
         checks = bool(marks) and (status.step == "unchecked" or status.changed)
         title = texts.GO_ON if status.step == "stopped" else texts.MEND
         choices = [(_short(mark.prompt), mark.prompt) for mark in marks]
+        mended, opened = status.step == "mended", self.run.mended == status.run
         return {
             self.table: mend_markup.marks_table(marks, wishes),
             self.removing: gr.Row(visible=bool(marks)),
@@ -106,7 +116,8 @@ class MendTab:
             self.check: gr.Button(interactive=can and checks, variant=_variant(can and checks and not mends)),
             self.mend: gr.Button(title, interactive=can and mends, variant=_variant(can and mends)),
             self.stop: gr.Button(interactive=status.works and not status.stopping),
-            self.said: mend_markup.status(status, marks, problem),
+            self.open: gr.Button(visible=mended, interactive=not opened),
+            self.said: mend_markup.status(status, marks, problem, mended and opened),
             self.progress: mend_markup.progress(status),
             self.timer: gr.Timer(active=status.works),
             **self._found(status, doubts),

@@ -33,6 +33,7 @@ def main(
 
     run = run or newest_run()
     opened = open_run(run, device)
+    opened.mended = run  # of a run that mended, DCR is its model: there is no other to open beside it
     mending = mending_of(run, marks, device) if address == LOCAL and not share else None
     for name in opened.names:  # the first pass of each model takes seconds longer than all later ones
         opened.score(name, "Hello", tokens=2)

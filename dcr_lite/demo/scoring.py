@@ -18,7 +18,8 @@ from dcr_lite.data.sources import SMOLLM2
 from dcr_lite.demo.batching import Batching
 from dcr_lite.demo.dial import OpenDial, open_dial
 from dcr_lite.demo.prompt_text import cleaned, pieces_of
-from dcr_lite.demo.texts import EARLIER_VERSION, IN_WORDS, NO_DIAL, NO_RUN, TITLE
+from dcr_lite.demo.switching import Switch
+from dcr_lite.demo.texts import EARLIER_VERSION, IN_WORDS, MODEL_TITLES, NO_DIAL, NO_RUN, TITLE
 from dcr_lite.demo.titles import model_title
 from dcr_lite.errors import UserError
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
@@ -31,7 +32,7 @@ from dcr_lite.model.hidden_states import depth, width_of
 from dcr_lite.model.loading import Model
 from dcr_lite.model.memory import PROMPT_TOKENS
 from dcr_lite.model.states import layer_states
-from dcr_lite.names import DCR, MODEL_TITLES, ONLY_TURNED, STOCK, models_of
+from dcr_lite.names import DCR, MENDED, ONLY_TURNED, STOCK, models_of
 from dcr_lite.run.caution import caution_of
 from dcr_lite.run.discernment import Discernments, Similarity
 from dcr_lite.run.opening import adapter_of, knows_openings, load_base, model_settings_of
@@ -112,9 +113,11 @@ class OpenRun:
     """One network with the adapters of a run, ready to score.
 
     names: of its models, DCR first: "dcr", "safety_sft" where the run trained it, "base"; without a run "base" alone.
+        The last is "mended" once that is open.
     discernments: what similarities and the map are computed with; None where the run has no such file.
     dial: of DCR; None where the run has none.
     title: model and run folder, without paths. note: what is missing, and how to get it; often empty.
+    titles: of each model with its run. mended: the run whose model is open beside them; None before there is one.
     """
 
     def __init__(
@@ -123,14 +126,15 @@ class OpenRun:
     ):  # fmt: skip
         self.model, self.names, self.discernments, self.dial = model, names, discernments, dial
         self.title, self.note = title, note
+        self.mended: Path | None = None
+        self.titles = {name: f"{MODEL_TITLES[name]}, {title}" for name in names}
         # Works in the order of asking. Each thread that computes would keep freed memory, and helpers, of its own.
         self._worker = ThreadPoolExecutor(1, "model")
         self._weighing = threading.Lock()  # words are weighed one prompt at a time, in turn with the batches
-        self._active = ""  # the model that the network is
-        self._strength: float | None = math.nan  # of DCR's dial, as it stands; unknown before it is turned
+        self._switch = Switch(model, names, dial)
         # Half of what the memory plan has room for. The other half is for the weights of words.
         room = model.prompts_at_once * (PROMPT_TOKENS + LIST_TOKENS) // 2
-        self._batching = Batching(model, self._worker, lambda which: self._use(*which), self._notes, room)
+        self._batching = Batching(model, self._worker, lambda which: self._switch.use(*which), self._notes, room)
         # A tokenizer that encodes changes its settings for the time: nobody else may use this one.
         self._tokenizer, self._encoding = copy.deepcopy(model.tokenizer), threading.Lock()
 
@@ -145,17 +149,12 @@ class OpenRun:
             raise UserError(NO_DIAL if name == DCR else f"the dial is DCR's: {MODEL_TITLES[name]} has no strength")
         return None
 
-    def _use(self, name: str, strength: float | None) -> None:
-        """Make the network the model ``name`` with its dial at a strength, or None: without it. For the worker alone,
-        as all that computes."""
-        if name != self._active:
-            self._active = ""  # if the switch fails, the next call switches again
-            adapters.switch(self.model, None if name == STOCK else name)
-            self._active = name
-        if self.dial and name == DCR and strength != self._strength:
-            self._strength = math.nan
-            set_strength(self.model, name, self.dial.dial, strength)
-            self._strength = strength
+    def open_mended(self, run: Path) -> None:
+        """Have one model more, MENDED: that of a run which mended this base model, its dial as it stands there. Raises
+        UserError for a run that is not finished, and for an adapter that is damaged or of another model."""
+        self._worker.submit(self._switch.add, MENDED, adapter_of(run, DCR)).result()
+        self.mended, self.titles[MENDED] = run, f"{MODEL_TITLES[MENDED]}, run {run.name}"
+        self.names = (*(name for name in self.names if name != MENDED), MENDED)
 
     def _encode(self, prompts: list[str], answer_tokens: int) -> list[list[int]]:
         with self._encoding:
@@ -167,14 +166,14 @@ class OpenRun:
     def _notes(self, which: tuple[str, float | None], rows: list[list[int]]) -> list[Similarity] | list[None]:
         """What is read of prompts, given as token ids, that begin to be answered: their similarities."""
         name, _ = which
-        if self.discernments is None:
+        if self.discernments is None or name not in self.discernments.models:
             return [None] * len(rows)
-        self._use(name, None)
+        self._switch.use(name, None)
         return self.discernments.models[name].read(layer_states(self.model, rows, self.discernments.layer))
 
     def _log_odds(self, name: str, strength: float | None, rows: list[list[int]]) -> list[float]:
         """Refusal log-odds of prompts given as token ids."""
-        self._use(name, strength)
+        self._switch.use(name, strength)
         return [one.refusal_log_odds for one in answer(self.model, rows, max_new_tokens=0)]
 
     def weigh(self, name: str, prompt: str, strength: float | None = None) -> tuple[Word, ...]:
@@ -184,7 +183,7 @@ class OpenRun:
         pieces = pieces_of(prompt, min(MAX_PIECES, WEIGHED_TOKENS // len(row)))
         rows = [row, *self._encode([prompt[:start] + prompt[stop:] for start, stop in pieces], 0)]
         with self._weighing:
-            whole, *without = self._worker.submit(self._log_odds, name, strength, rows).result()
+            whole, *without = self._worker.submit(self._log_odds, self._switch.adapters[name], strength, rows).result()
         return tuple(
             Word(prompt[start:stop], start, stop, whole - rest)
             for (start, stop), rest in zip(pieces, without, strict=True)
@@ -213,7 +212,7 @@ class OpenRun:
     ) -> Iterator[Score]:
         """As ``stream``, of a prompt given as token ids as well."""
         strength = self.strength_of(name, strength)
-        with self._batching.answering((name, strength), [row], tokens) as (speech,):
+        with self._batching.answering((self._switch.adapters[name], strength), [row], tokens) as (speech,):
             log_odds = self._batching.begin(speech)
             score = Score(name, prompt, log_odds, speech.note, strength=strength)
             yield score
@@ -256,9 +255,10 @@ class OpenRun:
             except UserError as error:
                 raise UserError(f"prompt {number} of {len(prompts)}: {error}") from None
         scores: list[Score] = []
+        which = self._switch.adapters[name], strength
         for start in range(0, len(rows), LIST_BATCH):
             batch = rows[start : start + LIST_BATCH]
-            with self._batching.answering((name, strength), batch, LIST_TOKENS, stop=verdict_is_final) as said:
+            with self._batching.answering(which, batch, LIST_TOKENS, stop=verdict_is_final) as said:
                 answers = [(self._batching.begin(one), self._batching.whole(one)) for one in said]
             for prompt, one, (log_odds, text) in zip(texts[start:], said, answers, strict=False):
                 refused = is_refusal(text)

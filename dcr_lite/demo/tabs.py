@@ -21,7 +21,7 @@ from dcr_lite.demo.prompt_list import read_prompt_file, read_prompt_list, score_
 from dcr_lite.demo.scoring import OpenRun, Score
 from dcr_lite.demo.slider import MODEL_WORK, NO_WORK, Asked, DialSlider
 from dcr_lite.errors import UserError
-from dcr_lite.names import MODEL_TITLES
+from dcr_lite.names import MENDED
 
 
 @contextmanager
@@ -35,7 +35,8 @@ def user_errors_shown() -> Iterator[None]:
 
 
 class OnePromptTab:
-    """One prompt: verdict, similarity, words and map of the best model, and the answers of all side by side."""
+    """One prompt: verdict, similarity, words and map of the best model, and the answers of all side by side.
+    beside: the column of MENDED, which is seen once that is open."""
 
     def __init__(self, run: OpenRun, pairs: list[Pair], marks: Path | None):
         self.run, self.best = run, run.names[0]
@@ -59,12 +60,12 @@ class OnePromptTab:
         self.answers: dict[str, Any] = {}
         self.marks: dict[str, MarkButtons] = {}
         with gr.Row():
-            for name in run.names:
-                with gr.Column(min_width=250):
-                    gr.HTML(markup.box(f"<h2>{MODEL_TITLES[name]}</h2>"))
+            for name in dict.fromkeys((*run.names, MENDED)):
+                with gr.Column(min_width=250, visible=name in run.names) as self.beside:
+                    gr.HTML(markup.box(f"<h2>{texts.MODEL_TITLES[name]}</h2>"))
                     self.verdicts[name] = _placeholder(texts.NO_MODEL_VERDICT_YET, f"verdict-{name}")
                     self.answers[name] = _answer_box(texts.ANSWER_OF[name], f"answer-{name}")
-                    self.marks[name] = MarkButtons(marks, run.title, name, self.dial.asked)
+                    self.marks[name] = MarkButtons(marks, run.titles, name, self.dial.asked)
 
         outputs = [self.verdict, self.similarity, self.words, self.map]
         outputs += [*self.verdicts.values(), *self.answers.values()]
@@ -88,10 +89,10 @@ class OnePromptTab:
         prompts = (prompt,)
         _require(self.run, prompts)
         asked.prompts, asked.position = prompts, position
-        cleared: dict[Any, Any] = dict.fromkeys(self.answers.values(), "")
-        cleared |= {verdict: markup.empty(texts.QUEUED) for verdict in self.verdicts.values()}
-        for buttons in self.marks.values():
-            cleared |= buttons.closed(asked)
+        cleared: dict[Any, Any] = {}
+        for name in self.run.names:
+            cleared |= {self.answers[name]: "", self.verdicts[name]: markup.empty(texts.QUEUED)}
+            cleared |= self.marks[name].closed(asked)
         with user_errors_shown():
             yield from self._grow(asked, self.dial.stream(prompt, True, asked, position), cleared)
             for name in self.run.names[1:]:
@@ -164,7 +165,7 @@ class PairTab:
                 with gr.Column(min_width=280):
                     self.verdicts.append(_placeholder(texts.NO_SIDE_VERDICT_YET.format(side=side), f"verdict-{side}"))
                     self.answers.append(_answer_box(texts.SIDE_ANSWER.format(side=side), f"answer-{side}"))
-                    self.marks.append(MarkButtons(marks, run.title, side, self.dial.asked))
+                    self.marks.append(MarkButtons(marks, run.titles, side, self.dial.asked))
         with gr.Row():
             with gr.Column(min_width=300):
                 self.table = _placeholder(texts.NO_TABLE_YET, "pair-verdicts")
@@ -222,7 +223,7 @@ class PairTab:
 
 
 class ListTab:
-    """A pasted or uploaded list: a table of scores, and a file of them to download."""
+    """A pasted or uploaded list: a table of scores, and a file of them to download. model: which of the models."""
 
     def __init__(self, run: OpenRun):
         self.run = run
@@ -233,8 +234,7 @@ class ListTab:
                 label=texts.UPLOAD, file_types=[".csv", ".jsonl", ".txt"], type="filepath", elem_id="upload"
             )
         with gr.Row():
-            models = [(MODEL_TITLES[name], name) for name in run.names]
-            model = gr.Dropdown(models, value=run.names[0], label=texts.MODEL, elem_id="model")
+            self.model = gr.Dropdown(self.choices(), value=run.names[0], label=texts.MODEL, elem_id="model")
             button = gr.Button(texts.SCORE_LIST, variant="primary", elem_id="score-list")
         self.dial = DialSlider(run, "list")
         table = gr.Dataframe(
@@ -244,9 +244,13 @@ class ListTab:
         download = gr.File(label=texts.DOWNLOAD, interactive=False, elem_id="download")
         # A queue of its own: other requests are served between the batches of a long list.
         button.click(
-            self.results, [pasted, upload, model, *self.dial.positions], [table, download],
+            self.results, [pasted, upload, self.model, *self.dial.positions], [table, download],
             concurrency_id="list", concurrency_limit=1, api_visibility="private",
         )  # fmt: skip
+
+    def choices(self) -> list[tuple[str, str]]:
+        """The models, by title."""
+        return [(texts.MODEL_TITLES[name], name) for name in self.run.names]
 
     def results(
         self, text: str | None, file: str | None, name: str, position: float | None = None,

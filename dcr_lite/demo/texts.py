@@ -1,8 +1,9 @@
 """Every text of the demo's page. {...} stands for a value that the page fills in."""
 
+from dcr_lite import names
 from dcr_lite.measure.kinds import Kind
-from dcr_lite.names import MODEL_TITLES
 
+MODEL_TITLES = names.MODEL_TITLES | {names.MENDED: "mended model"}
 HEADING = "Toxic, or does it only sound so?"
 FOOTER = (
     "Answers are greedy. The verdict is on the answer's text; the probability is computed before the first token. "
@@ -142,6 +143,8 @@ CHECK = "Check"
 MEND = "Mend"
 GO_ON = "Go on"
 STOP = "Stop"
+OPEN = "Open beside the old model"
+OPENED = "It is open: the other tabs have it as well, Chat from a new conversation on."
 TRY_AGAIN = "try again"
 STEPS = {
     "unchecked": "{answer} to answer, {refuse} to refuse. The check lets the model answer them and trains nothing.",
@@ -169,5 +172,5 @@ BEFORE_AFTER = "Your {count} prompts, before and after"
 BEFORE, AFTER = "before", "after"
 SAID = {True: "refused", False: "answered"}
 NOTHING_SAID = "(nothing)"
-NEXT = "Open the mended model beside the old one, or take it to Ollama:"
+NEXT = "In a demo of its own, which turns its dial, or in Ollama:"
 STOPPED_WITH_DEMO = "Mending was stopped with the demo; what is done is kept. The tab goes on with it."
