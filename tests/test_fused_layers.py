@@ -19,10 +19,11 @@ from tiny_models import (
 )
 from torch import Tensor, nn
 from torch.nn.functional import silu
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from dcr_lite.model import fused_layers
-from dcr_lite.model.adapters import stock, train_only
+from dcr_lite.model.adapters import activate, add_adapter, stock, train_only
 from dcr_lite.model.hidden_states import decoder_of, states_at_layer
 from dcr_lite.model.loading import Model
 
@@ -74,6 +75,35 @@ def test_without_its_adapter_a_fused_model_is_the_stock_model(tiny_model: MakeMo
             again = states_at_layer(model.network, batch, LAST)
     assert_close(again, bare)
     assert (adapted - bare).norm() > 1e-2 * bare.norm()
+
+
+def test_a_layer_that_was_never_trained_costs_nothing(tiny_model: MakeModel) -> None:
+    """With an adapter that adds nothing yet the decoder does the stock model's operations, to the last bit of its
+    states; the layer that trains does the adapter's, and has gradients, as all of them behind it."""
+    model = tiny_model("llama")
+    add_adapter(model, ADAPTER, rank=4, seed=0)
+    batch = model.batch(random_rows([5, 9], shared=4))
+
+    def operations() -> tuple[Tensor, int]:
+        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(False):
+            states = states_at_layer(model.network, batch, LAST)
+        return states, counter.get_total_flops()
+
+    with stock(model):
+        states, least = operations()
+    idle, of_idle = operations()
+    assert torch.equal(idle, states)
+    assert of_idle == least
+    parameters = train_only(model, ADAPTER, [1])
+    assert operations()[1] > least
+    states_at_layer(model.network, batch, LAST).square().sum().backward()
+    assert sum(bool(p.grad is not None and p.grad.any()) for p in parameters) == len(parameters) // 2  # B, at zero
+    with torch.no_grad():
+        parameters[1].add_(1)
+    activate(model, ADAPTER)
+    changed, of_one = operations()
+    assert not torch.equal(changed, states)
+    assert of_one > least
 
 
 def test_four_bit_weights_and_other_formulas_are_left_to_the_library(tiny_model: MakeModel) -> None:

@@ -84,8 +84,11 @@ def _lora(module: LoraLinear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if not plain or names[0] not in module.lora_A:
         return LoraLinear.forward(module, x, *args, **kwargs)
     base, name = module.base_layer, names[0]
-    rows = x.flatten(0, -2).to(base.weight.dtype)
     a, b = module.lora_A[name].weight, module.lora_B[name].weight
+    x = x.to(base.weight.dtype)
+    if not b.requires_grad and not b.any():  # a layer that was never trained, as most of them where stage 2 is left out
+        return linear(x, base.weight, base.bias)
+    rows = x.flatten(0, -2)
     return LowRank.apply(rows, base.weight, base.bias, a, b, module.scaling[name]).view(*x.shape[:-1], -1)
 
 
