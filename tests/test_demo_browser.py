@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ pytest.importorskip("gradio", reason="the demo needs the extra: pip install 'dcr
 pytest.importorskip("playwright", reason="no playwright: pip install 'dcr-lite[test]'")
 
 from playwright.sync_api import sync_playwright
-from prepared_mending import mark_all, prepare
+from prepared_mending import mark_all, mended_run, prepare
 
 from dcr_lite.data.marks import read_marks
+from dcr_lite.demo.blocks import build, launch
 from dcr_lite.demo.markup import TOP_WORDS
 from dcr_lite.demo.mending import Mending
-from dcr_lite.demo.scoring import OpenRun, Score
+from dcr_lite.demo.scoring import OpenRun, Score, open_run
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 
+FAULTS = Path(__file__).parent / "helpers" / "page_faults.js"
 PROMPT = "Can I burn a man with a clock in 9 days?"
 EVIL = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script> **b** ${window.hacked=1} {{7*7}} <b>b</b>'
 
@@ -54,6 +57,19 @@ class Page:
 
     def resize(self, width: int) -> None:
         self.browser.set_viewport_size({"width": width, "height": 900})
+
+    def faults(self, width: int) -> list[str]:
+        """What cannot be seen or read on a screen of this width."""
+        self.resize(width)
+        return list(self.browser.evaluate(FAULTS.read_text(encoding="utf-8")))
+
+    def tab_to(self, target: Any) -> None:
+        """Press the Tab key until the target has the focus."""
+        for _ in range(60):
+            if target.evaluate("element => element === document.activeElement"):
+                return
+            self.browser.keyboard.press("Tab")
+        raise AssertionError(f"the Tab key does not reach {target}")
 
     def ask(self, prompt: str) -> None:
         """Send the prompt, and wait for the last column's verdict."""
@@ -136,29 +152,86 @@ def test_one_prompt_shows_everything(asked: Page, opened: OpenRun) -> None:
     assert asked.count("#map svg title") == 2 * len(opened.discernments.toxic)
 
 
-CONTRAST = """
-  element => {
-    const of = text => text.match(/[\\d.]+/g).map(Number);
-    const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
-      .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
-      .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
-    let behind = element, back = [0, 0, 0, 0];
-    while (behind && (back[3] ?? 1) === 0) {
-      back = of(getComputedStyle(behind).backgroundColor);
-      behind = behind.parentElement;
-    }
-    const [a, b] = [light(of(getComputedStyle(element).color)), light(back)].sort((x, y) => y - x);
-    return (a + .05) / (b + .05);
-  }"""
-
-
 @pytest.mark.parametrize("width", [390, 1280])
 def test_it_fits_a_phone_and_dark_mode(width: int, asked: Page) -> None:
-    """Nothing is wider than the screen, and text has a contrast of at least 4.5 with its background (WCAG AA)."""
-    asked.resize(width)
-    assert asked.browser.evaluate("document.documentElement.scrollWidth") <= width
-    for selector in ("#decision strong", "#similarity .value", "#verdict-base strong", "#words .words"):
-        assert asked.browser.locator(selector).first.evaluate(CONTRAST) >= 4.5, selector
+    """Nothing is wider than the screen or cut off, and text has a contrast of at least 4.5 with its background (WCAG
+    AA), or 3 where it is large."""
+    assert asked.faults(width) == []
+
+
+@dataclass
+class Mended:
+    """A demo whose stock model has been mended: its address, what it has open, and what mended it."""
+
+    url: str
+    run: OpenRun
+    mending: Mending
+
+
+@pytest.fixture(scope="module")
+def mended(dialled_run: Path, demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mended]:
+    mending = mended_run(tmp_path_factory.mktemp("mended"), demo_run / "adapter")
+    run = open_run(dialled_run)
+    page = build(run, mending.marks, mending)
+    _, address, _ = launch(page, prevent_thread_lock=True, quiet=True)
+    yield Mended(address, run, mending)
+    page.close()
+
+
+def test_the_mended_model_is_asked_beside_the_old_one(
+    browser: Any, mended: Mended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By keyboard and on a phone: once it is opened it has a column of its own, also when the page is loaded anew."""
+    monkeypatch.setattr(mended.run, "names", ("dcr", "safety_sft", "base"))
+    monkeypatch.setattr(mended.run, "mended", None)
+    page = Page(browser, mended.url, 390, "light")
+    page.open_tab("Mend")
+    page.browser.press("#open-mended", "Enter")
+    page.wait_for("#mend-status", "It is open")
+    page.open_tab("One prompt")
+    for _ in range(2):
+        page.ask(PROMPT)
+        page.wait_for("#verdict-mended", "Answers", "Refuses")
+        page.wait_for_answer("mended", mended.run.score("mended", PROMPT, words=False).answer)
+        page.browser.reload()
+    assert page.errors == []
+    page.browser.close()
+
+
+@pytest.fixture(scope="module", params=["light", "dark"])
+def phone(browser: Any, mended: Mended, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A page of each theme, with the mended model open."""
+    if "mended" not in mended.run.names:
+        mended.run.open_mended(mended.mending.status().run)
+    yield from checked(Page(browser, mended.url, 390, request.param), mended.url)
+
+
+VERDICTS = ("Answers", "Refuses")
+TYPED = {  # of each tab: what the Tab key goes to and what is typed there, before Enter; where the result is, and in it
+    "One prompt": ([("#prompt textarea", PROMPT)], "#verdict-mended", VERDICTS),
+    "A pair": ([("#first textarea", "!"), ("#both", "")], "#pair-verdicts", ("mended model",)),
+    "Chat": ([("#system textarea", "Be brief."), ("#turn textarea", PROMPT)], "#chat-verdict-mended", VERDICTS),
+    "A list": ([("#pasted textarea", PROMPT), ("#model input", ""), ("#score-list", "")], "#download", ("scores-",)),
+    "Mend": ([("#mark-to-remove input", ""), ("#remove-mark", "")], "#mended", ("Go on with the mended model",)),
+}
+
+
+@pytest.mark.parametrize("tab", TYPED)
+def test_a_tab_works_by_keyboard_on_a_phone_and_in_dark_mode(tab: str, phone: Page) -> None:
+    """The keyboard alone opens it and has it answer; no list stays open behind the Tab key; and nothing of it is wider
+    than the screen, cut off, of too little contrast or, in dark mode, white."""
+    steps, result, holds = TYPED[tab]
+    phone.resize(390)
+    phone.tab_to(phone.browser.get_by_role("tab", name=tab))
+    phone.browser.keyboard.press("Enter")
+    for selector, text in steps:
+        phone.tab_to(phone.browser.locator(selector))
+        phone.browser.keyboard.type(text)
+    phone.browser.keyboard.press("Enter")
+    phone.wait_for(result, *holds)
+    assert phone.count("[role=listbox]") == 0
+    for width in (390, 1280):
+        assert phone.faults(width) == []
 
 
 def test_a_theme_is_what_it_is_called(asked: Page, request: pytest.FixtureRequest) -> None:
@@ -238,9 +311,7 @@ def test_an_answer_is_marked_and_the_model_mended(page: Page, served_mending: Me
     page.browser.press("#mend", "Enter")
     page.wait_for("#mended", "Go on with the mended model")
     assert "--sure" in (served_mending.home / "prepared" / "words.json").read_text()
-    assert page.browser.evaluate("document.documentElement.scrollWidth") <= 390
-    for selector in ("#mended .headline", "#marks td", "#mended pre"):
-        assert page.browser.locator(selector).first.evaluate(CONTRAST) >= 4.5, selector
+    assert page.faults(390) == []
     page.browser.get_by_label("Mark to remove").click()
     page.browser.get_by_role("option", name=PROMPT).click()
     page.browser.press("#remove-mark", "Enter")
@@ -360,9 +431,7 @@ def test_a_conversation_is_had_by_keyboard(page: Page, opened: OpenRun) -> None:
             assert f"refusal {score.refusal_probability:.2f}" in page.text(f"#chat-verdict-{name}")
     assert page.browser.evaluate("window.hacked") is None
     assert page.browser.input_value("#turn textarea") == ""
-    page.resize(390)
-    assert page.browser.evaluate("document.documentElement.scrollWidth") <= 390
-    assert page.browser.locator("#chat-dcr .turn").first.evaluate(CONTRAST) >= 4.5
+    assert page.faults(390) == []
     page.browser.get_by_role("button", name="Undo last turn").press("Enter")
     page.browser.wait_for_function(shown, arg=["#chat-dcr .turn", [PROMPT, talks["dcr"][2]["content"]]])
     assert page.browser.input_value("#turn textarea") == EVIL

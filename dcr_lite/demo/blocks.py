@@ -99,8 +99,15 @@ def launch(page: Any, share: bool = False, address: str = "127.0.0.1", **options
     public link. ``options``: further arguments of Blocks.launch."""
     # Fonts of the system: the page loads nothing from other servers.
     theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    css = (files("dcr_lite.demo") / "page.css").read_text(encoding="utf-8")
+    # Its own shades have too little contrast for text (WCAG AA asks for 4.5). page.css has the accent of dark mode.
+    theme.set(
+        block_label_text_color="*primary_600", block_title_text_color="*primary_600", color_accent="*primary_600",
+        button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700",
+        body_text_color_subdued="*neutral_500", link_text_color_dark="*primary_400",
+        link_text_color_visited_dark="*primary_400",
+    )  # fmt: skip
+    css, js = ((files("dcr_lite.demo") / name).read_text(encoding="utf-8") for name in ("page.css", "keys.js"))
     return page.launch(
-        server_name=address, share=share, theme=theme, css=css, max_file_size=MAX_UPLOAD, ssr_mode=False,
+        server_name=address, share=share, theme=theme, css=css, js=js, max_file_size=MAX_UPLOAD, ssr_mode=False,
         footer_links=["api"], **options,
     )  # fmt: skip

@@ -239,7 +239,7 @@ class ListTab:
         self.dial = DialSlider(run, "list")
         table = gr.Dataframe(
             headers=list(texts.COLUMNS), datatype=["str", "str", "number", "number", "number"], label=texts.SCORES,
-            interactive=False, wrap=True, elem_id="scores", column_widths=["29%", "16%", "22%", "13%", "20%"],
+            interactive=False, wrap=True, elem_id="scores", column_widths=["26%", "15%", "24%", "13%", "22%"],
         )  # fmt: skip
         download = gr.File(label=texts.DOWNLOAD, interactive=False, elem_id="download")
         # A queue of its own: other requests are served between the batches of a long list.
