@@ -189,11 +189,11 @@ def test_the_mended_model_is_asked_beside_the_old_one(
     page.browser.press("#open-mended", "Enter")
     page.wait_for("#mend-status", "It is open")
     page.open_tab("One prompt")
-    for _ in range(2):
-        page.ask(PROMPT)
-        page.wait_for("#verdict-mended", "Answers", "Refuses")
-        page.wait_for_answer("mended", mended.run.score("mended", PROMPT, words=False).answer)
-        page.browser.reload()
+    page.ask(PROMPT)
+    page.wait_for("#verdict-mended", "Answers", "Refuses")
+    page.wait_for_answer("mended", mended.run.score("mended", PROMPT, words=False).answer)
+    page.browser.reload()
+    page.browser.wait_for_selector("#verdict-mended")
     assert page.errors == []
     page.browser.close()
 
