@@ -19,7 +19,7 @@ from dcr_lite.run.recipes import find_recipe, load_recipe
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-VERSION, REPOSITORY = PROJECT["version"], PROJECT["urls"]["Repository"]
+REPOSITORY = PROJECT["urls"]["Repository"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ NOTEBOOKS = (
 INSTALL = """\
 ## Install
 
-An installed torch stays, where its version is one that dcr-lite works with."""
-INSTALL_CODE = '%pip install --quiet "dcr-lite=={version}"'
+From the repository: the package is not on PyPI yet. An installed torch stays, where its version is one that dcr-lite
+works with."""
+INSTALL_CODE = '%pip install --quiet "dcr-lite @ git+{repository}"'
 
 CHECK_CODE = """\
 import torch
@@ -64,7 +65,7 @@ SETTINGS = """\
 ## Load
 
 The recipe's settings; the reason of each stands in
-[recipes/{recipe}.py]({repository}/blob/v{version}/recipes/{recipe}.py).
+[recipes/{recipe}.py]({repository}/blob/main/recipes/{recipe}.py).
 Change them in `replace`: `seed=1`, for example, or `pairs=Path("mine.jsonl")` for your own rows."""
 SETTINGS_CODE = """\
 from dataclasses import replace
@@ -159,7 +160,7 @@ def cells(notebook: Notebook) -> list[tuple[str, str, str]]:
     recipe = load_recipe(find_recipe(notebook.recipe))
     imports, checks, *stages, measure = story(recipe)
     imports = "\n".join(line for line in imports.split("\n") if not line.startswith("#"))  # on the command line
-    known = {"recipe": notebook.recipe, "version": VERSION, "repository": REPOSITORY}
+    known = {"recipe": notebook.recipe, "repository": REPOSITORY}
     return [
         ("markdown", "title", introduction(recipe, notebook)),
         *_section("install", INSTALL, INSTALL_CODE, known),

@@ -87,11 +87,11 @@ def test_a_notebook_has_every_part_in_order(file: Path) -> None:
 
 
 @each_notebook
-def test_a_notebook_installs_this_release(file: Path) -> None:
-    """The install cell takes the version of pyproject.toml, and leaves the versions of all other packages to it."""
+def test_a_notebook_installs_the_kit_alone(file: Path) -> None:
+    """From the repository that pyproject.toml names, and leaves the versions of all other packages to that."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    packages = [word.strip('"') for word in dict(cells(file))["install"].split()[2:] if not word.startswith("--")]
-    assert packages == [f"{project['name']}=={project['version']}"]
+    installed = Requirement(dict(cells(file))["install"].split('"')[1])
+    assert (installed.name, installed.url) == (project["name"], f"git+{project['urls']['Repository']}")
     # Colab's psutil, which runs already, stays: replacing it would ask for a restart in the middle of the notebook.
     assert "5.9.5" in Requirement(next(one for one in project["dependencies"] if one.startswith("psutil"))).specifier
     assert "%cd" not in file.read_text(encoding="utf-8")
