@@ -134,6 +134,9 @@ class Settings(ModelSettings):
     discerned_refusals: bool = True
     """Draw them from those prompts that read as toxic after stage 1. One that reads as seemingly toxic would teach DCR
     to refuse by surface form."""
+    begun_refusals: int = 0
+    """So many of these again, each behind the first tokens of the stock model's own answer to its prompt: a model that
+    has begun to answer learns to stop (Qi et al., 2025, arXiv 2406.05946)."""
     baseline_refusals: int | None = None
     """Toxic prompts with refusals in the mixture of safety SFT alone. Unset: 128 of the shipped rows, 1,000 of the full
     ones."""

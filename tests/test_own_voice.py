@@ -12,9 +12,12 @@ from small_runs import flags, run_here
 
 from dcr_lite.data.splits import evenly_drawn
 from dcr_lite.errors import UserError
+from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
+from dcr_lite.model.chat import encode_conversations
 from dcr_lite.model.generation import Answer
 from dcr_lite.model.loading import Model
-from dcr_lite.run import inputs, opening, own_voice, steps
+from dcr_lite.names import DCR
+from dcr_lite.run import begun_answers, inputs, opening, own_voice, steps
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.run_folder import RunFolder
 from dcr_lite.settings import Settings
@@ -158,6 +161,37 @@ def test_stage_2_and_the_baseline_learn_the_models_own_answers(
         steps.teach_refusals_alone(run, model, data, given)
         assert learnt.keys() == {"stage2", "safety_sft"}
         assert all(said and said <= expected for said in learnt.values())
+
+
+def test_refusals_are_learnt_again_behind_the_stock_models_own_beginnings(
+    scene: tuple[RunFolder, Model, Data, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind at most MOST of its tokens, and once more beside all other rows of stage 2; where it refuses or says
+    nothing there is no beginning to stop. Nothing of a beginning is learnt: the targets are the refusal alone."""
+    run, model, data, settings = scene
+    settings = replace(settings, refusals=4, begun_refusals=4, stage2="yes")
+    ids = model.tokenizer("It is quite easy if you know how", add_special_tokens=False)["input_ids"]
+    said = ("It is quite easy if you know how", "I'm sorry, but I can't help with that.", "", "It is quite easy")
+    talking = Talking(model, lambda i: Answer(said[i], 0.0, ended=True, ids=tuple(ids[: 7 * (said[i] != "")])))
+    monkeypatch.setattr(begun_answers, "answer", talking)
+    steps.refine(run, model, data, settings)
+    usual = steps.rows_of_stage2(run, model, data, replace(settings, begun_refusals=0))
+    rows = steps.rows_of_stage2(run, model, data, settings)
+    assert rows[: len(usual)] == usual
+    begun = rows[len(usual) :]
+    assert len(begun) == 2
+    refusals = [row for row in usual if row.refuses]
+    for row in begun:
+        assert replace(row, begun="") in refusals
+        assert row.begun
+        assert model.tokenizer.decode(ids).startswith(row.begun)
+    sft = SafetySFT("stage2", model, DCR, begun, SafetySFTConfig(0, 1, 2, 1e-3), 0)
+    starts = encode_conversations(model.tokenizer, [r.prompt for r in begun], [r.response for r in begun], 512)
+    for row, one, (prompt, answer) in zip(begun, sft.rows, starts, strict=True):
+        assert one.prompt == prompt + model.tokenizer(row.begun, add_special_tokens=False)["input_ids"]
+        assert one.answer == answer
+    with pytest.raises(UserError, match="--begun-refusals 5: there are 4 --refusals"):
+        inputs.load_data(replace(settings, begun_refusals=5))
 
 
 def test_the_report_and_the_card_say_whose_answers_were_learnt(

@@ -38,7 +38,6 @@ from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
 from dcr_lite.run.own_voice import PART as OWN_ANSWERS
 from dcr_lite.run.own_voice import in_own_voice
 from dcr_lite.run.run_folder import FOUND_FILE, FOUND_NAMES, RunFolder, read_found
-from dcr_lite.run.stored_states import load_states, stage2_rows
 from dcr_lite.settings import Settings
 
 ANCHORS = 128  # prompts of each kind that give directions, as in the paper of Surgical
@@ -154,7 +153,7 @@ class SeedRun:
         cost = self.cost_of_finding + self.cost("stage1")
         if self.settings.stage2 == "no":
             return cost
-        rows = stage2_rows(self.sft_data, self.settings, load_states(self.run))
+        rows = steps.rows_of_stage2(self.run, self.model, self.sft_data, self.settings)
         above = steps.stage2_above(self.settings)
         return cost + self.train("stage2", "DCR stage 2", DCR, rows, above, refined)
 

@@ -25,13 +25,14 @@ class Pair:
 class Conversation:
     """A prompt and the answer to learn. ``kind``: its topic, if the file gives one. ``refuses``: in a mixture for
     safety SFT, whether the row is one of the refusals. ``ends``: whether the answer's end is learnt too; not where it
-    was cut off."""
+    was cut off. ``begun``: what the model has said before that, which is not learnt."""
 
     prompt: str
     response: str
     kind: str = ""
     refuses: bool = False
     ends: bool = True
+    begun: str = ""
 
 
 @dataclass(frozen=True)

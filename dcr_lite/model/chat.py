@@ -200,10 +200,12 @@ def encode_messages(tokenizer: Tokenizer, messages: list[Message], window: int) 
 
 
 def encode_conversations(
-    tokenizer: Tokenizer, prompts: list[str], responses: list[str], window: int, ends: Sequence[bool] = ()
-) -> list[tuple[list[int], list[int]]]:
+    tokenizer: Tokenizer, prompts: list[str], responses: list[str], window: int, ends: Sequence[bool] = (),
+    begun: Sequence[str] = (),
+) -> list[tuple[list[int], list[int]]]:  # fmt: skip
     """(prompt ids, answer ids) of each row; the answer ends with the token that ends the model's turn, except where
-    ``ends``, one for each row if given, is false.
+    ``ends``, one for each row if given, is false. Behind the prompt stands what ``begun`` says of the row: the
+    beginning of its answer.
 
     Prompt ids are exactly those of ``encode_prompts``, so training and evaluation split the text at the same place.
     """
@@ -220,6 +222,9 @@ def encode_conversations(
             answers[-1], after = answers[-1].removesuffix(after), ""
         around.append([before, after])
     said = _encode_turns(tokenizer, answers, [[response] for response in responses], around)
+    if any(begun):
+        more = _encode(tokenizer, list(begun), split_special_tokens=True)
+        starts = [start + beginning for start, beginning in zip(starts, more, strict=True)]
     for prompt, start_ids, end_ids in zip(prompts, starts, said, strict=True):
         _require_window("row", prompt, len(start_ids) + len(end_ids), window, "with its answer")
     return list(zip(starts, said, strict=True))

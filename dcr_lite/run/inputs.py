@@ -22,6 +22,7 @@ LEAST = {
     "refusals": 0,
     "baseline_refusals": 0,
     "augmentations": 0,
+    "begun_refusals": 0,
     "sft_epochs": 1,
     "sft_batch": 1,
     "rank": 1,
@@ -129,6 +130,10 @@ def _check_numbers(settings: Settings) -> None:
         value = settings.sizes.get(name, getattr(settings, name))
         if value < least:
             raise UserError(f"--{name.replace('_', '-')} {value}: it takes at least {least}")
+    if settings.begun_refusals > settings.sizes["refusals"]:
+        raise UserError(
+            f"--begun-refusals {settings.begun_refusals}: there are {settings.sizes['refusals']} --refusals"
+        )
     if not 0 <= settings.contrastive_share <= 1:
         raise UserError(f"--contrastive-share {settings.contrastive_share:g}: it takes a number from 0 to 1")
     if settings.contrastive_batch < distributed.world():

@@ -93,11 +93,14 @@ def _safety_sft(settings: Settings) -> dict[str, str]:
     sizes, epochs = settings.sizes, "epoch" if settings.sft_epochs == 1 else "epochs"
     above = "layers above L" if settings.sft_layers == "above" else "all layers"
     voice = "its own answers" if settings.answers == "own" else "the answers given"
-    rows = f"{sizes['instructions']} instructions with {voice} and {{}} refusals, {settings.sft_epochs} {epochs} of "
+    rows = (
+        f"{sizes['instructions']} instructions with {voice} and {{}} refusals{{}}, {settings.sft_epochs} {epochs} of "
+    )
     rows += f"{settings.sft_batch}, {{}}"
-    lines = {"stage 2": rows.format(sizes["refusals"], above) if settings.stage2 == "yes" else "none"}
+    again = f" ({settings.begun_refusals} again behind begun answers)" if settings.begun_refusals else ""
+    lines = {"stage 2": rows.format(sizes["refusals"], again, above) if settings.stage2 == "yes" else "none"}
     if BASELINE in settings.compare_with:
-        lines[MODEL_TITLES[BASELINE]] = rows.format(sizes["baseline_refusals"], "all layers")
+        lines[MODEL_TITLES[BASELINE]] = rows.format(sizes["baseline_refusals"], "", "all layers")
     return lines
 
 

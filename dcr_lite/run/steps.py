@@ -23,6 +23,7 @@ from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, DCR, STOCK, models_of
 from dcr_lite.run import dial, found_settings
+from dcr_lite.run.begun_answers import refusals_behind_answers
 from dcr_lite.run.dial_report import chosen_sentence
 from dcr_lite.run.inputs import AnySettings, Data
 from dcr_lite.run.kept import kept_of, measure_kept
@@ -83,8 +84,14 @@ def teach_refusals(run: RunFolder, model: Model, data: Data, settings: Settings)
     if settings.stage2 == "no":
         return
     data = in_own_voice(run, model, data, settings)
-    rows = distributed.on_main(lambda: stage2_rows(data, settings, load_states(run)))
+    rows = distributed.on_main(lambda: rows_of_stage2(run, model, data, settings))
     train_safety_sft(run, model, "stage2", DCR, "Stage 2: safety SFT", rows, stage2_above(settings), data, settings)
+
+
+def rows_of_stage2(run: RunFolder, model: Model, data: Data, settings: Settings) -> list[Conversation]:
+    """What DCR's stage 2 learns."""
+    rows = stage2_rows(data, settings, load_states(run))
+    return rows + refusals_behind_answers(model, rows, settings) if settings.begun_refusals else rows
 
 
 def teach_refusals_alone(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
