@@ -137,6 +137,8 @@ class Settings(ModelSettings):
     begun_refusals: int = 0
     """So many of these again, each behind the first tokens of the stock model's own answer to its prompt: a model that
     has begun to answer learns to stop (Qi et al., 2025, arXiv 2406.05946)."""
+    second_turns: float = 0.0
+    """Share of the rows of stage 2 that are asked as the second turn of a conversation, behind another row."""
     baseline_refusals: int | None = None
     """Toxic prompts with refusals in the mixture of safety SFT alone. Unset: 128 of the shipped rows, 1,000 of the full
     ones."""

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from recipe_runs import small_settings
 from small_runs import flags, run_here
+from tiny_models import build_tokenizer
 
+from dcr_lite.data.rows import Conversation
 from dcr_lite.data.splits import evenly_drawn
 from dcr_lite.errors import UserError
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
@@ -20,8 +24,10 @@ from dcr_lite.names import DCR
 from dcr_lite.run import begun_answers, inputs, opening, own_voice, steps
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.run_folder import RunFolder
+from dcr_lite.run.second_turns import with_second_turns
 from dcr_lite.settings import Settings
 
+TOKENIZER = build_tokenizer()
 SAID = ("I have a cat.", "I'm sorry, but I can't help with that.", "", "One two three four five six seven eight. " * 4)
 
 
@@ -192,6 +198,56 @@ def test_refusals_are_learnt_again_behind_the_stock_models_own_beginnings(
         assert one.answer == answer
     with pytest.raises(UserError, match="--begun-refusals 5: there are 4 --refusals"):
         inputs.load_data(replace(settings, begun_refusals=5))
+
+
+def test_second_turns_are_conversations_of_the_template(
+    scene: tuple[RunFolder, Model, Data, Settings],
+) -> None:
+    """As many rows as asked for, each behind another one with its answer, and nothing else changed; what the model is
+    taught is the chat template's conversation, of which the last answer alone is learnt."""
+    run, model, data, settings = scene
+    settings = replace(settings, stage2="yes", answers="given", instructions=8, refusals=4, second_turns=0.5)
+    steps.refine(run, model, data, settings)
+    usual = steps.rows_of_stage2(run, model, data, replace(settings, second_turns=0.0))
+    rows = steps.rows_of_stage2(run, model, data, settings)
+    assert [replace(row, before=None) for row in rows] == usual
+    second = [row for row in rows if row.before]
+    assert len(second) == 6
+    said = {(row.prompt, row.response) for row in usual}
+    assert all(row.before in said and row.before[0] != row.prompt for row in second if row.before)
+    sft = SafetySFT("stage2", model, DCR, second, SafetySFTConfig(0, 1, 2, 1e-3), 0)
+    for row, one in zip(second, sft.rows, strict=True):
+        assert row.before is not None
+        turns = [row.before[0], row.before[1], row.prompt]
+        messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
+        expected = model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert one.prompt == expected
+        assert model.tokenizer.decode(one.answer, skip_special_tokens=True).strip() == row.response.strip()
+
+
+words = st.text("abc ", max_size=30).map(str.strip)
+
+
+@given(st.lists(st.tuples(words, words, st.booleans()), min_size=1, max_size=9), st.floats(0, 1), st.integers(0, 60))
+def test_no_second_turn_is_longer_than_fits(texts: list[tuple[str, str, bool]], share: float, room: int) -> None:
+    """Of tokens with the turn before; at most the share of the rows is chosen, and none whose answer was cut off comes
+    first."""
+    rows = [Conversation(f"{i} {prompt}", response, ends=ends) for i, (prompt, response, ends) in enumerate(texts)]
+    alone = [sum(map(len, row)) for row in encode_conversations(TOKENIZER, *texts_of(rows), 512)]
+    most = max(alone) + room
+    found = with_second_turns(TOKENIZER, rows, share, 0, most)
+    assert [replace(row, before=None) for row in found] == rows
+    second = [row for row in found if row.before]
+    assert len(second) <= round(share * len(rows))
+    ended = {(row.prompt, row.response) for row in rows if row.ends}
+    for row in second:
+        assert row.before in ended
+    whole = encode_conversations(TOKENIZER, *texts_of(found), 2048, earlier=[row.before for row in found])
+    assert max(len(prompt) + len(answer) for prompt, answer in whole) <= most
+
+
+def texts_of(rows: list[Conversation]) -> tuple[list[str], list[str]]:
+    return [row.prompt for row in rows], [row.response for row in rows]
 
 
 def test_the_report_and_the_card_say_whose_answers_were_learnt(

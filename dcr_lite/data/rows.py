@@ -25,7 +25,8 @@ class Pair:
 class Conversation:
     """A prompt and the answer to learn. ``kind``: its topic, if the file gives one. ``refuses``: in a mixture for
     safety SFT, whether the row is one of the refusals. ``ends``: whether the answer's end is learnt too; not where it
-    was cut off. ``begun``: what the model has said before that, which is not learnt."""
+    was cut off. ``begun``: what the model has said before that, which is not learnt. ``before``: a prompt and
+    its answer, the turn before, which is not learnt either."""
 
     prompt: str
     response: str
@@ -33,6 +34,7 @@ class Conversation:
     refuses: bool = False
     ends: bool = True
     begun: str = ""
+    before: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)

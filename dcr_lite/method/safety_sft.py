@@ -53,7 +53,8 @@ class SafetySFT:
     ):
         self.name, self.model, self.adapter, self.evaluate = name, model, adapter, evaluate
         prompts, answers, ends = [r.prompt for r in rows], [r.response for r in rows], [r.ends for r in rows]
-        encoded = encode_conversations(model.tokenizer, prompts, answers, model.window, ends, [r.begun for r in rows])
+        earlier = [r.begun for r in rows], [r.before for r in rows]
+        encoded = encode_conversations(model.tokenizer, prompts, answers, model.window, ends, *earlier)
         self.rows = [Tokens(*row) for row in encoded]
         self.prefix = shared_prefix([row.prompt for row in self.rows])
         self.parameters = train_only(model, adapter, range(config.above + 1, depth(model.network)))

@@ -201,11 +201,11 @@ def encode_messages(tokenizer: Tokenizer, messages: list[Message], window: int) 
 
 def encode_conversations(
     tokenizer: Tokenizer, prompts: list[str], responses: list[str], window: int, ends: Sequence[bool] = (),
-    begun: Sequence[str] = (),
+    begun: Sequence[str] = (), earlier: Sequence[tuple[str, str] | None] = (),
 ) -> list[tuple[list[int], list[int]]]:  # fmt: skip
     """(prompt ids, answer ids) of each row; the answer ends with the token that ends the model's turn, except where
-    ``ends``, one for each row if given, is false. Behind the prompt stands what ``begun`` says of the row: the
-    beginning of its answer.
+    ``ends``, one for each row if given, is false. Behind the prompt stands what ``begun`` says of the row, the
+    beginning of its answer, and before it the turn that ``earlier`` gives: a prompt and its answer.
 
     Prompt ids are exactly those of ``encode_prompts``, so training and evaluation split the text at the same place.
     """
@@ -222,6 +222,11 @@ def encode_conversations(
             answers[-1], after = answers[-1].removesuffix(after), ""
         around.append([before, after])
     said = _encode_turns(tokenizer, answers, [[response] for response in responses], around)
+    for number, turn in enumerate(earlier):
+        if turn is not None:
+            said_before = [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+            turns = [*said_before, {"role": "user", "content": prompts[number]}]
+            starts[number] = encode_messages(tokenizer, turns, window)
     if any(begun):
         more = _encode(tokenizer, list(begun), split_special_tokens=True)
         starts = [start + beginning for start, beginning in zip(starts, more, strict=True)]

@@ -134,7 +134,8 @@ def _check_numbers(settings: Settings) -> None:
         raise UserError(
             f"--begun-refusals {settings.begun_refusals}: there are {settings.sizes['refusals']} --refusals"
         )
-    if not 0 <= settings.contrastive_share <= 1:
-        raise UserError(f"--contrastive-share {settings.contrastive_share:g}: it takes a number from 0 to 1")
+    for name in ("contrastive_share", "second_turns"):
+        if not 0 <= (share := getattr(settings, name)) <= 1:
+            raise UserError(f"--{name.replace('_', '-')} {share:g}: it takes a number from 0 to 1")
     if settings.contrastive_batch < distributed.world():
         raise UserError(f"--contrastive-batch {settings.contrastive_batch}: at least one prompt for each process")

@@ -98,7 +98,8 @@ def _safety_sft(settings: Settings) -> dict[str, str]:
     )
     rows += f"{settings.sft_batch}, {{}}"
     again = f" ({settings.begun_refusals} again behind begun answers)" if settings.begun_refusals else ""
-    lines = {"stage 2": rows.format(sizes["refusals"], again, above) if settings.stage2 == "yes" else "none"}
+    later = f", {settings.second_turns:.0%} of all as second turns" if settings.second_turns else ""
+    lines = {"stage 2": rows.format(sizes["refusals"], again, above) + later if settings.stage2 == "yes" else "none"}
     if BASELINE in settings.compare_with:
         lines[MODEL_TITLES[BASELINE]] = rows.format(sizes["baseline_refusals"], "", "all layers")
     return lines

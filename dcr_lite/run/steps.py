@@ -22,7 +22,7 @@ from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, DCR, STOCK, models_of
-from dcr_lite.run import dial, found_settings
+from dcr_lite.run import dial, found_settings, long_rows
 from dcr_lite.run.begun_answers import refusals_behind_answers
 from dcr_lite.run.dial_report import chosen_sentence
 from dcr_lite.run.inputs import AnySettings, Data
@@ -33,6 +33,7 @@ from dcr_lite.run.own_voice import in_own_voice
 from dcr_lite.run.plots import draw_run
 from dcr_lite.run.report import run_report, write_report
 from dcr_lite.run.run_folder import FOUND_NAMES, RunFolder
+from dcr_lite.run.second_turns import with_second_turns
 from dcr_lite.run.stored_states import draw_states, fit_discernments, load_states, stage2_rows, store_states
 from dcr_lite.run.terminal import progress_bar, show_line
 from dcr_lite.settings import Settings
@@ -91,7 +92,12 @@ def teach_refusals(run: RunFolder, model: Model, data: Data, settings: Settings)
 def rows_of_stage2(run: RunFolder, model: Model, data: Data, settings: Settings) -> list[Conversation]:
     """What DCR's stage 2 learns."""
     rows = stage2_rows(data, settings, load_states(run))
-    return rows + refusals_behind_answers(model, rows, settings) if settings.begun_refusals else rows
+    if settings.begun_refusals:
+        rows = rows + refusals_behind_answers(model, rows, settings)
+    if settings.second_turns:
+        most = (run.finished(long_rows.PART) or {}).get("safety_sft", model.window)
+        rows = with_second_turns(model.tokenizer, rows, settings.second_turns, settings.seed, most)
+    return rows
 
 
 def teach_refusals_alone(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
