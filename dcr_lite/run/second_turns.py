@@ -2,6 +2,7 @@
 later on (docs/probing.md)."""
 
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,7 +16,8 @@ def with_second_turns(
     """The rows, a share of them behind another one with its answer, refusals and instructions as they come; fewer where
     nothing is short enough for ``most`` tokens together."""
     prompts, answers = [row.prompt for row in rows], [row.begun + row.response for row in rows]
-    lengths = [len(prompt) + len(answer) for prompt, answer in encode_conversations(tokenizer, prompts, answers, most)]
+    encoded = encode_conversations(tokenizer, prompts, answers, sys.maxsize)  # alone they are known to fit
+    lengths = [len(prompt) + len(answer) for prompt, answer in encoded]
     firsts = [number for number, row in enumerate(rows) if row.ends and not row.begun]
     rng, found = random.Random(seed), list(rows)
     for number in rng.sample(range(len(rows)), round(share * len(rows))):
