@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("gradio", reason="the demo needs the extra: pip install 'dcr-lite[demo]'")
 pytest.importorskip("playwright", reason="no playwright: pip install 'dcr-lite[test]'")
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 from prepared_mending import mark_all, mended_run, prepare
 
 from dcr_lite.data.marks import read_marks
@@ -229,7 +229,7 @@ def test_a_tab_works_by_keyboard_on_a_phone_and_in_dark_mode(tab: str, phone: Pa
         phone.browser.keyboard.type(text)
     phone.browser.keyboard.press("Enter")
     phone.wait_for(result, *holds)
-    assert phone.count("[role=listbox]") == 0
+    expect(phone.browser.locator("[role=listbox]")).to_have_count(0)  # it fades out
     for width in (390, 1280):
         assert phone.faults(width) == []
 
