@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import answer_length
+import combined
 import pytest
 import torch
 import tyro
@@ -253,6 +254,36 @@ def test_methods_differ_and_act_on_safety_sft_alone(compared: Compared) -> None:
     assert float(kept["direction"].norm()) == pytest.approx(1, abs=1e-4)
     pruning = load_file(out / "seed0" / "prosafeprune.safetensors")
     assert {key.split(".")[-1] for key in pruning} >= {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+def test_methods_on_top_of_dcr_change_it_alone(
+    compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """benchmarks/combined.py: in the folder of a comparison DCR is trained and measured no more; what is put on top of
+    it is fitted to it, changes its scores, and leaves its weights and its dial as they were."""
+    recipe, _, finished, report = compared
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    monkeypatch.setattr(steps, "train", None)  # nothing may be trained
+    combined.main(combined.Choices(recipe=str(recipe), seeds=(0,), only=("surgical", "prosafeprune"), out=out))
+    page = (out / "combined.md").read_text(encoding="utf-8")
+    (before,) = (p for p in report["points"] if (p["method"], p["seed"], p["strength"]) == ("dcr", 0, 0))
+    (row,) = (line for line in page.splitlines() if line.startswith("| DCR |"))
+    assert f" {before['numbers']['auroc']:.2f} ±" in row.replace("*", "")
+    assert page.count("| DCR and Surgical |") == page.count("| DCR and ProSafePrune |") == 2
+    scores = {name: [row["refusal_log_odds"] for row in answers_of(out, name)] for name in ("dcr", "surgical")}
+    for name in ("dcr_surgical", "dcr_prosafeprune"):
+        (path,) = (out / "seed0" / "answers").glob(f"{name}_0_*.jsonl")
+        odds = [row["refusal_log_odds"] for row in read_answers(path)]
+        assert odds not in scores.values()
+        seed = command.seed_run(load_recipe(recipe).SETTINGS, out, 0)
+        with combined.combined(name.removeprefix("dcr_")).model(seed, 0.0):
+            pass
+        with METHODS["dcr"].model(seed, 0.0):
+            encoded = encode_prompts(
+                seed.model.tokenizer, [row["prompt"] for row in answers_of(out, "dcr")], seed.model.window
+            )
+            after = [one.refusal_log_odds for one in answer(seed.model, encoded, max_new_tokens=0)]
+        assert after == pytest.approx(scores["dcr"], abs=1e-4)
 
 
 def test_the_dial_alone_is_a_dial_without_any_training(compared: Compared) -> None:
