@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import answer_length
 import combined
 import pytest
 import torch
@@ -135,21 +134,6 @@ def test_every_method_is_in_the_table_with_an_interval_over_seeds(compared: Comp
         assert sets["method"] == name
         (rate,) = sets["numbers"].values()  # one set here: its rate is the mean over sets
         assert rate["mean"] == numbers["safety"]["mean"]
-
-
-def test_every_method_answers_at_length(compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """benchmarks/answer_length.py asks all methods of a comparison: cut to its length, the answers are those that it
-    has kept."""
-    recipe, argv, out, _ = compared
-    tokens = int(argv[argv.index("--answer-tokens") + 1])
-    monkeypatch.setattr(answer_length, "LENGTHS", (tokens, 2 * tokens))
-    asked = tuple(recipe.parent / "rows" / f"{name}.jsonl" for name in ("held_out", "plain"))
-    choices = answer_length.Choices(compared=out, recipe=recipe, prompts=asked, timed=0, out=tmp_path)
-    results = answer_length.main(choices)
-    assert list(results) == [*(f"{out.name}_{name}" for name in METHODS), "all"]
-    for name in METHODS:
-        said = load_jsonl(tmp_path / f"{out.name}_{name}.jsonl")
-        assert [row["texts"][str(tokens)] for row in said] == [row["response"] for row in answers_of(out, name)]
 
 
 def test_every_method_is_measured_by_the_stock_models_answers(compared: Compared) -> None:
