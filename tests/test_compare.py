@@ -21,10 +21,21 @@ from safetensors.torch import load_file
 from small_runs import flags, recipe_module, run_here, save_rows, write_rows
 
 from dcr_lite import cli
-from dcr_lite.compare import actor, command, measurement, preferences, prosafeprune, surgical
+from dcr_lite.compare import (
+    actor,
+    command,
+    dpo,
+    measurement,
+    methods,
+    preferences,
+    prosafeprune,
+    scans,
+    steered,
+    surgical,
+)
 from dcr_lite.compare.directions import KL_LIMIT
 from dcr_lite.compare.measurement import Configuration, EvaluationData
-from dcr_lite.compare.methods import ANSWERED, METHODS
+from dcr_lite.compare.methods import METHODS
 from dcr_lite.compare.report import COSTS
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import numbers_of
@@ -58,8 +69,9 @@ Compared = tuple[Path, list[str], Path, dict[str, Any]]
 @pytest.fixture(autouse=True, scope="module")
 def _small_comparison(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A random model hardly opens with a whole refusal: single letters give probabilities that a choice can go by, and
-    an I refuses. And few instructions to take the answer loss of, short answers to learn preferences from, and no
-    second spent on measuring the processor."""
+    an I refuses. And few instructions to take the answer loss of, short answers to learn preferences from, searches
+    among two candidates or hardly more, which the tests of each method look at, no pictures of the dials, and no second
+    spent on measuring the processor."""
     rows = [{"prompt": f"Name {n} dogs.", "response": f"Here is a list of {n} dogs."} for n in range(4)]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("dcr_lite.model.loading.REFUSING_OPENINGS", tuple("ISTaeg"))
@@ -68,11 +80,19 @@ def _small_comparison(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         patched.setattr(measurement, "HELD_OUT_INSTRUCTIONS", instructions)
         patched.setattr(safety_sft, "OBSERVATIONS", 1)  # of probabilities along a training, which no test here reads
         patched.setattr(actor, "ALPHAS", (0.5, 1.0))  # each is a training
+        patched.setattr(actor, "EPOCHS", 2)
+        patched.setattr(dpo, "OBSERVATIONS", 2)
         patched.setattr(preferences, "TOKENS", 6)
         patched.setattr(preferences, "is_refusal", lambda text: text.startswith("I"))
         patched.setattr(preferences, "is_broken", lambda prompt, text: not text)
-        patched.setattr(surgical, "DISCARDED", 0.5)  # of the layers: each candidate is tried on all prompts
-        patched.setattr(prosafeprune, "WINDOWS", (2,))
+        patched.setattr(steered, "STRENGTHS", (-0.5, 0.5))
+        patched.setattr(scans, "STRENGTHS", (0.25, 0.5))
+        patched.setattr(surgical, "DISCARDED", 0.75)  # of the layers: each candidate is tried on all prompts
+        for name, few in (("WINDOWS", (2,)), ("RANKS", (1,)), ("FINALISTS", 2)):
+            patched.setattr(prosafeprune, name, few)
+        patched.setattr(methods, "ANSWERED", (0.8,))
+        patched.setattr("dcr_lite.run.dial.LAST", 0.8)
+        patched.setattr("dcr_lite.run.dial.draw_dial", lambda setting, path: None)
         yield
 
 
@@ -357,7 +377,7 @@ def test_a_curve_adds_strengths_for_its_seeds_alone(compared: Compared) -> None:
         "base": {0}, "steered": {-1, 0.5, 1, 2}, "safety_sft": {3, 6}, "augmented": {3, 6},
         "surgical": {0, 0.5, 1}, "scans": {0.5, 1, 2}, "prosafeprune": {0.5, 1, 1.5}, "actor": {0.5, 1, 2},
         "adacd": {0.5, 1, 2}, "dpo": {0.25, 0.5, 0.75},
-        "dial_alone": {0, *ANSWERED}, "dcr": {0, *ANSWERED},
+        "dial_alone": {0, 0.8}, "dcr": {0, 0.8},
     }  # fmt: skip
 
 
