@@ -31,7 +31,7 @@ from dcr_lite.data.splits import sample
 from dcr_lite.errors import UserError
 from dcr_lite.export.command import generation_settings, model_config
 from dcr_lite.export.gguf import write_gguf
-from dcr_lite.export.gguf_types import FILE_TYPES, NO_LAYERS, FileType, require_quantiser
+from dcr_lite.export.gguf_types import FILE_TYPES, FileType, require_quantiser
 from dcr_lite.export.merge import Merged
 from dcr_lite.files import exists, load_json, load_jsonl, write_json, write_jsonl, write_text
 from dcr_lite.measure.judge import is_refusal
@@ -79,15 +79,13 @@ class Choices:
 
 @dataclass(frozen=True)
 class Subject:
-    """One model. name: of the run or the model. base: its folder. adapter: None for the model as it is. refined: the
-    layers that stage 1 trained."""
+    """One model. name: of the run or the model. base: its folder. adapter: None for the model as it is."""
 
     name: str
     method: ModelName | None
     base: Path
     adapter: Path | None
     chat_format: ChatFormat
-    refined: range = NO_LAYERS
 
     @property
     def title(self) -> str:
@@ -110,14 +108,9 @@ def subjects(choices: Choices) -> list[Subject]:
         return [Subject(choices.model, None, Path(locate(choices.model)[0]), None, "own")]
     settings = model_settings_of(run)
     base = Path(locate(settings.model)[0])
-    trained = stored_settings(run, Settings, run=run)
-    methods = choices.methods or models_of(trained.compare_with)
-    refined = {DCR: trained.refined_layers}
+    methods = choices.methods or models_of(stored_settings(run, Settings, run=run).compare_with)
     adapters = {method: None if method == STOCK else adapter_of(run, method) for method in methods}
-    return [
-        Subject(str(run), method, base, adapters[method], settings.chat_format, refined.get(method, NO_LAYERS))
-        for method in methods
-    ]
+    return [Subject(str(run), method, base, adapters[method], settings.chat_format) for method in methods]
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
@@ -169,8 +162,7 @@ class Answers:
         if not file.exists():
             merged = Merged(self.subject.base, self.subject.adapter)
             with progress_bar(file.name, len(merged)) as shown:
-                refined = self.subject.refined
-                write_gguf(merged, self.config, self.tokenizer, file.stem, form, file, shown.advance, refined=refined)
+                write_gguf(merged, self.config, self.tokenizer, file.stem, form, file, shown.advance)
         write_json({"bytes": file.stat().st_size}, self.file(form, "json"))
         context = max(map(len, self.asked)) + most + 1
         with serve(file, context, torch.get_num_threads()) as address:

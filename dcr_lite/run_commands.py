@@ -161,7 +161,7 @@ def dial(
         safe_as_stock: Refuse as many toxic prompts as the stock model does.
         above_stock: Be better than the stock model in both shares by as much as can be.
         balanced: Answer as many seemingly toxic prompts as toxic ones are refused.
-        strength: Set the dial to this number: at 0 its gain alone decides, above it answers more, below it refuses more.
+        strength: Set the dial to this number: above 0 it answers more, below it refuses more.
         set: Write the setting to the run's adapter, after a check by judged answers.
         device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
     """

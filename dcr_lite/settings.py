@@ -220,11 +220,6 @@ class Settings(ModelSettings):
         return 0 if self.paper or not self.contrastive_layers else max(0, self.layer + 1 - self.contrastive_layers)
 
     @property
-    def refined_layers(self) -> range:
-        """The layers that stage 1 trains, once L is known."""
-        return range(self.first_refined, self.layer + 1) if self.refining_steps else range(0)
-
-    @property
     def files(self) -> dict[str, Path]:
         """The files of training rows by the names of their settings: as given, else the shipped ones."""
         return {name: getattr(self, name) or file for name, file in SHIPPED_FILES.items()}

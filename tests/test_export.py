@@ -154,7 +154,6 @@ def test_the_card_is_complete(public_run: FinishedRun) -> None:
         for model in ("stock model", "safety SFT alone", "DCR"):
             assert f"| {model} |" in text
         assert "rows of its own" in text
-        assert ("In 4 bits, by other tools," in text) == (form != "adapter")
         assert str(public_run.path) not in text
     settings = public_run.report["settings"] | {"pairs": str(SHIPPED / "pairs.jsonl")}
     assert "shipped with dcr-lite" in model_card(public_run.report | {"settings": settings}, "adapter")

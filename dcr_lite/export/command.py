@@ -22,10 +22,8 @@ from dcr_lite.model.configuration import of_decoder
 from dcr_lite.model.loading import load_tokenizer
 from dcr_lite.run.model_card import model_card
 from dcr_lite.run.terminal import progress_bar
-from dcr_lite.settings import Settings
 
 ELSEWHERE = "choose another place with --out"
-REFINING = ("layer", "contrastive_layers", "contrastive_steps", "paper", "stage1")  # settings, by which layers train
 # How a model that reads more than text is given it, where its base has these.
 PICTURES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 OURS = b"made with [dcr-lite]("  # in every model card of the kit
@@ -44,12 +42,6 @@ class FinishedRun:
         return self.path / "adapter"
 
     @property
-    def refined_layers(self) -> range:
-        """The layers that stage 1 trained, as the report's settings say."""
-        said = {name: value for name, value in self.report["settings"].items() if name in REFINING}
-        return Settings(model=self.report["model"], run=self.path, **said).refined_layers
-
-    @property
     def name(self) -> str:
         """The name of the aligned model."""
         return self.report["model"].rstrip("/").split("/")[-1] + "-DCR"
@@ -62,7 +54,6 @@ def open_finished(path: Path) -> FinishedRun:
     try:
         report = load_json(path / "report.json")
         model_card(report, "adapter")  # all that an export says of the run is there
-        _ = FinishedRun(path, report).refined_layers
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise UserError(f"{path} holds no finished run (no readable report.json). Finish it with --resume.") from None
     if not (path / "adapter" / "adapter_config.json").exists():
@@ -177,9 +168,7 @@ def export_gguf(
     require_disk(out.parent, merged.bytes + SMALL_FILES_BYTES)
     tokenizer = load_tokenizer(run.adapter)
     with OnlyOne(_lock(out), ELSEWHERE), _card_beside(run, out), progress_bar("Writing", len(merged)) as shown:
-        write_gguf(
-            merged, config, tokenizer, run.name, file_type, out, shown.advance, chat_template, run.refined_layers
-        )
+        write_gguf(merged, config, tokenizer, run.name, file_type, out, shown.advance, chat_template)
     return out
 
 

@@ -22,7 +22,7 @@ from gguf.quants import quant_shape_to_byte_shape
 
 from dcr_lite.errors import UserError
 from dcr_lite.export.gguf_model import architecture_of, describe, gguf_names, rearranged, rotary_factors
-from dcr_lite.export.gguf_types import FILE_TYPES, NO_LAYERS, FileType, encode, type_of
+from dcr_lite.export.gguf_types import FILE_TYPES, ROWS_TRIED, FileType, T, encode, lies_on_steps, type_of
 from dcr_lite.export.merge import Merged
 from dcr_lite.files import write_whole
 from dcr_lite.model.chat import prompt_text
@@ -44,13 +44,14 @@ TAKEN_WHOLE = {"llama-bpe": "dbrx", "tekken": None}
 
 def write_gguf(
     merged: Merged, config: Any, tokenizer: Any, name: str, file_type: FileType, path: Path,
-    advance: Callable[[int], None] = lambda tensors: None, chat_template: bool = True, refined: range = NO_LAYERS,
+    advance: Callable[[int], None] = lambda tensors: None, chat_template: bool = True,
 ) -> None:  # fmt: skip
     """Write the model to ``path``, whole or absent.
 
     config, tokenizer: of transformers. name: of the model, in the file. file_type: "bf16" keeps every bit of bfloat16
     weights, "q8_0" takes half the space, "q5_k_m" and "q4_k_m" less. advance: called with 1 after each tensor.
-    chat_template: whether the tokenizer's is written. refined: see ``type_of``.
+    chat_template: whether the tokenizer's is written. Matrices in which the adapter's change would be rounded away (see
+    ``lies_on_steps``) keep eight bits.
     Raises UserError for an architecture, a rotary scaling or a tokenizer that llama.cpp would compute differently.
     """
     architecture = architecture_of(config)
@@ -66,8 +67,9 @@ def write_gguf(
 
     names = gguf_names(merged, config, architecture)
     tied, layers = "output.weight" not in names.values(), config.num_hidden_layers
-    kinds = {
-        ours: type_of(theirs, merged.shape(ours), file_type, layers, tied, refined) for ours, theirs in names.items()
+    kinds = {ours: type_of(theirs, merged.shape(ours), file_type, layers, tied) for ours, theirs in names.items()}
+    kinds |= {
+        name: T.Q8_0 for name in merged.changed if lies_on_steps(merged.first_rows(name, ROWS_TRIED), kinds[name])
     }
     for ours, theirs in names.items():
         shape = quant_shape_to_byte_shape(merged.shape(ours), kinds[ours])

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
-from gguf.quants import quantize
+from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -33,7 +33,8 @@ MOST = {"bf16": T.BF16, "q8_0": T.Q8_0, "q5_k_m": T.Q5_K, "q4_k_m": T.Q4_K}  # t
 # Types whose blocks are 256 weights, and what stands in for them where a row cannot be cut into such blocks.
 INSTEAD = {T.Q4_K: T.Q5_0, T.Q5_K: T.Q5_1, T.Q6_K: T.Q8_0}
 WRITTEN_BY_GGUF = {T.F32, T.BF16, T.Q8_0}
-NO_LAYERS = range(0)
+LOST_ON_STEPS = 0.01  # of their size: weights out of a file of that type lose 0.3 % at most, others 2 to 8 %
+ROWS_TRIED = 64  # of a matrix, to see which it is
 
 
 def require_quantiser(file_type: FileType) -> None:
@@ -41,17 +42,14 @@ def require_quantiser(file_type: FileType) -> None:
     if MOST[file_type] not in WRITTEN_BY_GGUF and _llama_cpp() is None:
         raise UserError(
             f"--file-type {file_type} needs llama.cpp's quantiser: pip install 'dcr-lite[llama-cpp]' (Linux, x86-64). "
-            "Elsewhere export --file-type q8_0: other tools would round away what stage 1 has changed (docs/export.md)."
+            "Elsewhere export --file-type q8_0, or quantise its bf16 file with llama.cpp's own llama-quantize."
         )
 
 
-def type_of(
-    name: str, shape: tuple[int, ...], file_type: FileType, layers: int, tied: bool, refined: range = NO_LAYERS
-) -> GGMLQuantizationType:
+def type_of(name: str, shape: tuple[int, ...], file_type: FileType, layers: int, tied: bool) -> GGMLQuantizationType:
     """The type that a tensor is stored in, by llama.cpp's name of it.
 
-    layers: of the model. tied: whether the embedding serves as the output matrix too. refined: the layers that stage 1
-    trained, which keep eight bits in the mixtures: in fewer, what it changed is rounded away (docs/export.md).
+    layers: of the model. tied: whether the embedding serves as the output matrix too.
     Vectors stay float32, as llama.cpp requires, and a row that cannot be cut into blocks bf16. The mixtures are those
     of llama-quantize without an importance matrix (src/llama-quant.cpp) for a dense model of any size but 70B.
     """
@@ -59,9 +57,7 @@ def type_of(
         return T.F32
     kind = MOST[file_type]
     if kind in INSTEAD:
-        if name.startswith("blk.") and _number(name) in refined:
-            kind = T.Q8_0
-        elif name == "output.weight" or (tied and name == "token_embd.weight"):
+        if name == "output.weight" or (tied and name == "token_embd.weight"):
             kind = T.Q6_K if _fits(shape, kind) else T.Q8_0
         elif re.search(r"attn_(v|qkv)\.weight|ffn_down\.weight", name) and _more_bits(name, layers):
             kind = T.Q6_K
@@ -82,6 +78,17 @@ def _more_bits(name: str, layers: int) -> bool:
     get six bits."""
     number, eighth = _number(name), layers // 8
     return number < eighth or number >= 7 * layers // 8 or (number - eighth) % 3 == 2
+
+
+def lies_on_steps(weight: Tensor, kind: GGMLQuantizationType) -> bool:
+    """Whether a matrix comes back from being stored in a type, as one does that was read out of a file of that type.
+    Whatever is added to it, by less than half a step at a time, is then rounded away whole; a matrix of any other
+    weights keeps it on average."""
+    if kind in WRITTEN_BY_GGUF:
+        return False  # eight bits and more lose less than that of any matrix
+    weight = weight.float()
+    back = torch.from_numpy(dequantize(encode(weight, kind), kind)).reshape(weight.shape)
+    return bool((back - weight).norm() < LOST_ON_STEPS * weight.norm())
 
 
 def encode(weight: Tensor, kind: GGMLQuantizationType) -> NDArray[Any]:

@@ -57,6 +57,17 @@ class Merged:
         with safe_open(self._file_of(name), "pt") as file:
             return tuple(file.get_slice(name).get_shape())
 
+    @property
+    def changed(self) -> list[str]:
+        """The names of the tensors to which the adapter adds something."""
+        return list(self._factors)
+
+    def first_rows(self, name: str, rows: int) -> Tensor:
+        """Of a matrix of the base."""
+        with safe_open(self._file_of(name), "pt") as file:
+            found: Tensor = file.get_slice(name)[:rows]
+        return found
+
     def tensor(self, name: str) -> Tensor:
         """W + (alpha / rank) B A, computed in float32 and rounded once to the base's type; other tensors unchanged."""
         with safe_open(self._file_of(name), "pt") as file:

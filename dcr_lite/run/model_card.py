@@ -12,7 +12,6 @@ from dcr_lite.run.report import plain, results_table
 from dcr_lite.settings import SHIPPED_FILES
 
 Form = Literal["adapter", "merged", "gguf"]
-FURTHER = "In 4 bits, by other tools, they can lose what the training has changed."  # docs/export.md
 LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
 RELATIONS = {"adapter": "adapter", "merged": "finetune", "gguf": "quantized"}  # as the Hub names them
 WHAT = {
@@ -83,8 +82,8 @@ def model_card(report: dict[str, Any], form: Form, licence: str | None = None, p
     measured = f" The numbers above are of the adapter on the base{four_bit};"
     rounding = {
         "adapter": "",
-        "merged": f"{measured} merged weights round a little. {FURTHER}",
-        "gguf": f"{measured} these files round, q4_k_m most. {FURTHER}",
+        "merged": f"{measured} merged weights round a little.",
+        "gguf": f"{measured} these files round, q4_k_m most.",
     }[form]
     return PAGE.format(
         front_matter=_front_matter(report, form, licence),
