@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import _measure
-import _operations
 import card
 import dial_forms
 import evaluation
-import negatives
 import pytest
-import roofline
 import scaling
 import stage1
 import stage1_choices
@@ -24,11 +21,9 @@ import stage2_choices
 import torch
 import whole_job
 from _measure import EQUAL, Build, Case, Outcome, Result, Step
-from _sides import RANK
 from recipe_runs import small_settings
 
 from dcr_lite.method.contrastive import ContrastiveConfig
-from dcr_lite.model.packing import SHORT_ROWS, rounded, shared_prefix
 
 KEYS = {"name", "ours", "theirs", "unit", "ratio", "ratio_min", "ratio_max", "equal_to"}
 QUICK: dict[str, Any] = {"repetitions": 1, "device": "cpu", "precision": "float32"}
@@ -108,9 +103,6 @@ def test_a_side_that_fails_in_its_own_process_is_reported() -> None:
         _measure.peak_memory(failing, Case(**QUICK))
 
 
-# --- counted operations -----------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def quick(tiny: Path) -> dict[str, Any]:
     return {"model": str(tiny), **QUICK}
@@ -122,64 +114,9 @@ def small(quick: dict[str, Any], rows: Path) -> dict[str, Any]:
     return {**quick, "layer": 1, "prompts": 8, "pairs": rows / "pairs.jsonl"}
 
 
-@pytest.fixture(scope="module")
-def works(small: dict[str, Any]) -> list[roofline.Work]:
-    case = roofline.Roofline(rows=8, batch=4, **small)
-    return [
-        roofline.contrastive_work(case, torch.float32),
-        roofline.sft_work(case, torch.float32, all_layers=False),
-        roofline.sft_work(case, torch.float32, all_layers=True),
-    ]
-
-
 @pytest.fixture
 def out(tmp_path: Path) -> dict[str, Path]:
     return {"json": tmp_path / "out.json", "markdown": tmp_path / "out.md"}
-
-
-def test_operations_are_those_that_torch_counts(works: list[roofline.Work]) -> None:
-    """All linear layers, adapters and what follows them agree to the last operation in both stages, once all that the
-    package computes is counted; what is needed is less."""
-    for work in works:
-        linears, _ = roofline.counted(work)
-        needed, computed = work.needed[0], work.computed[0]
-        assert computed.linear + computed.head == linears, work.name
-        assert needed.head <= computed.head
-        assert computed.linear / 2 < needed.linear < computed.linear
-
-
-@pytest.mark.parametrize("layers", [1, 2, 5])
-def test_only_queries_of_the_last_layer_are_needless(layers: int) -> None:
-    """Where nothing is filled up the kit computes what is needed, and one product at places that no loss reads."""
-    shape, own, read = _operations.Shape(d=64, q=48, kv=16, ffn=96, vocabulary=500, rank=4), [9, 5, 7], [1, 3, 2]
-    needed, computed = (_operations.step(shape, 11, own, read, layers, True, filled) for filled in (None, int))
-    queries = _operations.linear(64, 48, 4, flows=layers > 1)
-    assert computed.linear - needed.linear == (11 + sum(own) - sum(read)) * queries
-    assert computed.head == needed.head
-
-
-def test_attention_is_counted_for_visible_pairs_alone(works: list[roofline.Work], small: dict[str, Any]) -> None:
-    """torch counts whole rectangles of scores, with their hidden half and filled-up rows: more than is needed, and
-    exactly as many as the rectangles have."""
-    stage = stage1.prepare(stage1.Stage1(**small), torch.float32)
-    _, counted = roofline.counted(works[0])
-    chosen = stage1.rows_of(stage, 0)
-    prefix = shared_prefix(chosen)
-    own = [len(row) - prefix for row in chosen]
-    assert max(prefix, *own) <= SHORT_ROWS  # torch does not count the kernel that longer rows go to
-    shape = _operations.Shape.of(stage.model.network.config, RANK)
-    width = rounded(max(own))
-    rectangles = len(own) * width * (prefix + width) + prefix**2
-    visible = sum(k * prefix + k * (k + 1) // 2 for k in own) + prefix * (prefix + 1) // 2
-    # Rotary angles are a product of positions and 8 frequencies, which torch counts as well.
-    rotary = rounded(prefix + sum(own)) * 16
-    assert counted == _operations.attention(shape, rectangles) * (stage.config.layer + 1) + rotary
-    assert 1 / 3 < visible / rectangles < 1
-
-
-def test_a_first_layer_needs_no_gradient_of_its_input() -> None:
-    """The base product once instead of twice, and one adapter product fewer."""
-    assert _operations.linear(10, 20, 3, True) - _operations.linear(10, 20, 3, False) == 2 * 10 * 20 + 2 * 10 * 3
 
 
 # --- every script -----------------------------------------------------------------------------------------------------
@@ -221,27 +158,12 @@ def test_stage2(quick: dict[str, Any], out: dict[str, Path]) -> None:
     ] * 3
 
 
-def test_negatives(small: dict[str, Any], out: dict[str, Path]) -> None:
-    """Parts of a batch give the gradients of the whole."""
-    case = negatives.Negatives(sizes=(4, 12), tokens_per_pass=150, **small, **out)
-    results = checked(negatives.main(case), out["json"])
-    steps = [r for r in results if r.unit == "ms/prompt"]
-    assert [r.name.split(":")[0] for r in steps] == ["4 prompts", "12 prompts", "two passes, 12 against 4 prompts"]
-    assert steps[1].equal_to > 0  # the large batch went through in parts, whose sums round differently
-
-
 def test_evaluation(quick: dict[str, Any], out: dict[str, Path]) -> None:
     """All three ways give the same verdicts; one of four that differs is a quarter."""
     results = checked(evaluation.main(evaluation.Evaluation(prompts=5, tokens=8, batch=3, **quick, **out)), out["json"])
     assert len(results) == 6
     assert {r.equal_to for r in results} == {0.0}
     assert evaluation.differing({"refused": [True, False, True, True]}, {"refused": [True] * 4}) == 0.25
-
-
-def test_roofline(small: dict[str, Any], out: dict[str, Path]) -> None:
-    """No stage beats the machine, and the count is torch's."""
-    results = checked(roofline.main(roofline.Roofline(rows=8, batch=4, squares=(512,), **small, **out)), out["json"])
-    assert all(0 < r.ratio < 1 and r.equal_to == 0 for r in results)
 
 
 def test_scaling(out: dict[str, Path]) -> None:

@@ -14,7 +14,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
-import _operations
 import bitsandbytes
 import pytest
 import torch
@@ -23,20 +22,24 @@ from peft.tuners.lora import LoraLayer
 from recipe_runs import small_settings
 from small_runs import RECIPE, flags, recipe_module, write_rows
 from tiny_models import load_tiny
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, mm_flop
 
 from dcr_lite.check import command, disk, duration, four_bit, machine, memory, page, rows, sizes, trial, worker
 from dcr_lite.check.duration import Counter
 from dcr_lite.check.finding import Finding, Task
 from dcr_lite.check.random_model import answer_of, prompts_of, random_model
 from dcr_lite.errors import UserError
+from dcr_lite.method.answer_tokens import backward_through_vocabulary
 from dcr_lite.method.contrastive import ContrastiveRefinement
 from dcr_lite.method.loop import Loop, Stage
 from dcr_lite.method.safety_sft import SafetySFT
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_conversations, encode_prompts
-from dcr_lite.model.hidden_states import decoder_of
+from dcr_lite.model.hidden_states import decoder_of, final_states, prompt_states
+from dcr_lite.model.loading import Model
 from dcr_lite.model.memory import fit, needs
-from dcr_lite.model.packing import shared_prefix
+from dcr_lite.model.packing import Batch, shared_prefix
 from dcr_lite.model.shapes import Shape, shape_of
 from dcr_lite.run.inputs import load_data
 from dcr_lite.run.opening import Machine
@@ -356,19 +359,46 @@ def test_what_takes_too_long_or_does_not_fit_is_tried_in_part(task: Task) -> Non
     assert filling.with_half_the_rows(640, 1600) == filling
 
 
+def counted_by_torch(shape: Shape, runs: list[Callable[[Model, Batch], object]]) -> list[int]:
+    """The operations of each of ``runs`` on eight rows of 7 tokens behind 8 shared ones, which nothing fills up, but
+    those of attention. An adapter's grow in proportion to its rank: the count of twice the rank says what it is without
+    one."""
+    in_place = {torch.ops.aten.addmm_: lambda _sum, a, b, **kwargs: mm_flop(a, b)}  # torch counts addmm alone
+    counts: list[list[int]] = []
+    for rank in (4, 8):
+        model = random_model(shape, "cpu", torch.float32, False)
+        adapters.add_adapter(model, "counted", rank, 0)
+        adapters.train_only(model, "counted", range(shape.layers))
+        batch = model.batch([[1] * 8 + [i + 2] * 7 for i in range(8)], 8)
+        counts.append([])
+        for run in runs:
+            with FlopCounterMode(display=False, custom_mapping=in_place) as counter, model.compute():
+                run(model, batch)
+            of = {str(product): n for product, n in counter.get_flop_counts()["Global"].items()}
+            counts[-1].append(sum(n for name, n in of.items() if "bmm" not in name and "attention" not in name))
+    return [2 * once - twice for once, twice in zip(*counts, strict=True)]
+
+
 @pytest.mark.parametrize("layers", [1, 2, 5])
-def test_operations_are_those_of_the_counts_that_torch_agrees_with(layers: int) -> None:
-    """The check counts what benchmarks/_operations.py counts, adapters left out, which is tested against torch's own
-    count: to the last operation."""
+def test_operations_are_those_that_torch_counts(layers: int) -> None:
+    """To the last one, adapters and attention left out: of both stages, and of GradCache's first pass."""
     shape = Shape(layers, 64, 4, 2, 16, 128, 512, tied=False)
-    count = Counter(shape, layers - 1, prefix=7)
-    theirs = _operations.Shape(64, 64, 32, 128, 512, rank=0)
-    stage1 = _operations.step(theirs, 7, [9] * 4, [1] * 4, layers, False, int)
-    assert count.stage1(4, 9) == stage1.linear
-    in_parts = replace(count, at_once=20).stage1(4, 9) - count.stage1(4, 9)
-    assert in_parts == count.forward(layers, 7 + 4 * 9, 4)  # GradCache's first pass
-    sft = _operations.step(theirs, 7, [9] * 4, [5] * 4, layers, True, lambda n: n)
-    assert count.sft(4, 9, 5, 0) == sft.linear + sft.head
+    count = Counter(shape, layers - 1, prefix=8)
+
+    def states(model: Model, batch: Batch) -> Tensor:
+        return prompt_states(model.network, batch, layers - 1)
+
+    def stage1(model: Model, batch: Batch) -> None:
+        states(model, batch).sum().backward()
+
+    def sft(model: Model, batch: Batch) -> None:
+        places = torch.cat([own[-5:] for own in batch.index])
+        targets, weights = torch.ones(len(places), dtype=torch.long), torch.ones(len(places))
+        backward_through_vocabulary(model, final_states(model.network, batch, places), targets, weights)
+
+    in_parts = replace(count, at_once=20).stage1(8, 7) - count.stage1(8, 7)
+    expected = [count.stage1(8, 7), count.sft(8, 7, 5, 0), in_parts]
+    assert counted_by_torch(shape, [stage1, sft, torch.no_grad()(states)]) == expected
 
 
 def test_the_time_of_a_run_adds_up(task: Task) -> None:
