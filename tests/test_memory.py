@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import weakref
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -482,6 +483,19 @@ def test_free_memory_of_this_computer_is_plausible() -> None:
     assert 1e8 < free_memory("cpu") < psutil.virtual_memory().total
 
 
+def test_a_model_that_was_let_go_of_takes_no_memory_of_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer and its 4-bit weights refer to each other, and torch caches what is freed: both are cleared, in this
+    order, before a card is asked what is free."""
+    there: list[Any] = []
+    layer = torch.nn.Linear(2, 2)
+    layer.weight.module = layer  # type: ignore[assignment] # as bitsandbytes does
+    freed = weakref.ref(layer)
+    del layer
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: there.append(freed()))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5e9 if there == [None] else 1e9, 16e9))
+    assert free_memory("cuda") == 5e9
+
+
 @pytest.mark.parametrize(
     ("weights", "limit", "stops"), [(0.5e9, False, False), (2e9, False, True), (0.5e9, True, True)]
 )
@@ -552,11 +566,14 @@ def test_a_run_without_room_for_its_files_does_not_begin(
 
 
 def test_blocks_of_memory_can_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch is told so before it is imported, unless the user has told it something else."""
-    code = "import dcr_lite, torch; torch.zeros(1); print(torch._C._accelerator_getAllocatorSettings())"
-    own = "max_split_size_mb:64"
+    """torch is told so before it is imported, unless the user has told it something else, which stays as it is."""
+    told = "import dcr_lite, torch; torch.zeros(1); print(torch._C._accelerator_getAllocatorSettings())"
+    kept = "import os; before = dict(os.environ); import dcr_lite; print(os.environ == before)"
     given: dict[str, str]
-    for given, told in (({}, "expandable_segments:True"), ({"PYTORCH_CUDA_ALLOC_CONF": own}, own)):
+    for given, code, said in (
+        ({}, told, "expandable_segments:True"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, kept, "True"),
+    ):
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTORCH")} | given
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == told
+        assert done.stdout.strip() == said

@@ -1,6 +1,7 @@
 """Memory that is free now: on a card, and on this computer within the limits of the process."""
 
 import contextlib
+import gc
 import sys
 from pathlib import Path
 
@@ -20,6 +21,10 @@ def free_memory(device: str) -> float:
     import torch
 
     if device == "cuda":
+        # Else a model that nothing holds any more would count: its 4-bit weights and their layers refer to each other,
+        # and torch caches what is freed.
+        gc.collect()
+        torch.cuda.empty_cache()
         return float(torch.cuda.mem_get_info()[0])
     return float(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
 
