@@ -1,5 +1,6 @@
 """An NVIDIA card that cannot be used stops a command with the cure; nothing begins on the CPU instead of it."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,17 +80,25 @@ def test_without_a_card_the_cpu_is_what_there_is(pretend: Callable[..., None]) -
         ((6, 1), ["sm_75"], False),
         ((7, 5), ["sm_75", "sm_80"], True),
         ((9, 0), ["sm_75", "sm_80", "sm_90"], True),
-        ((12, 0), ["sm_75", "sm_80", "sm_90"], True),  # later cards run what was built for earlier ones
+        ((8, 9), ["sm_75", "sm_86"], True),  # runs what was built for earlier cards of its major version
+        ((8, 0), ["sm_75", "sm_86"], False),
+        ((12, 0), ["sm_75", "sm_80", "sm_90"], False),
+        ((12, 0), ["sm_75", "sm_80", "sm_90", "compute_90"], True),  # PTX, which is compiled for any later card
+        ((9, 0), ["sm_75", "sm_80", "sm_90a"], True),
         ((7, 0), [], True),  # a build that does not say
     ],
 )
 def test_a_card_without_kernels_is_named(capability: tuple[int, int], built_for: list[str], fits: bool) -> None:
-    """CUDA 13 has none for capability 7.0 and below: torch would find the card and fail at the first product."""
+    """CUDA 13 has none for capability 7.0 and below, and CUDA 12.6 none for 12.0: torch would find the card and fail at
+    the first product."""
     said = cuda._missing_kernels(capability, built_for)
     assert (said is None) == fits
     if said:
         assert f"capability {capability[0]}.{capability[1]}" in said
-        assert "has kernels from 7.5 on" in said
+        if capability < (7, 5):
+            assert "has kernels from 7.5 on. Install a torch built for an older CUDA" in said
+        else:
+            assert re.search(r"has kernels up to \d\.\d and none for it. Install a torch built for a newer CUDA", said)
         assert "--device cpu" in said
 
 

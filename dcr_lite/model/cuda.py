@@ -61,13 +61,22 @@ def driver_version() -> str | None:
 
 
 def _missing_kernels(capability: tuple[int, int], built_for: list[str]) -> str | None:
-    """CUDA 13 left out the cards before capability 7.5; torch only warns, and the first kernel fails."""
-    built = [int(number) for arch in built_for for number in re.findall(r"^sm_(\d+)$", arch)]
+    """CUDA 13 left out the cards before capability 7.5, and builds from before Blackwell have nothing for 12.0; torch
+    only warns, and the first kernel fails.
+
+    Compiled kernels (sm_XY) run on the same and later minor versions of their major one, PTX (compute_XY) is compiled
+    for all later cards.
+    """
+    found = [match for arch in built_for if (match := re.fullmatch(r"(sm|compute)_(\d+)[af]?", arch))]
+    built = [(match[1], int(match[2])) for match in found]
     own = capability[0] * 10 + capability[1]
-    if not built or own >= min(built):
+    if not built or any(at <= own and (kind == "compute" or at // 10 == capability[0]) for kind, at in built):
         return None
+    least, most = (of(at for _, at in built) for of in (min, max))
+    has, other = f"from {least // 10}.{least % 10} on", "an older CUDA (12.6: pytorch.org, previous versions)"
+    if own > least:
+        has, other = f"up to {most // 10}.{most % 10} and none for it", "a newer CUDA (pytorch.org)"
     return (
         f"this card has capability {capability[0]}.{capability[1]}, and torch {torch.__version__} (CUDA "
-        f"{torch.version.cuda}) has kernels from {min(built) // 10}.{min(built) % 10} on. Install a torch built for an "
-        f"older CUDA (12.6: pytorch.org, previous versions). {CPU_INSTEAD}."
+        f"{torch.version.cuda}) has kernels {has}. Install a torch built for {other}. {CPU_INSTEAD}."
     )
