@@ -9,7 +9,8 @@ import torch
 from small_runs import flags, run_here, save_rows
 
 from dcr_lite.errors import UserError
-from dcr_lite.model import cuda
+from dcr_lite.model import cuda, loading
+from dcr_lite.model.loading import Model
 from dcr_lite.run.opening import machine
 from dcr_lite.settings import ModelSettings
 
@@ -100,6 +101,19 @@ def test_a_card_without_kernels_is_named(capability: tuple[int, int], built_for:
         else:
             assert re.search(r"has kernels up to \d\.\d and none for it. Install a torch built for a newer CUDA", said)
         assert "--device cpu" in said
+
+
+def test_attention_that_spoils_gradients_is_off_on_a_card(tiny_model: Callable[..., Model]) -> None:
+    """cuDNN's, whose gradients are NaN on some cards where rows have a mask; on a CPU nothing is changed."""
+    network, before = tiny_model().network, torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        loading.prepare(network, "cpu", four_bit=False)
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+        loading.prepare(network, "cuda", four_bit=False)
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def test_nvidia_smi_tells_the_driver_where_the_file_is_missing(

@@ -268,12 +268,16 @@ def _load_with_transformers(path: str | Path, device: str, precision: torch.dtyp
 
 
 def prepare(network: Any, device: str, four_bit: bool) -> None:
-    """Set up a network of transformers as the kit computes with it: its attention, and 4-bit weights on a CPU."""
+    """Set up a network of transformers as the kit computes with it: its attention, with kernels that are right, and
+    4-bit weights on a CPU."""
     config = configuration.of_decoder(network.config)
     if configuration.plain_attention(config):
         network.set_attn_implementation(ATTENTION)
     elif configuration.softcapped(config):
         network.set_attn_implementation("eager")  # the fused kernels leave the cap out, and do not warn
+    if device == "cuda":
+        # With a mask its gradients are NaN on H100 and later (torch 2.11 to 2.13: issue 196678 of pytorch/pytorch).
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if four_bit and device == "cpu":
         _keep_weights_unpacked(network)
 
