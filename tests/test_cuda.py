@@ -103,6 +103,29 @@ def test_a_card_without_kernels_is_named(capability: tuple[int, int], built_for:
         assert "--device cpu" in said
 
 
+@pytest.mark.parametrize(
+    ("model", "capability", "asked", "precision"),
+    [
+        ("gemma3", (7, 5), "auto", torch.float32),
+        ("unsloth/gemma-3-4b-it", (7, 5), "auto", torch.float32),
+        ("gemma3", (7, 5), "float16", torch.float16),
+        ("gemma3", (8, 0), "auto", torch.bfloat16),
+        ("gemma2", (7, 5), "auto", torch.float16),
+        ("qwen3", (7, 5), "auto", torch.float16),
+    ],
+)
+def test_a_model_that_outgrows_float16_does_without(
+    tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, model: str, capability: tuple[int, int],
+    asked: str, precision: torch.dtype,
+) -> None:  # fmt: skip
+    """On a card without bfloat16 Gemma 3 computes in float32 unless float16 is asked for; other models do not."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(cuda, "obstacle", lambda: None)
+    name = model if "/" in model else str(tiny_folder(model))
+    assert machine(ModelSettings(model=name, device="cuda", precision=asked)).precision == precision  # type: ignore[arg-type]
+
+
 def test_attention_that_spoils_gradients_is_off_on_a_card(tiny_model: Callable[..., Model]) -> None:
     """cuDNN's, whose gradients are NaN on some cards where rows have a mask; on a CPU nothing is changed."""
     network, before = tiny_model().network, torch.backends.cuda.cudnn_sdp_enabled()

@@ -1,6 +1,8 @@
 """Numbers that are not finite, wherever they come from, end in the sentence that names precision and learning rate."""
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from dcr_lite.method.loop import Loop
 from dcr_lite.model.adapters import train_only
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
-from dcr_lite.model.loading import Model
+from dcr_lite.model.loading import Model, not_finite
 from dcr_lite.model.states import last_states, layer_states
 from dcr_lite.model.streaming import Growing, GrowingTogether
 
@@ -44,6 +46,18 @@ def test_states_are_checked_where_they_are_read(tiny_model: MakeModel, precision
         layer_states(model, rows, 2)
     with pytest.raises(UserError, match=f"states: {CURES[precision]}"):
         last_states(model, rows)
+
+
+@pytest.mark.parametrize(
+    ("capability", "cures"), [((7, 5), "try --precision float32 or"), ((8, 0), CURES[torch.float16])]
+)
+def test_a_card_is_not_told_to_take_what_it_lacks(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], cures: str
+) -> None:
+    """A T4 has no bfloat16."""
+    model = replace(tiny_model(precision=torch.float16), device="cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert re.search(cures, not_finite(model, "loss"))
 
 
 def test_answers_and_losses_are_checked(tiny_model: MakeModel) -> None:

@@ -25,7 +25,7 @@ from dcr_lite.model.chat import FORMATS, encode_prompts
 from dcr_lite.model.generation import answer
 from dcr_lite.model.memory import fit, needs, weights
 from dcr_lite.model.shapes import KNOWN
-from dcr_lite.run.cards import CARDS, DESKTOP
+from dcr_lite.run.cards import CARDS, DESKTOP, NO_BFLOAT16
 from dcr_lite.run.inputs import resolved
 from dcr_lite.settings import ChatFormat, Settings
 
@@ -133,7 +133,7 @@ def test_the_document_of_the_families_is_true(name: str) -> None:
         true |= {settings.base_model, settings.base_format}
     for card in ("T4", "RTX 3060", "RTX 3090"):
         free = next(size for title, size in CARDS.items() if title.startswith(card)) - DESKTOP
-        parts = needs(shape, settings, True, 2)
+        parts = needs(shape, settings, True, 4 if card == NO_BFLOAT16 and shape.exceeds_float16 else 2)
         if any(need.units(free) is None for need in parts):
             true |= {"-"}
             continue

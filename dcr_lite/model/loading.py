@@ -193,6 +193,8 @@ def not_finite(model: Model, what: str) -> str:
     """What to say where ``what`` holds a number that is not finite."""
     precision = str(model.precision).removeprefix("torch.")
     cures = [f"--precision {other}" for other in ("bfloat16", "float32") if other != precision]
+    if model.precision == torch.float16 and model.device == "cuda" and best_precision("cuda") == torch.float16:
+        cures = ["--precision float32"]  # the card has no bfloat16
     if model.precision == torch.float32:
         cures = []
     return (

@@ -66,6 +66,12 @@ class Shape:
         return linear + self.vocabulary * self.width * (1 if self.tied else 2)
 
     @property
+    def exceeds_float16(self) -> bool:
+        """Whether activations outgrow float16's range, by what is known of its family: Gemma 3's do (issue 39972 of
+        huggingface/transformers). Of the decoders here it alone has these norms."""
+        return self.norms == 4 and self.head_norms
+
+    @property
     def maps(self) -> list[tuple[int, int]]:
         """(in, out) of the seven linear maps of a layer: query, key, value, output, gate, up, down; of four where some
         are fused."""

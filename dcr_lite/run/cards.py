@@ -16,6 +16,7 @@ CARDS = {
     "A100, 40 GB": 42.3e9,
     "A100 / H100, 80 GB": 85.0e9,
 }
+NO_BFLOAT16 = "T4"
 DESKTOP = 0.5e9  # of a card is in use before a run begins
 
 
@@ -31,9 +32,10 @@ def show_cards(settings: Settings) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("card", *(TITLES[need.name] for need in parts)):
         table.add_column(column, justify="left" if column == "card" else "right")
+    in_float32 = settings.precision == "auto" and shape.exceeds_float16  # on a card without bfloat16
     for card, size in CARDS.items():
         cells = []
-        for need in parts:
+        for need in needs(shape, settings, four_bit, 4) if in_float32 and card.startswith(NO_BFLOAT16) else parts:
             n = need.units(size - DESKTOP)
             cells.append("does not fit" if n is None else f"{need.total(n) / 1e9:.1f} GB ({n:,})")
         table.add_row(card, *cells)

@@ -3,6 +3,7 @@
 Nothing is loaded before the memory that it needs is known; docs/families.md says how that is estimated.
 """
 
+import contextlib
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,9 +52,19 @@ def machine(settings: ModelSettings) -> Machine:
         raise UserError("--device cuda: torch sees no CUDA GPU. Use --device cpu, or install a CUDA build of torch.")
     elif device == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: torch sees no GPU of a Mac. Use --device cpu.")
-    precision = loading.best_precision(device) if settings.precision == "auto" else getattr(torch, settings.precision)
+    auto = settings.precision == "auto"
+    precision = _best_precision(device, settings.model) if auto else getattr(torch, settings.precision)
     four_bit = device == "cuda" if settings.quantization == "auto" else settings.quantization == "nf4"
     return Machine(device, precision, four_bit)
+
+
+def _best_precision(device: str, model: str) -> torch.dtype:
+    """What the device computes best in, but float32 instead of float16 for a model that outgrows it."""
+    precision = loading.best_precision(device)
+    if precision == torch.float16:
+        with contextlib.suppress(UserError):  # whether it can be used at all is for loading it to say
+            return torch.float32 if shape_of(model).exceeds_float16 else precision
+    return precision
 
 
 def _locate(model: str) -> tuple[str, str]:
