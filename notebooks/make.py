@@ -55,6 +55,7 @@ works with."""
 INSTALL_CODE = '%pip install --quiet "dcr-lite @ git+{repository}"'
 
 CHECK_CODE = """\
+import dcr_lite  # before torch sees the GPU: it chooses how memory there is taken
 import torch
 
 if not torch.cuda.is_available():
@@ -149,6 +150,7 @@ def introduction(recipe: ModuleType, notebook: Notebook) -> str:
     title, _, rest = inspect.cleandoc(recipe.__doc__ or "").partition("\n")
     paragraphs = [part for part in rest.strip().split("\n\n") if not part.strip().startswith(("python ", "dcr-lite "))]
     words = "\n\n".join(paragraphs).replace("--from-base-model", "`replace(recipe.SETTINGS, from_base_model=True)`")
+    words = words.replace(" --help lists every setting.", "")  # of the command
     return (
         f"{badge}(https://colab.research.google.com/github/{path})\n\n"
         f"# {title.rstrip('.')}\n\n{words}\n\nFor {notebook.card}."

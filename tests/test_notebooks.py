@@ -108,6 +108,20 @@ def test_a_notebook_tells_the_story_of_its_recipe(file: Path) -> None:
     assert f"recipe = load_recipe(find_recipe('{file.stem}'))" in told
 
 
+@each_notebook
+def test_the_kit_is_imported_before_torch_sees_a_card(file: Path) -> None:
+    """It chooses how torch takes memory there, which torch reads once."""
+    told = [ast.unparse(node) for node in ast.parse(python(file)).body]
+    kit = next(i for i, line in enumerate(told) if "dcr_lite" in line)
+    assert not any("torch" in line for line in told[:kit])
+
+
+@each_notebook
+def test_a_notebook_says_nothing_of_the_command_line(file: Path) -> None:
+    """What the recipe says of its flags has no meaning there."""
+    assert "--help" not in file.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("notebook", make.NOTEBOOKS, ids=lambda notebook: notebook.recipe)
 def test_a_notebook_is_for_a_card_that_has_room(notebook: Any) -> None:
     """By the estimate every part of the run fits a free T4, in four bits and even with float32 activations, with the
