@@ -36,8 +36,11 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-# How torch's messages name it on a CPU, where it is a plain RuntimeError.
-CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator", "can't allocate memory", "bad_alloc")
+# How torch's messages name it where it is another RuntimeError: on a CPU, and of CUDA and its libraries themselves.
+OUT_OF_MEMORY_WORDS = (
+    "DefaultCPUAllocator", "can't allocate memory", "bad_alloc", "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)  # fmt: skip
 MORE_MEMORY = (
     "Close other programs that use it, lower --rank, load the model with --quantization nf4, or take a smaller one; "
     "--plan shows what fits which card."
@@ -46,9 +49,8 @@ MORE_MEMORY = (
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory has run out: Python's, or torch's on a card or on a CPU."""
-    on_card = type(error).__name__ == "OutOfMemoryError"  # torch is not imported here
-    on_cpu = isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_OUT_OF_MEMORY)
-    return isinstance(error, MemoryError) or on_card or on_cpu
+    by_type = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch is not imported here
+    return by_type or (isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS))
 
 
 def first_line(error: BaseException) -> str:

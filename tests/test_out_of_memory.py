@@ -83,6 +83,8 @@ def test_moments_at_random_do_not_end_a_run(tiny_model: MakeModel, seed: int) ->
         torch.OutOfMemoryError("CUDA out of memory."),
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried ..."),
         RuntimeError("std::bad_alloc"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         MemoryError(),
     ],
 )
