@@ -9,7 +9,7 @@ import bitsandbytes
 import pytest
 import torch
 from bitsandbytes.functional import has_avx512bf16
-from peft import PeftModel
+from peft import PeftModel, peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, save_and_load
 from safetensors.torch import load_file
@@ -293,6 +293,25 @@ def test_layers_to_which_an_adapter_adds_nothing_are_not_saved(
     set_adapter_weights(model, ADAPTER, {key: 0 * weight for key, weight in weights.items()})
     save_adapter(model, ADAPTER, tmp_path / "none")
     assert load_file(tmp_path / "none" / "adapter_model.safetensors").keys() == weights.keys()
+
+
+def test_an_adapter_is_loaded_onto_the_device_of_its_model(
+    tiny_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first adapter and another one: with --device cpu a card beside it, which may be full, is left alone."""
+
+    def look_for_a_card() -> str:
+        raise RuntimeError("looked for a card")
+
+    model = tiny_model()
+    add_random_adapter(model)
+    save_adapter(model, ADAPTER, tmp_path / "adapter")
+    for module in (peft_model, save_and_load):
+        monkeypatch.setattr(module, "infer_device", look_for_a_card)
+    loaded = tiny_model()
+    for name in ("first", "second"):
+        load_adapter(loaded, name, tmp_path / "adapter")
+        assert torch.equal(logits(loaded), logits(model))
 
 
 # --- 4-bit NF4 on the CPU ---------------------------------------------------------------------------------------------

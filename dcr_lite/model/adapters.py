@@ -86,10 +86,11 @@ def load_adapter(model: Model, name: str, folder: Path) -> None:
     try:
         stored = _stored_weights(folder)
         load_tensors(folder / WEIGHTS, "Restore that folder, or choose another.")
+        # The device is named, or peft would read the weights onto a card that the run does without.
         if isinstance(model.network, PeftModel):
-            model.network.load_adapter(str(folder), name)
+            model.network.load_adapter(str(folder), name, torch_device=model.device)
         else:
-            model.network = PeftModel.from_pretrained(model.network, str(folder), adapter_name=name)
+            model.network = PeftModel.from_pretrained(model.network, str(folder), name, torch_device=model.device)
     except Exception as error:  # peft raises errors of every kind for a file that is not as it wrote it
         raise UserError(f"{folder}: this adapter is damaged or of another base model ({first_line(error)})") from None
     if stored != get_peft_model_state_dict(model.network, adapter_name=name, save_embedding_layers=False).keys():
