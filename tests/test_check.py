@@ -323,6 +323,24 @@ def test_the_trial_takes_steps_of_the_runs_own_stages(
     assert len(told) == 1 + len(parts)  # what a part has found is kept where the next one is cut short
 
 
+@pytest.mark.parametrize(
+    ("changes", "tried"),
+    [
+        ({"stage1": "no"}, ["stage2", "safety_sft", "evaluation"]),
+        ({"stage1": "no", "stage2": "no", "dial": "balanced", "compare_with": ()}, ["evaluation"]),
+        ({"stage2": "no", "compare_with": ()}, ["stage1", "evaluation"]),
+    ],
+)
+def test_a_stage_that_is_left_out_is_not_tried(settings: Settings, changes: dict[str, Any], tried: list[str]) -> None:
+    """The others are, and the time of the whole run is the sum of theirs."""
+    task = up_to_the_trial(replace(settings, **changes))
+    values = trial.look(task).values
+    assert list(values["parts"]) == values["of"] == tried
+    seconds = dict(values["whole_run_seconds"])
+    assert seconds.pop("total") == pytest.approx(sum(seconds.values()))
+    assert list(seconds) == tried
+
+
 def test_the_heaviest_batch_is_tried(task: Task) -> None:
     """No step of the run holds more tokens than those of the trial."""
     lengths, (shape, fitting) = task.given_by("rows"), task.given_by("memory")

@@ -55,7 +55,7 @@ class Size:
             "safety_sft": count.sft(n, own, answer, 0),
             "evaluation": count.answers(len(self.held_out), prompt, self.settings.answer_tokens),
         }
-        left_out = {"stage2"} if self.settings.stage2 == "no" else set()
+        left_out = {name for name in ("stage1", "stage2") if getattr(self.settings, name) == "no"}
         if BASELINE not in self.settings.compare_with:
             left_out.add(BASELINE)
         return {name: of_part for name, of_part in parts.items() if name not in left_out}
@@ -87,7 +87,7 @@ def whole(shape: Shape, settings: Settings, lengths: Lengths, fitting: Fit, on: 
     pairs = max(([lengths.pairs[i] for i in batch] for batch in batches), key=lambda some: sum(map(sum, some)))
     rows = max(([lengths.conversations[i] for i in batch] for batch in sft), key=lambda some: sum(map(sum, some)))
     held_out = sorted(lengths.held_out, reverse=True)[: fitting.units["evaluation"]]
-    at_once = fitting.units["stage1"]
+    at_once = fitting.units.get("stage1", float("inf"))
     if on.device == "cpu":
         at_once = min(at_once, TOKENS_PER_PASS + lengths.prefix)
     return Size(shape, settings, pairs, rows, held_out, lengths.prefix, at_once)
@@ -112,7 +112,7 @@ def choose(size: Size, fitting: Fit, on: Machine, seconds: float = SECONDS) -> S
         return any(need.total(min(need.most, fitting.units[need.name])) > fitting.free for need in parts)
 
     full = (
-        fitting.units["stage1"],
+        fitting.units.get("stage1", 0),
         max((fitting.units[name] for name in ("stage2", BASELINE) if name in fitting.units), default=0),
     )
     while too_long(size) and (fewer := size.with_half_the_rows(*full)) != size:

@@ -74,9 +74,11 @@ def look(task: Task) -> Finding:
     size = replace(size, prefix=size.prefix if model.packs else 0)
 
     whole = duration.operations(shape, task.settings, lengths, size.prefix, size.at_once)
+    of_step = size.operations()
+    if "stage1" not in of_step:  # without its steps prompts are only read
+        whole["evaluation"] += whole.pop("stage1")
     found.values["of"] = list(whole)
     rates: dict[str, float] = {}
-    of_step = size.operations()
     tried_needs = {need.name: need for need in needs(size.shape, size.settings, on.four_bit, on.precision.itemsize)}
     for name in whole:
         model.plan_passes(name)
