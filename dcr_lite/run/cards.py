@@ -8,6 +8,7 @@ from dcr_lite.settings import Settings
 # Name, bytes: as sold. A desktop and other programs take a part of them.
 CARDS = {
     "T4 (free Colab), 16 GB": 15.0e9,
+    "RTX 4060, 8 GB": 8.4e9,
     "RTX 3060, 12 GB": 12.6e9,
     "RTX 4070, 12 GB": 12.6e9,
     "RTX 4060 Ti, 16 GB": 16.8e9,
