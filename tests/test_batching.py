@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import ADAPTER, add_random_adapter, random_rows
@@ -332,6 +333,35 @@ def test_where_memory_runs_out_fewer_are_decoded_at_once(server: Server, monkeyp
     alone = Client(batching, None, 0)
     with pytest.raises(UserError, match="memory runs out even with one row"):
         alone.finish()
+
+
+def test_what_is_decoded_at_once_grows_back(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program takes the memory for a while: afterwards there is as much room as was planned, and no more."""
+    step, scarce = GrowingTogether.step, True
+
+    def fail_together(self: GrowingTogether) -> None:
+        if scarce and len(self.answers) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        step(self)
+
+    monkeypatch.setattr(GrowingTogether, "step", fail_together)
+    monkeypatch.setattr(module, "CLEAN_TURNS", 5)
+    batching = server.batching(400)
+
+    def answer_all() -> None:
+        clients = [Client(batching, None, i) for i in range(len(ROWS))]
+        for client in clients:
+            client.advance()
+        for client in clients:
+            client.finish()
+            assert server.is_right(None, client.i, client.request, client.text)
+
+    answer_all()
+    lowered = batching._most
+    scarce = False
+    answer_all()
+    answer_all()
+    assert lowered < batching._most == 400
 
 
 def test_models_that_cannot_be_padded_are_answered_in_turns(tiny_model: Callable[..., Model]) -> None:

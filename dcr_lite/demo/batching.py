@@ -23,6 +23,9 @@ TURN = 4  # tokens that a batch's answers grow by before the next batch's: fewer
 # Turns between those in which prompts join a running batch. To begin takes as long as some ten tokens, for one prompt
 # hardly less than for several.
 JOIN_EVERY = 4
+# Turns without an error of memory, after which twice as much is decoded at once, up to what was planned. Where that is
+# too early, a turn is taken twice.
+CLEAN_TURNS = 1000
 # Tokens of a short prompt with its answer. The shorter rows of a batch are padded to the longest, so longer ones share
 # a batch only with others of at most twice their length.
 SHORT = 256
@@ -71,6 +74,7 @@ class Batching:
         most: int,
     ):
         self._model, self._worker, self._use, self._read, self._most = model, worker, use, read, most
+        self._planned, self._clean = most, 0  # turns since memory ran out, or since ``_most`` grew
         self._changed = threading.Condition()  # guards what follows
         self._led = False  # whether a client is asking for turns
         self._waiting: list[Request] = []  # in the order in which they came
@@ -157,8 +161,11 @@ class Batching:
         for group in begun:
             groups = self._joined(key[0], groups, group)
         groups = [left for group in groups for left in self._tried(key[0], [group], partial(_grow, group, steps))]
+        self._clean += 1
         with self._changed:
             self._running[key].groups = groups
+            if self._clean >= CLEAN_TURNS:
+                self._most, self._clean = min(2 * self._most, self._planned), 0
 
     def _forget(self) -> None:
         """Let go of answers that have ended, or that nobody wants any more."""
@@ -245,7 +252,7 @@ class Batching:
                 _fail(answers[0], error)
                 return []
             if out_of_memory(error):
-                self._most //= 2
+                self._most, self._clean = max(1, self._most // 2), 0
         return self._begun_in_halves(which, answers)
 
 
