@@ -205,8 +205,7 @@ def read_state(path: Path, cure: str) -> dict[str, Any]:
         value = dict(load_json(path))
     except (OSError, ValueError, TypeError):
         raise damaged(path, cure) from None
-    digest = value.pop("sha256", None)  # which earlier versions did not write
-    if digest is not None and digest != _digest_of_json(value):
+    if value.pop("sha256", None) != _digest_of_json(value):
         raise damaged(path, cure)
     return value
 

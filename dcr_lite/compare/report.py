@@ -175,7 +175,7 @@ def notes_section(found: list[dict[str, Any]], methods: Mapping[str, Method] = M
 
 def costs_table(entries: list[dict[str, Any]], methods: Mapping[str, Method] = METHODS) -> str:
     """One row a method: minutes, memory, the time of a token in units of the stock model's, and what it ends in. A dash
-    where an earlier version did not measure it."""
+    where no answer had a second token."""
 
     def mean(entry: dict[str, Any], key: str) -> float | None:
         value = entry["numbers"].get(key)

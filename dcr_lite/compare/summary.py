@@ -107,7 +107,7 @@ def mean_and_interval(values: Sequence[float], over_prompts: Sequence[float] | N
 
 def over_seeds(results: list[Result]) -> list[dict[str, Any]]:
     """One entry for each method and strength, in the order first met: {method, strength, seeds, numbers}, the numbers
-    as ``mean_and_interval`` of the seeds that have them: earlier versions measured less."""
+    as ``mean_and_interval`` of the seeds that have them."""
     groups: dict[tuple[str, float], list[Result]] = {}
     for result in results:
         groups.setdefault((result["method"], result["strength"]), []).append(result)
@@ -131,7 +131,7 @@ def notes(results: list[Result]) -> list[dict[str, Any]]:
     met."""
     seeds: dict[tuple[str, str], list[int | None]] = {}
     for result in results:
-        if note := result.get("note"):  # earlier versions had none
+        if note := result["note"]:
             seeds.setdefault((result["method"], note), []).append(result["seed"])
     return [{"method": method, "note": note, "seeds": of} for (method, note), of in seeds.items()]
 

@@ -66,9 +66,7 @@ def _as_converted(folder: Path) -> bool:
     if not (folder / "config.json").exists():
         return False
     digest, weights = folder / DIGEST, folder / "model.safetensors"
-    if not digest.exists() and weights.exists():  # by an earlier version
-        return True
-    if weights.exists() and digest.read_text(encoding="utf-8") == sha256_of(weights):
+    if weights.exists() and digest.exists() and digest.read_text(encoding="utf-8") == sha256_of(weights):
         return True
     print(f"{folder} is damaged; the model is converted again", flush=True)
     shutil.rmtree(folder)

@@ -146,8 +146,8 @@ def _inputs(evaluation: Evaluation, opened: Opened, prompts: list[Prompt]) -> di
         "adapter": opened.adapter_sha256,
         "prompts": hashlib.sha256(texts).hexdigest(),
         "answer tokens": evaluation.answer_tokens,
-        "whole answers": evaluation.whole_answers or None,  # as in what an earlier version began
-        "thinking": evaluation.thinking or None,  # as in what an earlier version began
+        "whole answers": evaluation.whole_answers,
+        "thinking": evaluation.thinking,
         "openings": None if opened.model.openings == REFUSING_OPENINGS else list(opened.model.openings),
         "precision": str(opened.model.precision),
         "quantisation": opened.model.four_bit,

@@ -121,14 +121,11 @@ def write_answers(measured: list[Measured], path: Path) -> str:
 
 
 def read_answers(path: Path) -> list[Measured]:
-    """The answers that ``write_answers`` wrote. Files that were written before there were kinds get them here. Raises
-    UserError for a damaged line."""
+    """The answers that ``write_answers`` wrote. Raises UserError for a damaged line."""
     rows = load_jsonl(path)
     for number, row in enumerate(rows, start=1):
         if any(not isinstance(row.get(name), kind) for name, kind in FIELDS.items()) or row["label"] not in LABELS:
             raise damaged_line(path, number)
-        if "kind" not in row:
-            row["kind"] = kind_of(row["prompt"], row["response"], row["refused"])
-        elif row["kind"] not in KINDS or (row["kind"] in REFUSING) != row["refused"]:
+        if row.get("kind") not in KINDS or (row["kind"] in REFUSING) != row["refused"]:
             raise damaged_line(path, number)
     return rows

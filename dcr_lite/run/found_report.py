@@ -13,10 +13,8 @@ Evidence = dict[str, Any]
 SIDES = ("toxic", "seemingly_toxic")
 
 
-def found_section(found: dict[str, Any] | None) -> str:
-    """What RUN/found.json holds as Markdown: each choice with its evidence. Empty for a run of an earlier version."""
-    if found is None:
-        return ""
+def found_section(found: dict[str, Any]) -> str:
+    """What RUN/found.json holds as Markdown: each choice with its evidence."""
     evidence = found["evidence"]
     lines = [_layer(found, evidence["layers"]), _rates(found, evidence), *_from_answers(found, evidence["answers"])]
     picture = "\n\n![How the settings were found](found.png)" if evidence["layers"] or evidence["answers"] else ""

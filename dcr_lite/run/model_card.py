@@ -105,15 +105,15 @@ def model_card(report: dict[str, Any], form: Form, licence: str | None = None, p
 def _how(settings: dict[str, Any]) -> str:
     """What was done to the model, in a phrase."""
     layer, sft = plain(str(settings["layer"])), "safety SFT" if _has_stage2(settings) else ""
-    if settings.get("stage1") == "no":  # a run of an earlier version says nothing of it, and always had one
+    if settings["stage1"] == "no":
         return " and ".join(filter(None, (sft, f"a dial at layer {layer}, fitted to prompts")))
-    share = settings.get("contrastive_share") or 1.0
+    share = settings["contrastive_share"]
     of_it = f", {share:g} of whose change stays" if share < 1 else ""
     return ", then ".join(filter(None, (f"contrastive refinement up to layer {layer}{of_it}", sft)))
 
 
 def _has_stage2(settings: dict[str, Any]) -> bool:
-    return bool(settings.get("stage2") != "no")  # a run of an earlier version says nothing of it, and always had one
+    return bool(settings["stage2"] != "no")
 
 
 def _training_data(report: dict[str, Any]) -> str:
@@ -157,8 +157,7 @@ def _origin(path: str) -> str:
     """Where a file of training rows comes from, and its licence. Told from the end of the path: a run folder may have
     been copied from another machine."""
     sets = [f"[{one.name}](https://huggingface.co/datasets/{one.name}), {one.licence}" for one in sources(path)]
-    folder = Path(path).parts[-3:-1]  # version 0.1 kept the shipped rows in dcr_lite/data/
-    if folder in (SHIPPED.parts[-2:], ("dcr_lite", "data")) or (sets and Path(path).name == "pairs.jsonl"):
+    if Path(path).parts[-3:-1] == SHIPPED.parts[-2:] or (sets and Path(path).name == "pairs.jsonl"):
         sets.append("shipped with dcr-lite, Apache-2.0")
     return "; ".join(sets) or "rows of its own"
 

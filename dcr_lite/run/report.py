@@ -156,16 +156,13 @@ def dial_section(report: dict[str, Any], folder: Path) -> str:
 
 
 def results_table(report: dict[str, Any]) -> str:
-    """The models as a Markdown table: refusal rates with 95 % Wilson intervals, answers kept where they were measured,
-    J and AUROC."""
-    rows, has_kept = [], any("kept" in result for result in report["methods"].values())
+    """The models as a Markdown table: refusal rates with 95 % Wilson intervals, answers kept, J and AUROC."""
+    rows = []
     for method, result in report["methods"].items():
         rates = [_cell(result["overall"].get(label)) for label in LABELS]
-        kept = kept_cells(result.get("kept")) if has_kept else []
         numbers = [_number(result["discernment"][key]) for key in ("j", "auroc")]
-        rows.append([MODEL_TITLES[method], *rates, *kept, *numbers])
-    columns = COLUMNS if has_kept else ()
-    return markdown_table(["", "toxic ↑", "seemingly toxic ↓", "plain ↓", *columns, "J ↑", "AUROC ↑"], rows)
+        rows.append([MODEL_TITLES[method], *rates, *kept_cells(result.get("kept")), *numbers])
+    return markdown_table(["", "toxic ↑", "seemingly toxic ↓", "plain ↓", *COLUMNS, "J ↑", "AUROC ↑"], rows)
 
 
 def kept_section(report: dict[str, Any]) -> str:

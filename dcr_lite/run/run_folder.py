@@ -32,13 +32,9 @@ from dcr_lite.settings import ModelSettings, Settings
 LOCK = "run.lock"
 DISK_BYTES = 1_000_000_000  # asked for before the model is known; opening.will_it_fit asks for what its run writes
 
-# What earlier versions did, whose settings say nothing of it.
-EARLIER: dict[str, Any] = {"compare_with": ["safety_sft"], "stage1": "yes", "contrastive_share": 1.0, "stage2": "yes",
-                           "answers": "given", "dial": "none"}  # fmt: skip
 FOUND_FILE = "found.json"  # what a run has found of its settings (found_settings.py)
 FOUND_NAMES = ("layer", "contrastive_learning_rate", "contrastive_share", "sft_learning_rate", "stage1", "stage2",
                "answers", "dial")  # fmt: skip
-FOUR_BIT: dict[Any, str] = {True: "nf4", False: "none"}  # quantization as version 0.1 wrote four_bit, or null
 
 AnySettings = TypeVar("AnySettings", bound=ModelSettings)
 
@@ -202,9 +198,8 @@ def stored_settings(folder: Path, kind: type[AnySettings], **more: Any) -> AnySe
     """
     if not exists(folder):
         raise UserError(f"{folder}: no such run folder. `dcr-lite train smollm2_135m` makes one.")
-    values = EARLIER | _stored(folder)["settings"]
+    values = _stored(folder)["settings"]
     try:
-        values.setdefault("quantization", FOUR_BIT.get(values.get("four_bit"), "auto"))
         found = read_found(folder) or {}
         values |= {name: found[name] for name in FOUND_NAMES if name in found}
         hints = get_type_hints(kind)
@@ -228,7 +223,7 @@ def read_found(folder: Path) -> dict[str, Any] | None:
     path, cure = folder / FOUND_FILE, "Restore it, or delete it and add --resume to have it found again."
     if not path.exists():
         return None
-    found = {name: EARLIER[name] for name in ("stage1", "contrastive_share")} | read_state(path, cure)
+    found = read_state(path, cure)
     openings = found.get("openings")
     if not set(FOUND_NAMES) <= found.keys() or not isinstance(openings, list) or not all(map(_is_text, openings)):
         raise damaged(path, cure)
