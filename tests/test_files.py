@@ -27,16 +27,17 @@ def test_an_unfinished_last_line_is_dropped(tmp_path: Path) -> None:
         assert load_jsonl(path) == [{"text": "one"}]
 
 
-def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
-    """Writing that is interrupted leaves the old file, and nothing beside it."""
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path, error: type[BaseException]) -> None:
+    """Writing that is interrupted, whatever stops it, leaves the old file, and nothing beside it."""
 
     def stop(partial: Path) -> None:
         partial.write_text("half")
-        raise KeyboardInterrupt
+        raise error
 
     path = tmp_path / "value.json"
     write_json({"text": "é"}, path)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         write_whole(path, stop)
     assert json.loads(path.read_text(encoding="utf-8")) == {"text": "é"}
     assert list(tmp_path.iterdir()) == [path]

@@ -78,25 +78,6 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_an_interrupted_write_leaves_the_old_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
-) -> None:
-    """Whatever stops the writing, the old file stays whole."""
-    path = tmp_path / "stage1.pt"
-    checkpoint.write({"step": 1}, path)
-
-    def write_half(value: Any, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise error
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", write_half)
-        with pytest.raises(error):
-            checkpoint.write({"step": 2}, path)
-    assert torch.load(path, weights_only=True) == {"step": 1}
-
-
 @pytest.fixture
 def small_disk() -> Iterator[None]:
     """Files may grow to 100 kB only, as if the disk were full then."""

@@ -155,7 +155,7 @@ def format_of(name: str) -> ChatFormat:
 
 
 # Of these a whole run does nothing that one of Llama's or Gemma 2's does not: what differs is tested on states,
-# gradients, answers and exports (test_packing, test_hidden_states, test_generation, test_pictures_too, test_gguf). One
+# gradients, answers and exports (test_packing, test_hidden_states, test_generation, test_multimodal, test_gguf). One
 # of Qwen2 is in test_found_settings.
 STATES_SUFFICE = ("gemma3", "olmo3", "phi3", "qwen2", "smollm3")
 # One recipe for each other architecture and chat format: the flags of the tests set all else.

@@ -117,7 +117,7 @@ CONFIGS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             },
         },
     ),
-    # What Gemma 3 4B is: a decoder like the others beside a part that reads pictures (test_pictures_too).
+    # What Gemma 3 4B is: a decoder like the others beside a part that reads pictures (test_multimodal).
     "gemma3_pictures": (
         with_pictures,
         {
