@@ -18,8 +18,8 @@ from dcr_lite.compare.methods import METHODS
 from dcr_lite.compare.report import comparison_report, write_report
 from dcr_lite.compare.summary import SET, numbers_of
 from dcr_lite.errors import UserError
-from dcr_lite.judges.cues import CueJudge
 from dcr_lite.judges.interface import Exchange
+from dcr_lite.judges.opening import CueJudge
 from dcr_lite.measure.answers import discernment_intervals, method_result, write_answers
 from dcr_lite.measure.kinds import kind_of
 from dcr_lite.names import LABELS

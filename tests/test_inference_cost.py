@@ -11,9 +11,8 @@ from dcr_lite.compare import inference_cost
 from dcr_lite.compare.inference_cost import TOKENS, TRIES, token_seconds
 from dcr_lite.model import generation
 from dcr_lite.model.chat import encode_prompts
-from dcr_lite.model.generation import Answer
+from dcr_lite.model.generation import Answer, Choose
 from dcr_lite.model.loading import Model
-from dcr_lite.model.sampling import Choose
 
 MakeModel = Callable[..., Model]
 

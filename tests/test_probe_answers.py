@@ -16,9 +16,8 @@ from dcr_lite.measure import metrics
 from dcr_lite.measure.metrics import RESAMPLES, wilson_interval
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.contrast import Contrast
-from dcr_lite.model.generation import answer
+from dcr_lite.model.generation import Sampled, answer, most_probable
 from dcr_lite.model.loading import Model
-from dcr_lite.model.sampling import Sampled, most_probable
 from dcr_lite.model.states import layer_states
 from dcr_lite.probe import asking
 from dcr_lite.probe.asking import ask, seen_by_judge, was_decoded

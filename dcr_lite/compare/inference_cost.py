@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dcr_lite.model.chat import encode_prompts
-from dcr_lite.model.generation import answer, end_tokens
+from dcr_lite.model.generation import answer, end_tokens, most_probable
 from dcr_lite.model.loading import Model
-from dcr_lite.model.sampling import most_probable
 
 PROMPTS = 8  # plain ones, which every method answers: refusals end after a few tokens
 TOKENS = 24  # of each answer: a method that works on the first ten alone has its share

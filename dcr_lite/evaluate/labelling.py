@@ -8,11 +8,10 @@ from typing import Any
 from dcr_lite.data.rows import Fields, field_error, parse_jsonl, read_bytes
 from dcr_lite.errors import UserError
 from dcr_lite.files import jsonl, write_jsonl
-from dcr_lite.judges import cues
 from dcr_lite.judges.agreement import agreement_words, agreements, with_verdicts
 from dcr_lite.judges.interface import Exchange, short, verdict
 from dcr_lite.judges.judging import Scores, for_json, judge_rows
-from dcr_lite.judges.opening import DEFAULT, open_judges
+from dcr_lite.judges.opening import DEFAULT, CueJudge, open_judges
 from dcr_lite.measure.judge import opening_match, string_match
 from dcr_lite.measure.kinds import kind_of
 from dcr_lite.measure.metrics import wilson_interval
@@ -29,7 +28,7 @@ def judge_file(
     What is judged is kept beside ``out`` until that is written, so that the same command goes on; with "-" for standard
     output it is not. Arguments and errors as for ``label_answers``.
     """
-    kept = None if out == STANDARD or set(names) == {cues.NAME} else Path(out).with_suffix(".judging.jsonl")
+    kept = None if out == STANDARD or set(names) == {CueJudge.name} else Path(out).with_suffix(".judging.jsonl")
     rows, scores = label_answers(path, literature, names, key_variable, kept)
     write_rows(rows, out)
     if kept:
@@ -53,7 +52,7 @@ def label_answers(
 
     Raises UserError with file and line where a response, or a prompt that a judge has to see, is missing or no text.
     """
-    rows = _read(path, ("response",) if set(names) == {cues.NAME} else ("prompt", "response"))
+    rows = _read(path, ("response",) if set(names) == {CueJudge.name} else ("prompt", "response"))
     judges = open_judges(names, key_variable=key_variable)
     asked = [Exchange(str(row.get("prompt", "")), row["response"]) for row in rows]
     if kept:

@@ -3,10 +3,21 @@
 from collections.abc import Callable, Sequence
 
 from dcr_lite.errors import UserError
-from dcr_lite.judges import cues
-from dcr_lite.judges.interface import Judge
+from dcr_lite.judges.interface import Exchange, Judge
+from dcr_lite.measure.judge import refusal_score
 
-DEFAULT = (cues.NAME,)
+
+class CueJudge:
+    """The weighted regular expressions of measure/judge.py. They read the answer alone."""
+
+    name = "cues"
+
+    def scores(self, rows: Sequence[Exchange]) -> list[float]:
+        """A score for each answer; never NaN."""
+        return [refusal_score(row.response) for row in rows]
+
+
+DEFAULT = (CueJudge.name,)
 
 
 def _learned(device: str) -> Judge:
@@ -16,7 +27,7 @@ def _learned(device: str) -> Judge:
 
 
 # The judges that come with the kit, opened on a device.
-OWN: dict[str, Callable[[str], Judge]] = {cues.NAME: lambda device: cues.CueJudge(), "learned": _learned}
+OWN: dict[str, Callable[[str], Judge]] = {CueJudge.name: lambda device: CueJudge(), "learned": _learned}
 
 
 def open_judge(name: str, device: str = "auto", key_variable: str | None = None) -> Judge:

@@ -1,6 +1,7 @@
 """Answers and refusal scores of many prompts, in batches of similar length behind their shared prefix."""
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 
@@ -22,10 +23,36 @@ from dcr_lite.model.double import in_double
 from dcr_lite.model.loading import Model, in_halves, require_finite
 from dcr_lite.model.memory import PROMPT_TOKENS
 from dcr_lite.model.packing import passes
-from dcr_lite.model.sampling import Choose, most_probable
 
 CHECK_EVERY = 4  # tokens between checks of whether an answer can stop
 LEAST_LOG_P = -1e4  # nats, of openings that a contrast rules out (their logits are -inf): scores stay finite, and tied
+
+# (logits (rows, vocabulary), the rows' numbers, how many tokens each answer has so far) -> tokens (rows,)
+Choose = Callable[[Tensor, Sequence[int], int], Tensor]
+
+
+def most_probable(logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
+    """Greedy decoding: the token with the highest logit."""
+    return logits.argmax(-1)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Sampling at temperature 1: a token from the softmax of the logits, none left out.
+
+    The draw depends on the seed, on the row's number and on the step alone, so that batches, and rows that end, change
+    no other row's answer.
+    """
+
+    seed: int
+
+    def __call__(self, logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
+        # Seeded by a text, Python's generator mixes its digest: neighbouring rows and steps have nothing in common.
+        draws = [random.Random(f"{self.seed} {row} {step}").random() for row in rows]
+        below = logits.cpu().double().softmax(-1).cumsum(-1)  # on the CPU: a Mac's GPU has no float64
+        # Of the total and not of 1, which rounding can leave just out of reach.
+        wanted = torch.tensor(draws, dtype=torch.float64)[:, None] * below[:, -1:]
+        return torch.searchsorted(below, wanted, right=True)[:, 0].clamp(max=logits.shape[-1] - 1).to(logits.device)
 
 
 @dataclass(frozen=True)

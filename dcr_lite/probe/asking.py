@@ -11,8 +11,7 @@ from dcr_lite.measure.judge import is_refusal, verdict_is_final
 from dcr_lite.measure.kinds import kind_of
 from dcr_lite.measure.metrics import wilson_interval
 from dcr_lite.model.chat import Tokenizer, encode_messages, encode_prompts
-from dcr_lite.model.generation import Answer, answer
-from dcr_lite.model.sampling import Sampled, most_probable
+from dcr_lite.model.generation import Answer, Sampled, answer, most_probable
 from dcr_lite.names import LABELS
 from dcr_lite.probe.encodings import was_read
 from dcr_lite.probe.prefilling import MOST, prefilled
