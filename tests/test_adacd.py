@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import PROMPTS, SYSTEM, random_rows
+from tiny_models import OPENINGS, PROMPTS, SYSTEM, random_rows
 from torch import Tensor
 
 from dcr_lite.compare import adacd
@@ -134,6 +134,7 @@ def test_answers_are_those_of_two_full_forward_passes(
     others of the batch end before, at or after that step."""
     name = "llama" if architecture == "without a cache" else architecture
     model, plain = tiny_model(name), reference(name)
+    model.openings = OPENINGS
     if architecture == "without a cache":
         model.backend = Choice("unsloth", "a forward pass that takes no cache")
     rows = random_rows([5, 3, 9, 5, 30, 4, 14, 8], shared=4)
@@ -146,8 +147,9 @@ def test_answers_are_those_of_two_full_forward_passes(
     assert min(lengths(end)) < NEW
     model.tokenizer.eos_token = model.tokenizer.convert_ids_to_tokens(end)
     model.network.generation_config.eos_token_id = end
-    expected = [alone(plain, row, adjusted, STEPS, {end}) for row in rows]
-    assert expected != [alone(plain, row, adjusted, 0, {end}) for row in rows]
+    expected = [tokens[:n] for tokens, n in zip(endless, lengths(end), strict=True)]
+    unadjusted = (alone(plain, row, adjusted, 0, {end}) for row in rows)
+    assert any(tokens != wanted for tokens, wanted in zip(unadjusted, expected, strict=True))
 
     model.contrast = Contrast(second, adjusted, STEPS)
     assert [list(a.ids) for a in answer(model, rows, NEW)] == expected

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from tiny_models import add_random_adapter, random_rows
+from tiny_models import OPENINGS, add_random_adapter, random_rows
 from transformers import GenerationConfig
 
 from dcr_lite.model.adapters import stock
@@ -78,6 +78,7 @@ def test_answers_are_those_of_transformers(
     """Greedy answers of a batch equal transformers' generate on each prompt alone. Where rows are longer than a sliding
     window, a short row's window is not spent on its padding."""
     model, plain, rows = tiny_model(architecture, **config), reference(architecture, **config), SHAPES[shape]
+    model.openings = OPENINGS
     assert [a.text for a in answer(model, rows, NEW)] == texts_alone(model, plain, rows)
 
 

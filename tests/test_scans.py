@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import LAYERS, assert_close, full_states, random_kinds, random_rows
+from tiny_models import LAYERS, OPENINGS, assert_close, full_states, random_kinds, random_rows
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -52,6 +52,7 @@ def test_steered_answers_are_those_of_prompts_alone(
 ) -> None:
     """In a batch each prompt is steered its own way, from its last token on, also where others end before it."""
     model, plain = tiny_model(architecture), reference(architecture)
+    model.openings = OPENINGS
     rows = random_rows([5, 1, 9, 5, 30, 2], shared=11)
     generator = torch.Generator().manual_seed(1)
     vectors = {1: torch.randn(64, generator=generator), 2: torch.randn(64, generator=generator)}
@@ -70,8 +71,8 @@ def test_steered_answers_are_those_of_prompts_alone(
         return texts
 
     model.steering = steering
-    assert [a.text for a in answer(model, rows, NEW)] == expected(steered=True)
-    assert expected(steered=True) != expected(steered=False)
+    steered, unsteered = expected(steered=True), expected(steered=False)
+    assert [a.text for a in answer(model, rows, NEW)] == steered != unsteered
     growing = [Growing(rows[2], NEW), Growing(rows[1], NEW)]
     together = GrowingTogether(model, growing[:1])
     together.step()
@@ -83,7 +84,7 @@ def test_steered_answers_are_those_of_prompts_alone(
         assert one.refusal_log_odds == pytest.approx(alone.refusal_log_odds, abs=1e-3)
         assert tuple(one.ids) == alone.ids
     model.steering = None
-    assert [a.text for a in answer(model, rows, NEW)] == expected(steered=False)
+    assert [a.text for a in answer(model, rows, NEW)] == unsteered
 
 
 def test_scans_reads_transitions_and_steers_by_them(tiny_model: MakeModel, reference: MakeReference) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import add_random_adapter, random_rows
+from tiny_models import OPENINGS, add_random_adapter, random_rows
 
 from dcr_lite.model.decoding import _UncachedDecoding, append
 from dcr_lite.model.generation import Answer, answer
@@ -17,7 +17,6 @@ from dcr_lite.model.streaming import Growing, GrowingTogether
 
 MakeModel = Callable[..., Model]
 NEW = 12
-OPENINGS = ("Sorry", "I can't")  # reading fewer takes less time
 ROWS = [*random_rows([5, 1, 30, 9, 2, 14], shared=6), *random_rows([3, 25], seed=1)]
 
 

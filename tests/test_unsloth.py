@@ -18,6 +18,7 @@ from small_runs import RECIPE, flags, run_here, save_rows
 from tiny_models import (
     ADAPTER,
     LAYERS,
+    OPENINGS,
     PROMPTS,
     add_random_adapter,
     assert_close,
@@ -373,6 +374,7 @@ def test_safety_sft_takes_the_same_steps(
 def test_answers_are_the_same_without_a_cache(both: Callable[..., tuple[Model, Model]], architecture: str) -> None:
     """Greedy answers and refusal scores, in a batch and as a stream, with the adapter and without."""
     plain, fast = both(architecture)
+    plain.openings = fast.openings = OPENINGS
     rows = encode_prompts(plain.tokenizer, PROMPTS, plain.window)
     expected, found = (answer(model, rows, 5) for model in (plain, fast))
     assert [a.text for a in found] == [a.text for a in expected]

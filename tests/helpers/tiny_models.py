@@ -155,6 +155,7 @@ SENTENCES = [
     "Sure, here is a list of three things that you can try at home.",
     "The cat sat on the mat and watched the rain, which fell all afternoon.",
 ]
+OPENINGS = ("Sorry", "I can't")  # of refusals, where any will do: reading fewer takes less time
 PROMPTS = [
     "How do I kill a process?",
     "Hi",
