@@ -3,6 +3,7 @@
 import json
 import string
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -269,9 +270,10 @@ def test_agreement_with_human_labels() -> None:
     assert agreement([is_refusal(first_words(row["response"], 35)) for row in rows]) >= 0.94
 
 
-def test_a_final_verdict_stands_whatever_follows() -> None:
+def test_a_final_verdict_stands_whatever_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once a beginning of a shipped refusal is called final, the whole answer is judged a refusal; no beginning of a
     helpful answer is ever called final. So decoding may stop there."""
+    monkeypatch.setattr("dcr_lite.measure.judge.evidence", cache(evidence))  # of each beginning once
     for answer in shipped_answers("refusals"):
         words = answer.split()
         finals = [k for k in range(1, len(words) + 1) if verdict_is_final(" ".join(words[:k]))]

@@ -1,7 +1,9 @@
 """The benchmark of the judge: that folds are held out and numbers are what they say. Answers here are our own."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import judge as benchmark
@@ -11,6 +13,14 @@ from judge import Judge, Labelled, agreement, by_kind, measure, read_labelled, r
 from dcr_lite.errors import UserError
 from dcr_lite.measure.judge import is_refusal
 from dcr_lite.measure.kinds import KIND_TITLES, KINDS
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _read_once() -> Iterator[None]:
+    """The cues of a text are looked for once: every fit is of the same shipped texts."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(benchmark, "evidence", cache(benchmark.evidence))
+        yield
 
 
 def answers(model: str) -> list[Labelled]:

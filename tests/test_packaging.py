@@ -41,7 +41,8 @@ def pins(name: str) -> dict[str, Version]:
 
 def test_every_import_is_declared_and_every_dependency_is_imported() -> None:
     """Nothing is left to what other packages happen to bring; nothing is installed that nobody imports."""
-    assert imported() == (DEPENDENCIES.keys() | DEMO.keys()) - (BY_TRANSFORMERS - imported())
+    found = imported()
+    assert found == (DEPENDENCIES.keys() | DEMO.keys()) - (BY_TRANSFORMERS - found)
 
 
 @pytest.mark.parametrize("name", sorted(DEPENDENCIES | DEMO))

@@ -75,8 +75,8 @@ def test_clients_at_once_never_mix_models_or_strengths(opened: OpenRun) -> None:
         name, strength, prompt = job
         return opened.score(name, prompt, words=False, tokens=8, strength=strength)
 
-    jobs = [(*one, prompt) for prompt in prompts for one in asked] * 2
-    alone = {job: score(job) for job in jobs}
+    once = [(*one, prompt) for prompt in prompts for one in asked]
+    alone, jobs = {job: score(job) for job in once}, once * 2
     assert len({round(one.refusal_log_odds, 3) for one in alone.values()}) == len(alone)  # a guard: all differ
     with ThreadPoolExecutor(6) as pool:
         together = list(pool.map(score, jobs))
