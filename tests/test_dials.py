@@ -1,5 +1,6 @@
 """Claims about benchmarks/dials.py: each way turns what it says, and curves are compared by what they reach."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import dials
@@ -90,12 +91,14 @@ def test_dials(
 ) -> None:
     """A line for each way that was asked for, means over seeds; what is measured is not measured again."""
     settings = small_settings(tiny, rows, tmp_path, stage2="yes", dial="none")
+    at_two = replace(dials.WAYS["last"], strengths=lambda settings: dials.SHIFTED[:2])
+    monkeypatch.setitem(dials.WAYS, "last", at_two)
     choices = dials.Choices(settings, seeds=(0, 1), out=tmp_path / "out", only=("unturned", "last"))
     found = dials.main(choices)
     lines = capsys.readouterr().out.splitlines()
     assert [row["way"] for row in found] == ["base", "unturned", "last"]
     assert [line.split(" | ")[0] for line in lines[-3:]] == [f"| {dials.WAYS[row['way']].title}" for row in found]
-    assert len(found[2]["points"][1]) == len(dials.SHIFTED) + 1
+    assert len(found[2]["points"][1]) == 2 + 1
     monkeypatch.setattr(dials, "measure_configuration", None)  # never again
     dials.main(choices)
     assert capsys.readouterr().out.splitlines()[-3:] == lines[-3:]
