@@ -19,6 +19,7 @@ gc.disable()  # until all is imported: what that makes is many, and stays
 TOGETHER = (
     # A process whose imports take a quarter of a minute, to fork from, and runs that were made so.
     {
+        "test_benchmarks.py",
         "test_check.py",
         "test_distributed.py",
         "test_faults.py",
