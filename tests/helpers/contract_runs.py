@@ -13,7 +13,7 @@ import pytest
 import tyro
 from small_runs import flags, recipe_module, save_rows, write_rows
 
-from dcr_lite.compare import command, contract, measurement
+from dcr_lite.compare import command, contract, measurement, steered
 from dcr_lite.judges import opening
 from dcr_lite.judges.interface import Exchange
 from dcr_lite.judges.versions import judge_version
@@ -63,6 +63,7 @@ class Contracted:
             for module in (measurement, contract):
                 patched.setattr(module, "HELD_OUT_INSTRUCTIONS", self.rows / "few.jsonl")
             patched.setattr(safety_sft, "OBSERVATIONS", 1)
+            patched.setattr(steered, "STRENGTHS", (-0.5, 0.5))  # each is tried on all prompts
             patched.setattr(contract, "SHIPPED", self.rows)
             patched.setattr(contract, "CONTRACTS", self.contracts)
             patched.setattr(contract, "judge_version", version)
