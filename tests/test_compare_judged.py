@@ -75,7 +75,7 @@ def ground(tmp_path: Path) -> tuple[dict[int | None, Any], list[dict[str, Any]],
             write_answers(rows, answers_file(runs[seed], Configuration(method, strength, seed), data))
             result = method_result(rows)
             numbers, intervals = numbers_of(result, discernment_intervals(rows)["auroc_ci95"])
-            place = {"method": method, "strength": strength, "seed": seed, "minutes": 1.0}
+            place = {"method": method, "strength": strength, "seed": seed, "note": ""}
             found = {"result": result, "numbers": numbers | {"minutes": 2.0}, "intervals": intervals}
             results.append(place | found)
     return runs, results, data, settings
