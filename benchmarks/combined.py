@@ -31,6 +31,7 @@ from dcr_lite.files import write_text
 from dcr_lite.model.loading import Model
 from dcr_lite.names import DCR, STOCK
 from dcr_lite.run.recipes import recipe_or_model, settings_of
+from dcr_lite.run.terminal import progress_bar
 
 
 @dataclass
@@ -50,40 +51,56 @@ class Choices:
 
 @dataclass(frozen=True)
 class OnTop:
-    """A method that changes a trained model. fit: to the model as it stands, on training and validation prompts. on: a
-    context in which the model is changed by what was fitted."""
+    """A method that changes a trained model. fit: to the model as it stands, on training and validation prompts; it
+    tells how many more of its ``parts`` are done. on: a context in which the model is changed by what was fitted."""
 
     kind: type[Any]
-    fit: Callable[[Model, Kinds, Kinds], Any]
+    fit: Callable[[Model, Kinds, Kinds, Callable[[int], None]], Any]
     on: Callable[[Model, Any], AbstractContextManager[None]]
+    parts: Callable[[Model], int] = lambda model: 1
 
 
 ON_TOP = {
-    "surgical": OnTop(Ablation, surgical.fit, lambda model, found: surgical.ablated(model, found.direction)),
-    "scans": OnTop(Scans, scans.fit, lambda model, found: found.steering(model)),
+    "surgical": OnTop(
+        Ablation,
+        lambda model, training, validation, done: surgical.fit(model, training, validation, progress=done),
+        lambda model, found: surgical.ablated(model, found.direction),
+        surgical.layers_tried,
+    ),
+    "scans": OnTop(
+        Scans,
+        lambda model, training, validation, done: scans.fit(model, training, validation),
+        lambda model, found: found.steering(model),
+    ),
     "adacd": OnTop(
-        AdaCD, lambda model, _, validation: adacd.fit(model, validation), lambda model, found: found.contrasting(model)
+        AdaCD,
+        lambda model, training, validation, done: adacd.fit(model, validation),
+        lambda model, found: found.contrasting(model),
     ),
     "prosafeprune": OnTop(
         Pruning,
-        lambda model, training, validation: prosafeprune.fit(model, DCR, training, validation),
+        lambda model, training, validation, done: prosafeprune.fit(model, DCR, training, validation, done),
         lambda model, found: prosafeprune.pruned(model, DCR, found),
+        lambda model: prosafeprune.SETTINGS,
     ),
 }
 
 
 def combined(name: str) -> Method:
     """DCR with the method of this name on top of it."""
-    method, part = ON_TOP[name], f"dcr_{name}"
+    method, alone, part = ON_TOP[name], METHODS[name], f"dcr_{name}"
 
     @contextmanager
     def model(seed: SeedRun, strength: float) -> Iterator[Cost]:
+        def fit() -> Any:
+            with progress_bar(f"{alone.title} on DCR: its search", method.parts(seed.model)) as shown:
+                return method.fit(seed.model, *seed.anchors, shown.advance)
+
         with METHODS[DCR].model(seed, strength) as trained:
-            found = seed.fit_once(part, method.kind, lambda: method.fit(seed.model, *seed.anchors))
+            found = seed.fit_once(part, method.kind, fit)
             with method.on(seed.model, found):
                 yield trained + seed.cost(part) + Cost(0.0, 0, getattr(found, "note", ""))
 
-    alone = METHODS[name]
     return replace(
         METHODS[DCR], title=f"DCR and {alone.title}", colour=alone.colour, model=model, in_weights=alone.in_weights,
         operations=lambda seed, _: alone.operations(seed, 1.0),
