@@ -133,11 +133,10 @@ def _make_small() -> None:
     from dcr_lite.compare import command as compare
     from dcr_lite.evaluate import command as evaluate
     from dcr_lite.measure import openings, trade_off
-    from dcr_lite.method import loop, safety_sft
+    from dcr_lite.method import loop
     from dcr_lite.model import loading
     from dcr_lite.run import plan
 
-    safety_sft.OBSERVATIONS = 2  # of probabilities along a training, which take longer than its steps
     trade_off.RESAMPLES = 10  # of a bootstrap, whose width nothing here looks at
     compare.matrix_rate = plan.matrix_rate = lambda device, precision: 1e10  # measuring it takes a second
     draw_nothing()
