@@ -3,6 +3,9 @@
     python benchmarks/stage1_choices.py                        # all variants, seed 0: three minutes each on one core
     python benchmarks/stage1_choices.py --only circle --seeds 0 1
     python benchmarks/stage1_choices.py --layers               # the stock model's layers, one pass, no training
+    python benchmarks/stage1_choices.py --only twice --settings.model FOLDER --settings.layer 14 \
+        --settings.contrastive-layers 8 --settings.contrastive-batch 64 --settings.contrastive-steps 80 \
+        --settings.contrastive-learning-rate 5e-4              # another model, at the settings that a run finds for it
 
 One line per variant: the AUROC of toxic against seemingly toxic states of the development pairs, which share no focus
 word with the pairs that stage 1 trains on, read along the difference of the two means of training pairs. "own": in the
@@ -12,8 +15,7 @@ used.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +37,11 @@ from dcr_lite.method.contrastive import (
 from dcr_lite.method.layers import layer_geometries
 from dcr_lite.method.loop import Loop
 from dcr_lite.method.read_out import read_out
-from dcr_lite.model import adapters
 from dcr_lite.model.states import last_states, layer_states
 from dcr_lite.names import DCR
 from dcr_lite.run import inputs, opening
 from dcr_lite.run.recipes import find_recipe, load_recipe
+from dcr_lite.settings import Settings
 
 # What a run finds for this model, given; and all layers up to L train, as the tables of docs/ablations.md have it.
 SETTINGS = replace(
@@ -74,7 +76,7 @@ def one_to_two(pairs: list[Pair]) -> list[Pair]:
     return [replace(p, toxic=pairs[i % half].toxic) for i, p in enumerate(pairs)]
 
 
-# Changes of the recipe's settings; "pairs": a function that changes the training pairs.
+# Changes of the settings; "pairs": a function that changes the training pairs, "times": what multiplies a setting.
 VARIANTS: dict[str, dict[str, Any]] = {
     "default: supervised contrastive, centred, whitened": {},
     "supervised contrastive, centred": CENTRED,
@@ -99,11 +101,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "temperature 0.2": {"temperature": 0.2},
     "temperature 1": {"temperature": 1.0},
     "centred by the stock mean, whitened": {"centre": "stock"},
-    "half the learning rate": {"contrastive_learning_rate": SETTINGS.contrastive_learning_rate / 2},
-    "twice the learning rate": {"contrastive_learning_rate": SETTINGS.contrastive_learning_rate * 2},
-    "a quarter of the steps": {"contrastive_steps": SETTINGS.contrastive_steps // 4},
-    "half the steps": {"contrastive_steps": SETTINGS.contrastive_steps // 2},
-    "twice the steps": {"contrastive_steps": SETTINGS.contrastive_steps * 2},
+    "half the learning rate": {"times": {"contrastive_learning_rate": 0.5}},
+    "twice the learning rate": {"times": {"contrastive_learning_rate": 2}},
+    "a quarter of the steps": {"times": {"contrastive_steps": 0.25}},
+    "half the steps": {"times": {"contrastive_steps": 0.5}},
+    "twice the steps": {"times": {"contrastive_steps": 2}},
+    "half the rank": {"times": {"rank": 0.5}},
+    "twice the rank": {"times": {"rank": 2}},
+    "twice the batch": {"times": {"contrastive_batch": 2}},
 }
 
 
@@ -111,6 +116,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class Choices(_choices.Choices):
     """What to run."""
 
+    settings: Settings = field(default_factory=lambda: SETTINGS)
+    """Model, pairs and stage 1 of the first variant; none is found."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the adapter, the split and the order of pairs."""
     layers: bool = False
@@ -119,20 +126,19 @@ class Choices(_choices.Choices):
     """File of the results; variants found there are not run again."""
 
 
-@lru_cache(maxsize=1)
-def fresh_model(seed: int) -> tuple[Any, dict[str, Any]]:
-    """The model of a seed, and the weights that its adapter begins with."""
-    model, _ = opening.load_model(replace(SETTINGS, seed=seed))
-    return model, adapters.adapter_weights(model, DCR)
+def changed(settings: Settings, changes: dict[str, Any]) -> Settings:
+    """The settings of a variant."""
+    values = {name: value for name, value in changes.items() if name not in ("pairs", "times")}
+    for name, factor in changes.get("times", {}).items():
+        usual = getattr(settings, name)
+        values[name] = type(usual)(usual * factor)
+    return replace(settings, **values)
 
 
-def variant(changes: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Stage 1 under these changes, and how well the development pairs are separated afterwards."""
-    model, weights = fresh_model(seed)
-    adapters.set_adapter_weights(model, DCR, weights)
-    change: Callable[[list[Pair]], list[Pair]] = changes.get("pairs", lambda pairs: pairs)
-    settings = replace(SETTINGS, seed=seed, **{k: v for k, v in changes.items() if k != "pairs"})
-    data = inputs.load_data(settings)
+def variant(settings: Settings, change: Callable[[list[Pair]], list[Pair]]) -> dict[str, Any]:
+    """Stage 1 on pairs that are changed, and how well the development pairs are separated afterwards."""
+    seed, data = settings.seed, inputs.load_data(settings)
+    model, _ = opening.load_model(settings)
     config = ContrastiveConfig.of(settings)
     training, rows = change(data.training), encode_pairs(model, data.training)
     geometries = {
@@ -149,12 +155,12 @@ def variant(changes: dict[str, Any], seed: int) -> dict[str, Any]:
     return row | {key: _read(geometry, reference, unseen) for key, geometry in geometries.items()}
 
 
-def stock_layers() -> None:
+def stock_layers(settings: Settings) -> None:
     """Prints a line for every layer of the stock model, with geometry and direction from all training pairs."""
-    data = inputs.load_data(SETTINGS)
-    model, _ = opening.load_base(SETTINGS)
+    data = inputs.load_data(settings)
+    model, _ = opening.load_base(settings)
     seen, unseen = (last_states(model, encode_pairs(model, p))[:, :, 0] for p in (data.training, data.development))
-    geometries = layer_geometries(seen, SETTINGS.centre, SETTINGS.whiten)
+    geometries = layer_geometries(seen, settings.centre, settings.whiten)
     print("| layer | AUROC |\n|---|---|")
     for layer, states in enumerate(zip(geometries, seen, unseen, strict=True)):
         print(f"| {layer} | {_cell(_read(*states))} |", flush=True)
@@ -174,13 +180,16 @@ def _cell(read: dict[str, Any]) -> str:
 
 def main(choices: Choices) -> None:
     if choices.layers:
-        stock_layers()
+        stock_layers(choices.settings)
         return
     print("| variant | seed | own | whitened | kept step | seconds |\n|---|---|---|---|---|---|")
     for seed in choices.seeds:
         for name, changes in choices.named(VARIANTS):
-            of = digest_of(SETTINGS, *SETTINGS.files.values())
-            row = choices.stored(name, seed, of) or choices.store(name, seed, of, variant(changes, seed))
+            settings = changed(replace(choices.settings, seed=seed), changes)
+            of = digest_of(settings, *settings.files.values())
+            row = choices.stored(name, seed, of) or choices.store(
+                name, seed, of, variant(settings, changes.get("pairs", list))
+            )
             cells = [name, str(seed), _cell(row["own"]), _cell(row["whitened"]), str(row["best_step"])]
             print(f"| {' | '.join(cells)} | {row['seconds']:.0f} |", flush=True)
 

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -223,8 +223,11 @@ def test_whole_job(tiny: Path, rows: Path, tmp_path: Path, out: dict[str, Path])
 @pytest.mark.parametrize("name", stage1_choices.VARIANTS)
 def test_every_variant_of_stage1_trains(name: str) -> None:
     """Each has a layer and a learning rate of its own, and none is left to be found, which these runs do not."""
-    changes = {key: value for key, value in stage1_choices.VARIANTS[name].items() if key != "pairs"}
-    config = ContrastiveConfig.of(replace(stage1_choices.SETTINGS, **changes))
+    settings = stage1_choices.changed(stage1_choices.SETTINGS, stage1_choices.VARIANTS[name])
+    config = ContrastiveConfig.of(settings)
+    assert (settings == stage1_choices.SETTINGS) == (
+        name.startswith("default") or "pairs" in stage1_choices.VARIANTS[name]
+    )
     assert config.layer > 0
     assert config.learning_rate > 0
     assert config.steps > 0
@@ -234,15 +237,18 @@ def test_stage1_choices(
     tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A line for each variant that was asked for, and one that is stored is not run again; a line for each layer."""
-    monkeypatch.setattr(stage1_choices, "SETTINGS", small_settings(tiny, rows, tmp_path / "run", contrastive_steps=2))
-    case = stage1_choices.Choices(only=("unmatched", "info nce, raw"), json=tmp_path / "found.json")
+    settings = small_settings(tiny, rows, tmp_path / "run", contrastive_steps=2)
+    case = stage1_choices.Choices(
+        only=("unmatched", "info nce, raw", "twice the rank"), json=tmp_path / "found.json", settings=settings
+    )
     stage1_choices.main(case)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| info nce, raw states", "| unmatched pairs"]
+    names = ["| info nce, raw states", "| unmatched pairs", "| twice the rank"]
+    assert [line.split(" | ")[0] for line in lines[2:]] == names
     monkeypatch.delattr(stage1_choices, "variant")
     stage1_choices.main(case)
     assert capsys.readouterr().out.splitlines() == lines
-    stage1_choices.main(stage1_choices.Choices(layers=True))
+    stage1_choices.main(stage1_choices.Choices(layers=True, settings=settings))
     assert len(capsys.readouterr().out.splitlines()) == 2 + 4
 
 
