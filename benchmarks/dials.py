@@ -44,7 +44,6 @@ from dcr_lite.model.states import last_states
 from dcr_lite.names import DCR, STOCK
 from dcr_lite.run import inputs, steps
 from dcr_lite.run.report import markdown_table
-from dcr_lite.run.stored_states import load_states, stage2_rows
 from dcr_lite.settings import Settings
 
 SEVERAL = 4  # layers from L on, for a shift of several, each by its share
@@ -174,7 +173,7 @@ def _interpolated(seed: SeedRun, share: float) -> Iterator[Cost]:
     refined, above = seed.refine(), steps.stage2_above(seed.settings)
     ends = {}
     for n in (FEW, MANY):
-        rows = stage2_rows(seed.data, replace(seed.settings, refusals=n), load_states(seed.run))
+        rows = steps.rows_of_stage2(seed.run, seed.model, seed.sft_data, replace(seed.settings, refusals=n))
         seed.train(f"stage2_{n}", f"Stage 2, {n}", DCR, rows, above, refined)
         ends[n] = adapters.adapter_weights(seed.model, DCR)
     between = {name: torch.lerp(weights, ends[FEW][name], share) for name, weights in ends[MANY].items()}
