@@ -15,7 +15,7 @@ from torch import Tensor
 from dcr_lite.errors import UserError
 from dcr_lite.files import SHIPPED
 from dcr_lite.run import steps
-from dcr_lite.run.run_folder import RunFolder, read_settings
+from dcr_lite.run.run_folder import LOCK, RunFolder, read_settings
 from dcr_lite.settings import Settings
 
 
@@ -185,6 +185,20 @@ def test_a_finished_run_is_never_overwritten(resume: bool, finished: Finished, t
     assert seen.code == 1
     assert "holds a finished run: look at its report.md" in seen.err
     assert contents(finished.path) == before
+
+
+def test_what_a_kill_at_the_very_end_leaves_is_cleared(tmp_path: Path) -> None:
+    """A run killed between its report and its end holds a finished run: asked for again, it loses the checkpoints and
+    the lock that nobody holds."""
+    settings = small_settings("model", save_rows(tmp_path / "rows"), tmp_path / "run")
+    RunFolder(settings).close({})
+    before = contents(settings.run)
+    (settings.run / LOCK).touch()
+    (settings.run / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="holds a finished run"):
+        RunFolder(settings)
+    assert contents(settings.run) == before
+    assert not (settings.run / "checkpoints").exists()
 
 
 def test_half_a_line_of_metrics_is_dropped(tmp_path: Path) -> None:

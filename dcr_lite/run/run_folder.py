@@ -83,7 +83,9 @@ class RunFolder:
 
     def _continue(self, settings: Settings, state: dict[str, Any]) -> None:
         if (self.path / "report.json").exists():
-            self._remove_checkpoints()  # which a run that was killed at its very end has left
+            if (self.path / LOCK).exists():  # a run that was killed at its very end has left it, and checkpoints
+                self._lock()  # until this ends, which removes it
+            self._remove_checkpoints()
             raise UserError(
                 f"{self.path} holds a finished run: look at its report.md, or choose another folder with --run."
             )
