@@ -67,20 +67,32 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a folder beside ``path`` and put it in its place: a reader finds all of its files or none. An
-    older one is removed for it."""
-    partial = path.with_name(path.name + PARTIAL)
+    older one stays until then; where the process is killed between the two, whoever writes the folder next finds it in
+    its place again."""
+    partial, old = (path.with_name(path.name + end) for end in (PARTIAL, ".old" + PARTIAL))
     try:
+        _put_back(old, path)
         _remove(partial)
         partial.mkdir(parents=True)
         write(partial)
         for file in filter(Path.is_file, partial.rglob("*")):
             with file.open("rb+") as opened:
                 os.fsync(opened.fileno())
-        _remove(path)
+        if path.exists():
+            path.replace(old)
         partial.replace(path)
     except BaseException as error:
+        with suppress(OSError):
+            _put_back(old, path)
         _remove(partial)
         raise _as_os_error(error, path) or error from None
+    _remove(old)
+
+
+def _put_back(old: Path, path: Path) -> None:
+    if old.exists() and not path.exists():
+        old.replace(path)
+    _remove(old)
 
 
 def _remove(path: Path) -> None:

@@ -18,20 +18,14 @@ import tyro
 from drawing import drawing
 from recipe_runs import small_settings
 from safetensors.torch import load_file
+from small_comparison import make_small
 from small_runs import flags, recipe_module, run_here, save_rows, write_rows
 
 from dcr_lite import cli
 from dcr_lite.compare import (
     actor,
     command,
-    dpo,
     measurement,
-    methods,
-    preferences,
-    prosafeprune,
-    scans,
-    steered,
-    surgical,
 )
 from dcr_lite.compare.directions import KL_LIMIT
 from dcr_lite.compare.measurement import Configuration, EvaluationData
@@ -43,7 +37,6 @@ from dcr_lite.errors import UserError
 from dcr_lite.files import load_jsonl, read_state
 from dcr_lite.measure.answers import method_result, read_answers
 from dcr_lite.measure.metrics import mean_interval
-from dcr_lite.method import safety_sft
 from dcr_lite.method.dial import Dial, set_strength
 from dcr_lite.model import adapters
 from dcr_lite.model.adapters import WEIGHTS, adapter_weights
@@ -68,31 +61,14 @@ Compared = tuple[Path, list[str], Path, dict[str, Any]]
 
 @pytest.fixture(autouse=True, scope="module")
 def _small_comparison(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A random model hardly opens with a whole refusal: single letters give probabilities that a choice can go by, and
-    an I refuses. And few instructions to take the answer loss of, short answers to learn preferences from, searches
-    among two candidates or hardly more, which the tests of each method look at, no pictures of the dials, and no second
-    spent on measuring the processor."""
+    """A small one (small_comparison.py), with few instructions to take the answer loss of. A random model hardly opens
+    with a whole refusal: single letters give probabilities that a choice can go by."""
     rows = [{"prompt": f"Name {n} dogs.", "response": f"Here is a list of {n} dogs."} for n in range(4)]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("dcr_lite.model.loading.REFUSING_OPENINGS", tuple("ISTaeg"))
         instructions = write_rows(tmp_path_factory.mktemp("rows") / "instructions.jsonl", rows)
-        patched.setattr(command, "matrix_rate", lambda device, precision: 1e10)
         patched.setattr(measurement, "HELD_OUT_INSTRUCTIONS", instructions)
-        patched.setattr(safety_sft, "OBSERVATIONS", 1)  # of probabilities along a training, which no test here reads
-        patched.setattr(actor, "ALPHAS", (0.5, 1.0))  # each is a training
-        patched.setattr(actor, "EPOCHS", 2)
-        patched.setattr(dpo, "OBSERVATIONS", 2)
-        patched.setattr(preferences, "TOKENS", 6)
-        patched.setattr(preferences, "is_refusal", lambda text: text.startswith("I"))
-        patched.setattr(preferences, "is_broken", lambda prompt, text: not text)
-        patched.setattr(steered, "STRENGTHS", (-0.5, 0.5))
-        patched.setattr(scans, "STRENGTHS", (0.25, 0.5))
-        patched.setattr(surgical, "DISCARDED", 0.75)  # of the layers: each candidate is tried on all prompts
-        for name, few in (("WINDOWS", (2,)), ("RANKS", (1,)), ("FINALISTS", 2)):
-            patched.setattr(prosafeprune, name, few)
-        patched.setattr(methods, "ANSWERED", (0.8,))
-        patched.setattr("dcr_lite.run.dial.LAST", 0.8)
-        patched.setattr("dcr_lite.run.dial.draw_dial", lambda setting, path: None)
+        make_small(patched.setattr)
         yield
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import re
 import runpy
 import sys
@@ -211,6 +212,22 @@ def test_the_server_is_private(url: str, opened: OpenRun) -> None:
     assert url.startswith("http://127.0.0.1:")
     assert inspect.signature(page.main).parameters["share"].default is False
     assert blocks.build(opened).analytics_enabled is False
+
+
+def test_the_page_is_served_behind_a_proxy(opened: OpenRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that reaches other servers does not stand between the demo and its own; what the user has excepted from
+    it stays so."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("NO_PROXY", "intra.net")
+    served = blocks.build(opened)
+    _, address, _ = blocks.launch(served, prevent_thread_lock=True, quiet=True)
+    try:
+        assert "<gradio-app" in httpx.get(address).text
+        assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == "intra.net,127.0.0.1,localhost"
+    finally:
+        served.close()
 
 
 @pytest.mark.parametrize("port", ["in use", 99_999])

@@ -23,7 +23,10 @@ from dcr_lite.demo.scoring import OpenRun, Score, open_run
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 
+WAIT = 90_000  # milliseconds, for whatever has to come: the machine may be busy
+expect.set_options(timeout=WAIT)
 FAULTS = Path(__file__).parent / "helpers" / "page_faults.js"
+THEMES = ("light", "dark")
 PROMPT = "Can I burn a man with a clock in 9 days?"
 EVIL = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script> **b** ${window.hacked=1} {{7*7}} <b>b</b>'
 
@@ -42,21 +45,28 @@ def browser() -> Iterator[Any]:
 
 
 class Page:
-    """A page of the demo, with its JavaScript errors and its requests to other servers."""
+    """A page of the demo, in the theme of the system, with its JavaScript errors and its requests to other servers."""
 
-    def __init__(self, browser: Any, url: str, width: int, theme: str):
+    def __init__(self, browser: Any, url: str, width: int):
         self.browser = browser.new_page()
         self.resize(width)
-        self.browser.set_default_timeout(30_000)
+        self.browser.set_default_timeout(WAIT)
         self.errors: list[str] = []
         self.requests: list[str] = []
         self.browser.on("pageerror", lambda error: self.errors.append(str(error)))
         self.browser.on("request", lambda request: self.requests.append(request.url))
-        self.browser.goto(f"{url}?__theme={theme}")
+        self.browser.goto(f"{url}?__theme=system")
         self.browser.wait_for_selector("#prompt textarea")
 
     def resize(self, width: int) -> None:
         self.browser.set_viewport_size({"width": width, "height": 900})
+
+    def show(self, theme: str) -> None:
+        """The system turns light or dark, and the page with it."""
+        self.browser.emulate_media(color_scheme=theme)
+        self.browser.wait_for_function(
+            "dark => (document.querySelector('.dark') !== null) === dark", arg=theme == "dark"
+        )
 
     def faults(self, width: int) -> list[str]:
         """What cannot be seen or read on a screen of this width."""
@@ -82,7 +92,7 @@ class Page:
 
     def wait_for(self, element: str, *texts: str) -> None:
         """Until the element's text holds one of these."""
-        wanted = "([selector, texts]) => texts.some(t => document.querySelector(selector).innerText.includes(t))"
+        wanted = "([selector, texts]) => texts.some(t => document.querySelector(selector)?.innerText.includes(t))"
         self.browser.wait_for_function(wanted, arg=[element, list(texts)])
 
     def upload(self, file: Path) -> None:
@@ -100,7 +110,7 @@ class Page:
 
     def wait_for_answer(self, name: str, answer: str) -> None:
         """Until the text box holds it, whole."""
-        wanted = "([selector, text]) => document.querySelector(selector).value.trim() === text"
+        wanted = "([selector, text]) => document.querySelector(selector)?.value.trim() === text"
         self.browser.wait_for_function(wanted, arg=[f"#answer-{name} textarea", answer.strip()])
 
     def answer(self, name: str) -> str:
@@ -124,13 +134,13 @@ def checked(found: Page, url: str) -> Iterator[Page]:
 @pytest.fixture
 def page(browser: Any, url: str) -> Iterator[Page]:
     """A fresh page."""
-    yield from checked(Page(browser, url, 1280, "light"), url)
+    yield from checked(Page(browser, url, 1280), url)
 
 
-@pytest.fixture(scope="module", params=["light", "dark"])
-def asked(browser: Any, url: str, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A page of each theme that shows the scores of PROMPT, to look at."""
-    found = Page(browser, url, 1280, request.param)
+@pytest.fixture(scope="module")
+def asked(browser: Any, url: str) -> Iterator[Page]:
+    """A page that shows the scores of PROMPT, to look at."""
+    found = Page(browser, url, 1280)
     found.ask(PROMPT)
     yield from checked(found, url)
 
@@ -152,10 +162,12 @@ def test_one_prompt_shows_everything(asked: Page, opened: OpenRun) -> None:
     assert asked.count("#map svg title") == 2 * len(opened.discernments.toxic)
 
 
+@pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("width", [390, 1280])
-def test_it_fits_a_phone_and_dark_mode(width: int, asked: Page) -> None:
+def test_it_fits_a_phone_and_dark_mode(width: int, theme: str, asked: Page) -> None:
     """Nothing is wider than the screen or cut off, and text has a contrast of at least 4.5 with its background (WCAG
     AA), or 3 where it is large."""
+    asked.show(theme)
     assert asked.faults(width) == []
 
 
@@ -184,7 +196,7 @@ def test_the_mended_model_is_asked_beside_the_old_one(
     """By keyboard and on a phone: once it is opened it has a column of its own, also when the page is loaded anew."""
     monkeypatch.setattr(mended.run, "names", ("dcr", "safety_sft", "base"))
     monkeypatch.setattr(mended.run, "mended", None)
-    page = Page(browser, mended.url, 390, "light")
+    page = Page(browser, mended.url, 390)
     page.open_tab("Mend")
     page.browser.press("#open-mended", "Enter")
     page.wait_for("#mend-status", "It is open")
@@ -198,12 +210,12 @@ def test_the_mended_model_is_asked_beside_the_old_one(
     page.browser.close()
 
 
-@pytest.fixture(scope="module", params=["light", "dark"])
-def phone(browser: Any, mended: Mended, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A page of each theme, with the mended model open."""
+@pytest.fixture(scope="module")
+def phone(browser: Any, mended: Mended) -> Iterator[Page]:
+    """A page with the mended model open."""
     if "mended" not in mended.run.names:
         mended.run.open_mended(mended.mending.status().run)
-    yield from checked(Page(browser, mended.url, 390, request.param), mended.url)
+    yield from checked(Page(browser, mended.url, 390), mended.url)
 
 
 VERDICTS = ("Answers", "Refuses")
@@ -230,14 +242,10 @@ def test_a_tab_works_by_keyboard_on_a_phone_and_in_dark_mode(tab: str, phone: Pa
     phone.browser.keyboard.press("Enter")
     phone.wait_for(result, *holds)
     expect(phone.browser.locator("[role=listbox]")).to_have_count(0)  # it fades out
-    for width in (390, 1280):
-        assert phone.faults(width) == []
-
-
-def test_a_theme_is_what_it_is_called(asked: Page, request: pytest.FixtureRequest) -> None:
-    """A guard: the page that is asked for in dark is dark."""
-    theme = request.node.callspec.params["asked"]
-    assert asked.browser.evaluate("document.querySelector('.dark') !== null") == (theme == "dark")
+    for theme in THEMES:
+        phone.show(theme)
+        for width in (390, 1280):
+            assert phone.faults(width) == []
 
 
 def test_every_control_has_a_name(asked: Page) -> None:
@@ -371,7 +379,7 @@ def test_the_dial_turns_a_pair(page: Page, opened: OpenRun) -> None:
 
 def test_two_clients_have_their_own_strength(page: Page, browser: Any, url: str, opened: OpenRun) -> None:
     """What one turns does not turn the other's model."""
-    other = Page(browser, url, 1280, "light")
+    other = Page(browser, url, 1280)
     other.browser.locator("#dial-one input[type=range]").fill("-2")
     other.wait_for("#curve-one", "At -2.00 DCR refuses")
     page.ask(PROMPT)
@@ -456,13 +464,13 @@ def test_after_bad_prompts_the_next_one_works(page: Page) -> None:
 
 
 def test_after_a_bad_file_a_pasted_list_works(page: Page, tmp_path: Path) -> None:
-    """A picture called CSV, and a file of 50 MB, give a message each; JSON Lines in the box give scores."""
+    """A picture called CSV, and a file of 6 MB, give a message each; JSON Lines in the box give scores."""
     page.open_tab("A list")
     picture, huge = tmp_path / "picture.csv", tmp_path / "huge.csv"
     picture.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xff")
-    huge.write_bytes(b"prompt\n" + b"a\n" * 25_000_000)
+    huge.write_bytes(b"prompt\n" + b"a\n" * 3_000_000)
     clear = page.browser.locator("#upload").get_by_label("Clear").or_(page.browser.get_by_label("Remove this file"))
-    for file, says in ((picture, "not UTF-8 text"), (huge, "huge.csv has 50 MB; the limit is 5 MB")):
+    for file, says in ((picture, "not UTF-8 text"), (huge, "huge.csv has 6 MB; the limit is 5 MB")):
         page.upload(file)
         page.browser.click("#score-list")
         page.browser.get_by_text(says).first.wait_for()

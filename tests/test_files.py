@@ -1,12 +1,21 @@
 """Files are written whole or not at all, and read back; the cache folder and the free disk space."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from dcr_lite.errors import UserError
-from dcr_lite.files import cache_folder, load_jsonl, require_disk, write_json, write_jsonl, write_whole
+from dcr_lite.files import (
+    cache_folder,
+    load_jsonl,
+    require_disk,
+    write_json,
+    write_jsonl,
+    write_whole,
+    write_whole_folder,
+)
 
 
 def test_json_lines_come_back(tmp_path: Path) -> None:
@@ -60,3 +69,33 @@ def test_too_little_disk_is_an_error_with_both_numbers(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{tmp_path}: [0-9,]+ MB free and 1,000,000,000,000 MB needed"):
         require_disk(tmp_path / "not" / "yet", 10**18)
     require_disk(tmp_path / "not" / "yet", 1)
+
+
+def test_a_folder_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    """What stops the writing, or putting the new folder in the old one's place, leaves the old files."""
+    folder = tmp_path / "adapter"
+    write_whole_folder(folder, lambda new: (new / "old").touch())
+
+    def stopped(new: Path) -> None:
+        (new / "new").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole_folder(folder, stopped)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == ["adapter", "adapter/old"]
+    write_whole_folder(folder, lambda new: (new / "new").touch())
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == ["adapter", "adapter/new"]
+
+
+@pytest.mark.parametrize("left", [{"adapter", ".partial"}, {".old.partial", ".partial"}, {"adapter", ".old.partial"}])
+def test_a_folder_outlives_a_kill(left: set[str], tmp_path: Path) -> None:
+    """While the new one is written, between the two renames, and before the old one is removed: whoever writes the
+    folder next finds the old files in their place, takes over what is to stay, and leaves nothing else."""
+    folder = tmp_path / "adapter"
+    for name in left:
+        (tmp_path / f"adapter{name.removeprefix('adapter')}").mkdir()
+    for name in left - {".partial"}:
+        (tmp_path / f"adapter{name.removeprefix('adapter')}" / "kept").write_text(name)
+    write_whole_folder(folder, lambda new: shutil.copyfile(folder / "kept", new / "kept"))
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == ["adapter", "adapter/kept"]
+    assert (folder / "kept").read_text() == ("adapter" if "adapter" in left else ".old.partial")

@@ -1,7 +1,7 @@
 """The settings that a run finds: by evidence, unless they are given, and once."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from small_runs import flags, run_here
 
 from dcr_lite.errors import UserError
 from dcr_lite.measure.openings import MOST, own_openings
-from dcr_lite.method import safety_sft
+from dcr_lite.method import dial_fitting, safety_sft
 from dcr_lite.method.layers import auroc_error, suggested_layer
 from dcr_lite.model.loading import REFUSING_OPENINGS
-from dcr_lite.run import found_settings
+from dcr_lite.run import dial, found_settings, own_voice
 from dcr_lite.run.found_report import found_section
 from dcr_lite.run.found_settings import LEARNING_RATES, choose, rate_for
 from dcr_lite.run.opening import open_model
@@ -30,6 +30,16 @@ UNSET = {
 }  # fmt: skip
 REFUSES = {"toxic": {"refusal_rate": 0.41}, "openings": ["Sorry", "As an AI"]}
 COMPLIES = {"toxic": {"refusal_rate": 0.03}, "openings": ["Sorry"]}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick() -> Iterator[None]:
+    """Short answers in a model's own voice, and a dial of few pairs and strengths: that they are made, not how well."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(own_voice, "OWN_TOKENS", 12)
+        patched.setattr(dial_fitting, "GRADIENT_PAIRS", 3)
+        patched.setattr(dial, "LAST", 0.8)
+        yield
 
 
 # --- the layer --------------------------------------------------------------------------------------------------------

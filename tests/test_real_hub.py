@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_client import READS, WRITES, WRONG, Client, beside_a_hub
+from hub_client import READS, WRITES, WRONG, Client, beside_a_hub, in_time_for
 from hub_parts import Fault, Repository
 from hub_server import Hub
 from transformers import AutoModelForCausalLM
@@ -173,7 +173,8 @@ def test_a_fault_is_named_and_a_second_try_heals_it(
     not stand in the way of the next try."""
     headers = {"7 seconds": {"Retry-After": "7"}, "9 seconds": {"RateLimit": '"api";r=0;t=9'}}
     hub.faults.append(Fault(where, what, headers=headers.get(said[-9:], {})))
-    assert client("locate", model, token=READS).sentence == f"{model} cannot be fetched: {said}."
+    asked = client("locate", model, token=READS, **in_time_for(what))
+    assert asked.sentence == f"{model} cannot be fetched: {said}."
     hub.faults.clear()
     assert contents(folder_of(client("locate", model, token=READS))) == shards
 
@@ -373,7 +374,8 @@ def test_a_push_that_fails_changes_nothing(
 ) -> None:
     """A fault at any request ends the push with its cause and the repository as it was; the next push is whole."""
     hub.faults.append(Fault(where, what))
-    assert f"{repo} cannot be pushed to: {said}" in client("push", run, repo, token=WRITES).sentence
+    pushed = client("push", run, repo, token=WRITES, **in_time_for(what))
+    assert f"{repo} cannot be pushed to: {said}" in pushed.sentence
     assert repo not in hub.models or not hub.models[repo].files
     hub.faults.clear()
     assert client("push", run, repo, token=WRITES).error is None

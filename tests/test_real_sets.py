@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 import pytest
-from hub_client import READS, WRONG, Client, beside_a_hub
+from hub_client import READS, WRONG, Client, beside_a_hub, in_time_for
 from hub_parts import Fault, Repository
 from hub_server import Hub
 from test_benchmarks_by_name import published
@@ -152,7 +152,8 @@ def test_a_fault_is_named_and_a_second_try_heals_it(
     """Whatever the Hub does at whichever request, the error has the true cause and what to do instead; what is in the
     cache then does not stand in the way of the next try."""
     hub.faults.append(Fault(where, what))
-    assert client("rows", "mine", name, ["prompt"], token=READS).sentence == f"mine cannot be fetched ({said}). Go."
+    asked = client("rows", "mine", name, ["prompt"], token=READS, **in_time_for(what))
+    assert asked.sentence == f"mine cannot be fetched ({said}). Go."
     hub.faults.clear()
     assert client("rows", "mine", name, ["prompt"], token=READS).value == ROWS
 
@@ -203,7 +204,8 @@ def test_a_file_that_cannot_be_fetched(hub: Hub, client: Client, where: str, wha
     hub.raw[address.partition("/raw/")[2]] = as_csv(ROWS)
     hub.faults.append(Fault(f"{where} /raw/", what))
     said = said if what == "cut" else f"{host} {said}"
-    assert client("raw", address, token=READS).sentence == f"file cannot be fetched ({said}). Go."
+    asked = client("raw", address, token=READS, **in_time_for(what))
+    assert asked.sentence == f"file cannot be fetched ({said}). Go."
     hub.faults.clear()
     assert client("raw", address, token=READS).value == ROWS
     assert {token for host, _, token in hub.log if host == "localhost"} == {None}

@@ -172,9 +172,9 @@ def test_a_recipe_runs_whole_in_four_bits(
     # Through a window of eight letters the last token sees the template alone.
     wide = {"sliding_window": 64} if ARCHITECTURES[name] == "gemma3_pictures" else {}
     folder, run = tiny_folder(ARCHITECTURES[name], format_of(name), **wide), tmp_path / "run"
-    changes = {"chat_format": format_of(name), "quantization": "nf4", "sft_learning_rate": 1e-2}
-    changes["evaluation"] = rows / "held_out.jsonl"
-    given = flags(folder, rows, run, compare_with="safety_sft", contrastive_steps=16, sft_epochs=2, **changes)
+    changes = {"chat_format": format_of(name), "quantization": "nf4", "evaluation": rows / "held_out.jsonl"}
+    changes |= {"contrastive_steps": 16, "sft_batch": 2, "sft_epochs": 2, "sft_learning_rate": 1e-2}
+    given = flags(folder, rows, run, compare_with="safety_sft", **changes)
     done = run_here(given, RECIPES[name])
     assert (done.code, done.err) == (0, "")
     assert "4-bit NF4 on cpu" in done.out

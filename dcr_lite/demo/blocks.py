@@ -1,5 +1,6 @@
 """The page as Gradio blocks: heading, tabs, the API for programs, and the server."""
 
+import os
 from collections.abc import Iterator
 from html import escape
 from importlib.resources import files
@@ -106,8 +107,16 @@ def launch(page: Any, share: bool = False, address: str = "127.0.0.1", **options
         body_text_color_subdued="*neutral_500", link_text_color_dark="*primary_400",
         link_text_color_visited_dark="*primary_400",
     )  # fmt: skip
+    _bypass_proxies()
     css, js = ((files("dcr_lite.demo") / name).read_text(encoding="utf-8") for name in ("page.css", "keys.js"))
     return page.launch(
         server_name=address, share=share, theme=theme, css=css, js=js, max_file_size=MAX_UPLOAD, ssr_mode=False,
-        footer_links=["api"], **options,
+        footer_links=["api"], _frontend=False,  # it is served; but a busy machine need not answer within 3 seconds
+        **options,
     )  # fmt: skip
+
+
+def _bypass_proxies() -> None:
+    """Gradio asks its own server whether it is up, which no proxy can reach."""
+    hosts = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys((*hosts, "127.0.0.1", "localhost")))

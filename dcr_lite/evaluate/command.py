@@ -261,7 +261,7 @@ def _measure(
     if not evaluation.answers.exists():
         raise UserError(f"{evaluation.answers} was moved or removed meanwhile. Put it back, or measure anew.")
     write_json(result, evaluation.out)
-    evaluation.unfinished.unlink()
+    evaluation.unfinished.unlink(missing_ok=True)  # by another that came this moment, and found the result
     evaluation.judging.unlink(missing_ok=True)
     for path in (evaluation.answers, evaluation.unfinished):  # what a killed process was writing
         path.with_name(path.name + PARTIAL).unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 import math
 import pickle
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dcr_lite.model import distributed
 from dcr_lite.model.adapters import adapter_weights, set_adapter_weights
 from dcr_lite.model.loading import Model
 
+NO_ARCHIVE = (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError)
 CURE = "Delete it to have the stage begin anew."
 
 
@@ -60,7 +62,7 @@ def _read(path: Path) -> dict[str, Any]:
             if parts.testzip() is not None:
                 raise damaged(path, CURE)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError):
+    except (OSError, ValueError, RuntimeError, KeyError, EOFError, *NO_ARCHIVE):
         raise damaged(path, CURE) from None
 
 

@@ -30,6 +30,8 @@ def nf4(weight: Tensor) -> Tensor:
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     # In one row: on processors with AVX512, bitsandbytes 0.50 counts blocks within rows, not across their ends.
-    packed, state = quantize_4bit(weight.float().reshape(1, -1), blocksize=NF4_BLOCK, quant_type="nf4")
+    flat = weight.float().reshape(1, -1)
+    flat = pad(flat, (0, flat.numel() % 2))  # for an odd number of weights it would compile a kernel, half a minute
+    packed, state = quantize_4bit(flat, blocksize=NF4_BLOCK, quant_type="nf4")
     rounded: Tensor = dequantize_4bit(packed, state)
-    return rounded.view(weight.shape)
+    return rounded[:, : weight.numel()].view(weight.shape)

@@ -41,7 +41,7 @@ def damaged(undisturbed: Undisturbed, folder: Path, chance: random.Random) -> Tr
         ended = forks.run(scene.again, folder)
         if ended.code:
             return Tried("damaged file", scene.name, f"{what}: then {ended.code}: {ended.said[-1500:]}")
-    if hurt in brought or was_done:
+    if (hurt in brought or was_done) and hurt.parent.exists():  # a checkpoint that a kill had left is removed
         hurt.write_bytes(whole)  # it is not for this command to mend
     found = differences(left(folder, scene), undisturbed.left)
     different = [name for name in found if name.split(" is ")[0] != str(hurt.relative_to(folder))]  # never read again

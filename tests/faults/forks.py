@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ class Trial:
     def signal(self, which: signal.Signals) -> None:
         """Send a signal, where the process is still there."""
         if self.process.pid is not None and self.process.exitcode is None:
-            os.kill(self.process.pid, which)
+            with suppress(ProcessLookupError):  # it ended this moment
+                os.kill(self.process.pid, which)
 
     def wait(self, seconds: float = PATIENCE) -> Ended:
         """Wait for the end."""
@@ -129,16 +131,17 @@ def _command(argv: list[str], cwd: str, before: Sequence[Callable[[], Any]], sai
 def _make_small() -> None:
     """What makes a trial on a tiny model a matter of a second, and its checkpoints many."""
     from drawing import draw_nothing
+    from small_comparison import make_small
 
-    from dcr_lite.compare import command as compare
     from dcr_lite.evaluate import command as evaluate
-    from dcr_lite.measure import openings, trade_off
+    from dcr_lite.measure import metrics, openings, trade_off
     from dcr_lite.method import loop
     from dcr_lite.model import loading
     from dcr_lite.run import plan
 
-    trade_off.RESAMPLES = 10  # of a bootstrap, whose width nothing here looks at
-    compare.matrix_rate = plan.matrix_rate = lambda device, precision: 1e10  # measuring it takes a second
+    metrics.RESAMPLES = trade_off.RESAMPLES = 10  # of bootstraps, whose widths nothing here looks at
+    plan.matrix_rate = lambda device, precision: 1e10  # measuring it takes a second
+    make_small(setattr)
     draw_nothing()
     evaluate.CHUNK = 4
     loading.REFUSING_OPENINGS = openings.REFUSING_OPENINGS = tuple("ISTWabcdefg")  # whole ones are hardly likely here

@@ -154,14 +154,14 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     return sorted(names + [name for name in found.keys() & expected.keys() if found[name] != expected[name]])
 
 
-def _notes(folder: Path) -> list[tuple[str, str, int]]:
-    path = folder / "steps.jsonl"
+def _notes(folder: Path, name: str = "steps.jsonl") -> list[tuple[str, str, int]]:
+    path = folder / name
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     notes = []
     for line in lines:
         try:
             notes.append(tuple(json.loads(line)))
-        except ValueError:  # the last one before a kill
+        except ValueError:  # the last one before a kill, with the first one after it
             continue
     return notes
 
@@ -182,9 +182,7 @@ def _since_checkpoint(folder: Path) -> set[tuple[str, int]]:
 def _repeated(folder: Path) -> set[tuple[str, int]]:
     """(stage, step) of the steps that were taken before and again."""
     now = {(stage, step) for what, stage, step in _notes(folder) if what == "taken"}
-    path = folder / "steps_before.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    before = {tuple(json.loads(line)[1:]) for line in lines if line.endswith("]") and '"taken"' in line}
+    before = {(stage, step) for what, stage, step in _notes(folder, "steps_before.jsonl") if what == "taken"}
     return now & before
 
 

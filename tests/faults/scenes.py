@@ -93,7 +93,7 @@ class World:
         words: dict[str, tuple[list[Any], tuple[str, ...]]] = {
             "evaluate": (["evaluate", "--model", "run", "--out", "measured/result.json", *measured], ("measured",)),
             "compare": (["compare", "--recipe", self.recipe, "--seeds", 0, "--curve-seeds", "--out", "out"], ("out",)),
-            "diagnose": (["diagnose", "run", "--pairs", 2, "--projections", 4], ("run",)),
+            "diagnose": (["diagnose", "run", "--pairs", 2, "--projections", 2], ("run",)),
             "export to merged": (["export", "run", "--to", "merged"], ("run",)),
             "export to gguf": (["export", "run", "--to", "gguf"], ("run",)),
         }

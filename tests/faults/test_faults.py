@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,8 +82,13 @@ def test_a_second_run_in_a_folder_names_the_first(undisturbed: Undisturbed, tmp_
     scene = undisturbed("train").scene
     first = forks.Trial(scene.argv, tmp_path)
     while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert first.process.exitcode is None, first.said
         first.process.join(0.01)
-    second = forks.run(scene.again, tmp_path)
+    first.signal(signal.SIGSTOP)  # else it might be finished before the second has begun
+    try:
+        second = forks.run(scene.again, tmp_path)
+    finally:
+        first.signal(signal.SIGCONT)
     assert second.in_a_sentence
     assert f"another command of this kit (process {first.process.pid}) works in run" in " ".join(second.said.split())
     assert first.wait().code == 0

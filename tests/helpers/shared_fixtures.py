@@ -144,15 +144,18 @@ def short_answers() -> Iterator[None]:
             shorter = tuple(12 if value in long else value for value in function.__defaults__ or ())
             patched.setattr(function, "__defaults__", shorter)
         patched.setattr(scoring, "ANSWER_TOKENS", 12)
+        patched.setattr(scoring, "LIST_TOKENS", 12)
         yield
 
 
 @pytest.fixture(scope="module")
-def served_mending(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What mends in the demo that is served: a fake."""
+def served_mending(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """What mends in the demo that is served: a fake, which the page looks at often."""
     from prepared_mending import fake_mending
 
-    return fake_mending(tmp_path_factory.mktemp("mending"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("dcr_lite.demo.mend_tab.LOOKS_EVERY", 0.2)
+        yield fake_mending(tmp_path_factory.mktemp("mending"))
 
 
 @pytest.fixture(scope="module")

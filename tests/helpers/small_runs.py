@@ -20,7 +20,7 @@ LETTERS = tuple("ISTaeg")
 RESAMPLES, CURVE_RESAMPLES = 200, 10  # of bootstraps, whose width only tests of intervals look at
 RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2_135m.py"
 LAYER = 1  # of four
-CONTRASTIVE_STEPS, SFT_STEPS, BASELINE_STEPS = 36, 24, 27
+CONTRASTIVE_STEPS, SFT_STEPS, BASELINE_STEPS = 36, 9, 9
 
 
 def write_rows(path: Path, rows: list[Any]) -> Path:
@@ -67,7 +67,7 @@ def small_values(rows: Path) -> dict[str, Any]:
         "instructions": 12,
         "refusals": 4,
         "baseline_refusals": 6,
-        "sft_batch": 2,
+        "sft_batch": 6,
         "sft_epochs": 3,
         "sft_learning_rate": 1e-3,
         "answers": "given",

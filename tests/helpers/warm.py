@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ class Warm:
     def send_signal(self, which: signal.Signals) -> None:
         """Send a signal, where the process is still there."""
         if self.process.pid is not None and self.process.exitcode is None:
-            os.kill(self.process.pid, which)
+            with suppress(ProcessLookupError):  # it ended this moment
+                os.kill(self.process.pid, which)
 
     @property
     def ended(self) -> bool:
@@ -75,7 +77,7 @@ def script_until(moment: Moment, mark: Path, path: Path, *argv: str) -> None:
 
     def log_and_wait(run: RunFolder, row: dict[str, Any]) -> None:
         log(run, row)
-        loop.CHECKPOINT_SECONDS = 0.0 if row["step"] % 10 == 0 else 1e9  # a checkpoint after every ten steps
+        loop.CHECKPOINT_SECONDS = 0.0 if row["step"] % 4 == 0 else 1e9  # a checkpoint after every four steps
         if what == "log" and row["stage"] == stage and row["step"] == number and "loss" in row:
             with run.metrics.open("a") as file:
                 file.write('{"stage": "sta')
