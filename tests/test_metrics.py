@@ -102,7 +102,7 @@ def test_youden_j_is_the_difference_of_the_two_rates() -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_bootstrap_intervals_hold_the_truth_as_often_as_they_say(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 100 samples whose true AUROC and J are known, about 95 intervals hold them; each lies around its estimate."""
-    monkeypatch.setattr(metrics, "RESAMPLES", 400)  # more would steady the ends, which does not change the share
+    monkeypatch.setattr(metrics, "RESAMPLES", 1000)  # more would steady the ends, which does not change the share
     rng = np.random.default_rng(seed)
     true_auroc, true_j = norm.cdf(1 / math.sqrt(2)), norm.sf(-0.5) - norm.sf(0.5)
     held = [0, 0]

@@ -25,7 +25,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.measure.kinds import kind_of
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
-from dcr_lite.run import discernment
+from dcr_lite.run import discernment, terminal
 from dcr_lite.run.caution import caution_of, set_caution
 from dcr_lite.run.opening import open_model
 
@@ -384,6 +384,7 @@ def test_the_command_prints_the_scores(
         cli.main()
         return capsys.readouterr().out
 
+    monkeypatch.setattr(terminal.console, "width", 120)  # headings on one line, whatever the verdicts are
     found = json.loads(printed(PROMPT, "--json"))
     assert [row["model"] for row in found["scores"]] == list(MODELS)
     for row in found["scores"]:
