@@ -306,8 +306,21 @@ def test_an_unfinished_run_has_to_be_finished_first(run: Path) -> None:
     assert "not finished: --resume it first" in dcr_lite("dial", run).err
 
 
+def test_what_was_measured_counts_once_it_is_asked_for(run: Path) -> None:
+    """Else a measurement that goes on would choose with more than it knew when it was stopped. That which is done is
+    taken up whole."""
+    settings = read_settings(run)
+    model, _ = opening.load_model(settings)
+    bench = Bench(run / "dial", model, inputs.load_data(settings), settings)
+    bench.read(0.0, judged=True)
+    assert bench.strengths == bench.judged == [0.0]
+    bench.recall()
+    assert len(bench.curve().strengths) > 2
+
+
 def test_a_stopped_measurement_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No strength is measured twice, and the dial ends as without the stop."""
+    """No strength is measured twice, and the dial ends as without the stop: early in the search, and late, when more is
+    known than was at the choices before."""
     settings = read_settings(run)
     made: list[int] = []
 
@@ -320,14 +333,15 @@ def test_a_stopped_measurement_goes_on(run: Path, monkeypatch: pytest.MonkeyPatc
 
         monkeypatch.setattr(Bench, "_keep", keep)
         model, _ = opening.load_model(settings)
-        return dial.find_setting(run, model, inputs.load_data(settings), settings, None)
+        return dial.find_setting(run, model, inputs.load_data(settings), settings, Goal("balanced"))
 
     usual = Bench._keep
     shutil.rmtree(run / "dial")
-    with pytest.raises(KeyboardInterrupt):
-        measured(3)
-    stopped = measured(1000)
-    shutil.rmtree(run / "dial")
-    before = len(made)
-    assert measured(1000).for_json() == stopped.for_json()
-    assert len(made) - before == before
+    undisturbed, whole = measured(1000), len(made)
+    for moment in (3, whole - 1):
+        shutil.rmtree(run / "dial")
+        made.clear()
+        with pytest.raises(KeyboardInterrupt):
+            measured(moment)
+        assert measured(1000).for_json() == undisturbed.for_json()
+        assert len(made) == whole

@@ -99,7 +99,9 @@ def find_setting(run: Path, model: Model, data: Data, settings: Settings, asked:
     bench = Bench(run / FOLDER, model, data, settings)
     with progress_bar("The dial", MEASUREMENTS) as shown:
         bench.progress = shown.advance
-        if not (run / FOLDER / SETTING).exists():
+        if (run / FOLDER / SETTING).exists():
+            bench.recall()
+        else:
             measure_curve(bench)
         setting = choose(bench, asked)
         shown.advance(max(0, MEASUREMENTS - shown.done))

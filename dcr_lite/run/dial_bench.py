@@ -33,6 +33,9 @@ DIAL, READINGS = "dial.safetensors", "readings.json"
 class Bench:
     """The DCR model of a run, as trained, with its dial.
 
+    Of what is kept only those strengths count that were asked for since it was opened, or recalled: a measurement that
+    was stopped goes on to the very choices that it would have made.
+
     folder: RUN/dial. progress: called with 1 after each measurement of the pairs.
     """
 
@@ -53,6 +56,7 @@ class Bench:
         self._usual: list[tuple[list[int], list[int]]] | None = None  # plain prompts, answered at strength 0
         self._usual_loss = 0.0
         self._kept: dict[str, Any] = {"stock": None, "gains": {}, "at": {}}
+        self._asked: dict[str, bool] = {}  # strengths, and whether for judged answers
         if (folder / READINGS).exists():
             self._kept = read_state(folder / READINGS, CURE)
         if not (folder / DIAL).exists():
@@ -112,13 +116,19 @@ class Bench:
         toxic, seemingly_toxic = np.mean(self._kept["stock"], 1).tolist()
         return toxic, seemingly_toxic
 
+    def recall(self) -> None:
+        """Count all that is kept, as the measurement that is done has left it."""
+        self._asked = {at: "refused" in row for at, row in self._kept["at"].items() if row}
+
     def read(self, strength: float, judged: bool = False) -> None:
         """Measure the pairs at a strength: log-odds, and if ``judged`` answers."""
-        row = self._kept["at"].setdefault(str(strength + 0.0), {})  # -0.0 is 0.0
+        at = str(strength + 0.0)  # -0.0 is 0.0
+        row = self._kept["at"].setdefault(at, {})
+        self._asked[at] = judged or self._asked.get(at, False)
         if judged and "refused" not in row:
             with self._at(strength):
                 measured = measure(self.model, self._prompts[: 2 * self.pairs], self._tokens)
-            row["log_odds"] = self._by_side([one["refusal_log_odds"] for one in measured])
+            row.setdefault("log_odds", self._by_side([one["refusal_log_odds"] for one in measured]))
             row["refused"] = self._by_side([one["refused"] for one in measured])
         elif "log_odds" not in row:
             with self._at(strength):
@@ -159,17 +169,17 @@ class Bench:
 
     def curve(self, intervals: bool = False) -> TradeOff:
         """Refusal rates along the strengths that were measured, with or without intervals."""
-        readings = [
-            Reading(float(strength), np.array(row["log_odds"]), np.array(row["refused"]) if "refused" in row else None)
-            for strength, row in self._kept["at"].items()
-            if row
-        ]
+        readings = []
+        for at, judged in self._asked.items():
+            row = self._kept["at"][at]
+            refused = np.array(row["refused"]) if judged else None
+            readings.append(Reading(float(at), np.array(row["log_odds"]), refused))
         return fit_trade_off(readings, trade_off.RESAMPLES if intervals else 0)
 
     @property
     def strengths(self) -> list[float]:
         """Those that were measured."""
-        return [float(strength) for strength in self._kept["at"]]
+        return [float(at) for at in self._asked]
 
     @property
     def gains(self) -> dict[str, float]:
@@ -179,4 +189,4 @@ class Bench:
     @property
     def judged(self) -> list[float]:
         """The strengths whose answers were judged."""
-        return [float(at) for at, row in self._kept["at"].items() if "refused" in row]
+        return [float(at) for at, judged in self._asked.items() if judged]
