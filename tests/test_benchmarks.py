@@ -10,7 +10,6 @@ from typing import Any
 
 import _measure
 import card
-import dial_forms
 import evaluation
 import pytest
 import scaling
@@ -258,24 +257,6 @@ def test_stage2_choices(demo_run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     stage2_choices.main(stage2_choices.Choices(runs=(demo_run,), only=only, json=tmp_path / "found.json"))
     cells = [line.split(" | ")[:3] for line in capsys.readouterr().out.splitlines()[2:]]
     assert cells == [["| default", "4", "0"], ["| half of the refusals", "2", "0"]]
-
-
-def test_dial_forms(dialled_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A line for each form of the dial; the adapter's weights are merged and read by llama.cpp as they are set, and
-    the run stays as it was."""
-    before = {file: file.read_bytes() for file in dialled_run.rglob("*") if file.is_file()}
-    choices = dial_forms.Choices(run=dialled_run, strengths=(0.5,), pairs=2, json=tmp_path / "found.json")
-    rows = dial_forms.main(choices)
-    forms = ["shift at run time", "adapter", "merged", "GGUF, bf16"]
-    assert len(rows) >= 3
-    assert [row["form"] for row in rows] == forms[: len(rows)]
-    assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[-len(rows) :]] == [
-        f"| {form}" for form in forms[: len(rows)]
-    ]
-    assert (rows[0]["log_odds"], rows[0]["alike"]) == ([0, 0], 1)
-    assert 0 < rows[1]["log_odds"][0] < 0.1  # the key is near 1 at every token, and not the same
-    assert rows[2]["log_odds"][0] == pytest.approx(rows[1]["log_odds"][0], abs=0.05)
-    assert {file: file.read_bytes() for file in dialled_run.rglob("*") if file.is_file()} == before
 
 
 def test_a_recipes_geometry_on_a_card(tiny: Path, capsys: Any) -> None:
