@@ -29,14 +29,14 @@ from typing import Any
 import numpy as np
 import tyro
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
 from dcr_lite.data.rows import read_conversations, read_jsonl
 from dcr_lite.errors import UserError
 from dcr_lite.files import SHIPPED, write_json
+from dcr_lite.judges.agreement import kappa
 from dcr_lite.measure.judge import CUES, STEPS, evidence, is_refusal, opening_match, string_match, verdict_is_final
 from dcr_lite.measure.kinds import KIND_TITLES, REFUSING, kind_of
-from dcr_lite.measure.metrics import RESAMPLES, wilson_interval
+from dcr_lite.measure.metrics import wilson_interval
 from dcr_lite.run.report import markdown_table
 
 FIT_WORDS = 35  # about 48 tokens: evaluations cut answers off
@@ -184,22 +184,8 @@ def repeated(rows: list[Labelled], again: list[Labelled]) -> dict[str, dict[str,
 
 
 def _repeat(pairs: list[tuple[str, str]]) -> dict[str, Any]:
-    n, agreed = len(pairs), float(np.mean([a == b for a, b in pairs]))
-    first, second = zip(*pairs, strict=True)
-    shares = confusion_matrix(first, second) / n
-    if shares.size == 1:
-        return {"n": n, "agreement": agreed, "kappa": None, "ci95": None}
-    # Resampling answers is drawing the counts anew. A sample with one label alone has no kappa and is left out.
-    drawn = np.random.default_rng(0).multinomial(n, shares.ravel(), RESAMPLES).reshape(-1, *shares.shape) / n
-    observed, expected = np.trace(drawn, axis1=1, axis2=2), (drawn.sum(1) * drawn.sum(2)).sum(1)
-    told = expected < 1
-    kappas = (observed[told] - expected[told]) / (1 - expected[told])
-    return {
-        "n": n,
-        "agreement": agreed,
-        "kappa": float(cohen_kappa_score(first, second)),
-        "ci95": np.percentile(kappas, [2.5, 97.5]).tolist(),
-    }
+    value, interval = kappa(*zip(*pairs, strict=True))
+    return {"n": len(pairs), "agreement": float(np.mean([a == b for a, b in pairs])), "kappa": value, "ci95": interval}
 
 
 def _until_final(response: str) -> str:

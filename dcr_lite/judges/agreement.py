@@ -1,12 +1,11 @@
 """How far two judges agree: Cohen's kappa with an interval, overall and by group; the answers on which they part."""
 
-import math
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
 from dcr_lite.judges.interface import verdict
 from dcr_lite.judges.judging import Scores, for_json
@@ -15,57 +14,31 @@ from dcr_lite.measure.metrics import RESAMPLES
 Verdict = bool | None  # None: the judge gave none
 
 
-def cohens_kappa(first: Sequence[bool], second: Sequence[bool]) -> float | None:
-    """Agreement beyond chance (Cohen, 1960): (observed - expected) / (1 - expected), the expected agreement that of two
-    independent judges with the same rates. 1 is full agreement, 0 what chance would give. None where it is undefined:
-    without answers, and where both judges give all of them the same verdict."""
-    return _number(float(_kappa(_counts(first, second)[None])[0]))
+def kappa(first: Sequence[Any], second: Sequence[Any]) -> tuple[float | None, list[float] | None]:
+    """Cohen's kappa of two judges' labels, any number of them, and its 95 % percentile bootstrap interval, the answers
+    resampled. Kappa is agreement beyond chance (Cohen, 1960): (observed - expected) / (1 - expected), the expected
+    agreement that of two independent judges with the same rates. 1 is full agreement, 0 what chance would give.
 
-
-def kappa_interval(first: Sequence[bool], second: Sequence[bool], seed: int = 0) -> tuple[float, float] | None:
-    """The 95 % percentile bootstrap interval of kappa, the answers resampled; None where kappa is undefined. Resamples
-    in which it is undefined are left out. Of full agreement the interval has no width, however few the answers."""
-    counts = _counts(first, second)
-    if cohens_kappa(first, second) is None:
-        return None
-    n = int(counts.sum())
-    # Resampling answers is drawing the four counts anew.
-    drawn = _kappa(np.random.default_rng(seed).multinomial(n, counts / n, RESAMPLES).astype(float))
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _counts(first: Sequence[bool], second: Sequence[bool]) -> NDArray[np.float64]:
-    """How many answers (neither, the second alone, the first alone, both) call refusals: (4,)"""
-    cells = [2 * a + b for a, b in zip(first, second, strict=True)]
-    return np.bincount(np.asarray(cells, int), minlength=4).astype(float)
-
-
-def _kappa(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Kappa of each row of counts (n, 4): (n,), NaN where it is undefined."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        neither, second, first, both = (counts / counts.sum(1, keepdims=True)).T
-        rate, other = first + both, second + both
-        expected = rate * other + (1 - rate) * (1 - other)
-        # Rates of 0 or 1 are exact, so that an undefined kappa is 0 / 0 and nothing near it.
-        return (neither + both - expected) / (1 - expected)
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    None for both where kappa is undefined: without answers, and where both judges give all of them the same label.
+    Resamples in which it is undefined are left out. Of full agreement the interval has no width, however few the
+    answers."""
+    if len({*first, *second}) < 2:
+        return None, None
+    n = len(first)
+    shares = confusion_matrix(first, second) / n
+    # Resampling answers is drawing the counts anew: (RESAMPLES, labels, labels).
+    drawn = np.random.default_rng(0).multinomial(n, shares.ravel(), RESAMPLES).reshape(-1, *shares.shape) / n
+    observed, expected = np.trace(drawn, axis1=1, axis2=2), (drawn.sum(1) * drawn.sum(2)).sum(1)
+    told = expected < 1
+    kappas = (observed[told] - expected[told]) / (1 - expected[told])
+    return float(cohen_kappa_score(first, second)), np.percentile(kappas, [2.5, 97.5]).tolist()
 
 
 def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> dict[str, Any]:
     """{n, part, kappa, ci95} over the answers on which both judges gave a verdict; part: on how many they differ."""
     both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-    ours, theirs = [a for a, _ in both], [b for _, b in both]
-    interval = kappa_interval(ours, theirs)
-    return {
-        "n": len(both),
-        "part": sum(a != b for a, b in both),
-        "kappa": cohens_kappa(ours, theirs),
-        "ci95": None if interval is None else list(interval),
-    }
+    value, interval = kappa([a for a, _ in both], [b for _, b in both])
+    return {"n": len(both), "part": sum(a != b for a, b in both), "kappa": value, "ci95": interval}
 
 
 def agreements(scores: Scores, groups: Sequence[str] = ()) -> list[dict[str, Any]]:
