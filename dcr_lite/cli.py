@@ -8,12 +8,13 @@ from typing import Annotated
 import tyro
 
 from dcr_lite import __version__
+from dcr_lite.data.benchmarks import BENCHMARKS
 from dcr_lite.errors import UserError, sentence
 from dcr_lite.interrupts import sigterm_as_ctrl_c
 from dcr_lite.mend.command import ABOUT as ABOUT_MENDING
 from dcr_lite.mend.command import main as mend_model
 from dcr_lite.mend.settings import MendSettings
-from dcr_lite.names import BENCHMARK_NAMES, ModelName
+from dcr_lite.names import ModelName
 from dcr_lite.run.launch import launch
 from dcr_lite.run.recipes import DEFAULT_RECIPE, find_recipe, load_recipe, model_in, recipe_or_model, recipe_titles
 from dcr_lite.run_commands import demo, diagnose, dial, export, probe, score, verify
@@ -25,7 +26,7 @@ JUDGES = (
     "Judges of refusals, the first for the main numbers: cues, learned, a text classifier (a folder, or a name on the "
     "Hub) or an OpenAI-compatible endpoint (http://localhost:8080/v1#MODEL). See docs/measuring.md."
 )
-BENCHMARKS = f"Public benchmarks, fetched once: {', '.join(BENCHMARK_NAMES)}."
+PUBLIC = f"Public benchmarks, fetched once: {', '.join(BENCHMARKS)}."
 KEPT = "Also measure answers kept, of those that the stock model gives first: about twice the time."
 JudgeNames = Annotated[tuple[str, ...], tyro.conf.arg(help=JUDGES)]
 KEY = "Environment variable that holds an endpoint's key; by default OPENAI_API_KEY."
@@ -88,7 +89,7 @@ def evaluate(
     model: str,
     out: Path,
     prompts: tuple[Path, ...] = (),
-    benchmarks: Annotated[tuple[str, ...], tyro.conf.arg(help=BENCHMARKS)] = (),
+    benchmarks: Annotated[tuple[str, ...], tyro.conf.arg(help=PUBLIC)] = (),
     method: ModelName = "dcr",
     rows: int | None = None,
     instructions: Path | None = None,

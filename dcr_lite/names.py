@@ -1,4 +1,4 @@
-"""Names that stand in files, flags and tables: kinds of prompt, models of a run, benchmarks."""
+"""Names that stand in files, flags and tables: kinds of prompt, models of a run."""
 
 from collections.abc import Sequence
 from typing import Final, Literal
@@ -19,21 +19,3 @@ ONLY_TURNED = "DCR is here the stock model with a dial alone: nothing was traine
 def models_of(compare_with: Sequence[str]) -> tuple[ModelName, ...]:
     """The models of a run, in the order of its tables. compare_with: the baselines that it trained as well."""
     return (STOCK, BASELINE, DCR) if BASELINE in compare_with else (STOCK, DCR)
-
-
-# Public prompt sets of dcr-lite evaluate --benchmarks; data/benchmarks.py has their addresses.
-BENCHMARK_NAMES = (
-    "xstest",
-    "or_bench_hard",
-    "oktest",
-    "phtest",
-    "coconot_contrast",
-    "jailbreakbench_benign",
-    "or_bench_toxic",
-    "advbench",
-    "harmbench",
-    "jailbreakbench",
-    "strongreject",
-    "simple_safety_tests",
-    "malicious_instruct",
-)

@@ -14,7 +14,7 @@ from small_runs import RECIPE, Outcome
 
 import dcr_lite
 from dcr_lite import cli
-from dcr_lite.names import BENCHMARK_NAMES
+from dcr_lite.data.benchmarks import BENCHMARKS
 from dcr_lite.settings import Settings
 
 
@@ -59,12 +59,15 @@ def test_an_unknown_command_is_an_error(argv: list[str], run: Any) -> None:
 
 @pytest.mark.parametrize("argv", [["train"], ["train", "--help"]])
 def test_train_lists_the_recipes(argv: list[str], run: Any) -> None:
-    """Each with the first line of its docstring."""
+    """Each with the first line of its docstring, in the order of their names, and nothing else."""
     seen = run(*argv)
     assert (seen.code, seen.err) == (0, "")
-    for path in RECIPE.parent.glob("*.py"):
+    recipes = []
+    for path in sorted(RECIPE.parent.glob("*.py")):
         title = path.read_text(encoding="utf-8").partition("\n")[0].strip('"')
-        assert any(line.split(maxsplit=1) == [path.stem, title] for line in seen.out.splitlines())
+        assert "aligned on one GPU" in title
+        recipes.append([path.stem, title])
+    assert [line.split(maxsplit=1) for line in seen.out.split("\n\n")[2].splitlines()] == recipes
 
 
 @pytest.mark.parametrize(
@@ -126,4 +129,4 @@ def test_a_device_that_is_not_there_is_an_error(
 def test_help_of_evaluate_names_every_benchmark(run: Any) -> None:
     """The names come from the list itself."""
     words = run("evaluate", "--help").out.replace("│", " ").replace(",", " ").replace(".", " ").split()
-    assert set(BENCHMARK_NAMES) <= set(words)
+    assert set(BENCHMARKS) <= set(words)
