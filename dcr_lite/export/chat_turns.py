@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dcr_lite.errors import UserError, first_line
-from dcr_lite.model.chat import prompt_text
+from dcr_lite.model.chat import knows_system_message, prompt_text
 
 SYSTEM = "SYSTEMMESSAGE"
 PROMPTS = ("FIRSTPROMPT", "SECONDPROMPT", "THIRDPROMPT", "FOURTHPROMPT")
@@ -60,7 +60,7 @@ def chat_turns(tokenizer: Any) -> ChatTurns:
     if len(parts) != 6:
         raise _not_expressible(tokenizer, "it writes a prompt or an answer twice, or not at all")
     start, answer, following, _, _, ask = parts
-    knows_system = _knows_system(tokenizer)
+    knows_system = knows_system_message(tokenizer)
     turns = ChatTurns(start, *_around_system(tokenizer, start, knows_system), answer, following, ask)
     for system in (None, SYSTEM) if knows_system else (None,):
         for count in range(1, len(PROMPTS) + 1):
@@ -85,14 +85,6 @@ def _around_system(tokenizer: Any, start: str, knows_system: bool) -> tuple[tupl
     if PROMPTS[0] not in before:
         return (before, behind.partition(PROMPTS[0])[0]), ""
     return None, behind.partition(PROMPTS[2])[0]
-
-
-def _knows_system(tokenizer: Any) -> bool:
-    """Whether the template writes a system message; many refuse or leave out one."""
-    try:
-        return _render(tokenizer, 1, SYSTEM).count(SYSTEM) == 1
-    except UserError:
-        return False
 
 
 def _render(tokenizer: Any, count: int, system: str | None) -> str:
