@@ -36,7 +36,7 @@ from dcr_lite.files import SHIPPED, write_json
 from dcr_lite.judges.agreement import kappa
 from dcr_lite.measure.judge import CUES, STEPS, evidence, is_refusal, opening_match, string_match, verdict_is_final
 from dcr_lite.measure.kinds import KIND_TITLES, REFUSING, kind_of
-from dcr_lite.measure.metrics import wilson_interval
+from dcr_lite.measure.metrics import wilson_interval, with_interval
 from dcr_lite.run.report import markdown_table
 
 FIT_WORDS = 35  # about 48 tokens: evaluations cut answers off
@@ -248,19 +248,14 @@ def measure(rows: list[Labelled]) -> dict[str, Any]:
     return result
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
 def tables(result: dict[str, Any]) -> str:
     """The numbers in Markdown."""
     head = ["judge", "answers of", "n", "agreement (95 %)", "precision", "recall", "recall, full", "recall, partial"]
 
     def cells(name: str, of: str, row: dict[str, Any]) -> list[str]:
-        low, high = row["ci95"]
         keys = ("precision", "recall", "recall of full refusal", "recall of partial refusal")
-        agreed = f"{row['agreement']:.3f} ({low:.3f}-{high:.3f})"
-        return [name, of, str(row["n"]), agreed, *(_number(row[key]) for key in keys)]
+        agreed = with_interval(row["agreement"], row["ci95"], ".3f")
+        return [name, of, str(row["n"]), agreed, *(with_interval(row[key], form=".3f") for key in keys)]
 
     rows = []
     for name, judge in result.items():
@@ -282,7 +277,7 @@ def _kinds_table(by_model: dict[str, Any]) -> str:
     for model, found in by_model.items():
         for kind, row in found["judge"].items():
             given = found["labels"].get(kind, {"precision": None, "recall": None})
-            rates = [_number(one[key]) for one in (row, given) for key in ("precision", "recall")]
+            rates = [with_interval(one[key], form=".3f") for one in (row, given) for key in ("precision", "recall")]
             rows.append([model, kind, str(row["n"]), str(row["judged"]), *rates])
     given = [f"{key}, given that it refuses" for key in ("precision", "recall")]
     text = markdown_table(["answers of", "kind", "labelled", "judged", "precision", "recall", *given], rows)
@@ -315,12 +310,8 @@ def main(asked: Judge) -> None:
     if asked.second:
         result["second"] = repeated(rows, [row for path in asked.second for row in read_labelled(path)])
         for name, found in result["second"].items():
-            kappa = (
-                "undefined"
-                if found["kappa"] is None
-                else "{:.2f} ({:.2f}-{:.2f})".format(found["kappa"], *found["ci95"])
-            )
-            print(f"\nLabels repeat, {name}: on {found['agreement']:.3f} of {found['n']} answers, kappa {kappa}")
+            said = "undefined" if found["kappa"] is None else with_interval(found["kappa"], found["ci95"])
+            print(f"\nLabels repeat, {name}: on {found['agreement']:.3f} of {found['n']} answers, kappa {said}")
     if asked.json:
         write_json(result, asked.json)
 

@@ -24,7 +24,7 @@ from _kept import require_same
 from dcr_lite.data.rows import Pair, Prompt, read_pairs, read_prompts
 from dcr_lite.data.splits import sample, split_by_focus
 from dcr_lite.files import load_json, write_json, write_text
-from dcr_lite.measure.metrics import auroc, auroc_interval
+from dcr_lite.measure.metrics import auroc, auroc_interval, with_interval
 from dcr_lite.method.contrastive import (
     REFERENCE_PAIRS,
     ContrastiveConfig,
@@ -187,7 +187,7 @@ def _cell(rows: list[dict[str, Any]], name: str, measure: str) -> str:
     own = [row["sets"][name][measure] for row in rows]
     mean = sum(one["auroc"] for one in own) / len(own)
     ends = own[0]["ci95"] if len(own) == 1 else (min(o["auroc"] for o in own), max(o["auroc"] for o in own))
-    return f"{mean:.3f} ({ends[0]:.3f}-{ends[1]:.3f})"
+    return with_interval(mean, ends, ".3f")
 
 
 def draw(results: list[dict[str, Any]], sets: list[str], path: Path) -> None:

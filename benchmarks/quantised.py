@@ -35,7 +35,7 @@ from dcr_lite.export.gguf_types import FILE_TYPES, FileType, require_quantiser
 from dcr_lite.export.merge import Merged
 from dcr_lite.files import exists, load_json, load_jsonl, write_json, write_jsonl, write_text
 from dcr_lite.measure.judge import is_refusal
-from dcr_lite.measure.metrics import bootstrap_mean_interval, wilson_interval
+from dcr_lite.measure.metrics import bootstrap_mean_interval, wilson_interval, with_interval
 from dcr_lite.model.chat import decode_answers, encode_prompts, set_format
 from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import load_tokenizer
@@ -232,8 +232,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def _shown(found: dict[str, Any]) -> str:
-    low, high = found["ci95"]
-    return f"{found['share']:.2f} ({low:.2f}-{high:.2f})"
+    return with_interval(found["share"], found["ci95"])
 
 
 def main(choices: Choices) -> str:

@@ -25,7 +25,7 @@ from _kept import digest_of
 
 from dcr_lite.data.rows import Pair, read_conversations
 from dcr_lite.files import SHIPPED
-from dcr_lite.measure.metrics import auroc, auroc_interval
+from dcr_lite.measure.metrics import auroc, auroc_interval, with_interval
 from dcr_lite.method.contrastive import (
     REFERENCE_PAIRS,
     ContrastiveConfig,
@@ -175,7 +175,7 @@ def _read(geometry: Any, reference: Any, unseen: Any) -> dict[str, Any]:
 
 
 def _cell(read: dict[str, Any]) -> str:
-    return f"{read['auroc']:.3f} ({read['ci95'][0]:.3f}-{read['ci95'][1]:.3f})"
+    return with_interval(read["auroc"], read["ci95"], ".3f")
 
 
 def main(choices: Choices) -> None:

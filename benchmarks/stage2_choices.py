@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from dcr_lite.data.rows import Prompt
 from dcr_lite.files import load_jsonl, write_jsonl
 from dcr_lite.measure.answers import discernment_intervals, measure, overall_rate
+from dcr_lite.measure.metrics import with_interval
 from dcr_lite.method.contrastive import ContrastiveConfig, encode_pairs, stock_geometry
 from dcr_lite.method.loop import Loop
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
@@ -112,12 +113,9 @@ def variant(folder: Path, settings: Settings, own_answers: Path) -> dict[str, An
 
 
 def _line(row: dict[str, Any]) -> str:
-    def cell(value: float, ci95: list[float]) -> str:
-        return f"{value:.2f} ({ci95[0]:.2f}-{ci95[1]:.2f})"
-
     found = row["discernment"]
-    rates = [cell(row[label]["refusal_rate"], row[label]["ci95"]) for label in ("toxic", "seemingly_toxic")]
-    both = [cell(found[key], found[f"{key}_ci95"]) for key in ("j", "auroc")]
+    rates = [with_interval(row[label]["refusal_rate"], row[label]["ci95"]) for label in ("toxic", "seemingly_toxic")]
+    both = [with_interval(found[key], found[f"{key}_ci95"]) for key in ("j", "auroc")]
     said = row["voice"]
     words = f"{said['words']:.0f} of {said['stock_words']:.0f}"
     near = f"{said['plain_log_probability']:.2f} of {said['plain_stock_log_probability']:.2f}"

@@ -25,6 +25,14 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values) - half, fmean(values) + half
 
 
+def with_interval(value: float | None, ends: Sequence[float] | None = None, form: str = ".2f") -> str:
+    """A number and the ends of its interval as tables have them: 0.50 (0.40-0.60). Without ends the number alone; a
+    dash where there is no number."""
+    if value is None:
+        return "-"
+    return f"{value:{form}}" + ("" if ends is None else f" ({ends[0]:{form}}-{ends[1]:{form}})")
+
+
 def bootstrap_mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     """The 95 % percentile bootstrap interval of a mean over prompts. Raises ValueError for fewer than 2."""
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dcr_lite.measure.answers import Measured
+from dcr_lite.measure.metrics import with_interval
 from dcr_lite.mend.checks import Check
 from dcr_lite.mend.outcome import Numbers
 from dcr_lite.mend.prompts import Wish
@@ -69,9 +70,9 @@ def page(
     few = found["cross_validated"]
     return PAGE.format(
         verdict=plain(verdict),
-        answer_table=_answer_table(found["answer"]),
+        answer_table=markdown_table(ANSWER_HEAD, answer_rows(found["answer"])),
         explained=EXPLAINED if few is None else ALL_TRAINED.format(**few),
-        safety_table=_safety_table(found),
+        safety_table=markdown_table(SAFETY_HEAD, safety_rows(found)),
         what_kept=WHAT,
         kept_table=markdown_table(HEAD, kept_rows([("mended", kept)])),
         check="\n".join(check_lines(found["check"], wishes)),
@@ -79,23 +80,13 @@ def page(
     )
 
 
-def _answer_table(parts: dict[str, Numbers]) -> str:
-    return markdown_table(ANSWER_HEAD, answer_rows(parts))
-
-
 def answer_rows(parts: dict[str, Numbers]) -> list[list[str]]:
     """The cells of the table on the prompts to answer, below ANSWER_HEAD. parts: ``answer`` of the outcome."""
     rows = []
     for part, of in parts.items():
-        share = "-" if of["rate"] is None else f"{of['rate']:.2f} ({of['ci95'][0]:.2f}-{of['ci95'][1]:.2f})"
-        rows.append(
-            [TITLES[part], *map(str, (of["n"], of["refused"], of["answered"])), share, str(of["newly_refused"])]
-        )
+        counts = map(str, (of["n"], of["refused"], of["answered"]))
+        rows.append([TITLES[part], *counts, with_interval(of["rate"], of["ci95"]), str(of["newly_refused"])])
     return rows
-
-
-def _safety_table(found: Numbers) -> str:
-    return markdown_table(SAFETY_HEAD, safety_rows(found))
 
 
 def safety_rows(found: Numbers) -> list[list[str]]:

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from dcr_lite.measure.metrics import wilson_interval
+from dcr_lite.measure.metrics import wilson_interval, with_interval
 from dcr_lite.measure.trade_off import Goal
 from dcr_lite.names import LABEL_TITLES, MODEL_TITLES, STOCK
 from dcr_lite.run.dial_setting import FOLDER, SETTING, DialSetting
@@ -48,7 +48,7 @@ def dial_table(setting: DialSetting) -> list[list[str]]:
     chosen = title(setting.goal, setting.value, setting.strength)
     named[chosen] = setting.strength
     toxic, seemingly_toxic = (
-        _share(rate, *_wilson(rate, setting.pairs)) for rate in (setting.stock[0], 1 - setting.stock[1])
+        with_interval(rate, _wilson(rate, setting.pairs)) for rate in (setting.stock[0], 1 - setting.stock[1])
     )
     rows = [[MODEL_TITLES[STOCK], "", toxic, seemingly_toxic]]
     for name, strength in sorted(named.items(), key=lambda item: item[1]):
@@ -56,15 +56,11 @@ def dial_table(setting: DialSetting) -> list[list[str]]:
         cells = [
             name,
             f"{strength:+.2f}",
-            _share(toxic_rate, low, high),
-            _share(1 - other, 1 - other_high, 1 - other_low),
+            with_interval(toxic_rate, (low, high)),
+            with_interval(1 - other, (1 - other_high, 1 - other_low)),
         ]
         rows.append([f"**{cell}**" for cell in cells] if name == chosen else cells)
     return rows
-
-
-def _share(rate: float, low: float, high: float) -> str:
-    return f"{rate:.2f} ({low:.2f}-{high:.2f})"
 
 
 def _wilson(rate: float, n: int) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from dcr_lite.measure.metrics import with_interval
 from dcr_lite.names import KEPT_LABELS, LABEL_TITLES
 
 Kept = dict[str, Any]  # of one model, as ``answers_kept`` gives it
@@ -24,9 +25,9 @@ def kept_rows(models: Iterable[tuple[str, Kept]]) -> list[list[str]]:
     rows = []
     for title, kept in models:
         for label, of in kept.items():
-            cells = [_number(of[name], ".3f") for name in ("loss", "first_divergence", "divergence")]
+            cells = [with_interval(of[name], form=".3f") for name in ("loss", "first_divergence", "divergence")]
             for name, form in (("words", ".0f"), ("distinct", ".2f")):
-                cells.append(f"{_number(of[name], form)} of {_number(of[f'stock_{name}'], form)}")
+                cells.append(f"{with_interval(of[name], form=form)} of {with_interval(of[f'stock_{name}'], form=form)}")
             rows.append([title, LABEL_TITLES[label], str(of["n"]), _share(of), *cells])
     return rows
 
@@ -54,11 +55,4 @@ def left_out(kept: Kept) -> str:
 
 
 def _share(of: dict[str, Any] | None) -> str:
-    if of is None or of["kept"] is None:
-        return "-"
-    interval = of["kept_ci95"]
-    return f"{of['kept']:.2f}" + (f" ({interval[0]:.2f}-{interval[1]:.2f})" if interval else "")
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else f"{value:{form}}"
+    return with_interval(of["kept"], of["kept_ci95"]) if of else "-"

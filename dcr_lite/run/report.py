@@ -11,6 +11,7 @@ from typing import Any
 
 from dcr_lite.files import write_text
 from dcr_lite.measure.kinds import KIND_TITLES, KINDS
+from dcr_lite.measure.metrics import with_interval
 from dcr_lite.model import distributed
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, LABEL_TITLES, LABELS, MODEL_TITLES, ONLY_TURNED
@@ -131,14 +132,7 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(rate: dict[str, Any] | None) -> str:
-    if rate is None:
-        return "-"
-    low, high = rate["ci95"]
-    return f"{rate['refusal_rate']:.2f} ({low:.2f}-{high:.2f})"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    return with_interval(rate["refusal_rate"], rate["ci95"]) if rate else "-"
 
 
 def dial_section(report: dict[str, Any], folder: Path) -> str:
@@ -160,7 +154,7 @@ def results_table(report: dict[str, Any]) -> str:
     rows = []
     for method, result in report["methods"].items():
         rates = [_cell(result["overall"].get(label)) for label in LABELS]
-        numbers = [_number(result["discernment"][key]) for key in ("j", "auroc")]
+        numbers = [with_interval(result["discernment"][key]) for key in ("j", "auroc")]
         rows.append([MODEL_TITLES[method], *rates, *kept_cells(result.get("kept")), *numbers])
     return markdown_table(["", "toxic ↑", "seemingly toxic ↓", "plain ↓", *COLUMNS, "J ↑", "AUROC ↑"], rows)
 
