@@ -10,7 +10,7 @@ from small_runs import RECIPE, recipe_module, run_here
 
 from dcr_lite.errors import UserError
 from dcr_lite.run import launch
-from dcr_lite.run.recipes import find_recipe, load_recipe, model_in, recipe_titles
+from dcr_lite.run.recipes import find_recipe, load_recipe, model_in
 from dcr_lite.settings import Settings
 
 
@@ -146,13 +146,6 @@ def test_a_recipe_is_found_by_its_name_and_by_its_path(monkeypatch: pytest.Monke
     assert find_recipe("mine.py").samefile(mine)
     with pytest.raises(UserError, match=r"mine: no such recipe. Give the path .* gemma2_2b, .*, smollm3_3b\."):
         find_recipe("mine")
-
-
-def test_recipes_are_listed_with_their_first_lines() -> None:
-    """Every recipe of the folder has a title."""
-    titles = recipe_titles()
-    assert list(titles) == sorted(path.stem for path in RECIPE.parent.glob("*.py"))
-    assert all("aligned on one GPU" in title for title in titles.values())
 
 
 @pytest.mark.parametrize(

@@ -85,14 +85,6 @@ def test_a_file_without_rows_is_an_error(tmp_path: Path, content: str) -> None:
         read_conversations(path)
 
 
-def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
-    """A path without a file, and a folder in its place, raise UserError with the path."""
-    with pytest.raises(UserError, match=r"absent\.jsonl: no such file"):
-        read_conversations(tmp_path / "absent.jsonl")
-    with pytest.raises(UserError, match=f"{re.escape(str(tmp_path))}: cannot be read"):
-        read_conversations(tmp_path)
-
-
 @pytest.mark.parametrize(
     "content",
     [

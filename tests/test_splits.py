@@ -167,13 +167,6 @@ def test_augmentation_adds_answered_rows_and_exchanges_none() -> None:
     assert mixture.index(extra[0]) < 60  # shuffled in, not put behind
 
 
-@pytest.mark.parametrize(("n", "m", "name"), [(61, 3, "instructions"), (3, 31, "refusals")])
-def test_more_rows_than_there_are_is_a_user_error(n: int, m: int, name: str) -> None:
-    """Asking for more than is given names the list and both numbers."""
-    with pytest.raises(UserError, match=rf"\d+ {name} asked for and \d+ given"):
-        safety_mixture(INSTRUCTIONS, REFUSALS, n, m, 0)
-
-
 @given(
     st.lists(st.tuples(st.integers(1, 100), st.booleans()), max_size=60),
     st.integers(1, 16), st.integers(1, 3), st.integers(0, 3),
