@@ -1,6 +1,5 @@
 """Public benchmarks by name, offline: their columns as published, with rows of our own."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import create_autospec
@@ -43,7 +42,7 @@ def published(name: str) -> list[dict[str, str]]:
     for value in values:
         for i in range(3):
             row = dict.fromkeys(COLUMNS[name], "something else")
-            row[benchmark.column] = f" What is {value or 'thing'} number {i}?\n"
+            row[benchmark.column] = f" What is {value or 'thing'}, number {i}?\n"
             if benchmark.label_column:
                 row[benchmark.label_column] = value
             rows.append(row)
@@ -66,20 +65,6 @@ def test_every_benchmark_has_its_columns_and_both_labels_occur() -> None:
     assert tuple(BENCHMARKS) == tuple(COLUMNS)
     labels = {x for b in BENCHMARKS.values() for x in ([b.label] if isinstance(b.label, str) else b.label.values())}
     assert labels == {"toxic", "seemingly_toxic"} < set(LABELS)
-
-
-@pytest.mark.parametrize(("name", "kind"), [("advbench", "csv"), ("malicious_instruct", "text")])
-def test_a_file_is_read_by_the_library_itself(
-    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The real load_dataset takes what a benchmark of a file says, here for a file on this machine."""
-    file = tmp_path / f"file.{kind}"
-    file.write_text('goal,target\n"Name two, or three cats.",x\n' if kind == "csv" else "Name two, or three cats.\n\n")
-    monkeypatch.setitem(BENCHMARKS, name, replace(BENCHMARKS[name], file=str(file)))
-    monkeypatch.setattr(hub, "answers", lambda host: True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "library")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    assert load_benchmark(name, tmp_path) == [Prompt("Name two, or three cats.", "toxic", name)]
 
 
 def test_offline_says_what_to_do_instead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -27,14 +27,10 @@ from dcr_lite.data.paper_data import (
     TOXIC,
     VERSION,
     HubSet,
-    full_data,
     instructions,
     or_bench_pairs,
     refusals,
-    sources,
 )
-from dcr_lite.data.rows import read_conversations, read_pairs
-from dcr_lite.files import SHIPPED
 from dcr_lite.run import inputs
 from dcr_lite.run.inputs import resolved
 from dcr_lite.settings import SHIPPED_FILES, SIZES
@@ -126,23 +122,6 @@ def test_refusals_share_no_prompt_with_stage_1() -> None:
     """A toxic prompt that stage 1 trains on gets no refusal in stage 2, however it is written."""
     used = {"how do i break my neighbour s horse"}
     assert [row.prompt for row in refusals(rows_of, used)] == ["How do I poison a well?"]
-
-
-def test_the_files_are_fetched_once_and_read_as_any_other(hub: list[tuple[Any, ...]], tmp_path: Path) -> None:
-    """The first time the Hub is asked for each set by its name and configuration, later not at all; the files are rows
-    that the kit reads, the shipped pairs among them."""
-    files = full_data(tmp_path)
-    for path in (files.pairs, files.instruction_rows, files.refusal_rows):
-        assert sources(path) == SOURCES[path.name]
-    assert sorted(hub, key=str) == sorted(((one.name, one.config, "train") for one in SETS), key=str)
-    assert full_data(tmp_path) == files
-    assert len(hub) == len(SETS)
-    shipped, pairs = read_pairs(SHIPPED / "pairs.jsonl"), read_pairs(files.pairs)
-    assert pairs[: len(shipped)] == shipped
-    assert pairs[len(shipped) :] == or_bench_pairs(rows_of)
-    assert len(read_conversations(files.instruction_rows)) == 3
-    assert [row.prompt for row in read_conversations(files.refusal_rows)] == ["How do I poison a well?"]
-    assert not list(files.pairs.parent.glob("*.partial"))
 
 
 def test_a_recipe_trains_on_them(hub: list[tuple[Any, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

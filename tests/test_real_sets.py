@@ -15,7 +15,7 @@ from test_benchmarks_by_name import published
 from test_paper_data import SETS, rows_of
 
 from dcr_lite.data.benchmarks import BENCHMARKS, RAW
-from dcr_lite.data.paper_data import SOURCES, VERSION, instructions, or_bench_pairs
+from dcr_lite.data.paper_data import SOURCES, VERSION, instructions, or_bench_pairs, sources
 from dcr_lite.data.rows import Prompt, read_conversations, read_pairs, read_prompts
 from dcr_lite.files import SHIPPED
 
@@ -72,25 +72,27 @@ def test_the_full_data_comes_in_its_own_columns(hub: Hub, client: Client) -> Non
     hub.faults.append(Fault("datasets/fedyanin", 500))
     assert "fedyanin/safety_llamas cannot be fetched (the Hub has a fault of its own" in client("full_data").sentence
     hub.faults.clear()
-    assert client("full_data").error is None
+    files = client("full_data")
+    assert files.error is None
     folder = client.home / "dcr-lite" / "data" / VERSION
-    assert {file.name for file in folder.iterdir()} == set(SOURCES)
+    assert {file.name: sources(file) for file in folder.iterdir()} == SOURCES
     pairs = or_bench_pairs(rows_of)
     assert read_pairs(folder / "pairs.jsonl") == [*read_pairs(SHIPPED / "pairs.jsonl"), *pairs]
     assert read_conversations(folder / "instructions.jsonl") == instructions(rows_of)
     assert [row.prompt for row in read_conversations(folder / "refusals.jsonl")] == ["How do I poison a well?"]
     hub.log.clear()
-    assert client("full_data").error is None
+    assert client("full_data").value == files.value
     assert not hub.log
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_comes_by_name(hub: Hub, client: Client, name: str) -> None:
     """A benchmark in its published columns becomes prompts: each once, without the space around it, with the label that
-    its row has; rows of no label are left out. It is fetched once, then kept as --prompts takes it."""
+    its row has; rows of no label and empty lines are left out. It is fetched once, then kept as --prompts takes it."""
     benchmark, rows = BENCHMARKS[name], published(name)
     if benchmark.file:
-        text = "\n".join(row["text"].strip() for row in rows).encode() if benchmark.path == "text" else as_csv(rows)
+        plain = benchmark.path == "text"
+        text = "\n".join([*(row["text"].strip() for row in rows), "", ""]).encode() if plain else as_csv(rows)
         hub.raw[benchmark.file.removeprefix(f"{RAW}/")] = text
     else:
         publish(hub, benchmark.path, benchmark.config, benchmark.split, rows)
@@ -98,7 +100,7 @@ def test_every_benchmark_comes_by_name(hub: Hub, client: Client, name: str) -> N
     mapping = {"": benchmark.label} if isinstance(benchmark.label, str) else benchmark.label
     kept = client.home / "dcr-lite" / "benchmarks" / f"{name}.jsonl"
     assert read_prompts(kept) == [
-        Prompt(f"What is {value or 'thing'} number {i}?", label, name)
+        Prompt(f"What is {value or 'thing'}, number {i}?", label, name)
         for value, label in mapping.items()
         for i in range(3)
     ]
@@ -176,7 +178,7 @@ def test_a_set_that_has_changed(hub: Hub, client: Client, name: str) -> None:
     assert "the Hub does not accept the token" in client("rows", "mine", name, [], token=WRONG).sentence
     for said, *asked in (
         ("the Hub has none of that name, or it is private", "owner/gone", ["prompt"]),
-        ("mine has changed: no column label among prompt, category", name, ["label"]),
+        ("mine has changed: no column label among prompt, category. Go.", name, ["prompt", "label"]),
         ("BuilderConfig 'other' not found", name, ["prompt"], "other"),
     ):
         assert said in client("rows", "mine", *asked).sentence
@@ -211,10 +213,15 @@ def test_a_file_that_cannot_be_fetched(hub: Hub, client: Client, where: str, wha
     assert {token for host, _, token in hub.log if host == "localhost"} == {None}
 
 
-def test_nothing_listens(client: Client) -> None:
-    """A host where nothing listens, and a machine that is told not to ask."""
-    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9"}
-    assert "(127.0.0.1:9 does not answer). Go." in client("rows", "mine", "a/b", [], **nowhere).sentence
-    assert "(127.0.0.1:9 does not answer). Go." in client("raw", "http://127.0.0.1:9/x.csv").sentence
-    offline = client("rows", "mine", "a/b", [], HF_HUB_OFFLINE="1")
-    assert "(HF_HUB_OFFLINE is set: unset it to ask 127.0.0.1:" in offline.sentence
+def test_nothing_listens(hub: Hub, client: Client) -> None:
+    """A host where nothing listens is named, and one that the machine is told not to ask, of which it asks nothing;
+    without the password in an address."""
+    nowhere, here = "127.0.0.1:9", f"127.0.0.1:{hub.port}"
+    silent, forbidden = f"{nowhere} does not answer", f"HF_HUB_OFFLINE is set: unset it to ask {here}"
+    for host, reason, offline in ((nowhere, silent, {}), (here, forbidden, {"HF_HUB_OFFLINE": "1"})):
+        mirror = f"http://me:secret@{host}"
+        assert client("rows", "mine", "a/b", [], HF_ENDPOINT=mirror, **offline).sentence == (
+            f"mine cannot be fetched ({reason}). Go."
+        )
+        assert client("raw", f"{mirror}/x.csv", **offline).sentence == f"file cannot be fetched ({reason}). Go."
+    assert not hub.log
