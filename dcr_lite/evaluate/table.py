@@ -88,14 +88,14 @@ def _show_kinds(result: dict[str, Any]) -> None:
         console.print(Text(STOPPED, "dim"))
 
 
-def kinds_bar(shares: dict[Kind, float], width: int = BAR) -> Text:
-    """A stacked bar of the shares of KINDS, which sum to 1, in ``width`` characters: one at least for every kind that
+def kinds_bar(shares: dict[Kind, float]) -> Text:
+    """A stacked bar of the shares of KINDS, which sum to 1, in BAR characters: one at least for every kind that
     there is, the rest by the largest remainders."""
     here = [kind for kind in KINDS if shares[kind] > 0]
-    exact = {kind: shares[kind] * (width - len(here)) for kind in here}
+    exact = {kind: shares[kind] * (BAR - len(here)) for kind in here}
     lengths = {kind: 1 + int(exact[kind]) for kind in here}
     by_remainder = sorted(here, key=lambda kind: int(exact[kind]) - exact[kind])
-    for kind in by_remainder[: width - sum(lengths.values())]:
+    for kind in by_remainder[: BAR - sum(lengths.values())]:
         lengths[kind] += 1
     bar = Text()
     for kind in here:

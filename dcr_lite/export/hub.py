@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from dcr_lite.data.hub import limit_waits, why, without_token
 from dcr_lite.errors import UserError
 from dcr_lite.export.command import FinishedRun
-from dcr_lite.export.merge import ADAPTER_FILE, MADE_OF
+from dcr_lite.export.merge import MADE_OF
 from dcr_lite.files import damaged, sha256_of
+from dcr_lite.model.adapters import WEIGHTS
 from dcr_lite.run.model_card import Form, is_hub_name, model_card
 
 # The files pushed of each form. Others in the folder may contain texts of the training data.
@@ -65,7 +66,7 @@ def _files(run: FinishedRun, form: Form, folder: Path) -> list[Path]:
         raise UserError(f"{folder} holds nothing to push. First: dcr-lite export {run.path} --to {form}")
     if form != "adapter":
         cure = f"Remove it and export again: dcr-lite export {run.path} --to {form}"
-        adapter = sha256_of(run.adapter / ADAPTER_FILE)
+        adapter = sha256_of(run.adapter / WEIGHTS)
         for file in weights:
             if _made_of(file, cure) not in (None, adapter):
                 raise UserError(f"{file} is of an adapter from before the dial of {run.path} was turned. {cure}")

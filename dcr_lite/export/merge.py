@@ -17,9 +17,8 @@ from torch import Tensor
 
 from dcr_lite.errors import UserError
 from dcr_lite.files import damaged, load_json, load_tensors, sha256_of
+from dcr_lite.model.adapters import PREFIX, WEIGHTS
 
-ADAPTER_FILE = "adapter_model.safetensors"
-PREFIX = "base_model.model."  # peft's prefix of module names
 MADE_OF = "dcr_lite.adapter"  # in the metadata of an export: the digest of its adapter's weights
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -37,8 +36,8 @@ class Merged:
         if "quantization_config" in read_json(base / "config.json"):
             raise UserError(f"{base} holds quantised weights. Give the 16-bit base model with --base.")
         self.files = _files(base)
-        factors = _factors(adapter / ADAPTER_FILE) if adapter else {}
-        self.made_of = {MADE_OF: sha256_of(adapter / ADAPTER_FILE)} if adapter else {}
+        factors = _factors(adapter / WEIGHTS) if adapter else {}
+        self.made_of = {MADE_OF: sha256_of(adapter / WEIGHTS)} if adapter else {}
         known = {name for names in self.files.values() for name in names}
         stored = {name: _as_stored(name, known) for name in factors}
         self._factors = {stored[name]: pair for name, pair in factors.items()}
@@ -112,7 +111,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def adapter_scales(adapter: Path) -> dict[str, float]:
     """alpha / rank of each weight that an adapter changes, by its name in the base."""
-    return _scales(read_json(adapter / "adapter_config.json"), _factors(adapter / ADAPTER_FILE), adapter)
+    return _scales(read_json(adapter / "adapter_config.json"), _factors(adapter / WEIGHTS), adapter)
 
 
 def _as_stored(name: str, known: set[str]) -> str:

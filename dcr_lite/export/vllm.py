@@ -11,8 +11,9 @@ from typing import Any
 
 from dcr_lite.errors import UserError
 from dcr_lite.export.command import FinishedRun
-from dcr_lite.export.merge import ADAPTER_FILE, adapter_scales, read_json
+from dcr_lite.export.merge import adapter_scales, read_json
 from dcr_lite.files import load_tensors
+from dcr_lite.model.adapters import WEIGHTS
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
 # The maps that vLLM puts adapters on, in every family that the kit trains.
@@ -34,7 +35,7 @@ def vllm_command(run: FinishedRun) -> str:
     is beyond what vLLM takes, with what can be served instead.
     """
     config = read_json(run.adapter / "adapter_config.json")
-    weights = load_tensors(run.adapter / ADAPTER_FILE, "Restore the run folder, or choose another run.")
+    weights = load_tensors(run.adapter / WEIGHTS, "Restore the run folder, or choose another run.")
     if reasons := obstacles(config, weights, run.adapter):
         raise UserError(
             f"vLLM cannot serve {run.adapter} as an adapter: {'; '.join(reasons)}. Serve merged weights: "

@@ -33,13 +33,13 @@ def with_interval(value: float | None, ends: Sequence[float] | None = None, form
     return f"{value:{form}}" + ("" if ends is None else f" ({ends[0]:{form}}-{ends[1]:{form}})")
 
 
-def bootstrap_mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+def bootstrap_mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """The 95 % percentile bootstrap interval of a mean over prompts. Raises ValueError for fewer than 2."""
 
     def statistic(a: Any, axis: int = -1) -> Any:
         return a.mean(axis)
 
-    return _bootstrap(statistic, (values,), seed)
+    return _bootstrap(statistic, (values,))
 
 
 def auroc(toxic: Sequence[float], seemingly_toxic: Sequence[float]) -> float:
@@ -62,17 +62,17 @@ def auroc_interval(toxic: Sequence[float], seemingly_toxic: Sequence[float], see
     return _bootstrap(statistic, (toxic, seemingly_toxic), seed)
 
 
-def youden_j_interval(toxic: Sequence[float], seemingly_toxic: Sequence[float], seed: int = 0) -> tuple[float, float]:
+def youden_j_interval(toxic: Sequence[float], seemingly_toxic: Sequence[float]) -> tuple[float, float]:
     """The 95 % percentile bootstrap interval of J, from whether each prompt was refused; or of a change of J, from the
     change of that."""
 
     def statistic(a: Any, b: Any, axis: int = -1) -> Any:
         return a.mean(axis) - b.mean(axis)
 
-    return _bootstrap(statistic, (toxic, seemingly_toxic), seed)
+    return _bootstrap(statistic, (toxic, seemingly_toxic))
 
 
-def _bootstrap(statistic: Callable[..., Any], samples: Sequence[Sequence[float]], seed: int) -> tuple[float, float]:
+def _bootstrap(statistic: Callable[..., Any], samples: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float]:
     """Of a statistic of one sample or of several independent ones."""
     found = bootstrap(
         tuple(np.asarray(sample, float) for sample in samples),

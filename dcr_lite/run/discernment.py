@@ -25,7 +25,6 @@ from dcr_lite.method.read_out import difference_of_means
 
 FILE = "discernment.safetensors"
 CURE = "Delete it to go without similarity scores and map, or restore the run folder."
-VERSION = "1"  # of the file's form
 MAP_PAIRS = 80  # development pairs on the map: more would hide each other
 
 
@@ -137,7 +136,7 @@ class Discernments:
                 tensors["whitening"] = reading.whitening.cpu().contiguous()
         facts = {"layer": self.layer, "toxic": self.toxic, "seemingly_toxic": self.seemingly_toxic}
         aurocs = {name: reading.auroc for name, reading in self.models.items()}
-        metadata = {"version": VERSION, "discernment": json.dumps(facts | {"auroc": aurocs}, ensure_ascii=False)}
+        metadata = {"discernment": json.dumps(facts | {"auroc": aurocs}, ensure_ascii=False)}
         save_tensors(tensors, folder / FILE, metadata)
 
     @classmethod

@@ -145,7 +145,4 @@ def _make_small() -> None:
     draw_nothing()
     evaluate.CHUNK = 4
     loading.REFUSING_OPENINGS = openings.REFUSING_OPENINGS = tuple("ISTWabcdefg")  # whole ones are hardly likely here
-    if hasattr(loop, "CHECKPOINT_SECONDS"):
-        loop.CHECKPOINT_SECONDS = CHECKPOINT_SECONDS
-    else:
-        loop.CHECKPOINT_EVERY = 3
+    loop.CHECKPOINT_SECONDS = CHECKPOINT_SECONDS
