@@ -6,18 +6,19 @@ import json
 import math
 import re
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import bitsandbytes
 import pytest
 import torch
 from command_line import run_command
+from hub_client import READS, TOKENS, WRITES
+from hub_parts import Repository
+from hub_server import Hub
 from peft.tuners.lora import LoraLayer
 from recipe_runs import small_settings
 from small_runs import RECIPE, flags, recipe_module, write_rows
@@ -182,43 +183,19 @@ def test_a_full_disk_is_a_problem(settings: Settings, monkeypatch: pytest.Monkey
     assert "0.4 GB free and 1.0 GB needed" in problem
 
 
-class _Hub(BaseHTTPRequestHandler):
-    """Answers the request that a download begins with, as the Hub does for an open, a gated and a missing model."""
-
-    tokens: ClassVar[list[str | None]] = []
-
-    def do_HEAD(self) -> None:
-        self.tokens.append(self.headers.get("Authorization"))
-        allowed = self.path.startswith("/open/") or self.tokens[-1] == "Bearer hf_licensed123"
-        gated = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."}
-        if self.path == "/" or allowed:
-            status, headers = 200, {"ETag": '"1"', "X-Repo-Commit": "0" * 40}
-        elif self.path.startswith("/gated/"):
-            status, headers = (403 if self.tokens[-1] else 401), gated
-        else:
-            status, headers = 404, {"X-Error-Code": "RepoNotFound"}
-        self.send_response(status)
-        for name, value in ({"Content-Length": "0"} | headers).items():
-            self.send_header(name, value)
-        self.end_headers()
-
-    def log_message(self, *args: Any) -> None:
-        """Nothing is printed."""
-
-
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[_Hub]]:
-    """A Hub on this machine, which processes that start now ask."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A Hub on this machine with an open and a gated model, which processes that start now ask."""
+    hub = Hub()
+    hub.tokens = TOKENS
+    hub.models["open/model"] = Repository({"config.json": b"{}"})
+    hub.models["gated/model"] = Repository({"config.json": b"{}"}, gated=True, licensed={READS})
     for name in ("HF_HUB_OFFLINE", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_ENDPOINT", hub.address)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    _Hub.tokens.clear()
-    yield _Hub
-    server.shutdown()
-    server.server_close()
+    yield hub
+    hub.close()
 
 
 def hub_finding(settings: Settings, model: str) -> Finding:
@@ -227,24 +204,24 @@ def hub_finding(settings: Settings, model: str) -> Finding:
     return worker.look(replace(settings, model=model, base_model="open/model"), parts=part)["hub"]
 
 
-def test_a_gated_model_is_named(settings: Settings, hub: type[_Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gated_model_is_named(settings: Settings, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that this token does not open is a problem with its cure, one that it opens is none, and the token stays
     out of what is found."""
     found = hub_finding(settings, "gated/model")
     assert found.values["models"] == {"gated/model": "gated", "open/model": "open"}
     assert "gated/model cannot be fetched: it is gated: accept its licence on" in found.problems[0]
-    monkeypatch.setenv("HF_TOKEN", "hf_another456")
+    monkeypatch.setenv("HF_TOKEN", WRITES)  # of another account
     assert "gated, and this token may not read it" in hub_finding(settings, "gated/model").problems[0]
-    monkeypatch.setenv("HF_TOKEN", "hf_licensed123")
+    monkeypatch.setenv("HF_TOKEN", READS)
     found = hub_finding(settings, "gated/model")
     assert found.values["models"]["gated/model"] == "open"
     assert found.values["token_is_set"]
     assert not found.problems
-    assert "Bearer hf_licensed123" in hub.tokens
-    assert "hf_licensed123" not in repr(found)
+    assert READS in [token for _, _, token in hub.log]
+    assert READS not in repr(found)
 
 
-def test_a_missing_model_is_named(settings: Settings, hub: type[_Hub]) -> None:
+def test_a_missing_model_is_named(settings: Settings, hub: Hub) -> None:
     """A name that the Hub does not know."""
     found = hub_finding(settings, "missing/model")
     assert found.values["models"]["missing/model"] == "missing"

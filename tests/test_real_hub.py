@@ -296,6 +296,7 @@ def run(demo_run: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) ->
     export_merged(finished, base=str(tiny))
     export_gguf(finished, base=str(tiny))
     (folder / "adapter" / "notes.json").write_text("not the adapter's")
+    assert (folder / "adapter" / "discernment.safetensors").exists()  # nor this, with texts of development pairs
     return folder
 
 
@@ -328,6 +329,7 @@ def test_a_push_holds_the_right_files(hub: Hub, client: Client, run: Path, repo:
     assert pushed.files.keys() == {*PUSHED[form], "README.md"}
     assert all(pushed.files[name] == (run / form / name).read_bytes() for name in PUSHED[form])
     assert b"license: apache-2.0" in pushed.files["README.md"]
+    assert form != "adapter" or f'from_pretrained("{repo}")'.encode() in pushed.files["README.md"]
     everything = b"".join(pushed.files.values()).decode(errors="replace")
     answered = [json.loads(line) for file in (run / "answers").glob("*.jsonl") for line in file.open()]
     assert len(answered) > 10
