@@ -18,7 +18,8 @@ from dcr_lite.data.sources import SMOLLM2, locate
 from dcr_lite.errors import UserError
 from dcr_lite.files import load_tensors
 from dcr_lite.judges.interface import Exchange
-from dcr_lite.model.loading import best_precision, in_halves
+from dcr_lite.model.in_passes import in_passes
+from dcr_lite.model.loading import best_precision
 
 NAME = "learned"
 HEAD = Path(__file__).with_name("learned.safetensors")
@@ -69,11 +70,9 @@ class Embedder:
         """The embedding of each answer, (rows, d_model). None of them may be empty."""
         encoded = [self._encode(row) for row in rows]
         order = sorted(range(len(rows)), key=lambda i: len(encoded[i][0]))  # little padding in a batch
-        found: dict[int, Tensor] = {}
-        for start in range(0, len(order), BATCH):
-            part = order[start : start + BATCH]
-            found |= zip(part, in_halves(self._batch, [encoded[i] for i in part]), strict=True)
-        return torch.stack([found[i] for i in range(len(rows))]).double().numpy()
+        batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+        found = in_passes(batches, lambda part: self._batch([encoded[i] for i in part]))
+        return torch.stack(found).double().numpy()
 
     def _encode(self, row: Exchange) -> tuple[list[int], int]:
         """Token ids, and where the answer begins in them."""

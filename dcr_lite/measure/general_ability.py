@@ -5,7 +5,6 @@ lm-evaluation-harness (docs/measuring.md).
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +16,8 @@ from dcr_lite.files import SHIPPED
 from dcr_lite.measure.metrics import wilson_interval
 from dcr_lite.model.chat import encode_conversations, encode_prompts
 from dcr_lite.model.hidden_states import adding, final_states, vocabulary_logits
-from dcr_lite.model.loading import Model, in_halves, require_finite
+from dcr_lite.model.in_passes import in_passes
+from dcr_lite.model.loading import Model, require_finite
 from dcr_lite.model.packing import shared_prefix
 
 HELD_OUT_INSTRUCTIONS = SHIPPED / "heldout_instructions.jsonl"
@@ -25,14 +25,11 @@ TOKENS_PER_PASS = 2048
 LOGITS_PER_PASS = 128  # answer tokens whose logits exist at once: 25 MB in float32 for a vocabulary of 49,152
 
 
-@torch.no_grad()
 def log_likelihoods(model: Model, rows: list[tuple[list[int], list[int]]]) -> list[Tensor]:
     """The log-probability (answer tokens,) of each answer token given the tokens before it, for each row of (prompt
     ids, answer ids)."""
-    log_p: dict[int, Tensor] = {}
-    for part in model.passes([prompt + end for prompt, end in rows], TOKENS_PER_PASS):
-        log_p |= zip(part, in_halves(partial(_together, model), [rows[i] for i in part]), strict=True)
-    return [log_p[i] for i in range(len(rows))]
+    passes = model.passes([prompt + end for prompt, end in rows], TOKENS_PER_PASS)
+    return in_passes(passes, lambda part: _together(model, [rows[i] for i in part]))
 
 
 def answer_states(model: Model, rows: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:

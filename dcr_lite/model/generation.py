@@ -20,7 +20,8 @@ from dcr_lite.model.decoding import (
     start_decoding,
 )
 from dcr_lite.model.double import in_double
-from dcr_lite.model.loading import Model, in_halves, require_finite
+from dcr_lite.model.in_passes import in_passes
+from dcr_lite.model.loading import Model, require_finite
 from dcr_lite.model.memory import PROMPT_TOKENS
 from dcr_lite.model.packing import passes
 
@@ -143,7 +144,6 @@ def answer(
     text of each answer so far, which ends where it returns True. ``choose``: how tokens are chosen.
     """
     model.set_training(False)
-    answers: dict[int, Answer] = {}
     with model.compute():
         prompts = prompts_of(model, rows)
         prefixes = [shared_cache(model, of) for of in prompts]
@@ -156,10 +156,7 @@ def answer(
             ended = [len(ids) < max_new_tokens for ids in found]
             return list(map(Answer, decode_answers(model.tokenizer, asked, found), scores, ended, map(tuple, found)))
 
-        for chosen in _batches(model, prompts, max_new_tokens):
-            answers |= zip(chosen, in_halves(answer_together, chosen), strict=True)
-            progress(len(chosen))
-    return [answers[i] for i in range(len(rows))]
+        return in_passes(_batches(model, prompts, max_new_tokens), answer_together, progress)
 
 
 def _batches(model: Model, prompts: list[Rows], max_new_tokens: int) -> list[list[int]]:

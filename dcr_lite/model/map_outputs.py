@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dcr_lite.model.hidden_states import states_at_layer
-from dcr_lite.model.loading import Model, in_halves, require_finite
+from dcr_lite.model.in_passes import in_passes
+from dcr_lite.model.loading import Model, require_finite
 from dcr_lite.model.packing import Batch
 from dcr_lite.model.states import TOKENS_PER_PART
 
@@ -32,11 +33,8 @@ def mean_outputs(model: Model, rows: list[list[int]], maps: list[str], layers: i
         return list(torch.cat([seen[name] for name in maps], 1))
 
     model.set_training(False)
-    found: dict[int, Tensor] = {}
-    with torch.no_grad():
-        for part in model.passes(rows, TOKENS_PER_PART):
-            found |= zip(part, in_halves(read_pass, part), strict=True)
-    means = require_finite(model, torch.stack([found[i] for i in range(len(rows))]), "outputs of linear maps")
+    found = in_passes(model.passes(rows, TOKENS_PER_PART), read_pass)
+    means = require_finite(model, torch.stack(found), "outputs of linear maps")
     return dict(zip(maps, means.split([module.out_features for module in modules.values()], 1), strict=True))
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from dcr_lite.model.hidden_states import prompt_states, states_of_every_layer
-from dcr_lite.model.loading import Model, in_halves, require_finite
+from dcr_lite.model.in_passes import in_passes
+from dcr_lite.model.loading import Model, require_finite
 from dcr_lite.model.packing import shared_prefix
 
 # Computed at once on a CPU, in tokens: about 85 prompts, so that the batches of all recipes, of 32 and 64, take one
@@ -50,11 +51,8 @@ def states_in_passes(
     Raises UserError where a state is not finite.
     """
     model.set_training(False)
-    states: dict[int, Tensor] = {}
-    with torch.no_grad():
-        for part in prompt_passes(model, rows):
-            states |= zip(part, in_halves(lambda some: list(states_of(some)), part), strict=True)
-    return require_finite(model, torch.stack([states[i] for i in range(len(rows))]), f"states of layer {layer}")
+    states = in_passes(prompt_passes(model, rows), lambda part: list(states_of(part)))
+    return require_finite(model, torch.stack(states), f"states of layer {layer}")
 
 
 def last_states(
@@ -81,9 +79,5 @@ def last_states(
         return list(of_part.view(len(of_part), len(part), tokens, -1).unbind(1))
 
     model.set_training(False)
-    states: dict[int, Tensor] = {}
-    with torch.no_grad():
-        for part in model.passes(rows, TOKENS_OF_EVERY_LAYER):
-            states |= zip(part, in_halves(states_of, part), strict=True)
-            progress(len(part))
-    return require_finite(model, torch.stack([states[i] for i in range(len(rows))], 1), "states")
+    states = in_passes(model.passes(rows, TOKENS_OF_EVERY_LAYER), states_of, progress)
+    return require_finite(model, torch.stack(states, 1), "states")

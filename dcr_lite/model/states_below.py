@@ -7,7 +7,8 @@ from torch import Tensor
 
 from dcr_lite.model.free_memory import free_memory
 from dcr_lite.model.hidden_states import states_at_layer, width_of
-from dcr_lite.model.loading import Model, in_halves
+from dcr_lite.model.in_passes import in_passes
+from dcr_lite.model.loading import Model
 from dcr_lite.model.packing import Batch
 
 STORED_SHARE = 0.25  # of this computer's free memory that they may take
@@ -19,22 +20,20 @@ class StoredStates:
 
     def __init__(self, model: Model, rows: Mapping[int, list[int]], prefix: int, layer: int):
         self.layer = layer
-        self.rows: dict[int, Tensor] = {}
         self.shared = torch.empty(0)
         model.set_training(False)
 
-        def states_of(chosen: list[int]) -> list[Tensor]:
-            batch = model.batch([rows[i] for i in chosen], prefix)
+        numbers = list(rows)
+
+        def states_of(part: list[int]) -> list[Tensor]:
+            batch = model.batch([rows[numbers[k]] for k in part], prefix)
             with model.compute():
                 states = states_at_layer(model.network, batch, layer).cpu()
             self.shared = states[: batch.shared].clone()
             return [states[places.cpu()].clone() for places in batch.index]
 
-        numbers = list(rows)
-        with torch.no_grad():
-            for part in model.passes(list(rows.values()), shared=prefix):
-                own = [numbers[k] for k in part]
-                self.rows |= zip(own, in_halves(states_of, own), strict=True)
+        states = in_passes(model.passes(list(rows.values()), shared=prefix), states_of)
+        self.rows = dict(zip(numbers, states, strict=True))
 
     def of(self, batch: Batch, chosen: list[int]) -> Tensor:
         """The states of the chosen rows, laid out as ``batch``: (batch, seq, d_model)."""
