@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import tyro
 from _kept import require_same
 
-from dcr_lite.data.rows import Pair, Prompt, read_pairs, read_prompts
+from dcr_lite.data.rows import Pair, Prompt, prompts_of, read_pairs, read_prompts
 from dcr_lite.data.splits import sample, split_by_focus
 from dcr_lite.files import load_json, write_json, write_text
 from dcr_lite.measure.metrics import auroc, auroc_interval, with_interval
@@ -123,10 +123,6 @@ def public_sets(files: Sequence[Path], most: int | None) -> dict[str, list[Promp
         others = [row for row in rows if row.label in SIDES and row.label not in {one.label for one in of_set}]
         sets[name] = of_set + others
     return sets
-
-
-def prompts_of(pairs: list[Pair]) -> list[Prompt]:
-    return [Prompt(getattr(pair, side), side, "pairs") for side in SIDES for pair in pairs]
 
 
 def measured(

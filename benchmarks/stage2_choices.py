@@ -20,7 +20,7 @@ import voice
 from _kept import digest_of, require_same
 from safetensors.torch import load_file
 
-from dcr_lite.data.rows import Prompt
+from dcr_lite.data.rows import prompts_of
 from dcr_lite.files import load_jsonl, write_jsonl
 from dcr_lite.measure.answers import discernment_intervals, measure, overall_rate
 from dcr_lite.measure.metrics import with_interval
@@ -100,9 +100,7 @@ def variant(folder: Path, settings: Settings, own_answers: Path) -> dict[str, An
     config = SafetySFTConfig(above, settings.sft_epochs, settings.sft_batch, settings.sft_learning_rate)
     seconds = Loop(SafetySFT("stage2", model, DCR, rows, config, settings.seed)).run().seconds
     adapters.activate(model, DCR)
-    prompts = [Prompt(p.toxic, "toxic", "development") for p in data.development]
-    prompts += [Prompt(p.seemingly_toxic, "seemingly_toxic", "development") for p in data.development]
-    measured = measure(model, prompts, settings.answer_tokens)
+    measured = measure(model, prompts_of(data.development, "development"), settings.answer_tokens)
     return {
         **{label: overall_rate(measured, label) for label in ("toxic", "seemingly_toxic")},
         "discernment": discernment_intervals(measured),

@@ -4,8 +4,8 @@ Stage 1 and safety SFT alone, which several methods build on, are trained once a
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from dcr_lite.measure.answers import read_answers
 from dcr_lite.measure.kept import StockAnswers, read_stock_answers, worth_keeping
 from dcr_lite.measure.trade_off import Goal
 from dcr_lite.method.contrastive import encode_pairs
-from dcr_lite.method.dial import Dial, set_strength
+from dcr_lite.method.dial import Dial, turned
 from dcr_lite.method.dial_fitting import find_gain, fit_dial
 from dcr_lite.method.loop import Stage
 from dcr_lite.model import adapters
@@ -188,14 +188,9 @@ class SeedRun:
 
         return self.fit_once(name, Dial, fit)
 
-    @contextmanager
-    def turned(self, turning: Dial, strength: float) -> Iterator[None]:
+    def turned(self, turning: Dial, strength: float) -> AbstractContextManager[None]:
         """Within the block DCR's dial stands at a strength."""
-        set_strength(self.model, DCR, turning, strength)
-        try:
-            yield
-        finally:
-            set_strength(self.model, DCR, turning, None)
+        return turned(self.model, DCR, turning, strength)
 
     def mixture(self, refusals: int, augmentations: int = 0) -> list[Conversation]:
         """Rows for safety SFT."""

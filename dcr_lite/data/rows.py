@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -53,6 +53,11 @@ class Choice:
     question: str
     choices: tuple[str, ...]
     answer: int
+
+
+def prompts_of(pairs: Sequence[Pair], source: str = "pairs") -> list[Prompt]:
+    """Both sides of pairs as prompts of a set: all toxic ones, then the seemingly toxic ones in the same order."""
+    return [Prompt(getattr(pair, side), side, source) for side in LABELS[:2] for pair in pairs]
 
 
 Fields = dict[str, object]  # of one line

@@ -18,6 +18,8 @@ puts out (to 0.94 times at a third of it, 0.68 times at the same size), and the 
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,17 @@ def set_strength(model: Model, adapter: str, dial: Dial, strength: float | None)
     else:
         read = strength * dial.key + dial.gain * dial.reader
         set_extra_ranks(model, adapter, name, read[None], (dial.shift / norm_weight(layer))[:, None])
+
+
+@contextmanager
+def turned(model: Model, adapter: str, dial: Dial, strength: float) -> Iterator[None]:
+    """Within the block the dial of an adapter stands at a strength; afterwards the adapter is as trained. Raises
+    UserError as ``set_strength``."""
+    set_strength(model, adapter, dial, strength)
+    try:
+        yield
+    finally:
+        set_strength(model, adapter, dial, None)
 
 
 # --- where layer L can carry the dial ---------------------------------------------------------------------------------

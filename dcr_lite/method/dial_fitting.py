@@ -13,12 +13,13 @@ from dcr_lite.data.rows import Conversation, Pair
 from dcr_lite.errors import UserError
 from dcr_lite.measure.metrics import auroc
 from dcr_lite.method.contrastive import encode_pairs, first_pairs
-from dcr_lite.method.dial import Dial, carrier, norm_weight, set_strength, wanted_sizes
+from dcr_lite.method.dial import Dial, carrier, norm_weight, turned, wanted_sizes
 from dcr_lite.model.adapters import activate, remove_extra_ranks, set_extra_ranks
 from dcr_lite.model.chat import encode_conversations
 from dcr_lite.model.decoding import start_decoding
 from dcr_lite.model.generation import answer, refusal_log_odds
 from dcr_lite.model.hidden_states import states_at_layer
+from dcr_lite.model.in_passes import in_passes
 from dcr_lite.model.loading import Model, in_halves, require_finite
 from dcr_lite.model.states import TOKENS_PER_PART
 
@@ -72,11 +73,8 @@ def find_gain(
     activate(model, adapter)
     found: list[float] = []
     for gain in GAINS:
-        set_strength(model, adapter, replace(dial, gain=gain), 0)
-        try:
+        with turned(model, adapter, replace(dial, gain=gain), 0):
             odds = [one.refusal_log_odds for one in answer(model, rows, max_new_tokens=0)]
-        finally:
-            set_strength(model, adapter, dial, None)
         found.append(auroc(odds[: len(rows) // 2], odds[len(rows) // 2 :]))
         progress(len(rows))
     without, with_it = found
@@ -176,14 +174,10 @@ def read_inputs(
             read.append(Read(at[0], torch.stack([size, kind * size], 1)))
         return read
 
-    found: dict[int, Read] = {}
-    with torch.no_grad():
-        for part in model.passes(rows, TOKENS_PER_PART):
-            found |= zip(part, in_halves(read_pass, part), strict=True)
-            progress(len(part))
-    for row in found.values():
+    found = in_passes(model.passes(rows, TOKENS_PER_PART), read_pass, progress)
+    for row in found:
         require_finite(model, row.inputs, f"inputs of layer {number}")
-    return [found[i] for i in range(len(rows))]
+    return found
 
 
 def read_kinds(

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcr_lite.data.rows import Prompt
+from dcr_lite.data.rows import Prompt, prompts_of
 from dcr_lite.files import damaged, read_state, write_state
 from dcr_lite.measure import trade_off
 from dcr_lite.measure.answers import measure
 from dcr_lite.measure.general_ability import log_likelihoods
 from dcr_lite.measure.trade_off import Reading, TradeOff, fit_trade_off
-from dcr_lite.method.dial import Dial, set_strength
+from dcr_lite.method.dial import Dial, turned
 from dcr_lite.method.dial_fitting import GAINS, find_gain, fit_dial, prompts_read
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
-from dcr_lite.names import DCR, LABELS
+from dcr_lite.names import DCR
 from dcr_lite.run.dial_setting import CURE
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.terminal import progress_bar
@@ -45,12 +45,8 @@ class Bench:
         """Fits the dial, unless ``folder`` has it. Raises UserError where its files are damaged."""
         self.model, self.folder, self.progress = model, folder, lambda done: None
         self.pairs, self._tokens = len(data.development), settings.answer_tokens
-        sides = {
-            "toxic": [pair.toxic for pair in data.development],
-            "seemingly_toxic": [pair.seemingly_toxic for pair in data.development],
-            "plain": [prompt.prompt for prompt in data.watched if prompt.label == "plain"],
-        }
-        self._prompts = [Prompt(text, label, "development") for label in LABELS for text in sides[label]]
+        plain = [Prompt(one.prompt, "plain", "development") for one in data.watched if one.label == "plain"]
+        self._prompts = prompts_of(data.development, "development") + plain
         texts = [prompt.prompt for prompt in self._prompts]
         self._rows = encode_prompts(model.tokenizer, texts, model.window - self._tokens)
         self._usual: list[tuple[list[int], list[int]]] | None = None  # plain prompts, answered at strength 0
@@ -93,11 +89,8 @@ class Bench:
     def _at(self, strength: float) -> Iterator[None]:
         """Within the block DCR answers with the dial at a strength."""
         adapters.activate(self.model, DCR)
-        set_strength(self.model, DCR, self.dial, strength)
-        try:
+        with turned(self.model, DCR, self.dial, strength):
             yield
-        finally:
-            set_strength(self.model, DCR, self.dial, None)
 
     def _keep(self) -> None:
         write_state(self._kept, self.folder / READINGS)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from dcr_lite.data.rows import Prompt
+from dcr_lite.data.rows import prompts_of
 from dcr_lite.data.splits import folds_by_focus
 from dcr_lite.files import write_state
 from dcr_lite.measure.answers import Measured, measure, overall_rate
@@ -122,9 +122,7 @@ def _stock_answers(run: RunFolder, model: Model, data: Data, settings: Settings)
     if (done := run.finished("found_answers")) is not None:
         return done
     pairs = random.Random(settings.seed).sample(data.training, min(STOCK_PAIRS, len(data.training)))
-    prompts = [Prompt(pair.toxic, "toxic", "training") for pair in pairs]
-    prompts += [Prompt(pair.seemingly_toxic, "seemingly_toxic", "training") for pair in pairs]
-    own = distributed.share(prompts)
+    own = distributed.share(prompts_of(pairs, "training"))
     with progress_bar("Stock answers", max(1, len(own))) as shown, adapters.stock(model):
         measured: list[Measured] = distributed.gathered(measure(model, own, settings.answer_tokens, shown.advance))
     said = {judged: [row["response"] for row in measured if row["refused"] == judged] for judged in (True, False)}
