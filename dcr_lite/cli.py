@@ -40,10 +40,10 @@ def train(words: Annotated[tuple[str, ...], tyro.conf.Positional]) -> None:
         titles = recipe_titles()
         print("usage: dcr-lite train --model NAME_OR_FOLDER [flags]\n       dcr-lite train RECIPE [flags]\n")
         print("Any chat model, or base model with --chat-format, of the Hugging Face Hub or in a folder; or a RECIPE,")
-        print("one of these or the path of a recipe file:\n")
+        print("one of these (memory is an estimate; smollm2_135m alone has been run) or the path of a recipe file:\n")
         for name, title in titles.items():
             print(f"  {name:<{max(map(len, titles))}}  {title}")
-        print("\nWith --help behind them, both list their flags.")
+        print("\nTheir flags: dcr-lite train --model NAME_OR_FOLDER --help, or dcr-lite train RECIPE --help.")
         return None
     name, *flags = words
     if not name.startswith("-"):
@@ -167,7 +167,8 @@ def compare(
         curve_seeds: Seeds for which every method is measured at further strengths, for the trade-off curve; by default
             the first one, with nothing behind the flag none.
         out: Folder of the comparison: comparison.md, comparison.json, trade_off.png, adapters and answers.
-        methods: Only these methods, besides the stock model, by their names in comparison.json; by default all.
+        methods: Only these, besides the stock model: steered, dial_alone, safety_sft, augmented, surgical, scans, adacd,
+            prosafeprune, actor, dpo, dcr; by default all.
         add: Other people's methods, NAME=FOLDER of an adapter or NAME=package.module:function (docs/comparing.md).
         contract: Number of a frozen contract, which fixes prompts, seeds and judges; writes submission.json as well.
         by: Who submits, for the leaderboard; with --contract.

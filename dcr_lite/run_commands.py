@@ -109,7 +109,7 @@ def probe(
         compared: Instead of a run: the folder of a dcr-lite compare, computed on the device of its recipe.
         recipe: Of the comparison: name or file of its recipe; by default SmolLM2's.
         model: Of a comparison without a recipe: its model, as it was given.
-        methods: Of the comparison: the methods to probe, by default all.
+        methods: Of the comparison: the methods to probe, by default all; one that is not trained yet is trained.
         seeds: Of the comparison: the seeds whose models are probed.
         probes: Probes, or their families: prefilling, templates, framings, contexts, encodings, rounding,
             fine_tuning, abliteration, sampling; by default all.
@@ -194,7 +194,7 @@ def export(
         out: Folder or file to write (hub: the export to push); by default inside the run folder.
         base: Folder or Hub name of the base model in 16 bits, where that of the run is stored in 4 bits.
         file_type: Of a GGUF file: bf16 keeps every bit of bfloat16 weights, q8_0 halves the size, q5_k_m and q4_k_m
-            take less than half. By default bf16, for Ollama q8_0.
+            take about half or less. By default bf16, for Ollama q8_0.
         repo: Of the Hub: owner/name.
         form: What to push to the Hub: the adapter (the default), or an earlier export.
         public: Make the Hub repository public; otherwise it is private.

@@ -95,8 +95,8 @@ class Settings(ModelSettings):
     """The paper's own stage 1, Circle loss on raw states, with all layers up to L, in place of the four settings
     above."""
     temperature: float = 0.5
-    """Of the supervised contrastive and InfoNCE losses. At 0.2 and below the other side of a prompt's own pair
-    dominates the loss, and nothing is learnt (docs/ablations.md)."""
+    """Of the supervised contrastive and InfoNCE losses. At 0.1, and with few pairs at 0.2, the other side of a
+    prompt's own pair dominates the loss, and nothing is learnt (docs/ablations.md)."""
     margin: float = 0.25
     """m of the Circle loss: the first value that was tried, and not yet settled."""
     scale: float = 16.0

@@ -26,7 +26,7 @@ class MendSettings(Settings):
     """How much to refuse, chosen after training by development pairs and some of the prompts that have to be refused.
     above_stock: more toxic prompts than the model refuses today, and fewer others by as much. Where it refused just as
     many of these pairs, whose sides share most words, it refused fewer plainly toxic prompts (docs/mending.md). For the
-    rest see dcr-lite train."""
+    rest: dcr-lite train --model NAME --help."""
 
     @classmethod
     def of_model(cls, model: str) -> Self:
