@@ -167,8 +167,8 @@ def compare(
         curve_seeds: Seeds for which every method is measured at further strengths, for the trade-off curve; by default
             the first one, with nothing behind the flag none.
         out: Folder of the comparison: comparison.md, comparison.json, trade_off.png, adapters and answers.
-        methods: Only these, besides the stock model: steered, dial_alone, safety_sft, augmented, surgical, scans, adacd,
-            prosafeprune, actor, dpo, dcr; by default all.
+        methods: Only some, besides the stock model, of steered, dial_alone, safety_sft, augmented, surgical, scans,
+            adacd, prosafeprune, actor, dpo and dcr; by default all.
         add: Other people's methods, NAME=FOLDER of an adapter or NAME=package.module:function (docs/comparing.md).
         contract: Number of a frozen contract, which fixes prompts, seeds and judges; writes submission.json as well.
         by: Who submits, for the leaderboard; with --contract.
