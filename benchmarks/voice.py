@@ -8,7 +8,7 @@ VOICE_TOKENS; the log-probability of the stock model's own answers to these prom
 prompts, and the divergence from the stock model on them, in nats per token.
 """
 
-from statistics import mean, median
+from statistics import fmean, mean, median
 from typing import Any
 
 import trade_off
@@ -18,7 +18,7 @@ from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.data.rows import Conversation, read_prompts
 from dcr_lite.files import load_json, write_json
 from dcr_lite.measure.judge import is_refusal
-from dcr_lite.measure.voice import nearness
+from dcr_lite.measure.kept import StockAnswers, distances, read_rows
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_conversations, encode_prompts
 from dcr_lite.model.generation import answer
@@ -33,7 +33,9 @@ HEAD = [
     "divergence, plain ↓", "seemingly toxic ↓",
 ]  # fmt: skip
 
-Answers = dict[str, list[Conversation]]  # by kind: plain, seemingly_toxic
+NEAR = ("log_probability", "stock_log_probability", "divergence")  # of all that ``distances`` finds
+
+Answers = dict[str, tuple[list[Conversation], StockAnswers]]  # by kind: plain, seemingly_toxic
 
 
 def answered(model: Model, prompts: list[str]) -> list[Conversation]:
@@ -43,20 +45,32 @@ def answered(model: Model, prompts: list[str]) -> list[Conversation]:
 
 
 def of_stock(model: Model, prompts: dict[str, list[str]]) -> Answers:
-    """The stock model's answers to the first prompts of each kind."""
+    """The stock model's answers to the first prompts of each kind, and those that are not empty as it reads them."""
+    found: Answers = {}
     with adapters.stock(model):
-        return {kind: answered(model, some[:VOICE_PROMPTS]) for kind, some in prompts.items()}
+        for kind, some in prompts.items():
+            said = answered(model, some[:VOICE_PROMPTS])
+            texts, ends = [row.response for row in said], [row.ends for row in said]
+            rows = encode_conversations(model.tokenizer, [row.prompt for row in said], texts, model.window, ends)
+            rows = [row for row in rows if row[1]]
+            found[kind] = said, read_rows(model, [kind] * len(rows), rows)
+    return found
+
+
+def nearness(model: Model, stock: StockAnswers) -> dict[str, float]:
+    """How near the model is to the stock model on that one's answers, in nats: means over all tokens of all answers."""
+    found, tokens = distances(model, stock), [len(answer) for _, answer in stock.rows]
+    return {name: fmean([row[name] for row in found], tokens) for name in NEAR}
 
 
 def voice(model: Model, stock: Answers) -> dict[str, float]:
     """How the active adapter answers plain prompts, beside the stock model, and how near it is to that."""
-    said = [row.response for row in answered(model, [row.prompt for row in stock["plain"]])]
+    plain, _ = stock["plain"]
+    said = [row.response for row in answered(model, [row.prompt for row in plain])]
     found = {"words": median(len(text.split()) for text in said), "refused": mean(map(is_refusal, said))}
-    found["stock_words"] = median(len(row.response.split()) for row in stock["plain"])
-    for kind, rows in stock.items():
-        texts = [row.prompt for row in rows], [row.response for row in rows], model.window, [row.ends for row in rows]
-        near = nearness(model, encode_conversations(model.tokenizer, *texts))
-        found |= {f"{kind}_{name}": value for name, value in vars(near).items()}
+    found["stock_words"] = median(len(row.response.split()) for row in plain)
+    for kind, (_, read) in stock.items():
+        found |= {f"{kind}_{name}": value for name, value in nearness(model, read).items()}
     return found
 
 

@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+import voice
 from tiny_models import ADAPTER, PROMPTS, add_random_adapter, assert_close
 from torch.nn.functional import kl_div
 
 from dcr_lite.compare.directions import steered
 from dcr_lite.compare.surgical import ablated
-from dcr_lite.data.rows import Prompt
+from dcr_lite.data.rows import Conversation, Prompt
 from dcr_lite.measure.answers import measure
+from dcr_lite.measure.general_ability import log_likelihoods
 from dcr_lite.measure.kept import (
     NUMBERS,
     StockAnswers,
@@ -74,6 +76,32 @@ def test_distances_are_those_of_whole_logits(
         assert [got[name] for name in NUMBERS] == pytest.approx(expected, rel=1e-4)
         assert got["label"] == row["label"]
         assert got["divergence"] > 0.01  # a guard: the adapter does something
+
+
+def test_the_voice_of_a_model_is_a_mean_over_tokens(tiny_model: Callable[..., Model]) -> None:
+    """In benchmarks/voice.py every token of the stock model's answers weighs alike, however long they are: the
+    log-probabilities are the means of those that multiple choice goes by, and the divergence weighs answers so too."""
+    model = tiny_model()
+    add_random_adapter(model)
+    stock = read(model)
+    found = voice.nearness(model, stock)
+    own = torch.cat(log_likelihoods(model, stock.rows)).mean().item()
+    with adapters.stock(model):
+        of_stock = torch.cat(log_likelihoods(model, stock.rows)).mean().item()
+    tokens = torch.tensor([len(answer) for _, answer in stock.rows])
+    divergences = torch.tensor([row["divergence"] for row in distances(model, stock)])
+    divergence = (divergences * tokens).sum() / tokens.sum()
+    assert found == pytest.approx(dict(zip(voice.NEAR, (own, of_stock, divergence.item()), strict=True)), rel=1e-4)
+    assert abs(divergence - divergences.mean()) > 1e-3 * divergence  # a guard: their lengths differ
+
+
+def test_no_answer_has_no_voice(tiny_model: Callable[..., Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    """benchmarks/voice.py leaves it out of what is compared, and counts its words."""
+    rows, said = [([3, 4], [5]), ([3, 4], [])], [Conversation("Hi", "a"), Conversation("Hi", "")]
+    monkeypatch.setattr(voice, "answered", lambda model, prompts: said)
+    monkeypatch.setattr(voice, "encode_conversations", lambda *given: rows)
+    answers, stock = voice.of_stock(tiny_model(), {"plain": ["Hi", "Hi"]})["plain"]
+    assert (answers, stock.labels, stock.rows) == (said, ["plain"], rows[:1])
 
 
 def test_the_stock_model_keeps_all_of_its_answers(tiny_model: Callable[..., Model]) -> None:

@@ -1,7 +1,7 @@
 """Answers that are broken: empty, repeating themselves, in another script than the prompt's, or made of no words.
 
 Four numbers between 0 and 1 and a limit for each, no judge of what is said. Fluent nonsense is not seen here, nor
-another language in the same script: what such an answer is worth shows against the model's own (measure/voice.py).
+another language in the same script: what such an answer is worth shows against the model's own (measure/kept.py).
 """
 
 import re

@@ -26,12 +26,12 @@ from torch import Tensor
 
 from dcr_lite.measure.answers import Measured
 from dcr_lite.measure.brokenness import brokenness
-from dcr_lite.measure.general_ability import TOKENS_PER_PASS, answer_states
+from dcr_lite.measure.general_ability import LOGITS_PER_PASS, TOKENS_PER_PASS, answer_states
 from dcr_lite.measure.metrics import bootstrap_mean_interval
-from dcr_lite.measure.voice import token_distances
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_conversations
-from dcr_lite.model.loading import Model, in_halves
+from dcr_lite.model.hidden_states import vocabulary_logits
+from dcr_lite.model.loading import Model, in_halves, require_finite
 from dcr_lite.names import KEPT_LABELS
 
 NUMBERS = ("log_probability", "stock_log_probability", "loss", "first_divergence", "divergence")
@@ -76,18 +76,23 @@ def _text(row: Measured) -> str:
     return str(row["response"]).rstrip("\N{REPLACEMENT CHARACTER} \n")  # cut off in the middle of a character
 
 
-@torch.no_grad()
 def read_stock_answers(model: Model, answers: Sequence[Measured]) -> StockAnswers:
     """Answers that are ``worth_keeping``, read by the stock model, once for all models that are measured by them. Call
     it where nothing steers the model; an adapter may be active."""
     if not answers:
         return StockAnswers([], [], [])
-    model.set_training(False)
     # Whether an answer had ended was not stored with it, so its end is left out.
     prompts, texts, ends = [row["prompt"] for row in answers], [_text(row) for row in answers], [False] * len(answers)
     encoded = encode_conversations(model.tokenizer, prompts, texts, sys.maxsize, ends)
     # A text may be encoded in a token more than it was given in, which must not be one too many.
     rows = [(prompt, said[: model.window - len(prompt)]) for prompt, said in encoded]
+    return read_rows(model, [row["label"] for row in answers], rows)
+
+
+@torch.no_grad()
+def read_rows(model: Model, labels: list[str], rows: list[tuple[list[int], list[int]]]) -> StockAnswers:
+    """The same, given as rows of (prompt ids, answer ids), none of which is empty."""
+    model.set_training(False)
 
     def states_of(part: list[int]) -> list[Tensor]:
         states, _ = answer_states(model, [rows[i] for i in part])
@@ -95,7 +100,7 @@ def read_stock_answers(model: Model, answers: Sequence[Measured]) -> StockAnswer
 
     with adapters.stock(model):
         found = _in_passes(model, rows, states_of)
-    return StockAnswers([row["label"] for row in answers], rows, found)
+    return StockAnswers(labels, rows, found)
 
 
 @torch.no_grad()
@@ -110,12 +115,26 @@ def distances(
     def of_part(part: list[int]) -> list[Distances]:
         states, targets = answer_states(model, [stock.rows[i] for i in part])
         stock_states = torch.cat([stock.states[i] for i in part]).to(states)
-        by_token = token_distances(model, states, stock_states, targets)
+        by_token = _token_distances(model, states, stock_states, targets)
         progress(len(part))
         by_answer = by_token.split([len(stock.rows[i][1]) for i in part])
         return [_of_answer(stock.labels[i], found) for i, found in zip(part, by_answer, strict=True)]
 
     return _in_passes(model, stock.rows, of_part)
+
+
+def _token_distances(model: Model, states: Tensor, stock_states: Tensor, targets: Tensor) -> Tensor:
+    """(tokens, 3) in nats: log q(a_k), log p(a_k) and KL(p || q) at each token of ``targets`` (tokens,), from the
+    states (tokens, d_model), after the final norm, from which the active adapter and the stock model predict it."""
+    found = []
+    for part in torch.arange(len(targets)).split(LOGITS_PER_PASS):
+        with model.compute():
+            q = vocabulary_logits(model.network, states[part]).log_softmax(-1)
+            with adapters.stock(model):  # an adapter of another kit may change the output matrix as well
+                p = vocabulary_logits(model.network, stock_states[part]).log_softmax(-1)
+        said = [log_p.gather(1, targets[part, None])[:, 0] for log_p in (q, p)]
+        found.append(torch.stack([*said, (p.exp() * (p - q)).sum(-1)], 1).double().cpu())
+    return require_finite(model, torch.cat(found), "log-probabilities of answers")
 
 
 def _in_passes(model: Model, rows: list[tuple[list[int], list[int]]], work: Callable[[list[int]], list[Any]]) -> Any:
