@@ -58,8 +58,8 @@ def _here(file: str | None) -> Iterator[str | None]:
     plain host as a missing file, and waits for it without end."""
     import httpx
 
-    if file is None or not file.startswith(("http://", "https://")):
-        yield file
+    if file is None:
+        yield None
         return
     with tempfile.TemporaryDirectory() as folder:
         answer = httpx.get(file, timeout=hub.LONGEST_WAIT, follow_redirects=True).raise_for_status()

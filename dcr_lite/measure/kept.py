@@ -31,7 +31,8 @@ from dcr_lite.measure.metrics import bootstrap_mean_interval
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_conversations
 from dcr_lite.model.hidden_states import vocabulary_logits
-from dcr_lite.model.loading import Model, in_halves, require_finite
+from dcr_lite.model.in_passes import in_passes
+from dcr_lite.model.loading import Model, require_finite
 from dcr_lite.names import KEPT_LABELS
 
 NUMBERS = ("log_probability", "stock_log_probability", "loss", "first_divergence", "divergence")
@@ -89,7 +90,6 @@ def read_stock_answers(model: Model, answers: Sequence[Measured]) -> StockAnswer
     return read_rows(model, [row["label"] for row in answers], rows)
 
 
-@torch.no_grad()
 def read_rows(model: Model, labels: list[str], rows: list[tuple[list[int], list[int]]]) -> StockAnswers:
     """The same, given as rows of (prompt ids, answer ids), none of which is empty."""
     model.set_training(False)
@@ -99,11 +99,10 @@ def read_rows(model: Model, labels: list[str], rows: list[tuple[list[int], list[
         return list(states.cpu().split([len(rows[i][1]) for i in part]))
 
     with adapters.stock(model):
-        found = _in_passes(model, rows, states_of)
+        found = in_passes(_passes(model, rows), states_of)
     return StockAnswers(labels, rows, found)
 
 
-@torch.no_grad()
 def distances(
     model: Model, stock: StockAnswers, progress: Callable[[int], None] = lambda done: None
 ) -> list[Distances]:
@@ -120,7 +119,7 @@ def distances(
         by_answer = by_token.split([len(stock.rows[i][1]) for i in part])
         return [_of_answer(stock.labels[i], found) for i, found in zip(part, by_answer, strict=True)]
 
-    return _in_passes(model, stock.rows, of_part)
+    return in_passes(_passes(model, stock.rows), of_part)
 
 
 def _token_distances(model: Model, states: Tensor, stock_states: Tensor, targets: Tensor) -> Tensor:
@@ -137,12 +136,8 @@ def _token_distances(model: Model, states: Tensor, stock_states: Tensor, targets
     return require_finite(model, torch.cat(found), "log-probabilities of answers")
 
 
-def _in_passes(model: Model, rows: list[tuple[list[int], list[int]]], work: Callable[[list[int]], list[Any]]) -> Any:
-    """What ``work`` finds of each row, given the numbers of those that go through together."""
-    found: dict[int, Any] = {}
-    for part in model.passes([prompt + answer for prompt, answer in rows], TOKENS_PER_PASS) if rows else []:
-        found |= zip(part, in_halves(work, part), strict=True)
-    return [found[i] for i in range(len(rows))]
+def _passes(model: Model, rows: list[tuple[list[int], list[int]]]) -> list[list[int]]:
+    return model.passes([prompt + answer for prompt, answer in rows], TOKENS_PER_PASS) if rows else []
 
 
 def _of_answer(label: str, by_token: Tensor) -> Distances:
