@@ -149,7 +149,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
             axes.set_title(Path(name).name, loc="left")
             axes.set_xlabel("pairs that the reader is fitted to")
         panels[0][0].set_ylabel("AUROC of unseen prompts")
-        figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=min(5, 2 * len(results)), fontsize=8)
+        shown, columns = panels[0][0].get_legend_handles_labels(), min(5, 2 * len(results))
+        figure.legend(*shown, loc="outside lower center", ncols=columns, fontsize=8)
         save(figure, path)
 
 
