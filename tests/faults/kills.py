@@ -189,6 +189,7 @@ def _repeated(folder: Path) -> set[tuple[str, int]]:
 def campaign(scenes: list[Undisturbed], kills: int, seed: int, folder: Path) -> Iterator[Killed]:
     """Trials until there were so many kills, over all scenes in turn."""
     chance = random.Random(seed)
+    folder.mkdir()
     started, done, number = time.monotonic(), 0, 0
     while done < kills:
         number += 1
