@@ -464,13 +464,13 @@ def test_after_bad_prompts_the_next_one_works(page: Page) -> None:
 
 
 def test_after_a_bad_file_a_pasted_list_works(page: Page, tmp_path: Path) -> None:
-    """A picture called CSV, and a file of 6 MB, give a message each; JSON Lines in the box give scores."""
+    """A picture called CSV, and a file of 50 MB, give a message each; JSON Lines in the box give scores."""
     page.open_tab("A list")
     picture, huge = tmp_path / "picture.csv", tmp_path / "huge.csv"
     picture.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xff")
-    huge.write_bytes(b"prompt\n" + b"a\n" * 3_000_000)
+    huge.write_bytes(b"prompt\n" + b"a\n" * 25_000_000)
     clear = page.browser.locator("#upload").get_by_label("Clear").or_(page.browser.get_by_label("Remove this file"))
-    for file, says in ((picture, "not UTF-8 text"), (huge, "huge.csv has 6 MB; the limit is 5 MB")):
+    for file, says in ((picture, "not UTF-8 text"), (huge, "huge.csv has 50 MB; the limit is 5 MB")):
         page.upload(file)
         page.browser.click("#score-list")
         page.browser.get_by_text(says).first.wait_for()

@@ -1,7 +1,6 @@
 """Trouble with disks, folders, clocks, neighbours and memory: each trial ends in a sentence or as if nothing had been,
 nothing of the user's is lost, and once the trouble is over the same command ends where an undisturbed one does."""
 
-import os
 import random
 import shutil
 import signal
@@ -155,7 +154,7 @@ def ended_by_signal(undisturbed: Undisturbed, folder: Path, chance: random.Rando
     running = forks.Trial(scene.argv, folder)
     running.process.join(chance.uniform(0.05, undisturbed.seconds))
     running.signal(which)
-    ended = running.wait(SECONDS_TO_END * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+    ended = running.wait(SECONDS_TO_END)
     problem = None
     if ended.code not in (0, 130) or "Traceback" in ended.said:
         problem = f"{which.name}: ended with {ended.code}: {ended.said[-1500:]}"

@@ -23,7 +23,7 @@ from hub_server import Hub
 HURRY = "HURRY"  # names what a call is given where the Hub stalls; else it waits as long as the kit does
 SECONDS = 1  # for an answer then, instead of 5 to 60
 RETRIED = 0.1  # for one that is asked for five times more, instead of 10 to 60
-LIMIT = 120  # of one call: whatever the Hub does, it has ended by then
+LIMIT = 30  # of one call: whatever the Hub does, it has ended by then
 CALLED = {
     "locate": "dcr_lite.data.sources",
     "load": "hub_client",
