@@ -4,7 +4,7 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -21,6 +21,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.model import adapters
 from dcr_lite.model.generation import Answer, answer
 from dcr_lite.model.loading import Model
+from dcr_lite.model.mixed_adapters import MixedAdapters, factors
 from dcr_lite.model.streaming import GrowingTogether
 
 NEW = 12
@@ -37,18 +38,20 @@ class Server:
         self.model, self.worker = model, ThreadPoolExecutor(1)
         self.alone: dict[tuple[Any, int], Answer] = {}
         for which in WHICH:
-            self.use(which)
+            adapters.switch(model, which)
             self.alone |= {(which, i): answer(model, [row], NEW)[0] for i, row in enumerate(ROWS)}
         assert len({one.ids for one in self.alone.values()}) == len(self.alone)
+        self.mixed = MixedAdapters(model)
+        self.mixed.add(ADAPTER, factors(model, ADAPTER))
 
-    def use(self, which: Any) -> None:
-        adapters.switch(self.model, which)
+    def set_rows(self, rows: Sequence[Any]) -> None:
+        self.mixed.set_rows([{which: 1.0} if which else {} for which in rows])
 
-    def notes(self, which: Any, rows: list[list[int]]) -> list[Any]:
-        return [(which, tuple(row)) for row in rows]
+    def notes(self, begun: Sequence[Any]) -> list[Any]:
+        return [(one.which, tuple(one.row)) for one in begun]
 
     def batching(self, most: int = ENDLESS) -> Batching:
-        return Batching(self.model, self.worker, self.use, self.notes, most)
+        return Batching(self.model, self.worker, self.set_rows, self.notes, most)
 
     def is_right(self, which: Any, i: int, request: Request, text: str) -> bool:
         alone = self.alone[which, i]
@@ -155,8 +158,8 @@ def steps_of(monkeypatch: pytest.MonkeyPatch) -> list[list[Request]]:
 
 
 def test_no_prompt_waits_behind_a_whole_answer(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prompt that comes while long answers run, of its model and of another, has its first tokens after a few rounds
-    of turns; and while it alone is read, the others grow as well."""
+    """A prompt that comes while long answers run, of its model and of another, has its first tokens after a few turns;
+    and while it alone is read, the others grow as well."""
     taken = steps_of(monkeypatch)
     batching = server.batching()
     running = [Client(batching, which, i, new=60) for which in WHICH for i in (0, 1)]
@@ -167,12 +170,12 @@ def test_no_prompt_waits_behind_a_whole_answer(server: Server, monkeypatch: pyte
     late = Client(batching, ADAPTER, 2)
     late.advance()
     assert late.request.ids
-    assert len(taken) <= TURN * JOIN_EVERY * len(WHICH)
+    assert len(taken) <= TURN * JOIN_EVERY
     late.finish()
     assert server.is_right(ADAPTER, 2, late.request, late.text)
     assert all(len(client.request.ids) >= n + NEW - 2 * TURN for client, n in zip(running, before, strict=True))
     assert not any(client.request.ended for client in running)
-    assert max(map(len, taken)) == 3  # those of one model share their steps
+    assert max(map(len, taken)) == 5  # those of all models share their steps
 
 
 def test_one_client_gets_every_token(server: Server) -> None:
@@ -285,10 +288,10 @@ def test_an_error_of_one_touches_no_other(server: Server, where: str, monkeypatc
 
     batching = server.batching()
     if where == "read":
-        batching._read = failing(batching._read, lambda which, rows: bad in map(tuple, rows))
+        batching._read = failing(batching._read, lambda begun: bad in (tuple(one.row) for one in begun))
     elif where == "begin":
         monkeypatch.setattr(
-            GrowingTogether, "__init__", failing(GrowingTogether.__init__, lambda s, m, a: holds_bad(a))
+            GrowingTogether, "__init__", failing(GrowingTogether.__init__, lambda s, m, a, *more: holds_bad(a))
         )
     elif where == "join":
         monkeypatch.setattr(GrowingTogether, "join", failing(GrowingTogether.join, lambda s, other: True))
@@ -368,7 +371,7 @@ def test_models_that_cannot_be_padded_are_answered_in_turns(tiny_model: Callable
     """Without caches that can be joined, each prompt is decoded for itself, and still none waits for another's end."""
     model = tiny_model("lfm2")
     alone = [answer(model, [row], NEW)[0] for row in ROWS]
-    batching = Batching(model, ThreadPoolExecutor(1), lambda which: None, lambda which, rows: rows, ENDLESS)
+    batching = Batching(model, ThreadPoolExecutor(1), lambda rows: None, lambda begun: begun, ENDLESS)
     clients = [Client(batching, "", i) for i in range(len(ROWS))]
     clients[-1].advance()
     assert all(client.request.ids for client in clients)

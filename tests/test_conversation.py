@@ -13,7 +13,8 @@ from gradio_client import Client
 from dcr_lite.demo import texts
 from dcr_lite.demo.chat import ChatTab
 from dcr_lite.demo.conversation import MAX_MESSAGES, Conversation, Turn, checked, messages_for
-from dcr_lite.demo.scoring import OpenRun, Score, open_run
+from dcr_lite.demo.score import Score
+from dcr_lite.demo.scoring import OpenRun, open_run
 from dcr_lite.errors import UserError
 from dcr_lite.measure.judge import is_refusal
 from dcr_lite.model.generation import answer
@@ -39,7 +40,7 @@ def alone(run: OpenRun, name: str, messages: list[dict[str, str]], tokens: int =
     strength = run.strength_of(name) if name in run.names else None
 
     def work() -> Any:
-        run._switch.use(name, strength)
+        run._models.set_rows([(name, strength)])
         return answer(run.model, [list(row)], tokens)[0]
 
     return run._worker.submit(work).result()

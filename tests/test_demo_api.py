@@ -17,6 +17,7 @@ pytest.importorskip("gradio", reason="the demo needs the extra: pip install 'dcr
 import gradio
 import httpx
 from gradio_client import Client
+from tiny_models import load_tiny
 
 from dcr_lite.data.rows import Pair
 from dcr_lite.demo import blocks, page, scoring
@@ -167,9 +168,9 @@ def test_a_list_that_is_none_is_an_error(prompts: Any, client: Client) -> None:
         client.predict(prompts, "dcr", api_name="/score_list")
 
 
-def test_the_stock_model_alone_has_a_page(opened: OpenRun) -> None:
+def test_the_stock_model_alone_has_a_page(tiny: Path) -> None:
     """Without a run the page has a note and one column, and without a file of marks nothing to mark or mend by."""
-    alone = blocks.build(OpenRun(opened.model, ("base",), None, None, "stock", "no run was found"))
+    alone = blocks.build(OpenRun(load_tiny(tiny), ("base",), None, None, "stock", "no run was found"))
     ids = {part["props"].get("elem_id") for part in alone.config["components"]}
     assert {"note", "answer-base"} <= ids
     assert not {"answer-dcr", "dial-one", "marked-base", "mend"} & ids

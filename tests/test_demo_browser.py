@@ -19,7 +19,8 @@ from dcr_lite.data.marks import read_marks
 from dcr_lite.demo.blocks import build, launch
 from dcr_lite.demo.markup import TOP_WORDS
 from dcr_lite.demo.mending import Mending
-from dcr_lite.demo.scoring import OpenRun, Score, open_run
+from dcr_lite.demo.score import Score
+from dcr_lite.demo.scoring import OpenRun, open_run
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 

@@ -12,12 +12,14 @@ from torch.nn.functional import normalize
 
 from dcr_lite.data.rows import read_pairs
 from dcr_lite.data.splits import split_by_focus
-from dcr_lite.demo.scoring import open_run
 from dcr_lite.errors import UserError
 from dcr_lite.method.contrastive import ContrastiveConfig, encode_pairs, stock_geometry
 from dcr_lite.method.geometry import Geometry
+from dcr_lite.model.adapters import load_adapter
+from dcr_lite.names import BASELINE, DCR
 from dcr_lite.run import discernment, inputs, stored_states
 from dcr_lite.run.discernment import Discernment, Discernments
+from dcr_lite.run.opening import adapter_of, load_base
 from dcr_lite.settings import Settings
 
 MODELS = ("dcr", "safety_sft", "base")
@@ -116,7 +118,9 @@ def test_a_run_saves_its_reading_without_looking_at_held_out_prompts(demo_run: P
 
     values = chosen | {key: Path(chosen[key]) for key in ("pairs", "instruction_rows", "refusal_rows")}
     settings = Settings(**values | {"run": demo_run, "evaluation": tuple(map(Path, chosen["evaluation"]))})
-    data, model = dataclasses.replace(inputs.load_data(settings), held_out=[]), open_run(demo_run).model
+    data, model = dataclasses.replace(inputs.load_data(settings), held_out=[]), load_base(settings)[0]
+    for name in (DCR, BASELINE):
+        load_adapter(model, name, adapter_of(demo_run, name))
     geometry = stock_geometry(model, encode_pairs(model, data.training), ContrastiveConfig.of(settings))
     states = stored_states.compute_states(model, data, settings, geometry)
     stored_states.fit_discernments(model, data, settings, states).save(tmp_path)

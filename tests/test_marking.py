@@ -18,7 +18,7 @@ from dcr_lite.data.marks import Mark, read_marks
 from dcr_lite.demo import blocks, page, scoring
 from dcr_lite.demo.marking import MarkButtons
 from dcr_lite.demo.mending import Mending
-from dcr_lite.demo.scoring import Score
+from dcr_lite.demo.score import Score
 from dcr_lite.demo.slider import Asked
 from dcr_lite.errors import UserError
 

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from dcr_lite.demo import markup
-from dcr_lite.demo.scoring import OpenRun, Score
+from dcr_lite.demo.score import Score
+from dcr_lite.demo.scoring import OpenRun
 from dcr_lite.measure.kinds import REFUSING, Kind
 
 EVIL = "<script>x</script> \"'<img src=x onerror=y> &lt; ${z}"

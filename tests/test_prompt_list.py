@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dcr_lite.demo.prompt_list import KEPT_FILES, MAX_BYTES, read_prompt_list, write_scores
-from dcr_lite.demo.scoring import Score
+from dcr_lite.demo.score import Score
 from dcr_lite.errors import UserError
 
 

@@ -17,16 +17,15 @@ from small_runs import RECIPE, flags, recipe_module, run_here
 from tiny_models import assert_far, load_reference
 from transformers import AutoConfig, AutoTokenizer
 
-from dcr_lite.demo.scoring import open_run
 from dcr_lite.measure.answers import read_answers
 from dcr_lite.method import safety_sft
-from dcr_lite.model.adapters import activate
 from dcr_lite.model.chat import FORMATS, encode_prompts
 from dcr_lite.model.generation import answer
 from dcr_lite.model.memory import fit, needs, weights
 from dcr_lite.model.shapes import KNOWN
 from dcr_lite.run.cards import CARDS, DESKTOP, NO_BFLOAT16
 from dcr_lite.run.inputs import resolved
+from dcr_lite.run.opening import open_model
 from dcr_lite.settings import ChatFormat, Settings
 
 RECIPES = {path.stem: path for path in sorted(RECIPE.parent.glob("*.py"))}
@@ -196,8 +195,7 @@ def test_a_recipe_runs_whole_in_four_bits(
 def assert_opened_run_answers_as_measured(run: Path) -> None:
     """Opened again, in 4 bits and with its chat template, the run gives the scores and answers that were measured."""
     measured = read_answers(run / "answers" / "dcr.jsonl")
-    opened = open_run(run)
-    activate(opened.model, "dcr")
+    opened = open_model(str(run))
     prompts = encode_prompts(opened.model.tokenizer, [row["prompt"] for row in measured], opened.model.window)
     for row, said in zip(measured, answer(opened.model, prompts, max_new_tokens=6), strict=True):
         assert said.text.startswith(row["response"])

@@ -206,7 +206,7 @@ def test_a_block_that_the_prompt_opened_is_seen_in_the_answer(tiny_model: Callab
         assert all(one.text.startswith(opening) for one in said)
         assert all(text.startswith(opening) for text in seen)
         assert [not_begun(one.text) for one in said] == [bool(opening)] * len(rows)
-        batching = Batching(model, ThreadPoolExecutor(1), lambda which: None, lambda which, some: some, 100)
+        batching = Batching(model, ThreadPoolExecutor(1), lambda which: None, lambda begun: begun, 100)
         with batching.answering("", rows[:1], 3) as (streamed,):
             assert batching.whole(streamed) == answer(model, rows[:1], 3)[0].text
         seen.clear()

@@ -14,7 +14,8 @@ import gradio as gr
 from dcr_lite.demo import markup, texts
 from dcr_lite.demo.conversation import Conversation, Turn, messages_for
 from dcr_lite.demo.prompt_text import cleaned
-from dcr_lite.demo.scoring import CHAT_TOKENS, OpenRun, Score
+from dcr_lite.demo.score import Score
+from dcr_lite.demo.scoring import CHAT_TOKENS, OpenRun
 from dcr_lite.demo.slider import MODEL_WORK, NO_WORK, DialSlider
 from dcr_lite.demo.tabs import user_errors_shown
 from dcr_lite.model.chat import knows_system_message

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dcr_lite.demo.prompt_text import cleaned
-from dcr_lite.demo.scoring import MAX_PROMPT_TOKENS, Score
+from dcr_lite.demo.score import Score
+from dcr_lite.demo.scoring import MAX_PROMPT_TOKENS
 from dcr_lite.demo.slider import Asked
 from dcr_lite.errors import UserError
 from dcr_lite.model.chat import Message

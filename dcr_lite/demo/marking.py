@@ -8,7 +8,7 @@ import gradio as gr
 
 from dcr_lite.data.marks import Mark, Wanted, append_mark
 from dcr_lite.demo import markup, texts
-from dcr_lite.demo.scoring import Score
+from dcr_lite.demo.score import Score
 from dcr_lite.demo.slider import NO_WORK, Asked
 from dcr_lite.errors import sentence
 

@@ -6,7 +6,7 @@ from html import escape
 
 from dcr_lite.demo import texts
 from dcr_lite.demo.dial import OpenDial
-from dcr_lite.demo.scoring import Score
+from dcr_lite.demo.score import Score
 from dcr_lite.demo.texts import MODEL_TITLES
 from dcr_lite.names import LABEL_TITLES
 from dcr_lite.run.discernment import Discernment, Discernments

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_lite.data.rows import parse_jsonl
-from dcr_lite.demo.scoring import Score
+from dcr_lite.demo.score import Score
 from dcr_lite.demo.texts import COLUMNS
 from dcr_lite.errors import UserError
 

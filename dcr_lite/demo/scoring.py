@@ -1,29 +1,29 @@
 """One prompt, or many, scored by the models of a run: what the demo and the command line show.
 
-A run is opened as one network with its adapters. One thread computes, in short pieces of work, before each of which it
-switches adapters and turns DCR's dial; it never waits for a client. So many clients may score at once, each with its
-own model and strength; their answers are decoded together (batching.py).
+A run is opened as one network with its adapters, and each row of a batch is of one of its models. One thread computes,
+in short pieces of work; it never waits for a client. So many clients may score at once, each with its own model and
+strength; their answers are decoded together (batching.py).
 """
 
 import copy
-import math
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dcr_lite.data.sources import SMOLLM2
 from dcr_lite.demo.batching import Batching
 from dcr_lite.demo.dial import OpenDial, open_dial
+from dcr_lite.demo.models_at_once import ModelsAtOnce, Which
 from dcr_lite.demo.prompt_text import cleaned, pieces_of
-from dcr_lite.demo.switching import Switch
-from dcr_lite.demo.texts import EARLIER_VERSION, IN_WORDS, MODEL_TITLES, NO_DIAL, NO_RUN, TITLE
+from dcr_lite.demo.score import Score, Word
+from dcr_lite.demo.texts import EARLIER_VERSION, MODEL_TITLES, NO_DIAL, NO_RUN, TITLE
 from dcr_lite.demo.titles import model_title
 from dcr_lite.errors import UserError
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
-from dcr_lite.measure.kinds import Kind, kind_of
+from dcr_lite.measure.kinds import kind_of
 from dcr_lite.method.dial import set_strength
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import Message, encode_messages, encode_prompts
@@ -32,6 +32,7 @@ from dcr_lite.model.hidden_states import depth, width_of
 from dcr_lite.model.loading import Model
 from dcr_lite.model.memory import PROMPT_TOKENS
 from dcr_lite.model.states import layer_states
+from dcr_lite.model.streaming import Growing
 from dcr_lite.names import DCR, MENDED, ONLY_TURNED, STOCK, models_of
 from dcr_lite.run.caution import caution_of
 from dcr_lite.run.discernment import Discernments, Similarity
@@ -48,65 +49,6 @@ MAX_PIECES = 40  # of a prompt, left out one by one
 WEIGHED_TOKENS = 1_536
 MAX_ROWS = 500  # of a list
 LIST_BATCH = 16  # prompts of a list that are answered at once, beside those of other clients
-
-
-@dataclass(frozen=True)
-class Word:
-    """A piece of the prompt and its weight: by how much the log-odds of refusing fall when it is left out (negative:
-    they rise). start, stop: its place in the prompt, in characters."""
-
-    text: str
-    start: int
-    stop: int
-    weight: float
-
-
-@dataclass(frozen=True)
-class Score:
-    """One model's result for one prompt.
-
-    refusal_log_odds: of opening with a refusal, computed before the first token.
-    similarity: of the prompt's layer-L state to the two kinds, without the dial, as it was calibrated; None where
-        the run has no discernment file.
-    words: every piece with its weight, in order; empty until they are computed.
-    answer: the text so far. refused: the judge's verdict on it; None until it is final.
-    strength: of the dial; None for other models than DCR, and in a run without a dial.
-    kind: of the complete answer; None before, and where it was stopped once its refusal was sure.
-    """
-
-    model: str
-    prompt: str
-    refusal_log_odds: float
-    similarity: Similarity | None = None
-    words: tuple[Word, ...] = ()
-    answer: str = ""
-    refused: bool | None = None
-    strength: float | None = None
-    kind: Kind | None = None
-
-    @property
-    def refusal_probability(self) -> float:
-        """Of opening with a refusal, 0 to 1."""
-        return 1 / (1 + math.exp(-max(-700.0, self.refusal_log_odds)))
-
-    @property
-    def refuses(self) -> bool:
-        """The judge's verdict; before it is final, whether a refusal is the more probable opening."""
-        return self.refusal_probability >= 0.5 if self.refused is None else self.refused
-
-    @property
-    def verdict(self) -> str:
-        """``refuses`` in words, and the kind of answer once it is known."""
-        verdict = IN_WORDS[self.kind] if self.kind else "refuses" if self.refuses else "answers"
-        return f"likely {verdict} …" if self.refused is None else verdict
-
-    def heaviest(self, count: int) -> list[Word]:
-        """The words with the largest weights, whatever their sign."""
-        return sorted(self.words, key=lambda word: -abs(word.weight))[:count]
-
-    def for_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self) | {"refusal_probability": self.refusal_probability}
 
 
 class OpenRun:
@@ -131,10 +73,10 @@ class OpenRun:
         # Works in the order of asking. Each thread that computes would keep freed memory, and helpers, of its own.
         self._worker = ThreadPoolExecutor(1, "model")
         self._weighing = threading.Lock()  # words are weighed one prompt at a time, in turn with the batches
-        self._switch = Switch(model, names, dial)
+        self._models = ModelsAtOnce(model, names, dial)
         # Half of what the memory plan has room for. The other half is for the weights of words.
         room = model.prompts_at_once * (PROMPT_TOKENS + LIST_TOKENS) // 2
-        self._batching = Batching(model, self._worker, lambda which: self._switch.use(*which), self._notes, room)
+        self._batching = Batching(model, self._worker, self._models.set_rows, self._notes, room)
         # A tokenizer that encodes changes its settings for the time: nobody else may use this one.
         self._tokenizer, self._encoding = copy.deepcopy(model.tokenizer), threading.Lock()
 
@@ -152,7 +94,7 @@ class OpenRun:
     def open_mended(self, run: Path) -> None:
         """Have one model more, MENDED: that of a run which mended this base model, its dial as it stands there. Raises
         UserError for a run that is not finished, and for an adapter that is damaged or of another model."""
-        self._worker.submit(self._switch.add, MENDED, adapter_of(run, DCR)).result()
+        self._worker.submit(self._models.add, MENDED, adapter_of(run, DCR)).result()
         self.mended, self.titles[MENDED] = run, f"{MODEL_TITLES[MENDED]}, run {run.name}"
         self.names = (*(name for name in self.names if name != MENDED), MENDED)
 
@@ -163,17 +105,21 @@ class OpenRun:
     def _window(self, answer_tokens: int) -> int:
         return min(self.model.window - answer_tokens, MAX_PROMPT_TOKENS)
 
-    def _notes(self, which: tuple[str, float | None], rows: list[list[int]]) -> list[Similarity] | list[None]:
-        """What is read of prompts, given as token ids, that begin to be answered: their similarities."""
-        name, _ = which
-        if self.discernments is None or name not in self.discernments.models:
-            return [None] * len(rows)
-        self._switch.use(name, None)
-        return self.discernments.models[name].read(layer_states(self.model, rows, self.discernments.layer))
+    def _notes(self, begun: Sequence[Growing]) -> list[Similarity | None]:
+        """What is read of the prompts of answers that begin: their similarities, without the dial."""
+        notes: list[Similarity | None] = [None] * len(begun)
+        for name, reading in self.discernments.models.items() if self.discernments else ():
+            places = [i for i, answer in enumerate(begun) if answer.which[0] == name]
+            if places and self.discernments:
+                self._models.set_rows([(name, None)])
+                states = layer_states(self.model, [begun[i].row for i in places], self.discernments.layer)
+                for i, similarity in zip(places, reading.read(states), strict=True):
+                    notes[i] = similarity
+        return notes
 
-    def _log_odds(self, name: str, strength: float | None, rows: list[list[int]]) -> list[float]:
+    def _log_odds(self, which: Which, rows: list[list[int]]) -> list[float]:
         """Refusal log-odds of prompts given as token ids."""
-        self._switch.use(name, strength)
+        self._models.set_rows([which])
         return [one.refusal_log_odds for one in answer(self.model, rows, max_new_tokens=0)]
 
     def weigh(self, name: str, prompt: str, strength: float | None = None) -> tuple[Word, ...]:
@@ -182,8 +128,9 @@ class OpenRun:
         row = self._encode([prompt], 0)[0]
         pieces = pieces_of(prompt, min(MAX_PIECES, WEIGHED_TOKENS // len(row)))
         rows = [row, *self._encode([prompt[:start] + prompt[stop:] for start, stop in pieces], 0)]
+        which = self._models.adapters[name], strength
         with self._weighing:
-            whole, *without = self._worker.submit(self._log_odds, self._switch.adapters[name], strength, rows).result()
+            whole, *without = self._worker.submit(self._log_odds, which, rows).result()
         return tuple(
             Word(prompt[start:stop], start, stop, whole - rest)
             for (start, stop), rest in zip(pieces, without, strict=True)
@@ -212,7 +159,7 @@ class OpenRun:
     ) -> Iterator[Score]:
         """As ``stream``, of a prompt given as token ids as well."""
         strength = self.strength_of(name, strength)
-        with self._batching.answering((self._switch.adapters[name], strength), [row], tokens) as (speech,):
+        with self._batching.answering((self._models.adapters[name], strength), [row], tokens) as (speech,):
             log_odds = self._batching.begin(speech)
             score = Score(name, prompt, log_odds, speech.note, strength=strength)
             yield score
@@ -255,7 +202,7 @@ class OpenRun:
             except UserError as error:
                 raise UserError(f"prompt {number} of {len(prompts)}: {error}") from None
         scores: list[Score] = []
-        which = self._switch.adapters[name], strength
+        which = self._models.adapters[name], strength
         for start in range(0, len(rows), LIST_BATCH):
             batch = rows[start : start + LIST_BATCH]
             with self._batching.answering(which, batch, LIST_TOKENS, stop=verdict_is_final) as said:
@@ -287,7 +234,7 @@ def open_run(folder: Path | None = None, device: Device = "auto") -> OpenRun:
     names = models_of(whole.compare_with)[::-1]
     parts = {name: adapter_of(folder, name) for name in names if name != STOCK}
     discernments = Discernments.load(parts[DCR])
-    model, _ = load_base(replace(settings, device=device))
+    model, _ = load_base(replace(settings, device=device, backend="transformers"))
     knows_openings(model, folder)
     for name, part in parts.items():
         adapters.load_adapter(model, name, part)
@@ -295,6 +242,6 @@ def open_run(folder: Path | None = None, device: Device = "auto") -> OpenRun:
         raise UserError(f"{parts[DCR]}: its similarity scores are of another model. Restore the run folder.")
     title = TITLE.format(model=model_title(settings.model), run=folder.resolve().name)
     if dial := open_dial(folder):
-        set_strength(model, DCR, dial.dial, dial.setting.strength)  # which raises UserError for a dial of another model
+        set_strength(model, DCR, dial.dial, None)  # the adapter is stored with it; now each row has its own
     notes = [caution_of(folder), EARLIER_VERSION if not discernments else ONLY_TURNED if whole.only_turned else ""]
     return OpenRun(model, names, discernments, dial, title, " ".join(filter(None, notes)))

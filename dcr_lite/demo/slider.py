@@ -8,7 +8,8 @@ import gradio as gr
 
 from dcr_lite.demo import markup, texts
 from dcr_lite.demo.dial import STEP
-from dcr_lite.demo.scoring import OpenRun, Score
+from dcr_lite.demo.score import Score
+from dcr_lite.demo.scoring import OpenRun
 
 # Requests that are served at once, their answers in batches. Each holds one of the 40 threads that Gradio has for all.
 AT_ONCE = 32

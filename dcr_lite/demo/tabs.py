@@ -18,7 +18,8 @@ from dcr_lite.data.rows import Pair
 from dcr_lite.demo import markup, texts
 from dcr_lite.demo.marking import MarkButtons
 from dcr_lite.demo.prompt_list import read_prompt_file, read_prompt_list, score_row, write_scores
-from dcr_lite.demo.scoring import OpenRun, Score
+from dcr_lite.demo.score import Score
+from dcr_lite.demo.scoring import OpenRun
 from dcr_lite.demo.slider import MODEL_WORK, NO_WORK, Asked, DialSlider
 from dcr_lite.errors import UserError
 from dcr_lite.names import MENDED

@@ -3,7 +3,7 @@
 from rich.table import Table
 from rich.text import Text
 
-from dcr_lite.demo.scoring import Score
+from dcr_lite.demo.score import Score
 from dcr_lite.demo.texts import COLUMNS
 from dcr_lite.names import LABEL_TITLES, MODEL_TITLES
 from dcr_lite.run.terminal import console

@@ -32,8 +32,10 @@ from dcr_lite.files import damaged, load_tensors, save_tensors
 from dcr_lite.model.adapters import remove_extra_ranks, set_extra_ranks
 from dcr_lite.model.hidden_states import decoder_of
 from dcr_lite.model.loading import Model
+from dcr_lite.model.mixed_adapters import Factors
 
 CURE = "Delete it to have it fitted again."
+KEY, READER = "the dial's key", "the dial's reader"  # its parts
 ANOTHER_MODEL = f"the dial belongs to another model. {CURE}"
 
 
@@ -83,15 +85,33 @@ def set_strength(model: Model, adapter: str, dial: Dial, strength: float | None)
 
     Raises UserError for a dial of another model.
     """
-    layer, name = carrier(model, dial.layer)
-    shape = layer.mlp.down_proj.in_features, layer.mlp.down_proj.out_features
-    if shape != (len(dial.key), len(dial.shift)):
-        raise UserError(ANOTHER_MODEL)
+    name, written = _written(model, dial)
     if strength is None or strength == dial.gain == 0:
         remove_extra_ranks(model, adapter, name)
     else:
         read = strength * dial.key + dial.gain * dial.reader
-        set_extra_ranks(model, adapter, name, read[None], (dial.shift / norm_weight(layer))[:, None])
+        set_extra_ranks(model, adapter, name, read[None], written)
+
+
+def parts(model: Model, dial: Dial) -> dict[str, Factors]:
+    """The dial as parts that rows of one batch have at strengths of their own (``model/mixed_adapters.py``); ``shares``
+    has how much of each. Raises UserError as ``set_strength``."""
+    name, written = _written(model, dial)
+    return {KEY: {name: (dial.key[None], written)}, READER: {name: (dial.reader[None], written)}}
+
+
+def shares(dial: Dial, strength: float | None) -> dict[str, float]:
+    """How much of each of ``parts`` a row has with the dial at a strength, or, of None, without it."""
+    return {} if strength is None else {KEY: strength, READER: dial.gain}
+
+
+def _written(model: Model, dial: Dial) -> tuple[str, Tensor]:
+    """The name of the map that carries the dial, and what strength 1 adds to what it puts out, (d_model, 1)."""
+    layer, name = carrier(model, dial.layer)
+    shape = layer.mlp.down_proj.in_features, layer.mlp.down_proj.out_features
+    if shape != (len(dial.key), len(dial.shift)):
+        raise UserError(ANOTHER_MODEL)
+    return name, (dial.shift / norm_weight(layer))[:, None]
 
 
 @contextmanager

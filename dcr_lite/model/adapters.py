@@ -60,8 +60,8 @@ def add_adapter(model: Model, name: str, rank: int, seed: int) -> None:
 def keep_on(model: Model, name: str, module: str) -> None:
     """Take an untrained adapter off every linear map but one, since what does nothing takes time all the same, and make
     it the active one. module: the map's name in the base model."""
-    for key, layer in model.network.get_base_model().named_modules():
-        if isinstance(layer, LoraLayer) and key != module and name in layer.r:
+    for key, layer in lora_layers(model).items():
+        if key != module and name in layer.r:
             layer.delete_adapter(name)
     model.network.peft_config[name].target_modules = {module}
     activate(model, name)
@@ -119,10 +119,9 @@ def _stored_weights(folder: Path) -> set[str]:
 
 def _make_ready(model: Model, name: str) -> None:
     model.network.eval()  # all of it: new modules begin in the mode of training
-    for module in model.network.modules():
-        if isinstance(module, LoraLayer):
-            # Autocast picks the type of each product and would undo peft's own cast to float32.
-            module.cast_input_dtype_enabled = model.precision == torch.float32
+    for layer in lora_layers(model).values():
+        # Autocast picks the type of each product and would undo peft's own cast to float32.
+        layer.cast_input_dtype_enabled = model.precision == torch.float32
     if model.device == "cpu":
         fused_layers.fuse(decoder_of(model.network))
     activate(model, name)
@@ -137,7 +136,7 @@ def activate(model: Model, name: str) -> None:
 @contextmanager
 def stock(model: Model) -> Iterator[None]:
     """Within the block the model answers as it was loaded, without any adapter."""
-    before = {layer: layer.disable_adapters for layer in _lora_layers(model)}
+    before = {layer: layer.disable_adapters for layer in lora_layers(model).values()}
     _disable(before, True)
     try:
         yield
@@ -146,8 +145,12 @@ def stock(model: Model) -> Iterator[None]:
             _disable([layer], disabled)
 
 
-def _lora_layers(model: Model) -> list[LoraLayer]:
-    return [module for module in model.network.modules() if isinstance(module, LoraLayer)]
+def lora_layers(model: Model) -> dict[str, LoraLayer]:
+    """The linear maps that an adapter is on, or was, by their names in the base model."""
+    if not isinstance(model.network, PeftModel):
+        return {}
+    modules = model.network.get_base_model().named_modules()
+    return {key: module for key, module in modules if isinstance(module, LoraLayer)}
 
 
 def _disable(layers: Iterable[LoraLayer], disabled: bool) -> None:
@@ -157,9 +160,8 @@ def _disable(layers: Iterable[LoraLayer], disabled: bool) -> None:
 
 
 def switch(model: Model, name: str | None) -> None:
-    """Make ``name`` the active adapter, or none for the stock model, until the next switch. ``stock`` does so for a
-    block, and changes back at its end."""
-    _disable(_lora_layers(model), name is None)
+    """Make ``name`` the active adapter, or none for the stock model, until the next switch."""
+    _disable(lora_layers(model).values(), name is None)
     if name is None:
         model.network.requires_grad_(False)
     else:
@@ -191,9 +193,9 @@ def set_adapter_weights(model: Model, name: str, weights: dict[str, Tensor]) -> 
     """Load weights that ``adapter_weights`` returned, whether or not some maps have more ranks in them or here (see
     ``set_extra_ranks``). To maps that are not among them the adapter adds nothing afterwards."""
     ranks = {}
-    for module, layer in model.network.get_base_model().named_modules():
+    for module, layer in lora_layers(model).items():
         factor = weights.get(f"{PREFIX}{module}.lora_A.weight")
-        if isinstance(layer, LoraLayer) and name in layer.r:
+        if name in layer.r:
             if factor is None:
                 layer.lora_B[name].weight.data.zero_()
             else:
@@ -210,7 +212,7 @@ def set_adapter_weights(model: Model, name: str, weights: dict[str, Tensor]) -> 
 
 def scale(model: Model, name: str, share: float) -> None:
     """Keep only a share of what an adapter adds to the weights."""
-    for layer in _lora_layers(model):
+    for layer in lora_layers(model).values():
         if name in layer.lora_B:
             layer.lora_B[name].weight.data *= share
 
@@ -219,8 +221,7 @@ def adapted_maps(model: Model, name: str, layer: int) -> list[str]:
     """The names in the base model of the linear maps of decoder layer ``layer`` that an adapter is on, such as
     "model.layers.15.mlp.down_proj"."""
     within = set(decoder_of(model.network).layers[layer].modules())
-    modules = model.network.get_base_model().named_modules()
-    return [key for key, module in modules if module in within and isinstance(module, LoraLayer) and name in module.r]
+    return [key for key, module in lora_layers(model).items() if module in within and name in module.r]
 
 
 def adapted_weight(model: Model, name: str, module: str) -> Tensor:

@@ -20,7 +20,8 @@ LOGITS_AT_ONCE = 64  # rows: a row of Qwen2.5's vocabulary takes 0.6 MB, and its
 
 Rows = list[list[int]]  # of token ids
 Tokens = tuple[int, ...]
-Prefix = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (1, heads, tokens, d_head); empty: no prefix
+# Keys and values of each layer, (1 for all rows or 1 for each, heads, tokens, d_head); empty: no prefix.
+Prefix = list[tuple[Tensor, Tensor]]
 
 
 class _CachedDecoding:
@@ -264,11 +265,13 @@ def append(decoding: Decoding, token: Tensor) -> None:
     decoding.logits = decoding.logits_at(decoding.extend(token[:, None])[:, -1])
 
 
-def shared_cache(model: Model, rows: Rows) -> Prefix:
-    """Keys and values of what all rows share, where the model packs."""
+def shared_cache(model: Model, rows: Rows, copies: int = 1) -> Prefix:
+    """Keys and values of what all rows share, where the model packs; as so many rows, which may be of different
+    models."""
     ids = rows[0][: shared_prefix(rows)] if model.packs and rows else []
     if not ids:
         return []
     cache = DynamicCache()
-    decoder_of(model.network)(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True)
+    input_ids = torch.tensor([ids] * copies, device=model.device)
+    decoder_of(model.network)(input_ids=input_ids, past_key_values=cache, use_cache=True)
     return [(layer.keys, layer.values) for layer in cache.layers]

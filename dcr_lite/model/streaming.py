@@ -1,6 +1,6 @@
 """Greedy answers that grow together, a token at a time: others can join them between two steps, and any can leave."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from dcr_lite.model.chat import decode_answers
-from dcr_lite.model.decoding import append, prompts_of, shared_cache, start_decoding
+from dcr_lite.model.decoding import Prefix, Rows, append, prompts_of, shared_cache, start_decoding
 from dcr_lite.model.generation import CHECK_EVERY, end_tokens, refusal_log_odds
 from dcr_lite.model.loading import Model, require_finite
+
+SetRows = Callable[[Sequence[Any]], None]
 
 
 @dataclass(eq=False)
@@ -18,7 +20,7 @@ class Growing:
     """An answer while it grows.
 
     row: token ids of the prompt. most: tokens that the answer can have. stop: called now and then with the text so far;
-        where it returns True the answer ends.
+        where it returns True the answer ends. which: names the model that gives it, where the network is several.
     ids: its tokens. refusal_log_odds: of beginning with a refusal, read before any token is chosen; None until then.
     ended: by the model, by ``stop``, with the last token that it can have, or by whoever no longer wants it.
     """
@@ -26,6 +28,7 @@ class Growing:
     row: list[int]
     most: int
     stop: Callable[[str], bool] | None = None
+    which: Any = None
     ids: list[int] = field(default_factory=list)
     refusal_log_odds: float | None = None
     ended: bool = False
@@ -33,24 +36,25 @@ class Growing:
 
 class GrowingTogether:
     """Answers that are decoded as one batch. What one of them says does not depend on the others, nor on when they come
-    and go. Each step is a forward pass of its own under the adapter that is active then, so a caller of several batches
-    switches adapters between steps, never within one.
+    and go.
 
-    answers: those that are still growing. joins: whether another batch of the same model can join.
+    answers: those that are still growing. joins: whether another batch can join.
     """
 
     @torch.no_grad()
-    def __init__(self, model: Model, answers: list[Growing]):
+    def __init__(self, model: Model, answers: list[Growing], set_rows: SetRows = lambda rows: None):
         """Begin all of ``answers``; one that has tokens already goes on from there. Models that do not pack take
-        prompts of one length (see ``generation.answer``).
+        prompts of one length (see ``generation.answer``). set_rows: called before each pass with what its rows are
+        answered by, ``which`` of each.
 
         Raises UserError where a score is not finite.
         """
         model.set_training(False)
-        self.model, self.answers = model, answers
+        self.model, self.answers, self._set_rows = model, answers, set_rows
         with model.compute():
             prompts = prompts_of(model, [answer.row + answer.ids for answer in answers])
-            prefixes = [shared_cache(model, of) for of in prompts] if len(answers) > 1 else []
+            prefixes = [self._shared(of) for of in prompts] if len(answers) > 1 else []
+            set_rows([answer.which for answer in answers])
             self._decoding: Any = start_decoding(model, prompts, prefixes)
             if any(answer.refusal_log_odds is None for answer in answers):
                 odds = require_finite(model, refusal_log_odds(self._decoding), "refusal log-odds").tolist()
@@ -61,6 +65,13 @@ class GrowingTogether:
                         answer.refusal_log_odds = value
         self._ends = set(end_tokens(model).tolist())
         self._keep_growing()
+
+    def _shared(self, rows: Rows) -> Prefix:
+        """The cache of what all rows share: computed once for each model, and of each row that of its own."""
+        which = list(dict.fromkeys(answer.which for answer in self.answers))
+        self._set_rows(which)
+        place = torch.tensor([which.index(answer.which) for answer in self.answers], device=self.model.device)
+        return [(keys[place], values[place]) for keys, values in shared_cache(self.model, rows, len(which))]
 
     @property
     def joins(self) -> bool:
@@ -90,6 +101,7 @@ class GrowingTogether:
                 answer.ended = True
         token = token[self._keep_growing()]
         if self.answers:
+            self._set_rows([answer.which for answer in self.answers])
             with self.model.compute():
                 append(self._decoding, token)
 

@@ -18,7 +18,7 @@ from dcr_lite.data.sources import convert
 from dcr_lite.demo import markup
 from dcr_lite.demo.prompt_list import FORMULA, read_prompt_list, write_scores
 from dcr_lite.demo.prompt_text import cleaned
-from dcr_lite.demo.scoring import Score, Word
+from dcr_lite.demo.score import Score, Word
 from dcr_lite.evaluate.labelling import label_answers, write_rows
 from dcr_lite.measure.judge import evidence, is_refusal, refusal_score, verdict_is_final
 from dcr_lite.run.discernment import Similarity

@@ -1,0 +1,93 @@
+"""Several adapters in one forward pass, each for its own rows of the batch.
+
+The low-rank factors of all parts lie side by side at each linear map, and a gate for each row says how much of each
+part it gets (as Chen et al., Punica, arXiv 2310.18547, do by a kernel). So one pass reads the base weights once,
+whichever models its rows are of, and a dial can stand differently for each row.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from dcr_lite.model.adapters import lora_layers
+from dcr_lite.model.loading import Model
+
+# By the name of a linear map in the base model: (rank, inputs) and (outputs, rank), whose product is added to it.
+Factors = Mapping[str, tuple[Tensor, Tensor]]
+Row = Mapping[str, float]  # how much of each part a row gets; parts that are not named do nothing
+Layout = tuple[tuple[str, int], ...]  # the parts that are on a map, in order, and their ranks
+
+
+@dataclass
+class _Map:
+    """What all parts add to one linear map: ``a`` (ranks, inputs) and ``b`` (outputs, ranks)."""
+
+    layout: Layout
+    a: Tensor
+    b: Tensor
+
+
+class MixedAdapters:
+    """Takes over every LoRA layer of a model for inference. ``set_rows`` is told the rows of the passes that follow;
+    before that all are of the base model."""
+
+    def __init__(self, model: Model):
+        self._model = model
+        self._parts: dict[str, Factors] = {}
+        self._gates: dict[Layout, Tensor | None] = {}
+
+    def add(self, part: str, factors: Factors) -> None:
+        """Have a further part, or another one of that name."""
+        self._parts[part] = factors
+        self.take_over()
+
+    def take_over(self) -> None:
+        """Compute in every LoRA layer; to be called again when peft has added layers."""
+        self._gates = {}
+        for name, layer in lora_layers(self._model).items():
+            on_map = self._on_map(name)
+            if on_map:
+                self._gates[on_map.layout] = None
+            layer.forward = partial(self._forward, layer.base_layer, on_map)
+
+    def _on_map(self, name: str) -> _Map | None:
+        found = {part: factors[name] for part, factors in self._parts.items() if name in factors}
+        found = {part: (a, b) for part, (a, b) in found.items() if b.any()}  # none, where nothing was trained
+        if not found:
+            return None
+        a, b = torch.cat([a for a, _ in found.values()]), torch.cat([b for _, b in found.values()], 1)
+        layout = tuple((part, len(a)) for part, (a, _) in found.items())
+        device, precision = self._model.device, self._model.precision
+        return _Map(layout, a.to(device, precision), b.to(device, precision))
+
+    def set_rows(self, rows: Sequence[Row]) -> None:
+        """What each row of the following passes is. One row stands for all of them, however they are laid out; else
+        the inputs have to be (rows, tokens, inputs)."""
+        same = all(row == rows[0] for row in rows)
+        for layout in self._gates:
+            shares = [[row.get(part, 0.0) for part, rank in layout for _ in range(rank)] for row in rows]
+            gate = torch.tensor(shares[0] if same else shares, device=self._model.device, dtype=self._model.precision)
+            self._gates[layout] = (gate if same else gate[:, None]) if gate.any() else None
+
+    def _forward(self, base: nn.Module, on_map: _Map | None, x: Tensor) -> Tensor:
+        if type(base) is nn.Linear:
+            x = x.to(base.weight.dtype)
+        out: Tensor = base(x)
+        gate = self._gates[on_map.layout] if on_map else None
+        if on_map is None or gate is None:
+            return out
+        inner = linear(x.to(on_map.a.dtype), on_map.a) * gate
+        return out.add_(linear(inner, on_map.b))
+
+
+def factors(model: Model, name: str) -> Factors:
+    """What an adapter adds, at its scale."""
+    return {
+        key: (layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach() * layer.scaling[name])
+        for key, layer in lora_layers(model).items()
+        if name in layer.r
+    }
