@@ -52,15 +52,18 @@ def started(run: Path | None, port: int) -> tuple[subprocess.Popen[bytes], Clien
 
 
 def one_client(client: Client) -> dict[str, float]:
-    """Median seconds of a single client to the scores and to the first words of an answer; worst: of the latter."""
-    scores, first = [], []
+    """Median seconds of a single client to the scores, to the first words of an answer and to its end; worst: of the
+    first words."""
+    scores, first, whole = [], [], []
     for prompt in PROMPTS * 2:
         begun = time.monotonic()
         # An empty part comes with the scores. All are read: the next request would wait for the end.
         parts = [(time.monotonic() - begun, part) for part in client.submit(prompt, "dcr", api_name="/answer")]
         scores.append(parts[0][0])
         first.append(next(seconds for seconds, part in parts if part))
-    return {"scores": statistics.median(scores), "first_token": statistics.median(first), "worst": max(first)}
+        whole.append(parts[-1][0])
+    medians = {"scores": scores, "first_token": first, "whole": whole}
+    return {name: statistics.median(seconds) for name, seconds in medians.items()} | {"worst": max(first)}
 
 
 Asked = tuple[str, str, float | None]  # prompt, model, strength

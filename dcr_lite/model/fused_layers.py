@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
+
+from dcr_lite.model.few_rows import linear
 
 # One formula under six names: x over its root mean square, times a weight. Others, such as Gemma's and OLMo's, differ.
 NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Phi3RMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "SmolLM3RMSNorm")

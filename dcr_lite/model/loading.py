@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from dcr_lite.errors import MORE_MEMORY, UserError, first_line, out_of_memory
 from dcr_lite.files import exists
-from dcr_lite.model import configuration, unsloth
+from dcr_lite.model import configuration, few_rows, unsloth
 from dcr_lite.model.contrast import Contrast
 from dcr_lite.model.dates import fix_day
 from dcr_lite.model.memory import LEAST_TOKENS, MOST_PROMPTS, MOST_TOKENS
@@ -280,8 +280,10 @@ def prepare(network: Any, device: str, four_bit: bool) -> None:
     if device == "cuda":
         # With a mask its gradients are NaN on H100 and later (torch 2.11 to 2.13: issue 196678 of pytorch/pytorch).
         torch.backends.cuda.enable_cudnn_sdp(False)
-    if four_bit and device == "cpu":
-        _keep_weights_unpacked(network)
+    if device == "cpu":
+        few_rows.speed_up(network)
+        if four_bit:
+            _keep_weights_unpacked(network)
 
 
 def _keep_weights_unpacked(network: nn.Module) -> None:

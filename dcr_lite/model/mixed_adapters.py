@@ -11,9 +11,9 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from dcr_lite.model.adapters import lora_layers
+from dcr_lite.model.few_rows import linear
 from dcr_lite.model.loading import Model
 
 # By the name of a linear map in the base model: (rank, inputs) and (outputs, rank), whose product is added to it.
