@@ -9,6 +9,9 @@ the one that a single client got.
 Answers are decoded in batches, and a processor may round a product differently in a larger batch. So an answer that
 leaves the single client's at some token, but has more of its beginning than of any other request's answer, counts as
 rounded; one that has more of another's as mixed up. Every tenth client goes away in the middle of every other answer.
+
+Clients read the server's events and nothing more, as browsers do on their own machines: gradio_client's threads would
+take a third of two cores from the server that is measured.
 """
 
 import json
@@ -18,12 +21,14 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 import tyro
-from gradio_client import Client
 
 ROOT = Path(__file__).parent.parent
 # (model, strength of the dial) of the requests; of runs without a dial the last one is an error.
@@ -37,15 +42,45 @@ PROMPTS = (
 )
 
 
+class Client:
+    """A session of the demo's HTTP interface."""
+
+    def __init__(self, port: int):
+        address = f"http://127.0.0.1:{port}/gradio_api/call/answer"
+        # A session has its state made when it first asks, which takes the server a while.
+        self._http = httpx.Client(base_url=address, timeout=300, trust_env=False, verify=False)
+        self._session = uuid.uuid4().hex
+
+    def parts(self, prompt: str, model: str, strength: float | None) -> Iterator[str]:
+        """Something for each part of an answer, empty as long as it has no words; the last is the whole text. One who
+        stops reading has gone away."""
+        body = {"data": [prompt, model, strength], "session_hash": self._session}
+        event = self._http.post("", json=body).raise_for_status().json()["event_id"]
+        with self._http.stream("GET", f"/{event}") as reply:
+            kind = ""
+            for line in reply.iter_lines():
+                name, _, value = line.partition(": ")
+                if name == "event":
+                    kind = value
+                elif name == "data" and kind == "error":
+                    raise RuntimeError(value)
+                elif name == "data" and kind in ("generating", "complete"):
+                    (text,) = json.loads(value)
+                    yield text if kind == "complete" else str(text)
+                    if kind == "complete":
+                        return
+
+
 def started(run: Path | None, port: int) -> tuple[subprocess.Popen[bytes], Client, float]:
-    """The demo's process, a first client, and the seconds until the client was connected."""
+    """The demo's process, a first client, and the seconds until the demo was up."""
     flags = ["--port", str(port), *(["--run", str(run)] if run else [])]
     begun = time.monotonic()
     process = subprocess.Popen([sys.executable, str(ROOT / "app.py"), *flags])
     while True:
         try:
-            return process, Client(f"http://127.0.0.1:{port}", verbose=False), time.monotonic() - begun
-        except Exception:  # not up yet: httpx has many errors for that
+            httpx.get(f"http://127.0.0.1:{port}/config", trust_env=False).raise_for_status()
+            return process, Client(port), time.monotonic() - begun
+        except httpx.HTTPError:  # not up yet
             if process.poll() is not None or time.monotonic() - begun > 180:
                 raise
             time.sleep(0.1)
@@ -57,8 +92,8 @@ def one_client(client: Client) -> dict[str, float]:
     scores, first, whole = [], [], []
     for prompt in PROMPTS * 2:
         begun = time.monotonic()
-        # An empty part comes with the scores. All are read: the next request would wait for the end.
-        parts = [(time.monotonic() - begun, part) for part in client.submit(prompt, "dcr", api_name="/answer")]
+        # An empty part comes with the scores.
+        parts = [(time.monotonic() - begun, part) for part in client.parts(prompt, "dcr", None)]
         scores.append(parts[0][0])
         first.append(next(seconds for seconds, part in parts if part))
         whole.append(parts[-1][0])
@@ -97,11 +132,9 @@ def one_request(client: Client, key: Asked, expected: dict[Asked, str], leaves: 
     """One request, read to its end or left after its first words."""
     begun, first, last, outcome = time.monotonic(), 0.0, "", ""
     try:
-        job = client.submit(*key, api_name="/answer")
-        for last in job:
+        for last in client.parts(*key):
             first = first or (time.monotonic() - begun if last else 0.0)
             if last and leaves:
-                job.cancel()
                 outcome = "left"
                 break
         outcome = outcome or judged(last, key, expected)
@@ -118,7 +151,7 @@ def load(
     stop = time.monotonic() + seconds
 
     def ask(number: int) -> None:
-        client = Client(f"http://127.0.0.1:{port}", verbose=False)
+        client = Client(port)
         step = 0
         while time.monotonic() < stop:
             key = list(expected)[(number + 7 * step) % len(expected)]
@@ -168,7 +201,7 @@ def main(run: Path | None = None, clients: int = 30, seconds: float = 120, port:
     try:
         found: dict[str, object] = {"start_s": start, "one_client_s": one_client(client)}
         asked = [(prompt, *model) for prompt in PROMPTS for model in ASKED]
-        expected = {one: client.predict(*one, api_name="/answer") for one in asked}
+        expected = {one: list(client.parts(*one))[-1] for one in asked}
         found |= load(port, clients, seconds, expected, psutil.Process(process.pid))
     finally:
         process.terminate()

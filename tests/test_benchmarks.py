@@ -11,6 +11,7 @@ from typing import Any
 import _measure
 import card
 import evaluation
+import few_rows
 import pytest
 import scaling
 import stage1
@@ -20,6 +21,7 @@ import stage2_choices
 import torch
 import whole_job
 from _measure import EQUAL, Build, Case, Outcome, Result, Step
+from _sides import load
 from recipe_runs import small_settings
 
 from dcr_lite.method.contrastive import ContrastiveConfig
@@ -163,6 +165,20 @@ def test_evaluation(quick: dict[str, Any], out: dict[str, Path]) -> None:
     assert len(results) == 6
     assert {r.equal_to for r in results} == {0.0}
     assert evaluation.differing({"refused": [True, False, True, True]}, {"refused": [True] * 4}) == 0.25
+
+
+def test_few_rows(quick: dict[str, Any], out: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways give the same logits, at every number of answers, and are what they are called."""
+    case = few_rows.FewRows(answers=(1, 9, 50), tokens=2, **quick, **out)
+    results = checked(few_rows.main(case), out["json"])
+    assert [r.name for r in results] == ["1 answer", "9 answers", "50 answers"]
+    calls: list[int] = []
+    plain = torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *given: (calls.append(1), plain(*given))[1])
+    for name, step in few_rows.sides(load(case, torch.float32, fresh=True), 50, 1).items():
+        calls.clear()
+        step(1)
+        assert bool(calls) == (name == "plain")
 
 
 def test_scaling(out: dict[str, Path]) -> None:
