@@ -8,6 +8,7 @@ whichever models its rows are of, and a dial can stand differently for each row.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,9 +86,10 @@ class MixedAdapters:
 
 
 def factors(model: Model, name: str) -> Factors:
-    """What an adapter adds, at its scale."""
-    return {
-        key: (layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach() * layer.scaling[name])
-        for key, layer in lora_layers(model).items()
-        if name in layer.r
-    }
+    """What an adapter adds, at its scale; at scale 1, the kit's own, they are its weights and no copies."""
+    return {key: _factors_of(layer, name) for key, layer in lora_layers(model).items() if name in layer.r}
+
+
+def _factors_of(layer: Any, name: str) -> tuple[Tensor, Tensor]:
+    a, b, scale = layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach(), layer.scaling[name]
+    return a, b if scale == 1 else b * scale
