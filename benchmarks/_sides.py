@@ -11,7 +11,7 @@ from transformers.utils import logging
 from dcr_lite.data.sources import locate
 from dcr_lite.method.geometry import kinds_of_pairs
 from dcr_lite.method.losses import cosine_similarity, supervised_contrastive
-from dcr_lite.model import adapters, fused_layers, loading
+from dcr_lite.model import adapters, few_rows, fused_layers, loading
 from dcr_lite.model.hidden_states import decoder_of
 from dcr_lite.model.loading import Model
 from dcr_lite.model.packing import pad
@@ -38,6 +38,7 @@ def give_adapter(model: Model, seed: int, stock_layers: bool = False, fresh: boo
     adapters.add_adapter(model, ADAPTER, RANK, seed)
     if stock_layers:
         fused_layers.unfuse(decoder_of(model.network))
+        few_rows.undo(model.network)
     if fresh:
         return
     generator = torch.Generator().manual_seed(seed)

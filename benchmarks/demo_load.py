@@ -47,13 +47,11 @@ class Client:
 
     def __init__(self, port: int):
         address = f"http://127.0.0.1:{port}/gradio_api/call/answer"
-        # A session has its state made when it first asks, which takes the server a while.
-        self._http = httpx.Client(base_url=address, timeout=300, trust_env=False, verify=False)
-        self._session = uuid.uuid4().hex
+        self._http = httpx.Client(base_url=address, timeout=300, trust_env=False, verify=False)  # no TLS to set up
+        self._session = uuid.uuid4().hex  # of which the server makes the state once, which takes it a while
 
     def parts(self, prompt: str, model: str, strength: float | None) -> Iterator[str]:
-        """Something for each part of an answer, empty as long as it has no words; the last is the whole text. One who
-        stops reading has gone away."""
+        """The answer so far, again and again. One who stops reading has gone away."""
         body = {"data": [prompt, model, strength], "session_hash": self._session}
         event = self._http.post("", json=body).raise_for_status().json()["event_id"]
         with self._http.stream("GET", f"/{event}") as reply:
@@ -65,8 +63,7 @@ class Client:
                 elif name == "data" and kind == "error":
                     raise RuntimeError(value)
                 elif name == "data" and kind in ("generating", "complete"):
-                    (text,) = json.loads(value)
-                    yield text if kind == "complete" else str(text)
+                    yield json.loads(value)[0]
                     if kind == "complete":
                         return
 

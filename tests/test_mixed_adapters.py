@@ -53,7 +53,7 @@ class Several:
         self.dial = Dial(1, *vectors, gain=0.5)
 
     def alone(self, which: Which, compute: Callable[[], Any]) -> Any:
-        """What ``compute`` gives with peft's own layers and the dial in the adapter's weights."""
+        """What ``compute`` gives with one adapter active in peft and the dial in its weights."""
         name, strength = which
         set_strength(self.model, "first", self.dial, strength)
         adapters.switch(self.model, name)
@@ -158,3 +158,58 @@ def test_layers_that_peft_adds_later_are_taken_over(tiny_model: MakeModel) -> No
     torch.testing.assert_close(logits_of(several.model, rows), expected, rtol=1e-4, atol=1e-4)
     several.set_rows([("third", None)])
     assert (logits_of(several.model, rows) - expected).abs().max() > 0.1
+
+
+def test_what_does_not_fit_changes_nothing(tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part for which memory does not suffice is not there, and all others answer as before."""
+    several, rows = Several(tiny_model()).mix(), torch.tensor(random_rows([9]))
+    several.set_rows([("first", 2.0)])
+    expected = logits_of(several.model, rows)
+    cat, calls = torch.cat, iter(range(10**6))
+
+    def scarce(*given: Any) -> Tensor:
+        if next(calls) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return cat(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "cat", scarce)
+        with pytest.raises(torch.OutOfMemoryError):
+            several.mixed.add("third", factors(several.model, "second"))
+    with pytest.raises(KeyError, match="third"):
+        several.set_rows([("third", None)])
+    several.set_rows([("first", 2.0)])
+    assert torch.equal(logits_of(several.model, rows), expected)
+
+
+def test_factors_meet_on_the_models_device_in_its_precision(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dial is on the CPU in float32 and an adapter where the model is: each is moved before they are put together."""
+    model = tiny_model(precision=torch.bfloat16)
+    put_together: list[set[torch.dtype]] = []
+    cat = torch.cat
+
+    def noted(parts: list[Tensor], *more: Any) -> Tensor:
+        put_together.append({part.dtype for part in parts})
+        return cat(parts, *more)
+
+    several = Several(model)
+    monkeypatch.setattr(torch, "cat", noted)
+    several.mix()
+    assert len(put_together) > 20
+    assert all(types == {torch.bfloat16} for types in put_together)
+
+
+def test_without_parts_all_rows_are_the_base_model(tiny_model: MakeModel) -> None:
+    """Whatever adapter is active in peft; and again once a part is removed."""
+    several, rows = Several(tiny_model()), torch.tensor(random_rows([9]))
+    expected = several.alone((None, None), lambda: logits_of(several.model, rows))
+    adapters.switch(several.model, "second")
+    mixed = MixedAdapters(several.model)
+    torch.testing.assert_close(logits_of(several.model, rows), expected, rtol=1e-4, atol=1e-4)
+    mixed.add("second", factors(several.model, "second"))
+    mixed.set_rows([{"second": 1.0}])
+    assert (logits_of(several.model, rows) - expected).abs().max() > 0.1
+    mixed.remove("second")
+    torch.testing.assert_close(logits_of(several.model, rows), expected, rtol=1e-4, atol=1e-4)

@@ -329,6 +329,21 @@ def test_a_mended_model_is_opened_beside_the_others(opened: OpenRun, demo_run: P
     assert run.names == (*MODELS, "mended")
 
 
+def test_models_mended_again_and_again_leave_nothing_behind(demo_run: Path, dialled_run: Path, tmp_path: Path) -> None:
+    """The network holds the last one and the one before, which may still be answering; a damaged one between them is an
+    error and changes nothing."""
+    run = open_run(demo_run)
+    damaged = Path(shutil.copytree(dialled_run, tmp_path / "run"))
+    (damaged / "adapter" / "adapter_model.safetensors").write_bytes(b"nothing")
+    for _ in range(3):
+        run.open_mended(dialled_run)
+        answered = run.score("mended", PROMPT)
+        with pytest.raises(UserError, match="damaged"):
+            run.open_mended(damaged)
+        assert run.score("mended", PROMPT) == answered
+    assert len(run.model.network.peft_config) <= len(MODELS) - 1 + 2
+
+
 def test_a_mended_model_is_opened_beside_the_stock_model_alone(opened: OpenRun, tiny: Path, dialled_run: Path) -> None:
     """Without a run the network has no adapter before."""
     run = OpenRun(load_tiny(tiny), ("base",), None, None, "tiny", "")

@@ -7,7 +7,7 @@ where nobody waits nothing is computed, and a client that reads slowly, or goes 
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -81,7 +81,7 @@ class Batching:
 
     @contextmanager
     def answering(
-        self, which: Any, rows: list[list[int]], most: int, stop: Callable[[str], bool] | None = None
+        self, which: Hashable, rows: list[list[int]], most: int, stop: Callable[[str], bool] | None = None
     ) -> Iterator[list[Request]]:
         """Requests for greedy answers of the model ``which`` to prompts given as token ids, of at most ``most`` tokens
         each; ``stop`` as in ``generation.answer``. After the block nobody wants them any more."""

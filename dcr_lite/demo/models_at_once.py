@@ -27,7 +27,7 @@ class ModelsAtOnce:
         self._model, self._dial = model, dial
         self._mixed = MixedAdapters(model)
         self.adapters = {name: name for name in names}
-        self._added = count()
+        self._added, self._left = count(), ""  # left: the adapter of a model that another has taken the name of
         for name in names:
             if name != STOCK:
                 self._mixed.add(name, factors(model, name))
@@ -40,15 +40,23 @@ class ModelsAtOnce:
 
     def _parts(self, adapter: str, strength: float | None) -> dict[str, float]:
         turned = dials.shares(self._dial.dial, strength) if self._dial and adapter == DCR else {}
-        return {adapter: 1.0} | turned
+        return ({} if adapter == STOCK else {adapter: 1.0}) | turned
 
     def add(self, name: str, folder: Path) -> None:
         """Have the adapter in a folder as the model ``name`` from now on; what another of that name is answering it
         answers to the end. Raises UserError for an adapter that is damaged or of another model."""
         adapter = f"{name}{next(self._added)}"  # a failed one may have left parts, so each has a name of its own
+        self._forget_left()
         try:
             adapters.load_adapter(self._model, adapter, folder)
             self._mixed.add(adapter, factors(self._model, adapter))
         finally:
             self._mixed.take_over()  # peft computes in layers that it has added, or begun to
-        self.adapters[name] = adapter
+        self._left, self.adapters[name] = self.adapters.get(name, ""), adapter
+
+    def _forget_left(self) -> None:
+        """The adapter that the last one took the name of answers no more: since then a model has been trained."""
+        if self._left:
+            self._mixed.remove(self._left)
+            self._model.network.delete_adapter(self._left)
+            self._left = ""

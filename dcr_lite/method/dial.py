@@ -80,8 +80,7 @@ class Dial:
 
 def set_strength(model: Model, adapter: str, dial: Dial, strength: float | None) -> None:
     """Turn the dial of an adapter: positive answers more, negative refuses more; at 0 the reader alone decides. None
-    takes the dial off, and the adapter is as trained, bit for bit. Takes no time, so that every answer can have its
-    own.
+    takes the dial off, and the adapter is as trained, bit for bit. Takes no time.
 
     Raises UserError for a dial of another model.
     """

@@ -15,13 +15,15 @@ FEWEST, MOST = 8, 48
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``torch.nn.functional.linear``, for passes without gradient in the faster form."""
+    """``torch.nn.functional.linear``, in the faster form where no gradient is recorded: in passes without any, and in
+    functions that have their own backward pass."""
     return _linear(x, weight, bias).contiguous()  # attention's kernels take nothing else
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = x.numel() // x.shape[-1]
-    if not FEWEST <= rows <= MOST or torch.is_grad_enabled() or x.dtype != torch.float32 or x.device.type != "cpu":
+    few = FEWEST <= rows <= MOST and torch.backends.mkl.is_available()
+    if not few or torch.is_grad_enabled() or x.dtype != torch.float32 or x.device.type != "cpu":
         return functional.linear(x, weight, bias)
     out = (weight @ x.reshape(rows, -1).t()).t()
     if bias is not None:
@@ -35,6 +37,13 @@ def speed_up(network: Any) -> None:
         if type(module) is nn.Linear:
             product = _linear if module is network.get_output_embeddings() else linear
             module.forward = partial(_forward, module, product)  # type: ignore[method-assign]
+
+
+def undo(network: nn.Module) -> None:
+    """The library's own forward pass again."""
+    for module in network.modules():
+        if type(module) is nn.Linear:
+            module.__dict__.pop("forward", None)
 
 
 def _forward(module: nn.Linear, product: Any, x: Tensor) -> Tensor:

@@ -39,35 +39,46 @@ class MixedAdapters:
     def __init__(self, model: Model):
         self._model = model
         self._parts: dict[str, Factors] = {}
+        self._maps: dict[str, _Map] = {}  # by their names in the base model, as in Factors
         self._gates: dict[Layout, Tensor | None] = {}
+        self.take_over()
 
     def add(self, part: str, factors: Factors) -> None:
-        """Have a further part, or another one of that name."""
-        self._parts[part] = factors
+        """Have a further part. Where memory does not suffice, everything is as before."""
+        self._have(self._parts | {part: factors})
+
+    def remove(self, part: str) -> None:
+        """Have a part no more."""
+        self._have({name: factors for name, factors in self._parts.items() if name != part})
+
+    def _have(self, parts: dict[str, Factors]) -> None:
+        names = dict.fromkeys(name for factors in parts.values() for name in factors)
+        maps = {name: on_map for name in names if (on_map := self._on_map(name, parts))}
+        self._parts, self._maps = parts, maps
         self.take_over()
 
     def take_over(self) -> None:
         """Compute in every LoRA layer; to be called again when peft has added layers."""
-        self._gates = {}
         for name, layer in lora_layers(self._model).items():
-            on_map = self._on_map(name)
-            if on_map:
-                self._gates[on_map.layout] = None
-            layer.forward = partial(self._forward, layer.base_layer, on_map)
+            layer.forward = partial(self._forward, layer.base_layer, self._maps.get(name))
+        self._gates = {on_map.layout: None for on_map in self._maps.values()}
 
-    def _on_map(self, name: str) -> _Map | None:
-        found = {part: factors[name] for part, factors in self._parts.items() if name in factors}
-        found = {part: (a, b) for part, (a, b) in found.items() if b.any()}  # none, where nothing was trained
+    def _on_map(self, name: str, parts: dict[str, Factors]) -> _Map | None:
+        device, precision = self._model.device, self._model.precision
+        found = {part: factors[name] for part, factors in parts.items() if name in factors}
+        found = {part: (a, b) for part, (a, b) in found.items() if b.any()}  # zeros, where nothing was trained
         if not found:
             return None
-        a, b = torch.cat([a for a, _ in found.values()]), torch.cat([b for _, b in found.values()], 1)
         layout = tuple((part, len(a)) for part, (a, _) in found.items())
-        device, precision = self._model.device, self._model.precision
-        return _Map(layout, a.to(device, precision), b.to(device, precision))
+        # Moved before they are put together: a dial's are on the CPU, whatever the model is on.
+        every_a, every_b = ([one.to(device, precision) for one in side] for side in zip(*found.values(), strict=True))
+        return _Map(layout, torch.cat(every_a), torch.cat(every_b, 1))
 
     def set_rows(self, rows: Sequence[Row]) -> None:
         """What each row of the following passes is. One row stands for all of them, however they are laid out; else
-        the inputs have to be (rows, tokens, inputs)."""
+        the inputs have to be (rows, tokens, inputs). Raises KeyError for a part that there is not."""
+        if unknown := {part for row in rows for part in row} - self._parts.keys():
+            raise KeyError(*unknown)
         same = all(row == rows[0] for row in rows)
         for layout in self._gates:
             shares = [[row.get(part, 0.0) for part, rank in layout for _ in range(rank)] for row in rows]

@@ -44,8 +44,8 @@ class GrowingTogether:
     @torch.no_grad()
     def __init__(self, model: Model, answers: list[Growing], set_rows: SetRows = lambda rows: None):
         """Begin all of ``answers``; one that has tokens already goes on from there. Models that do not pack take
-        prompts of one length (see ``generation.answer``). set_rows: called before each pass with what its rows are
-        answered by, ``which`` of each.
+        prompts of one length (see ``generation.answer``). set_rows: called with what the rows of the passes that
+        follow are answered by, ``which`` of each answer, or each that there is, once.
 
         Raises UserError where a score is not finite.
         """
@@ -70,6 +70,8 @@ class GrowingTogether:
         """The cache of what all rows share: computed once for each model, and of each row that of its own."""
         which = list(dict.fromkeys(answer.which for answer in self.answers))
         self._set_rows(which)
+        if len(which) == 1:
+            return shared_cache(self.model, rows)
         place = torch.tensor([which.index(answer.which) for answer in self.answers], device=self.model.device)
         return [(keys[place], values[place]) for keys, values in shared_cache(self.model, rows, len(which))]
 

@@ -11,7 +11,7 @@ They change how a model behaves; the rest of the kit allows for the following.
   which passes of fewer tokens make unnecessary.
 - unsloth has to be imported before transformers: ``prepare`` is called before any heavy import.
 - Its backward pass overwrites what the forward pass has kept, so no graph can be replayed: diagnose loads the model
-  with transformers, and so does compare, whose steered answers need a cache.
+  with transformers, and so do compare, whose steered answers need a cache, and the demo.
 - A longer maximum than the model's own window changes its rotary embedding: the smaller of the two is asked for.
 - That rows padded on the right need no mask rests on this version's forward pass: another one is refused.
 
