@@ -74,7 +74,7 @@ def test_held_out_prompts_have_every_label() -> None:
     assert Counter(p.label for p in prompts) == dict(zip(LABELS, (pairs, pairs, plain), strict=True))
 
 
-@pytest.mark.parametrize("name", ["pairs", "heldout_pairs"])
+@pytest.mark.parametrize("name", ["pairs", "heldout_pairs", "heldout_manners"])
 def test_pairs_are_of_many_kinds(name: str) -> None:
     """At least ten kinds, none of which makes up more than a fifth, and every pair has a kind and a focus word."""
     kinds = Counter(row["kind"] for row in shipped(name))
@@ -127,7 +127,7 @@ def test_no_shipped_prompt_is_taken_from_a_public_set() -> None:
     assert near_duplicates(prompts_of(*TRAINING, *HELD_OUT), public) == []
 
 
-@pytest.mark.parametrize("name", ["pairs", "heldout_pairs"])
+@pytest.mark.parametrize("name", ["pairs", "heldout_pairs", "heldout_manners"])
 def test_words_alone_do_not_tell_the_kinds_apart(name: str) -> None:
     """A bag-of-words classifier, cross-validated by pair, stays at AUC 0.65 or below: no single words give it away."""
     rows = shipped(name)
