@@ -21,7 +21,7 @@ from dcr_lite.model.chat import encode_conversations
 from dcr_lite.model.generation import Answer
 from dcr_lite.model.loading import Model
 from dcr_lite.names import DCR
-from dcr_lite.run import begun_answers, inputs, opening, own_voice, steps
+from dcr_lite.run import begun_answers, inputs, opening, own_voice, plan, steps
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.run_folder import RunFolder
 from dcr_lite.run.second_turns import with_second_turns
@@ -59,6 +59,22 @@ def scene(tiny: Path, rows: Path, tmp_path: Path) -> tuple[RunFolder, Model, Dat
 
 def file_of(run: RunFolder) -> Path:
     return run.path / "own_answers.jsonl"
+
+
+@pytest.mark.parametrize("stage2", ["yes", "no"])
+@pytest.mark.parametrize("compared", [(), ("safety_sft",)])
+def test_the_plan_counts_them_where_they_are_learnt(
+    scene: tuple[RunFolder, Model, Data, Settings], stage2: Any, compared: tuple[Any, ...]
+) -> None:
+    """In stage 2, or by safety SFT alone beside a run that has none; and the dial's readings among the dial."""
+    _, model, data, settings = scene
+    settings = replace(settings, stage2=stage2, compare_with=compared)
+    parts = plan.operations(model, data, settings)
+    assert ("own answers" in parts) == (stage2 == "yes" or bool(compared))
+    assert "dial" not in parts
+    turned = plan.operations(model, data, replace(settings, dial="balanced"))
+    assert turned["dial"] > 0
+    assert {part: turned[part] for part in parts} == parts
 
 
 def test_unusable_answers_are_replaced_while_others_are_left(

@@ -143,7 +143,7 @@ def _along_the_way(count: Counter, asked: Settings, settings: Settings, lengths:
     answers = 0.0
     if asks_for_answers(asked):
         answers += count.answers(2 * STOCK_PAIRS, prompt, settings.answer_tokens)
-    if settings.answers == "own" and settings.stage2 != "no":
+    if settings.answers == "own" and (settings.stage2 != "no" or BASELINE in settings.compare_with):
         answers += count.answers(settings.sizes["instructions"], prompt, OWN_TOKENS)
     if settings.dial != "none":
         fitted = 2 * min(DIAL_PAIRS, len(lengths.pairs))

@@ -38,8 +38,8 @@ def weights_per_layer(model: Model) -> int:
 
 
 def operations(model: Model, data: Data, settings: Settings) -> dict[str, float]:
-    """Of stage 1, stage 2 and the baseline where there are such, and the answers: 2 per weight and token forward, as
-    many again backward."""
+    """Of stage 1, of stage 2, the baseline, own answers and the dial where there are such, and of the answers that are
+    measured: 2 per weight and token forward, as many again backward."""
     sample = [p.toxic for p in data.training[:64]]
     prompt = sum(map(len, encode_prompts(model.tokenizer, sample, model.window))) / len(sample)
     layers, layer = depth(model.network), weights_per_layer(model)
@@ -64,13 +64,14 @@ def operations(model: Model, data: Data, settings: Settings) -> dict[str, float]
     }
     if settings.stage2 == "yes":
         parts["stage2"] = sft(sizes["instructions"] + sizes["refusals"], words, above)
-        if settings.answers == "own":
-            parts["own answers"] = answers(sizes["instructions"], OWN_TOKENS)
     if BASELINE in settings.compare_with:
         parts[BASELINE] = sft(len(data.baseline_mixture), words, layers)
+    if settings.answers == "own" and parts.keys() & {"stage2", BASELINE}:
+        parts["own answers"] = answers(sizes["instructions"], OWN_TOKENS)
     if settings.dial != "none":
         read = 2 * min(DIAL_PAIRS, len(data.training)) * prompt * (settings.layer + 1) * 2 * layer
-        parts["dial"] = read + answers(2 * len(data.development) * DIAL_ANSWERS, settings.answer_tokens)
+        asked = 2 * len(data.development)
+        parts["dial"] = read + answers(asked * DIAL_ANSWERS, settings.answer_tokens) + answers(asked * DIAL_READINGS, 0)
     return parts
 
 

@@ -85,8 +85,8 @@ Development prompts.
 
 """
 PARTS = {
-    "stage1": "Stage 1", "own_answers": "own answers", "stage2": "stage 2", BASELINE: MODEL_TITLES[BASELINE],
-    "dial": "dial", "evaluate": "evaluation", "total": "in all",
+    "found": "Finding settings", "stage1": "stage 1", "own_answers": "own answers", "stage2": "stage 2",
+    BASELINE: MODEL_TITLES[BASELINE], "dial": "dial", "evaluate": "evaluation", "total": "in all",
 }  # fmt: skip
 
 
@@ -201,6 +201,8 @@ def run_report(
     seconds["evaluate"] = sum(
         float((run.finished(f"evaluate_{m}") or {}).get("seconds", 0)) + kept_seconds(run, m) for m in results
     )
+    if found := read_found(run.path):
+        seconds["found"] = found["evidence"]["seconds"]
     seconds |= {"draw": drawing_seconds, "total": run.seconds()}
     return {
         "recipe": started()[0] or Path(settings.model).name,
@@ -220,7 +222,7 @@ def run_report(
         "versions": versions(),
         "settings": settings.for_json(),
         "only_turned": settings.only_turned,
-        "found": read_found(run.path),
+        "found": found,
         "dial": facts_of_dial(run.path),
     }
 
