@@ -111,7 +111,7 @@ def test_every_token_of_a_real_model_is_shifted_alike(smollm2: tuple[FinishedRun
 
 @pytest.mark.parametrize(
     ("architecture", "four_bit"),
-    [("llama", False), ("qwen2", False), ("qwen3", False), ("mistral", False), ("llama", True)],
+    [*((name, False) for name in ("llama", "qwen2", "qwen3", "mistral", "smollm3", "phi3")), ("llama", True)],
 )
 def test_every_architecture_is_shifted(tiny_model: MakeModel, architecture: str, four_bit: bool) -> None:
     """The dial of each architecture, on a 4-bit base too, adds the shift, near its size on texts that were not seen."""
@@ -123,14 +123,14 @@ def test_every_architecture_is_shifted(tiny_model: MakeModel, architecture: str,
     assert_close(moved, 2.0 * along[:, None] * dial.shift, 1e-3)
 
 
-@pytest.mark.parametrize("architecture", ["gemma2", "olmo3"])
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3", "olmo3"])
 def test_behind_a_norm_the_shift_is_bounded(tiny_model: MakeModel, architecture: str) -> None:
-    """Gemma 2 and OLMo 3 take a norm of what carries the dial. A shift that is small beside it arrives as wanted; with
+    """Gemma and OLMo 3 take a norm of what carries the dial. A shift that is small beside it arrives as wanted; with
     larger ones the state moves on in its direction, by less and less, and by no more than the norm lets through."""
     model, dial = make(tiny_model, architecture)
     rows = unseen_rows(model)
     norm = decoder_of(model.network).layers[LAYER].post_feedforward_layernorm
-    gain = norm.weight + (1 if architecture == "gemma2" else 0)
+    gain = norm.weight + (0 if architecture == "olmo3" else 1)
     size = (dial.shift / gain).square().mean().sqrt().item()  # beside 1, which the norm puts out
     reached = []
     for wanted in (0.1, 0.3, 1.0, 10.0):
