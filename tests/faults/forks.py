@@ -109,6 +109,8 @@ def start_server() -> None:
 
 def _command(argv: list[str], cwd: str, before: Sequence[Callable[[], Any]], said: Any) -> None:
     """In the new process."""
+    import tests.faults.preloaded  # noqa: F401  (its columns and threads, where another's server forked this)
+
     os.chdir(cwd)
     os.dup2(said.fileno(), 1)
     os.dup2(said.fileno(), 2)

@@ -23,6 +23,8 @@ import dcr_lite.evaluate.command
 import dcr_lite.evaluate.table
 import dcr_lite.export.command
 import dcr_lite.run.steps  # noqa: F401
+from dcr_lite.run.terminal import console
 
+console.width = 100  # it has read another's COLUMNS where this is not the first import
 torch.set_num_threads(1)
 gc.freeze()

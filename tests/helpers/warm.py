@@ -114,6 +114,8 @@ def stop_script(
 
 def _call(function: Callable[[], Any], folder: str, environment: dict[str, str], files: list[Path]) -> None:
     """In the new process."""
+    import tests.faults.preloaded  # noqa: F401  (its columns and threads, where another's server forked this)
+
     os.chdir(folder)
     os.environ.update(environment)
     for number, file in enumerate(files, start=1):
