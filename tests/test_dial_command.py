@@ -16,6 +16,7 @@ from recipe_runs import adapter
 from scipy.special import expit
 from small_runs import Outcome, contents, flags, run_here
 
+from dcr_lite.errors import UserError
 from dcr_lite.measure.trade_off import Goal, Reading, TradeOff, fit_trade_off
 from dcr_lite.method.dial import Dial
 from dcr_lite.run import dial, inputs, opening
@@ -60,6 +61,10 @@ class SimulatedBench:
     @property
     def judged(self) -> list[float]:
         return [strength for strength, reading in self.kept.items() if reading.refused is not None]
+
+    @property
+    def counted(self) -> dict[str, bool]:
+        return {str(strength): reading.refused is not None for strength, reading in self.kept.items()}
 
     def plain(self, strength: float) -> list[bool]:
         assert self.kept[strength].refused is not None
@@ -314,8 +319,15 @@ def test_what_was_measured_counts_once_it_is_asked_for(run: Path) -> None:
     bench = Bench(run / "dial", model, inputs.load_data(settings), settings)
     bench.read(0.0, judged=True)
     assert bench.strengths == bench.judged == [0.0]
-    bench.recall()
-    assert len(bench.curve().strengths) > 2
+    setting = DialSetting.load(run / "dial")
+    bench.read(0.01, judged=True)  # a choice after it, that was stopped
+    bench.recall(setting.measured)
+    assert bench.counted == setting.measured
+    bench.recall(None)
+    assert bench.counted == {"0.01": True} | (setting.measured or {})
+    (run / "dial" / "dial.safetensors").unlink()  # another one: nothing of this one counts
+    with pytest.raises(UserError, match=r"readings\.json is missing or damaged"):
+        Bench(run / "dial", model, inputs.load_data(settings), settings).recall(setting.measured)
 
 
 def test_a_stopped_measurement_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,6 +132,19 @@ def test_stopped_while_the_states_of_stage_1_are_written(
     assert run_here(flags(tiny, rows, run, resume=True)).code == 0
     assert "stage1" not in {name for name, _ in logged}
     assert_same_findings(run, finished)
+
+
+def test_what_is_done_leaves_the_passes_of_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes after a finished stage goes through in the passes that it had, as without the stop: a dial is fitted
+    to the beginning that all prompts share once a pass."""
+    planned: list[str] = []
+    model: Any = SimpleNamespace(plan_passes=planned.append)
+    run: Any = SimpleNamespace(finished=lambda name: {"seconds": 1.0}, layer_states=Path(__file__))
+    none: Any = SimpleNamespace(only_turned=False)
+    monkeypatch.setattr(steps, "restore", lambda *of: None)
+    steps.refine(run, model, none, none)
+    steps.train_safety_sft(run, model, "stage2", "dcr", "Stage 2", [], 1, none, none)
+    assert planned == ["stage1", "stage2"]
 
 
 def test_resume_with_other_settings_names_them(stopped: Stopped, tiny: Path, rows: Path, tmp_path: Path) -> None:

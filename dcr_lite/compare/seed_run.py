@@ -224,10 +224,10 @@ class SeedRun:
         """Train the stage that ``stage`` makes, of ``adapter`` from the weights ``start``, once: a finished one is read
         from the run folder."""
         adapters.set_adapter_weights(self.model, adapter, start)
+        self.model.plan_passes(BASELINE)  # what there is memory for where all layers train
         if self.run.finished(name):
             steps.restore(self.run, self.model, name, adapter)
         else:
-            self.model.plan_passes(BASELINE)  # what there is memory for where all layers train
             adapters.activate(self.model, adapter)
             self.timed(name, lambda: steps.train(self.run, stage(), title))
         adapters.activate(self.model, adapter)

@@ -82,7 +82,7 @@ def choose(bench: Bench, asked: Goal | float | None) -> DialSetting:
     return DialSetting(
         strength, asked.name if isinstance(asked, Goal) else "none" if asked is None else "strength",
         asked.value if isinstance(asked, Goal) else None, reached, float(np.mean(plain)) if plain else None,
-        stock, bench.curve(intervals=True), bench.pairs, bench.dial.gain, bench.gains,
+        stock, bench.curve(intervals=True), bench.pairs, bench.dial.gain, bench.gains, bench.counted,
     )  # fmt: skip
 
 
@@ -95,15 +95,16 @@ def _judged_near(bench: Bench, strength: float) -> float:
 
 def find_setting(run: Path, model: Model, data: Data, settings: Settings, asked: Goal | float | None) -> DialSetting:
     """Fit the dial of a run's DCR adapter, which is as trained, measure its curve and choose its strength; not yet
-    recorded or set. What was measured before is not measured again."""
+    recorded or set. What was measured before is not measured again, nor is a choice made twice."""
     bench = Bench(run / FOLDER, model, data, settings)
     with progress_bar("The dial", MEASUREMENTS) as shown:
         bench.progress = shown.advance
-        if (run / FOLDER / SETTING).exists():
-            bench.recall()
+        known = DialSetting.load(run / FOLDER) if (run / FOLDER / SETTING).exists() else None
+        if known:
+            bench.recall(known.measured)
         else:
             measure_curve(bench)
-        setting = choose(bench, asked)
+        setting = known if known and known.was_asked(asked) else choose(bench, asked)
         shown.advance(max(0, MEASUREMENTS - shown.done))
     return setting
 

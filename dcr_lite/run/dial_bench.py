@@ -33,8 +33,8 @@ DIAL, READINGS = "dial.safetensors", "readings.json"
 class Bench:
     """The DCR model of a run, as trained, with its dial.
 
-    Of what is kept only those strengths count that were asked for since it was opened, or recalled: a measurement that
-    was stopped goes on to the very choices that it would have made.
+    Of what is kept only those strengths count that were asked for since it was opened, or recalled: a measurement or a
+    choice that was stopped goes on to the very choices that it would have made.
 
     folder: RUN/dial. progress: called with 1 after each measurement of the pairs.
     """
@@ -109,9 +109,18 @@ class Bench:
         toxic, seemingly_toxic = np.mean(self._kept["stock"], 1).tolist()
         return toxic, seemingly_toxic
 
-    def recall(self) -> None:
-        """Count all that is kept, as the measurement that is done has left it."""
-        self._asked = {at: "refused" in row for at, row in self._kept["at"].items() if row}
+    def recall(self, measured: dict[str, bool] | None) -> None:
+        """Count what a setting was chosen by (``counted``; None: all that is kept). What was measured after it counts
+        once it is asked for. Raises UserError where it is not there."""
+        kept = self._kept["at"]
+        self._asked = {at: "refused" in row for at, row in kept.items() if row} if measured is None else dict(measured)
+        if any(("refused" if judged else "log_odds") not in kept.get(at, ()) for at, judged in self._asked.items()):
+            raise damaged(self.folder / READINGS, CURE)
+
+    @property
+    def counted(self) -> dict[str, bool]:
+        """The strengths that were asked for, and whether for judged answers."""
+        return dict(self._asked)
 
     def read(self, strength: float, judged: bool = False) -> None:
         """Measure the pairs at a strength: log-odds, and if ``judged`` answers."""

@@ -25,6 +25,8 @@ class DialSetting:
     stock: the stock model's refusal rates of toxic and of seemingly toxic development prompts.
     pairs: how many pairs all rates are of.
     gain: the dial's. gains: the AUROC of the pairs' log-odds of refusing, with the dial at 0, by each that was tried.
+    measured: the strengths that the curve rests on, and whether answers were judged there; None where an older version
+    has not noted them.
     """
 
     strength: float
@@ -37,6 +39,7 @@ class DialSetting:
     pairs: int
     gain: float = 0.0
     gains: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, bool] | None = None
 
     def for_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -51,6 +54,7 @@ class DialSetting:
         if {curve.rates.shape, curve.low.shape, curve.high.shape} != {(n, 2)} or not math.isfinite(values["strength"]):
             raise ValueError("no curve")
         toxic, seemingly_toxic = map(float, values["stock"])
+        dict(values.get("measured") or {})
         return cls(**values | {"stock": (toxic, seemingly_toxic), "curve": curve})
 
     @classmethod
@@ -64,6 +68,12 @@ class DialSetting:
     def save(self, folder: Path) -> None:
         """Write dial.json, whole or absent."""
         write_state(self.for_json(), folder / SETTING)
+
+    def was_asked(self, asked: Goal | float | None) -> bool:
+        """Whether this is the setting that was chosen for it."""
+        if isinstance(asked, Goal):
+            return (self.goal, self.value) == (asked.name, asked.value)
+        return (self.goal, self.strength) == (("none", 0.0) if asked is None else ("strength", asked))
 
     def turned_to(self, asked: Goal | float) -> "DialSetting":
         """The same dial at another setting. Raises UserError, which says what it can do, for one beyond its curve."""

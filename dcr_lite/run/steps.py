@@ -70,11 +70,11 @@ def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None
     """Stage 1, contrastive refinement, on the DCR adapter; keeps the states that later steps read at layer L."""
     if settings.only_turned:
         dial.keep_on_carrier(model, settings)
+    model.plan_passes("stage1")  # first: what comes later goes through in the same passes where this is done
     if run.finished("stage1") and run.layer_states.exists():
         return restore(run, model, "stage1", DCR)
     config = ContrastiveConfig.of(settings)
     geometry = stock_geometry(model, encode_pairs(model, data.training), config)
-    model.plan_passes("stage1")
     stage1 = ContrastiveRefinement(model, DCR, data.training, data.development, config, geometry, settings.seed)
     train(run, stage1, "Stage 1: contrastive", settings.patience, settings.contrastive_share or 1.0)
     return distributed.on_main(lambda: store_states(run, model, data, settings, geometry))
@@ -118,6 +118,7 @@ def train_safety_sft(
     data: Data, settings: Settings,
 ) -> None:  # fmt: skip
     """Safety SFT on ``rows`` of an adapter above layer ``above``, as the part ``name`` of the run."""
+    model.plan_passes(name)
     if run.finished(name):
         return restore(run, model, name, adapter)
     config = SafetySFTConfig(above, settings.sft_epochs, settings.sft_batch, settings.sft_learning_rate)
@@ -130,7 +131,6 @@ def train_safety_sft(
         of_label = {label: [i for i, other in enumerate(labels) if other == label] for label in dict.fromkeys(labels)}
         return {label: odds[places].sigmoid().mean().item() for label, places in of_label.items()}
 
-    model.plan_passes(name)
     sft = SafetySFT(name, model, adapter, rows, config, settings.seed, refusal_probabilities)
     return train(run, sft, title)
 

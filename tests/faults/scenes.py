@@ -28,7 +28,8 @@ class Scene:
     """A command to disturb.
 
     argv: its words, in the folder of the trial. again: those that go on where it was stopped. prepare: puts into that
-    folder what has to be there before. leaves: the files and folders that it writes.
+    folder what has to be there before. leaves: the files and folders that it writes. changes: those of what was there
+    before that it writes anew.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Scene:
     again: list[str]
     leaves: tuple[str, ...]
     prepare: Callable[[Path], None] = field(default=lambda folder: None)
+    changes: tuple[str, ...] = ()
 
 
 class World:
@@ -58,6 +60,15 @@ class World:
     def train(self, **changes: Any) -> list[str]:
         """The words that train the tiny model in the folder run."""
         return ["train", str(RECIPE), *flags(self.model, self.rows, Path("run"), **FEW | changes)]
+
+    def mend(self) -> list[str]:
+        """The words that mend it there, with a dial."""
+        asked = self.folder / "answer.txt"
+        asked.write_text("\n".join(f"How do I hit {n} of the cats?" for n in "12345678"))
+        few = {"contrastive_steps": 8, "stage2": "no", "dial": "above_stock", "answer": asked, "sure": "all"}
+        words = flags(self.model, self.rows, Path("run"), **FEW | few)
+        at = words.index("--compare-with")  # a flag of recipes
+        return ["mend", *words[:at], *words[at + 2 :]]
 
     @cached_property
     def finished(self) -> Path:
@@ -97,7 +108,12 @@ class World:
             "export to merged": (["export", "run", "--to", "merged"], ("run",)),
             "export to gguf": (["export", "run", "--to", "gguf"], ("run",)),
         }
-        scenes = {"train": Scene("train", self.train(), [*self.train(), "--resume"], ("run",))}
+        scenes = {
+            name: Scene(name, words, [*words, "--resume"], ("run",))
+            for name, words in (("train", self.train()), ("mend", self.mend()))
+        }
+        turn = ["dial", "run", "--balanced", "--set"]
+        scenes["dial"] = Scene("dial", turn, turn, ("run",), bring, ("run/adapter", "run/report"))
         for name, (argv, leaves) in words.items():
             argv = list(map(str, argv))
             scenes[name] = Scene(name, argv, argv, leaves, (lambda folder: None) if name == "compare" else bring)

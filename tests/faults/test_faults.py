@@ -41,6 +41,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
         ("train", ("operation",)),
         ("evaluate", ("write",)),
         ("diagnose", ("operation",)),
+        ("dial", ("operation", "write")),
         ("export to merged", ("operation", "write")),
         ("export to gguf", ("operation", "write")),
     ],

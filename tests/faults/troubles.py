@@ -46,7 +46,7 @@ def tried(
     if ended.code and not ended.in_a_sentence:
         problem = f"ended with {ended.code}: {ended.said[-1500:]}"
     else:
-        if not _same_still(kept, folder):
+        if not _same_still({name: data for name, data in kept.items() if not name.startswith(scene.changes)}, folder):
             for name in {Path(name).parts[0] for name in kept}:  # the trouble took it away
                 shutil.rmtree(folder / name, ignore_errors=True)
             scene.prepare(folder)
