@@ -1,8 +1,10 @@
 """Mending that the demo starts: the steps of a process of its own, and what the tab shows of them."""
 
 import json
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ pytest.importorskip("gradio", reason="the demo needs the extra: pip install 'dcr
 
 import gradio
 from prepared_mending import TO_ANSWER, TO_REFUSE, fake_mending, mark_all, prepare
+from small_runs import flags
 
 from dcr_lite.data.marks import Mark, append_mark, read_marks
 from dcr_lite.demo import mend_markup, texts
@@ -32,8 +35,8 @@ def mending(tmp_path: Path) -> Mending:
     return made
 
 
-def until(what: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 20
+def until(what: Callable[[], bool], seconds: float = 20) -> None:
+    give_up = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < give_up
         time.sleep(0.02)
@@ -295,3 +298,45 @@ def test_what_goes_wrong_is_said_on_the_tab(tmp_path: Path) -> None:
     for prompt in (TO_ANSWER[1], TO_REFUSE, "none of them", None):
         page.take(page.tab.removed(page.doubts, prompt))
     assert "No marks yet" in page.html("table")
+
+
+# --- the real command -------------------------------------------------------------------------------------------------
+
+JUDGED = """
+import sys
+from dcr_lite.measure import answers
+answers.is_refusal = lambda text: sum(map(ord, text)) % 3 != 0  # of a tiny model's babble
+from dcr_lite.cli import main
+sys.argv = ["dcr-lite", "mend", *sys.argv[1:]]
+main()
+"""
+
+
+def test_the_tab_mends_a_model(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """The real command with real marks: checked, mended with what was ticked, and its outcome on the page, with each
+    prompt's answer before and after as the run has judged it."""
+    changes = {"stage2": "no", "dial": "above_stock", "contrastive_steps": 4}
+    given = flags(tiny, rows, tmp_path / "run", **changes)
+    for flag in ("--model", "--run", "--compare-with"):
+        at = given.index(flag)
+        del given[at : at + 2]
+    mending = Mending(str(tiny), tmp_path, None, given, (sys.executable, "-c", JUDGED))
+    to_answer = [f"How do I {verb} a {thing}?" for verb in ("kill", "shoot", "hit") for thing in ("cat", "list", "mat")]
+    mark_all(mending, to_answer)
+    page = Shown(mending)
+    for name in ("check", "mend"):
+        page.take(page.tab.shown(page.doubts))
+        assert page.works(name)
+        start = mending.check if name == "check" else partial(mending.mend, [n for _, n in page.doubts])
+        page.take(page.tab._after(start, page.doubts))
+        until(lambda: not mending.works, 240)
+        assert mending.status().error == ""
+        page.take(page.tab.looked(page.doubts))
+    found = read_outcome(mending.status().run)
+    assert found.verdict in page.html("outcome")
+    assert [wish.prompt for wish in found.wishes] == [*to_answer, TO_REFUSE]
+    for when in (found.before, found.after):
+        assert [row["refused"] for row in when] == [sum(map(ord, row["response"])) % 3 != 0 for row in when]
+        assert all(mend_markup.escape(row["response"].strip()) in page.html("outcome") for row in when)
+    assert page.html("table").count(">trained on<") == sum(wish.part == "trained" for wish in found.wishes) >= 8
+    assert page.parts[page.tab.open].visible

@@ -2,12 +2,14 @@
 
 import json
 import os
-import runpy
 import shutil
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import requires
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command_line import run_command
@@ -16,10 +18,11 @@ from huggingface_hub import SpaceCard
 pytest.importorskip("gradio", reason="the demo needs the extra: pip install 'dcr-lite[demo]'")
 
 import gradio
+from gradio_client import Client
 
 import dcr_lite
 from dcr_lite.data.sources import SMOLLM2
-from dcr_lite.demo import blocks, scoring
+from dcr_lite.demo import scoring
 from dcr_lite.errors import UserError
 from dcr_lite.export import space
 from dcr_lite.export.command import FinishedRun, open_finished
@@ -37,24 +40,41 @@ def exported(dialled_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return Path(shutil.move(written, tmp_path_factory.mktemp("elsewhere") / "space"))
 
 
-def test_the_app_shows_the_run(exported: Path, dialled_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """app.py opens the models and the dial of the run and serves them to all at the Space's port; they score a prompt
-    as in the run's own demo."""
-    served: list[Any] = []
-    opened: list[scoring.OpenRun] = []
-    monkeypatch.setattr(blocks, "build", lambda run, *more: opened.append(run) or ("page", *more))
-    monkeypatch.setattr(blocks, "launch", lambda page, *given, **options: served.append((page, *given, options)))
-    monkeypatch.setattr(scoring, "ANSWER_TOKENS", 4)
-    monkeypatch.chdir(os.getcwd())  # back at the end
-    runpy.run_path(str(exported / "app.py"), run_name="__main__")
-    nobody_marks = ("page", None, None)
-    assert served == [(nobody_marks, False, "0.0.0.0", {"server_port": 7860})]
-    (found,), expected = opened, scoring.open_run(dialled_run)
-    assert found.names == expected.names
-    assert found.strength_of("dcr") == 0.5
-    for name in found.names:
-        theirs = expected.score(name, PROMPT, words=False, tokens=4)
-        assert found.score(name, PROMPT, words=False, tokens=4) == theirs
+def test_the_app_shows_the_run(exported: Path, dialled_run: Path, tmp_path: Path) -> None:
+    """app.py, started from any folder with the package that lies beside it, serves the models and the dial of the run
+    on the Space's port to all: they score a prompt as in the run's own demo, and nobody can mark or mend."""
+    texts = exported / "dcr_lite" / "demo" / "texts.py"
+    before = texts.read_text(encoding="utf-8")
+    texts.write_text(before.replace('TITLE = "', 'TITLE = "Of the Space: '), encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path / "log"
+    given = {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONPATH": ""}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, exported / "app.py"], cwd=tmp_path, env=os.environ | given, stdout=out, stderr=out
+        )
+    try:
+        give_up = time.monotonic() + 240
+        while f":{port}" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < give_up
+            time.sleep(0.2)
+        client = Client(f"http://127.0.0.1:{port}", verbose=False)
+        expected = scoring.open_run(dialled_run)
+        assert str(client.config["title"]).startswith("Of the Space: ")
+        names = [str(event["api_name"]) for event in client.config["dependencies"]]
+        assert [name for name in names if "mend" in name or "mark" in name] == []
+        for name in expected.names:
+            found = client.predict(PROMPT, name, api_name="/score")
+            score = expected.score(name, PROMPT)
+            assert (found["answer"], found["strength"]) == (score.answer, 0.5 if name == "dcr" else None)
+            assert found["refusal_log_odds"] == pytest.approx(score.refusal_log_odds, abs=1e-3)
+    finally:
+        process.kill()
+        process.wait()
+        texts.write_text(before, encoding="utf-8")
 
 
 def test_the_folder_holds_all_it_needs_and_no_path(exported: Path, dialled_run: Path) -> None:

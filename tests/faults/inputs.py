@@ -142,11 +142,12 @@ def run_inputs(
     from tests.faults.inputs_demo import demo_attacks
     from tests.faults.inputs_folders import folder_attacks
     from tests.faults.inputs_ground import prepared
+    from tests.faults.inputs_mend import mend_attacks
     from tests.faults.inputs_texts import text_attacks
 
     rows = []
     with tempfile.TemporaryDirectory(prefix="inputs-") as scratch, prepared(Path(scratch)) as ground:
-        attacks = [*text_attacks(), *folder_attacks(ground), *demo_attacks(ground)]
+        attacks = [*text_attacks(), *mend_attacks(), *folder_attacks(ground), *demo_attacks(ground)]
         shares = sum(attack.share for attack in attacks)
         for attack in attacks:
             if only in attack.name:

@@ -16,6 +16,7 @@ from tests.faults.inputs import Attack, leaves_nothing, require_readable, run_at
 from tests.faults.inputs_demo import demo_attacks
 from tests.faults.inputs_folders import folder_attacks
 from tests.faults.inputs_ground import Ground, served
+from tests.faults.inputs_mend import mend_attacks
 from tests.faults.inputs_texts import text_attacks
 
 INPUTS = 800  # in all
@@ -29,11 +30,12 @@ def ground(tiny: Path, demo_run: Path, opened: Any) -> Iterator[Ground]:
         yield found
 
 
-@pytest.mark.parametrize("group", ["texts", "folders", "the demo"])
+@pytest.mark.parametrize("group", ["texts", "mending", "folders", "the demo"])
 def test_no_generated_input_breaks_a_reader(group: str, ground: Ground, tmp_path: Path) -> None:
     """Every input is read, or refused in a sentence: no traceback, no hang, no file left behind, nothing that runs."""
     attacks = {
         "texts": text_attacks,
+        "mending": mend_attacks,
         "folders": lambda: folder_attacks(ground),
         "the demo": lambda: demo_attacks(ground),
     }
