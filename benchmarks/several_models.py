@@ -43,11 +43,25 @@ class Choices:
     what was measured."""
     seeds: tuple[int, ...] = SEEDS
     """As of dcr-lite compare, like all below; no curve is measured."""
+    seeds_of: tuple[str, ...] = ()
+    """TITLE=SEED,SEED of a model with seeds of its own: a large one may have fewer."""
     prompts: tuple[Path, ...] = ()
     rows: int | None = None
     methods: tuple[str, ...] = ()
     out: Path = Path("runs/models")
     """Folder of models.md, models.png and of the comparisons."""
+
+
+def own_seeds(choices: Choices) -> dict[str, tuple[int, ...]]:
+    """The seeds of the models that have their own, by title. Raises UserError for other titles and what is no seed."""
+    found: dict[str, tuple[int, ...]] = {}
+    titles = {text.rpartition("=")[0] for text in choices.models}
+    for text in choices.seeds_of:
+        title, _, seeds = text.rpartition("=")
+        if title not in titles or not re.fullmatch(r"\d+(,\d+)*", seeds):
+            raise UserError(f"--seeds-of {text!r}: give TITLE=SEED,SEED with a title of --models")
+        found[title] = tuple(map(int, seeds.split(",")))
+    return found
 
 
 def file_of(title: str, model: str, choices: Choices) -> Path:
@@ -56,7 +70,8 @@ def file_of(title: str, model: str, choices: Choices) -> Path:
         return Path(model)
     recipe = recipe_or_model(*((model, None) if model in recipe_titles() else (None, model)))
     out = choices.out / re.sub(r"\W+", "_", title).lower()
-    compare(recipe, choices.seeds, choices.prompts, choices.rows, None, (), out, only=choices.methods)
+    seeds = own_seeds(choices).get(title, choices.seeds)
+    compare(recipe, seeds, choices.prompts, choices.rows, None, (), out, only=choices.methods)
     return out / "comparison.json"
 
 
@@ -108,6 +123,7 @@ def main(choices: Choices) -> None:
     named = [text.rpartition("=") for text in choices.models]
     if wrong := ["".join(parts) for parts in named if not all(parts)]:
         raise UserError(f"--models {wrong[0]!r}: give TITLE=MODEL")
+    own_seeds(choices)  # before the hours of the first model
     panels = [read_panel(title, file_of(title, model, choices)) for title, _, model in named]
     write_text(choices.out / "models.md", page(panels))
     draw(panels, choices.out / "models.png")

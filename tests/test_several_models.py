@@ -64,7 +64,7 @@ def test_models_that_are_not_measured_yet_are_compared(tmp_path: Path, monkeypat
         recipe: Any, seeds: Any, prompts: Any, rows: Any, questions: Any, curve: Any, out: Path, only: Any
     ) -> None:
         asked.append((recipe, seeds, prompts, rows, questions, curve, out, only))
-        out.mkdir()
+        out.mkdir(parents=True)
         methods = [entry("base", 0, 0.9, 0.1), entry("dcr", 0.25, 0.8, 0.7)]
         (out / "comparison.json").write_text(json.dumps({"methods": methods, "curve": {"points": []}}))
 
@@ -78,6 +78,13 @@ def test_models_that_are_not_measured_yet_are_compared(tmp_path: Path, monkeypat
     assert model == Settings.of_model("some/folder")
     assert of_first == [(3,), (Path("p.jsonl"),), 5, None, (), tmp_path / "one_1b", ("dcr",)]
     assert of_second[:-2] == of_first[:-2]
+    asked.clear()
+    several_models.main(several_models.Choices(named, **same, seeds_of=("Other=0,7",), out=tmp_path / "again"))
+    assert [seeds for _, seeds, *_ in asked] == [(3,), (0, 7)]
+    for wrong in ("Nobody=0", "Other=", "Other=a", "Other"):
+        with pytest.raises(UserError, match="give TITLE=SEED,SEED with a title of --models"):
+            several_models.main(several_models.Choices(named, **same, seeds_of=(wrong,), out=tmp_path))
+    assert len(asked) == 2
     assert of_second[-2:] == [tmp_path / "other", ("dcr",)]
     page = (tmp_path / "models.md").read_text()
     assert re.findall("^## (.*)$", page, re.M) == ["One 1B", "Other", "Old"]
