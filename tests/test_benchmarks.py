@@ -13,7 +13,6 @@ import card
 import evaluation
 import few_rows
 import pytest
-import scaling
 import stage1
 import stage1_choices
 import stage2
@@ -179,33 +178,6 @@ def test_few_rows(quick: dict[str, Any], out: dict[str, Path], monkeypatch: pyte
         calls.clear()
         step(1)
         assert bool(calls) == (name == "plain")
-
-
-def test_scaling(out: dict[str, Path]) -> None:
-    """Equal work at the smallest point of an axis, and one slope of time and of memory each; y = 3 x^1.5 has slope
-    1.5."""
-    case = scaling.Scaling(
-        width=192, layers=3, vocabulary=256, layer=1, batch=4, prompts=6, length=12, shared=6, factors=(1, 2),
-        only=("length", "prompts"), **QUICK, **out,
-    )  # fmt: skip
-    results = scaling.main(case)
-    rows = json.loads(out["json"].read_text())
-    assert [r["name"] for r in rows] == [f"{what} against {axis}" for axis in case.only for what in ("time", "memory")]
-    assert all(r.equal_to <= EQUAL for r in results)
-    assert scaling.slope([1, 2, 4], [3 * x**1.5 for x in (1, 2, 4)]) == pytest.approx(1.5)
-
-
-@pytest.mark.parametrize("axis", scaling.AXES)
-def test_an_axis_changes_its_number_alone(axis: str) -> None:
-    """From half to twice, in ascending order, and nothing that another axis shows changes, size apart."""
-    base = scaling.Scaling()
-    at, shown = scaling.AXES[axis]
-    values = [shown(at(base, factor)) for factor in (0.5, 1, 2)]
-    assert values == sorted(set(values))
-    assert values[1] == shown(base)
-    others = [other for other in scaling.AXES if axis not in ("size", other) and other != "size"]
-    for other in others:
-        assert scaling.AXES[other][1](at(base, 2)) == scaling.AXES[other][1](base)
 
 
 @pytest.mark.parametrize("path", whole_job.PARTS)
