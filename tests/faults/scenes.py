@@ -105,6 +105,7 @@ class World:
             "evaluate": (["evaluate", "--model", "run", "--out", "measured/result.json", *measured], ("measured",)),
             "compare": (["compare", "--recipe", self.recipe, "--seeds", 0, "--curve-seeds", "--out", "out"], ("out",)),
             "diagnose": (["diagnose", "run", "--pairs", 2, "--projections", 2], ("run",)),
+            "probe": (["probe", "run", "--probes", "rot13", "sampling", "--answer-tokens", 4], ("run",)),
             "export to merged": (["export", "run", "--to", "merged"], ("run",)),
             "export to gguf": (["export", "run", "--to", "gguf"], ("run",)),
         }
