@@ -439,6 +439,10 @@ def test_what_has_to_be_found_is_found_once(
     second.find_settings()
     assert second.settings.sft_learning_rate == first.settings.sft_learning_rate
     assert second.model.openings == first.model.openings
+    stock = SeedRun(settings, tmp_path / "stock", 0, second.run.path)
+    stock.run.leave()
+    third = command.seed_run(settings, tmp_path, 7)  # one that comes first later
+    assert third.model.openings == first.model.openings
 
 
 def test_seconds_are_those_of_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,6 +261,15 @@ def test_an_answer_has_a_token(asked: Evaluation, tokens: int) -> None:
         measure_model(replace(asked, model="no such model", answer_tokens=tokens))
 
 
+def test_each_result_has_files_of_its_own(asked: Evaluation) -> None:
+    """Whatever its name: of one with a point in it nothing is taken for the end but .json."""
+    outs = [Path(name) for name in ("a", "a_0.1", "a_0.2", "b.json", "b.txt")]
+    for name in ("answers", "lock", "unfinished", "judging"):
+        files = [getattr(replace(asked, out=out), name).name for out in outs]
+        assert len(set(files)) == 5
+    assert replace(asked, out=Path("b.json")).answers == Path("b.answers.jsonl")
+
+
 def test_one_label_alone_has_rates_and_no_discernment(asked: Evaluation, files: Path) -> None:
     """Where a side is missing, discernment is null, not a number."""
     result = measure_model(replace(asked, prompts=(files / "plain.jsonl",), choices=None))

@@ -218,6 +218,30 @@ def test_fine_tuning_learns_and_leaves_nothing_behind(tiny_model: MakeModel, sto
     assert not any(parameter.requires_grad for parameter in model.network.parameters())
 
 
+def test_an_adapter_on_few_maps_outlives_the_stock_models_fine_tuning(tiny_model: MakeModel) -> None:
+    """A run's adapter need not be on every map. Fine-tuning puts its own on all, and what it leaves on the others does
+    not make the run's adapter look switched off."""
+    model = tiny_model()
+    add_random_adapter(model)
+    adapters.keep_on(model, ADAPTER, "model.layers.1.mlp.down_proj")
+    expected, before = scores(model), state(model)
+    with adapters.stock(model):
+        stock = scores(model)
+        with fine_tuned(model, TUNING, 2):
+            assert active_adapter(model) == "benign"
+        assert active_adapter(model) is None
+    adapters.activate(model, ADAPTER)
+    assert active_adapter(model) == ADAPTER
+    with fine_tuned(model, TUNING, 0):
+        assert_close(scores(model), expected, 1e-4)
+    with merged(model):
+        assert_close(scores(model), expected, 1e-4)
+    assert torch.equal(scores(model), expected)
+    assert not torch.equal(expected, stock)
+    by_name = [{name.replace(".base_layer", ""): value for name, value in of.items()} for of in (before, state(model))]
+    assert_same(*by_name)
+
+
 def test_fine_tuning_is_reproducible(tiny_model: MakeModel) -> None:
     """The same seed trains alike, another one differently."""
     model = tiny_model()

@@ -402,7 +402,7 @@ def test_the_leaderboard_is_made_of_files_that_agree(
 def test_a_rerun_has_a_folder_of_its_own(contracted: Contracted) -> None:
     """By file, method, seed and where its adapters are from, so that none goes on with another."""
     file = contracted.out / "submission.json"
-    asked = [Asked(file), Asked(file, contracted.out)]
+    asked = [Asked(file), Asked(file, contracted.out), Asked(file, contracted.out.parent)]
     folders = {verify_command.folder_of(one, name, seed) for one in asked for name in ("a", "b") for seed in SEEDS}
-    assert len(folders) == 8
+    assert len(folders) == 12
     json.dumps(sorted(map(str, folders)))

@@ -117,7 +117,7 @@ def _function(word: str, what: str) -> Found:
     if not callable(function):
         raise UserError(f"--add {word}: {module_name} has no function {name}")
     source = inspect.getsourcefile(module)
-    digest = sha256_of(Path(source)) if source else hashlib.sha256(what.encode()).hexdigest()
+    digest = hashlib.sha256(f"{what} {sha256_of(Path(source)) if source else ''}".encode()).hexdigest()
     return digest, partial(_with_function, word, function), False
 
 

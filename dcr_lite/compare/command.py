@@ -169,11 +169,12 @@ def measured(
 
 
 def seed_run(settings: Settings, out: Path, seed: int) -> SeedRun:
-    """The run of a comparison's first seed, with the settings that it has found, or finds now."""
+    """The run of a comparison's first seed, with the settings that the comparison has found, or finds now: once, since
+    further seeds may come first later."""
     settings = resolved(settings)
     if settings.stage1 == "no":
         raise UserError("--stage1 no: what stage 1 is worth is compared here; without it, DCR is the method dial_alone")
-    run = SeedRun(_with_cache(settings), out / f"seed{seed}", seed)
+    run = SeedRun(_with_cache(settings), out / f"seed{seed}", seed, out / "stock")
     run.find_settings()
     return run
 

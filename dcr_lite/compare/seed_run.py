@@ -63,7 +63,7 @@ class SeedRun:
     """The run folder of a seed, with its data and its model, which are loaded when they are first used."""
 
     def __init__(self, settings: Settings, folder: Path, seed: int, found: Path | None = None):
-        """found: the run folder of another seed, whose settings it takes where they have to be found."""
+        """found: the run folder of another seed, whose settings it takes where that has found some."""
         self.settings = replace(settings, seed=seed, run=folder, resume=True, compare_with=(BASELINE,))
         self.run = RunFolder(as_begun(self.settings))
         self._stock_answers: StockAnswers | None = None

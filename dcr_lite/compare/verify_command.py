@@ -1,5 +1,6 @@
 """``dcr-lite verify``: a submission checked, by itself, by the answers that it was measured on, and by a rerun."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,9 @@ def _kits_recipe(name: str) -> str:
 
 def folder_of(asked: Asked, method: str, seed: int) -> Path:
     """A folder of this rerun alone, in which a stopped one goes on."""
-    whence = "trained" if asked.compared is None else "compared"
+    whence = "trained"
+    if asked.compared is not None:
+        whence = f"compared_{hashlib.sha256(str(asked.compared.resolve()).encode()).hexdigest()[:8]}"
     return Path("runs") / "verify" / f"{sha256_of(asked.file)[:8]}_{method.replace(' ', '_')}_{seed}_{whence}"
 
 

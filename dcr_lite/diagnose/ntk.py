@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from dcr_lite.model.adapters import train_only
+from dcr_lite.model.double import in_double
 from dcr_lite.model.hidden_states import depth, final_states, output_matrix
 from dcr_lite.model.loading import Model, require_finite
 from dcr_lite.names import LABELS
@@ -66,9 +67,9 @@ def _root(matrix: Tensor) -> Tensor:
     """The root of W^T W of an output matrix W (vocabulary, d_model): symmetric (d_model, d_model)."""
     # In blocks: a float64 copy of an 8B model's output matrix takes 4.2 GB.
     blocks = matrix.split(COLUMNS, dim=1)
-    product = torch.cat([torch.cat([a.double().T @ b.double() for b in blocks], dim=1) for a in blocks])
+    product = torch.cat([torch.cat([in_double(a).T @ in_double(b) for b in blocks], dim=1) for a in blocks])
     values, vectors = torch.linalg.eigh(product)
-    return ((vectors * values.clamp_min(0).sqrt()) @ vectors.T).float()
+    return ((vectors * values.clamp_min(0).sqrt()) @ vectors.T).to(matrix.device, torch.float32)
 
 
 def _projections(d_model: int, n: int, generator: torch.Generator) -> Tensor:

@@ -69,22 +69,26 @@ class Evaluation:
     @property
     def answers(self) -> Path:
         """The file of answers. Private: contains answers to toxic prompts."""
-        return self.out.with_suffix(".answers.jsonl")
+        return self._beside(".answers.jsonl")
 
     @property
     def lock(self) -> Path:
         """The file that keeps a second process away."""
-        return self.out.with_suffix(".lock")
+        return self._beside(".lock")
 
     @property
     def unfinished(self) -> Path:
         """The file that is there until the evaluation is finished."""
-        return self.out.with_suffix(".begun.json")
+        return self._beside(".begun.json")
 
     @property
     def judging(self) -> Path:
         """The file of what judges have done, until the evaluation is finished."""
-        return self.out.with_suffix(".judging.jsonl")
+        return self._beside(".judging.jsonl")
+
+    def _beside(self, ending: str) -> Path:
+        """Another file of this result alone: only .json is left out, of a name like dial_0.1 nothing."""
+        return self.out.with_name(self.out.name.removesuffix(".json") + ending)
 
 
 class StoredMeasurement:

@@ -33,6 +33,7 @@ from dcr_lite.model.chat import encode_conversations
 from dcr_lite.model.hidden_states import vocabulary_logits
 from dcr_lite.model.in_passes import in_passes
 from dcr_lite.model.loading import Model, require_finite
+from dcr_lite.model.thinking import answer_of
 from dcr_lite.names import KEPT_LABELS
 
 NUMBERS = ("log_probability", "stock_log_probability", "loss", "first_divergence", "divergence")
@@ -132,7 +133,7 @@ def _token_distances(model: Model, states: Tensor, stock_states: Tensor, targets
             with adapters.stock(model):  # an adapter of another kit may change the output matrix as well
                 p = vocabulary_logits(model.network, stock_states[part]).log_softmax(-1)
         said = [log_p.gather(1, targets[part, None])[:, 0] for log_p in (q, p)]
-        found.append(torch.stack([*said, (p.exp() * (p - q)).sum(-1)], 1).double().cpu())
+        found.append(torch.stack([*said, (p.exp() * (p - q)).sum(-1)], 1).cpu().double())
     return require_finite(model, torch.cat(found), "log-probabilities of answers")
 
 
@@ -179,7 +180,7 @@ def answers_kept(found: Sequence[Distances], stock: Sequence[Measured], own: Seq
 
 def _text_numbers(answers: Sequence[Measured]) -> dict[str, Mean]:
     """Words and distinct-2 of the answers that are no refusals: those end where their verdict is final."""
-    texts = [(row["prompt"], row["response"]) for row in answers if not _refused(row)]
+    texts = [(row["prompt"], answer_of(row["response"])) for row in answers if not _refused(row)]
     words = [float(len(response.split())) for _, response in texts]
     distinct = [brokenness(prompt, response).distinct for prompt, response in texts]
     return {"words": _mean(words), "distinct": _mean(distinct)}

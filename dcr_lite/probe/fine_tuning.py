@@ -46,6 +46,8 @@ def fine_tuned(
             adapters.switch(model, ADAPTER)
             yield _train(model, tuning, steps, progress) if steps else None
         finally:
+            # Before it goes: peft would look for the next active one on the first map, which may have no other.
+            adapters.activate(model, next(name for name in model.network.peft_config if name != ADAPTER))
             model.network.delete_adapter(ADAPTER)
             adapters.switch(model, before)
             model.tokens_per_pass = at_once

@@ -23,8 +23,9 @@ def linear_maps(model: Model) -> list[tuple[nn.Linear, Any]]:
 
 def active_adapter(model: Model) -> str | None:
     """The name of the adapter that answers, None for the stock model."""
-    layers = [layer for _, layer in linear_maps(model) if layer is not None]
-    return None if not layers or layers[0].disable_adapters else str(layers[0].active_adapters[0])
+    # Not every map needs to have it, and one whose adapter was deleted has a layer of none.
+    layers = [layer for _, layer in linear_maps(model) if layer is not None and not layer.disable_adapters]
+    return next((name for layer in layers for name in layer.active_adapters if name in layer.lora_A), None)
 
 
 @contextmanager

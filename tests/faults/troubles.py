@@ -101,8 +101,8 @@ def removed(undisturbed: Undisturbed, folder: Path, chance: random.Random) -> Tr
 
     def over(folder: Path) -> None:
         """Of a run that was removed while it wrote, a file may stay, which only its user may remove."""
-        runs = {"train": ("run",), "mend": ("run",), "compare": ("out/stock", "out/seed0")}.get(undisturbed.scene.name, ())
-        for run in map(folder.joinpath, runs):
+        unfinished = {"train": ("run",), "mend": ("run",), "compare": ("out/stock", "out/seed0")}
+        for run in map(folder.joinpath, unfinished.get(undisturbed.scene.name, ())):
             if run.exists() and not (run / "settings.json").exists():
                 shutil.rmtree(run)
 
