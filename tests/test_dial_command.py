@@ -12,14 +12,15 @@ import pytest
 import torch
 from command_line import run_command
 from drawing import drawing
-from recipe_runs import adapter
+from recipe_runs import adapter, same
 from scipy.special import expit
 from small_runs import Outcome, contents, flags, run_here
 
+from dcr_lite.demo.dial import open_dial
 from dcr_lite.errors import UserError
 from dcr_lite.measure.trade_off import Goal, Reading, TradeOff, fit_trade_off
 from dcr_lite.method.dial import Dial
-from dcr_lite.run import dial, inputs, opening
+from dcr_lite.run import dial, inputs, opening, steps
 from dcr_lite.run.dial_bench import Bench
 from dcr_lite.run.dial_setting import DialSetting
 from dcr_lite.run.run_folder import read_settings
@@ -258,7 +259,8 @@ def test_strength_0_leaves_the_gain_alone(run: Path) -> None:
 
 
 def test_a_run_without_a_dial_gets_one(run: Path, made: Path) -> None:
-    """As runs of earlier versions: fitted and measured as in the run, and not turned until that is asked for."""
+    """As runs of earlier versions: fitted and measured as in the run, and not turned until that is asked for; before
+    that the demo shows the adapter as it is."""
     shutil.rmtree(run / "dial")
     report = report_of(run)
     del report["dial"]
@@ -266,10 +268,17 @@ def test_a_run_without_a_dial_gets_one(run: Path, made: Path) -> None:
     text = (made / "report.md").read_text(encoding="utf-8")
     start, end = text.index("## How much it refuses"), text.index("## States of layer")
     (run / "report.md").write_text(text[:start] + text[end:], encoding="utf-8")
-    assert dcr_lite("dial", run).code == 0
+    shown = dcr_lite("dial", run)
+    assert shown.code == 0
+    assert "has been measured and has not been set" in " ".join(shown.out.split())
     assert DialSetting.load(run / "dial").goal == "none"
+    assert open_dial(run) is None
     assert (run / "dial/dial.safetensors").read_bytes() == (made / "dial/dial.safetensors").read_bytes()
     assert dcr_lite("dial", run, "--strength", strongest(run), "--set").code == 0
+    assert "all other numbers here are of the model without it" in (run / "adapter" / "README.md").read_text()
+    opened = open_dial(run)
+    assert opened is not None
+    assert opened.setting.strength == strongest(run)
     now = (run / "report.md").read_text(encoding="utf-8")
     assert now[:start] + now[now.index("## States of layer") :] == text[:start] + text[end:]
 
@@ -303,6 +312,31 @@ def test_a_damaged_file_is_named(name: str, damage: bytes, run: Path) -> None:
     seen = dcr_lite("dial", run, "--strength", "0.01", "--set")
     assert seen.code == 1
     assert f"{name} is missing or damaged. Delete" in seen.err
+
+
+def test_a_damaged_dial_of_a_stopped_run_is_fitted_again(
+    made: Path, tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the cure in the message, although the run had noted that the dial was set; it ends as without the damage."""
+    run = tmp_path / "run"
+    argv = flags(tiny, rows, run, dial="balanced", contrastive_steps=4, sft_epochs=1)
+
+    def interrupted(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("dial.safetensors", "dial.json"):
+        with monkeypatch.context() as patch:
+            patch.setattr(steps, "measure", interrupted)  # of the evaluation, behind the dial
+            assert run_here([*argv, "--resume"]).code == 130
+        assert (run / "checkpoints" / "dial.json").exists()
+        (run / "dial" / name).write_bytes(b"no")
+        seen = run_here([*argv, "--resume"])
+        assert (seen.code, f"{name} is missing or damaged. Delete" in " ".join(seen.err.split())) == (1, True)
+        (run / "dial" / name).unlink() if "Delete it" in seen.err else shutil.rmtree(run / "dial")
+    with drawing():
+        assert run_here([*argv, "--resume"]).code == 0
+    assert same(adapter(run), adapter(made))
+    assert DialSetting.load(run / "dial").for_json() == DialSetting.load(made / "dial").for_json()
 
 
 def test_an_unfinished_run_has_to_be_finished_first(run: Path) -> None:

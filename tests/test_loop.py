@@ -37,6 +37,15 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_after(steps: int, peak: f
     assert min(rates[top:]) >= 0.1 * peak * (1 - 1e-9)
 
 
+def test_an_interrupt_while_better_weights_are_copied_keeps_the_old_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint that is written then has a value and the weights that gave it."""
+    stage, progress = Mock(observe=lambda step: {"best": 0.9}), Progress(best=0.5, best_step=2, best_weights={})
+    monkeypatch.setattr(loop, "adapter_weights", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        Loop(stage)._observe(3, progress)
+    assert (progress.best, progress.best_step, progress.best_weights) == (0.5, 2, {})
+
+
 @pytest.mark.parametrize("steps", [5, 20, 60, 200])
 def test_the_last_step_has_a_tenth_of_the_peak(steps: int) -> None:
     """The cosine ends at a tenth of the peak in the last step that is taken."""

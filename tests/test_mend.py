@@ -22,6 +22,7 @@ from dcr_lite.data.rows import Conversation, Pair, Prompt
 from dcr_lite.errors import UserError
 from dcr_lite.measure import answers as judged_answers
 from dcr_lite.mend import checks, joining, prompts
+from dcr_lite.mend import steps as mend_steps
 from dcr_lite.mend.outcome import change, fell, mended, outcome, verdict_of
 from dcr_lite.mend.page import check_lines
 from dcr_lite.mend.prompts import Wish
@@ -266,6 +267,28 @@ def made(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_prompts_join_as_they_were_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that are to be answered are read at once, as the check does, before some of them are taken: after a stop
+    nothing is read in other passes, in which it would be rounded otherwise."""
+    wishes = [Wish(f"w{i}", i < 6, "") for i in range(8)]
+    read: list[list[str]] = []
+
+    class Noting(GivenReader):
+        def read(self, prompts: list[str]) -> Tensor:
+            read.append(list(prompts))
+            return super().read(prompts)
+
+    texts = [*(wish.prompt for wish in wishes), "t", "s", "r"]
+    reader: Any = Noting({text: (1.0, float(i)) for i, text in enumerate(texts)}, [Pair("t", "s")])
+    monkeypatch.setattr(mend_steps, "read_conversations", lambda path: [Conversation("o", "")] * 9)
+    monkeypatch.setattr(joining, "cross_validated", lambda *given: None)
+    run: Any = SimpleNamespace(path=tmp_path, finish=lambda *facts: None)
+    settings: Any = SimpleNamespace(sure=(), seed=0, augmentation_rows=None)
+    check = {"refused": [1, 2, 3], "doubtful": []}
+    mend_steps.join(run, reader, data_of(reader.pairs, reader.pairs, ("r",)), settings, wishes, check)
+    assert read[0] == [wish.prompt for wish in wishes[:6]]
 
 
 def test_the_check_alone_trains_nothing(made: tuple[Path, list[Outcome]]) -> None:

@@ -19,6 +19,7 @@ from tiny_models import (
     random_rows,
 )
 
+from dcr_lite.check import rows as rows_check
 from dcr_lite.export.command import export_gguf, export_merged
 from dcr_lite.model.adapters import add_adapter, save_adapter, train_only
 from dcr_lite.model.chat import encode_prompts
@@ -71,6 +72,7 @@ def test_the_shape_is_the_decoders(tiny_folder: Callable[..., Path], tiny_model:
     shape = shape_of(str(tiny_folder(KIND)))
     decoder = tiny_model(KIND).network.get_decoder()
     assert (shape.layers, shape.norms, shape.head_norms, shape.tied) == (6, 4, True, True)
+    assert rows_check._load(str(tiny_folder(KIND)), from_hub=False)[1] == tiny_model(KIND).window
     assert shape.parameters == sum(p.numel() for p in decoder.parameters() if p.dim() == 2)
 
 

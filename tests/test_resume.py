@@ -4,7 +4,7 @@ import json
 import signal
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import safetensors.torch
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from dcr_lite.errors import UserError
 from dcr_lite.files import SHIPPED
-from dcr_lite.run import steps
+from dcr_lite.method import dial
+from dcr_lite.run import opening, steps
 from dcr_lite.run.run_folder import LOCK, RunFolder, read_settings
 from dcr_lite.settings import Settings
 
@@ -140,11 +141,37 @@ def test_what_is_done_leaves_the_passes_of_its_stage(monkeypatch: pytest.MonkeyP
     planned: list[str] = []
     model: Any = SimpleNamespace(plan_passes=planned.append)
     run: Any = SimpleNamespace(finished=lambda name: {"seconds": 1.0}, layer_states=Path(__file__))
-    none: Any = SimpleNamespace(only_turned=False)
+    none: Any = SimpleNamespace(only_turned=False, dial="none")
     monkeypatch.setattr(steps, "restore", lambda *of: None)
     steps.refine(run, model, none, none)
     steps.train_safety_sft(run, model, "stage2", "dcr", "Stage 2", [], 1, none, none)
     assert planned == ["stage1", "stage2"]
+
+
+def test_what_a_dial_cannot_be_put_on_is_said_before_stage_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not after hours of training."""
+    run: Any = SimpleNamespace(finished=None, layer_states=None)
+    settings: Any = SimpleNamespace(only_turned=False, dial="balanced", layer=0)
+    layer = SimpleNamespace(feed_forward=None)
+    decoder = SimpleNamespace(layers=[layer])
+    network = SimpleNamespace(config=SimpleNamespace(model_type="lfm2"))
+    monkeypatch.setattr(dial, "decoder_of", lambda network: decoder)
+    with pytest.raises(UserError, match=r"type lfm2 cannot carry a dial.*--dial none, with another --run"):
+        steps.refine(run, cast(Any, SimpleNamespace(network=network)), cast(Any, None), settings)
+
+
+def test_a_run_that_goes_on_asks_for_the_disk_that_is_left(
+    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has written before is there already."""
+    asked: list[int] = []
+    monkeypatch.setattr(opening, "require_disk", lambda folder, needed: asked.append(needed))
+    settings = small_settings(tiny, rows, tmp_path / "run")
+    opening.will_it_fit(settings)
+    (tmp_path / "run" / "stage1").mkdir(parents=True)
+    (tmp_path / "run" / "stage1" / "weights").write_bytes(b"0" * 5000)
+    opening.will_it_fit(settings)
+    assert asked[0] - asked[1] == 5000
 
 
 def test_resume_with_other_settings_names_them(stopped: Stopped, tiny: Path, rows: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.export import space
 from dcr_lite.export.command import FinishedRun, open_finished
 from dcr_lite.export.space import export_space
+from dcr_lite.run.caution import caution_of, set_caution
 
 PROMPT = "Can I burn a man with a clock in 9 days?"
 
@@ -104,11 +105,14 @@ def test_the_hub_can_read_what_it_is(exported: Path) -> None:
 
 
 def test_a_base_on_the_hub_is_named(dialled_run: Path, tmp_path: Path) -> None:
-    """A base that others can get is fetched there by its name, and not copied."""
-    run = open_finished(dialled_run)
+    """A base that others can get is fetched there by its name, and not copied; what speaks against the run's model goes
+    with it."""
+    run = open_finished(Path(shutil.copytree(dialled_run, tmp_path / "run")))
+    set_caution(run.path, "Safety fell.")
     folder, _ = export_space(FinishedRun(run.path, run.report | {"model": SMOLLM2}), tmp_path / "space")
     assert SpaceCard.load(folder / "README.md").data.models == [SMOLLM2]
     assert not (folder / "model").exists()
+    assert caution_of(folder / "run") == "Safety fell."
     assert json.loads((folder / "run" / "settings.json").read_text())["settings"]["model"] == SMOLLM2
     assert json.loads((folder / "run/adapter/adapter_config.json").read_text())["base_model_name_or_path"] == SMOLLM2
 

@@ -6,10 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -35,13 +36,14 @@ from dcr_lite.data.rows import Conversation
 from dcr_lite.diagnose import command as diagnose_command
 from dcr_lite.errors import UserError
 from dcr_lite.method import safety_sft
+from dcr_lite.method.dial_fitting import read_inputs
 from dcr_lite.method.loop import Loop
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import loading, unsloth
 from dcr_lite.model.adapters import activate, add_adapter, stock, train_only
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
-from dcr_lite.model.hidden_states import prompt_states, states_above, states_at_layer
+from dcr_lite.model.hidden_states import decoder_of, prompt_states, states_above, states_at_layer
 from dcr_lite.model.loading import Model
 from dcr_lite.model.packing import pad
 from dcr_lite.model.streaming import Growing, GrowingTogether
@@ -286,6 +288,10 @@ def test_the_stub_has_the_traps_of_the_source(source: Callable[[str], ast.Module
         (forward, "use_sliding_window = idx % 2 == 0"),
         (function(llama, "LlamaDecoderLayer_fast_forward"), "outputs = (hidden_states,)"),
         (function(llama, "from_pretrained", "FastLlamaModel"), "tokenizer.padding_side = 'left'"),
+        (
+            function(llama, "patch_peft_model", "FastLlamaModel"),
+            "mlp_module.forward = types.MethodType(_apply_lora_mlp, mlp_module)",
+        ),
     ):
         assert statement in [ast.unparse(node) for node in ast.walk(where) if isinstance(node, ast.Assign)], statement
 
@@ -387,6 +393,23 @@ def test_answers_are_the_same_without_a_cache(both: Callable[..., tuple[Model, M
     while not growing[0].ended:
         together.step()
     assert tuple(growing[0].ids) == answer(fast, rows[:1], 5)[0].ids
+
+
+def test_a_dial_is_fitted_to_what_goes_into_down_proj(both: Callable[..., tuple[Model, Model]]) -> None:
+    """Although unsloth's kernel calls none of the maps, and so no hook on them; afterwards it is in its place."""
+
+    def kernel(mlp: Any, states: Tensor) -> Tensor:
+        inner = mlp.act_fn(mlp.gate_proj.forward(states)) * mlp.up_proj.forward(states)
+        return cast(Tensor, mlp.down_proj.forward(inner))  # a module's own forward calls no hook
+
+    plain, fast = both()
+    kernels = {layer.mlp: types.MethodType(kernel, layer.mlp) for layer in decoder_of(fast.network).layers}
+    for mlp, its in kernels.items():
+        mlp.forward = its
+    kinds = [1.0] * len(ROWS)
+    for found, expected in zip(*(read_inputs(model, 1, ROWS, kinds) for model in (fast, plain)), strict=True):
+        assert_close(found.inputs[-1], expected.inputs[-1])  # at a row's end; packed rows share their beginning
+    assert all(mlp.forward is its for mlp, its in kernels.items())
 
 
 def test_nothing_trains_that_was_not_chosen(both: Callable[..., tuple[Model, Model]]) -> None:

@@ -11,6 +11,7 @@ from dcr_lite.check.reach import folder_of, full_data_is_here, reads_public_sets
 from dcr_lite.data import hub
 from dcr_lite.errors import first_line
 from dcr_lite.model.chat import encode_conversations, encode_prompts, set_format
+from dcr_lite.model.configuration import longest_row, of_decoder
 from dcr_lite.model.loading import load_tokenizer
 from dcr_lite.model.packing import shared_prefix
 from dcr_lite.run.inputs import Data, load_data, resolved
@@ -153,4 +154,4 @@ def _load(model: str, from_hub: bool) -> tuple[Any, int]:
             patterns, patience = TOKENIZER_FILES, hub.SECONDS
             snapshot_download(model, local_dir=folder, allow_patterns=patterns, etag_timeout=patience, token=token())
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        return load_tokenizer(folder), int(getattr(config, "max_position_embeddings", NO_LIMIT))
+        return load_tokenizer(folder), longest_row(of_decoder(config))

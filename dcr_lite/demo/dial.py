@@ -65,8 +65,8 @@ class OpenDial:
 
 
 def open_dial(run: Path) -> OpenDial | None:
-    """The dial of a run; None where it has none. Raises UserError for a damaged one."""
+    """The dial of a run; None where its adapter has none. Raises UserError for a damaged one."""
     folder = run / FOLDER
-    if not (folder / SETTING).exists():
+    if not (folder / SETTING).exists() or (setting := DialSetting.load(folder)).goal == "none":
         return None
-    return OpenDial(Dial.load(folder / DIAL), DialSetting.load(folder))
+    return OpenDial(Dial.load(folder / DIAL), setting)

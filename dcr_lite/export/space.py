@@ -16,6 +16,7 @@ from dcr_lite.export.command import SMALL_FILES_BYTES, FinishedRun, require_new,
 from dcr_lite.export.merge import read_json
 from dcr_lite.files import load_json, require_disk, write_json, write_text
 from dcr_lite.names import BASELINE
+from dcr_lite.run.caution import FILE as CAUTION_FILE
 from dcr_lite.run.model_card import is_hub_name
 from dcr_lite.run.run_folder import FOUND_FILE
 from dcr_lite.settings import ModelSettings
@@ -113,7 +114,7 @@ def _copy_run(run: FinishedRun, folder: Path, model: str) -> None:
         shutil.copytree(run.path / adapter, folder / adapter)
         config = folder / adapter / "adapter_config.json"
         write_json(read_json(config) | {"base_model_name_or_path": model}, config)
-    for file in (FOUND_FILE, *DIAL_FILES):
+    for file in (FOUND_FILE, CAUTION_FILE, *DIAL_FILES):
         if (run.path / file).exists():
             (folder / file).parent.mkdir(exist_ok=True)
             shutil.copyfile(run.path / file, folder / file)

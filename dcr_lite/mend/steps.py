@@ -87,6 +87,8 @@ def join(
     few of them are left, or where --sure comes after they have joined."""
     left_out = checks.left_out(check, settings.sure)
     if not has_joined(run.path):
+        # As the check has read them: after a stop in other passes, their states would be rounded otherwise.
+        reader.toxicity([wish.prompt for wish in wishes if wish.answered])
         refused = {number - 1 for number in check["refused"]}
         wishes = prompts.divided(wishes, refused, left_out, settings.seed)
         joined = joining.join(reader, data, wishes, read_conversations(settings.augmentation_rows))

@@ -136,7 +136,8 @@ def carrier(model: Model, number: int) -> tuple[Any, str]:
     if not hasattr(getattr(layer, "mlp", None), "down_proj"):
         kind = model.network.config.model_type
         raise UserError(
-            f"a model of type {kind} cannot carry a dial: its layers have no mlp.down_proj. Use --dial none."
+            f"a model of type {kind} cannot carry a dial: its layers have no mlp.down_proj. Use --dial none, with "
+            "another --run if this one has begun."
         )
     modules = model.network.get_base_model().named_modules()
     return layer, next(name for name, module in modules if module is layer.mlp.down_proj)

@@ -4,6 +4,7 @@ in one pass through the layers up to L, and the shift is one gradient of the log
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +15,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.measure.metrics import auroc
 from dcr_lite.method.contrastive import encode_pairs, first_pairs
 from dcr_lite.method.dial import Dial, carrier, norm_weight, turned, wanted_sizes
+from dcr_lite.model import unsloth
 from dcr_lite.model.adapters import activate, remove_extra_ranks, set_extra_ranks
 from dcr_lite.model.chat import encode_conversations
 from dcr_lite.model.decoding import start_decoding
@@ -159,7 +161,8 @@ def read_inputs(
         hook = layer.mlp.down_proj.register_forward_hook(
             lambda _module, inputs, output: seen.append((inputs[0].flatten(0, -2), output.flatten(0, -2)))
         )
-        with hook, model.compute():
+        by_maps = unsloth.hookable(layer.mlp) if model.backend.name == "unsloth" else nullcontext()
+        with hook, by_maps, model.compute():
             states_at_layer(model.network, batch, number)
         inputs, outputs = seen[0]
         read = []

@@ -179,6 +179,7 @@ class Loop:
     def _observe(self, step: int, progress: Progress) -> None:
         seen = distributed.on_main(lambda: self.stage.observe(step))
         if "best" in seen and seen["best"] > progress.best:
-            progress.best, progress.best_step = seen["best"], step
-            progress.best_weights = adapter_weights(self.stage.model, self.stage.adapter)
+            weights = adapter_weights(self.stage.model, self.stage.adapter)
+            with held():  # a checkpoint of an interrupt has all three or none
+                progress.best, progress.best_step, progress.best_weights = seen["best"], step, weights
         self._tell(progress, {"step": step, **{k: v for k, v in seen.items() if k != "best"}})

@@ -12,6 +12,7 @@ They change how a model behaves; the rest of the kit allows for the following.
 - unsloth has to be imported before transformers: ``prepare`` is called before any heavy import.
 - Its backward pass overwrites what the forward pass has kept, so no graph can be replayed: diagnose loads the model
   with transformers, and so do compare, whose steered answers need a cache, and the demo.
+- Its MLP with adapters reads the weights of its maps and calls none of them, so hooks on them see nothing.
 - A longer maximum than the model's own window changes its rotary embedding: the smaller of the two is asked for.
 - That rows padded on the right need no mask rests on this version's forward pass: another one is refused.
 
@@ -22,6 +23,8 @@ Not yet run on a card, and so only taken with --backend unsloth: tested against 
 import importlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -143,6 +146,17 @@ def load(folder: str | Path, precision: Any, four_bit: bool) -> tuple[Any, Any]:
         trust_remote_code=False,
     )
     return network, tokenizer
+
+
+@contextmanager
+def hookable(mlp: Any) -> Iterator[None]:
+    """Within the block an MLP calls its maps, and so the hooks on them."""
+    kernel = mlp.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if kernel is not None:
+            mlp.forward = kernel
 
 
 def speed_up_adapters(network: Any) -> Any:

@@ -96,10 +96,11 @@ def _judged_near(bench: Bench, strength: float) -> float:
 def find_setting(run: Path, model: Model, data: Data, settings: Settings, asked: Goal | float | None) -> DialSetting:
     """Fit the dial of a run's DCR adapter, which is as trained, measure its curve and choose its strength; not yet
     recorded or set. What was measured before is not measured again, nor is a choice made twice."""
+    measured = is_there(run)  # before a dial that is gone is fitted again
     bench = Bench(run / FOLDER, model, data, settings)
     with progress_bar("The dial", MEASUREMENTS) as shown:
         bench.progress = shown.advance
-        known = DialSetting.load(run / FOLDER) if (run / FOLDER / SETTING).exists() else None
+        known = DialSetting.load(run / FOLDER) if measured else None
         if known:
             bench.recall(known.measured)
         else:
@@ -107,6 +108,11 @@ def find_setting(run: Path, model: Model, data: Data, settings: Settings, asked:
         setting = known if known and known.was_asked(asked) else choose(bench, asked)
         shown.advance(max(0, MEASUREMENTS - shown.done))
     return setting
+
+
+def is_there(run: Path) -> bool:
+    """Whether the dial of a run is fitted and measured."""
+    return all((run / FOLDER / name).exists() for name in (DIAL, SETTING))
 
 
 def keep_on_carrier(model: Model, settings: Settings) -> None:
@@ -128,7 +134,7 @@ def restore(model: Model, run: Path) -> None:
 @contextmanager
 def as_trained(model: Model, run: Path) -> Iterator[None]:
     """Within the block the DCR adapter is as trained, after it as before."""
-    if not (run / FOLDER / SETTING).exists():
+    if not is_there(run):
         yield
         return
     set_strength(model, DCR, Dial.load(run / FOLDER / DIAL), None)

@@ -18,7 +18,7 @@ from dcr_lite.names import DCR
 from dcr_lite.run import dial, inputs, opening
 from dcr_lite.run.dial_bench import DIAL
 from dcr_lite.run.dial_report import chosen_sentence, dial_table, stated
-from dcr_lite.run.dial_setting import FOLDER, SETTING, DialSetting
+from dcr_lite.run.dial_setting import FOLDER, DialSetting
 from dcr_lite.run.discernment import FILE
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.joined import with_joined
@@ -63,7 +63,7 @@ def turn(run: Path, asked: Goal | float | None, put: bool, device: Device) -> No
     with OnlyOne(run / FOLDER / "dial.lock", "turn the dial of another run"):
         remove_partials(run / FOLDER)
         opened = None
-        if not (run / FOLDER / SETTING).exists():
+        if not dial.is_there(run):
             opened = open_as_trained(settings)
             dial.record(run, dial.find_setting(run, *opened, settings, None))
         setting = DialSetting.load(run / FOLDER)
@@ -107,7 +107,7 @@ def _set(
     by answers."""
     setting = dial.find_setting(run, model, data, settings, asked)
     before = stated(report)
-    report["dial"] = setting.for_json() | {"evaluated_at": before[1] if before else 0.0}
+    report["dial"] = setting.for_json() | {"evaluated_at": before[1] if before else None}
 
     def beside(folder: Path) -> None:
         if (run / "adapter" / FILE).exists():

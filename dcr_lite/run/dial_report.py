@@ -67,20 +67,28 @@ def _wilson(rate: float, n: int) -> tuple[float, float]:
     return wilson_interval(round(rate * n), n)
 
 
-def chosen_sentence(setting: DialSetting, evaluated_at: float | None = None) -> str:
-    """The present setting in a sentence, with another where the model was evaluated at another strength."""
+def chosen_sentence(setting: DialSetting) -> str:
+    """The present setting in a sentence."""
     toxic, seemingly_toxic = setting.curve.at(setting.strength)[0].tolist()
     plain = "" if setting.plain is None else f" and {setting.plain:.2f} of plain ones"
     how = title(setting.goal, setting.value, setting.strength)
-    turned = ""
-    if evaluated_at not in (None, setting.strength):
-        turned = f" It was turned after the evaluation: all other numbers here are of strength {evaluated_at:+.2f}."
     if not setting.reached:
         how = f"as near as can be to: {how}"
+    stands = f"The dial stands at {setting.strength:+.2f} ({how})"
+    if setting.goal == "none":
+        stands = "The dial has been measured and has not been set. At 0"
     return (
-        f"The dial stands at {setting.strength:+.2f} ({how}): of development prompts the model refuses {toxic:.2f} of "
-        f"toxic ones, {seemingly_toxic:.2f} of seemingly toxic ones{plain}.{turned}"
+        f"{stands}: of development prompts the model refuses {toxic:.2f} of toxic ones, {seemingly_toxic:.2f} of "
+        f"seemingly toxic ones{plain}."
     )
+
+
+def sentence_since(setting: DialSetting, evaluated_at: float | None) -> str:
+    """The same, with another one where the model was evaluated at another strength, or (None) without the dial."""
+    if evaluated_at == setting.strength:
+        return chosen_sentence(setting)
+    at = "the model without it" if evaluated_at is None else f"strength {evaluated_at:+.2f}"
+    return f"{chosen_sentence(setting)} It was turned after the evaluation: all other numbers here are of {at}."
 
 
 def gain_sentence(setting: DialSetting) -> str:
@@ -104,14 +112,14 @@ def facts_of_dial(run: Path) -> dict[str, Any] | None:
     return setting.for_json() | {"evaluated_at": setting.strength}
 
 
-def stated(report: dict[str, Any]) -> tuple[DialSetting, float] | None:
-    """The dial's setting in a report.json, and the strength at which the model was evaluated; None for a run without a
-    dial. Raises as ``DialSetting.from_json``."""
+def stated(report: dict[str, Any]) -> tuple[DialSetting, float | None] | None:
+    """The dial's setting in a report.json, and the strength at which the model was evaluated, None where that was
+    without the dial; None for a run without one. Raises as ``DialSetting.from_json``."""
     facts = dict(report.get("dial") or {})
     if not facts:
         return None
-    evaluated_at = float(facts.pop("evaluated_at"))
-    return DialSetting.from_json(facts), evaluated_at
+    evaluated_at = facts.pop("evaluated_at")
+    return DialSetting.from_json(facts), None if evaluated_at is None else float(evaluated_at)
 
 
 def draw_dial(setting: DialSetting, path: Path) -> None:

@@ -12,14 +12,15 @@ from dcr_lite.files import damaged, read_state, write_state
 from dcr_lite.measure.trade_off import Goal, TradeOff
 
 FOLDER, SETTING = "dial", "dial.json"  # in a run
-CURE = "Delete that folder to have the dial fitted and measured again by dcr-lite dial."
+CURE = "Delete that folder to have the dial fitted and measured again, by dcr-lite dial or by --resume."
 
 
 @dataclass(frozen=True)
 class DialSetting:
     """How the dial of a run stands, and what is known along it.
 
-    strength: in RUN/adapter. goal, value: what it was chosen by: a Goal's, or "strength", or "none" for 0.
+    strength: in RUN/adapter. goal, value: what it was chosen by: a Goal's, or "strength", or "none" where the dial is
+    measured and not in the adapter.
     reached: whether the goal can be reached.
     plain: share of the plain development prompts refused at this strength; None where there are none.
     stock: the stock model's refusal rates of toxic and of seemingly toxic development prompts.

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from dcr_lite.data.paper_data import HubSet, sources
 from dcr_lite.files import SHIPPED, exists
-from dcr_lite.run.dial_report import chosen_sentence, stated
+from dcr_lite.run.dial_report import sentence_since, stated
 from dcr_lite.run.kept_report import WHAT as WHAT_IS_KEPT
 from dcr_lite.run.report import plain, results_table
 from dcr_lite.settings import SHIPPED_FILES
@@ -93,7 +93,7 @@ def model_card(report: dict[str, Any], form: Form, licence: str | None = None, p
         results_table=results_table(report),
         seed=plain(str(report["seed"])),
         kept=f" {WHAT_IS_KEPT}" if any("kept" in one for one in report["methods"].values()) else "",
-        dial=f"\n\n{chosen_sentence(*found)}" if (found := stated(report)) else "",
+        dial=f"\n\n{sentence_since(*found)}" if (found := stated(report)) else "",
         use=USE[form].format(place=place),
         training_data=_training_data(report),
         licence=f" ({licence})" if licence else "",

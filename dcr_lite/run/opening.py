@@ -82,7 +82,8 @@ def will_it_fit(settings: Settings) -> dict[str, str]:
     path = settings.model if known else _locate(settings.model)[0]
     fitting = what_fits(path, settings, machine(settings))
     if fitting.needs:
-        require_disk(settings.run, round(disk_need(shape_of(path), settings.rank)))
+        written = sum(file.stat().st_size for file in settings.run.rglob("*") if file.is_file())  # before a stop
+        require_disk(settings.run, round(disk_need(shape_of(path), settings.rank)) - written)
     return fitting.lines()
 
 

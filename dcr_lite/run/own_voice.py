@@ -62,7 +62,7 @@ def in_own_voice(run: RunFolder, model: Model, data: Data, settings: Settings) -
     if len(own) < LEAST * wanted:
         raise UserError(
             f"{settings.model} gives only {len(own)} of {len(rows)} general instructions an answer that can be learnt "
-            f"from ({path}): take the given answers with --answers given"
+            f"from ({path}): take the given answers, with --answers given and another --run"
         )
     refusals = settings.sizes["baseline_refusals"]
     mixture = safety_mixture(own, data.refusals, len(own), refusals, settings.seed)

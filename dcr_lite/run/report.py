@@ -15,7 +15,7 @@ from dcr_lite.measure.metrics import with_interval
 from dcr_lite.model import distributed
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, LABEL_TITLES, LABELS, MODEL_TITLES, ONLY_TURNED
-from dcr_lite.run.dial_report import chosen_sentence, dial_table, facts_of_dial, gain_sentence, stated
+from dcr_lite.run.dial_report import dial_table, facts_of_dial, gain_sentence, sentence_since, stated
 from dcr_lite.run.found_report import found_section
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.kept import kept_seconds
@@ -141,7 +141,7 @@ def dial_section(report: dict[str, Any], folder: Path) -> str:
         return ""
     setting, evaluated_at = found
     return DIAL.format(
-        chosen=chosen_sentence(setting, evaluated_at),
+        chosen=sentence_since(setting, evaluated_at),
         gain=gain_sentence(setting),
         run=without_folders(folder),
         pairs=setting.pairs,

@@ -15,6 +15,7 @@ from dcr_lite.files import damaged, load_tensors, sha256_of, write_text
 from dcr_lite.measure.answers import Measured, measure, method_result, read_answers, write_answers
 from dcr_lite.measure.trade_off import Goal
 from dcr_lite.method.contrastive import ContrastiveConfig, ContrastiveRefinement, encode_pairs, stock_geometry
+from dcr_lite.method.dial import carrier
 from dcr_lite.method.loop import Loop, Stage
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import adapters, distributed
@@ -52,7 +53,7 @@ def set_dial(run: RunFolder, model: Model, data: Data, settings: Settings) -> No
     """Choose how much DCR refuses, by development prompts, and put that into its adapter."""
     if settings.dial == "none":
         return
-    if not run.finished("dial"):
+    if not (run.finished("dial") and dial.is_there(run.path)):  # a damaged one is deleted to be fitted again
         started = time.monotonic()
         goal = Goal(settings.dial)  # type: ignore[arg-type]  # what was found is never auto
 
@@ -68,6 +69,8 @@ def set_dial(run: RunFolder, model: Model, data: Data, settings: Settings) -> No
 
 def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
     """Stage 1, contrastive refinement, on the DCR adapter; keeps the states that later steps read at layer L."""
+    if settings.dial != "none":
+        carrier(model, settings.layer)  # raises before hours of training
     if settings.only_turned:
         dial.keep_on_carrier(model, settings)
     model.plan_passes("stage1")  # first: what comes later goes through in the same passes where this is done
