@@ -344,9 +344,10 @@ def compared(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPath
     return recipe, folder / "out"
 
 
-def test_methods_and_seeds_of_a_comparison_are_probed(compared: tuple[Path, Path]) -> None:
+def test_methods_and_seeds_of_a_comparison_are_probed(compared: tuple[Path, Path], tmp_path: Path) -> None:
     """The stock model once, the others with every seed; hooks of a method stay on while its weights are probed; the
-    table has means over seeds with their intervals, and the picture a point for each."""
+    table has means over seeds with their intervals, and the picture a point for each. What was probed is not taken for
+    a comparison with other settings."""
     recipe, folder = compared
     methods = ("base", "surgical", "dcr")
     probing = Probing(("int4", "prefill_5"), answer_tokens=3)
@@ -364,6 +365,11 @@ def test_methods_and_seeds_of_a_comparison_are_probed(compared: tuple[Path, Path
     text = (out / "probes.md").read_text()
     assert "| probe | stock model | Surgical | DCR |" in text
     assert "Means over the seeds 0, 1; intervals are over seeds." in text
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    with (other / "seed0" / "settings.json").open("a", encoding="utf-8") as file:
+        file.write("\n")
+    with pytest.raises(UserError, match="is of another stock model"):
+        probe_comparison(other, settings_of(recipe), methods, (0, 1), probing)
 
 
 @pytest.mark.usefixtures("pictures")

@@ -17,7 +17,7 @@ from dcr_lite.model import adapters
 from dcr_lite.model.loading import Model
 from dcr_lite.names import MODEL_TITLES, STOCK, models_of
 from dcr_lite.run import inputs, opening
-from dcr_lite.run.run_folder import read_settings
+from dcr_lite.run.run_folder import FOUND_FILE, read_settings
 from dcr_lite.settings import Device, ModelSettings, Settings
 
 
@@ -25,7 +25,8 @@ class Subject(NamedTuple):
     """A model that is probed.
 
     name: of its folder. method, title, seed: what it is, in files and in tables; the stock model has no seed.
-    within: a context in which the model of its source is this one. digest: of what was trained, where it lies ready.
+    within: a context in which the model of its source is this one. digest: of what makes it this one: an adapter's
+    weights, or settings with what was found of them.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Subject(NamedTuple):
     title: str
     seed: int | None
     within: Callable[[], AbstractContextManager[object]]
-    digest: str | None
+    digest: str
 
     @property
     def label(self) -> str:
@@ -60,13 +61,11 @@ class RunSource:
             for name in names
         ]  # fmt: skip
 
-    def _digest(self, name: str) -> str | None:
-        """Of an adapter as it lies in the run: turning the dial changes it."""
-        part = self._adapters.get(name)
-        if part is None:
-            return None
-        files = [sha256_of(part / file) for file in (adapters.WEIGHTS, "adapter_config.json")]
-        return hashlib.sha256("".join(files).encode()).hexdigest()
+    def _digest(self, name: str) -> str:
+        """Of an adapter as it lies in the run: turning the dial changes it; of the stock model, of the settings."""
+        if name == STOCK:
+            return _digest_of(self.folder / "settings.json", self.folder / FOUND_FILE)
+        return _digest_of(*(self._adapters[name] / file for file in (adapters.WEIGHTS, "adapter_config.json")))
 
     @cached_property
     def data(self) -> inputs.Data:
@@ -109,10 +108,11 @@ class SeedSource:
 
     def __init__(self, run: SeedRun, methods: tuple[str, ...]):
         self.settings, self.folder, self._run = run.settings, run.run.path, run
+        digest = _digest_of(self.folder / "settings.json", self.folder / FOUND_FILE)
         self.subjects = [
             Subject(
                 name if name == STOCK else f"{name}_seed{run.settings.seed}", name, METHODS[name].title,
-                None if name == STOCK else run.settings.seed, partial(self._as, name), None,
+                None if name == STOCK else run.settings.seed, partial(self._as, name), digest,
             )
             for name in methods
         ]  # fmt: skip
@@ -141,6 +141,11 @@ class SeedSource:
 
 
 Source = RunSource | SeedSource
+
+
+def _digest_of(*files: Path) -> str:
+    """Of files of which some may not be there."""
+    return hashlib.sha256("".join(sha256_of(file) for file in files if file.exists()).encode()).hexdigest()
 
 
 def sources_of_comparison(
