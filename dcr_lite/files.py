@@ -47,6 +47,12 @@ def require_disk(folder: Path, needed: int) -> None:
         raise UserError(f"{existing}: {free / 1e6:,.0f} MB free and {needed / 1e6:,.0f} MB needed. Free some disk.")
 
 
+def beside(path: Path, ending: str) -> Path:
+    """Another file of a result, that no other one has: of its name only .json is left out, since the end of dial_0.1 is
+    none."""
+    return path.with_name(path.name.removesuffix(".json") + ending)
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file beside ``path`` and put it in its place: a reader, or a run that goes on after the
     machine has stopped, finds the old file or the whole new one. What is half written is removed on an error.

@@ -16,7 +16,7 @@ from dcr_lite.data.rows import Choice, Conversation, Prompt, read_choices, read_
 from dcr_lite.data.splits import sample
 from dcr_lite.errors import UserError
 from dcr_lite.evaluate.kept import measure_kept, require_adapter
-from dcr_lite.files import PARTIAL, OnlyOne, read_state, write_json, write_jsonl, write_state
+from dcr_lite.files import PARTIAL, OnlyOne, beside, read_state, write_json, write_jsonl, write_state
 from dcr_lite.judges.agreement import agreements, with_verdicts
 from dcr_lite.judges.interface import Judge
 from dcr_lite.judges.judging import judge_rows
@@ -69,26 +69,22 @@ class Evaluation:
     @property
     def answers(self) -> Path:
         """The file of answers. Private: contains answers to toxic prompts."""
-        return self._beside(".answers.jsonl")
+        return beside(self.out, ".answers.jsonl")
 
     @property
     def lock(self) -> Path:
         """The file that keeps a second process away."""
-        return self._beside(".lock")
+        return beside(self.out, ".lock")
 
     @property
     def unfinished(self) -> Path:
         """The file that is there until the evaluation is finished."""
-        return self._beside(".begun.json")
+        return beside(self.out, ".begun.json")
 
     @property
     def judging(self) -> Path:
         """The file of what judges have done, until the evaluation is finished."""
-        return self._beside(".judging.jsonl")
-
-    def _beside(self, ending: str) -> Path:
-        """Another file of this result alone: only .json is left out, of a name like dial_0.1 nothing."""
-        return self.out.with_name(self.out.name.removesuffix(".json") + ending)
+        return beside(self.out, ".judging.jsonl")
 
 
 class StoredMeasurement:

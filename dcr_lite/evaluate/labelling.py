@@ -7,7 +7,7 @@ from typing import Any
 
 from dcr_lite.data.rows import Fields, field_error, parse_jsonl, read_bytes
 from dcr_lite.errors import UserError
-from dcr_lite.files import jsonl, write_jsonl
+from dcr_lite.files import beside, jsonl, write_jsonl
 from dcr_lite.judges.agreement import agreement_words, agreements, with_verdicts
 from dcr_lite.judges.interface import Exchange, short, verdict
 from dcr_lite.judges.judging import Scores, for_json, judge_rows
@@ -28,7 +28,7 @@ def judge_file(
     What is judged is kept beside ``out`` until that is written, so that the same command goes on; with "-" for standard
     output it is not. Arguments and errors as for ``label_answers``.
     """
-    kept = None if out == STANDARD or set(names) == {CueJudge.name} else Path(out).with_suffix(".judging.jsonl")
+    kept = None if out == STANDARD or set(names) == {CueJudge.name} else beside(Path(out), ".judging.jsonl")
     rows, scores = label_answers(path, literature, names, key_variable, kept)
     write_rows(rows, out)
     if kept:

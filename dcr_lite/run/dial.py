@@ -115,9 +115,13 @@ def is_there(run: Path) -> bool:
     return all((run / FOLDER / name).exists() for name in (DIAL, SETTING))
 
 
-def keep_on_carrier(model: Model, settings: Settings) -> None:
-    """Leave the DCR adapter of a run that trains nothing on the one map that carries the dial."""
-    adapters.keep_on(model, DCR, carrier(model, settings.layer)[1])
+def prepare(model: Model, settings: Settings) -> None:
+    """Leave the DCR adapter of a run that trains nothing on the one map that carries the dial. Raises UserError, before
+    hours of training, where a dial is to be set and layer L has no such map."""
+    if settings.dial != "none" or settings.only_turned:
+        module = carrier(model, settings.layer)[1]
+        if settings.only_turned:
+            adapters.keep_on(model, DCR, module)
 
 
 def record(run: Path, setting: DialSetting) -> None:

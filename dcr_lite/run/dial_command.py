@@ -91,8 +91,7 @@ def open_as_trained(settings: Settings) -> tuple[Model, Data]:
     """The model of a run with its DCR adapter as trained, and the run's data."""
     data = inputs.load_data(settings)
     model, _ = opening.load_model(settings)
-    if settings.only_turned:
-        dial.keep_on_carrier(model, settings)
+    dial.prepare(model, settings)
     stages = [settings.run / name / adapters.WEIGHTS for name in ("stage2", "stage1")]
     trained = next((file for file in stages if file.exists()), stages[-1])
     adapters.set_adapter_weights(model, DCR, load_tensors(trained, CURE))

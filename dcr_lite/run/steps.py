@@ -15,7 +15,6 @@ from dcr_lite.files import damaged, load_tensors, sha256_of, write_text
 from dcr_lite.measure.answers import Measured, measure, method_result, read_answers, write_answers
 from dcr_lite.measure.trade_off import Goal
 from dcr_lite.method.contrastive import ContrastiveConfig, ContrastiveRefinement, encode_pairs, stock_geometry
-from dcr_lite.method.dial import carrier
 from dcr_lite.method.loop import Loop, Stage
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import adapters, distributed
@@ -69,10 +68,7 @@ def set_dial(run: RunFolder, model: Model, data: Data, settings: Settings) -> No
 
 def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
     """Stage 1, contrastive refinement, on the DCR adapter; keeps the states that later steps read at layer L."""
-    if settings.dial != "none":
-        carrier(model, settings.layer)  # raises before hours of training
-    if settings.only_turned:
-        dial.keep_on_carrier(model, settings)
+    dial.prepare(model, settings)
     model.plan_passes("stage1")  # first: what comes later goes through in the same passes where this is done
     if run.finished("stage1") and run.layer_states.exists():
         return restore(run, model, "stage1", DCR)
