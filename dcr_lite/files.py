@@ -47,9 +47,17 @@ def require_disk(folder: Path, needed: int) -> None:
         raise UserError(f"{existing}: {free / 1e6:,.0f} MB free and {needed / 1e6:,.0f} MB needed. Free some disk.")
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of the files in a folder, 0 where there is none; of one that goes meanwhile none are counted."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
 def beside(path: Path, ending: str) -> Path:
-    """Another file of a result, that no other one has: of its name only .json is left out, since the end of dial_0.1 is
-    none."""
+    """Another file of a result: of its name only .json is left out, since the end of dial_0.1 is none."""
     return path.with_name(path.name.removesuffix(".json") + ending)
 
 

@@ -441,6 +441,9 @@ def test_what_has_to_be_found_is_found_once(
     assert second.model.openings == first.model.openings
     stock = SeedRun(settings, tmp_path / "stock", 0, second.run.path)
     stock.run.leave()
+    other = first.settings.sft_learning_rate * 2
+    with pytest.raises(UserError, match=r"begun with other settings \(sft_learning_rate"):
+        command.seed_run(replace(settings, sft_learning_rate=other), tmp_path, 6)
     third = command.seed_run(settings, tmp_path, 7)  # one that comes first later
     assert third.model.openings == first.model.openings
 

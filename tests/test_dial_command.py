@@ -283,6 +283,20 @@ def test_a_run_without_a_dial_gets_one(run: Path, made: Path) -> None:
     assert now[:start] + now[now.index("## States of layer") :] == text[:start] + text[end:]
 
 
+def test_a_dial_that_is_fitted_again_stands_where_it_stood(run: Path) -> None:
+    """Whatever of it was deleted, as a message may say: showing it changes nothing of what the demo answers."""
+    before = DialSetting.load(run / "dial")
+    for gone in ("dial/dial.safetensors", "dial"):
+        path = run / gone
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        assert dcr_lite("dial", run).code == 0
+        now = DialSetting.load(run / "dial")
+        assert (now.strength, now.goal, now.gain) == (before.strength, before.goal, before.gain)
+        opened = open_dial(run)
+        assert opened is not None
+        assert opened.setting.strength == before.strength
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -368,8 +368,10 @@ def test_methods_and_seeds_of_a_comparison_are_probed(compared: tuple[Path, Path
     other = Path(shutil.copytree(folder, tmp_path / "other"))
     with (other / "seed0" / "settings.json").open("a", encoding="utf-8") as file:
         file.write("\n")
-    with pytest.raises(UserError, match="is of another stock model"):
+    with pytest.raises(UserError, match="is of another Surgical"):
         probe_comparison(other, settings_of(recipe), methods, (0, 1), probing)
+    again = probe_comparison(folder, settings_of(recipe), ("base", "dcr"), (1,), probing)  # any seed may come first
+    assert again == out
 
 
 @pytest.mark.usefixtures("pictures")

@@ -52,6 +52,7 @@ def test_the_app_shows_the_run(exported: Path, dialled_run: Path, tmp_path: Path
         port = free.getsockname()[1]
     log = tmp_path / "log"
     given = {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONPATH": ""}
+    given |= {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}  # what it says at once, and no more files
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, exported / "app.py"], cwd=tmp_path, env=os.environ | given, stdout=out, stderr=out

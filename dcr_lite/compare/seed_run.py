@@ -59,6 +59,17 @@ class Cost:
         return Cost(self.seconds + other.seconds, memory, "; ".join(filter(None, (self.note, other.note))))
 
 
+def _require_same(settings: Settings, found: dict[str, Any], folder: Path) -> None:
+    """Raises UserError for settings that are given otherwise than the comparison in ``folder`` has found them."""
+    for name in FOUND_NAMES:
+        given = getattr(settings, name)
+        if given not in (Settings.__dataclass_fields__[name].default, found[name]):
+            raise UserError(
+                f"{folder} was begun with other settings ({name}: {found[name]} then, {given} now). Restore them, or "
+                "compare anew with another --out."
+            )
+
+
 class SeedRun:
     """The run folder of a seed, with its data and its model, which are loaded when they are first used."""
 
@@ -68,6 +79,7 @@ class SeedRun:
         self.run = RunFolder(as_begun(self.settings))
         self._stock_answers: StockAnswers | None = None
         if found and (there := read_found(found)):
+            _require_same(settings, there, folder.parent)
             write_state(there, folder / FOUND_FILE)
 
     def find_settings(self) -> None:
@@ -170,7 +182,7 @@ class SeedRun:
         adapters.activate(self.model, DCR)
         part, asked = "dial_alone", self.settings.dial
         folder = self.run.path / part
-        if not self.run.finished(part):
+        if not (self.run.finished(part) and dial.is_there(folder)):
             forget_peak_memory()
             started = time.monotonic()
             goal = Goal("balanced" if asked == "none" else asked)  # type: ignore[arg-type]  # what was found is never auto

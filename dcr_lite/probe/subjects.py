@@ -108,11 +108,13 @@ class SeedSource:
 
     def __init__(self, run: SeedRun, methods: tuple[str, ...]):
         self.settings, self.folder, self._run = run.settings, run.run.path, run
-        digest = _digest_of(self.folder / "settings.json", self.folder / FOUND_FILE)
+        # Of the stock model what was found alone: it is the same with any seed.
+        files = {name: [FOUND_FILE] if name == STOCK else ["settings.json", FOUND_FILE] for name in methods}
         self.subjects = [
             Subject(
                 name if name == STOCK else f"{name}_seed{run.settings.seed}", name, METHODS[name].title,
-                None if name == STOCK else run.settings.seed, partial(self._as, name), digest,
+                None if name == STOCK else run.settings.seed, partial(self._as, name),
+                _digest_of(*(self.folder / file for file in files[name])),
             )
             for name in methods
         ]  # fmt: skip

@@ -96,7 +96,9 @@ def _judged_near(bench: Bench, strength: float) -> float:
 def find_setting(run: Path, model: Model, data: Data, settings: Settings, asked: Goal | float | None) -> DialSetting:
     """Fit the dial of a run's DCR adapter, which is as trained, measure its curve and choose its strength; not yet
     recorded or set. What was measured before is not measured again, nor is a choice made twice."""
-    measured = is_there(run)  # before a dial that is gone is fitted again
+    measured = is_there(run)
+    if not measured:  # a setting is of the dial that it was chosen for, and here one is fitted again
+        (run / FOLDER / SETTING).unlink(missing_ok=True)
     bench = Bench(run / FOLDER, model, data, settings)
     with progress_bar("The dial", MEASUREMENTS) as shown:
         bench.progress = shown.advance

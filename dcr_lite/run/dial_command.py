@@ -65,7 +65,7 @@ def turn(run: Path, asked: Goal | float | None, put: bool, device: Device) -> No
         opened = None
         if not dial.is_there(run):
             opened = open_as_trained(settings)
-            dial.record(run, dial.find_setting(run, *opened, settings, None))
+            dial.record(run, as_it_stands(dial.find_setting(run, *opened, settings, None), report))
         setting = DialSetting.load(run / FOLDER)
         if asked is not None:
             setting = setting.turned_to(asked)
@@ -85,6 +85,15 @@ def _report(run: Path) -> dict[str, Any]:
     except (OSError, LookupError, TypeError, ValueError):
         raise damaged(run / "report.json", CURE) from None
     return report
+
+
+def as_it_stands(measured: DialSetting, report: dict[str, Any]) -> DialSetting:
+    """A dial that was measured again, at the setting that the run's adapter has; not set where the run had none."""
+    if (found := stated(report)) is None:
+        return measured
+    before, _ = found
+    kept = {name: getattr(before, name) for name in ("strength", "goal", "value", "reached", "plain")}
+    return replace(measured, **kept)
 
 
 def open_as_trained(settings: Settings) -> tuple[Model, Data]:

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from dcr_lite.data.sources import locate
 from dcr_lite.errors import MORE_MEMORY, UserError, first_line, out_of_memory
-from dcr_lite.files import exists, load_json, require_disk
+from dcr_lite.files import exists, load_json, require_disk, size_of
 from dcr_lite.model import adapters, cuda, distributed, loading, unsloth
 from dcr_lite.model.chat import set_format
 from dcr_lite.model.free_memory import free_memory, within_limits
@@ -82,7 +82,7 @@ def will_it_fit(settings: Settings) -> dict[str, str]:
     path = settings.model if known else _locate(settings.model)[0]
     fitting = what_fits(path, settings, machine(settings))
     if fitting.needs:
-        written = sum(file.stat().st_size for file in settings.run.rglob("*") if file.is_file())  # before a stop
+        written = size_of(settings.run)  # before a stop
         require_disk(settings.run, round(disk_need(shape_of(path), settings.rank)) - written)
     return fitting.lines()
 
