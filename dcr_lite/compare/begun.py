@@ -3,7 +3,10 @@ had found, as the others."""
 
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+from dcr_lite.errors import UserError
 from dcr_lite.files import load_json
 from dcr_lite.run.run_folder import FOUND_NAMES, read_found
 from dcr_lite.settings import Settings
@@ -21,3 +24,14 @@ def as_begun(settings: Settings) -> Settings:
         then = {name: begun[name] for name in FOUND_NAMES if {begun[name], getattr(settings, name)} <= same[name]}
         return replace(settings, **then)
     return settings
+
+
+def require_same(settings: Settings, found: dict[str, Any], folder: Path) -> None:
+    """Raises UserError for settings that are given otherwise than the comparison in ``folder`` has found them."""
+    for name in FOUND_NAMES:
+        given = getattr(settings, name)
+        if given not in (getattr(Settings, name), found[name]):
+            raise UserError(
+                f"{folder} was begun with other settings ({name}: {found[name]} then, {given} now). Restore them, or "
+                "compare anew with another --out."
+            )

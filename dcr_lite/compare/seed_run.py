@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from dcr_lite.compare.begun import as_begun
+from dcr_lite.compare.begun import as_begun, require_same
 from dcr_lite.compare.directions import Kinds
 from dcr_lite.data.rows import Conversation, Pair, read_conversations
 from dcr_lite.data.splits import evenly_drawn, safety_mixture
@@ -59,17 +59,6 @@ class Cost:
         return Cost(self.seconds + other.seconds, memory, "; ".join(filter(None, (self.note, other.note))))
 
 
-def _require_same(settings: Settings, found: dict[str, Any], folder: Path) -> None:
-    """Raises UserError for settings that are given otherwise than the comparison in ``folder`` has found them."""
-    for name in FOUND_NAMES:
-        given = getattr(settings, name)
-        if given not in (Settings.__dataclass_fields__[name].default, found[name]):
-            raise UserError(
-                f"{folder} was begun with other settings ({name}: {found[name]} then, {given} now). Restore them, or "
-                "compare anew with another --out."
-            )
-
-
 class SeedRun:
     """The run folder of a seed, with its data and its model, which are loaded when they are first used."""
 
@@ -79,7 +68,7 @@ class SeedRun:
         self.run = RunFolder(as_begun(self.settings))
         self._stock_answers: StockAnswers | None = None
         if found and (there := read_found(found)):
-            _require_same(settings, there, folder.parent)
+            require_same(settings, there, folder.parent)
             write_state(there, folder / FOUND_FILE)
 
     def find_settings(self) -> None:
