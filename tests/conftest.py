@@ -11,6 +11,8 @@ from xdist.scheduler import LoadFileScheduling
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that asks the network fails instead of waiting
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"):
+    os.environ.pop(name, None)  # with them a program would write otherwise than the tests read
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what a test starts: the other core has tests of its own
 
 gc.disable()  # until all is imported: what that makes is many, and stays

@@ -155,6 +155,7 @@ def test_what_cannot_be_added_is_an_error_before_any_work(
 
 def test_a_damaged_adapter_and_a_function_without_a_block_are_errors(contracted: Contracted, tmp_path: Path) -> None:
     """When they are come to; what was measured before is kept."""
+    (contracted.module / "rude.py").write_text(RUDE, encoding="utf-8")
     torn = tmp_path / "torn"
     torn.mkdir()
     for path in (contracted.recipe.parent / "adapter").iterdir():

@@ -599,10 +599,11 @@ def test_a_comparison_has_stage_1(compared: Compared, tmp_path: Path) -> None:
 
 
 def test_the_command_shows_the_table(
-    compared: Compared, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """``dcr-lite compare`` on a finished comparison shows it, and measures nothing again."""
-    recipe, _, out, _ = compared
+    recipe, out = compared[0], Path(shutil.copytree(compared[2], tmp_path / "out"))
+    monkeypatch.setattr(command, "measure_configuration", None)
     argv = ["dcr-lite", "compare", "--recipe", str(recipe), "--out", str(out), "--seeds", "0"]
     monkeypatch.setattr(sys, "argv", argv)
     cli.main()

@@ -267,3 +267,8 @@ def test_seconds_count_over_sessions(stopped: Stopped, tmp_path: Path) -> None:
     done = json.loads((run / "checkpoints" / "elapsed.json").read_text())["seconds"]
     stage1 = json.loads((run / "checkpoints" / "stage1.json").read_text())["seconds"]
     assert done > stage1 > 0
+    settings = read_settings(run)
+    settings.resume = True
+    begun = RunFolder(settings)
+    assert done < begun.seconds() < done + 60
+    begun.leave()

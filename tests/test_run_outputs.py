@@ -13,6 +13,7 @@ import torch
 from matplotlib import pyplot as plt
 from peft import PeftModel
 from recipe_runs import ENVIRONMENT, Finished, adapter, layer_of, same, small_settings
+from safetensors.torch import load_file
 from small_runs import BASELINE_STEPS, CONTRASTIVE_STEPS, LAYER, RECIPE, SFT_STEPS, flags, run_here
 from tiny_models import LAYERS, assert_close, load_reference
 from transformers import AutoTokenizer
@@ -329,7 +330,9 @@ def test_states_centred_on_the_stock_mean_run_whole(tiny: Path, rows: Path, tmp_
     argv = flags(tiny, rows, tmp_path / "run", contrastive_steps=4, sft_epochs=1, centre="stock")
     done = run_here(argv)
     assert (done.code, done.err) == (0, "")
-    assert (tmp_path / "run" / "adapter" / "discernment.safetensors").exists()
+    found = load_file(tmp_path / "run" / "adapter" / "discernment.safetensors")
+    means = [found[f"{name}.mean"] for name in ("base", "safety_sft", "dcr")]
+    assert all(torch.equal(mean, means[0]) for mean in means)
 
 
 def test_a_run_without_stage_1_is_the_dial_alone(tiny: Path, rows: Path, tmp_path: Path) -> None:

@@ -58,10 +58,10 @@ def test_nothing_in_the_code_unpickles_or_runs_text() -> None:
             assert given.get("shell") is not True, path
             if name == "torch.load":
                 assert given.get("weights_only") is True, path
-            if name.endswith("from_pretrained") and name.split(".")[0] in AUTO:
+            if name.endswith(".from_pretrained") and name != "PeftModel.from_pretrained":  # it takes no such argument
                 loads += 1
                 assert given.get("trust_remote_code") is False, (path, name)
-                if name.startswith("FastLanguageModel") or ".FastLanguageModel." in name:
+                if "FastLanguageModel" in name:
                     continue  # it takes no such argument: the folder is looked at before (test_unsloth.py)
                 assert "Model" not in name or given.get("use_safetensors") is True or "gguf_file" in given, path
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -71,10 +71,7 @@ def test_nothing_in_the_code_unpickles_or_runs_text() -> None:
             for module in PICKLES & {name.split(".")[0] for name in imported}:
                 used = {ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
                 assert {n for n in used if n.startswith(f"{module}.")} <= {"pickle.UnpicklingError"}, path
-    assert loads >= 5  # a guard: they are found
-
-
-AUTO = {"AutoModelForCausalLM", "AutoTokenizer", "AutoConfig", "FastLanguageModel"}
+    assert loads >= 11  # a guard: they are found
 
 
 class Malicious:
@@ -227,7 +224,7 @@ ESCAPES = (
     "{{ messages.__class__.__base__.__subclasses__() }}",
     "{% include '/etc/passwd' %}",
     "{{ 1 / 0 }}",
-    "{{ 'a' * 10 ** 12 }}",
+    "{{ 'a' * 10 ** 15 }}",
     "{% for i in range(10 ** 9) %}{% endfor %}",
     "{{ raise_exception('no') }}",
     "{% if %}",

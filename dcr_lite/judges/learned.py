@@ -60,7 +60,9 @@ class Embedder:
         except UserError as error:
             raise UserError(f"--judge {NAME} reads answers with {SMOLLM2}. {error}") from None
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        network = AutoModel.from_pretrained(folder, dtype=best_precision(self.device), trust_remote_code=False)
+        network = AutoModel.from_pretrained(
+            folder, dtype=best_precision(self.device), use_safetensors=True, trust_remote_code=False
+        )
         network.layers = network.layers[:LAYERS]
         network.norm = torch.nn.Identity()  # it belongs behind the last layer of all
         self.network = network.to(self.device).eval()
