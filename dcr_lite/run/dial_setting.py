@@ -55,7 +55,7 @@ class DialSetting:
         if {curve.rates.shape, curve.low.shape, curve.high.shape} != {(n, 2)} or not math.isfinite(values["strength"]):
             raise ValueError("no curve")
         toxic, seemingly_toxic = map(float, values["stock"])
-        dict(values.get("measured") or {})
+        dict(values.get("measured") or {})  # raises for what is none
         return cls(**values | {"stock": (toxic, seemingly_toxic), "curve": curve})
 
     @classmethod
