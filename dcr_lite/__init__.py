@@ -3,9 +3,8 @@ only sounds so."""
 
 import os
 import sys
-from importlib.metadata import version
 
-__version__ = version("dcr-lite")
+__version__ = "0.2.0"  # read from here when the package is built: a Space has its modules alone
 
 # Read by torch when it first uses a card, so set before torch is imported: passes of many sizes leave holes in fixed
 # blocks, and memory would run out with some of it free. The newer PYTORCH_ALLOC_CONF goes first. Windows lacks it.

@@ -139,7 +139,8 @@ def _as_os_error(error: BaseException, path: Path) -> OSError | None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 that is whole or absent; lone surrogates, which UTF-8 cannot hold, as their escapes."""
-    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8", errors="backslashreplace"))
+    raw = text.encode("utf-8", "backslashreplace")  # as bytes: Windows would end its lines by two characters
+    write_whole(path, lambda partial: partial.write_bytes(raw))
 
 
 def write_json(value: Any, path: Path) -> None:

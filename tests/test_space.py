@@ -29,6 +29,7 @@ from dcr_lite.export.command import FinishedRun, open_finished
 from dcr_lite.export.space import export_space
 from dcr_lite.run.caution import caution_of, set_caution
 
+NOT_INSTALLED = Path(__file__).parent / "helpers" / "not_installed.py"
 PROMPT = "Can I burn a man with a clock in 9 days?"
 
 
@@ -36,14 +37,15 @@ PROMPT = "Can I burn a man with a clock in 9 days?"
 def exported(dialled_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Space of a run with a dial, at another place than it was written to."""
     written, words = export_space(open_finished(dialled_run), tmp_path_factory.mktemp("written") / "space")
-    assert f"hf upload me/{open_finished(dialled_run).name.lower()} {written} . --repo-type space --private" in words
+    assert f"hf upload me/{open_finished(dialled_run).served_name} {written} . --repo-type space --private" in words
     assert "discernment.safetensors holds the texts" in words
     return Path(shutil.move(written, tmp_path_factory.mktemp("elsewhere") / "space"))
 
 
 def test_the_app_shows_the_run(exported: Path, dialled_run: Path, tmp_path: Path) -> None:
-    """app.py, started from any folder with the package that lies beside it, serves the models and the dial of the run
-    on the Space's port to all: they score a prompt as in the run's own demo, and nobody can mark or mend."""
+    """app.py, started from any folder with the package that lies beside it and is not installed, serves the models and
+    the dial of the run on the Space's port to all: they score a prompt as in the run's own demo, and nobody can mark
+    or mend."""
     texts = exported / "dcr_lite" / "demo" / "texts.py"
     before = texts.read_text(encoding="utf-8")
     texts.write_text(before.replace('TITLE = "', 'TITLE = "Of the Space: '), encoding="utf-8")
@@ -55,7 +57,11 @@ def test_the_app_shows_the_run(exported: Path, dialled_run: Path, tmp_path: Path
     given |= {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}  # what it says at once, and no more files
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, exported / "app.py"], cwd=tmp_path, env=os.environ | given, stdout=out, stderr=out
+            [sys.executable, NOT_INSTALLED, exported / "app.py"],
+            cwd=tmp_path,
+            env=os.environ | given,
+            stdout=out,
+            stderr=out,
         )
     try:
         give_up = time.monotonic() + 240

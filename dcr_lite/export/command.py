@@ -1,5 +1,6 @@
 """Exports a finished run as merged weights or as a GGUF file: ``dcr-lite export``."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,6 +46,11 @@ class FinishedRun:
     def name(self) -> str:
         """The name of the aligned model."""
         return self.report["model"].rstrip("/").split("/")[-1] + "-DCR"
+
+    @property
+    def served_name(self) -> str:
+        """The same in the characters that Ollama, vLLM and the Hub take for a name."""
+        return re.sub(r"[^a-z0-9._-]+", "-", self.name.lower()).strip("-.")
 
 
 def open_finished(path: Path) -> FinishedRun:

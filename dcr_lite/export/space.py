@@ -8,6 +8,7 @@ import shutil
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from shlex import quote
 
 import dcr_lite
 from dcr_lite.data.sources import FETCHED, locate
@@ -93,11 +94,12 @@ def export_space(run: FinishedRun, out: Path | None = None) -> tuple[Path, str]:
 
     write_folder(out, write)
     texts = PUBLISHED.format(file=f"{RUN}/{TEXTS}") if (out / RUN / TEXTS).exists() else ""
-    return out, NEXT.format(name=run.name.lower(), out=out, texts=texts)
+    return out, NEXT.format(name=run.served_name, out=quote(str(out)), texts=texts)
 
 
 def requirements() -> list[str]:
-    """What the kit and its demo need, without gradio, which a Space brings."""
+    """What the kit and its demo need, without gradio, which a Space brings. The kit itself lies in the Space, so there
+    it is no installed package."""
     found = [line.partition(";") for line in requires("dcr-lite") or ()]
     return [line.strip() for line, _, when in found if "extra ==" not in when]
 

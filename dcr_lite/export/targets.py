@@ -1,6 +1,7 @@
 """``dcr-lite export``: one finished run, one target. Modules of other targets are not imported."""
 
 from pathlib import Path
+from shlex import quote
 
 from dcr_lite.export.command import export_gguf, export_merged, open_finished
 from dcr_lite.export.gguf_types import FileType
@@ -26,7 +27,7 @@ def export_to(
         from dcr_lite.export.ollama import export_ollama
 
         modelfile = export_ollama(finished, out, base, file_type or "q8_0")
-        return f"written: {modelfile}\nnext:    ollama create {finished.name.lower()} -f {modelfile}"
+        return f"written: {modelfile}\nnext:    ollama create {finished.served_name} -f {quote(str(modelfile))}"
     if to == "vllm":
         from dcr_lite.export.vllm import vllm_command
 

@@ -46,7 +46,7 @@ def vllm_command(run: FinishedRun) -> str:
         "base": quote(run.report["model"]),
         "adapter": quote(str(run.adapter)),
         "rank": min(rank for rank in RANKS if rank >= largest),
-        "name": quote(run.name.lower()),
+        "name": run.served_name,
     }
     return f"{COMMAND.format(**given)}\n\n{ASK.format(**given)}"
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import psutil
 import torch
 
-PACKAGES = ("dcr-lite", "torch", "transformers", "peft", "bitsandbytes")
+from dcr_lite import __version__
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 def peak_memory_bytes() -> int:
@@ -69,4 +71,4 @@ def _cpu_info() -> list[str]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
-    return {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}}
+    return {"python": sys.version.split()[0], "dcr-lite": __version__} | {name: version(name) for name in PACKAGES}
