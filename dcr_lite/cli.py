@@ -120,9 +120,10 @@ def evaluate(
         whole_answers: Give refusals to their end as well, which tells partial from full ones; --answer-tokens 150.
         thinking: Let the model think before it answers, which is not judged; needs --answer-tokens 1024 or more.
         device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
-        precision: auto: that of the run; of another model bfloat16 where the device multiplies it natively, else
+        precision: auto: what the run was given; without that bfloat16 where the device multiplies it natively, else
             float16 on a GPU and float32 on a CPU.
-        quantization: Of the base model's weights. auto: that of the run; of another model 4-bit NF4 on CUDA, else none.
+        quantization: Of the base model's weights. auto: what the run was given; without that 4-bit NF4 on CUDA, else
+            none.
     """
     from dcr_lite.evaluate.command import Evaluation, measure_model
     from dcr_lite.evaluate.table import show

@@ -18,6 +18,7 @@ from dcr_lite.files import SHIPPED
 from dcr_lite.method import dial
 from dcr_lite.run import opening, steps
 from dcr_lite.run.run_folder import LOCK, RunFolder, read_settings
+from dcr_lite.run.same_numbers import require_same_numbers
 from dcr_lite.settings import Settings
 
 
@@ -202,6 +203,25 @@ def test_resume_where_the_kit_was_installed_elsewhere(tmp_path: Path) -> None:
         RunFolder(settings)
     with pytest.raises(UserError, match="made with other rows"):
         read_settings(settings.run)
+
+
+def test_a_run_goes_on_in_the_numbers_that_it_was_begun_in(tmp_path: Path) -> None:
+    """What a machine takes by itself may differ on the next one: named with the flags that restore it, which count as
+    the same settings."""
+    settings = small_settings("model", save_rows(tmp_path / "rows"), tmp_path / "run", precision="auto")
+    run = RunFolder(settings)
+    begun, other = (SimpleNamespace(precision=kind, four_bit=False) for kind in (torch.float32, torch.bfloat16))
+    require_same_numbers(run, begun)  # type: ignore[arg-type]
+    run.leave()
+    settings.resume, settings.precision = True, "bfloat16"
+    run = RunFolder(settings)
+    with pytest.raises(UserError, match=r"was begun in other numbers than this machine's: add --precision float32\."):
+        require_same_numbers(run, other)  # type: ignore[arg-type]
+    nf4 = SimpleNamespace(precision=torch.float32, four_bit=True)
+    with pytest.raises(UserError, match="add --quantization none"):
+        require_same_numbers(run, nf4)  # type: ignore[arg-type]
+    require_same_numbers(run, begun)  # type: ignore[arg-type]
+    run.leave()
 
 
 def test_resume_with_changed_data_names_the_file(tmp_path: Path) -> None:

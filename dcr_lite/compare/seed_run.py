@@ -38,6 +38,7 @@ from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
 from dcr_lite.run.own_voice import PART as OWN_ANSWERS
 from dcr_lite.run.own_voice import in_own_voice
 from dcr_lite.run.run_folder import FOUND_FILE, FOUND_NAMES, RunFolder, read_found
+from dcr_lite.run.same_numbers import require_same_numbers
 from dcr_lite.settings import Settings
 
 ANCHORS = 128  # prompts of each kind that give directions, as in the paper of Surgical
@@ -91,6 +92,7 @@ class SeedRun:
     @cached_property
     def _loaded(self) -> tuple[Model, dict[str, Tensor]]:
         model, _ = opening.load_model(self.settings)
+        require_same_numbers(self.run, model)
         return model, adapters.adapter_weights(model, DCR)
 
     @property

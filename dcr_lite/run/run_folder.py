@@ -32,6 +32,7 @@ from dcr_lite.settings import ModelSettings, Settings
 LOCK = "run.lock"
 DISK_BYTES = 1_000_000_000  # asked for before the model is known; opening.will_it_fit asks for what its run writes
 
+OF_MACHINE = {"device", "precision", "quantization"}  # same_numbers.py sees to it that these come to the same
 FOUND_FILE = "found.json"  # what a run has found of its settings (found_settings.py)
 FOUND_NAMES = ("layer", "contrastive_learning_rate", "contrastive_share", "sft_learning_rate", "stage1", "stage2",
                "answers", "dial")  # fmt: skip
@@ -95,7 +96,7 @@ class RunFolder:
         begun = _stored(self.path)
         for part, now in state.items():
             before = begun[part]
-            changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+            changed = [k for k in sorted({*before, *now} - OF_MACHINE) if before.get(k) != now.get(k)]
             if changed:
                 details = "; ".join(f"{k}: {before.get(k)} then, {now.get(k)} now" for k in changed)
                 raise UserError(

@@ -33,6 +33,7 @@ from dcr_lite.run.own_voice import in_own_voice
 from dcr_lite.run.plots import draw_run
 from dcr_lite.run.report import run_report, write_report
 from dcr_lite.run.run_folder import FOUND_NAMES, RunFolder
+from dcr_lite.run.same_numbers import require_same_numbers
 from dcr_lite.run.second_turns import with_second_turns
 from dcr_lite.run.stored_states import draw_states, fit_discernments, load_states, stage2_rows, store_states
 from dcr_lite.run.terminal import progress_bar, show_line
@@ -42,7 +43,9 @@ ALL_LAYERS = -1  # where safety SFT names the layer above which it trains
 
 
 def find_settings(run: RunFolder, model: Model, data: Data, settings: AnySettings) -> AnySettings:
-    """The settings with everything that was not set, found by evidence; the model knows how it refuses by itself."""
+    """The settings with everything that was not set, found by evidence; the model knows how it refuses by itself.
+    Raises UserError where the run was begun in other numbers than the model's."""
+    require_same_numbers(run, model)
     found = found_settings.found(run, model, data, settings)
     model.openings = tuple(found["openings"])
     return replace(settings, **{name: found[name] for name in FOUND_NAMES})
