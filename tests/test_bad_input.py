@@ -152,12 +152,27 @@ def test_a_layer_out_of_range_is_refused_with_the_range(layer: int, tiny: Path, 
         ("sft_batch", 0),
         ("rank", 0),
         ("answer_tokens", 0),
+        ("contrastive_layers", -1),
     ],
 )
 def test_a_number_that_makes_no_run_is_refused(flag: str, value: int, rows: Path, tmp_path: Path) -> None:
     """A number that would break a later stage is refused at the start, with the least that works."""
     seen = run_here(flags("no model", rows, tmp_path / "run", **{flag: value}))
     assert_refused(seen, f"--{flag.replace('_', '-')} {value}: it takes at least {value + 1}")
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("flag", ["contrastive_learning_rate", "sft_learning_rate", "temperature", "scale"])
+def test_a_rate_that_is_none_is_refused(flag: str, value: float, rows: Path, tmp_path: Path) -> None:
+    """Before anything is loaded, not by the optimiser of stage 2 when stage 1 is done."""
+    seen = run_here(flags("no model", rows, tmp_path / "run", **{flag: value}))
+    assert_refused(seen, f"--{flag.replace('_', '-')} {value}: it takes a number above 0")
+
+
+def test_a_run_that_does_nothing_is_refused(rows: Path, tmp_path: Path) -> None:
+    """Without stages and without a dial there is no model to measure."""
+    seen = run_here(flags("no model", rows, tmp_path / "run", stage1="no", stage2="no", dial="none"))
+    assert_refused(seen, "--stage1 no --stage2 no --dial none: nothing is left to do.")
 
 
 def test_an_unknown_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

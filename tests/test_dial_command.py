@@ -270,7 +270,7 @@ def test_a_run_without_a_dial_gets_one(run: Path, made: Path) -> None:
     (run / "report.md").write_text(text[:start] + text[end:], encoding="utf-8")
     shown = dcr_lite("dial", run)
     assert shown.code == 0
-    assert "has been measured and has not been set" in " ".join(shown.out.split())
+    assert "has been measured and is not in the adapter" in " ".join(shown.out.split())
     assert DialSetting.load(run / "dial").goal == "none"
     assert open_dial(run) is None
     assert (run / "dial/dial.safetensors").read_bytes() == (made / "dial/dial.safetensors").read_bytes()
@@ -281,6 +281,32 @@ def test_a_run_without_a_dial_gets_one(run: Path, made: Path) -> None:
     assert opened.setting.strength == strongest(run)
     now = (run / "report.md").read_text(encoding="utf-8")
     assert now[:start] + now[now.index("## States of layer") :] == text[:start] + text[end:]
+
+
+def test_what_was_said_of_a_mended_model_is_of_the_dial_that_it_had(run: Path, made: Path) -> None:
+    """Wherever it stands first: with a sentence before it, once, however often the dial is turned; none where the dial
+    is as it was measured."""
+    report, note = report_of(run), "**Go on with the mended model.**"
+    (run / "report.json").write_text(json.dumps(report | {"note": note}))
+    pages = {name: run / name for name in ("report.md", "mend.md")}
+    before = {
+        "report.md": f"{note}\n\n{pages['report.md'].read_text(encoding='utf-8')}",
+        "mend.md": f"# Mended\n\n{note}\n",
+    }
+    for name, page in pages.items():
+        page.write_text(before[name], encoding="utf-8")
+    evaluated_at = report["dial"]["evaluated_at"]
+    for strength in (strongest(run), 0.0, evaluated_at):
+        assert dcr_lite("dial", run, "--strength", strength, "--set").code == 0
+        now = DialSetting.load(run / "dial").strength
+        since = f"The dial was turned to {now:+.2f} since; what follows was measured at {evaluated_at:+.2f}.\n\n"
+        expected = note if now == evaluated_at else since + note
+        assert report_of(run)["note"] == expected
+        for page in pages.values():
+            text = page.read_text(encoding="utf-8")
+            assert text.count("The dial was turned to") == expected.count("The dial was turned to")
+            assert expected in text
+    assert pages["mend.md"].read_text(encoding="utf-8") == before["mend.md"]
 
 
 def test_a_dial_that_is_fitted_again_stands_where_it_stood(run: Path) -> None:

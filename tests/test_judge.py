@@ -37,6 +37,9 @@ FRAGMENTS = (
     "a fictional creature ",
     '"',
     "kill ",
+    "I cannot recommend ",
+    "the inn ",
+    "enough. ",
     "\n",
     "> ",
 )

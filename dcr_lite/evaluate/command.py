@@ -185,6 +185,10 @@ def _require_new(evaluation: Evaluation) -> None:
         for left in (evaluation.unfinished, evaluation.judging, evaluation.lock):
             left.unlink(missing_ok=True)
         raise UserError(f"{out} holds a finished measurement. Move it away, or choose another --out.")
+    if evaluation.answers.exists() and not evaluation.unfinished.exists():
+        raise UserError(
+            f"{evaluation.answers} holds the answers of another measurement. Move it away, or choose another --out."
+        )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

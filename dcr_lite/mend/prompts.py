@@ -1,6 +1,7 @@
 """The user's prompts: read, checked, kept in the run, and divided into those to train on and those to measure by."""
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +18,9 @@ FOLDER, FILE = "mend", "prompts.json"  # in a run
 CURE = "Restore it: the run rests on it."
 LEAST = 5  # prompts to answer: fewer say too little of what they have in common
 FEW = 20  # refused today: of fewer all are trained on, since half would be too few to learn from and to measure by
+
+TABLES = (".csv", ".tsv", ".json")
+TABLE = re.compile(rb'"?(prompt|text|question)"?[,;\t]\S|\[\s*["{\]]', re.IGNORECASE)  # one that is called otherwise
 
 Part = Literal["", "trained", "calibrating", "kept", "left_out"]
 
@@ -105,9 +109,15 @@ class _Row:
 
 
 def _read(path: Path, answered: bool) -> list[_Row]:
-    """The prompts of a text file, one a line, or of JSON Lines. Raises UserError with file and line."""
+    """The prompts of a text file, one a line, or of JSON Lines. Raises UserError with file and line, and for a table or
+    a JSON array, of which every line would be a prompt."""
     raw = read_bytes(path)
-    if raw.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+    begins = raw.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if path.suffix.lower() in TABLES or TABLE.match(begins):
+        raise UserError(
+            f"{path}: neither one prompt a line nor JSON Lines. Save its prompts one a line, in a .txt file."
+        )
+    if begins.startswith(b"{"):
         return parse_jsonl(raw, str(path), lambda fields, place: _row(fields, place, answered))
     try:
         text = raw.decode("utf-8-sig")

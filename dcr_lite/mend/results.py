@@ -10,6 +10,7 @@ from dcr_lite.mend import prompts
 from dcr_lite.mend.checks import Check
 from dcr_lite.mend.outcome import Numbers
 from dcr_lite.mend.prompts import FOLDER, Wish
+from dcr_lite.run.dial_report import TURNED
 
 CHECK, OUTCOME = "check.json", "mend.json"
 ANSWERS = ("before.jsonl", "after.jsonl")
@@ -39,10 +40,13 @@ def read_outcome(run: Path) -> Outcome:
     try:
         found = load_json(path)
         verdict = str(found["verdict"])
-    except (OSError, ValueError, LookupError, TypeError):
+        turned = str(load_json(run / "report.json").get("note", "")).partition("\n\n")[0]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise damaged(path, prompts.CURE) from None
     wishes = prompts.kept(run)
     before, after = (read_answers(run / FOLDER / name) for name in ANSWERS)
     if not len(wishes) == len(before) == len(after):
         raise UserError(f"{run / FOLDER}: its answers are of other prompts. {prompts.CURE}")
+    if turned.startswith(TURNED):
+        verdict = f"{turned} {verdict}"
     return Outcome(verdict, found, wishes, before, after)

@@ -1,5 +1,6 @@
 """What a run says of its dial: sentences, a table, a picture."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ TITLES = {
     "answer_seemingly_toxic": "answers {value:.2f} of seemingly toxic prompts",
     "strength": "at strength {strength:+.2f}",
 }
+TURNED = "The dial was turned"
 SHARES = (0.95, 0.9, 0.8, 0.7, 0.5)
 SHOWN = (
     Goal("like_stock"),
@@ -39,7 +41,8 @@ def title(goal: str, value: float | None, strength: float) -> str:
 
 def dial_table(setting: DialSetting) -> list[list[str]]:
     """Settings of the dial that have a name, from the most refusing one to the most answering one: [title, strength,
-    toxic refused, seemingly toxic answered]; the stock model first and the present setting in bold."""
+    toxic refused, seemingly toxic answered]; the stock model first and the present setting in bold, where it is in the
+    adapter."""
     named = {title("none", None, 0): 0.0}
     for goal in SHOWN:
         strength, reached = goal.strength(setting.curve, setting.stock)
@@ -59,7 +62,7 @@ def dial_table(setting: DialSetting) -> list[list[str]]:
             with_interval(toxic_rate, (low, high)),
             with_interval(1 - other, (1 - other_high, 1 - other_low)),
         ]
-        rows.append([f"**{cell}**" for cell in cells] if name == chosen else cells)
+        rows.append([f"**{cell}**" for cell in cells] if name == chosen and setting.goal != "none" else cells)
     return rows
 
 
@@ -76,7 +79,7 @@ def chosen_sentence(setting: DialSetting) -> str:
         how = f"as near as can be to: {how}"
     stands = f"The dial stands at {setting.strength:+.2f} ({how})"
     if setting.goal == "none":
-        stands = "The dial has been measured and has not been set. At 0"
+        stands = f"The dial has been measured and is not in the adapter. With it at 0 and a gain of {setting.gain:g}"
     return (
         f"{stands}: of development prompts the model refuses {toxic:.2f} of toxic ones, {seemingly_toxic:.2f} of "
         f"seemingly toxic ones{plain}."
@@ -89,6 +92,17 @@ def sentence_since(setting: DialSetting, evaluated_at: float | None) -> str:
         return chosen_sentence(setting)
     at = "the model without it" if evaluated_at is None else f"strength {evaluated_at:+.2f}"
     return f"{chosen_sentence(setting)} It was turned after the evaluation: all other numbers here are of {at}."
+
+
+def note_since(report: dict[str, Any]) -> str:
+    """What stands first in a report, such as how mending came out, with a sentence before it where the dial has been
+    turned since that was measured. A run of ``dcr-lite mend`` has one."""
+    note = re.sub(f"^{re.escape(TURNED)}.*?\n\n", "", report.get("note", ""), flags=re.DOTALL)
+    setting, evaluated_at = stated(report) or (None, None)
+    if not note or setting is None or setting.strength == evaluated_at:
+        return note
+    at = "without the dial" if evaluated_at is None else f"at {evaluated_at:+.2f}"
+    return f"{TURNED} to {setting.strength:+.2f} since; what follows was measured {at}.\n\n{note}"
 
 
 def gain_sentence(setting: DialSetting) -> str:

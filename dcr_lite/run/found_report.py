@@ -16,7 +16,7 @@ SIDES = ("toxic", "seemingly_toxic")
 def found_section(found: dict[str, Any]) -> str:
     """What RUN/found.json holds as Markdown: each choice with its evidence."""
     evidence = found["evidence"]
-    lines = [_layer(found, evidence["layers"]), _rates(found, evidence), *_from_answers(found, evidence["answers"])]
+    lines = [_layer(found, evidence["layers"]), _rates(found, evidence), *_from_answers(found, evidence)]
     picture = "\n\n![How the settings were found](found.png)" if evidence["layers"] or evidence["answers"] else ""
     text = "\n".join(f"- {line}" for line in lines)
     return f"## How the settings were found\n\n{text}{picture}\n"
@@ -35,10 +35,10 @@ def _layer(found: dict[str, Any], layers: Evidence | None) -> str:
 
 
 def _rates(found: dict[str, Any], evidence: Evidence) -> str:
-    names = {"stage1": ("contrastive_learning_rate", "stage 1"), "stage2": ("sft_learning_rate", "safety SFT")}
+    names = {"stage1": ("contrastive_learning_rate", "stage 1"), "stage2": ("sft_learning_rate", "stage 2")}
     stages = dict(names[stage] for stage in names if found[stage] == "yes")
     if not stages:
-        return "**Learning rates**: none, since nothing is trained."
+        return "**Learning rates**: none, since neither stage trains."
     width = f"from the width, {evidence['width']:,}"
     rates = [
         f"{stage} {found[name]:.1e} ({'given' if name in evidence['given'] else width})"
@@ -47,9 +47,9 @@ def _rates(found: dict[str, Any], evidence: Evidence) -> str:
     return f"**Learning rates**: {', '.join(rates)}."
 
 
-def _from_answers(found: dict[str, Any], answers: Evidence | None) -> list[str]:
+def _from_answers(found: dict[str, Any], evidence: Evidence) -> list[str]:
     """Stages, answers and dial; what the stock model does, where it was asked."""
-    lines = []
+    answers, lines = evidence["answers"], []
     if answers is not None:
         rates = [f"{answers[side]['refusal_rate']:.2f} of {answers[side]['n']} {LABEL_TITLES[side]}" for side in SIDES]
         lines.append(f"The stock model refuses {' and '.join(rates)} training prompts.")
@@ -58,7 +58,8 @@ def _from_answers(found: dict[str, Any], answers: Evidence | None) -> list[str]:
     elif found["contrastive_share"] < 1:
         lines.append(f"**Stage 1**: {found['contrastive_share']:g} of what it changes in the weights stays.")
     if found["stage2"] == "no":
-        lines.append("**Stage 2**: none: the model refuses by itself.")
+        why = "as was asked for" if "stage2" in evidence["given"] else "the model refuses by itself"
+        lines.append(f"**Stage 2**: none: {why}.")
     else:
         voice = "written by the stock model itself" if found["answers"] == "own" else "those of the rows"
         lines.append(f"**Stage 2**: safety SFT; its answers to general instructions are {voice}.")

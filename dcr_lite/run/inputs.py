@@ -8,7 +8,7 @@ from dcr_lite.data.rows import Conversation, Pair, Prompt, read_conversations, r
 from dcr_lite.data.splits import safety_mixture, split_by_focus
 from dcr_lite.errors import UserError
 from dcr_lite.names import LABELS
-from dcr_lite.settings import Settings
+from dcr_lite.settings import SHIPPED_FILES, Settings
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
@@ -16,6 +16,7 @@ WATCHED_PROMPTS = 16  # of each kind, evaluated along safety SFT: enough to see 
 LEAST = {
     "contrastive_steps": 1,
     "patience": 1,
+    "contrastive_layers": 0,
     "contrastive_batch": 4,  # two of each kind: below that no prompt has a positive
     "development_pairs": 1,
     "instructions": 1,
@@ -111,10 +112,13 @@ def drawn(
         instructions, refusals, sizes["instructions"], sizes["baseline_refusals"], settings.seed
     )
     used = {row.prompt for row in baseline_mixture}
+    # Where all of the user's own are learnt, the shipped ones tell whether plain prompts are still answered.
+    others = (instructions, read_conversations(SHIPPED_FILES["instruction_rows"]))
+    plain = next(filter(None, ([row.prompt for row in rows if row.prompt not in used] for rows in others)), [])
     watched = {
         "toxic": [pair.toxic for pair in development],
         "seemingly_toxic": [pair.seemingly_toxic for pair in development],
-        "plain": [row.prompt for row in instructions if row.prompt not in used],
+        "plain": plain,
     }
     return Data(
         training, development, instructions, refusals, baseline_mixture,
@@ -137,5 +141,13 @@ def _check_numbers(settings: Settings) -> None:
     for name in ("contrastive_share", "second_turns"):
         if not 0 <= (share := getattr(settings, name)) <= 1:
             raise UserError(f"--{name.replace('_', '-')} {share:g}: it takes a number from 0 to 1")
+    for name in ("contrastive_learning_rate", "sft_learning_rate"):
+        if not 0 <= (rate := getattr(settings, name)) < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')} {rate:g}: it takes a number above 0, or 0 to have one found")
+    for name in ("temperature", "scale"):
+        if not 0 < (value := getattr(settings, name)) < float("inf"):
+            raise UserError(f"--{name} {value:g}: it takes a number above 0")
+    if settings.stage1 == settings.stage2 == "no" and settings.dial == "none":
+        raise UserError("--stage1 no --stage2 no --dial none: nothing is left to do. Leave one of them out.")
     if settings.contrastive_batch < distributed.world():
         raise UserError(f"--contrastive-batch {settings.contrastive_batch}: at least one prompt for each process")

@@ -106,7 +106,8 @@ def _how(settings: dict[str, Any]) -> str:
     """What was done to the model, in a phrase."""
     layer, sft = plain(str(settings["layer"])), "safety SFT" if _has_stage2(settings) else ""
     if settings["stage1"] == "no":
-        return " and ".join(filter(None, (sft, f"a dial at layer {layer}, fitted to prompts")))
+        turned = f"a dial at layer {layer}, fitted to prompts" if _has_dial(settings) else ""
+        return " and ".join(filter(None, (sft, turned)))
     share = settings["contrastive_share"]
     of_it = f", {share:g} of whose change stays" if share < 1 else ""
     return ", then ".join(filter(None, (f"contrastive refinement up to layer {layer}{of_it}", sft)))
@@ -114,6 +115,10 @@ def _how(settings: dict[str, Any]) -> str:
 
 def _has_stage2(settings: dict[str, Any]) -> bool:
     return bool(settings["stage2"] != "no")
+
+
+def _has_dial(settings: dict[str, Any]) -> bool:
+    return bool(settings["dial"] != "none")
 
 
 def _training_data(report: dict[str, Any]) -> str:
@@ -130,6 +135,8 @@ def _training_data(report: dict[str, Any]) -> str:
             f";\n{learnt} instructions ({origin['instruction_rows']}{own}) and {n['refusals']} refusals\n"
             f"({origin['refusal_rows']}) for stage 2"
         )
+    elif _has_dial(settings):
+        text += f";\nthe dial was fitted to instructions as well ({origin['instruction_rows']})"
     return f"{text}."
 
 
@@ -149,7 +156,10 @@ def _front_matter(report: dict[str, Any], form: Form, licence: str | None) -> st
 
 
 def _public_sets(settings: dict[str, Any]) -> list[HubSet]:
-    trained = SHIPPED_FILES if _has_stage2(settings) else ["pairs"]
+    if _has_stage2(settings):
+        trained = list(SHIPPED_FILES)
+    else:
+        trained = ["pairs", *(["instruction_rows"] if _has_dial(settings) else [])]
     return [one for rows in trained for one in sources(settings[rows])]
 
 

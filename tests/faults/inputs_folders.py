@@ -240,7 +240,7 @@ def check_merge(given: tuple[str, bytes], folder: Path, model: Path, adapter: Pa
 FLAGS = (
     "seed", "layer", "rank", "temperature", "margin", "contrastive-steps", "contrastive-learning-rate", "sft-batch",
     "development-pairs", "instructions", "precision", "device", "data", "chat-format", "model", "pairs", "evaluation",
-    "whiten", "plan", "resume", "sft-epochs", "answer-tokens", "x",
+    "sft-learning-rate", "contrastive-layers", "whiten", "plan", "resume", "sft-epochs", "answer-tokens", "x",
 )  # fmt: skip
 VALUES = st.one_of(WHOLE_TEXT, NUMBERS.map(str), st.sampled_from(["", "-", "--", "True", "/dev/zero", "a" * 300, "\t"]))
 
