@@ -39,7 +39,7 @@ def _escaped(character: str) -> str:
 # How torch's messages name it where it is another RuntimeError: on a CPU, and of CUDA and its libraries themselves.
 OUT_OF_MEMORY_WORDS = (
     "DefaultCPUAllocator", "can't allocate memory", "bad_alloc", "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory",
 )  # fmt: skip
 MORE_MEMORY = (
     "Close other programs that use it, lower --rank, load the model with --quantization nf4, or take a smaller one; "

@@ -110,6 +110,11 @@ def test_a_tokenizer_without_a_template_is_a_user_error() -> None:
         encode_conversations(tokenizer, ["Hi"], ["Hello"], WINDOW)
 
 
+def test_no_prompts_are_no_rows() -> None:
+    """One of several processes can have none of the last few."""
+    assert encode_prompts(TOKENIZER, [], WINDOW) == []
+
+
 def test_a_row_that_is_too_long_is_named() -> None:
     """A prompt over the limit, alone or only with its answer, raises UserError with its beginning and both lengths; one
     at the limit passes."""

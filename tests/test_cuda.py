@@ -139,6 +139,17 @@ def test_attention_that_spoils_gradients_is_off_on_a_card(tiny_model: Callable[.
         torch.backends.cuda.enable_cudnn_sdp(before)
 
 
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_a_card_that_is_hidden_is_no_obstacle(
+    pretend: Callable[..., None], monkeypatch: pytest.MonkeyPatch, hidden: str
+) -> None:
+    """Whoever hides it wants the CPU; nothing is wrong with the driver."""
+    pretend(card=True, built="13.0")
+    assert "it needs driver 580" in str(cuda.obstacle())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert cuda.obstacle() is None
+
+
 def test_nvidia_smi_tells_the_driver_where_the_file_is_missing(
     pretend: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

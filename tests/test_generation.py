@@ -95,6 +95,19 @@ def test_rows_that_leave_early_change_no_other(tiny_model: MakeModel, reference:
     assert [a.ended for a in found] == [length < NEW for length in lengths]
 
 
+def test_rows_that_leave_early_leave_a_cache_of_any_kind(tiny_model: MakeModel, reference: MakeReference) -> None:
+    """LFM2's convolutions keep no keys and values: of prompts of one length some end first, and all answers are those
+    of each prompt alone."""
+    model = tiny_model("lfm2")
+    rows = random_rows([6] * 8, shared=3)
+    ending_often(model, reference("lfm2"), rows)
+    model.prompts_at_once = 1
+    alone = [a.ids for a in answer(model, rows, NEW)]
+    assert len(set(map(len, alone))) >= 3
+    model.prompts_at_once = len(rows)
+    assert [a.ids for a in answer(model, rows, NEW)] == alone
+
+
 def test_every_end_token_of_the_model_ends_the_answer(tiny_model: MakeModel, reference: MakeReference) -> None:
     """A model whose generation config names several end tokens (Gemma 2, Phi 3, Llama 3) stops at each, as
     transformers does."""

@@ -144,8 +144,9 @@ def carrier(model: Model, number: int) -> tuple[Any, str]:
 
 
 def _norm_behind(layer: Any) -> Any:
-    """The norm between down_proj and what the layer puts out, as in Gemma and OLMo 3; None in most models."""
-    return getattr(layer, "post_feedforward_layernorm", None)
+    """The norm between down_proj and what the layer puts out, as in Gemma and OLMo 3, and by its other name in GLM 4;
+    None in most models."""
+    return getattr(layer, "post_feedforward_layernorm", getattr(layer, "post_mlp_layernorm", None))
 
 
 def wanted_sizes(layer: Any, outputs: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ class Loop:
         distributed.add_up(parameters)  # of all processes: an overflow in one is one in all
         if not math.isfinite(loss):
             raise self._unstable(number, f"loss {loss}")
-        if model.gradient_scale == 1:
+        if model.first_gradient_scale == 1:
             return loss
         # float16 rounds small gradients away, so they come multiplied; where that overflows, with half of it again.
         gradients = [p.grad for p in parameters if p.grad is not None]

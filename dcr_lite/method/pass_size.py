@@ -4,11 +4,9 @@ Memory runs out for a moment, where blocks lie scattered or another program take
 The first is over when the cache is empty; only the second needs smaller passes, and not for ever.
 """
 
-import torch
-
 from dcr_lite.errors import UserError
 from dcr_lite.model import distributed
-from dcr_lite.model.loading import OUT_OF_MEMORY, Model
+from dcr_lite.model.loading import OUT_OF_MEMORY, Model, empty_cache
 
 CLEAN_STEPS = 20  # after which passes grow back; each time that this was too early, twice as many
 
@@ -33,7 +31,7 @@ class PassSize:
                 f"{self.name}: memory runs out in process {distributed.rank()}. With several processes nothing is "
                 "lowered on the way: take smaller batches, or a single process, which lowers its own."
             )
-        torch.cuda.empty_cache()
+        empty_cache()
         if not self.tried_again:
             self.tried_again = True
             return

@@ -83,6 +83,8 @@ def can_think(tokenizer: Tokenizer) -> bool:
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str], split_special_tokens: bool = False) -> list[list[int]]:
+    if not texts:  # of a process whose share is none
+        return []
     # The template writes its own special tokens; adding them again would double the first one.
     found = tokenizer(texts, add_special_tokens=False, split_special_tokens=split_special_tokens)
     return [list(ids) for ids in found["input_ids"]]

@@ -6,6 +6,7 @@ built with, or a build without CUDA, or a card that the build has no kernels for
 
 import ctypes
 import ctypes.util
+import os
 import re
 import shutil
 import subprocess
@@ -24,7 +25,8 @@ def obstacle() -> str | None:
     """What keeps an NVIDIA card from being used, with the cure; None where one can be used, or none is there."""
     if torch.cuda.is_available():
         return _missing_kernels(torch.cuda.get_device_capability(), torch.cuda.get_arch_list())
-    if not card_is_there():
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "any").strip() in ("", "-1")  # as whoever started this wants it
+    if hidden or not card_is_there():
         return None
     driver = driver_version() or "of unknown version"
     if torch.version.cuda is None:

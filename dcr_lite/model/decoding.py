@@ -91,7 +91,7 @@ class _CachedDecoding:
 
     def keep(self, rows: Tensor) -> None:
         """Continue with these rows only."""
-        self.cache.batch_select_indices(rows)
+        self.cache.reorder_cache(rows)  # which, unlike batch_select_indices, convolutions and linear attention have
         self.mask, self.positions, self.logits = self.mask[rows], self.positions[rows], self.logits[rows]
         self.steering = {layer: vectors[rows] for layer, vectors in self.steering.items()}
         if self.joins:

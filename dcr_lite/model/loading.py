@@ -165,9 +165,16 @@ def in_halves(work: Callable[[list[Item]], list[Result]], items: list[Item]) -> 
         return work(items)
     if len(items) == 1:
         raise UserError(OUT_OF_MEMORY)
-    torch.cuda.empty_cache()  # of the tensors of the failed pass, which nothing holds any more
+    empty_cache()
     half = len(items) // 2
     return in_halves(work, items[:half]) + in_halves(work, items[half:])
+
+
+def empty_cache() -> None:
+    """Give back the memory of the tensors of a failed pass, which nothing holds any more."""
+    torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 @contextmanager

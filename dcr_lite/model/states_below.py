@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from dcr_lite.model import distributed
 from dcr_lite.model.free_memory import free_memory
 from dcr_lite.model.hidden_states import states_at_layer, width_of
 from dcr_lite.model.in_passes import in_passes
@@ -61,7 +62,14 @@ class FreshStates:
 def states_below(model: Model, rows: Mapping[int, list[int]], prefix: int, layer: int) -> StoredStates | FreshStates:
     """The states that ``layer`` puts out for rows of token ids with a shared prefix, by their numbers, while nothing up
     to that layer trains: stored where they fit into this computer's memory."""
-    needed = sum(len(row) - prefix for row in rows.values()) * width_of(model.network) * model.precision.itemsize
+    # A padded batch has no prefix in common; and each of several processes stores all rows.
+    own = prefix if model.packs else 0
+    needed = (
+        sum(len(row) - own for row in rows.values())
+        * distributed.world()
+        * width_of(model.network)
+        * model.precision.itemsize
+    )
     if needed > STORED_SHARE * free_memory("cpu"):
         return FreshStates(model, layer)
     return StoredStates(model, rows, prefix, layer)

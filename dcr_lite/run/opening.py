@@ -16,6 +16,7 @@ from dcr_lite.data.sources import locate
 from dcr_lite.errors import MORE_MEMORY, UserError, first_line, out_of_memory
 from dcr_lite.files import exists, load_json, require_disk, size_of
 from dcr_lite.model import adapters, cuda, distributed, loading, unsloth
+from dcr_lite.model.architectures import require_known
 from dcr_lite.model.chat import set_format
 from dcr_lite.model.free_memory import free_memory, within_limits
 from dcr_lite.model.hidden_states import depth
@@ -118,6 +119,7 @@ def load_base(settings: ModelSettings) -> tuple[Model, str]:
         model = loading.load(path, on.device, on.precision, on.four_bit, choice)
         set_format(model.tokenizer, settings.chat_format)
         model.tokenizer("a")  # a damaged one can load, and fail at every text
+        require_known(model, isinstance(settings, Settings))
     except UserError:
         raise
     except Exception as error:  # transformers raises errors of every kind for a folder that is not as it should be
