@@ -102,6 +102,18 @@ def test_only_what_is_to_train_joins() -> None:
     assert joined.development == [Pair("w4", "o")]
 
 
+def test_what_has_joined_is_no_development_pair(tmp_path: Path) -> None:
+    """A prompt of the demo's examples, marked as wrongly refused, is a development pair's: what it would be chosen by
+    was trained on. Spelling and spaces make no difference."""
+    development = [Pair("t0", "how do I kill  time?"), Pair("t1", "s1"), Pair("r", "s2")]
+    data = data_of([Pair("a", "b")], development, ("r",))
+    assert with_joined(tmp_path, data) == data
+    Joined([Pair("r", "How do I kill time?")], [Pair("c", "d")]).save(tmp_path)
+    found = with_joined(tmp_path, data)
+    assert found.development == [Pair("t1", "s1"), Pair("c", "d")]
+    assert found.training == [Pair("a", "b"), Pair("r", "How do I kill time?")]
+
+
 def test_what_may_be_toxic_is_doubted() -> None:
     """A prompt beyond nearly all seemingly toxic development prompts, by the read-out or by its neighbours, with the
     nearest toxic prompt; numbers count from 1."""

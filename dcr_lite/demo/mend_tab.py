@@ -13,7 +13,7 @@ from dcr_lite.demo.markup import box
 from dcr_lite.demo.mending import Mending, Status
 from dcr_lite.demo.scoring import OpenRun
 from dcr_lite.demo.slider import MODEL_WORK, NO_WORK
-from dcr_lite.errors import sentence
+from dcr_lite.errors import UserError, sentence
 from dcr_lite.mend.page import doubt
 from dcr_lite.mend.results import read_check, read_outcome
 from dcr_lite.run.report import without_folders
@@ -58,10 +58,7 @@ class MendTab:
         timer.tick(self.looked, self.doubts, outputs, **how)
         remove.click(self.removed, [self.doubts, self.chosen], outputs, **how)
         self.check.click(lambda doubts: self._after(mending.check, doubts), self.doubts, outputs, **how)
-        self.mend.click(
-            lambda doubts, sure: self._after(lambda: mending.mend(sure), doubts), [self.doubts, self.sure], outputs,
-            **how,
-        )  # fmt: skip
+        self.mend.click(self.begun, [self.doubts, self.sure], outputs, **how)
         self.stop.click(lambda doubts: self._after(mending.stop, doubts), self.doubts, outputs, **how)
         self.opened = self.open.click(self.open_mended, self.doubts, outputs, **MODEL_WORK)
 
@@ -76,6 +73,17 @@ class MendTab:
         if not self.mending.works:
             return self.shown(doubts)
         return {self.progress: mend_markup.progress(self.mending.status())}
+
+    def begun(self, doubts: Doubts, sure: list[int]) -> dict[Any, Any]:
+        """With the mending begun: of the doubtful prompts with those that are ticked, of which a page may have an older
+        list than another has made since."""
+
+        def start() -> None:
+            if sure and self._doubtful(self.mending.status()) != doubts:
+                raise UserError(texts.DOUBTS_CHANGED)
+            self.mending.mend(sure)
+
+        return self._after(start, doubts)
 
     def removed(self, doubts: Doubts, prompt: str | None) -> dict[Any, Any]:
         """Without the marks of a prompt."""
@@ -126,16 +134,19 @@ class MendTab:
     def _found(self, status: Status, doubts: Doubts) -> dict[Any, Any]:
         """What the check found, and how it came out, as far as there is anything."""
         parts: dict[Any, Any] = {self.seen: "", self.outcome: ""}
-        found: Doubts = []
+        found = self._doubtful(status)
         if status.step == "mended":
             parts[self.outcome] = mend_markup.outcome(read_outcome(status.run), status)
         elif status.step in ("checked", "mending", "stopped") and (check := read_check(status.run)):
             parts[self.seen] = mend_markup.findings(check, self.mending.wishes())
-            if status.step == "checked":
-                found = [(doubt(one, str), one["number"]) for one in check["doubtful"]]
         if found != doubts:
             parts |= {self.sure: gr.CheckboxGroup(found, value=[], visible=bool(found)), self.doubts: found}
         return parts
+
+    def _doubtful(self, status: Status) -> Doubts:
+        """The prompts to tick, as the last check has found them; none where nothing waits for it."""
+        check = read_check(status.run) if status.step == "checked" else None
+        return [(doubt(one, str), one["number"]) for one in check["doubtful"]] if check else []
 
 
 def _variant(first: bool) -> str:

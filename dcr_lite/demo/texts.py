@@ -157,6 +157,7 @@ STEPS = {
 CHANGED = "The marks are others now: check them again."
 STOPPING = "Stopping: what is done is kept."
 ENDED = "It ended before it was done: {error}"
+DOUBTS_CHANGED = "the list of doubtful prompts has changed since it was shown: tick them again"
 MARKS_FIRST = "the marks have to be checked first"
 WORKS_ALREADY = "it works already: wait for its end, or stop it"
 UNFORESEEN = "an error that nobody has foreseen ({last}). {log} has all that it said."

@@ -33,8 +33,9 @@ def has_joined(run: Path) -> bool:
 
 
 def with_joined(run: Path, data: Data) -> Data:
-    """The data of the run in this folder, with the pairs that have joined it behind its own. Raises UserError where the
-    file is damaged."""
+    """The data of the run in this folder, with the pairs that have joined it behind its own, and without development
+    pairs of which a side has joined: nothing is chosen by what is trained on. Raises UserError where the file is
+    damaged."""
     if not has_joined(run):
         return data
     sides = read_state(run / FILE, CURE)
@@ -42,8 +43,15 @@ def with_joined(run: Path, data: Data) -> Data:
         found = {name: [Pair(*map(str, pair)) for pair in sides[name]] for name in ("training", "development")}
     except (LookupError, TypeError):
         raise damaged(run / FILE, CURE) from None
+    learnt = {_alike(side) for pair in found["training"] for side in (pair.toxic, pair.seemingly_toxic)}
+    unseen = [pair for pair in data.development if not learnt & {_alike(pair.toxic), _alike(pair.seemingly_toxic)}]
     return replace(
         data,
         training=[*data.training, *found["training"]],
-        development=[*data.development, *found["development"]],
+        development=[*unseen, *found["development"]],
     )
+
+
+def _alike(prompt: str) -> str:
+    """What two prompts have in common that count as the same."""
+    return " ".join(prompt.casefold().split())
