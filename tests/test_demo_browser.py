@@ -163,6 +163,22 @@ def test_one_prompt_shows_everything(asked: Page, opened: OpenRun) -> None:
     assert asked.count("#map svg title") == 2 * len(opened.discernments.toxic)
 
 
+def test_a_new_prompt_is_taken_while_answers_grow(page: Page, opened: OpenRun) -> None:
+    """Sent again at once, with another prompt each time: the page ends with the answers of the last."""
+    last = "How do I kill a process?"
+    for prompt in (PROMPT, "Name three cats.", last):
+        page.browser.fill("#prompt textarea", prompt)
+        page.browser.press("#prompt textarea", "Enter")
+    for name in opened.names:
+        page.wait_for_answer(name, opened.score(name, last, words=False).answer)
+    heaviest = opened.score("dcr", last).heaviest(1)[0]
+    page.wait_for("#words", f"Largest: {heaviest.text} {heaviest.weight:+.1f}")
+    page.browser.wait_for_timeout(1_000)  # nothing of an earlier one comes in behind
+    assert [page.answer(name) for name in opened.names] == [
+        opened.score(name, last, words=False).answer for name in opened.names
+    ]
+
+
 @pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("width", [390, 1280])
 def test_it_fits_a_phone_and_dark_mode(width: int, theme: str, asked: Page) -> None:

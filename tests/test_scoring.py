@@ -175,12 +175,12 @@ def test_pieces_cover_every_word() -> None:
 
 
 def test_a_list_gives_each_prompt_its_score(opened: OpenRun) -> None:
-    """The scores come in order, as for each prompt alone, with the progress of every batch."""
+    """The scores come in order, as for each prompt alone, and batch by batch."""
     prompts = [f"Name {n} cats{'?' * (n % 3)}" for n in range(20)]
-    told: list[tuple[int, int]] = []
-    scores = opened.score_list("safety_sft", prompts, lambda done, total: told.append((done, total)))
+    batches = list(opened.score_batches("safety_sft", prompts))
+    scores = [score for batch in batches for score in batch]
     assert [score.prompt for score in scores] == prompts
-    assert told == [(16, 20), (20, 20)]
+    assert [len(batch) for batch in batches] == [16, 4]
     for prompt, score in list(zip(prompts, scores, strict=True))[::7]:
         alone = opened.score("safety_sft", prompt, words=False)
         assert score.refusal_log_odds == pytest.approx(alone.refusal_log_odds, abs=1e-3)

@@ -16,14 +16,13 @@ from dcr_lite.demo.conversation import Conversation, Turn, messages_for
 from dcr_lite.demo.prompt_text import cleaned
 from dcr_lite.demo.score import Score
 from dcr_lite.demo.scoring import CHAT_TOKENS, OpenRun
-from dcr_lite.demo.slider import MODEL_WORK, NO_WORK, DialSlider
+from dcr_lite.demo.slider import AT_ANY_TIME, MODEL_WORK, NO_WORK, DialSlider
 from dcr_lite.demo.tabs import user_errors_shown
 from dcr_lite.model.chat import knows_system_message
 from dcr_lite.names import MENDED
 
 Streams = dict[str, Generator[Score, None, None]]  # by model
-# A new prompt, and a new try, are taken while answers are still streamed: what is streamed then ends.
-AT_ANY_TIME: dict[str, Any] = MODEL_WORK | {"trigger_mode": "multiple", "show_progress": "hidden"}
+UNSEEN: dict[str, Any] = {"show_progress": "hidden"}  # answers grow, which shows enough
 
 
 class ChatTab:
@@ -57,12 +56,12 @@ class ChatTab:
         said = [*self.verdicts.values(), *self.talks.values()]
         state, position = self.dial.asked, self.dial.positions
         inputs = [self.prompt, self.system, state, *position]
-        gr.on([self.prompt.submit, send.click], self.sent, inputs, [self.prompt, *said], **AT_ANY_TIME)
-        retry.click(self.retried, [self.system, state, *position], said, **AT_ANY_TIME)
+        gr.on([self.prompt.submit, send.click], self.sent, inputs, [self.prompt, *said], **AT_ANY_TIME | UNSEEN)
+        retry.click(self.retried, [self.system, state, *position], said, **AT_ANY_TIME | UNSEEN)
         undo.click(self.undone, state, [self.prompt, *said], **NO_WORK)
         clear.click(self.cleared, state, said, **NO_WORK)
-        self.dial.when_moved(self.turned, said, **MODEL_WORK | {"show_progress": "hidden"})
-        example.click(self.example_sent, [state, *position], [self.system, *said], **AT_ANY_TIME)
+        self.dial.when_moved(self.turned, said, **MODEL_WORK | UNSEEN)
+        example.click(self.example_sent, [state, *position], [self.system, *said], **AT_ANY_TIME | UNSEEN)
 
     # --- what events call: none may have the name of an endpoint ------------------------------------------------------
 

@@ -7,7 +7,7 @@ strength; their answers are decoded together (batching.py).
 
 import copy
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -181,14 +181,13 @@ class OpenRun:
         *_, last = self.stream(name, prompt, words, tokens, strength)
         return last
 
-    def score_list(
-        self, name: str, prompts: list[str], progress: Callable[[int, int], None] = lambda done, total: None,
-        strength: float | None = None,
-    ) -> list[Score]:  # fmt: skip
-        """The scores of many prompts, without word weights; answers end as soon as their verdict is final.
+    def score_list(self, name: str, prompts: list[str], strength: float | None = None) -> list[Score]:
+        """The scores of many prompts, in order, as ``score_batches``."""
+        return [score for batch in self.score_batches(name, prompts, strength) for score in batch]
 
-        ``progress(done, total)`` is called after each batch. Raises UserError for a prompt that cannot be scored, with
-        its place in the list."""
+    def score_batches(self, name: str, prompts: list[str], strength: float | None = None) -> Iterator[list[Score]]:
+        """The scores of many prompts, without word weights, batch by batch; answers end as soon as their verdict is
+        final. Raises UserError for a prompt that cannot be scored, with its place in the list."""
         strength = self.strength_of(name, strength)
         if not isinstance(prompts, list):
             raise UserError(f"the prompts are not a list but {type(prompts).__name__}")
@@ -201,18 +200,17 @@ class OpenRun:
                 rows.append(self._encode(texts[-1:], LIST_TOKENS)[0])
             except UserError as error:
                 raise UserError(f"prompt {number} of {len(prompts)}: {error}") from None
-        scores: list[Score] = []
         which = self._models.adapters[name], strength
         for start in range(0, len(rows), LIST_BATCH):
             batch = rows[start : start + LIST_BATCH]
             with self._batching.answering(which, batch, LIST_TOKENS, stop=verdict_is_final) as said:
                 answers = [(self._batching.begin(one), self._batching.whole(one)) for one in said]
+            scores = []
             for prompt, one, (log_odds, text) in zip(texts[start:], said, answers, strict=False):
                 refused = is_refusal(text)
                 kind = None if refused else kind_of(prompt, text, refused)  # help after a refusal was not waited for
                 scores.append(Score(name, prompt, log_odds, one.note, (), text, refused, strength, kind))
-            progress(len(scores), len(rows))
-        return scores
+            yield scores
 
 
 # --- opening ----------------------------------------------------------------------------------------------------------

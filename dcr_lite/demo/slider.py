@@ -19,6 +19,8 @@ MODEL_WORK: dict[str, Any] = {
     "api_visibility": "private",
     "show_progress": "minimal",
 }
+# A new prompt is taken while answers are still streamed: what is streamed then ends.
+AT_ANY_TIME = MODEL_WORK | {"trigger_mode": "multiple"}
 NO_WORK: dict[str, Any] = {"api_visibility": "private", "queue": False}
 Results = Callable[..., Iterator[dict[Any, Any]]]
 

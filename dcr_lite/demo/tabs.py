@@ -20,7 +20,7 @@ from dcr_lite.demo.marking import MarkButtons
 from dcr_lite.demo.prompt_list import read_prompt_file, read_prompt_list, score_row, write_scores
 from dcr_lite.demo.score import Score
 from dcr_lite.demo.scoring import OpenRun
-from dcr_lite.demo.slider import MODEL_WORK, NO_WORK, Asked, DialSlider
+from dcr_lite.demo.slider import AT_ANY_TIME, MODEL_WORK, NO_WORK, Asked, DialSlider
 from dcr_lite.errors import UserError
 from dcr_lite.names import MENDED
 
@@ -73,12 +73,13 @@ class OnePromptTab:
         outputs += [part for buttons in self.marks.values() for part in buttons.outputs]
         scroll = (files("dcr_lite.demo") / "page.js").read_text(encoding="utf-8")
         inputs = [prompt, self.dial.asked, *self.dial.positions]
-        how = MODEL_WORK | {"show_progress_on": self.verdict}
+        shown = {"show_progress_on": self.verdict}
+        how = AT_ANY_TIME | shown
         gr.on([prompt.submit, ask.click], self.results, inputs, outputs, js=scroll, **how)
         for button in examples:
             chosen = button.click(lambda text: text, button, prompt, **NO_WORK)
             chosen.then(self.results, inputs, outputs, js=scroll, **how)
-        self.dial.when_moved(self.turned, outputs, **how)
+        self.dial.when_moved(self.turned, outputs, **MODEL_WORK | shown)
 
     @staticmethod
     def _buttons(pair: Pair) -> list[Any]:
@@ -176,12 +177,13 @@ class PairTab:
         outputs = [*self.verdicts, *self.answers, self.table, self.map]
         outputs += [part for buttons in self.marks for part in buttons.outputs]
         inputs = [*prompts, self.dial.asked, *self.dial.positions]
-        how = MODEL_WORK | {"show_progress_on": self.table}
+        shown = {"show_progress_on": self.table}
+        how = AT_ANY_TIME | shown
         both.click(self.results, inputs, outputs, **how)
         for button, pair in zip(examples, pairs, strict=True):
             chosen = button.click(lambda p=pair: (p.toxic, p.seemingly_toxic), None, prompts, **NO_WORK)
             chosen.then(self.results, inputs, outputs, **how)
-        self.dial.when_moved(self.turned, outputs, **how)
+        self.dial.when_moved(self.turned, outputs, **MODEL_WORK | shown)
 
     def results(self, first: str, second: str, asked: Asked, position: float | None = None) -> Iterator[dict[Any, Any]]:
         """What to show of two prompts, as it becomes known: the best model's answers are streamed."""
@@ -256,18 +258,21 @@ class ListTab:
     def results(
         self, text: str | None, file: str | None, name: str, position: float | None = None,
         progress: Any = gr.Progress(),  # noqa: B008
-    ) -> Any:  # fmt: skip
-        """The rows of the table, and the path of a CSV file with them and the answers. The dial is DCR's alone."""
+    ) -> Iterator[Any]:  # fmt: skip
+        """The rows of the table, and the path of a CSV file with them and the answers. The dial is DCR's alone. Between
+        the batches nothing is changed, but the list of a client that has left ends there."""
         with user_errors_shown():
             if file:
                 prompts = read_prompt_file(Path(file))
             else:
                 prompts = read_prompt_list((text or "").encode("utf-8", "replace"), "the list")
             strength = self.dial.strength(position) if name == self.run.names[0] else None
-            scores = self.run.score_list(
-                name, prompts, lambda done, total: progress((done, total), unit="prompts"), strength
-            )
-            return [score_row(score) for score in scores], str(write_scores(scores, Path(self.downloads.name)))
+            scores: list[Score] = []
+            for batch in self.run.score_batches(name, prompts, strength):
+                scores += batch
+                progress((len(scores), len(prompts)), unit="prompts")
+                yield gr.skip(), gr.skip()
+            yield [score_row(score) for score in scores], str(write_scores(scores, Path(self.downloads.name)))
 
 
 def _require(run: OpenRun, prompts: tuple[str, ...]) -> None:
