@@ -15,6 +15,7 @@ import tyro
 from dcr_lite.compare.findings import Finding
 from dcr_lite.compare.submission import Entry, Submission, Value
 from dcr_lite.compare.verify_command import Asked, verify
+from dcr_lite.errors import UserError
 from dcr_lite.files import load_json, write_text
 from dcr_lite.run.report import code, markdown_table, plain
 
@@ -68,7 +69,10 @@ class Choices:
 
 def faults(path: Path) -> list[Finding]:
     """What dcr-lite verify finds at fault."""
-    return [finding for finding in verify(Asked(path)) if finding.state == "differs"]
+    try:
+        return [finding for finding in verify(Asked(path)) if finding.state == "differs"]
+    except UserError as error:  # torn, or of a contract that this installation cannot carry out
+        return [Finding("differs", str(error))]
 
 
 def page(submissions: list[Submission]) -> str:

@@ -512,6 +512,21 @@ def test_the_cost_of_dcr_is_all_that_it_takes(
     run.run.leave()
 
 
+def test_where_dcr_has_no_stage_2_others_begin_with_the_model_itself(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """A model that refuses by itself is taught no more refusals for the methods beside DCR; one that does not is taught
+    them for all."""
+    for stage2, taught in (("no", False), ("yes", True)):
+        folder = tmp_path / stage2
+        settings = resolved(small_settings(tiny, rows, folder / "unused", stage2=stage2, dial="none"))
+        run = SeedRun(settings, folder / "seed0", 0)
+        with METHODS["prosafeprune"].model(run, 0.0) as cost:  # fitted, and at no strength nothing is changed
+            begun = adapter_weights(run.model, BASELINE)
+        changed = any(not torch.equal(begun[name], weights) for name, weights in run.first_weights.items())
+        assert changed == taught == bool(run.run.finished("safety_sft_6"))
+        assert cost.seconds > run.cost("safety_sft_6").seconds
+        run.run.leave()
+
+
 def test_any_seed_of_a_comparison_can_come_first(tiny: Path, rows: Path, tmp_path: Path) -> None:
     """Its first seed began with settings to be found, the others with what that had found: each opens with the recipe's
     settings, and behind any other, and takes what was found. Another value than the found one is an error as ever."""

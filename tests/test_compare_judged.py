@@ -92,6 +92,16 @@ def test_the_cue_judge_gives_what_was_measured(ground: Any, tmp_path: Path) -> N
     assert (tmp_path / PARTED).read_text() == ""
 
 
+def test_auroc_is_of_all_prompts_whatever_a_judge_decides(ground: Any, tmp_path: Path) -> None:
+    """It is that of log-odds: a judge without a verdict on some toxic answers leaves it as it is."""
+    runs, results, data, _ = ground
+    first, _ = judged([Strict("toxic 3")], runs, results, data, tmp_path)
+    assert any(one["result"]["overall"]["toxic"]["n"] < 4 for one in first)
+    for one, before in zip(first, results, strict=True):
+        assert one["numbers"]["auroc"] == before["numbers"]["auroc"]
+        assert one["intervals"]["auroc"] == before["intervals"]["auroc"]
+
+
 def test_tables_are_by_the_first_judge_and_the_page_says_what_the_others_find(
     ground: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -244,7 +244,7 @@ def test_a_measurement_is_not_continued_with_other_prompts(
         measure_model(asked)
     asked.out.rename(asked.out.with_name("moved.json"))  # without the answers beside it, which are still there
     before = asked.answers.read_bytes()
-    with pytest.raises(UserError, match=r"answers\.jsonl holds the answers of another measurement"):
+    with pytest.raises(UserError, match=r"answers\.jsonl holds a finished measurement"):
         measure_model(asked)
     assert asked.answers.read_bytes() == before
 

@@ -125,6 +125,14 @@ def test_terms_that_are_not_the_contracts_are_found(submission: dict[str, Any]) 
     del case("stock model, judges: expected [cues, vowels], found [cues]")["methods"][0]["points"][0]["judges"][
         "vowels"
     ]
+    added = submission["methods"][-1]["method"]
+    case("steered, title: expected steered stock, found DCR")["methods"][1]["title"] = "DCR"
+    case("steered stock, strength: expected 1, found 2")["methods"][1]["strength"] = 2.0
+    case(f"{added}, title and strength: expected a title of its own")["methods"][-1]["strength"] = 1.0
+    case(f"{added}, title and strength: expected a title of its own")["methods"][-1]["title"] = "DCR"
+    sets = case("stock model, cues, sets: expected")["methods"][0]["points"][0]["judges"]["cues"]["sets"]
+    sets.append(sets[0] | {"name": "another", "n": 1, "refused": 0})
+    case("stock model, cues, sets: expected")["methods"][0]["points"][0]["judges"]["cues"]["without_verdict"] = 1
     case("shifted, origin: expected added, found kit")["methods"][-1]["origin"] = "kit"
     del case("steered stock, seed 0, numbers: expected")["methods"][1]["points"][0]["numbers"]["auroc"]
     case("shifted, method: expected letters and digits")["methods"][-1]["method"] = "../shifted"

@@ -6,12 +6,15 @@ measuring something else under the same number.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dcr_lite.data.rows import read_bytes, read_conversations, read_pairs, read_prompts
+from dcr_lite.data.splits import sample
 from dcr_lite.errors import UserError
 from dcr_lite.files import SHIPPED, load_json
 from dcr_lite.judges.versions import judge_version
@@ -61,6 +64,12 @@ class Contract:
     def n(self) -> dict[str, int]:
         """How many prompts of each label are measured."""
         return {label: n for prompts in self.prompts for label, n in prompts["n"].items()}
+
+    @cached_property
+    def sets(self) -> dict[tuple[str, str], int]:
+        """How many prompts of each (label, set) are measured."""
+        prompts = sample([prompt for path in self.files for prompt in read_prompts(path)], self.rows)
+        return dict(Counter((prompt.label, prompt.source) for prompt in prompts))
 
     def applied(self, settings: Settings) -> Settings:
         """A recipe's settings with what the contract fixes of them."""

@@ -5,8 +5,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from dcr_lite.compare.measurement import Configuration, EvaluationData, answers_file
-from dcr_lite.compare.methods import METHODS, Method, at_usual_strength
+from dcr_lite.compare.measurement import Configuration, EvaluationData, answers_file, at_usual_strength
+from dcr_lite.compare.methods import METHODS, Method
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import Result, numbers_of, over_seeds, set_counts
 from dcr_lite.errors import UserError
@@ -90,8 +90,8 @@ def _rejudged(result: Result, found: dict[str, Any], methods: Mapping[str, Metho
                 f"--judge {found['name']}: no verdict on any {LABEL_TITLES[label]} prompt of "
                 f"{methods[result['method']].title}. Choose another judge."
             )
-    interval = found["discernment"]["auroc_ci95"] or result["intervals"]["auroc"]
-    numbers, intervals = numbers_of(found, interval)
+    numbers, intervals = numbers_of(found, result["intervals"]["auroc"])
+    numbers["auroc"] = result["numbers"]["auroc"]  # of log-odds, whatever answers a judge has a verdict on
     return {
         **result,
         "result": {key: found[key] for key in ("sets", "overall", "discernment")},

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -66,6 +67,16 @@ def configurations(
         if seed in curve_seeds:
             found += [Configuration(name, strength, seed) for name in trained for strength in strengths[name][1:]]
     return found
+
+
+def at_usual_strength(results: list[Result], settings: Settings, methods: Mapping[str, Method]) -> list[Result]:
+    """Those of the results that the tables show, in the order of the methods."""
+    return [
+        result
+        for name, method in methods.items()
+        for result in results
+        if (result["method"], result["strength"]) == (name, method.strengths(settings)[0])
+    ]
 
 
 def finished_result(seed_run: SeedRun, configuration: Configuration, data: EvaluationData) -> Result | None:

@@ -4,7 +4,7 @@ is that method's.
 To add one: its maths in a file of its own, as surgical.py and scans.py, a context below, and an entry in METHODS.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
@@ -28,7 +28,6 @@ from dcr_lite.compare.prosafeprune import Pruning
 from dcr_lite.compare.scans import Scans
 from dcr_lite.compare.seed_run import Cost, SeedRun
 from dcr_lite.compare.steered import SteeredStock
-from dcr_lite.compare.summary import Result
 from dcr_lite.compare.surgical import Ablation
 from dcr_lite.data.rows import read_conversations
 from dcr_lite.errors import UserError
@@ -79,6 +78,19 @@ def _safety_sft(seed: SeedRun, refusals: float) -> Iterator[Cost]:
 
 
 @contextmanager
+def _base(seed: SeedRun) -> Iterator[Cost]:
+    """What the methods behind this begin with: safety SFT alone; where DCR has no stage 2, since the model refuses by
+    itself, that model, as DCR does."""
+    if seed.settings.stage2 == "no":
+        adapters.set_adapter_weights(seed.model, BASELINE, seed.first_weights)
+        adapters.activate(seed.model, BASELINE)
+        yield Cost(0.0, 0)
+    else:
+        with _safety_sft(seed, seed.settings.sizes["baseline_refusals"]) as trained:
+            yield trained
+
+
+@contextmanager
 def _augmented(seed: SeedRun, refusals: float) -> Iterator[Cost]:
     n, extra = int(refusals), seed.settings.augmentations
     name, rows = f"augmented_{n}_{extra}", seed.mixture(n, extra)
@@ -93,7 +105,7 @@ def _surgical(seed: SeedRun, orthogonality: float) -> Iterator[Cost]:
         with progress_bar("Surgical: directions", surgical.layers_tried(seed.model)) as shown:
             return surgical.fit(seed.model, *seed.anchors, orthogonality, shown.advance)
 
-    with _safety_sft(seed, seed.settings.sizes["baseline_refusals"]) as trained:
+    with _base(seed) as trained:
         ablation = seed.fit_once(name, Ablation, fit)
         with surgical.ablated(seed.model, ablation.direction):
             yield trained + seed.cost(name)
@@ -105,7 +117,7 @@ def _scans(seed: SeedRun, factor: float) -> Iterator[Cost]:
         console.print("SCANS: vectors, threshold, strength")
         return scans.fit(seed.model, *seed.anchors)
 
-    with _safety_sft(seed, seed.settings.sizes["baseline_refusals"]) as trained:
+    with _base(seed) as trained:
         found = seed.fit_once("scans", Scans, fit)
         with replace(found, strength=found.strength * factor).steering(seed.model):
             yield trained + seed.cost("scans")
@@ -117,7 +129,7 @@ def _adacd(seed: SeedRun, factor: float) -> Iterator[Cost]:
         console.print("AdaCD: whether the model obeys, strength")
         return adacd.fit(seed.model, seed.anchors[1])
 
-    with _safety_sft(seed, seed.settings.sizes["baseline_refusals"]) as trained:
+    with _base(seed) as trained:
         found = seed.fit_once("adacd", AdaCD, fit)
         with replace(found, alpha=found.alpha * factor).contrasting(seed.model):
             yield trained + seed.cost("adacd") + Cost(0.0, 0, found.note)
@@ -129,14 +141,14 @@ def _prosafeprune(seed: SeedRun, factor: float) -> Iterator[Cost]:
         with progress_bar("ProSafePrune: settings", prosafeprune.SETTINGS) as shown:
             return prosafeprune.fit(seed.model, BASELINE, *seed.anchors, shown.advance)
 
-    with _safety_sft(seed, seed.settings.sizes["baseline_refusals"]) as trained:
+    with _base(seed) as trained:
         found = seed.fit_once("prosafeprune", Pruning, fit)
         with prosafeprune.pruned(seed.model, BASELINE, found, factor):
             yield trained + seed.cost("prosafeprune")
 
 
 def _train_actor(seed: SeedRun, layer: int, alpha: float, start: dict[str, Tensor]) -> str:
-    """ACTOR with one alpha, from the weights ``start`` of safety SFT alone, trained once; the name of that part."""
+    """ACTOR with one alpha, from the weights ``start``, trained once; the name of that part."""
     # The rate of stage 1, which moves states in the middle of the model too.
     name, config = f"actor_{alpha:g}", ActorConfig(layer, alpha, seed.settings.contrastive_learning_rate)
 
@@ -150,7 +162,7 @@ def _train_actor(seed: SeedRun, layer: int, alpha: float, start: dict[str, Tenso
 
 @contextmanager
 def _actor(seed: SeedRun, factor: float) -> Iterator[Cost]:
-    with _safety_sft(seed, seed.settings.sizes["baseline_refusals"]) as trained:
+    with _base(seed) as trained:
         start = adapters.adapter_weights(seed.model, BASELINE)
         found = seed.fit_once("actor_layer", Layer, lambda: actor.best_layer(seed.model, seed.anchors[0]))
 
@@ -170,7 +182,7 @@ def _actor(seed: SeedRun, factor: float) -> Iterator[Cost]:
 @contextmanager
 def _dpo(seed: SeedRun, share: float) -> Iterator[Cost]:
     name, (_, development) = f"dpo_{share:g}", seed.anchors
-    with _safety_sft(seed, seed.settings.sizes["baseline_refusals"]) as trained:
+    with _base(seed) as trained:
         rows = preferences.of_run(seed.run, seed.model, seed.data.training, seed.data.refusals, seed.settings.seed)
         seed.timed(name, lambda: dpo.train(seed.run, seed.model, name, rows, share, development, seed.settings))
         yield trained + seed.cost(preferences.PART) + seed.cost(name)
@@ -284,15 +296,3 @@ def chosen_methods(names: Sequence[str]) -> dict[str, Method]:
     if wrong := [name for name in names if name not in METHODS]:
         raise UserError(f"--methods {wrong[0]}: no such method. Choose from {', '.join(METHODS)}.")
     return {name: method for name, method in METHODS.items() if not names or name in (STOCK, *names)}
-
-
-def at_usual_strength(
-    results: list[Result], settings: Settings, methods: Mapping[str, Method] = METHODS
-) -> list[Result]:
-    """Those of the results that the tables show, in the order of the methods."""
-    return [
-        result
-        for name, method in methods.items()
-        for result in results
-        if (result["method"], result["strength"]) == (name, method.strengths(settings)[0])
-    ]

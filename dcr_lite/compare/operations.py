@@ -6,7 +6,8 @@ from dcr_lite.compare.seed_run import ANCHORS, SeedRun
 from dcr_lite.names import BASELINE, DCR
 from dcr_lite.run.own_voice import PART as OWN_ANSWERS
 
-ON_SAFETY_SFT = ("surgical", "scans", "adacd", "prosafeprune", "actor", "dpo")  # methods that begin with its model
+# Methods that begin with its model, where DCR has a stage 2.
+ON_SAFETY_SFT = ("surgical", "scans", "adacd", "prosafeprune", "actor", "dpo")
 CHAT_TOKENS = 5  # about as many tokens does a chat template write behind a prompt: the positions Surgical tries
 
 
@@ -16,9 +17,10 @@ def shared_parts(seed: SeedRun, method: str, strength: float) -> dict[str, float
     ``of_safety_sft`` counts it."""
     refusals = strength if method == BASELINE else seed.settings.sizes["baseline_refusals"]
     parts = {}
-    if method in (BASELINE, "augmented", *ON_SAFETY_SFT) or (method == DCR and seed.settings.stage2 != "no"):
+    behind = () if seed.settings.stage2 == "no" else (*ON_SAFETY_SFT, DCR)
+    if method in (BASELINE, "augmented", *behind):
         parts[OWN_ANSWERS] = seed.operations.get("own answers", 0.0)
-    if method in (BASELINE, *ON_SAFETY_SFT):
+    if method in (BASELINE, *behind[:-1]):
         parts[f"safety_sft_{refusals:g}"] = 0.0 if method == BASELINE else seed.operations[BASELINE]
     return parts
 

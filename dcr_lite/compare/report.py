@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dcr_lite.compare.judged import judges_section
-from dcr_lite.compare.methods import METHODS, Method, at_usual_strength
+from dcr_lite.compare.measurement import at_usual_strength
+from dcr_lite.compare.methods import METHODS, Method
 from dcr_lite.compare.plots import draw_trade_off
 from dcr_lite.compare.summary import (
     COMPARED,

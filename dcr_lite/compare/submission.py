@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from dcr_lite.compare.contract import Contract, content_digest
-from dcr_lite.compare.measurement import Configuration, EvaluationData, answers_file
-from dcr_lite.compare.methods import METHODS, Method, at_usual_strength
+from dcr_lite.compare.measurement import Configuration, EvaluationData, answers_file, at_usual_strength
+from dcr_lite.compare.methods import METHODS, Method
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import numbers_of, over_seeds
 from dcr_lite.data.sources import locate

@@ -17,8 +17,9 @@ from dcr_lite.compare.findings import Finding, checked, compared, differs, same
 from dcr_lite.compare.methods import METHODS
 from dcr_lite.compare.schema import misfits
 from dcr_lite.compare.submission import FORMAT, Entry, Judged, Point, Submission, entry_of, judged_counts
-from dcr_lite.names import LABELS, STOCK
+from dcr_lite.names import BASELINE, LABELS, STOCK
 from dcr_lite.run.machine import PACKAGES, versions
+from dcr_lite.settings import Settings
 
 VERSION = re.compile(r"\d+(\.\d+)*[\w.+-]*", re.ASCII)
 METHOD = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -26,6 +27,8 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 # Least and largest value. Kept may exceed 1 where a model is surer of the stock model's answers than that itself.
 RANGES = {"j": (-1.0, 1.0), "answer_loss": (0.0, 100.0), "kept_seemingly_toxic": (0.0, 10.0), "kept_plain": (0.0, 10.0)}
 RATE = (0.0, 1.0)
+ALWAYS_DECIDE = ("cues", "learned")  # judges that have a verdict on every answer
+BY_RECIPE = (BASELINE, "augmented")  # methods whose strength is the recipe's number of refusals
 
 
 def contract_of(submission: Any) -> tuple[Contract | None, list[Finding]]:
@@ -80,6 +83,7 @@ def _terms(submission: Submission, contract: Contract) -> Iterator[Finding]:
         origin = "kit" if entry["method"] in METHODS else "added"
         if entry["origin"] != origin:
             yield differs(f"{entry['title']}, origin", origin, entry["origin"])
+        yield from _named(entry)
         once = entry["method"] == STOCK or (origin == "added" and seeds == [None])
         wanted = [None] if once else list(contract.seeds)
         if seeds != wanted:
@@ -88,6 +92,21 @@ def _terms(submission: Submission, contract: Contract) -> Iterator[Finding]:
             yield from _terms_of_point(place_of(entry, point["seed"]), point, contract)
         if seeds and list(entry["judges"]) != list(contract.judge_names):
             yield differs(f"{entry['title']}, judges", list(contract.judge_names), list(entry["judges"]))
+
+
+def _named(entry: Entry) -> Iterator[Finding]:
+    """A title or a strength under which an entry would pass for another: a point of a method's trade-off curve, which
+    would be chosen on the prompts themselves, or an added method that is called like one of the kit's."""
+    titles = {name: method.title for name, method in METHODS.items()}
+    name, title, strength = entry["method"], entry["title"], entry["strength"]
+    if name in titles:
+        if title != titles[name]:
+            yield differs(f"{name}, title", titles[name], title)
+        usual = METHODS[name].strengths(Settings.of_model(name))[0]
+        if name not in BY_RECIPE and strength != usual:
+            yield differs(f"{title}, strength", usual, strength)
+    elif title in titles.values() or strength != 0:
+        yield differs(f"{name}, title and strength", "a title of its own, strength 0", f"{title}, {strength:g}")
 
 
 def _terms_of_point(place: str, point: Point, contract: Contract) -> Iterator[Finding]:
@@ -99,16 +118,20 @@ def _terms_of_point(place: str, point: Point, contract: Contract) -> Iterator[Fi
     if point["answers"]["n"] != sum(contract.n.values()):
         yield differs(f"{place}, answers", sum(contract.n.values()), point["answers"]["n"])
     for name, judged in point["judges"].items():
-        yield from _terms_of_sets(f"{place}, {name}", judged, contract)
+        yield from _terms_of_sets(f"{place}, {name}", name, judged, contract)
 
 
-def _terms_of_sets(place: str, judged: Judged, contract: Contract) -> Iterator[Finding]:
+def _terms_of_sets(place: str, judge: str, judged: Judged, contract: Contract) -> Iterator[Finding]:
     sets, none = judged["sets"], judged["without_verdict"]
     if wrong := [s for s in sets if s["label"] not in LABELS or not 0 <= s["refused"] <= s["n"] or s["n"] < 1]:
         yield differs(f"{place}, {wrong[0]['name']}", "a kind of prompt, 0 <= refused <= n", wrong[0])
         return
     n = {label: sum(s["n"] for s in sets if s["label"] == label) for label in contract.n}
-    if none < 0 or sum(n.values()) + none != sum(contract.n.values()) or any(n[k] > contract.n[k] for k in n):
+    found = {(s["label"], s["name"]): s["n"] for s in sets}
+    beyond = [key for key, size in found.items() if size > contract.sets.get(key, 0)]
+    if len(found) < len(sets) or beyond or (none and judge in ALWAYS_DECIDE):
+        yield differs(f"{place}, sets", contract.sets, found)
+    elif none < 0 or sum(n.values()) + none != sum(contract.n.values()) or any(n[k] > contract.n[k] for k in n):
         yield differs(f"{place}, prompts", contract.n, n | {"without verdict": none})
     elif not all(n[label] for label in LABELS[:2]):
         yield differs(f"{place}, prompts with a verdict", "some of each kind", n)

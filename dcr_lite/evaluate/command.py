@@ -180,15 +180,11 @@ def _require_new(evaluation: Evaluation) -> None:
     out = evaluation.out
     if out.is_dir():
         raise UserError(f"{out} is a folder. Give --out the name of a file, such as {out / 'result.json'}.")
-    if out.exists():
-        # By one that was killed at its very end.
-        for left in (evaluation.unfinished, evaluation.judging, evaluation.lock):
-            left.unlink(missing_ok=True)
-        raise UserError(f"{out} holds a finished measurement. Move it away, or choose another --out.")
-    if evaluation.answers.exists() and not evaluation.unfinished.exists():
-        raise UserError(
-            f"{evaluation.answers} holds the answers of another measurement. Move it away, or choose another --out."
-        )
+    for left in (evaluation.unfinished, evaluation.judging, evaluation.lock) if out.exists() else ():
+        left.unlink(missing_ok=True)  # by one that was killed at its very end
+    for file in (out, evaluation.answers):
+        if file.exists() and not evaluation.unfinished.exists():
+            raise UserError(f"{file} holds a finished measurement. Move it away, or choose another --out.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

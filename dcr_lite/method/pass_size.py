@@ -6,7 +6,8 @@ The first is over when the cache is empty; only the second needs smaller passes,
 
 from dcr_lite.errors import UserError
 from dcr_lite.model import distributed
-from dcr_lite.model.loading import OUT_OF_MEMORY, Model, empty_cache
+from dcr_lite.model.free_memory import empty_cache
+from dcr_lite.model.loading import OUT_OF_MEMORY, Model
 
 CLEAN_STEPS = 20  # after which passes grow back; each time that this was too early, twice as many
 

@@ -51,3 +51,12 @@ def _left_in_address_space() -> float:
 
     most = resource.getrlimit(resource.RLIMIT_AS)[0]
     return float("inf") if most == resource.RLIM_INFINITY else float(most - psutil.Process().memory_info().vms)
+
+
+def empty_cache() -> None:
+    """Give back the memory of the tensors of a failed pass, which nothing holds any more."""
+    import torch
+
+    torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()

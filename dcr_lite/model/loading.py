@@ -21,6 +21,7 @@ from dcr_lite.files import exists
 from dcr_lite.model import configuration, few_rows, unsloth
 from dcr_lite.model.contrast import Contrast
 from dcr_lite.model.dates import fix_day
+from dcr_lite.model.free_memory import empty_cache
 from dcr_lite.model.memory import LEAST_TOKENS, MOST_PROMPTS, MOST_TOKENS
 from dcr_lite.model.packing import ATTENTION, ATTENTION_SHARE, Batch, pack, pad, passes, shared_prefix
 from dcr_lite.model.thinking import answer_at_once
@@ -168,13 +169,6 @@ def in_halves(work: Callable[[list[Item]], list[Result]], items: list[Item]) -> 
     empty_cache()
     half = len(items) // 2
     return in_halves(work, items[:half]) + in_halves(work, items[half:])
-
-
-def empty_cache() -> None:
-    """Give back the memory of the tensors of a failed pass, which nothing holds any more."""
-    torch.cuda.empty_cache()
-    if torch.backends.mps.is_available():
-        torch.mps.empty_cache()
 
 
 @contextmanager

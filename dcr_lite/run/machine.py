@@ -12,7 +12,7 @@ import torch
 
 from dcr_lite import __version__
 
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
+PACKAGES = ("dcr-lite", "torch", "transformers", "peft", "bitsandbytes")
 
 
 def peak_memory_bytes() -> int:
@@ -71,4 +71,5 @@ def _cpu_info() -> list[str]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
-    return {"python": sys.version.split()[0], "dcr-lite": __version__} | {name: version(name) for name in PACKAGES}
+    found = {"python": sys.version.split()[0], "dcr-lite": __version__}
+    return found | {name: version(name) for name in PACKAGES[1:]}
