@@ -83,6 +83,16 @@ def test_an_export_that_is_stopped_leaves_nothing(make_run: MakeRun, monkeypatch
     assert export_gguf(run).exists()
 
 
+def test_a_base_that_has_moved_is_asked_for_by_its_flag(make_run: MakeRun, tmp_path: Path) -> None:
+    """A run copied from another machine: the folder that its base lay in there is not here."""
+    run, _ = make_run()
+    there = run.report["model"]
+    run = FinishedRun(run.path, run.report | {"model": str(tmp_path / "elsewhere")})
+    with pytest.raises(UserError, match=r"no such folder.*\. Give --base the folder of the run's base model\.$"):
+        export_merged(run)
+    assert (export_merged(run, base=there) / "model.safetensors").exists()
+
+
 def test_merged_weights_know_where_a_turn_ends(make_run: MakeRun, tmp_path: Path) -> None:
     """Generation ends at the token that the run's tokenizer ends turns with, and at the base's own ends."""
     run, model = make_run()
@@ -102,6 +112,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Any:
     api = create_autospec(huggingface_hub.HfApi, instance=True)
     api.endpoint = "https://huggingface.co"
     api.model_info.return_value.card_data = huggingface_hub.ModelCardData(license="apache-2.0")
+    api.model_info.return_value.private = True
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "a token")
     return api
@@ -173,6 +184,14 @@ def test_the_card_of_a_run_on_public_sets_names_them(public_run: FinishedRun) ->
 def test_what_was_exported_is_pushed(public_run: FinishedRun, hub: Any, tiny_folder: Callable[..., Path]) -> None:
     """Merged weights and GGUF files are pushed from where they were exported to, publicly if asked."""
     file = export_gguf(public_run, base=str(tiny_folder("llama")))
+    with pytest.raises(UserError, match=r"me/aligned-gguf is private already\. Leave --public out"):
+        push(public_run, "me/aligned-gguf", "gguf", public=True)
+    hub.model_info.return_value.private = False
+    with pytest.raises(
+        UserError, match=r"me/aligned-gguf is public already, and a push without --public would publish"
+    ):
+        push(public_run, "me/aligned-gguf", "gguf")
+    hub.create_commit.assert_not_called()
     push(public_run, "me/aligned-gguf", "gguf", public=True)
     assert pushed(hub).keys() == {file.name, "README.md"}
     assert hub.create_repo.call_args.kwargs["private"] is False
@@ -241,7 +260,14 @@ def test_a_push_needs_a_name_and_a_connection(public_run: FinishedRun, hub: Any)
             push(public_run, "me/x")
     hub.create_repo.side_effect = None
     missing = httpx.Response(404, request=httpx.Request("GET", "https://huggingface.co/api/models/owner/base"))
-    hub.model_info.side_effect = RepositoryNotFoundError("404", response=missing)
+    created = hub.model_info.return_value
+
+    def known(name: str) -> Any:
+        if name == "me/x":
+            return created
+        raise RepositoryNotFoundError("404", response=missing)
+
+    hub.model_info.side_effect = known
     push(public_run, "me/x")
     assert b"license:" not in pushed(hub)["README.md"]  # type: ignore[operator]
 

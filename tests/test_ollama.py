@@ -223,6 +223,9 @@ def test_a_model_that_can_think_is_asked_without(make_run: MakeRun) -> None:
     text = render_messages(read_modelfile(modelfile).template, [{"role": "user", "content": "Hi"}])
     assert text.endswith("<think>\n\n</think>\n\n")
     assert "chat_template" not in gguf_keys(modelfile.with_name(f"{run.name}-q8_0.gguf"))
+    card = modelfile.with_name("README.md").read_text(encoding="utf-8")
+    assert "the chat template is in the Modelfile and not in the GGUF file" in card
+    assert b"\r" not in modelfile.read_bytes()
 
 
 def test_sampling_is_the_makers(make_run: MakeRun) -> None:

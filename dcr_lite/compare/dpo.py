@@ -32,7 +32,7 @@ Why not TRL's DPOTrainer: it pads rows and computes the logits of prompts and of
 was cut off too; its cross-entropy is a mean over the tokens of a batch, in which long answers outweigh refusals, and
 kinds of prompts have no shares; and it is transformers' Trainer, against which loop.py gives its reasons: rows are
 packed here, in 4 bits on a CPU too, and a resumed training ends bit for bit as an undisturbed one. A test has TRL's
-loss and gradients beside these.
+loss and gradients beside these, where trl is installed (the extra ``benchmark``).
 """
 
 from collections.abc import Callable

@@ -91,8 +91,13 @@ def write_folder(out: Path, write: Callable[[Path], object]) -> None:
 
 
 def merged_weights(run: FinishedRun, base: str | None) -> Merged:
-    """The weights of the base with the run's adapter. base: as for ``export_merged``."""
-    folder, _ = locate(base or run.report["model"])
+    """The weights of the base with the run's adapter. base: as for ``export_merged``. Raises UserError where the base
+    is not where the run found it."""
+    try:
+        folder, _ = locate(base or run.report["model"])
+    except UserError as error:
+        why = str(error).partition(" Give --model")[0].rstrip(".")
+        raise UserError(f"{why}. Give --base the folder of the run's base model.") from None
     return Merged(Path(folder), run.adapter)
 
 
@@ -173,20 +178,24 @@ def export_gguf(
     require_memory(3 * merged.largest_tensor_bytes)
     require_disk(out.parent, merged.bytes + SMALL_FILES_BYTES)
     tokenizer = load_tokenizer(run.adapter)
-    with OnlyOne(_lock(out), ELSEWHERE), _card_beside(run, out), progress_bar("Writing", len(merged)) as shown:
+    with (
+        OnlyOne(_lock(out), ELSEWHERE),
+        _card_beside(run, out, chat_template),
+        progress_bar("Writing", len(merged)) as shown,
+    ):
         write_gguf(merged, config, tokenizer, run.name, file_type, out, shown.advance, chat_template)
     return out
 
 
 @contextmanager
-def _card_beside(run: FinishedRun, out: Path) -> Iterator[None]:
+def _card_beside(run: FinishedRun, out: Path, chat_template: bool) -> Iterator[None]:
     """The model card in the folder of ``out``, unless there is one that is not the kit's: written before the block,
     since an export that is killed after it is finished would never get one; as it was where the block fails."""
     card = out.parent / "README.md"
     before = card.read_bytes() if card.exists() else None
     ours = before is None or OURS in before
     if ours:
-        write_text(card, model_card(run.report, "gguf"))
+        write_text(card, model_card(run.report, "gguf", chat_template=chat_template))
     try:
         yield
     except BaseException:

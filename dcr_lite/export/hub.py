@@ -23,6 +23,11 @@ PUSHED: dict[Form, tuple[str, ...]] = {
     "merged": ("*.safetensors", "*.json", "*.jinja", "tokenizer*"),
     "gguf": ("*.gguf",),
 }
+# What to say of a repository that is there already and seen by others than the push asks for.
+SEEN = {
+    True: "is public already, and a push without --public would publish. Add --public, or choose another --repo.",
+    False: "is private already. Leave --public out and make it public on its page, or choose another --repo.",
+}
 
 
 def push(run: FinishedRun, repo: str, form: Form = "adapter", folder: Path | None = None, public: bool = False) -> str:
@@ -31,7 +36,7 @@ def push(run: FinishedRun, repo: str, form: Form = "adapter", folder: Path | Non
     repo: owner/name; created if need be, private unless ``public``. folder: of the export, by default in the run
     folder.
     Raises UserError without a token or an export, for an export from before the dial was turned, for an adapter whose
-    base is a local folder, and for what the Hub refuses.
+    base is a local folder, for a repository that is there and not seen as is asked for, and for what the Hub refuses.
     """
     files = _files(run, form, folder or run.path / form)
     limit_waits()
@@ -41,6 +46,8 @@ def push(run: FinishedRun, repo: str, form: Form = "adapter", folder: Path | Non
             raise UserError("no token for the Hugging Face Hub. Run `hf auth login`, or set HF_TOKEN.")
         card = model_card(run.report, form, licence=_licence(api, run.report["model"]), place=repo)
         api.create_repo(repo, private=not public, exist_ok=True)
+        if api.model_info(repo).private == public:  # it was there already, and the Hub leaves such a one as it is
+            raise UserError(f"{repo} {SEEN[not public]}")
         operations = [CommitOperationAdd(file.name, str(file)) for file in files]
         operations.append(CommitOperationAdd("README.md", card.encode()))
         api.create_commit(repo, operations, commit_message=f"{run.name}, {form}")

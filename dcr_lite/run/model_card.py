@@ -35,6 +35,10 @@ print(chat([{{"role": "user", "content": "How do I kill a Python process?"}}])[0
 ```""",
     "gguf": "`llama-cli -m FILE.gguf` of llama.cpp, and what is built on it; the chat template is inside.",
 }
+NO_TEMPLATE = (
+    "`ollama create NAME -f Modelfile`: the chat template is in the Modelfile and not in the GGUF file. One for "
+    "llama.cpp itself is written by `dcr-lite export RUN --to gguf`."
+)
 PLACE = "path/to/this/folder"
 PAGE = """---
 {front_matter}
@@ -73,9 +77,11 @@ prompts before you rely on it.{rounding}
 """
 
 
-def model_card(report: dict[str, Any], form: Form, licence: str | None = None, place: str = PLACE) -> str:
+def model_card(
+    report: dict[str, Any], form: Form, licence: str | None = None, place: str = PLACE, chat_template: bool = True
+) -> str:
     """The card of a folder or a page with the adapter, merged weights or GGUF files. licence: the base's, where it is
-    known. place: what a reader loads: the folder, or the page's name."""
+    known. place: what a reader loads: the folder, or the page's name. chat_template: whether a GGUF file has one."""
     settings = report["settings"]
     licence = licence if isinstance(licence, str) and re.fullmatch(r"[\w.+-]+", licence) else None
     four_bit = " with its weights in 4 bits" if report.get("four_bit") else ""
@@ -94,7 +100,7 @@ def model_card(report: dict[str, Any], form: Form, licence: str | None = None, p
         seed=plain(str(report["seed"])),
         kept=f" {WHAT_IS_KEPT}" if any("kept" in one for one in report["methods"].values()) else "",
         dial=f"\n\n{sentence_since(*found)}" if (found := stated(report)) else "",
-        use=USE[form].format(place=place),
+        use=USE[form].format(place=place) if chat_template else NO_TEMPLATE,
         training_data=_training_data(report),
         licence=f" ({licence})" if licence else "",
         forbidden=_licences(settings),
