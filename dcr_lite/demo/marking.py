@@ -28,7 +28,7 @@ class MarkButtons:
         self.outputs: list[Any] = []
         if marks is None:
             return
-        with gr.Row():
+        with gr.Row(elem_classes="inset"):
             self._buttons = [
                 gr.Button(
                     texts.SHOULD[wanted], size="sm", min_width=120, interactive=False, elem_id=f"should-{wanted}-{name}"

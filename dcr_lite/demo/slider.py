@@ -64,7 +64,7 @@ class DialSlider:
                     buttons=[],
                     elem_id=f"dial-{name}",
                 )
-                with gr.Row():
+                with gr.Row(elem_classes="inset"):
                     for title, strength in self.dial.marks.items():
                         mark = gr.Button(texts.MARK.format(name=title, strength=strength), size="sm", min_width=90)
                         mark.click(lambda strength=strength: strength, None, slider, **NO_WORK)
