@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,13 @@ def size_of(folder: Path) -> int:
 def beside(path: Path, ending: str) -> Path:
     """Another file of a result: of its name only .json is left out, since the end of dial_0.1 is none."""
     return path.with_name(path.name.removesuffix(".json") + ending)
+
+
+def set_aside(path: Path) -> None:
+    """Keep a file that is in the way, unless it is empty, under its name with a number."""
+    if path.exists() and path.stat().st_size:
+        places = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in count(1))
+        path.replace(next(place for place in places if not place.exists()))
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -172,7 +172,7 @@ def test_a_rate_that_is_none_is_refused(flag: str, value: float, rows: Path, tmp
 def test_a_run_that_does_nothing_is_refused(rows: Path, tmp_path: Path) -> None:
     """Without stages and without a dial there is no model to measure."""
     seen = run_here(flags("no model", rows, tmp_path / "run", stage1="no", stage2="no", dial="none"))
-    assert_refused(seen, "--stage1 no --stage2 no --dial none: nothing is left to do.")
+    assert_refused(seen, "--stage1 no --dial none, and no stage 2: nothing is left to do.")
 
 
 def test_an_unknown_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

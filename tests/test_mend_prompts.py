@@ -103,8 +103,11 @@ def test_the_run_goes_on_with_the_prompts_that_it_kept(tmp_path: Path) -> None:
         ({"answer": "\n \n"}, "answer: no prompts in it"),
         ({"answer": b"\n\n\xff"}, "answer, line 3: not UTF-8"),
         ({"answer": b"a\0b"}, "answer: not a text file"),
-        ({"answer": "prompt,verdict\n" + "\n".join(FIVE)}, "answer: neither one prompt a line nor JSON Lines"),
-        ({"answer": json.dumps(FIVE, indent=1)}, "answer: neither one prompt a line nor JSON Lines"),
+        (
+            {"answer": "prompt,verdict\n" + "\n".join(FIVE)},
+            "answer: a table or a JSON array. Save its prompts",
+        ),
+        ({"answer": json.dumps(FIVE, indent=1)}, "answer: a table or a JSON array. Save its prompts"),
         ({"answer": '{"prompt": "a"}\nb'}, "answer, line 2: not JSON"),
         ({"answer": [{"text": "a"}]}, 'answer, line 1: field "prompt" is missing'),
         ({"answer": [{"prompt": "a", "label": "toxic"}]}, 'line 1: label "toxic" among the prompts to answer'),

@@ -14,11 +14,10 @@ from small_runs import BASELINE_STEPS, RECIPE, contents, flags, run_here, save_r
 from torch import Tensor
 
 from dcr_lite.errors import UserError
-from dcr_lite.files import SHIPPED
+from dcr_lite.files import SHIPPED, read_state, write_state
 from dcr_lite.method import dial
 from dcr_lite.run import opening, steps
 from dcr_lite.run.run_folder import LOCK, RunFolder, read_settings
-from dcr_lite.run.same_numbers import require_same_numbers
 from dcr_lite.settings import Settings
 
 
@@ -205,23 +204,27 @@ def test_resume_where_the_kit_was_installed_elsewhere(tmp_path: Path) -> None:
         read_settings(settings.run)
 
 
-def test_a_run_goes_on_in_the_numbers_that_it_was_begun_in(tmp_path: Path) -> None:
-    """What a machine takes by itself may differ on the next one: named with the flags that restore it, which count as
-    the same settings."""
-    settings = small_settings("model", save_rows(tmp_path / "rows"), tmp_path / "run", precision="auto")
-    run = RunFolder(settings)
-    begun, other = (SimpleNamespace(precision=kind, four_bit=False) for kind in (torch.float32, torch.bfloat16))
-    require_same_numbers(run, begun)  # type: ignore[arg-type]
-    run.leave()
-    settings.resume, settings.precision = True, "bfloat16"
-    run = RunFolder(settings)
-    with pytest.raises(UserError, match=r"was begun in other numbers than this machine's: add --precision float32\."):
-        require_same_numbers(run, other)  # type: ignore[arg-type]
-    nf4 = SimpleNamespace(precision=torch.float32, four_bit=True)
-    with pytest.raises(UserError, match="add --quantization none"):
-        require_same_numbers(run, nf4)  # type: ignore[arg-type]
-    require_same_numbers(run, begun)  # type: ignore[arg-type]
-    run.leave()
+def test_a_run_goes_on_in_the_numbers_that_it_was_begun_in(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """What a machine takes by itself may differ on the next one: there a stopped run takes what it was begun in, and
+    other flags than those are refused. A new run takes what the machine likes."""
+    run = tmp_path / "run"
+    given = {"precision": "auto", "contrastive_steps": 2, "sft_epochs": 1}
+    seen = run_and_stop(("log", "stage1", 2), signal.SIGKILL, flags(tiny, rows, run, **given), tmp_path / "mark")
+    assert seen.code == -signal.SIGKILL
+    begun = read_state(run / "checkpoints" / "numbers.json", "")
+    other = "bfloat16" if begun["precision"] == "float32" else "float32"
+    for changes, said in (
+        ({"precision": other}, f"--precision {begun['precision']}"),
+        ({"quantization": "nf4"}, "--quantization none"),
+    ):
+        seen = run_here(flags(tiny, rows, run, resume=True, **given | changes))
+        assert seen.code == 1
+        assert f"was begun in other numbers: go on with {said}." in " ".join(seen.err.split())
+    write_state(begun | {"precision": other}, run / "checkpoints" / "numbers.json")  # as another machine leaves it
+    settings = small_settings(tiny, rows, run, precision="auto")
+    assert str(opening.load_model(settings)[0].precision) == f"torch.{other}"
+    settings.run = tmp_path / "new"
+    assert str(opening.load_model(settings)[0].precision) != f"torch.{other}"
 
 
 def test_resume_with_changed_data_names_the_file(tmp_path: Path) -> None:

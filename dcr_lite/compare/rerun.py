@@ -36,7 +36,7 @@ from dcr_lite.measure.answers import read_answers
 from dcr_lite.names import STOCK
 from dcr_lite.run.machine import hardware_class, versions
 from dcr_lite.run.opening import machine
-from dcr_lite.run.run_folder import FOUND_FILE
+from dcr_lite.run.run_folder import FOUND_FILE, NUMBERS
 from dcr_lite.settings import Settings
 
 # By these the same sums are rounded otherwise; a difference there makes the comparison a note.
@@ -122,14 +122,15 @@ def _beside(what: str, submitted: float, again: float | None, within: float, jud
 
 def _copy(compared: Path, out: Path, first: int, seed: int, method: str) -> None:
     """What a rerun builds on: the trainings of the seed, what the first seed found, the stock model's answers; without
-    the note that the method is measured already."""
+    the notes that the method is measured already, and in which numbers."""
     for name in dict.fromkeys((f"seed{first}", f"seed{seed}", "stock")):
         if not (compared / name / "settings.json").exists():
             raise UserError(f"--compared {compared}: there is no {name} of a comparison in it")
     partial = out.with_name(out.name + PARTIAL)  # a copy that was stopped is begun anew
     shutil.rmtree(partial, ignore_errors=True)
+    left = shutil.ignore_patterns(f"measured_{method}_*", f"{NUMBERS}.json")  # in this machine's numbers: a note
     for name in (f"seed{seed}", "stock"):
-        shutil.copytree(compared / name, partial / name, ignore=shutil.ignore_patterns(f"measured_{method}_*"))
+        shutil.copytree(compared / name, partial / name, ignore=left)
     if seed != first:
         (partial / f"seed{first}").mkdir()
         for name in ("settings.json", FOUND_FILE):

@@ -38,7 +38,7 @@ from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
 from dcr_lite.run.own_voice import PART as OWN_ANSWERS
 from dcr_lite.run.own_voice import in_own_voice
 from dcr_lite.run.run_folder import FOUND_FILE, FOUND_NAMES, RunFolder, read_found
-from dcr_lite.run.same_numbers import require_same_numbers
+from dcr_lite.run.same_numbers import require_same_numbers, take_numbers
 from dcr_lite.settings import Settings
 
 ANCHORS = 128  # prompts of each kind that give directions, as in the paper of Surgical
@@ -71,6 +71,7 @@ class SeedRun:
         if found and (there := read_found(found)):
             require_same(settings, there, folder.parent)
             write_state(there, folder / FOUND_FILE)
+            take_numbers(self.run, found)
 
     def find_settings(self) -> None:
         """Find what the settings leave open, once."""

@@ -1,6 +1,5 @@
 """Marks, progress, findings and outcome of mending as HTML. Every text from outside is escaped."""
 
-import shlex
 from collections.abc import Sequence
 from html import escape
 
@@ -14,6 +13,7 @@ from dcr_lite.mend.page import ANSWER_HEAD, SAFETY_HEAD, TITLES, answer_rows, sa
 from dcr_lite.mend.prompts import Wish, normalised
 from dcr_lite.mend.results import Outcome
 from dcr_lite.run.report import without_folders
+from dcr_lite.run.terminal import quoted
 
 OPEN = 10  # prompts whose answers are shown unasked; the list of more is to be opened
 
@@ -100,11 +100,11 @@ def outcome(found: Outcome, status: Status) -> str:
 
 def commands(status: Status) -> str:
     """What shows the mended model, and takes it to Ollama."""
-    run, model = shlex.quote(str(status.run)), shlex.quote(status.run.name)
+    run, model = quoted(status.run), quoted(status.run.name)
     return (
         f"dcr-lite demo --run {run}\n"
         f"dcr-lite export {run} --to ollama\n"
-        f"ollama create {model} -f {shlex.quote(str(status.run / 'ollama' / 'Modelfile'))}"
+        f"ollama create {model} -f {quoted(status.run / 'ollama' / 'Modelfile')}"
     )
 
 

@@ -98,6 +98,8 @@ class OnePromptTab:
         with user_errors_shown():
             yield from self._grow(asked, self.dial.stream(prompt, True, asked, position), cleared)
             for name in self.run.names[1:]:
+                if asked.prompts is not prompts:
+                    return
                 for changes in self._grow(asked, self.run.stream(name, prompt, words=False)):
                     if asked.prompts is not prompts:
                         return
@@ -193,6 +195,8 @@ class PairTab:
         yield from self.turned(asked, position)
         with user_errors_shown():
             for name in self.run.names[1:]:
+                if asked.prompts is not prompts:
+                    return
                 scores = self.run.score_list(name, [first, second])
                 if asked.prompts is not prompts:
                     return

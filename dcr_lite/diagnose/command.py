@@ -102,7 +102,9 @@ def _measure(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Load the model and measure it in each of the states: (name, {separation, development_pairs, kernel})."""
     data = inputs.load_data(settings)
-    model, _ = opening.load_model(replace(settings, backend="transformers"))  # whose graphs can be replayed
+    model, _ = opening.load_model(
+        replace(settings, device="auto", backend="transformers")
+    )  # whose graphs can be replayed
     config = ContrastiveConfig.of(settings)
     training, development = encode_pairs(model, data.training), encode_pairs(model, data.development)
     n = len(data.development)

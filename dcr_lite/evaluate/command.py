@@ -16,7 +16,7 @@ from dcr_lite.data.rows import Choice, Conversation, Prompt, read_choices, read_
 from dcr_lite.data.splits import sample
 from dcr_lite.errors import UserError
 from dcr_lite.evaluate.kept import measure_kept, require_adapter
-from dcr_lite.files import PARTIAL, OnlyOne, beside, read_state, write_json, write_jsonl, write_state
+from dcr_lite.files import PARTIAL, OnlyOne, beside, read_state, set_aside, write_json, write_jsonl, write_state
 from dcr_lite.judges.agreement import agreements, with_verdicts
 from dcr_lite.judges.interface import Judge
 from dcr_lite.judges.judging import judge_rows
@@ -104,10 +104,11 @@ class StoredMeasurement:
                 )
         else:
             kept = {"state": inputs, "seconds": 0.0, "parts": {}}
-        if not self.path.exists() or not self.answers_path.exists():
-            write_jsonl([], self.answers_path)
+            set_aside(self.answers_path)  # of a result that was moved away, or of what is begun anew
         self.inputs, self.parts, self.before = inputs, kept["parts"], kept["seconds"]
         self.save()
+        if not self.answers_path.exists():
+            write_jsonl([], self.answers_path)
 
     def part(self, name: str, compute: Callable[..., dict[str, Any]], model: Model, rows: list[Any]) -> dict[str, Any]:
         """The result of a part: kept from a stopped process, or computed now and kept."""
@@ -180,11 +181,10 @@ def _require_new(evaluation: Evaluation) -> None:
     out = evaluation.out
     if out.is_dir():
         raise UserError(f"{out} is a folder. Give --out the name of a file, such as {out / 'result.json'}.")
-    for left in (evaluation.unfinished, evaluation.judging, evaluation.lock) if out.exists() else ():
-        left.unlink(missing_ok=True)  # by one that was killed at its very end
-    for file in (out, evaluation.answers):
-        if file.exists() and not evaluation.unfinished.exists():
-            raise UserError(f"{file} holds a finished measurement. Move it away, or choose another --out.")
+    if out.exists():
+        for left in (evaluation.unfinished, evaluation.judging, evaluation.lock):  # by one killed at its very end
+            left.unlink(missing_ok=True)
+        raise UserError(f"{out} holds a finished measurement. Move it away, or choose another --out.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -8,7 +8,6 @@ import shutil
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from shlex import quote
 
 import dcr_lite
 from dcr_lite.data.sources import FETCHED, locate
@@ -20,6 +19,7 @@ from dcr_lite.names import BASELINE
 from dcr_lite.run.caution import FILE as CAUTION_FILE
 from dcr_lite.run.model_card import is_hub_name
 from dcr_lite.run.run_folder import FOUND_FILE
+from dcr_lite.run.terminal import quoted
 from dcr_lite.settings import ModelSettings
 
 RUN, MODEL = "run", "model"  # folders in the Space
@@ -94,7 +94,7 @@ def export_space(run: FinishedRun, out: Path | None = None) -> tuple[Path, str]:
 
     write_folder(out, write)
     texts = PUBLISHED.format(file=f"{RUN}/{TEXTS}") if (out / RUN / TEXTS).exists() else ""
-    return out, NEXT.format(name=run.served_name, out=quote(str(out)), texts=texts)
+    return out, NEXT.format(name=run.served_name, out=quoted(out), texts=texts)
 
 
 def requirements() -> list[str]:

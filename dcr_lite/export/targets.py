@@ -1,13 +1,12 @@
 """``dcr-lite export``: one finished run, one target. Modules of other targets are not imported."""
 
 from pathlib import Path
-from shlex import quote
 
 from dcr_lite.export.command import export_gguf, export_merged, open_finished
 from dcr_lite.export.gguf_types import FileType
 from dcr_lite.run.caution import caution_of
 from dcr_lite.run.model_card import Form
-from dcr_lite.run.terminal import console
+from dcr_lite.run.terminal import console, quoted
 
 
 def export_to(
@@ -27,7 +26,7 @@ def export_to(
         from dcr_lite.export.ollama import export_ollama
 
         modelfile = export_ollama(finished, out, base, file_type or "q8_0")
-        return f"written: {modelfile}\nnext:    ollama create {finished.served_name} -f {quote(str(modelfile))}"
+        return f"written: {modelfile}\nnext:    ollama create {finished.served_name} -f {quoted(modelfile)}"
     if to == "vllm":
         from dcr_lite.export.vllm import vllm_command
 

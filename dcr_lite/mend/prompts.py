@@ -113,12 +113,10 @@ def _read(path: Path, answered: bool) -> list[_Row]:
     a JSON array, of which every line would be a prompt."""
     raw = read_bytes(path)
     begins = raw.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if path.suffix.lower() in TABLES or TABLE.match(begins):
-        raise UserError(
-            f"{path}: neither one prompt a line nor JSON Lines. Save its prompts one a line, in a .txt file."
-        )
     if begins.startswith(b"{"):
         return parse_jsonl(raw, str(path), lambda fields, place: _row(fields, place, answered))
+    if path.suffix.lower() in TABLES or TABLE.match(begins):
+        raise UserError(f"{path}: a table or a JSON array. Save its prompts one a line, in a .txt file.")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

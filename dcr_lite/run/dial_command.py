@@ -17,7 +17,7 @@ from dcr_lite.model.loading import Model
 from dcr_lite.names import DCR
 from dcr_lite.run import dial, inputs, opening
 from dcr_lite.run.dial_bench import DIAL
-from dcr_lite.run.dial_report import chosen_sentence, dial_table, note_since, stated
+from dcr_lite.run.dial_report import chosen_sentence, dial_table, note_since, stated, with_note
 from dcr_lite.run.dial_setting import FOLDER, DialSetting
 from dcr_lite.run.discernment import FILE
 from dcr_lite.run.inputs import Data
@@ -116,7 +116,6 @@ def _set(
     setting = dial.find_setting(run, model, data, settings, asked)
     before = stated(report)
     report["dial"] = setting.for_json() | {"evaluated_at": before[1] if before else None}
-    note_before = report.get("note", "")
     report["note"] = note_since(report)
 
     def beside(folder: Path) -> None:
@@ -131,7 +130,7 @@ def _set(
     for page in (run / "report.md", run / "mend.md"):  # the note stands first in both
         if page.exists():
             text = page.read_text(encoding="utf-8")
-            text = text.replace(note_before, report["note"], 1) if note_before else text
+            text = with_note(text, report["note"])
             write_text(page, with_section(text, dial_section(report, run)) if page.name == "report.md" else text)
     return setting
 

@@ -97,12 +97,21 @@ def sentence_since(setting: DialSetting, evaluated_at: float | None) -> str:
 def note_since(report: dict[str, Any]) -> str:
     """What stands first in a report, such as how mending came out, with a sentence before it where the dial has been
     turned since that was measured. A run of ``dcr-lite mend`` has one."""
-    note = re.sub(f"^{re.escape(TURNED)}.*?\n\n", "", report.get("note", ""), flags=re.DOTALL)
+    note = _bare(report.get("note", ""))
     setting, evaluated_at = stated(report) or (None, None)
     if not note or setting is None or setting.strength == evaluated_at:
         return note
     at = "without the dial" if evaluated_at is None else f"at {evaluated_at:+.2f}"
     return f"{TURNED} to {setting.strength:+.2f} since; what follows was measured {at}.\n\n{note}"
+
+
+def with_note(page: str, note: str) -> str:
+    """A page whose note is another one now: ``note_since`` of what it has."""
+    return _bare(page).replace(_bare(note), note, 1) if note else page
+
+
+def _bare(text: str) -> str:
+    return re.sub(rf"^{re.escape(TURNED)} to [^\n]*\n\n", "", text, flags=re.MULTILINE)
 
 
 def gain_sentence(setting: DialSetting) -> str:

@@ -127,6 +127,12 @@ def drawn(
     )  # fmt: skip
 
 
+def require_work(settings: Settings) -> None:
+    """Raises UserError where the settings, as given or found, leave nothing to do."""
+    if settings.stage1 == settings.stage2 == "no" and settings.dial == "none":
+        raise UserError("--stage1 no --dial none, and no stage 2: nothing is left to do. Leave one of them out.")
+
+
 def _check_numbers(settings: Settings) -> None:
     from dcr_lite.model import distributed  # torch, which --plan answers without
 
@@ -147,7 +153,6 @@ def _check_numbers(settings: Settings) -> None:
     for name in ("temperature", "scale"):
         if not 0 < (value := getattr(settings, name)) < float("inf"):
             raise UserError(f"--{name} {value:g}: it takes a number above 0")
-    if settings.stage1 == settings.stage2 == "no" and settings.dial == "none":
-        raise UserError("--stage1 no --stage2 no --dial none: nothing is left to do. Leave one of them out.")
+    require_work(settings)
     if settings.contrastive_batch < distributed.world():
         raise UserError(f"--contrastive-batch {settings.contrastive_batch}: at least one prompt for each process")

@@ -82,7 +82,6 @@ def model_card(
 ) -> str:
     """The card of a folder or a page with the adapter, merged weights or GGUF files. licence: the base's, where it is
     known. place: what a reader loads: the folder, or the page's name. chat_template: whether a GGUF file has one."""
-    settings = report["settings"]
     licence = licence if isinstance(licence, str) and re.fullmatch(r"[\w.+-]+", licence) else None
     four_bit = " with its weights in 4 bits" if report.get("four_bit") else ""
     measured = f" The numbers above are of the adapter on the base{four_bit};"
@@ -95,7 +94,7 @@ def model_card(
         front_matter=_front_matter(report, form, licence),
         name=plain(report["model"].rstrip("/").split("/")[-1]),
         what=WHAT[form],
-        how=_how(settings),
+        how=_how(report),
         results_table=results_table(report),
         seed=plain(str(report["seed"])),
         kept=f" {WHAT_IS_KEPT}" if any("kept" in one for one in report["methods"].values()) else "",
@@ -103,16 +102,17 @@ def model_card(
         use=USE[form].format(place=place) if chat_template else NO_TEMPLATE,
         training_data=_training_data(report),
         licence=f" ({licence})" if licence else "",
-        forbidden=_licences(settings),
+        forbidden=_licences(report),
         rounding=rounding,
     )
 
 
-def _how(settings: dict[str, Any]) -> str:
+def _how(report: dict[str, Any]) -> str:
     """What was done to the model, in a phrase."""
+    settings = report["settings"]
     layer, sft = plain(str(settings["layer"])), "safety SFT" if _has_stage2(settings) else ""
     if settings["stage1"] == "no":
-        turned = f"a dial at layer {layer}, fitted to prompts" if _has_dial(settings) else ""
+        turned = f"a dial at layer {layer}, fitted to prompts" if _has_dial(report) else ""
         return " and ".join(filter(None, (sft, turned)))
     share = settings["contrastive_share"]
     of_it = f", {share:g} of whose change stays" if share < 1 else ""
@@ -123,8 +123,9 @@ def _has_stage2(settings: dict[str, Any]) -> bool:
     return bool(settings["stage2"] != "no")
 
 
-def _has_dial(settings: dict[str, Any]) -> bool:
-    return bool(settings["dial"] != "none")
+def _has_dial(report: dict[str, Any]) -> bool:
+    """Set by the run, or later."""
+    return bool(report["settings"]["dial"] != "none" or report.get("dial"))
 
 
 def _training_data(report: dict[str, Any]) -> str:
@@ -141,7 +142,7 @@ def _training_data(report: dict[str, Any]) -> str:
             f";\n{learnt} instructions ({origin['instruction_rows']}{own}) and {n['refusals']} refusals\n"
             f"({origin['refusal_rows']}) for stage 2"
         )
-    elif _has_dial(settings):
+    elif _has_dial(report):
         text += f";\nthe dial was fitted to instructions as well ({origin['instruction_rows']})"
     return f"{text}."
 
@@ -155,17 +156,18 @@ def _front_matter(report: dict[str, Any], form: Form, licence: str | None) -> st
     lines = [f"license: {licence}"] if licence else []
     if is_hub_name(report["model"]):
         lines += [f"base_model: {report['model']}", f"base_model_relation: {RELATIONS[form]}"]
-    if sets := _public_sets(report["settings"]):
+    if sets := _public_sets(report):
         lines.append(f"datasets: [{', '.join(dict.fromkeys(one.name for one in sets))}]")
     lines += [f"library_name: {LIBRARIES[form]}", "pipeline_tag: text-generation", "language: en"]
     return "\n".join([*lines, "tags: [lora, safety, over-refusal, dcr]"])
 
 
-def _public_sets(settings: dict[str, Any]) -> list[HubSet]:
+def _public_sets(report: dict[str, Any]) -> list[HubSet]:
+    settings = report["settings"]
     if _has_stage2(settings):
         trained = list(SHIPPED_FILES)
     else:
-        trained = ["pairs", *(["instruction_rows"] if _has_dial(settings) else [])]
+        trained = ["pairs", *(["instruction_rows"] if _has_dial(report) else [])]
     return [one for rows in trained for one in sources(settings[rows])]
 
 
@@ -178,7 +180,7 @@ def _origin(path: str) -> str:
     return "; ".join(sets) or "rows of its own"
 
 
-def _licences(settings: dict[str, Any]) -> str:
+def _licences(report: dict[str, Any]) -> str:
     """What the licences of public rows forbid, as a sentence; nothing where they forbid nothing."""
-    bound = [f"{one.name}, {one.licence}" for one in _public_sets(settings) if "-NC-" in one.licence]
+    bound = [f"{one.name}, {one.licence}" for one in _public_sets(report) if "-NC-" in one.licence]
     return f" Some training rows are licensed for non-commercial use: {'; '.join(bound)}." if bound else ""

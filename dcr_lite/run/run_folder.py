@@ -32,7 +32,8 @@ from dcr_lite.settings import ModelSettings, Settings
 LOCK = "run.lock"
 DISK_BYTES = 1_000_000_000  # asked for before the model is known; opening.will_it_fit asks for what its run writes
 
-OF_MACHINE = {"device", "precision", "quantization"}  # same_numbers.py sees to it that these come to the same
+NUMBERS = "numbers"  # the note of precision and 4-bit weights (same_numbers.py)
+OF_MACHINE = {"device", "precision", "quantization"}  # may be given otherwise where that note tells what they come to
 FOUND_FILE = "found.json"  # what a run has found of its settings (found_settings.py)
 FOUND_NAMES = ("layer", "contrastive_learning_rate", "contrastive_share", "sft_learning_rate", "stage1", "stage2",
                "answers", "dial")  # fmt: skip
@@ -96,7 +97,8 @@ class RunFolder:
         begun = _stored(self.path)
         for part, now in state.items():
             before = begun[part]
-            changed = [k for k in sorted({*before, *now} - OF_MACHINE) if before.get(k) != now.get(k)]
+            free = OF_MACHINE if self.note(NUMBERS).exists() else set()
+            changed = [k for k in sorted({*before, *now} - free) if before.get(k) != now.get(k)]
             if changed:
                 details = "; ".join(f"{k}: {before.get(k)} then, {now.get(k)} now" for k in changed)
                 raise UserError(

@@ -1,21 +1,51 @@
-"""In which numbers a run computes: one that goes on, on another machine perhaps, does so in the same."""
+"""In which numbers a run computes: one that goes on, on another machine perhaps, does so in the same. States and
+answers that it has kept would else be those of another model."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from dcr_lite.errors import UserError
+from dcr_lite.files import read_state
 from dcr_lite.model.loading import Model
-from dcr_lite.run.run_folder import RunFolder
+from dcr_lite.run.run_folder import NUMBERS, RunFolder
+from dcr_lite.settings import Settings
 
-PART = "numbers"
+
+def as_begun(settings: Settings) -> Settings:
+    """The settings with the precision and the quantization that their run folder was begun in, where they leave these
+    to the machine."""
+    begun = _noted(settings.run)
+    left = {name: value for name, value in begun.items() if getattr(settings, name) == "auto"}
+    return replace(settings, **left)
 
 
 def require_same_numbers(run: RunFolder, model: Model) -> None:
-    """Note the precision of a run's model and whether its weights have 4 bits. Raises UserError where it was begun in
-    others: states and answers that it has kept would be of another model."""
-    now = {
-        "precision": str(model.precision).removeprefix("torch."),
-        "quantization": "nf4" if model.four_bit else "none",
-    }
-    begun = run.finished(PART)
-    if begun is None:
-        run.finish(PART, now)
-    elif asked := [f"--{name} {begun[name]}" for name in now if begun.get(name, now[name]) != now[name]]:
-        raise UserError(f"{run.path} was begun in other numbers than this machine's: add {' '.join(asked)}.")
+    """Raises UserError where the run was begun in other numbers than its model's."""
+    now, begun = _numbers(model), _noted(run.path)
+    if asked := [f"--{name} {begun[name]}" for name in begun if begun[name] != now[name]]:
+        raise UserError(f"{run.path} was begun in other numbers: go on with {' '.join(asked)}.")
+
+
+def note_numbers(run: RunFolder, model: Model) -> None:
+    """Note in which numbers the run computes, where that is not known yet."""
+    if not _noted(run.path):
+        run.finish(NUMBERS, _numbers(model))
+
+
+def take_numbers(run: RunFolder, other: Path) -> None:
+    """Go on in the numbers that another run folder was begun in."""
+    if begun := _noted(other):
+        run.finish(NUMBERS, begun)
+
+
+def _numbers(model: Model) -> dict[str, str]:
+    quantization = "nf4" if model.four_bit else "none"
+    return {"precision": str(model.precision).removeprefix("torch."), "quantization": quantization}
+
+
+def _noted(run: Path) -> dict[str, Any]:
+    """What a run folder notes of them; nothing before it does, and when it is finished."""
+    path = run / "checkpoints" / f"{NUMBERS}.json"
+    found = read_state(path, "Delete it to go on in this machine's numbers.") if path.exists() else {}
+    return {name: found[name] for name in ("precision", "quantization") if name in found}

@@ -25,7 +25,7 @@ from dcr_lite.names import BASELINE, DCR, STOCK, models_of
 from dcr_lite.run import dial, found_settings, long_rows
 from dcr_lite.run.begun_answers import refusals_behind_answers
 from dcr_lite.run.dial_report import chosen_sentence
-from dcr_lite.run.inputs import AnySettings, Data
+from dcr_lite.run.inputs import AnySettings, Data, require_work
 from dcr_lite.run.kept import kept_of, measure_kept
 from dcr_lite.run.machine import peak_memory_bytes
 from dcr_lite.run.model_card import model_card
@@ -33,7 +33,7 @@ from dcr_lite.run.own_voice import in_own_voice
 from dcr_lite.run.plots import draw_run
 from dcr_lite.run.report import run_report, write_report
 from dcr_lite.run.run_folder import FOUND_NAMES, RunFolder
-from dcr_lite.run.same_numbers import require_same_numbers
+from dcr_lite.run.same_numbers import note_numbers, require_same_numbers
 from dcr_lite.run.second_turns import with_second_turns
 from dcr_lite.run.stored_states import draw_states, fit_discernments, load_states, stage2_rows, store_states
 from dcr_lite.run.terminal import progress_bar, show_line
@@ -46,9 +46,12 @@ def find_settings(run: RunFolder, model: Model, data: Data, settings: AnySetting
     """The settings with everything that was not set, found by evidence; the model knows how it refuses by itself.
     Raises UserError where the run was begun in other numbers than the model's."""
     require_same_numbers(run, model)
+    note_numbers(run, model)
     found = found_settings.found(run, model, data, settings)
     model.openings = tuple(found["openings"])
-    return replace(settings, **{name: found[name] for name in FOUND_NAMES})
+    settings = replace(settings, **{name: found[name] for name in FOUND_NAMES})
+    require_work(settings)
+    return settings
 
 
 def set_dial(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:

@@ -2,11 +2,14 @@
 file, lines that say how far a stage is, which ``progress_in`` reads back."""
 
 import re
+import shlex
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import list2cmdline
 from typing import Any
 
 from rich.console import Console
@@ -119,6 +122,11 @@ def progress_bar(title: str, total: int) -> Iterator[ProgressBar]:
     )
     with Progress(*columns, console=console) as bar:
         yield ProgressBar(title, total, bar)
+
+
+def quoted(word: object) -> str:
+    """A word of a command to type: cmd.exe knows double quotes alone, and no backslash needs any."""
+    return list2cmdline([str(word)]) if sys.platform == "win32" else shlex.quote(str(word))
 
 
 def show_line(text: str) -> None:
