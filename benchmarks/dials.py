@@ -182,7 +182,7 @@ def _interpolated(seed: SeedRun, share: float) -> Iterator[Cost]:
 
 
 def _way(title: str, model: Callable[[SeedRun, float], AbstractContextManager[Cost]], *strengths: float) -> Method:
-    return Method(title, "", model, lambda settings: strengths, "", lambda seed: 0)
+    return Method(title, "", model, lambda settings: strengths, "", lambda seed, strength: 0)
 
 
 def _shift(title: str, apply: Apply, above: bool = False, several: int = 1) -> Method:

@@ -94,7 +94,7 @@ TRAIN = """\
 ## Train
 
 A cell that has finished is not computed again: run it again, or after an interruption, and it continues where it
-stopped."""
+stopped. After a change of settings give `run` another name, and run all cells from **Load** on."""
 MEASURE = """\
 ## Measure"""
 MEMORY = """\

@@ -4,6 +4,7 @@
 
 It begins with the chat model that Mistral has aligned already. --from-base-model begins with the base model,
 which learns to answer and to refuse here, as in the paper.
+Both are copies of Mistral's repositories, whose licence holds for them.
 
 Stage 1, contrastive refinement, pushes toxic and seemingly toxic prompts apart in the model's middle. A dial then sets
 how much it refuses, as far as each prompt reads as toxic or not. A model that does not refuse by itself is taught to in

@@ -27,7 +27,6 @@ from dcr_lite.compare import (
     command,
     measurement,
 )
-from dcr_lite.compare.begun import BASE
 from dcr_lite.compare.directions import KL_LIMIT
 from dcr_lite.compare.measurement import Configuration, EvaluationData
 from dcr_lite.compare.methods import METHODS
@@ -525,10 +524,6 @@ def test_where_dcr_has_no_stage_2_others_begin_with_the_model_itself(tiny: Path,
         changed = any(not torch.equal(begun[name], weights) for name, weights in run.first_weights.items())
         assert changed == taught == bool(run.run.finished("safety_sft_6"))
         assert cost.seconds > run.cost("safety_sft_6").seconds
-        if not taught:  # as an earlier version has left it
-            run.run.note(BASE).unlink()
-            with pytest.raises(UserError, match="was begun by an earlier version"), METHODS["scans"].model(run, 1.0):
-                pass
         run.run.leave()
 
 

@@ -161,8 +161,11 @@ def test_a_contrasted_decoding_sees_the_prefix_behind_both_prompts(tiny_model: M
         return [[7, 8, *row] for row in rows]
 
     rows, starts = ROWS[:2], [[11, 12], [13]]
+    openings = model.openings
     with prefilled(model, rows, starts) as whole:
+        assert {*openings, *(f" {opening}" for opening in openings)} == {*model.openings}  # within a line, and not
         plain = [said.ids for said in answer(model, whole, 6)]
+    assert model.openings == openings
     assert whole == [rows[0] + starts[0], rows[1] + starts[1]]
     model.contrast = usual = Contrast(second, lambda logits, other: logits, 3)
     with prefilled(model, rows, starts) as whole:

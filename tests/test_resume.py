@@ -219,7 +219,9 @@ def test_a_run_goes_on_in_the_numbers_that_it_was_begun_in(tiny: Path, rows: Pat
     ):
         seen = run_here(flags(tiny, rows, run, resume=True, **given | changes))
         assert seen.code == 1
-        assert f"was begun in other numbers: go on with {said}." in " ".join(seen.err.split())
+        assert f"was begun in other numbers: go on with {said}, or begin anew with another --run." in " ".join(
+            seen.err.split()
+        )
     write_state(begun | {"precision": other}, run / "checkpoints" / "numbers.json")  # as another machine leaves it
     settings = small_settings(tiny, rows, run, precision="auto")
     assert str(opening.load_model(settings)[0].precision) == f"torch.{other}"

@@ -45,7 +45,7 @@ def errors(device: str, precision: torch.dtype) -> dict[str, float]:
     linear.to(device)
     linear.support_avx512bf16_for_cpu = False  # as the kit loads models, see model/loading.py
     state: Any = linear.weight.quant_state
-    written_out = bitsandbytes.functional.dequantize_4bit(linear.weight.data, state).detach().double().cpu()
+    written_out = bitsandbytes.functional.dequantize_4bit(linear.weight.data, state).detach().cpu().double()
     inputs = torch.randn(ROWS, WIDTH, generator=generator).to(device, precision).requires_grad_()
     product = linear(inputs)
     along = torch.randn(ROWS, OUT, generator=generator).to(device, precision)
@@ -53,18 +53,18 @@ def errors(device: str, precision: torch.dtype) -> dict[str, float]:
     assert inputs.grad is not None
     with torch.no_grad():
         single = linear(inputs[:1])
-    plain = inputs.detach().double().cpu()
+    plain = inputs.detach().cpu().double()
     return {
         "rounding": _off(written_out, weights),
         "product": _off(product, plain @ written_out.T),
         "single_row": _off(single, plain[:1] @ written_out.T),
-        "gradient": _off(inputs.grad, along.double().cpu() @ written_out),
+        "gradient": _off(inputs.grad, along.cpu().double() @ written_out),
     }
 
 
 def _off(found: Tensor, expected: Tensor) -> float:
     expected = expected.double()
-    return float((found.detach().double().cpu() - expected).norm() / expected.norm())
+    return float((found.detach().cpu().double() - expected).norm() / expected.norm())
 
 
 def _judged(on: Machine, finding: Finding, what: str) -> Finding:

@@ -66,7 +66,7 @@ def product_error(on: Machine) -> float:
     """The relative error of a product of two matrices in the run's precision on its device."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(256, 256, generator=generator) for _ in range(2))
-    product = torch.mm(a.to(on.device, on.precision), b.to(on.device, on.precision)).double().cpu()
+    product = torch.mm(a.to(on.device, on.precision), b.to(on.device, on.precision)).cpu().double()
     exact = a.double() @ b.double()
     return float((product - exact).norm() / exact.norm())
 

@@ -8,11 +8,8 @@ from typing import Any
 
 from dcr_lite.errors import UserError
 from dcr_lite.files import load_json
-from dcr_lite.run.run_folder import FOUND_NAMES, RunFolder, read_found
+from dcr_lite.run.run_folder import FOUND_NAMES, read_found
 from dcr_lite.settings import Settings
-
-BASE = "base_of_methods"  # the note of what the methods beside DCR begin with
-FITTED = ("surgical_*", "scans", "adacd", "prosafeprune", "actor*", "dpo_*")  # notes of those methods
 
 
 def as_begun(settings: Settings) -> Settings:
@@ -27,17 +24,6 @@ def as_begun(settings: Settings) -> Settings:
         then = {name: begun[name] for name in FOUND_NAMES if {begun[name], getattr(settings, name)} <= same[name]}
         return replace(settings, **then)
     return settings
-
-
-def require_same_base(run: RunFolder) -> None:
-    """Raises UserError where the methods beside DCR have begun, in this folder of a model that refuses by itself, with
-    safety SFT alone, as they did in earlier versions; else notes that they begin with the model."""
-    if run.finished(BASE):
-        return
-    notes = run.note(BASE).parent
-    if any(path for name in FITTED for path in notes.glob(f"{name}.json")):
-        raise UserError(f"{run.path} was begun by an earlier version. Compare anew with another --out.")
-    run.finish(BASE, {"model": "stock"})
 
 
 def require_same(settings: Settings, found: dict[str, Any], folder: Path) -> None:

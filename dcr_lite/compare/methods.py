@@ -24,7 +24,6 @@ from dcr_lite.compare import (
 )
 from dcr_lite.compare.actor import Actor, ActorConfig, Choice, Layer
 from dcr_lite.compare.adacd import AdaCD
-from dcr_lite.compare.begun import require_same_base
 from dcr_lite.compare.prosafeprune import Pruning
 from dcr_lite.compare.scans import Scans
 from dcr_lite.compare.seed_run import Cost, SeedRun
@@ -83,7 +82,6 @@ def _base(seed: SeedRun) -> Iterator[Cost]:
     """What the methods behind this begin with: safety SFT alone; where DCR has no stage 2, since the model refuses by
     itself, that model, as DCR does."""
     if seed.settings.stage2 == "no":
-        require_same_base(seed.run)
         adapters.set_adapter_weights(seed.model, BASELINE, seed.first_weights)
         adapters.activate(seed.model, BASELINE)
         yield Cost(0.0, 0)

@@ -84,6 +84,10 @@ def ablated(model: Model, direction: Tensor) -> Iterator[None]:
             # Attention and MLP, whatever an architecture calls them: norms have no matrix.
             if any(parameter.dim() > 1 for parameter in writer.parameters()):
                 handles.append(writer.register_forward_hook(on_output))
+        # Gemma's and OLMo's norms behind both have weights of their own, which would put a part of it back.
+        if hasattr(layer, "post_feedforward_layernorm"):
+            for norm in (layer.post_attention_layernorm, layer.post_feedforward_layernorm):
+                handles.append(norm.register_forward_hook(on_output))
     try:
         yield
     finally:

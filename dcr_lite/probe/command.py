@@ -87,7 +87,9 @@ def _probe(sources: list[Source], probes: list[Probe], probing: Probing, out: Pa
     prompts, plain = _prompts(probing.prompts or sources[0].settings.evaluation, probing.rows)
     with OnlyOne(out / "probes.lock", "choose another --out"):
         remove_partials(out)
-        kept = Kept(out, sources[0].settings.model, prompts + plain, probing.answer_tokens, probing.seed)
+        kept = Kept(
+            out, sources[0].settings.model, prompts + plain, probing.answer_tokens, probing.seed, sources[0].numbers
+        )
         todo = [
             (source, subject, [probe for probe in _fitting(source, subject, probes) if not kept.has(subject, probe)])
             for source in sources

@@ -17,7 +17,7 @@ from dcr_lite.probe.probes import PROBES, Facts, Probe
 from dcr_lite.probe.subjects import Subject
 
 CURE = "Delete it to have it measured again."
-VERSION = 2  # of what is kept of an answer
+VERSION = 3  # of what is kept of an answer
 Part = dict[str, Any]  # of a model and a probe: model, method, title, seed, probe, facts, seconds, verdicts
 
 
@@ -25,14 +25,24 @@ class Kept:
     """The folder of a probing, such as RUN/probes: parts/MODEL/PROBE.json, answers/MODEL/PROBE.jsonl (private: contains
     answers to toxic prompts), and the tables that are made of them."""
 
-    def __init__(self, folder: Path, model: str, prompts: list[Prompt], answer_tokens: int, seed: int):
-        """Begin, or continue what is there. model: the base model by its name. Raises UserError where that was begun
+    def __init__(
+        self,
+        folder: Path,
+        model: str,
+        prompts: list[Prompt],
+        answer_tokens: int,
+        seed: int,
+        numbers: str,
+    ):
+        """Begin, or continue what is there. model: the base model by its name. numbers: the precision that it computes
+        in, and its 4-bit weights. Raises UserError where that was begun
         with other inputs."""
         self.folder = folder
         texts = json.dumps([[p.prompt, p.label, p.source] for p in prompts]).encode()
         digest = hashlib.sha256(texts).hexdigest()
         inputs = {
             "version": VERSION, "model": model, "prompts": digest, "answer tokens": answer_tokens, "seed": seed,
+            "numbers": numbers,
         }  # fmt: skip
         path = folder / "inputs.json"
         begun = read_state(path, f"Delete {folder} to probe anew.") if path.exists() else inputs

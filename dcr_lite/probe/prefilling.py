@@ -36,7 +36,9 @@ class StockAnswer:
 @contextmanager
 def prefilled(model: Model, rows: list[list[int]], starts: list[list[int]]) -> Iterator[list[list[int]]]:
     """Gives prompts, as rows of token ids, each with the beginning of its answer behind it. Within the block the second
-    prompts of a contrasted decoding (``Model.contrast``) are those of the prompts, and end with the same beginnings."""
+    prompts of a contrasted decoding (``Model.contrast``) are those of the prompts, and end with the same beginnings; a
+    refusal may also open behind a space, as it does within a line."""
+    openings = model.openings
     usual, whole = model.contrast, [row + start for row, start in zip(rows, starts, strict=True)]
     if usual is not None:
         prompts = usual.prompts
@@ -48,10 +50,12 @@ def prefilled(model: Model, rows: list[list[int]], starts: list[list[int]]) -> I
             return [row + start for row, (_, start) in zip(found, known, strict=True)]
 
         model.contrast = replace(usual, prompts=second)
+    if any(starts):
+        model.openings = tuple(dict.fromkeys((*openings, *(f" {opening}" for opening in openings))))
     try:
         yield whole
     finally:
-        model.contrast = usual
+        model.contrast, model.openings = usual, openings
 
 
 def stock_answers(model: Model, rows: list[list[int]]) -> list[StockAnswer]:

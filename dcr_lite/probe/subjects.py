@@ -18,6 +18,7 @@ from dcr_lite.model.loading import Model
 from dcr_lite.names import MODEL_TITLES, STOCK, models_of
 from dcr_lite.run import inputs, opening
 from dcr_lite.run.run_folder import FOUND_FILE, read_settings
+from dcr_lite.run.same_numbers import in_begun_numbers
 from dcr_lite.settings import Device, ModelSettings, Settings
 
 
@@ -40,6 +41,10 @@ class Subject(NamedTuple):
     def label(self) -> str:
         """The title, with the seed where there may be several."""
         return self.title if self.name == self.method else f"{self.title}, seed {self.seed}"
+
+
+def _in_words(on: opening.Machine) -> str:
+    return f"{str(on.precision).removeprefix('torch.')}{', 4 bits' if on.four_bit else ''}"
 
 
 class RunSource:
@@ -80,6 +85,11 @@ class RunSource:
     def four_bit(self) -> bool:
         """Whether the base model is in 4 bits; known without loading it."""
         return opening.machine(self._model_settings).four_bit
+
+    @property
+    def numbers(self) -> str:
+        """The precision, and 4 bits where the base model's weights have no more; known without loading it."""
+        return _in_words(opening.machine(self._model_settings))
 
     @cached_property
     def model(self) -> Model:
@@ -126,7 +136,16 @@ class SeedSource:
     @property
     def four_bit(self) -> bool:
         """As of ``RunSource``."""
-        return opening.machine(self.settings).four_bit
+        return opening.machine(self._settings).four_bit
+
+    @property
+    def numbers(self) -> str:
+        """As of ``RunSource``."""
+        return _in_words(opening.machine(self._settings))
+
+    @property
+    def _settings(self) -> Settings:
+        return in_begun_numbers(self.settings)
 
     @property
     def model(self) -> Model:

@@ -25,7 +25,7 @@ from dcr_lite.model.memory import Fit, disk_need, evaluation_need, fit, needs
 from dcr_lite.model.shapes import KNOWN, shape_of
 from dcr_lite.names import BASELINE, DCR, STOCK, ModelName
 from dcr_lite.run.run_folder import read_found, stored_settings
-from dcr_lite.run.same_numbers import as_begun
+from dcr_lite.run.same_numbers import in_begun_numbers
 from dcr_lite.run.terminal import console
 from dcr_lite.settings import FOUND, ModelSettings, Settings
 
@@ -134,7 +134,7 @@ def load_base(settings: ModelSettings) -> tuple[Model, str]:
 
 def load_model(settings: Settings) -> tuple[Model, str]:
     """The base model with an adapter for each model to be trained, and where it came from in words."""
-    model, source = load_base(as_begun(settings))
+    model, source = load_base(in_begun_numbers(settings))
     knows_openings(model, settings.run)
     if settings.layer != FOUND and not 0 <= settings.layer < depth(model.network) - 1:
         raise UserError(

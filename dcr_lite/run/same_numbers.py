@@ -12,7 +12,7 @@ from dcr_lite.run.run_folder import NUMBERS, RunFolder
 from dcr_lite.settings import Settings
 
 
-def as_begun(settings: Settings) -> Settings:
+def in_begun_numbers(settings: Settings) -> Settings:
     """The settings with the precision and the quantization that their run folder was begun in, where they leave these
     to the machine."""
     begun = _noted(settings.run)
@@ -24,7 +24,8 @@ def require_same_numbers(run: RunFolder, model: Model) -> None:
     """Raises UserError where the run was begun in other numbers than its model's."""
     now, begun = _numbers(model), _noted(run.path)
     if asked := [f"--{name} {begun[name]}" for name in begun if begun[name] != now[name]]:
-        raise UserError(f"{run.path} was begun in other numbers: go on with {' '.join(asked)}.")
+        flags = " ".join(asked)
+        raise UserError(f"{run.path} was begun in other numbers: go on with {flags}, or begin anew with another --run.")
 
 
 def note_numbers(run: RunFolder, model: Model) -> None:

@@ -20,15 +20,16 @@ from typing import Any
 CONTEXT = multiprocessing.get_context("forkserver")
 STARTED = "(the command begins)\n"
 PATIENCE = 120  # seconds after which a trial hangs: an undisturbed one takes a few
+HUNG = 124  # the status of one that was killed for it, as that of timeout(1)
 CHECKPOINT_SECONDS = 0.05  # in place of minutes, so that a trial of a second has many
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a trial ended. code: its exit status, negative for the signal that ended it; None where it hung and was
+    """How a trial ended. code: its exit status, negative for the signal that ended it; HUNG where it did and was
     killed for that. said: what it printed."""
 
-    code: int | None
+    code: int
     said: str
     seconds: float
 
@@ -83,7 +84,7 @@ class Trial:
             self.process.join()
         spent = time.monotonic() - self.started
         self.listener.join(PATIENCE)
-        code = None if hung else self.process.exitcode
+        code = HUNG if hung or self.process.exitcode is None else self.process.exitcode
         self.process.close()
         return Ended(code, self.said, spent)
 

@@ -115,6 +115,8 @@ def run_attack(attack: Attack, count: int, number: int | None, folder: Path) -> 
         began = time.perf_counter()
         with time_limit(SECONDS):
             taken = attack.check(value, place)
+        # A reader that catches OSError catches TimeoutError, and would call what hangs refused.
+        assert time.perf_counter() - began < SECONDS, f"more than {SECONDS} s"
         row.inputs += 1
         row.taken += taken
         row.refused += not taken
