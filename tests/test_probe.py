@@ -214,12 +214,18 @@ def without_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
-def test_other_inputs_and_other_models_are_errors(probed: Probed, tmp_path: Path) -> None:
-    """Numbers of other prompts, seeds, lengths or of a dial that was turned since are never mixed."""
+def test_other_inputs_and_other_models_are_errors(
+    probed: Probed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers of other prompts, seeds, lengths, machines or of a dial that was turned since are never mixed."""
     out = Path(shutil.copytree(probed[0].parent, tmp_path / "run")) / "probes"
     for changes, what in (({"seed": 1}, "seed"), ({"rows": 2}, "prompts"), ({"answer_tokens": 5}, "answer tokens")):
         with pytest.raises(UserError, match=rf"begun with other inputs \({what}\)"):
             probe_run(out.parent, Probing(**{"answer_tokens": 4, **changes}), "cpu")
+    with monkeypatch.context() as patched:
+        patched.setattr(subjects.RunSource, "numbers", "float32, 4 bits")  # of a card
+        with pytest.raises(UserError, match=r"begun with other inputs \(numbers\)"):
+            probe_run(out.parent, Probing(answer_tokens=4), "cpu")
     shutil.copy(out.parent / "safety_sft" / "adapter_model.safetensors", out.parent / "adapter")
     with pytest.raises(UserError, match="is of another DCR: it was trained, or its dial turned, since"):
         probe_run(out.parent, Probing(answer_tokens=4), "cpu")
