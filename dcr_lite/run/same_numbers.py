@@ -35,8 +35,8 @@ def note_numbers(run: RunFolder, model: Model) -> None:
 
 
 def take_numbers(run: RunFolder, other: Path) -> None:
-    """Go on in the numbers that another run folder was begun in."""
-    if begun := _noted(other):
+    """Begin in the numbers that another run folder was begun in."""
+    if (begun := _noted(other)) and not _noted(run.path):
         run.finish(NUMBERS, begun)
 
 
