@@ -356,7 +356,7 @@ def test_a_push_needs_a_token_that_may_write(hub: Hub, client: Client, run: Path
             "the Hub does not accept the token: run `hf auth login`" in client("push", run, repo, token=WRONG).sentence
         )
         assert repo not in hub.models or not hub.models[repo].files
-        hub.models[repo] = Repository()
+        hub.models[repo] = Repository(private=True)  # as a push makes it
 
 
 PUSH_FAULTS = [
