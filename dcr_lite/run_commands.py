@@ -69,6 +69,7 @@ def diagnose(
     run: Annotated[Path, tyro.conf.Positional],
     pairs: int = 8,
     projections: int = 8,
+    device: Device = "auto",
 ) -> None:
     """Diagnose a finished run: how strongly toxic and other prompts are coupled before and after each stage, at which
     layer they can be told apart, how refusal was learnt, which prompts changed most. Writes tables, plots and JSON to
@@ -78,11 +79,12 @@ def diagnose(
         run: A finished run folder.
         pairs: Development pairs, and as many plain prompts, for which the neural tangent kernel is measured.
         projections: Random projections on each side of the kernel; with as many as the model is wide it is exact.
+        device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
     """
     from dcr_lite.diagnose.command import diagnose as look_into
     from dcr_lite.run.terminal import show_page
 
-    look_into(run, pairs, projections)
+    look_into(run, pairs, projections, device)
     show_page(run / "diagnosis" / "diagnosis.md")
 
 

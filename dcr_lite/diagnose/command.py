@@ -28,17 +28,17 @@ from dcr_lite.run import inputs, opening
 from dcr_lite.run.plots import draw_refusal_during_sft, refusal_curves
 from dcr_lite.run.run_folder import read_settings
 from dcr_lite.run.terminal import progress_bar
-from dcr_lite.settings import Settings, layers_between
+from dcr_lite.settings import Device, Settings, layers_between
 
 
-def diagnose(folder: Path, pairs: int, projections: int) -> dict[str, Any]:
+def diagnose(folder: Path, pairs: int, projections: int, device: Device = "auto") -> dict[str, Any]:
     """Measure a finished run and write diagnosis.json, diagnosis.md and plots to its folder ``diagnosis``; returns what
     the JSON holds. ``pairs``: development pairs, and as many plain prompts, whose kernel is measured with
     ``projections`` (see ntk.py)."""
     for name, value in (("--pairs", pairs), ("--projections", projections)):
         if value < 2:
             raise UserError(f"{name} {value}: at least 2 are needed")
-    settings = read_settings(folder)
+    settings = replace(read_settings(folder), device=device)
     if not (folder / "report.json").exists():
         raise UserError(f"{folder} holds a run that is not finished: --resume it first.")
     out = folder / "diagnosis"
@@ -81,7 +81,8 @@ def _diagnose(settings: Settings, folder: Path, out: Path, pairs: int, projectio
 def _states(settings: Settings, out: Path, pairs: int, projections: int) -> dict[str, dict[str, Any]]:
     """{separation, development_pairs, kernel} of every state of the model, by name. Each is kept in ``out``, and
     measured unless it is there with the same options."""
-    options = {"pairs": pairs, "projections": projections}
+    on = opening.machine(settings)
+    options = {"pairs": pairs, "projections": projections, "precision": str(on.precision), "four_bit": on.four_bit}
     stages = {name: getattr(settings, name) != "no" for name in ("stage1", "stage2")}
     trained = stages | {BASELINE: BASELINE in settings.compare_with}
     states = ["stock", *(name for name, there in trained.items() if there)]
@@ -102,9 +103,7 @@ def _measure(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Load the model and measure it in each of the states: (name, {separation, development_pairs, kernel})."""
     data = inputs.load_data(settings)
-    model, _ = opening.load_model(
-        replace(settings, device="auto", backend="transformers")
-    )  # whose graphs can be replayed
+    model, _ = opening.load_model(replace(settings, backend="transformers"))  # whose graphs can be replayed
     config = ContrastiveConfig.of(settings)
     training, development = encode_pairs(model, data.training), encode_pairs(model, data.development)
     n = len(data.development)

@@ -8,7 +8,7 @@ from typing import Any
 from dcr_lite.errors import UserError
 from dcr_lite.files import read_state
 from dcr_lite.model.loading import Model
-from dcr_lite.run.run_folder import NUMBERS, RunFolder
+from dcr_lite.run.run_folder import NUMBERS, RunFolder, read_found
 from dcr_lite.settings import Settings
 
 
@@ -21,11 +21,14 @@ def in_begun_numbers(settings: Settings) -> Settings:
 
 
 def require_same_numbers(run: RunFolder, model: Model) -> None:
-    """Raises UserError where the run was begun in other numbers than its model's."""
+    """Raises UserError where the run was begun in other numbers than its model's. One that has its settings from
+    elsewhere, as further seeds and reruns of a comparison have, begins here."""
     now, begun = _numbers(model), _noted(run.path)
     if asked := [f"--{name} {begun[name]}" for name in begun if begun[name] != now[name]]:
         flags = " ".join(asked)
         raise UserError(f"{run.path} was begun in other numbers: go on with {flags}, or begin anew with another --run.")
+    if read_found(run.path):
+        note_numbers(run, model)
 
 
 def note_numbers(run: RunFolder, model: Model) -> None:
