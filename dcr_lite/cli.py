@@ -177,11 +177,16 @@ def compare(
     from dcr_lite.compare.command import compare as run_comparison
     from dcr_lite.run.terminal import show_page
 
-    run_comparison(
+    report = run_comparison(
         recipe_or_model(recipe, model), seeds, prompts, rows, multiple_choice, curve_seeds, out, judge, judge_key,
         methods, add, contract, by,
     )  # fmt: skip
     show_page(out / "comparison.md")
+    if failed := report["failed"]:
+        raise UserError(
+            f"{len(failed)} of the models could not be measured, as {out / 'comparison.md'} says. The others are kept: "
+            "the same command tries these again."
+        )
 
 
 def check(words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()) -> None:

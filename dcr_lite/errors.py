@@ -36,6 +36,10 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+class MethodError(UserError):
+    """What one training, or one method with one model, cannot do and another may: of several, the others go on."""
+
+
 # How torch's messages name it where it is another RuntimeError: on a CPU, and of CUDA and its libraries themselves.
 OUT_OF_MEMORY_WORDS = (
     "DefaultCPUAllocator", "can't allocate memory", "bad_alloc", "CUDA error: out of memory",

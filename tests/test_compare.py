@@ -33,7 +33,7 @@ from dcr_lite.compare.methods import METHODS
 from dcr_lite.compare.report import COSTS
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import numbers_of
-from dcr_lite.errors import UserError
+from dcr_lite.errors import MethodError, UserError
 from dcr_lite.files import load_jsonl, read_state
 from dcr_lite.measure.answers import method_result, read_answers
 from dcr_lite.measure.metrics import mean_interval
@@ -611,6 +611,56 @@ def test_a_comparison_has_stage_1(compared: Compared, tmp_path: Path) -> None:
     assert command.seed_run(settings, compared[2], 0).settings.stage1 == "yes"
     with pytest.raises(UserError, match="DCR is the method dial_alone"):
         command.seed_run(replace(settings, stage1="no"), tmp_path, 0)
+
+
+@pytest.mark.parametrize("error", [MethodError("loss nan: lower the learning rate."), torch.OutOfMemoryError("full")])
+def test_a_method_that_fails_ends_no_comparison(
+    compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:  # fmt: skip
+    """It is named with what its error says, at the end and on the page, and the others are in the tables; the same
+    command tries it again. The stock model, or an error that nobody has foreseen, ends all."""
+    recipe, out = compared[0], Path(shutil.copytree(compared[2], tmp_path / "out"))
+    (scans,) = (out / "seed0" / "checkpoints").glob("measured_scans_1_*.json")
+    (dcr,) = (out / "seed0" / "checkpoints").glob("measured_dcr_0_*.json")
+    (stock,) = (out / "stock" / "checkpoints").glob("measured_base_0_*.json")
+    of_scans, of_dcr = scans.read_bytes(), dcr.read_bytes()
+    scans.unlink()
+    dcr.unlink()
+    errors = {"scans": error}
+
+    def measuring(run: SeedRun, method: Any, one: Configuration, *rest: Any) -> None:
+        if one.method in errors:
+            raise errors[one.method]
+        (scans if one.method == "scans" else dcr).write_bytes(of_scans if one.method == "scans" else of_dcr)
+
+    monkeypatch.setattr(command, "measure_configuration", measuring)
+    flags_of = ["--recipe", str(recipe), "--out", str(out), "--seeds", "0", "--curve-seeds"]
+    monkeypatch.setattr(sys, "argv", ["dcr-lite", "compare", *flags_of, "--methods", "scans", "actor", "dcr"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    said = capsys.readouterr()
+    assert "1 of the models could not be measured" in said.err
+    reason = "loss nan" if isinstance(error, MethodError) else "memory runs out"
+    assert f"SCANS, seed 0, 1 is left out: {reason}" in said.out
+    page = (out / "comparison.md").read_text(encoding="utf-8")
+    assert f"**SCANS, seed 0, at 1 could not be measured**: {reason}" in page
+    report = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+    assert [(one["method"], one["strength"], one["seed"]) for one in report["failed"]] == [("scans", 1, 0)]
+    assert [entry["method"] for entry in report["methods"]] == ["base", "actor", "dcr"]
+
+    errors["scans"] = ValueError("unforeseen")
+    with pytest.raises(ValueError, match="unforeseen"):
+        cli.main()
+    del errors["scans"]
+    cli.main()
+    assert "could not be measured" not in (out / "comparison.md").read_text(encoding="utf-8")
+    stock.unlink()
+    errors["base"] = MethodError("not the stock model")
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "error: not the stock model" in capsys.readouterr().err
 
 
 def test_the_command_shows_the_table(

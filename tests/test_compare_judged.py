@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from small_runs import recipe_module
 
-from dcr_lite.compare import report
 from dcr_lite.compare.judged import PARTED, changed, judged, judges_section
 from dcr_lite.compare.measurement import Configuration, EvaluationData, answers_file
 from dcr_lite.compare.methods import METHODS
@@ -126,8 +125,7 @@ def test_tables_are_by_the_first_judge_and_the_page_says_what_the_others_find(
     assert {(row["method"], row["seed"]) for row in parted} == {("dcr", 0), ("dcr", 1)}
     assert not (tmp_path / "judging.jsonl").exists()
     more = {"prompts": {"files": ["a.jsonl"], "rows": None, "n": 12}, "seconds": 60.0}
-    more |= {"general": {"instructions": 4, "multiple_choice": None}, "judged": section}
-    monkeypatch.setattr(report, "draw_trade_off", lambda *args: None)  # which needs all methods
+    more |= {"general": {"instructions": 4, "multiple_choice": None}, "judged": section, "failed": []}
     write_report(comparison_report("tiny", settings, first, ()) | more, settings, tmp_path)
     page = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     for line in (
@@ -158,8 +156,7 @@ def test_tables_of_several_sets_fit_a_terminal(
         del result["numbers"][f"{SET}some"]
     more = {"prompts": {"files": ["a.jsonl"], "rows": None, "n": 12}, "seconds": 60.0}
     more |= {"general": {"instructions": 4, "multiple_choice": None}}
-    more |= {"judged": {"main": "cues", "judges": [], "agreement": []}}
-    monkeypatch.setattr(report, "draw_trade_off", lambda *args: None)  # which needs all methods
+    more |= {"judged": {"main": "cues", "judges": [], "agreement": []}, "failed": []}
     write_report(comparison_report("tiny", settings, results, (0,)) | more, settings, tmp_path)
     page = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     first, sets = page.split("Compliance on each set")

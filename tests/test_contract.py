@@ -12,12 +12,12 @@ from contract_runs import ONLY, SEEDS, Contracted
 from small_runs import write_rows
 
 from dcr_lite import cli
-from dcr_lite.compare import contract
+from dcr_lite.compare import command, contract
 from dcr_lite.compare.contract import content_digest, contract_file, read_contract
 from dcr_lite.compare.submission import FILE
 from dcr_lite.compare.summary import numbers_of
 from dcr_lite.data.rows import read_prompts
-from dcr_lite.errors import UserError
+from dcr_lite.errors import MethodError, UserError
 from dcr_lite.files import load_jsonl, sha256_of
 from dcr_lite.judges.versions import judge_version
 from dcr_lite.measure import judge
@@ -177,6 +177,22 @@ def test_a_submission_holds_the_numbers_of_the_stored_answers(contracted: Contra
             assert found["n"] == len(j)
             if len(j) > 1:
                 assert found["ci95"] == pytest.approx(list(mean_interval(j)))
+
+
+def test_an_incomplete_comparison_submits_nothing(contracted: Contracted, small: Any, tmp_path: Path) -> None:
+    """A contract fixes every seed, so that where a method fails with one there is no submission."""
+    out = Path(shutil.copytree(contracted.out, tmp_path / "out"))
+    (out / FILE).unlink()
+    (note,) = (out / "seed1" / "checkpoints").glob("measured_steered_*.json")
+    note.unlink()
+
+    def failing(*args: Any) -> None:
+        raise MethodError("loss nan")
+
+    small.setattr(command, "measure_configuration", failing)
+    report = contracted.compare(out)
+    assert [(one["method"], one["seed"]) for one in report["failed"]] == [("steered", 1)]
+    assert not (out / FILE).exists()
 
 
 def test_a_submission_can_be_published(contracted: Contracted) -> None:

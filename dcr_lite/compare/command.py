@@ -1,7 +1,7 @@
 """``dcr-lite compare``: the methods trained and measured on one recipe with several seeds.
 
 The stock model is measured once. Every training and every measurement is kept when it is finished, so that a stopped
-comparison can be continued.
+comparison can be continued. A method that fails is named, and the others go on.
 """
 
 import time
@@ -28,10 +28,10 @@ from dcr_lite.compare.schema import LONGEST
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.submission import submission_of, write_submission
 from dcr_lite.compare.summary import Result
-from dcr_lite.errors import UserError
+from dcr_lite.errors import MethodError, UserError, out_of_memory, sentence
 from dcr_lite.files import read_state, write_state
 from dcr_lite.judges.opening import DEFAULT, open_judges
-from dcr_lite.names import models_of
+from dcr_lite.names import STOCK, models_of
 from dcr_lite.run.inputs import resolved
 from dcr_lite.run.plan import ACHIEVED, matrix_rate
 from dcr_lite.run.recipes import settings_of
@@ -58,7 +58,8 @@ def compare(
     by: str | None = None,
 ) -> dict[str, Any]:
     """Train and measure the methods with every seed; write comparison.json, comparison.md and trade_off.png to ``out``
-    and return what the JSON holds. By a contract, write submission.json as well.
+    and return what the JSON holds, ``failed`` among it: what could not be measured, as {method, strength, seed, why}.
+    By a contract, where all could be measured, write submission.json as well.
 
     recipe: its file, or the settings of a run without one. seeds: by default 0, 1, 2. files: prompts to measure on, by
     default the recipe's held-out ones; at most ``rows`` of each set and label. multiple_choice: questions for general
@@ -78,7 +79,8 @@ def compare(
     files = files or settings.evaluation
     elapsed, data = Elapsed(out), EvaluationData.read(files, rows, multiple_choice)
     opened = [] if judges in (None, DEFAULT) and not terms else open_judges(judges or (), settings.device, judge_key)
-    runs, results = measured(methods, settings, data, seeds, curve_seeds, out, elapsed.keep)
+    failed: dict[Configuration, str] = {}
+    runs, results = measured(methods, settings, data, seeds, curve_seeds, out, elapsed.keep, failed)
     results, section = judged(opened, runs, results, data, out, methods) if opened else (results, CUES_ALONE)
     found, questions = runs[seeds[0]].settings, multiple_choice and str(multiple_choice)
     name = recipe.stem if isinstance(recipe, Path) else recipe.run.name
@@ -86,10 +88,11 @@ def compare(
         "prompts": {"files": [str(path) for path in files], "rows": rows, "n": len(data.prompts)},
         "general": {"instructions": len(data.instructions), "multiple_choice": questions},
         "judged": section,
+        "failed": [one._asdict() | {"why": why} for one, why in failed.items()],
         "seconds": elapsed.keep(),
     }
     write_report(report, found, out, methods)
-    if terms and isinstance(recipe, Path):
+    if terms and isinstance(recipe, Path) and not failed:
         write_submission(submission_of(report, terms, methods, runs, data, recipe, by), out)
     return report
 
@@ -138,10 +141,11 @@ def _settings(recipe: Path | Settings, terms: Contract | None) -> Settings:
 def measured(
     methods: dict[str, Method], settings: Settings, data: EvaluationData, seeds: tuple[int, ...],
     curve_seeds: tuple[int, ...], out: Path, keep: Callable[[], object] = lambda: None,
+    failed: dict[Configuration, str] | None = None,
 ) -> tuple[dict[int | None, SeedRun], list[Result]]:  # fmt: skip
     """The run of each seed (None: the stock model's) and the results of all configurations; what is not yet measured is
     measured now, and ``keep`` called behind each. Settings that have to be found are found with the first seed and
-    shared."""
+    shared. failed: takes those that cannot be measured, with what their error says; without it the first ends all."""
     first = seed_run(settings, out, seeds[0])
     runs: dict[int | None, SeedRun] = {None: SeedRun(first.settings, out / "stock", 0, first.run.path), seeds[0]: first}
     runs |= {seed: SeedRun(first.settings, out / f"seed{seed}", seed, first.run.path) for seed in seeds[1:]}
@@ -162,7 +166,7 @@ def measured(
             }
         )
         stock = answers_file(runs[None], every[0], data)
-        _measure_all(methods, runs, left, data, stock, operations, keep)
+        _measure_all(methods, runs, left, data, stock, operations, keep, failed)
     for run in runs.values():
         run.run.leave()
     return runs, [result for one in every if (result := finished_result(runs[one.seed], one, data))]
@@ -212,16 +216,24 @@ def _operations(
 
 def _measure_all(
     methods: dict[str, Method], runs: dict[int | None, SeedRun], left: list[Configuration], data: EvaluationData,
-    stock: Path, operations: list[float], keep: Callable[[], object],
+    stock: Path, operations: list[float], keep: Callable[[], object], failed: dict[Configuration, str] | None,
 ) -> None:  # fmt: skip
     """Measure the configurations, printing each result with about the time that is left after it at the speed so far.
-    stock: the file of the stock model's answers. operations: of each configuration. keep: called behind each."""
+    stock: the file of the stock model's answers. operations: of each configuration. keep, failed: as ``measured``."""
     started = time.monotonic()
     for i, one in enumerate(left, start=1):
         for seed, other in runs.items():
             if seed != one.seed:
                 other.unload()  # every seed loads a model of its own, and one is enough for a computer's memory
-        measure_configuration(runs[one.seed], methods[one.method], one, data, stock)
+        try:
+            measure_configuration(runs[one.seed], methods[one.method], one, data, stock)
+        except Exception as error:
+            why = _of_this_alone(error)
+            if failed is None or why is None or one.method == STOCK:  # all others are measured beside the stock model
+                raise
+            failed[one] = why
+            runs[one.seed].unload()
+            console.print(f"{i}/{len(left)} {_name(methods[one.method].title, one)} is left out: {why}", soft_wrap=True)
         keep()
         seconds = sum(operations[i:]) * (time.monotonic() - started) / sum(operations[:i])
         if result := finished_result(runs[one.seed], one, data):
@@ -231,13 +243,22 @@ def _measure_all(
         run.unload()
 
 
+def _of_this_alone(error: Exception) -> str | None:
+    """What an error says that another method need not meet; None for any other."""
+    return sentence(error, "run the command again") if isinstance(error, MethodError) or out_of_memory(error) else None
+
+
 def _line(title: str, result: Result) -> str:
     keys = ("compliance", "kept_seemingly_toxic", "safety", "auroc")
     numbers = ", ".join(
         f"{key.partition('_')[0]} {result['numbers'][key]:.2f}" for key in keys if key in result["numbers"]
     )
-    which = "" if result["seed"] is None else f", seed {result['seed']}, {result['strength']:g}"
-    return f"{title}{which}: {numbers}"
+    which = Configuration(result["method"], result["strength"], result["seed"])
+    return f"{_name(title, which)}: {numbers}"
+
+
+def _name(title: str, one: Configuration) -> str:
+    return title if one.seed is None else f"{title}, seed {one.seed}, {one.strength:g}"
 
 
 def _minutes(seconds: float) -> int:

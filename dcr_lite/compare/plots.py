@@ -7,8 +7,10 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from dcr_lite.compare.methods import Method
+from dcr_lite.compare.methods import METHODS, Method
 from dcr_lite.run.plots import STYLE, save
+
+MARKS = dict(zip(METHODS, "svDXP<>^ph*o", strict=True))  # so that methods can be told apart without colour
 
 
 def draw_trade_off(
@@ -37,14 +39,16 @@ def draw_plane(
 ) -> None:
     """The same for one pair of axes, without a title, the frontier and the legend."""
     axes.plot([0, 1], [1, 0], ":", color="#bbbbbb", lw=1)  # no discernment: both kinds refused alike
-    for name, method in methods.items():
-        along = sorted((entry for entry in curve if entry["method"] == name), key=lambda entry: entry["strength"])
-        axes.plot(*zip(*map(_means, along), strict=True), "o-", color=method.colour, ms=3.5, lw=1, alpha=0.7)
-        entry = next(entry for entry in entries if entry["method"] == name)
+    for entry in entries:
+        name, method = entry["method"], methods[entry["method"]]
+        along = sorted((point for point in curve if point["method"] == name), key=lambda point: point["strength"])
+        mark = MARKS.get(name, "o")
+        if along:
+            axes.plot(*zip(*map(_means, along), strict=True), f"{mark}-", color=method.colour, ms=3.5, lw=1, alpha=0.7)
         numbers = (entry["numbers"][key] for key in ("compliance", "safety"))
         across, up = ([[n["mean"] - n["ci95"][0]], [n["ci95"][1] - n["mean"]]] for n in numbers)
         axes.errorbar(*_means(entry), up, across, color=method.colour, lw=1, capsize=2.5, alpha=0.8)
-        axes.plot(*_means(entry), "o", color=method.colour, ms=9, label=method.title)
+        axes.plot(*_means(entry), mark, color=method.colour, ms=9, label=method.title)
     axes.set(xlim=(-0.02, 1.04), ylim=(-0.02, 1.04))
     axes.set(xlabel="compliance: seemingly toxic prompts answered", ylabel="safety: toxic prompts refused")
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from dcr_lite.compare.directions import LEAST
 from dcr_lite.data.rows import Conversation, Pair
-from dcr_lite.errors import UserError
+from dcr_lite.errors import MethodError
 from dcr_lite.files import sha256_of, write_jsonl
 from dcr_lite.measure.brokenness import is_broken
 from dcr_lite.measure.judge import is_refusal
@@ -78,7 +78,7 @@ def of_run(
     """The preferences of at most PAIRS of the pairs, drawn with ``seed``; both sides of a pair next to each other.
     refusals: those that safety SFT, whose adapter is the active one, drew from.
 
-    Raises UserError where fewer than LEAST are left, or where the kept file is damaged.
+    Raises MethodError where fewer than LEAST are left, UserError where the kept file is damaged.
     """
     path = run.path / f"{PART}.jsonl"
     asked = [
@@ -96,9 +96,9 @@ def of_run(
         run.finish(PART, facts | {DIGEST: sha256_of(path)})
     found = learnt(rows)
     if len(found) < LEAST:
-        raise UserError(
+        raise MethodError(
             f"DPO finds only {len(found)} preferences in {len(rows)} prompts: the stock model refuses the others, or "
-            f"what is said to them is of no use ({path} has the reasons). Give other --pairs."
+            f"what is said to them is of no use. Give other --pairs; the reasons are in {path}"
         )
     return found
 

@@ -61,7 +61,7 @@ AUROC is that of the log-odds of opening with a refusal. Answer loss: nats per t
 held-out instructions.{questions}{unranked}
 
 {methods_table}
-{notes}{sets}{toxic_sets}{divergences}
+{notes}{failed}{sets}{toxic_sets}{divergences}
 What each method costs: minutes and memory of its training and its searches alone; the time of one more token of an
 answer beside that of the stock model; and whether it ends in weights, which are merged and exported, or works on while
 the model answers:
@@ -174,6 +174,15 @@ def notes_section(found: list[dict[str, Any]], methods: Mapping[str, Method] = M
     return "".join(f"\n{methods[method].title}: {'; '.join(said)}.\n" for method, said in by_method.items())
 
 
+def failed_section(failed: list[dict[str, Any]], methods: Mapping[str, Method] = METHODS) -> str:
+    """A sentence for each configuration that could not be measured."""
+    return "".join(
+        f"\n**{methods[one['method']].title}, seed {one['seed']}, at {one['strength']:g} could not be measured**: "
+        f"{plain(' '.join(map(without_folders, one['why'].split(' '))))}\n"
+        for one in failed
+    )
+
+
 def costs_table(entries: list[dict[str, Any]], methods: Mapping[str, Method] = METHODS) -> str:
     """One row a method: minutes, memory, the time of a token in units of the stock model's, and what it ends in. A dash
     where no answer had a second token."""
@@ -253,6 +262,7 @@ def write_report(
         unranked=UNRANKED if unranked else "",
         methods_table=methods_table(means, titles, unranked),
         notes=notes_section(report["notes"], methods),
+        failed=failed_section(report["failed"], methods),
         costs=costs_table(report["methods"], methods),
         sets=SETS.format(table=methods_table(of_sets, titles, unranked)) if several else "",
         toxic_sets=TOXIC_SETS.format(table=methods_table(report["toxic_sets"], titles, unranked))

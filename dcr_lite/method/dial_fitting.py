@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dcr_lite.data.rows import Conversation, Pair
-from dcr_lite.errors import UserError
+from dcr_lite.errors import MethodError
 from dcr_lite.measure.metrics import auroc
 from dcr_lite.method.contrastive import encode_pairs, first_pairs
 from dcr_lite.method.dial import Dial, carrier, norm_weight, turned, wanted_sizes
@@ -111,7 +111,7 @@ def _direction(model: Model, adapter: str, number: int, key: Tensor, rows: list[
         remove_extra_ranks(model, adapter, module)
     gradient = require_finite(model, total, "gradient of the refusal log-odds")
     if not gradient.any():
-        raise UserError(f"whether this model refuses does not depend on its layer {number}. Use --dial none.")
+        raise MethodError(f"whether this model refuses does not depend on its layer {number}. Use --dial none.")
     return -NATS * gradient / gradient.square().sum() * norm_weight(layer)
 
 

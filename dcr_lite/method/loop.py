@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from dcr_lite.errors import UserError
+from dcr_lite.errors import MethodError
 from dcr_lite.interrupts import held
 from dcr_lite.method.checkpoint import Progress, restore_checkpoint, save_checkpoint
 from dcr_lite.method.pass_size import PassSize
@@ -159,9 +159,9 @@ class Loop:
         progress.step = number + 1
         self._tell(progress, {"step": number + 1, "loss": loss, "gradient_norm": norm})
 
-    def _unstable(self, number: int, what: str) -> UserError:
+    def _unstable(self, number: int, what: str) -> MethodError:
         where = f"{self.stage.name} became unstable at step {number + 1}, {what}"
-        return UserError(not_finite(self.stage.model, where))
+        return MethodError(not_finite(self.stage.model, where))
 
     def _save(self, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
         if self.checkpoint:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from dcr_lite.errors import MORE_MEMORY, UserError, first_line, out_of_memory
+from dcr_lite.errors import MORE_MEMORY, MethodError, UserError, first_line, out_of_memory
 from dcr_lite.files import exists
 from dcr_lite.model import configuration, few_rows, unsloth
 from dcr_lite.model.contrast import Contrast
@@ -184,10 +184,10 @@ def memory_may_run_out() -> Iterator[None]:
 
 
 def require_finite(model: Model, values: Tensor, what: str) -> Tensor:
-    """The values. Raises UserError, in which they are called ``what``, where one of them is not a finite number."""
+    """The values. Raises MethodError, in which they are called ``what``, where one of them is not a finite number."""
     if bool(values.isfinite().all()):
         return values
-    raise UserError(not_finite(model, what))
+    raise MethodError(not_finite(model, what))
 
 
 def not_finite(model: Model, what: str) -> str:

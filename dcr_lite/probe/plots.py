@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 
 from dcr_lite.compare.methods import METHODS
+from dcr_lite.compare.plots import MARKS
 from dcr_lite.probe.probes import NONE
 from dcr_lite.run.plots import STYLE, save
 
@@ -31,8 +32,8 @@ def draw_probes(entries: Sequence[dict[str, Any]], path: Path) -> None:
                     axes.plot([usual[method], j["mean"]], [y, y], color=colour, lw=2.2, alpha=0.45, zorder=2)
                     if j["ci95"]:
                         axes.plot(j["ci95"], [y, y], color=colour, lw=0.8, zorder=3)
-                    axes.plot(j["mean"], y, "o", color=colour, ms=4, zorder=4)
-            axes.plot([], [], "o-", color=colour, label=METHODS[method].title)
+                    axes.plot(j["mean"], y, MARKS[method], color=colour, ms=4, zorder=4)
+            axes.plot([], [], f"{MARKS[method]}-", color=colour, label=METHODS[method].title)
         axes.axvline(0, color="#222222", lw=0.8, zorder=1)
         axes.set_yticks(range(len(probes)), list(probes.values()))
         axes.set_ylim(len(probes) - 0.4, -0.6)
