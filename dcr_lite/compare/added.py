@@ -33,7 +33,7 @@ from typing import Any
 from dcr_lite.compare.directions import Kinds
 from dcr_lite.compare.methods import METHODS, Method
 from dcr_lite.compare.seed_run import Cost, SeedRun
-from dcr_lite.errors import MethodError, UserError, first_line
+from dcr_lite.errors import UserError, first_line
 from dcr_lite.files import exists, sha256_of
 from dcr_lite.model import adapters
 from dcr_lite.model.loading import Model
@@ -134,10 +134,10 @@ def _with_function(word: str, function: Function, seed: SeedRun, strength: float
 
 
 def _block(word: str, function: Function, *given: Any) -> AbstractContextManager[Any]:
-    """What the function returns. Raises MethodError where that is no context manager."""
+    """What the function returns. Raises UserError where that is no context manager."""
     block = function(*given)
     if not hasattr(block, "__enter__") or not hasattr(block, "__exit__"):
-        raise MethodError(
+        raise UserError(
             f"--add {word}: the function returned {type(block).__name__} where a context manager is needed. Is "
             "@contextmanager missing above it?"
         )

@@ -58,8 +58,8 @@ def compare(
     by: str | None = None,
 ) -> dict[str, Any]:
     """Train and measure the methods with every seed; write comparison.json, comparison.md and trade_off.png to ``out``
-    and return what the JSON holds, ``failed`` among it: what could not be measured, as {method, strength, seed, why}.
-    By a contract, where all could be measured, write submission.json as well.
+    and return what the JSON holds, with ``failed``: {method, strength, seed, why} of what could not be measured. By a
+    contract, where all could be, write submission.json as well.
 
     recipe: its file, or the settings of a run without one. seeds: by default 0, 1, 2. files: prompts to measure on, by
     default the recipe's held-out ones; at most ``rows`` of each set and label. multiple_choice: questions for general
@@ -82,19 +82,24 @@ def compare(
     failed: dict[Configuration, str] = {}
     runs, results = measured(methods, settings, data, seeds, curve_seeds, out, elapsed.keep, failed)
     results, section = judged(opened, runs, results, data, out, methods) if opened else (results, CUES_ALONE)
-    found, questions = runs[seeds[0]].settings, multiple_choice and str(multiple_choice)
-    name = recipe.stem if isinstance(recipe, Path) else recipe.run.name
-    report = comparison_report(name, found, results, curve_seeds, methods) | {
-        "prompts": {"files": [str(path) for path in files], "rows": rows, "n": len(data.prompts)},
-        "general": {"instructions": len(data.instructions), "multiple_choice": questions},
-        "judged": section,
-        "failed": [one._asdict() | {"why": why} for one, why in failed.items()],
-        "seconds": elapsed.keep(),
-    }
+    found, name = runs[seeds[0]].settings, recipe.stem if isinstance(recipe, Path) else recipe.run.name
+    report = comparison_report(name, found, results, curve_seeds, methods)
+    report |= _measured_on(data, files, rows, multiple_choice) | {"judged": section, "seconds": elapsed.keep()}
+    report["failed"] = [one._asdict() | {"why": why} for one, why in failed.items()]
     write_report(report, found, out, methods)
     if terms and isinstance(recipe, Path) and not failed:
         write_submission(submission_of(report, terms, methods, runs, data, recipe, by), out)
     return report
+
+
+def _measured_on(
+    data: EvaluationData, files: tuple[Path, ...], rows: int | None, questions: Path | None
+) -> dict[str, Any]:
+    """What the report says of the prompts and questions."""
+    return {
+        "prompts": {"files": [str(path) for path in files], "rows": rows, "n": len(data.prompts)},
+        "general": {"instructions": len(data.instructions), "multiple_choice": questions and str(questions)},
+    }
 
 
 class Elapsed:

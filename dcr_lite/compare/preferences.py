@@ -98,7 +98,7 @@ def of_run(
     if len(found) < LEAST:
         raise MethodError(
             f"DPO finds only {len(found)} preferences in {len(rows)} prompts: the stock model refuses the others, or "
-            f"what is said to them is of no use. Give other --pairs; the reasons are in {path}"
+            f"what is said to them is of no use. The reasons are in {path}. Give other --pairs."
         )
     return found
 
