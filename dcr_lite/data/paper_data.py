@@ -8,7 +8,7 @@ of stage 1. The prompts that OR-Bench measures on are left out. docs/data.md has
 
 import random
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,16 @@ def full_data(cache: Path | None = None) -> Files:
     files = Files(folder / "pairs.jsonl", folder / "instructions.jsonl", folder / "refusals.jsonl")
     if not all(path.exists() for path in asdict(files).values()):
         print("fetching the public sets of --data full once (about 70 MB) ...", flush=True)
-        pairs = or_bench_pairs(from_hub)
-        used = {_plain(pair.toxic) for pair in pairs}
-        _write(files.refusal_rows, refusals(from_hub, used))
-        _write(files.instruction_rows, instructions(from_hub))
-        _write(files.pairs, [*read_pairs(SHIPPED / "pairs.jsonl"), *pairs])
+        write_rows(files, from_hub, or_bench_pairs(from_hub), read_pairs(SHIPPED / "pairs.jsonl"))
     return files
+
+
+def write_rows(files: Files, load: Load, pairs: list[Pair], others: Sequence[Pair] = ()) -> None:
+    """Write the files: refusals and instructions of the sets, of the former none whose prompt is in ``pairs``; these,
+    behind ``others``."""
+    _write(files.refusal_rows, refusals(load, {_plain(pair.toxic) for pair in pairs}))
+    _write(files.instruction_rows, instructions(load))
+    _write(files.pairs, [*others, *pairs])
 
 
 def sources(path: str | Path) -> tuple[HubSet, ...]:
