@@ -28,7 +28,13 @@ from dcr_lite.run.second_turns import with_second_turns
 from dcr_lite.settings import Settings
 
 TOKENIZER = build_tokenizer()
-SAID = ("I have a cat.", "I'm sorry, but I can't help with that.", "", "One two three four five six seven eight. " * 4)
+SAID = (
+    "I have a cat.",
+    "I'm sorry, but I can't help with that.",
+    "",
+    "One two three four five six seven eight. " * 4,
+    "Ω Κυρικός Πολεβρούμες και αλλα πολλα",  # in a script that nobody asked for
+)
 
 
 class Talking:
@@ -80,34 +86,33 @@ def test_the_plan_counts_them_where_they_are_learnt(
 def test_unusable_answers_are_replaced_while_others_are_left(
     scene: tuple[RunFolder, Model, Data, Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refusals and empty answers are not learnt from, cut off and repeating ones are but for their ends, and nothing
-    that was thought before an answer. The next
-    instructions in the order of the draw take their place, but never a prompt that is watched; all are in the file with
-    their reasons. The baseline learns the same answers."""
+    """Refusals, empty and broken answers are not learnt from, cut off and repeating ones are but for their ends, and
+    nothing that was thought before an answer. The next instructions in the order of the draw take their place, but
+    never a prompt that is watched; all are in the file with their reasons. The baseline learns the same answers."""
     run, model, data, settings = scene
-    said = [*SAID, *(f"<think>Hm.</think>Answer {i}." for i in range(len(SAID), 10))]
+    said = [*SAID, *(f"<think>Hm.</think>Answer {i}." for i in range(len(SAID), 11))]
     talking = Talking(model, lambda i: Answer(said[i], 0.0, ended=i != 5))
     monkeypatch.setattr(own_voice, "answer", talking)
     own = own_voice.in_own_voice(run, model, data, settings)
     kept = [json.loads(line) for line in file_of(run).read_text().splitlines()]
-    assert [row["left_out"] for row in kept] == ["", "refusal", "empty", *[""] * 7]
+    assert [row["left_out"] for row in kept] == ["", "refusal", "empty", "", "broken", *[""] * 6]
     watched = {p.prompt for p in data.watched}
     order = [row.prompt for row in evenly_drawn("", data.instructions, 18, settings.seed) if row.prompt not in watched]
-    assert [row["prompt"] for row in kept] == order[:10]
+    assert [row["prompt"] for row in kept] == order[:11]
     assert [(row.prompt, row.response, row.ends) for row in own.instructions] == [
         (row["prompt"], row["response"], row["ends"]) for row in kept if not row["left_out"]
     ]
-    assert [row.ends for row in own.instructions] == [True, False, True, False, *[True] * 4]
+    assert [row.ends for row in own.instructions] == [True, False, False, *[True] * 5]
     assert own.instructions[1].response == "One two three four five six seven eight."
     assert len(own.instructions) == 8
-    assert own.instructions[-1].response == "Answer 9."
+    assert own.instructions[-1].response == "Answer 10."
     mixed = {(row.prompt, row.response) for row in own.baseline_mixture if not row.refuses}
     assert mixed == {(row.prompt, row.response) for row in own.instructions}
     assert len(own.baseline_mixture) == 8 + settings.sizes["baseline_refusals"]
-    assert talking.batches == [8, 2]
+    assert talking.batches == [8, 3]
     assert model.prompts_at_once == 128
     assert set(talking.at_once) == {128 * (64 + 6) // (64 + 80)}  # planned for answers of 6 tokens
-    assert (run.finished("own_answers") or {})["counts"] == {"learnt": 8, "refusal": 1, "empty": 1}
+    assert (run.finished("own_answers") or {})["counts"] == {"learnt": 8, "refusal": 1, "empty": 1, "broken": 1}
 
 
 def test_too_few_usable_answers_are_an_error(

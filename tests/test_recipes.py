@@ -1,5 +1,5 @@
-"""The recipes of all families: they differ in their configuration alone, and each runs whole, in 4 bits, on a tiny
-random model of its own architecture, with its own chat template."""
+"""The recipes of all families: they differ in their configuration alone, and one of each architecture and chat template
+runs whole, in 4 bits, on a tiny random model, but for those of which that would show nothing more (STATES_SUFFICE)."""
 
 import ast
 import json
@@ -154,8 +154,8 @@ def format_of(name: str) -> ChatFormat:
 
 
 # Of these a whole run does nothing that one of Llama's or Gemma 2's does not: what differs is tested on states,
-# gradients, answers and exports (test_packing, test_hidden_states, test_generation, test_multimodal, test_gguf). One
-# of Qwen2 is in test_found_settings.
+# gradients, answers and exports (test_packing, test_hidden_states, test_generation, test_multimodal, test_gguf). Whole
+# runs without 4 bits are in test_found_settings.
 STATES_SUFFICE = ("gemma3", "olmo3", "phi3", "qwen2", "smollm3")
 # One recipe for each other architecture and chat format: the flags of the tests set all else.
 KINDS = {(ARCHITECTURES[name], format_of(name)): name for name in RECIPES if ARCHITECTURES[name] not in STATES_SUFFICE}

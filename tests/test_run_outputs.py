@@ -33,7 +33,9 @@ from dcr_lite.run.dial_command import turn
 from dcr_lite.run.dial_setting import DialSetting
 from dcr_lite.settings import Settings
 
-PICTURES = {"refusal_rates.png", "refusal_scores.png", "state_map.png", "refusal_during_sft.png"}
+PICTURES = {
+    "refusal_rates.png", "refusal_scores.png", "state_map.png", "refusal_during_sft.png", "separation.png"
+}  # fmt: skip
 
 
 def test_help_answers_at_once_without_torch() -> None:

@@ -156,6 +156,16 @@ def test_above_stock_is_the_best_in_the_worse_of_two_gains() -> None:
     assert gain(strength) > 0.1
 
 
+def test_above_stock_is_not_reached_below_it() -> None:
+    """Where no strength is above the stock model in both, the nearest one is not said to be."""
+    goal, poor = Goal("above_stock"), curve([0.6, 0.4, 0.2], [0.6, 0.4, 0.2])
+    strength, reached = goal.strength(poor, STOCK)
+    toxic, seemingly = poor.at(strength)[0]
+    assert toxic - STOCK[0] == pytest.approx(STOCK[1] - seemingly)
+    assert toxic < STOCK[0]
+    assert not reached
+
+
 def test_as_safe_as_stock_may_be_safer() -> None:
     """A model that refuses more at every strength answers as much as it can, and is as safe; one that refuses less at
     every strength is not."""

@@ -36,6 +36,7 @@ FORMATS = {
     "gemma": ("<start_of_turn>", "<end_of_turn>"),
 }
 OPENING_TOKENS = 24  # more than the opening of a thinking block has at the end of a prompt
+NO_FORMAT = "None of the kit's formats fits: put a chat template into its tokenizer_config.json, as chat_template"
 MARK = "\N{LEFT WHITE SQUARE BRACKET}turn\N{RIGHT WHITE SQUARE BRACKET}"  # stands for a prompt: what is around it?
 
 
@@ -48,9 +49,12 @@ def set_format(tokenizer: Tokenizer, name: str) -> None:
         return
     known = tokenizer.get_vocab()
     if missing := [token for token in FORMATS[name] if token not in known]:
+        fitting = [other for other, tokens in FORMATS.items() if set(tokens) <= known.keys()]
+        if tokenizer.chat_template:
+            fitting.append(OWN)
+        cure = f"Take --chat-format {' or '.join(fitting)}" if fitting else NO_FORMAT
         raise UserError(
-            f"{tokenizer.name_or_path} does not know {', '.join(missing)} of the chat format {name!r}. Take the recipe "
-            f"of its family, or --chat-format {OWN} for a model that brings its own format."
+            f"{tokenizer.name_or_path} does not know {', '.join(missing)} of the chat format {name!r}. {cure}."
         )
     if tokenizer.eos_token is None:
         raise UserError(f"{tokenizer.name_or_path} has no end-of-text token, so answers would never end")

@@ -95,5 +95,6 @@ class DialSetting:
         return (
             f"With its dial, at strengths from {self.curve.strengths[0]:+.2f} to {self.curve.strengths[-1]:+.2f}, this "
             f"model refuses {least:.2f} to {most:.2f} of toxic development prompts and answers "
-            f"{1 - most_seemingly:.2f} to {1 - least_seemingly:.2f} of seemingly toxic ones."
+            f"{1 - most_seemingly:.2f} to {1 - least_seemingly:.2f} of seemingly toxic ones (the stock model "
+            f"{self.stock[0]:.2f} and {1 - self.stock[1]:.2f})."
         )

@@ -22,6 +22,23 @@ def found_section(found: dict[str, Any]) -> str:
     return f"## How the settings were found\n\n{text}{picture}\n"
 
 
+def end_of_stage1(report: dict[str, Any]) -> str:
+    """What ended stage 1, with its picture, which belong to that section; empty where it had nothing to observe."""
+    curve = report["stage1"]["auroc_by_step"]
+    if not curve:
+        return ""
+    (_, before), (last, _) = curve[0], curve[-1]
+    best, kept, most = report["stage1"]["best"], report["stage1"]["best_step"], report["settings"]["contrastive_steps"]
+    if kept == last:
+        ended = "its last one, at which they may still have gained"
+    else:
+        ended = f"of {last}, since they gained no more" if last < most else f"of {last}, which are all that it may take"
+    return (
+        f"\n**Stage 1** took unseen pairs from an AUROC of {before:.2f} to {best:.2f} at step {kept}, {ended}.\n\n"
+        "![Unseen pairs during stage 1](separation.png)\n"
+    )
+
+
 def _layer(found: dict[str, Any], layers: Evidence | None) -> str:
     if layers is None:
         return f"**L = {found['layer']}** was given."

@@ -15,7 +15,7 @@ from dcr_lite.data.rows import Conversation
 from dcr_lite.data.splits import evenly_drawn, safety_mixture
 from dcr_lite.errors import UserError
 from dcr_lite.files import sha256_of, write_jsonl
-from dcr_lite.measure.brokenness import before_repeating, repeats_itself
+from dcr_lite.measure.brokenness import before_repeating, is_broken, repeats_itself
 from dcr_lite.measure.judge import is_refusal
 from dcr_lite.model import adapters, distributed
 from dcr_lite.model.chat import encode_prompts
@@ -43,8 +43,8 @@ def in_own_voice(run: RunFolder, model: Model, data: Data, settings: Settings) -
     """``data`` with the general instructions of safety SFT answered by the stock model, and the baseline's mixture of
     these; as it was where the settings take the given answers.
 
-    Answers that are empty or refuse are left out, and further instructions taken in their place while there are any.
-    Raises UserError where too few are left.
+    Answers that are empty, refuse or are broken are left out, and further instructions taken in their place while there
+    are any. Raises UserError where too few are left.
     """
     if settings.answers != "own":
         return data
@@ -115,9 +115,17 @@ def _row(instruction: Conversation, said: Answer) -> Row:
     """What is kept of an answer."""
     whole = answer_of(said.text)
     text = before_repeating(whole)
-    left_out = "refusal" if is_refusal(text) else "" if text else "empty"
     ends = said.ended and text == whole
-    return {"prompt": instruction.prompt, "response": text, "ends": ends, "left_out": left_out}
+    return {"prompt": instruction.prompt, "response": text, "ends": ends, "left_out": _fault(instruction.prompt, text)}
+
+
+def _fault(prompt: str, text: str) -> str:
+    """Why an answer is not learnt from; empty where it is."""
+    if not text:
+        return "empty"
+    if is_refusal(text):
+        return "refusal"
+    return "broken" if is_broken(prompt, text) else ""
 
 
 def _usable(rows: list[Row]) -> int:

@@ -1,5 +1,6 @@
 """The plots of a run."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+SEPARATION = "development_auroc"  # what stage 1 observes
 COLOURS = {"toxic": "#c0392b", "seemingly_toxic": "#2471a3", "plain": "#7f8c8d"}
 STYLE: Any = {
     "figure.dpi": 160,
@@ -54,23 +56,38 @@ def draw_run(folder: Path, results: dict[str, dict[str, Any]], answers: dict[str
     draw_refusal_scores(scores, aurocs, folder / "refusal_scores.png")
     if curves := refusal_curves(folder / "metrics.jsonl"):
         draw_refusal_during_sft(curves, folder / "refusal_during_sft.png")
+    if curve := separation_curve(folder / "metrics.jsonl"):
+        draw_separation(curve, folder / "separation.png")
 
 
 def refusal_curves(metrics: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """Mean refusal probability by method, label and step, from the tidy metrics.jsonl of a run; empty where no safety
     SFT was part of it. Raises UserError where it is damaged."""
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for stage, step, row in _observed(metrics, LABELS):
+        method = {"stage2": DCR, BASELINE: BASELINE}.get(stage)
+        for label, value in row.items():
+            if method:
+                curves.setdefault(method, {}).setdefault(label, []).append((step, value))
+    return curves
+
+
+def separation_curve(metrics: Path) -> list[tuple[int, float]]:
+    """(step, AUROC of the development pairs) along stage 1, likewise; empty where there was none."""
+    return [(step, row[SEPARATION]) for stage, step, row in _observed(metrics, (SEPARATION,)) if stage == "stage1"]
+
+
+def _observed(metrics: Path, names: Sequence[str]) -> Iterator[tuple[str, int, dict[str, float]]]:
+    """Stage, step and those numbers of each row that has one of them."""
     if not metrics.exists() or not metrics.read_bytes().endswith(b"\n"):  # a tidy one ends with a line
         raise damaged(metrics, "Restore the run folder from a copy.")
     for number, row in enumerate(load_jsonl(metrics), start=1):
         try:
-            method = {"stage2": DCR, BASELINE: BASELINE}.get(row["stage"])
-            for label in LABELS:
-                if method and label in row:
-                    curves.setdefault(method, {}).setdefault(label, []).append((int(row["step"]), float(row[label])))
+            stage, found = row["stage"], {name: float(row[name]) for name in names if name in row}
+            if found:
+                yield stage, int(row["step"]), found
         except (KeyError, TypeError, ValueError):
             raise damaged_line(metrics, number) from None
-    return curves
 
 
 def draw_refusal_rates(rates: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
@@ -167,6 +184,17 @@ def draw_refusal_during_sft(curves: dict[str, dict[str, list[tuple[int, float]]]
             axes.set_ylim(0, max(0.05, 1.1 * highest))
         panels[0][0].set_ylabel("probability of opening with a refusal")
         _legend(figure)
+        save(figure, path)
+
+
+def draw_separation(curve: list[tuple[int, float]], path: Path) -> None:
+    """AUROC of the development pairs along stage 1."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(5.2, 3.2))
+        axes.plot(*zip(*curve, strict=True), "o-", color="#1e8449", ms=4)
+        axes.set_xlabel("step of stage 1")
+        axes.set_ylabel("AUROC of unseen pairs")
+        axes.set_title("How far stage 1 sets the kinds apart", loc="left")
         save(figure, path)
 
 

@@ -16,11 +16,12 @@ from dcr_lite.model import distributed
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, LABEL_TITLES, LABELS, MODEL_TITLES, ONLY_TURNED
 from dcr_lite.run.dial_report import dial_table, facts_of_dial, gain_sentence, sentence_since, stated
-from dcr_lite.run.found_report import found_section
+from dcr_lite.run.found_report import end_of_stage1, found_section
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.kept import kept_seconds
 from dcr_lite.run.kept_report import COLUMNS, HEAD, WHAT, kept_cells, kept_rows, left_out
 from dcr_lite.run.machine import hardware, peak_memory_bytes, versions
+from dcr_lite.run.plots import separation_curve
 from dcr_lite.run.run_folder import RunFolder, read_found
 from dcr_lite.settings import Settings
 
@@ -211,7 +212,8 @@ def run_report(
         "four_bit": model.four_bit,
         "seed": settings.seed,
         "methods": results,
-        "stage1": {k: done["stage1"].get(k) for k in ("best", "best_step")},
+        "stage1": {k: done["stage1"].get(k) for k in ("best", "best_step")}
+        | {"auroc_by_step": separation_curve(run.metrics)},
         "data": {"pairs": len(data.training), "development_pairs": len(data.development), **settings.sizes}
         | {"longest": data.longest, "left_out": data.left_out}
         | {"own_answers": done.get("own_answers", {}).get("counts")},
@@ -277,7 +279,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
         when=" before and after stage 1" if report["settings"]["stage1"] != "no" else "",
         during_sft=DURING_SFT if {"stage2", BASELINE} & seconds.keys() else "",
         time=", ".join(f"{title} {seconds[part]:.0f} s" for part, title in PARTS.items() if part in seconds),
-        how_found=found_section(report["found"]),
+        how_found=found_section(report["found"]) + end_of_stage1(report),
         rows_left_out=_left_out(report["data"]["left_out"]),
         own_answers=_own_answers(report["data"]["own_answers"]),
         settings_table=markdown_table(["setting", "value"], settings),
