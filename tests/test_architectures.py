@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import tiny_models
-from transformers import CohereConfig, GraniteConfig, Olmo2Config, StableLmConfig, Starcoder2Config
+from transformers import CohereConfig, GraniteConfig, Ministral3Config, Olmo2Config, StableLmConfig, Starcoder2Config
 
 from dcr_lite.errors import UserError
 from dcr_lite.model.architectures import KNOWN
@@ -22,7 +22,7 @@ def load(monkeypatch: pytest.MonkeyPatch, folder: Path, kind: Any, config: dict[
     return opening.load_base(settings)
 
 
-@pytest.mark.parametrize("kind", [Olmo2Config, Starcoder2Config])
+@pytest.mark.parametrize("kind", [Ministral3Config, Olmo2Config, Starcoder2Config])
 def test_one_that_computes_as_others_do_is_taken(kind: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Though no test compares its states: a short text did when it was loaded."""
     assert kind.model_type not in KNOWN

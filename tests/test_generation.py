@@ -70,6 +70,7 @@ def ending_often(model: Model, reference: Any, rows: Rows) -> list[int]:
         ("mistral", {"sliding_window": 8}, "a shared prefix"),
         ("gemma3", {"sliding_window": 8}, "a shared prefix"),
         ("phi3", {}, "a shared prefix"),
+        ("ministral", {}, "a shared prefix"),
     ],
 )
 def test_answers_are_those_of_transformers(
@@ -180,7 +181,7 @@ def score_alone(model: Model, reference: Any, row: list[int]) -> float:
     ("architecture", "shape"),
     [
         *product(("llama", "qwen2", "gemma2"), ("a shared prefix", "nothing shared", "one prompt")),
-        *product(("qwen3", "mistral", "smollm3", "phi3", "olmo3", "lfm2"), ("a shared prefix",)),
+        *product(("qwen3", "mistral", "ministral", "smollm3", "phi3", "olmo3", "lfm2"), ("a shared prefix",)),
     ],
 )
 def test_scores_are_those_of_one_pass_per_opening(

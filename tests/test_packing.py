@@ -173,6 +173,7 @@ def test_the_model_packs_by_itself_where_it_can(tiny_model: MakeModel) -> None:
         ("gemma3", {"sliding_window": 8}),
         ("phi3", {"sliding_window": 8}),
         ("olmo3", {"sliding_window": 8}),
+        ("ministral", {}),
         ("lfm2", {}),
     ],
     ids=[
@@ -182,6 +183,7 @@ def test_the_model_packs_by_itself_where_it_can(tiny_model: MakeModel) -> None:
         "gemma3's window",
         "phi3's window",
         "olmo3's window",
+        "ministral's window",
         "lfm2's convolutions",
     ],
 )

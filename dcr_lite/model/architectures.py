@@ -14,7 +14,9 @@ from dcr_lite.model.hidden_states import depth, final_states, states_above, stat
 from dcr_lite.model.loading import Model
 
 # Those that tests compare with the library's own forward pass, by model_type.
-KNOWN = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "gemma2", "gemma3_text", "olmo3", "lfm2"}
+KNOWN = {
+    "llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3", "phi3", "gemma2", "gemma3_text", "olmo3", "lfm2",
+}  # fmt: skip
 TEXT = "How do I kill time?"
 CLOSE = 0.05  # of the logits' size; rounding of bfloat16 changes 0.01, a forgotten scale 1 and more
 

@@ -16,6 +16,7 @@ from transformers import (
     Gemma3TextConfig,
     Lfm2Config,
     LlamaConfig,
+    MinistralConfig,
     MistralConfig,
     Olmo3Config,
     Phi3Config,
@@ -117,6 +118,14 @@ CONFIGS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             },
         },
     ),
+    # One layer without a window before every three with one, which rows outgrow.
+    "ministral": (
+        MinistralConfig,
+        {
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "sliding_attention"],
+            "sliding_window": 8,
+        },
+    ),
     # What Gemma 3 4B is: a decoder like the others beside a part that reads pictures (test_multimodal).
     "gemma3_pictures": (
         with_pictures,
@@ -133,7 +142,7 @@ CONFIGS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 # Packing and padding, both halves of the decoder and the last token are checked on all of these. Whole runs, and what
 # an architecture does not change, are checked on fewer.
 PACKABLE = ("llama", "qwen2", "qwen3", "mistral", "smollm3", "phi3")
-PADDED = ("gemma2", "gemma3", "olmo3")
+PADDED = ("gemma2", "gemma3", "olmo3", "ministral")
 
 SYSTEM = "You are a helpful assistant named Tiny."
 CHAT_TEMPLATE = (
