@@ -408,6 +408,24 @@ def test_what_a_run_has_found_is_read_back(made: tuple[Path, list[Outcome]]) -> 
         read_outcome(run / "none")
 
 
+def test_a_mended_model_is_built_upon_by_its_merged_weights(
+    made: tuple[Path, list[Outcome]], tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run folder is no model to mend, as the error says, with the command to go on by; what that writes is, and says
+    today what the run's DCR says."""
+    monkeypatch.setattr(judged_answers, "is_refusal", lambda text: True)
+    run, merged = made[0], tmp_path / "merged"
+    seen = dcr_lite(*argv(run, rows, tmp_path / "run"))
+    assert seen.code == 1
+    assert f"dcr-lite export {run} --to merged" in seen.err
+    assert dcr_lite("export", run, "--to", "merged", "--out", merged).code == 0
+    seen = dcr_lite(*argv(merged, rows, tmp_path / "run"), "--check")
+    assert seen.code == 0, seen.err
+    files = [tmp_path / "run" / "mend" / "before.jsonl", *(run / "mend" / f"{n}.jsonl" for n in ("after", "before"))]
+    merged_says, dcr_said, stock_said = ([row["response"] for row in lines_of(file)] for file in files)
+    assert merged_says == dcr_said != stock_said
+
+
 def test_a_check_goes_by_the_marks_as_they_are(
     tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

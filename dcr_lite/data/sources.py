@@ -45,8 +45,7 @@ def locate(model: str, cache: Path | None = None) -> tuple[str, str]:
     Raises UserError where the model cannot be found, with the ways to get it.
     """
     if exists(model):
-        if not (Path(model) / "config.json").exists():
-            raise UserError(f"{model}: not a model folder (no config.json in it)")
+        config_in(model)
         return model, "local folder"
     converted = (cache or cache_folder()) / "SmolLM2-135M-Instruct"
     if model == SMOLLM2 and _as_converted(converted):
@@ -58,6 +57,20 @@ def locate(model: str, cache: Path | None = None) -> tuple[str, str]:
             raise
     convert(_gguf_from_package(), converted)
     return str(converted), f"package {PACKAGE}"
+
+
+def config_in(folder: str) -> Path:
+    """The config.json of a model's folder. Raises UserError where there is none; of a run folder, which may be taken
+    for a model, with the ways to go on from it."""
+    config = Path(folder) / "config.json"
+    if config.exists():
+        return config
+    if exists(Path(folder) / "settings.json"):
+        raise UserError(
+            f"{folder}: a run folder, and no model. Give --model the model that the run began with or, to build on "
+            f"what it has learnt, {Path(folder) / 'merged'} after dcr-lite export {folder} --to merged."
+        )
+    raise UserError(f"{folder}: not a model folder (no config.json in it)")
 
 
 def _as_converted(folder: Path) -> bool:

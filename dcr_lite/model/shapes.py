@@ -1,10 +1,9 @@
 """The shape of a decoder, what its memory depends on: of the recipes' models, or as a config.json states it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from dcr_lite.data.sources import config_of
+from dcr_lite.data.sources import config_in, config_of
 from dcr_lite.errors import UserError
 from dcr_lite.files import exists, load_json
 
@@ -139,9 +138,7 @@ def shape_of(model: str) -> Shape:
     """
     if model in KNOWN and not exists(model):
         return KNOWN[model]
-    config = Path(model) / "config.json" if exists(model) else config_of(model)
-    if not config.exists():
-        raise UserError(f"{model}: not a model folder (no config.json in it)")
+    config = config_in(model) if exists(model) else config_of(model)
     try:
         return Shape.of(load_json(config))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
