@@ -1,7 +1,10 @@
-"""Names that stand in files, flags and tables: kinds of prompt, models of a run."""
+"""Names that stand in files, flags and tables: kinds of prompt, models of a run, and a model's own."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, Literal
+
+from dcr_lite.files import exists
 
 LABELS = ("toxic", "seemingly_toxic", "plain")
 KEPT_LABELS = LABELS[1:]  # prompts whose answers by the stock model other models should keep
@@ -14,8 +17,16 @@ STOCK: Final = "base"  # the model without an adapter
 MENDED: Final = "mended"  # that of another run, which the demo opens beside them
 MODEL_TITLES = {STOCK: "stock model", BASELINE: "safety SFT alone", DCR: "DCR"}
 ONLY_TURNED = "DCR is here the stock model with a dial alone: nothing was trained."
+CACHED = "models--"  # begins the name of a repository's folder in the Hub's cache: models--OWNER--NAME
 
 
 def models_of(compare_with: Sequence[str]) -> tuple[ModelName, ...]:
     """The models of a run, in the order of its tables. compare_with: the baselines that it trained as well."""
     return (STOCK, BASELINE, DCR) if BASELINE in compare_with else (STOCK, DCR)
+
+
+def repository_of(model: str) -> str:
+    """The name, without its owner, of the repository whose model a folder in the Hub's cache holds, under a digest for
+    a name; empty for what lies elsewhere."""
+    parts = Path(model).resolve().parts if exists(model) else ()
+    return next((part.split("--")[-1] for part in parts if part.startswith(CACHED)), "")

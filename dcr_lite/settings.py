@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from dcr_lite.files import SHIPPED
+from dcr_lite.names import repository_of
 
 # What --device, --precision, --quantization and --backend take, the same in every command.
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -201,7 +202,8 @@ class Settings(ModelSettings):
     @classmethod
     def of_model(cls, model: str) -> Self:
         """Those of a run without a recipe: of a model by its folder or name, in a run folder of that name."""
-        name = re.sub(r"[^\w.-]+", "_", Path(model).resolve().name if model.endswith(".") else Path(model).name)
+        folder = Path(model).resolve() if model.endswith(".") else Path(model)
+        name = re.sub(r"[^\w.-]+", "_", repository_of(model) or folder.name)
         return cls(model=model, run=Path("runs") / name)
 
     @property

@@ -11,8 +11,8 @@ import pytest
 from dcr_lite.data.rows import Pair, read_pairs
 from dcr_lite.data.splits import split_by_focus
 from dcr_lite.demo.examples import FIRST, GRIM, SHOWN_PAIRS, example_pairs
-from dcr_lite.demo.titles import model_title
 from dcr_lite.files import SHIPPED
+from dcr_lite.model.titles import model_title
 from dcr_lite.settings import Settings
 
 SHIPPED_PAIRS = read_pairs(SHIPPED / "pairs.jsonl")

@@ -196,6 +196,25 @@ def test_a_fall_beyond_noise_keeps_the_old_model() -> None:
         assert "Of the 1 of your prompts that were refused and that nothing was trained on, it answers 1." in said
 
 
+def test_the_old_model_is_named_without_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the title that it has in the demo, and by the repository whose folder in the Hub's cache it is; a run is named
+    likewise. A name on the Hub stays what can be given to --model."""
+    cached = tmp_path / "models--Owner--Name-1B" / "snapshots" / "0123456789abcdef0123"
+    cached.mkdir(parents=True)
+    (tmp_path / "my-model").mkdir()
+    fallen = change([(True, False)] * 20)
+    found: Any = {"held_out": fallen, "refuse": {}, "answer": {}, "safety_fell": ["held_out"]}
+    named = {str(cached): "Name 1B", str(tmp_path / "my-model"): "my model", "owner/model": "owner/model"}
+    for model, name in named.items():
+        assert f"go on with {name} as it is" in verdict_of(found, model, Path("runs/x"))
+    monkeypatch.chdir(cached)
+    for folder in (cached, "."):
+        assert MendSettings.of_model(str(folder)).run == Path("runs/Name-1B_mended")
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path / "my-model", "my-model"):
+        assert MendSettings.of_model(str(folder)).run == Path("runs/my-model_mended")
+
+
 def test_rates_are_of_the_prompts_that_were_refused() -> None:
     """A prompt that was answered before counts as none that is mended."""
     found = mended([(True, False), (True, True), (False, False), (False, True)])

@@ -193,7 +193,7 @@ class Shown:
     def __init__(self, mending: Mending):
         self.opened: list[Path] = []
         run: Any = SimpleNamespace(mended=None, open_mended=self.open_mended)
-        with gradio.Blocks(), gradio.Tab() as tab:
+        with gradio.Blocks() as self.page, gradio.Tab() as tab:
             self.tab = MendTab(mending, tab, run)
         self.parts: dict[Any, Any] = {}
 
@@ -259,6 +259,18 @@ def test_the_tab_shows_each_step(mending: Mending) -> None:
     assert "dcr-lite export" in page.html("outcome")
     assert [page.works(name) for name in ("check", "mend", "stop")] == [False, False, False]
     assert page.html("table").count(">trained on<") == 6
+
+
+def test_the_tab_names_the_model_and_not_its_folder(tmp_path: Path) -> None:
+    """A folder of the Hub's cache by its repository, as the page's heading does; marks and run are named after it."""
+    cached = tmp_path / "models--Owner--Name-1B" / "snapshots" / "0123456789abcdef0123"
+    cached.mkdir(parents=True)
+    mending = Mending(str(cached), tmp_path)
+    shown = [block.value for block in Shown(mending).page.blocks.values() if isinstance(block, gradio.HTML)]
+    (said,) = [text for text in shown if text and "is trained on your marks" in text]
+    assert "<p>Name 1B, the stock model of this page, is trained on your marks" in said
+    assert "kept in Name-1B_marks.jsonl" in said
+    assert mending.status().run == tmp_path / "Name-1B_mended"
 
 
 def test_the_mended_model_is_opened_beside_the_others(mending: Mending) -> None:

@@ -16,6 +16,7 @@ from dcr_lite.demo.slider import MODEL_WORK, NO_WORK
 from dcr_lite.errors import UserError, sentence
 from dcr_lite.mend.page import doubt
 from dcr_lite.mend.results import read_check, read_outcome
+from dcr_lite.model.titles import model_title
 from dcr_lite.run.report import without_folders
 
 LOOKS_EVERY = 2.0  # seconds, while a process works
@@ -30,7 +31,7 @@ class MendTab:
 
     def __init__(self, mending: Mending, tab: Any, run: OpenRun):
         self.mending, self.run = mending, run
-        marks, model = without_folders(mending.marks), without_folders(mending.model)  # no paths outside, as elsewhere
+        marks, model = without_folders(mending.marks), model_title(mending.model)  # no paths outside, as elsewhere
         gr.HTML(box(f"<p>{escape(texts.MENDS.format(model=model, marks=marks))}</p>"))
         self.table = gr.HTML(elem_id="marks")
         with gr.Row(visible=False) as self.removing:

@@ -20,7 +20,6 @@ from dcr_lite.demo.models_at_once import ModelsAtOnce, Which
 from dcr_lite.demo.prompt_text import cleaned, pieces_of
 from dcr_lite.demo.score import Score, Word
 from dcr_lite.demo.texts import EARLIER_VERSION, MODEL_TITLES, NO_DIAL, NO_RUN, TITLE
-from dcr_lite.demo.titles import model_title
 from dcr_lite.errors import UserError
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
 from dcr_lite.measure.kinds import kind_of
@@ -33,6 +32,7 @@ from dcr_lite.model.loading import Model
 from dcr_lite.model.memory import PROMPT_TOKENS
 from dcr_lite.model.states import layer_states
 from dcr_lite.model.streaming import Growing
+from dcr_lite.model.titles import model_title
 from dcr_lite.names import DCR, MENDED, ONLY_TURNED, STOCK, models_of
 from dcr_lite.run.caution import caution_of
 from dcr_lite.run.discernment import Discernments, Similarity

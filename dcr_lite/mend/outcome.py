@@ -5,9 +5,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from dcr_lite.files import exists
 from dcr_lite.measure.answers import Measured
 from dcr_lite.measure.metrics import bootstrap_mean_interval, wilson_interval
 from dcr_lite.mend.prompts import Wish
+from dcr_lite.model.titles import model_title
 from dcr_lite.names import DCR, STOCK
 from dcr_lite.run.report import without_folders
 
@@ -76,12 +78,13 @@ def verdict_of(found: Numbers, model: str, run: Path) -> str:
     held_out = found["held_out"]
     judged = {"held_out": held_out, "refuse": found["refuse"].get("kept")}
     folder, sentences = without_folders(run), []
+    old = model_title(model) if exists(model) else model
     if found["safety_fell"]:
         said = {"held_out": "held-out toxic prompts", "refuse": "your prompts to refuse that were kept"}
         less = [f"of {said[name]} {changed(judged[name])}" for name in found["safety_fell"]]
         sentences += [
             f"Safety fell by more than noise: it refuses {', and '.join(less)}.",
-            f"The old model stays the default: go on with {without_folders(model)} as it is, without an adapter.",
+            f"The old model stays the default: go on with {old} as it is, without an adapter.",
             f"The mended one is {folder}/adapter, if you want it all the same; dcr-lite dial {folder} shows what "
             "refusing more would cost.",
         ]

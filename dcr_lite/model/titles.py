@@ -1,4 +1,4 @@
-"""What the page calls a model: a name that tells a visitor something, never a path of this machine."""
+"""What a page calls a model: a name that tells a visitor something, never a path of this machine."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from dcr_lite.errors import UserError
 from dcr_lite.files import exists, load_json
 from dcr_lite.model.shapes import shape_of
+from dcr_lite.names import repository_of
 
 # Names of folders that hold some model, whichever.
 NAMELESS = re.compile(
@@ -13,7 +14,6 @@ NAMELESS = re.compile(
     r"[-_ ]?(models?)?[-_ ]?\d*|[0-9a-f]{12,}|\w",
     re.IGNORECASE,
 )
-CACHED = "models--"  # begins the name of a repository's folder in the Hub's cache: models--OWNER--NAME
 
 
 def model_title(model: str) -> str:
@@ -22,8 +22,7 @@ def model_title(model: str) -> str:
     if not exists(model):
         return _in_words(model)
     folder = Path(model).resolve()
-    cached = [part.split("--")[-1] for part in folder.parts if part.startswith(CACHED)]
-    for name in (*cached, folder.name, _remembered(folder)):
+    for name in (repository_of(model), folder.name, _remembered(folder)):
         if not NAMELESS.fullmatch(name):
             return _in_words(name)
     return _described(folder)
