@@ -23,6 +23,7 @@ from dcr_lite.demo.mending import Mending, mending_of
 from dcr_lite.errors import UserError
 from dcr_lite.files import write_json
 from dcr_lite.mend.results import read_outcome
+from dcr_lite.run.terminal import estimate_in
 
 
 @pytest.fixture
@@ -55,8 +56,8 @@ def words(mending: Mending) -> list[str]:
 
 
 def test_marks_are_checked_then_mended(mending: Mending) -> None:
-    """Step by step, each in a process of its own that is told the model, the marks and the run; the part that it is in
-    and the time left are those of its log. A demo that is opened later sees the same."""
+    """Step by step, each in a process of its own that is told the model, the marks and the run; the part that it is in,
+    the time left and that of the whole run are those of its log. A demo that is opened later sees the same."""
     assert mending.status().step == "unchecked"
     with pytest.raises(UserError, match="have to be checked first"):
         mending.mend()
@@ -65,6 +66,7 @@ def test_marks_are_checked_then_mended(mending: Mending) -> None:
     status = mending.status()
     assert (status.step, status.stages[1].done, status.stages[1].total) == ("checking", 3, 6)
     assert 0 < status.left <= 7
+    assert status.whole is None
     finish(mending)
     run = mending.home / "model_mended"
     given = ["--model", "owner/model", "--marks", str(mending.marks), "--run", str(run), "--resume"]
@@ -74,7 +76,7 @@ def test_marks_are_checked_then_mended(mending: Mending) -> None:
     mending.mend([3])
     until(lambda: mending.status().stages != ())
     assert words(mending) == [*given, "--sure", "3"]
-    assert mending.status().step == "mending"
+    assert (mending.status().step, mending.status().whole) == ("mending", 12)
     finish(mending)
     assert mending.status().step == fake_mending(mending.home).status().step == "mended"
 
@@ -233,6 +235,7 @@ def test_the_tab_shows_each_step(mending: Mending) -> None:
     page.take(page.tab.looked(page.doubts))
     assert 'value="3" max="6"' in page.html("progress")
     assert "left of this part" in page.html("progress")
+    assert "whole run" not in page.html("progress")  # before there is a plan
     finish(mending)
     page.take(page.tab.looked(page.doubts))
     assert [page.works(name) for name in ("check", "mend", "stop")] == [False, True, False]
@@ -248,6 +251,9 @@ def test_the_tab_shows_each_step(mending: Mending) -> None:
     assert "has changed since it was shown" in page.html("said")
     assert mending.status().step == "checked"
     page.take(page.tab.begun(page.doubts, [number]))
+    until(lambda: bool(mending.status().stages))
+    page.take(page.tab.looked(page.doubts))
+    assert "The whole run takes about 12 min." in page.html("progress")
     finish(mending)
     page.take(page.tab.looked(page.doubts))
     assert page.doubts == page.parts[page.tab.sure].choices == []
@@ -345,6 +351,7 @@ def test_the_tab_mends_a_model(tiny: Path, rows: Path, tmp_path: Path) -> None:
         page.take(page.tab._after(mending.check, []) if name == "check" else page.tab.begun(page.doubts, ticked))
         until(lambda: not mending.works, 240)
         assert mending.status().error == ""
+        assert estimate_in(mending._said())
         page.take(page.tab.looked(page.doubts))
     found = read_outcome(mending.status().run)
     assert found.verdict in page.html("outcome")

@@ -62,6 +62,14 @@ def test_a_file_says_how_far_a_stage_is_and_for_how_long(
     assert terminal.progress_in("Answers: 2/2  \nAnswers: 1/2  \n")[-1].done == 1
 
 
+def test_the_plan_says_how_long_a_run_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    """``estimate_in`` reads it back from the output, and finds none before there is a plan."""
+    terminal.show_plan({"memory": "8 GB free", "weights": "in 32 bits"})
+    assert terminal.estimate_in(capsys.readouterr().out) is None
+    terminal.show_plan({"model": "owner/model", terminal.ESTIMATE: "about 12 min", "run folder": "runs/x"})
+    assert terminal.estimate_in(capsys.readouterr().out) == 12
+
+
 def test_paths_are_shown_whole(capsys: pytest.CaptureFixture[str], demo_run: Path) -> None:
     """A long path is not wrapped, and brackets in it are not taken for markup."""
     folder = Path("/a/[bold]/" + "long" * 40)

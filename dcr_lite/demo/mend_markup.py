@@ -58,19 +58,20 @@ def status(status: Status, marks: Sequence[Mark], problem: str = "", opened: boo
 
 
 def progress(status: Status) -> str:
-    """How far the process is: a bar of the part that it is in, and the parts that are done."""
+    """How far the process is: a bar of the part that it is in, the parts that are done, and what all take."""
     if not status.works:
         return ""
+    whole = f"<p>{texts.WHOLE.format(minutes=status.whole)}</p>" if status.whole else ""
     if not status.stages:
         title = texts.STARTING
-        return box(f'<progress aria-label="{title}"></progress><p>{title} \N{HORIZONTAL ELLIPSIS}</p>', title)
+        return box(f'<progress aria-label="{title}"></progress><p>{title} \N{HORIZONTAL ELLIPSIS}</p>{whole}', title)
     *done, now = status.stages
     said = texts.PROGRESS.format(title=now.title, done=now.done, total=now.total)
     left = f", {texts.LEFT.format(left=_in_words(status.left))}" if now.done < now.total and status.left else ""
     finished = texts.FINISHED.format(titles=", ".join(dict.fromkeys(stage.title for stage in done))) if done else ""
     return box(
         f'<progress aria-label="{escape(now.title)}" value="{now.done}" max="{now.total}"></progress>'
-        f"<p>{escape(said)}{left}</p><p>{escape(finished)}</p>",
+        f"<p>{escape(said)}{left}</p><p>{escape(finished)}</p>{whole}",
         now.title,
     )
 

@@ -24,7 +24,7 @@ from dcr_lite.mend.results import read_check
 from dcr_lite.mend.settings import MendSettings
 from dcr_lite.run.joined import has_joined
 from dcr_lite.run.opening import model_settings_of
-from dcr_lite.run.terminal import StageProgress, progress_in
+from dcr_lite.run.terminal import StageProgress, estimate_in, progress_in
 from dcr_lite.settings import Device, ModelSettings, Settings
 
 # unchecked: there may be marks, and nothing has been done with them. stopped: it had begun to train.
@@ -37,15 +37,17 @@ ERROR = "error: "  # begins what the command line says of an error
 class Status:
     """Where mending stands.
 
-    stages: those of the process that works, so far. left: seconds that the last of them still takes. stopping: the
-    process has been asked to end. error: what the last process ended with, in a sentence; empty where it ended well or
-    was stopped. changed: whether the marks are others than those that the run has.
+    stages: those of the process that works, so far. left: seconds that the last of them still takes. whole: minutes
+    that the run takes in all, as planned; None before there is a plan. stopping: the process has been asked to end.
+    error: what the last process ended with, in a sentence; empty where it ended well or was stopped. changed: whether
+    the marks are others than those that the run has.
     """
 
     step: Step
     run: Path
     stages: tuple[StageProgress, ...] = ()
     left: float = 0.0
+    whole: int | None = None
     stopping: bool = False
     error: str = ""
     changed: bool = False
@@ -89,10 +91,11 @@ class Mending:
         """Where mending stands. Raises UserError where marks or run are damaged."""
         with self._changing:
             if self.works:
-                stages = progress_in(self._said())
+                said = self._said()
+                stages = progress_in(said)
                 left = stages[-1].left - (time.time() - self._log.stat().st_mtime) if stages else 0.0
                 step: Step = "checking" if self._checks else "mending"
-                return Status(step, self._run, tuple(stages), max(0.0, left), self._stopped)
+                return Status(step, self._run, tuple(stages), max(0.0, left), estimate_in(said), self._stopped)
             if (self._run / "report.json").exists():
                 step = "mended"
             elif has_joined(self._run):

@@ -164,6 +164,7 @@ UNFORESEEN = "an error that nobody has foreseen ({last}). {log} has all that it 
 STARTING = "Reading the model"
 PROGRESS = "{title}: {done} of {total}"
 LEFT = "about {left} left of this part"
+WHOLE = "The whole run takes about {minutes} min."
 FINISHED = "done: {titles}"
 SEEN = "What the check found"
 SURE = "Are you sure of these? They may be toxic after all, and are left out. Tick those to be answered all the same."

@@ -11,6 +11,7 @@ from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, MODEL_TITLES, models_of
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.own_voice import OWN_TOKENS
+from dcr_lite.run.terminal import ESTIMATE
 from dcr_lite.settings import Settings
 
 ACHIEVED = 0.5  # of the matrix-product rate that whole runs reach on a CPU by the count below: a rough guide
@@ -125,6 +126,6 @@ def plan(model: Model, source: str, data: Data, settings: Settings) -> dict[str,
         "dial": settings.dial.replace("_", " "),
         "longest rows": _longest_rows(data),
         "evaluation": f"{len(data.held_out)} held-out prompts, {models} models, {settings.answer_tokens} tokens each",
-        "estimated time": f"about {max(1, round(minutes))} min",
+        ESTIMATE: f"about {max(1, round(minutes))} min",
         "run folder": str(settings.run),
     }

@@ -1,5 +1,5 @@
 """The terminal during a run: the plan, a progress bar for each stage, the result, and what to do next. Where it is a
-file, lines that say how far a stage is, which ``progress_in`` reads back."""
+file, lines that say how far a stage is, which ``progress_in`` reads back, as ``estimate_in`` does the plan's time."""
 
 import re
 import shlex
@@ -23,6 +23,8 @@ from dcr_lite.names import LABEL_TITLES, LABELS, MODEL_TITLES, ONLY_TURNED
 console = Console(highlight=False)
 LOGGED_PARTS = 10  # lines of a stage where the output is a file and a bar cannot move
 LOGGED = re.compile(r"^(.+): (\d+)/(\d+) (?:.*  left (\d+) s$)?", re.MULTILINE)
+ESTIMATE = "estimated time"  # the part of a plan that says it
+PLANNED = re.compile(rf"^{ESTIMATE} +about (\d+) min", re.MULTILINE)
 
 
 def show_plan(rows: dict[str, str]) -> None:
@@ -101,6 +103,12 @@ def progress_in(log: str) -> list[StageProgress]:
             stages.pop()
         stages.append(now)
     return stages
+
+
+def estimate_in(log: str) -> int | None:
+    """Minutes that the whole run takes by the plan in its output; None as long as there is no plan."""
+    found = PLANNED.search(log)
+    return int(found[1]) if found else None
 
 
 @contextmanager

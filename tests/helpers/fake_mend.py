@@ -27,6 +27,7 @@ def main(prepared: Path, words: list[str]) -> None:
         print("Stock answers: 6/6  \nYour prompts: 3/6   left 7 s")
     else:
         shutil.copyfile(prepared / "mended" / "joined.json", run / "joined.json")
+        print("dial            above stock\nestimated time  about 12 min\nrun folder      here")
         print("Stage 1: contrastive: 40/40  loss 1.000\nEvaluation: 12/16   left 200 s")
     while not (prepared / "go").exists():
         time.sleep(0.02)
