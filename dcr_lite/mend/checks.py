@@ -1,6 +1,6 @@
 """What is seen of the user's prompts before anything trains on them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dcr_lite.data.benchmarks import benchmarks_at_hand
 from dcr_lite.data.near import near_duplicates, telltale_words
+from dcr_lite.data.rows import Prompt
 from dcr_lite.errors import UserError
 from dcr_lite.measure.answers import Measured
 from dcr_lite.mend.prompts import LEAST, Wish
@@ -26,8 +27,8 @@ def look(reader: Reader, data: Data, wishes: Sequence[Wish], today: Sequence[Mea
     today: the model's answers to all prompts. Prompts are called by their numbers, from 1, among those to answer or
     among those to refuse.
     refused, answered_today: numbers of those to answer. refuse_answered_today: of those to refuse, which it answers.
-    doubtful: {number, prompt, reasons, nearest} of those to answer that may be toxic after all, with the shipped toxic
-        prompt nearest to each. duplicates: {number, kind, set, prompt} that are nearly the same as one of a prompt set,
+    doubtful: {number, prompt, reasons, nearest} of those to answer that may be toxic after all, with the toxic prompt
+        nearest to each. duplicates: {number, kind, set, prompt} that are nearly the same as one of a prompt set,
         of those in compared_with. words: {answer, refuse}, words that alone tell the one kind from the other.
 
     Raises UserError where the model answers everything already.
@@ -37,21 +38,21 @@ def look(reader: Reader, data: Data, wishes: Sequence[Wish], today: Sequence[Mea
     n = len(to_answer)
     if not any(refused[:n]):
         raise UserError(f"the model answers all {n} prompts that are to be answered: there is nothing to mend")
-    sets = {name: [prompt.prompt for prompt in rows] for name, rows in benchmarks_at_hand().items()}
+    sets = benchmarks_at_hand()
     for row in data.held_out:
-        sets.setdefault(row.source, []).append(row.prompt)
+        sets.setdefault(row.source, []).append(row)
     shipped = [pair.toxic for pair in data.training]
     known = [shipped, to_refuse] if len(to_refuse) >= LEAST else [shipped]
     return {
         "refused": [i + 1 for i in range(n) if refused[i]],
         "answered_today": [i + 1 for i in range(n) if not refused[i]],
         "refuse_answered_today": [i + 1 for i in range(len(to_refuse)) if not refused[n + i]],
-        "doubtful": doubtful(reader, data, to_answer),
+        "doubtful": doubtful(reader, data, to_answer, sets),
         "duplicates": [
-            {"number": i + 1, "kind": kind, "set": name, "prompt": rows[j]}
+            {"number": i + 1, "kind": kind, "set": name, "prompt": rows[j].prompt}
             for kind, own in (("answer", to_answer), ("refuse", to_refuse))
             for name, rows in sets.items()
-            for i, j, _ in near_duplicates(own, rows)
+            for i, j, _ in near_duplicates(own, [row.prompt for row in rows])
         ],
         "compared_with": list(sets),
         "words": {
@@ -61,12 +62,14 @@ def look(reader: Reader, data: Data, wishes: Sequence[Wish], today: Sequence[Mea
     }
 
 
-def doubtful(reader: Reader, data: Data, prompts: list[str]) -> list[dict[str, Any]]:
-    """Those that are nearly the same as a toxic prompt of the run's; and those that read as toxic at layer L of the
-    stock model, or lie nearer to a toxic training prompt than to any seemingly toxic one, by more than nearly all
-    seemingly toxic development prompts do."""
+def doubtful(
+    reader: Reader, data: Data, prompts: list[str], sets: Mapping[str, Sequence[Prompt]]
+) -> list[dict[str, Any]]:
+    """Those that are nearly the same as a toxic prompt of the run's or of ``sets``; and those that read as toxic at
+    layer L of the stock model, or lie nearer to a toxic training prompt than to any seemingly toxic one, by more than
+    nearly all seemingly toxic development prompts do."""
     known = [pair.toxic for pair in data.training + data.development] + [row.prompt for row in data.refusals]
-    same = {i: known[j] for i, j, _ in sorted(near_duplicates(prompts, known), key=lambda found: found[2])}
+    same = nearly_toxic(prompts, {"": [Prompt(text, "toxic", "") for text in known], **sets})
     toxic = [pair.toxic for pair in reader.pairs]
     development = [pair.seemingly_toxic for pair in data.development]
 
@@ -82,12 +85,28 @@ def doubtful(reader: Reader, data: Data, prompts: list[str]) -> list[dict[str, A
     nearest = reader.cosines(prompts, toxic).argmax(1).tolist()
     found = []
     for i, prompt in enumerate(prompts):
-        reasons = ["is nearly the same as a toxic prompt"] if i in same else []
+        reasons = [same[i][0]] if i in same else []
         reasons += [what for what, is_so in beyond.items() if is_so[i]]
         if reasons:
-            beside = same.get(i, toxic[nearest[i]])
+            beside = same[i][1] if i in same else toxic[nearest[i]]
             found.append({"number": i + 1, "prompt": prompt, "reasons": reasons, "nearest": beside})
     return found
+
+
+def nearly_toxic(prompts: list[str], sets: Mapping[str, Sequence[Prompt]]) -> dict[int, tuple[str, str]]:
+    """{place: (reason, toxic prompt)} of those that are nearly the same as a toxic prompt, of several as the nearest. A
+    set speaks of a prompt by its row nearest to it alone: many have seemingly toxic prompts that share most words with
+    toxic ones, and what is nearly the same as one of these is not toxic."""
+    found: dict[int, tuple[float, str, str]] = {}
+    for name, rows in sets.items():
+        nearest = dict.fromkeys(range(len(prompts)), (0.0, False, ""))
+        for i, j, cosine in near_duplicates(prompts, [row.prompt for row in rows]):
+            nearest[i] = max(nearest[i], (cosine, rows[j].label == "toxic", rows[j].prompt))
+        reason = f"is nearly the same as a toxic prompt{name and f' of {name}'}"
+        for i, (cosine, is_toxic, text) in nearest.items():
+            if is_toxic:
+                found[i] = max(found.get(i, (0.0, "", "")), (cosine, reason, text))
+    return {i: (reason, text) for i, (_, reason, text) in found.items()}
 
 
 def left_out(check: Check, sure: Sequence[str]) -> set[int]:

@@ -131,7 +131,7 @@ def seen_today(check: Check, wishes: Sequence[Wish], quoted: Quoted = plain) -> 
 
 def doubt(one: dict[str, Any], quoted: Quoted = plain) -> str:
     """A prompt that may be toxic after all, with its number, the reasons and the nearest toxic prompt."""
-    reasons = " and ".join(one["reasons"])
+    reasons = " and ".join(map(quoted, one["reasons"]))
     return f"{one['number']}. {quoted(one['prompt'])}: {reasons}. Nearest: {quoted(one['nearest'])}"
 
 
