@@ -9,7 +9,16 @@ from dcr_lite.demo.markup import box, table
 from dcr_lite.demo.mending import Status
 from dcr_lite.measure.answers import Measured
 from dcr_lite.mend.checks import Check
-from dcr_lite.mend.page import ANSWER_HEAD, SAFETY_HEAD, TITLES, answer_rows, safety_rows, seen_beside, seen_today
+from dcr_lite.mend.page import (
+    ANSWER_HEAD,
+    SAFETY_HEAD,
+    TITLES,
+    answer_rows,
+    near_sentence,
+    safety_rows,
+    seen_beside,
+    seen_today,
+)
 from dcr_lite.mend.prompts import Wish, normalised
 from dcr_lite.mend.results import Outcome
 from dcr_lite.run.report import without_folders
@@ -86,7 +95,7 @@ def findings(check: Check, wishes: Sequence[Wish]) -> str:
 def outcome(found: Outcome, status: Status) -> str:
     """How mending came out: the verdict, the tables of mend.md, what to do next, and each prompt with both answers."""
     answers = table(ANSWER_HEAD, answer_rows(found.found["answer"]), texts.YOURS)
-    safety = table(SAFETY_HEAD, safety_rows(found.found), texts.SAFETY)
+    safety = f"{table(SAFETY_HEAD, safety_rows(found.found), texts.SAFETY)}<p>{near_sentence(found.found)}</p>"
     shown = "".join(map(_both_answers, found.wishes, found.before, found.after))
     title = texts.BEFORE_AFTER.format(count=len(found.wishes))
     opened = " open" if len(found.wishes) <= OPEN else ""

@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from dcr_lite.data.near import near_duplicates
 from dcr_lite.files import exists
 from dcr_lite.measure.answers import Measured
 from dcr_lite.measure.metrics import bootstrap_mean_interval, wilson_interval
@@ -19,25 +20,27 @@ Numbers = dict[str, Any]
 def outcome(
     wishes: Sequence[Wish], before: Sequence[Measured], after: Sequence[Measured], answers: dict[str, list[Measured]]
 ) -> Numbers:
-    """{answer, refuse, held_out, safety_fell}, as plain JSON.
+    """{answer, refuse, held_out, held_out_near, safety_fell}, as plain JSON.
 
     before, after: the answers to ``wishes``. answers: of the run's models to held-out prompts.
     answer: by part of the prompts to answer ``mended``. refuse: by part of the prompts to refuse the ``change`` of how
-    many are; held_out: likewise of toxic held-out prompts. safety_fell: which of them, held_out or refuse (those kept),
-    are refused less, by more than noise.
+    many are; held_out: likewise of toxic held-out prompts, without those that are nearly the same as one of ``wishes``,
+    which say nothing of others: held_out_near is their number. safety_fell: which of them, held_out or refuse (those
+    kept), are refused less, by more than noise.
     """
 
     def of(answered: bool, part: str) -> list[tuple[bool, bool]]:
         rows = zip(wishes, before, after, strict=True)
         return [(a["refused"], b["refused"]) for w, a, b in rows if w.answered == answered and w.part == part]
 
-    toxic = [
-        (a["refused"], b["refused"]) for a, b in zip(answers[STOCK], answers[DCR], strict=True) if a["label"] == "toxic"
-    ]
+    toxic = [(a, b) for a, b in zip(answers[STOCK], answers[DCR], strict=True) if a["label"] == "toxic"]
+    near = {j for _, j, _ in near_duplicates([w.prompt for w in wishes], [a["prompt"] for a, _ in toxic])}
+    held_out = [(a["refused"], b["refused"]) for j, (a, b) in enumerate(toxic) if j not in near]
     found: Numbers = {
         "answer": {part: mended(rows) for part in ("kept", "trained", "left_out") if (rows := of(True, part))},
         "refuse": {part: change(rows) for part in ("kept", "calibrating", "trained") if (rows := of(False, part))},
-        "held_out": change(toxic) if toxic else None,
+        "held_out": change(held_out) if held_out else None,
+        "held_out_near": len(near),
     }
     judged = {"held_out": found["held_out"], "refuse": found["refuse"].get("kept")}
     return {**found, "safety_fell": [name for name, of_name in judged.items() if of_name and fell(of_name)]}

@@ -28,7 +28,7 @@ Private: this page has your prompts and the answers to them. report.md has every
 
 Refusal rates of toxic prompts, and their change with its 95 % interval.
 
-{safety_table}
+{safety}
 
 ## Answers kept elsewhere
 
@@ -55,6 +55,10 @@ TITLES = {
 EXPLAINED = (
     "Half of the prompts were trained on. How often others of their kind are answered now, those that were kept say."
 )
+NEAR = (
+    "Held-out toxic prompts that are nearly the same as one of yours say nothing of others and are left out, before "
+    "and after: {}."
+)
 ALL_TRAINED = (
     "They are few, so all were trained on, and their answers say little of others. What is known of others: by the "
     "stock model's states alone, {with_others} of {n} read as seemingly toxic when all the others are known to be, and "
@@ -72,7 +76,7 @@ def page(
         verdict=plain(verdict),
         answer_table=markdown_table(ANSWER_HEAD, answer_rows(found["answer"])),
         explained=EXPLAINED if few is None else ALL_TRAINED.format(**few),
-        safety_table=markdown_table(SAFETY_HEAD, safety_rows(found)),
+        safety=f"{markdown_table(SAFETY_HEAD, safety_rows(found))}\n\n{near_sentence(found)}".rstrip(),
         what_kept=WHAT,
         kept_table=markdown_table(HEAD, kept_rows([("mended", kept)])),
         check="\n".join(check_lines(found["check"], wishes)),
@@ -99,6 +103,12 @@ def safety_rows(found: Numbers) -> list[list[str]]:
         rates = f"{of['before']:.2f}", f"{of['after']:.2f}", f"{of['change']:+.2f}{interval}"
         cells.append([title, str(of["n"]), *rates])
     return cells
+
+
+def near_sentence(found: Numbers) -> str:
+    """How many held-out prompts an outcome leaves out, in a sentence; empty where it leaves out none."""
+    near = found.get("held_out_near")  # none in a run of before
+    return NEAR.format(near) if near else ""
 
 
 def check_lines(check: Check, wishes: Sequence[Wish]) -> list[str]:
