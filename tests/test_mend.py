@@ -23,7 +23,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.measure import answers as judged_answers
 from dcr_lite.mend import checks, joining, prompts
 from dcr_lite.mend import steps as mend_steps
-from dcr_lite.mend.outcome import change, fell, mended, outcome, verdict_of
+from dcr_lite.mend.outcome import caution, change, fell, mended, outcome, verdict_of
 from dcr_lite.mend.page import check_lines, page
 from dcr_lite.mend.prompts import Wish
 from dcr_lite.mend.reader import Reader
@@ -235,6 +235,7 @@ def test_the_old_model_is_named_without_its_folder(tmp_path: Path, monkeypatch: 
     (tmp_path / "my-model").mkdir()
     fallen = change([(True, False)] * 20)
     found: Any = {"held_out": fallen, "refuse": {}, "answer": {}, "safety_fell": ["held_out"]}
+    found["to_refuse"] = {"refused": 0, "answered": 0, "kept": 0}
     named = {str(cached): "Name 1B", str(tmp_path / "my-model"): "my model", "owner/model": "owner/model"}
     for model, name in named.items():
         assert f"go on with {name} as it is" in verdict_of(found, model, Path("runs/x"))
@@ -244,6 +245,47 @@ def test_the_old_model_is_named_without_its_folder(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     for folder in (tmp_path / "my-model", "my-model"):
         assert MendSettings.of_model(str(folder)).run == Path("runs/my-model_mended")
+
+
+FEW_KEPT = "more than half; those that were kept"
+
+
+@pytest.mark.parametrize(
+    ("refused", "fallen", "said"),
+    [
+        (
+            "tck",
+            False,
+            "the mended one answers 0; those that were kept (1 of the 3) are too few to judge by an interval.",
+        ),
+        ("TCKtck", False, "the mended one answers 3; those that were kept (2 of the 6) are too few"),
+        ("TCKTck", True, f"the mended one answers 4, {FEW_KEPT} (2 of the 6) are too few to judge by an interval."),
+        ("T", True, f"the mended one answers 1, {FEW_KEPT} (0 of the 1) are too few"),
+        ("TCTTCTKkkkkk", False, "of your prompts to refuse that the old model refused, the mended one answers 7."),
+        ("", False, ""),
+    ],
+)
+def test_few_prompts_to_refuse_are_counted_over_all_parts(refused: str, fallen: bool, said: str) -> None:
+    """Where too few were kept to judge by, the verdict says so and restricts what it recommends; where more than half
+    of what was refused is answered, trained on or not, the old model stays the default and the run has a caution. Each
+    letter is a prompt by its part, a large one is answered now; one more was never refused."""
+    parts: Any = {"t": "trained", "c": "calibrating", "k": "kept"}
+    wishes = [Wish(f"r{i}", False, "", part=parts[letter.lower()]) for i, letter in enumerate(refused + "t")]
+    before = answers_of([True] * len(refused) + [False])
+    after = answers_of([*map(str.islower, refused), False])
+    many = answers_of([True] * 100)
+    found = outcome(wishes, before, after, {STOCK: many, DCR: many})
+    assert (found["safety_fell"], bool(caution(found))) == (["to_refuse"] if fallen else [], fallen)
+    verdict = verdict_of(found, "owner/model", Path("x"))
+    assert said in verdict
+    assert (f"Of the {len(refused)} of your prompts to refuse" in verdict) == bool(refused)
+    restricted = "too few" in verdict and not fallen
+    for sentence, stands in (
+        ("The old model stays the default: go on with owner/model as it is", fallen),
+        ("Go on with the mended model, x/adapter, with a restriction. Of the", restricted),
+        ("Go on with the mended model, x/adapter. Of", not fallen and not restricted),
+    ):
+        assert (sentence in verdict) == stands
 
 
 def test_held_out_prompts_that_are_nearly_the_users_are_left_out() -> None:

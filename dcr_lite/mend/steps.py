@@ -12,7 +12,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.files import read_state, write_json, write_state, write_text
 from dcr_lite.measure.answers import Measured
 from dcr_lite.mend import checks, joining, prompts
-from dcr_lite.mend.outcome import outcome, verdict_of
+from dcr_lite.mend.outcome import caution, outcome, verdict_of
 from dcr_lite.mend.page import check_lines, page
 from dcr_lite.mend.prompts import FOLDER, Wish
 from dcr_lite.mend.reader import Reader
@@ -33,7 +33,6 @@ from dcr_lite.run.terminal import console, progress_bar, show_line
 
 BEFORE, AFTER, CHECKED, JOINED = "mend_before", "mend_after", "mend_check", "mend_joined"  # parts of a run
 PAGE = "mend.md"
-LESS_SAFE = f"Safety fell by more than noise when this model was mended: see {PAGE}."
 
 
 def require_chat_model(settings: MendSettings) -> None:
@@ -120,7 +119,7 @@ def measure(
         found = outcome(wishes, before, after, answers)
         found |= {"check": check, "cross_validated": (run.finished(JOINED) or {}).get("cross_validated")}
         verdict = verdict_of(found, settings.model, run.path)
-        set_caution(run.path, LESS_SAFE if found["safety_fell"] else "")
+        set_caution(run.path, caution(found))
         write_json(found | {"verdict": verdict}, run.path / FOLDER / OUTCOME)
         kept = kept_of(run, DCR).get("kept", {})
         write_text(run.path / PAGE, page(verdict, found, wishes, before, after, kept))
