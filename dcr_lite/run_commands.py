@@ -11,6 +11,7 @@ from dcr_lite.settings import Device
 
 def demo(
     run: Path | None = None,
+    model: str | None = None,
     port: int | None = None,
     share: bool = False,
     device: Device = "auto",
@@ -21,6 +22,7 @@ def demo(
 
     Args:
         run: A run folder; by default the newest finished one under runs/, else the stock model alone.
+        model: In place of a run a chat model, by its name on the Hub or its folder, as it is.
         port: Port of the local server; by default the first free one from 7860.
         share: Also open a public link. Whoever has it can use this machine through the demo.
         device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
@@ -29,12 +31,13 @@ def demo(
     """
     from dcr_lite.demo.page import main as serve
 
-    serve(run, port, share, device, marks=marks)
+    serve(run, port, share, device, marks=marks, model=model)
 
 
 def score(
     prompt: Annotated[str, tyro.conf.Positional],
     run: Path | None = None,
+    model: str | None = None,
     strength: float | None = None,
     json: bool = False,
     device: Device = "auto",
@@ -45,6 +48,7 @@ def score(
     Args:
         prompt: The prompt, in quotes.
         run: A run folder; by default the newest finished one under runs/, else the stock model alone.
+        model: In place of a run a chat model, by its name on the Hub or its folder, as it is.
         strength: Of DCR's dial, positive answers more; by default as it stands in the run.
         json: Print one JSON object instead of a table: {run, note, scores}.
         device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
@@ -55,7 +59,7 @@ def score(
     from dcr_lite.demo.terminal_score import show_score
 
     transformers_logging.disable_progress_bar()
-    opened = open_run(run, device)
+    opened = open_run(run, device, model)
     best, *others = opened.names
     scores = [opened.score(best, prompt, strength=strength), *(opened.score(name, prompt) for name in others)]
     if json:

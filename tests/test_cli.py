@@ -109,10 +109,21 @@ def test_a_flag_offers_the_same_in_every_command() -> None:
         said = [re.findall(f" {name}: .*", inspect.getdoc(command) or "") for command in cli.COMMANDS.values()]
         assert sum(map(bool, said)) > 1
         assert len({text[0] for text in said if text}) == 1, name
+    for name in ("run", "model"):  # which other commands take for something else
+        said = [re.findall(f"\n +{name}: .*", inspect.getdoc(command) or "") for command in (cli.demo, cli.score)]
+        assert said[0] == said[1] != [], name
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("argv", [["score", "Hello"], ["demo"], ["evaluate", "--model", "x", "--out", "x.json"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["score", "Hello"],
+        ["score", "Hello", "--model", "x"],
+        ["demo"],
+        ["evaluate", "--model", "x", "--out", "x.json"],
+    ],
+)
 def test_a_device_that_is_not_there_is_an_error(
     argv: list[str], run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -237,7 +237,7 @@ def test_a_port_that_cannot_be_had_is_named(
 ) -> None:
     """A port in use and a number that is no port are errors with that number."""
     number = int(re.findall(r"\d+", url)[-1]) if port == "in use" else port
-    monkeypatch.setattr(scoring, "open_run", lambda folder, device: opened)
+    monkeypatch.setattr(scoring, "open_run", lambda *given: opened)
     with pytest.raises(UserError, match=f"port {number} is in use"):
         page.main(port=int(number))
 
@@ -252,9 +252,14 @@ def test_without_gradio_the_message_says_how_to_install_it(monkeypatch: pytest.M
 def test_app_py_ends_with_one_line_on_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """python app.py --run NAME on a damaged run ends with exit status 1 and a message, not a traceback."""
+    """python app.py --run NAME on a damaged run, or with it for a model, ends with exit status 1 and a message, not a
+    traceback."""
     (tmp_path / "settings.json").write_text("{")
     monkeypatch.setattr(sys, "argv", ["app.py", "--run", str(tmp_path)])
     with pytest.raises(SystemExit, match="1"):
         runpy.run_path(str(ROOT / "app.py"), run_name="__main__")
     assert re.fullmatch(r"error: .* settings.json cannot be read.*\n", capsys.readouterr().err)
+    monkeypatch.setattr(sys, "argv", ["app.py", "--model", str(tmp_path)])
+    with pytest.raises(SystemExit, match="1"):
+        runpy.run_path(str(ROOT / "app.py"), run_name="__main__")
+    assert capsys.readouterr().err == f"error: --model {tmp_path}: a run folder. Give it with --run.\n"

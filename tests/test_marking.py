@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
+from command_line import run_command
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -116,7 +117,7 @@ def test_only_this_machine_may_mend(
     built: list[Any] = []
     stopped: list[Any] = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(scoring, "open_run", lambda folder, device: SimpleNamespace(names=(), title="", note=""))
+    monkeypatch.setattr(scoring, "open_run", lambda *opened: SimpleNamespace(names=(), title="", note=""))
     monkeypatch.setattr(Mending, "stop", lambda self: stopped.append(self))
     monkeypatch.setattr(blocks, "build", lambda run, *more: built.extend(more))
     monkeypatch.setattr(blocks, "launch", lambda *given, **options: None)
@@ -124,6 +125,22 @@ def test_only_this_machine_may_mend(
     assert built[0] == (None if marked is None else Path(marked))
     assert (built[1] is not None) == mends
     assert stopped == ([built[1]] if mends else [])
+
+
+def test_a_model_that_is_named_is_shown_and_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the newest run, which a demo without flags opens."""
+    built: list[Any] = []
+    monkeypatch.chdir(tmp_path)
+    Path("runs/newest").mkdir(parents=True)
+    Path("runs/newest/report.json").write_text("{}")
+    opened = SimpleNamespace(names=(), title="", note="")
+    monkeypatch.setattr(scoring, "open_run", lambda *given: built.append(given) or opened)
+    monkeypatch.setattr(blocks, "build", lambda run, *more: built.extend(more))
+    monkeypatch.setattr(blocks, "launch", lambda *given, **options: None)
+    assert run_command(monkeypatch, "demo", "--model", "owner/model", "--device", "cpu") == 0
+    asked, marks, mending = built
+    assert asked == (None, "cpu", "owner/model")
+    assert (opened.mended, mending.model, marks) == (None, "owner/model", Path("runs/model_marks.jsonl"))
 
 
 def test_marks_go_to_a_file(tmp_path: Path) -> None:

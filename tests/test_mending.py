@@ -171,7 +171,8 @@ def test_too_few_marks_start_nothing(tmp_path: Path) -> None:
 
 
 def test_it_mends_the_model_that_the_run_began_with(tmp_path: Path) -> None:
-    """As the run loaded it, beside the run; without a run the stock model; a base model cannot be mended."""
+    """As the run loaded it, beside the run; without a run the stock model or the one that is named; a base model cannot
+    be mended."""
     settings = {"model": "owner/chat", "device": "cuda", "precision": "float32", "quantization": "auto"}
     write_json({"settings": settings}, tmp_path / "settings.json")
     found = mending_of(tmp_path, None, "auto")
@@ -182,6 +183,8 @@ def test_it_mends_the_model_that_the_run_began_with(tmp_path: Path) -> None:
     alone = mending_of(None, Path("own.jsonl"), "cpu")
     assert (alone.model, alone.home) == ("HuggingFaceTB/SmolLM2-135M-Instruct", Path("runs"))
     assert (alone.marks, alone.flags) == (Path("own.jsonl"), ("--device", "cpu"))
+    own = mending_of(None, None, "auto", "owner/chat")
+    assert (own.model, own.home, own.marks) == ("owner/chat", Path("runs"), Path("runs/chat_marks.jsonl"))
     write_json({"settings": settings | {"chat_format": "llama3"}}, tmp_path / "settings.json")
     assert mending_of(tmp_path, None, "auto").obstacle == texts.BASE_MODEL
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import run_command
 from safetensors.torch import load_file, save_file
 from tiny_models import load_tiny
 
@@ -21,10 +23,12 @@ from dcr_lite import cli
 from dcr_lite.demo import scoring
 from dcr_lite.demo.prompt_text import cleaned, pieces_of
 from dcr_lite.demo.scoring import OpenRun, newest_run, open_run
+from dcr_lite.demo.texts import MODEL_ALONE
 from dcr_lite.errors import UserError
 from dcr_lite.measure.kinds import kind_of
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
+from dcr_lite.model.titles import model_title
 from dcr_lite.run import discernment, terminal
 from dcr_lite.run.caution import caution_of, set_caution
 from dcr_lite.run.opening import open_model
@@ -385,6 +389,33 @@ def test_without_a_run_the_stock_model_answers(
     assert found.score("base", PROMPT).words
 
 
+def test_a_model_is_opened_without_a_run(
+    tiny: Path, demo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone and as it is, whatever runs there are; the note says what a run would add, and names no path."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(demo_run, "runs/newest")
+    found, expected = open_run(alone=str(tiny)), open_run(demo_run)
+    assert (found.names, found.title, found.note) == (("base",), model_title(str(tiny)), MODEL_ALONE)
+    expected.model.openings = found.model.openings
+    assert found.score("base", PROMPT) == replace(expected.score("base", PROMPT), similarity=None)
+
+
+def test_what_cannot_be_opened_alone_is_an_error(demo_run: Path, tmp_path: Path) -> None:
+    """A run beside it, a run folder in its place, a folder without a model, and a name that cannot be had, each in the
+    sentence that any command says of it."""
+    with pytest.raises(UserError, match=r"^--run and --model stand for each other: give one$"):
+        open_run(demo_run, alone="owner/model")
+    for name, said in (
+        (str(demo_run), f"--model {demo_run}: a run folder. Give it with --run."),
+        (str(tmp_path), f"{tmp_path}: not a model folder (no config.json in it)"),
+        ("owner/model", "owner/model is neither a folder nor in the Hub's cache, and "),
+        ("no model", "no model: no such folder, and not a Hub name (owner/model)"),
+    ):
+        with pytest.raises(UserError, match=f"^{re.escape(said)}"):
+            open_run(alone=name)
+
+
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
@@ -416,6 +447,17 @@ def test_the_command_prints_the_scores(
     with pytest.raises(SystemExit, match="1"):
         printed(" ")
     assert capsys.readouterr().err == "error: the prompt is empty. Type a question first.\n"
+
+
+def test_the_command_scores_with_a_model_without_a_run(
+    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dcr-lite score --model: its scores alone; it has no dial to turn."""
+    assert run_command(monkeypatch, "score", PROMPT, "--model", tiny, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["run"], [row["model"] for row in found["scores"]]) == (model_title(str(tiny)), ["base"])
+    assert run_command(monkeypatch, "score", PROMPT, "--model", tiny, "--strength", "1") == 1
+    assert capsys.readouterr().err == "error: the dial is DCR's: stock model has no strength\n"
 
 
 @pytest.mark.parametrize(("script", "flag"), [(["-m", "dcr_lite.cli"], "compare"), (["app.py"], "--run")])

@@ -207,10 +207,10 @@ class Mending:
             return False
 
 
-def mending_of(run: Path | None, marks: Path | None, device: Device) -> Mending:
+def mending_of(run: Path | None, marks: Path | None, device: Device, alone: str | None = None) -> Mending:
     """Mends the model that a run began with, beside that run and as it was loaded; without a run the stock model that
-    the demo shows. Raises UserError for a run that is damaged."""
-    settings = model_settings_of(run) if run else ModelSettings(model=SMOLLM2)
+    the demo shows, which is ``alone`` if not the kit's. Raises UserError for a run that is damaged."""
+    settings = model_settings_of(run) if run else ModelSettings(model=alone or SMOLLM2)
     given = {"device": device, "precision": settings.precision, "quantization": settings.quantization}
     flags = [word for name, value in given.items() if value != "auto" for word in (f"--{name}", value)]
     obstacle = "" if settings.chat_format == "own" else BASE_MODEL

@@ -11,16 +11,17 @@ LOCAL = "127.0.0.1"
 
 def main(
     run: Path | None = None, port: int | None = None, share: bool = False, device: Device = "auto",
-    address: str = LOCAL, marks: Path | None = None,
+    address: str = LOCAL, marks: Path | None = None, model: str | None = None,
 ) -> None:  # fmt: skip
     """Serve the demo of a run folder: by default of the newest finished one under runs/, else of the stock model alone.
+    model: in place of a run a model by its name or folder, shown alone.
 
     port: of the local server; by default the first free one from 7860. share: also open a public link. address: that
     the server listens at; a Space's container has to be reached from outside. marks: the file that marks of answers go
     to; by default one beside the run, and none where others than this machine's users may open the page. For them there
     is no tab that mends either.
-    Raises UserError where gradio is missing, for a folder without a finished run, for a folder in place of the file of
-    marks, and for a port that is in use.
+    Raises UserError where gradio is missing, for a folder without a finished run, for a model that cannot be opened or
+    stands beside a run, for a folder in place of the file of marks, and for a port that is in use.
     """
     if find_spec("gradio") is None:
         raise UserError("the demo needs gradio: pip install 'dcr-lite[demo]'")
@@ -31,10 +32,10 @@ def main(
     from dcr_lite.demo.scoring import newest_run, open_run
     from dcr_lite.demo.texts import STOPPED_WITH_DEMO
 
-    run = run or newest_run()
-    opened = open_run(run, device)
+    run = run or (None if model else newest_run())
+    opened = open_run(run, device, model)
     opened.mended = run  # of a run that mended, DCR is its model: there is no other to open beside it
-    mending = mending_of(run, marks, device) if address == LOCAL and not share else None
+    mending = mending_of(run, marks, device, model) if address == LOCAL and not share else None
     for name in opened.names:  # the first pass of each model takes seconds longer than all later ones
         opened.score(name, "Hello", tokens=2)
     print(opened.title, opened.note, sep="\n")

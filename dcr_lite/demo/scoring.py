@@ -19,7 +19,7 @@ from dcr_lite.demo.dial import OpenDial, open_dial
 from dcr_lite.demo.models_at_once import ModelsAtOnce, Which
 from dcr_lite.demo.prompt_text import cleaned, pieces_of
 from dcr_lite.demo.score import Score, Word
-from dcr_lite.demo.texts import EARLIER_VERSION, MODEL_TITLES, NO_DIAL, NO_RUN, TITLE
+from dcr_lite.demo.texts import EARLIER_VERSION, MODEL_ALONE, MODEL_TITLES, NO_DIAL, NO_RUN, TITLE
 from dcr_lite.errors import UserError
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
 from dcr_lite.measure.kinds import kind_of
@@ -36,7 +36,7 @@ from dcr_lite.model.titles import model_title
 from dcr_lite.names import DCR, MENDED, ONLY_TURNED, STOCK, models_of
 from dcr_lite.run.caution import caution_of
 from dcr_lite.run.discernment import Discernments, Similarity
-from dcr_lite.run.opening import adapter_of, knows_openings, load_base, model_settings_of
+from dcr_lite.run.opening import adapter_of, is_run_folder, knows_openings, load_base, model_settings_of
 from dcr_lite.run.run_folder import stored_settings
 from dcr_lite.settings import Device, ModelSettings, Settings
 
@@ -222,12 +222,19 @@ def newest_run(folder: Path = Path("runs")) -> Path | None:
     return max(reports, key=lambda path: path.stat().st_mtime).parent if reports else None
 
 
-def open_run(folder: Path | None = None, device: Device = "auto") -> OpenRun:
+def open_run(folder: Path | None = None, device: Device = "auto", alone: str | None = None) -> OpenRun:
     """The models of a run: of ``folder``, else of the newest finished one, else the stock model alone with a note.
-    Raises UserError for a folder that is no run, one that is not finished, or a damaged one."""
+    alone: in place of a run a model by its name or folder, without adapters.
+
+    Raises UserError for a folder that is no run, one that is not finished, or a damaged one; for both a run and a model
+    alone, and for one that is a run folder, or cannot be found or loaded.
+    """
+    if folder and alone:
+        raise UserError("--run and --model stand for each other: give one")
+    if alone:
+        return _open_alone(alone, device, MODEL_ALONE)
     if (folder := folder or newest_run()) is None:
-        model, _ = load_base(ModelSettings(model=SMOLLM2, device=device))
-        return OpenRun(model, (STOCK,), None, None, model_title(SMOLLM2), NO_RUN)
+        return _open_alone(SMOLLM2, device, NO_RUN)
     settings, whole = model_settings_of(folder), stored_settings(folder, Settings, run=folder)
     names = models_of(whole.compare_with)[::-1]
     parts = {name: adapter_of(folder, name) for name in names if name != STOCK}
@@ -243,3 +250,10 @@ def open_run(folder: Path | None = None, device: Device = "auto") -> OpenRun:
         set_strength(model, DCR, dial.dial, None)  # the adapter is stored with it; now each row has its own
     notes = [caution_of(folder), EARLIER_VERSION if not discernments else ONLY_TURNED if whole.only_turned else ""]
     return OpenRun(model, names, discernments, dial, title, " ".join(filter(None, notes)))
+
+
+def _open_alone(name: str, device: Device, note: str) -> OpenRun:
+    if is_run_folder(Path(name)):
+        raise UserError(f"--model {name}: a run folder. Give it with --run.")
+    model, _ = load_base(ModelSettings(model=name, device=device))
+    return OpenRun(model, (STOCK,), None, None, model_title(name), note)

@@ -14,6 +14,10 @@ NO_RUN = (
     "No finished run was found, so this is the stock model alone. To see similarity scores, the map and what a model "
     "learns, train one first: dcr-lite train smollm2_135m (49 minutes on two cores)."
 )
+MODEL_ALONE = (
+    "This is the stock model alone. Similarity scores, the map and the dial are a run's: dcr-lite train --model "
+    "NAME_OR_FOLDER makes one, as does dcr-lite mend with marks of answers."
+)
 EARLIER_VERSION = "This run is of an earlier version: no similarity scores, no map. A new run has them."
 
 # --- the dial ---------------------------------------------------------------------------------------------------------

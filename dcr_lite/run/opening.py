@@ -179,7 +179,7 @@ def open_model(name: str, method: ModelName = "dcr", **changes: Any) -> Opened:
     Raises UserError for what is nothing of the kind, a run that is not finished, or an adapter of another base.
     """
     folder = Path(name)
-    if exists(folder / "settings.json") and not exists(folder / "config.json"):
+    if is_run_folder(folder):
         run, settings = folder, model_settings_of(folder)
         adapter = None if method == STOCK else adapter_of(folder, method)
     elif method != DCR:
@@ -198,6 +198,11 @@ def open_model(name: str, method: ModelName = "dcr", **changes: Any) -> Opened:
     adapters.load_adapter(model, ADAPTER, adapter)
     digest = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
     return Opened(model, settings.model, source, adapter, digest)
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether there is a run in a folder, and no model."""
+    return exists(folder / "settings.json") and not exists(folder / "config.json")
 
 
 def model_settings_of(run: Path) -> ModelSettings:
