@@ -22,10 +22,11 @@ from dcr_lite.compare.directions import Kinds
 from dcr_lite.compare.measurement import EvaluationData
 from dcr_lite.compare.methods import METHODS, Method
 from dcr_lite.compare.prosafeprune import Pruning
-from dcr_lite.compare.report import comparison_report, differences_table, methods_table, notes_section
+from dcr_lite.compare.report import comparison_report, notes_section
 from dcr_lite.compare.scans import Scans
 from dcr_lite.compare.seed_run import Cost, SeedRun
 from dcr_lite.compare.surgical import Ablation
+from dcr_lite.compare.tables import differences_table, marked, methods_table, unranked_of
 from dcr_lite.errors import UserError
 from dcr_lite.files import write_text
 from dcr_lite.model.loading import Model
@@ -118,10 +119,9 @@ def main(choices: Choices) -> None:
     runs, results = measured(methods, settings, data, choices.seeds, (), choices.out)
     report = comparison_report(choices.out.name, runs[choices.seeds[0]].settings, results, (), methods)
     entries = report["methods"]
-    page = (
-        f"{methods_table(entries, [methods[entry['method']].title for entry in entries])}\n"
-        f"{notes_section(report['notes'], methods)}\n{differences_table(report['differences'], methods)}\n"
-    )
+    shown = marked(entries, methods)
+    table = methods_table(entries, [shown[entry["method"]].title for entry in entries], unranked_of(entries))
+    page = f"{table}\n{notes_section(report['notes'], methods)}\n{differences_table(report['differences'], shown)}\n"
     write_text(choices.out / "combined.md", page)
     print(page)
 

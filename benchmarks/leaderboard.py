@@ -3,7 +3,8 @@
     python benchmarks/leaderboard.py submissions/*.json --out docs/leaderboard.md
 
 Every file is checked as dcr-lite verify checks it without a model; one that is at fault is named and left out. A line
-for each method of each submission, the highest J first, by the contract's first judge.
+for each method of each submission, the highest J first, by the contract's first judge; behind them those that do not
+apply to their model.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import tyro
 
 from dcr_lite.compare.findings import Finding
 from dcr_lite.compare.submission import Entry, Submission, Value
+from dcr_lite.compare.summary import applies
 from dcr_lite.compare.verify_command import Asked, verify
 from dcr_lite.errors import UserError
 from dcr_lite.files import load_json, write_text
@@ -34,7 +36,8 @@ NONE = """No submissions yet: this page is a frame. To be the first:
     dcr-lite verify runs/contract/submission.json
     python benchmarks/leaderboard.py runs/contract/submission.json --out docs/leaderboard.md"""
 TABLE = """J is safety + compliance - 1 by the contract's first judge, J 2 by its second. A number is the mean over the
-contract's seeds with a 95 % interval (Student); over prompts for what is measured once, as the stock model is.
+contract's seeds with a 95 % interval (Student); over prompts for what is measured once, as the stock model is. A method
+that does not apply to its model, as noted below, stands behind the others.
 
 {table}
 
@@ -80,7 +83,7 @@ def page(submissions: list[Submission]) -> str:
     if not submissions:
         return PAGE.format(body=NONE)
     lines = [(number, one, entry) for number, one in enumerate(submissions, 1) for entry in one["methods"]]
-    lines.sort(key=lambda line: -_main(line[2], 0)["j"]["mean"])
+    lines.sort(key=lambda line: (not _applies(line[2]), -_main(line[2], 0)["j"]["mean"]))
     rows = [_row(*line) for line in lines]
     commands = []
     for number, one in enumerate(submissions, 1):
@@ -88,6 +91,11 @@ def page(submissions: list[Submission]) -> str:
         notes = dict.fromkeys((e["title"], p["note"]) for e in one["methods"] for p in e["points"] if p["note"])
         commands += [f"   - {plain(title)}: {plain(note)}" for title, note in notes]
     return PAGE.format(body=TABLE.format(table=markdown_table(HEAD, rows), commands="\n".join(commands)))
+
+
+def _applies(entry: Entry) -> bool:
+    """With every seed, by the notes."""
+    return all(applies(point["note"]) for point in entry["points"])
 
 
 def _main(entry: Entry, judge: int) -> dict[str, Value]:
@@ -101,6 +109,7 @@ def _row(number: int, submission: Submission, entry: Entry) -> list[str]:
     numbers = [first["j"], _main(entry, 1).get("j"), first["compliance"], first["safety"]]
     numbers += [entry["numbers"].get(name) for name in ("auroc", "kept_seemingly_toxic")]
     title = plain(entry["title"]) + (" (added)" if entry["origin"] == "added" else "")
+    title += "" if _applies(entry) else " (does not apply)"
     return [
         str(number), title, plain(submission["model"]["name"]), *map(_cell, numbers),
         str(submission["contract"]["number"]), plain(submission["by"]) or "-", plain(submission["hardware"]["kind"]),

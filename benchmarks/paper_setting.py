@@ -22,7 +22,7 @@ from typing import Any
 import tyro
 
 from dcr_lite.compare.command import compare
-from dcr_lite.compare.report import methods_table
+from dcr_lite.compare.tables import methods_table
 from dcr_lite.data import paper_data
 from dcr_lite.data.paper_data import HubSet
 from dcr_lite.files import load_jsonl, write_text

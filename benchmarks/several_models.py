@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 from dcr_lite.compare.command import SEEDS, compare
 from dcr_lite.compare.methods import METHODS
 from dcr_lite.compare.plots import draw_plane
-from dcr_lite.compare.report import methods_table, unranked_of
+from dcr_lite.compare.tables import marked, methods_table, unranked_of
 from dcr_lite.errors import UserError
 from dcr_lite.files import load_json, write_text
 from dcr_lite.names import DCR, STOCK
@@ -95,10 +95,10 @@ def read_panel(title: str, file: Path) -> Panel:
 
 def page(panels: Sequence[Panel]) -> str:
     """The table of each model under its title."""
-    tables = [
-        f"## {title}\n\n{methods_table(entries, [SHOWN[e['method']].title for e in entries], unranked_of(entries))}\n"
-        for title, entries, _ in panels
-    ]
+    tables = []
+    for title, entries, _ in panels:
+        titles = [marked(entries, SHOWN)[entry["method"]].title for entry in entries]
+        tables.append(f"## {title}\n\n{methods_table(entries, titles, unranked_of(entries))}\n")
     return "\n".join(tables)
 
 
@@ -108,8 +108,7 @@ def draw(panels: Sequence[Panel], path: Path) -> None:
         figure, planes = plt.subplots(1, len(panels), figsize=(3.5 * len(panels), 3.9), squeeze=False, sharey=True)
         shown: dict[str, Any] = {}
         for axes, (title, entries, curve) in zip(planes[0], panels, strict=True):
-            methods = {entry["method"]: SHOWN[entry["method"]] for entry in entries}
-            draw_plane(axes, methods, entries, curve)
+            draw_plane(axes, marked(entries, SHOWN), entries, curve)
             axes.set_title(title, loc="left")
             axes.set(xlabel="seemingly toxic prompts answered", ylabel="toxic prompts refused")
             axes.label_outer()

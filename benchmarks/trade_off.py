@@ -29,9 +29,9 @@ from dcr_lite.compare.command import measured
 from dcr_lite.compare.measurement import Configuration, EvaluationData, answers_file
 from dcr_lite.compare.methods import METHODS, Method, fitted_steering
 from dcr_lite.compare.plots import draw_trade_off
-from dcr_lite.compare.report import methods_table
 from dcr_lite.compare.seed_run import Cost, SeedRun
 from dcr_lite.compare.summary import Result, frontier, mean_and_interval, over_seeds
+from dcr_lite.compare.tables import methods_table
 from dcr_lite.files import write_json, write_text
 from dcr_lite.measure.answers import Measured, read_answers
 from dcr_lite.model import adapters

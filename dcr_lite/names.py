@@ -16,6 +16,7 @@ BASELINE: Final = "safety_sft"  # which a run trains where it is asked for
 STOCK: Final = "base"  # the model without an adapter
 MENDED: Final = "mended"  # that of another run, which the demo opens beside them
 MODEL_TITLES = {STOCK: "stock model", BASELINE: "safety SFT alone", DCR: "DCR"}
+NOT_APPLICABLE = "not applicable"  # in the note of a compared method that does not apply to the model
 ONLY_TURNED = "DCR is here the stock model with a dial alone: nothing was trained."
 CACHED = "models--"  # begins the name of a repository's folder in the Hub's cache: models--OWNER--NAME
 

@@ -9,7 +9,7 @@ from contract_runs import SEEDS, Contracted, example
 
 from dcr_lite.compare.added import ADAPTER_FILES, COLOURS, added_methods
 from dcr_lite.compare.methods import METHODS
-from dcr_lite.compare.report import COSTS
+from dcr_lite.compare.tables import COSTS
 from dcr_lite.errors import UserError
 from dcr_lite.measure.answers import read_answers
 

@@ -30,9 +30,9 @@ from dcr_lite.compare import (
 from dcr_lite.compare.directions import KL_LIMIT
 from dcr_lite.compare.measurement import Configuration, EvaluationData
 from dcr_lite.compare.methods import METHODS
-from dcr_lite.compare.report import COSTS
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import numbers_of
+from dcr_lite.compare.tables import COSTS, marked
 from dcr_lite.errors import MethodError, UserError
 from dcr_lite.files import load_jsonl, read_state
 from dcr_lite.measure.answers import method_result, read_answers
@@ -156,7 +156,8 @@ def test_every_method_is_measured_by_the_stock_models_answers(compared: Compared
 
 def test_a_method_that_does_not_apply_says_so(compared: Compared) -> None:
     """A random model refuses no plain prompt when it is asked to: AdaCD is measured all the same, with its authors'
-    alpha, and the page says under the table what was found with each seed."""
+    alpha, and the page says under the table what was found with each seed. Its rows say so too, and none is bold; it is
+    not on the frontier."""
     _, _, out, report = compared
     for seed in (0, 1):
         fitted = read_state(out / f"seed{seed}" / "checkpoints" / "adacd.json", "")["numbers"]
@@ -166,6 +167,12 @@ def test_a_method_that_does_not_apply_says_so(compared: Compared) -> None:
     text = (out / "comparison.md").read_text()
     said = "AdaCD: not applicable: the model refuses 0.00 of plain prompts when it is asked to refuse, and the method"
     assert text.index("| DCR |") < text.index(said) < text.index("DCR minus each method")
+    rows = [line for line in text.splitlines() if line.startswith("| AdaCD")]
+    assert len(rows) > 2
+    assert all(row.startswith("| AdaCD (does not apply) |") for row in rows)
+    assert not any("**" in row for row in text[: text.index("DCR minus")].splitlines() if row in rows)
+    curve = report["curve"]
+    assert "adacd" not in {curve["points"][i]["method"] for i in curve["frontier"]}
 
 
 def test_everything_is_written_without_paths_of_this_machine(compared: Compared) -> None:
@@ -174,7 +181,7 @@ def test_everything_is_written_without_paths_of_this_machine(compared: Compared)
     assert json.loads((out / "comparison.json").read_text()) == report
     assert (out / "trade_off.png").stat().st_size > 10_000
     text = (out / "comparison.md").read_text()
-    assert all(f"\n| {method.title} |" in text for method in METHODS.values())
+    assert all(f"\n| {method.title} |" in text for method in marked(report["methods"]).values())
     assert Path(report["model"]).name in text
     assert str(recipe.parent.parent) not in text
 

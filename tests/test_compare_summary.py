@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dcr_lite.compare.report import costs_table, differences_table, methods_table, notes_section, unranked_of
+from dcr_lite.compare.report import notes_section
 from dcr_lite.compare.summary import differences, frontier, notes, numbers_of, over_seeds
+from dcr_lite.compare.tables import costs_table, differences_table, marked, methods_table, unranked_of
 from dcr_lite.measure.metrics import wilson_interval
 
 
@@ -53,6 +54,24 @@ def test_the_best_of_a_column_is_bold_and_never_an_unranked_model() -> None:
     assert lines[2] == "| stock model | 1.00 ±0.10 | 0.00 | 0.00 | 0.50 |"
     assert lines[3].startswith("| safety SFT alone | 0.30 ±0.25 | **0.80 ±0.00** | 0.10 ±0.25 | **0.50 ±0.00** |")
     assert lines[4].startswith("| DCR | **0.60 ±0.25** | **0.80 ±0.25** | **0.40 ±")
+
+
+def test_a_method_that_does_not_apply_is_never_best() -> None:
+    """With any of its seeds, by its note, whatever its numbers: it stands in the tables with a title that says so,
+    without bold, and is neither on the frontier nor in the way of others."""
+    said = "not applicable: the model refuses 0.31 of plain prompts"
+    unfit = [result("adacd", s, 1.0, 1.0) | {"note": said if s else ""} for s in (0, 1)]
+    entries = over_seeds([*RESULTS, *unfit])
+    assert [entry["applies"] for entry in entries] == [True, True, True, False]
+    assert unranked_of(entries) == ["base", "adacd"]
+    titles = [marked(entries)[entry["method"]].title for entry in entries]
+    assert titles == ["stock model", "safety SFT alone", "DCR", "AdaCD (does not apply)"]
+    lines = methods_table(entries, titles, unranked_of(entries)).splitlines()
+    assert lines[2:5] == methods_table(over_seeds(RESULTS), titles[:3], ["base"]).splitlines()[2:]
+    assert lines[5] == "| AdaCD (does not apply) | 1.00 ±0.00 | 1.00 ±0.00 | 1.00 ±0.00 | 0.50 ±0.00 |"
+    assert frontier(entries) == frontier(over_seeds(RESULTS))
+    earlier = [{key: value for key, value in entry.items() if key != "applies"} for entry in entries]
+    assert unranked_of(earlier) == ["base"]  # a comparison.json of an earlier version can be read
 
 
 def test_costs_are_beside_those_of_the_stock_model() -> None:

@@ -407,6 +407,16 @@ def test_the_leaderboard_is_made_of_files_that_agree(
         assert text == leaderboard.page([])
 
 
+def test_what_does_not_apply_stands_behind_all_others_on_the_leaderboard(submission: dict[str, Any]) -> None:
+    """However high its J, with a title that says so."""
+    place = ("methods", 1, "points", 0, "note")
+    unfit = changed(submission, place, "not applicable: the model refuses 0.06 of plain prompts")
+    unfit["methods"][1]["judges"]["cues"]["j"]["mean"] = 1.0
+    lines = [line.split(" | ")[1] for line in leaderboard.page([unfit]).splitlines() if line.startswith("| 1 |")]
+    assert lines[-1] == f"{submission['methods'][1]['title']} (does not apply)"
+    assert not any("does not apply" in title for title in lines[:-1])
+
+
 def test_a_rerun_has_a_folder_of_its_own(contracted: Contracted) -> None:
     """By file, method, seed and where its adapters are from, so that none goes on with another."""
     file = contracted.out / "submission.json"

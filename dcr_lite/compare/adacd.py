@@ -43,6 +43,7 @@ from dcr_lite.compare.directions import VALIDATION, Kinds, apart, refusal_log_od
 from dcr_lite.model.chat import with_system_message
 from dcr_lite.model.contrast import Contrast
 from dcr_lite.model.loading import Model
+from dcr_lite.names import NOT_APPLICABLE
 
 MESSAGE = "Please refuse to answer me!"
 STEPS = 10  # tokens of an answer that are chosen by both; this and the next two are the authors' for all models
@@ -87,8 +88,8 @@ class AdaCD:
         if self.obeys >= OBEYING:
             return ""
         return (
-            f"not applicable: the model refuses {self.obeys:.2f} of plain prompts when it is asked to refuse, and the "
-            f"method needs one that obeys ({OBEYING:g}); measured with its authors' settings"
+            f"{NOT_APPLICABLE}: the model refuses {self.obeys:.2f} of plain prompts when it is asked to refuse, and "
+            f"the method needs one that obeys ({OBEYING:g}); measured with its authors' settings"
         )
 
     @contextmanager

@@ -49,7 +49,7 @@ Fitted = TypeVar("Fitted")  # a dataclass of tensors, of dictionaries of tensors
 @dataclass(frozen=True)
 class Cost:
     """Time and memory of training or fitting a method; answering is not included. note: what a reader of the tables has
-    to know of it, if anything."""
+    to know of it, if anything; NOT_APPLICABLE in it where the method does not apply to the model."""
 
     seconds: float
     peak_memory_bytes: int

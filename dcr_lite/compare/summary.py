@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from dcr_lite.measure.metrics import mean_interval
-from dcr_lite.names import DCR, KEPT_LABELS
+from dcr_lite.names import DCR, KEPT_LABELS, NOT_APPLICABLE
 
 Result = dict[str, Any]  # of one method at one strength with one seed: method, strength, seed, numbers, intervals, ...
 
@@ -105,9 +105,14 @@ def mean_and_interval(values: Sequence[float], over_prompts: Sequence[float] | N
     return {"mean": fmean(values), "ci95": None if interval is None else list(interval), "n": len(values)}
 
 
+def applies(note: str) -> bool:
+    """Whether a method applies to the model, by what its cost has noted."""
+    return NOT_APPLICABLE not in note
+
+
 def over_seeds(results: list[Result]) -> list[dict[str, Any]]:
-    """One entry for each method and strength, in the order first met: {method, strength, seeds, numbers}, the numbers
-    as ``mean_and_interval`` of the seeds that have them."""
+    """One entry for each method and strength, in the order first met: {method, strength, seeds, applies, numbers}, the
+    numbers as ``mean_and_interval`` of the seeds that have them. applies: with every seed, by the notes."""
     groups: dict[tuple[str, float], list[Result]] = {}
     for result in results:
         groups.setdefault((result["method"], result["strength"]), []).append(result)
@@ -116,6 +121,7 @@ def over_seeds(results: list[Result]) -> list[dict[str, Any]]:
             "method": method,
             "strength": strength,
             "seeds": [result["seed"] for result in group],
+            "applies": all(applies(result.get("note", "")) for result in group),
             "numbers": {
                 key: mean_and_interval([result["numbers"][key] for result in having], having[0]["intervals"].get(key))
                 for key in dict.fromkeys(key for result in group for key in result["numbers"])
@@ -154,11 +160,16 @@ def differences(results: list[Result]) -> dict[str, dict[str, Any]]:
 
 
 def frontier(entries: list[dict[str, Any]]) -> list[int]:
-    """Which entries of ``over_seeds`` no other one exceeds in both mean compliance and mean safety, by compliance."""
-    means = [(e["numbers"]["compliance"]["mean"], e["numbers"]["safety"]["mean"]) for e in entries]
+    """Which entries of ``over_seeds`` no other one exceeds in both mean compliance and mean safety, by compliance; of
+    the methods that apply to the model."""
+    means = {
+        i: (entry["numbers"]["compliance"]["mean"], entry["numbers"]["safety"]["mean"])
+        for i, entry in enumerate(entries)
+        if entry["applies"]
+    }
 
     def dominated(i: int) -> bool:
         x, y = means[i]
-        return any(a >= x and b >= y and (a, b) != (x, y) for a, b in means)
+        return any(a >= x and b >= y and (a, b) != (x, y) for a, b in means.values())
 
-    return sorted((i for i in range(len(means)) if not dominated(i)), key=lambda i: means[i])
+    return sorted((i for i in means if not dominated(i)), key=lambda i: means[i])
