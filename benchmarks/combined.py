@@ -10,6 +10,7 @@ Here each changes DCR's, with its dial as the recipe sets it, and is fitted to t
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dcr_lite.compare import adacd, prosafeprune, scans, surgical
 from dcr_lite.compare.adacd import AdaCD
 from dcr_lite.compare.command import SEEDS, measured
 from dcr_lite.compare.directions import Kinds
+from dcr_lite.compare.judged import stored_answers
 from dcr_lite.compare.measurement import EvaluationData
 from dcr_lite.compare.methods import METHODS, Method
 from dcr_lite.compare.prosafeprune import Pruning
@@ -117,7 +119,9 @@ def main(choices: Choices) -> None:
     settings = settings_of(recipe)
     data = EvaluationData.read(choices.prompts or settings.evaluation, choices.rows, None)
     runs, results = measured(methods, settings, data, choices.seeds, (), choices.out)
-    report = comparison_report(choices.out.name, runs[choices.seeds[0]].settings, results, (), methods)
+    report = comparison_report(
+        choices.out.name, runs[choices.seeds[0]].settings, results, (), methods, partial(stored_answers, runs, data)
+    )
     entries = report["methods"]
     shown = marked(entries, methods)
     table = methods_table(entries, [shown[entry["method"]].title for entry in entries], unranked_of(entries))

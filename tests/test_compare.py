@@ -682,3 +682,6 @@ def test_the_command_shows_the_table(
     shown = capsys.readouterr().out
     assert "SCANS" in shown
     assert str(out / "comparison.md") in shown
+    assert "With a single seed it is over prompts" in (out / "comparison.md").read_text()
+    apart = json.loads((out / "comparison.json").read_text())["differences"]
+    assert all(apart[name][key]["ci95"] for name in apart for key in ("compliance", "safety", "j", "auroc"))

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from small_runs import recipe_module
 
-from dcr_lite.compare.judged import PARTED, changed, judged, judges_section
+from dcr_lite.compare.judged import PARTED, changed, judged, judges_section, stored_answers
 from dcr_lite.compare.measurement import Configuration, EvaluationData, answers_file
 from dcr_lite.compare.methods import METHODS
 from dcr_lite.compare.report import comparison_report, write_report
@@ -83,10 +84,11 @@ def ground(tmp_path: Path) -> tuple[dict[int | None, Any], list[dict[str, Any]],
 def test_the_cue_judge_gives_what_was_measured(ground: Any, tmp_path: Path) -> None:
     """Judged anew by the judge that had judged them, the numbers of every configuration are the same, to the bit."""
     runs, results, data, _ = ground
-    found, section = judged([CueJudge()], runs, results, data, tmp_path)
+    found, section, answers = judged([CueJudge()], runs, results, data, tmp_path)
     for again, before in zip(found, results, strict=True):
         assert {**again["result"], "discernment": None} == {**before["result"], "discernment": None}
         assert (again["numbers"], again["intervals"]) == (before["numbers"], before["intervals"])
+        assert answers(again) == stored_answers(runs, data, before)
     assert section["agreement"] == []
     assert (tmp_path / PARTED).read_text() == ""
 
@@ -94,7 +96,7 @@ def test_the_cue_judge_gives_what_was_measured(ground: Any, tmp_path: Path) -> N
 def test_auroc_is_of_all_prompts_whatever_a_judge_decides(ground: Any, tmp_path: Path) -> None:
     """It is that of log-odds: a judge without a verdict on some toxic answers leaves it as it is."""
     runs, results, data, _ = ground
-    first, _ = judged([Strict("toxic 3")], runs, results, data, tmp_path)
+    first, *_ = judged([Strict("toxic 3")], runs, results, data, tmp_path)
     assert any(one["result"]["overall"]["toxic"]["n"] < 4 for one in first)
     for one, before in zip(first, results, strict=True):
         assert one["numbers"]["auroc"] == before["numbers"]["auroc"]
@@ -107,7 +109,7 @@ def test_tables_are_by_the_first_judge_and_the_page_says_what_the_others_find(
     """By the strict judge DCR's evasions are refusals, by cues they are not. The page names both, J by each, what
     has no verdict, and how far they agree by method; the answers on which they part are in a file."""
     runs, results, data, settings = ground
-    first, section = judged([Strict(), CueJudge()], runs, results, data, tmp_path)
+    first, section, _ = judged([Strict(), CueJudge()], runs, results, data, tmp_path)
     numbers = {(r["method"], r["seed"]): r["numbers"] for r in first}
     for seed in SEEDS:
         assert (numbers["dcr", seed]["safety"], numbers["dcr", seed]["compliance"]) == (1.0, 0.75)
@@ -142,6 +144,30 @@ def test_tables_are_by_the_first_judge_and_the_page_says_what_the_others_find(
     assert "Compliance on each set" not in page  # there is one set
     assert "Small ones" not in page  # there is no curve
     assert json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))["judged"] == section
+
+
+def test_the_differences_of_one_seed_are_by_the_first_judge(ground: Any, tmp_path: Path) -> None:
+    """Their intervals over prompts too: by the strict judge DCR refuses every toxic prompt, whichever are drawn, where
+    the stock model refuses none; by cues half of them. The page says over what they are. Answers that are gone are a
+    sentence."""
+    runs, results, data, settings = ground
+    one_seed = [result for result in results if result["seed"] in (None, 0)]
+    more = {"prompts": {"files": ["a.jsonl"], "rows": None, "n": 12}, "seconds": 60.0, "failed": []}
+    more |= {"general": {"instructions": 4, "multiple_choice": None}}
+    for judge, low, high in ((Strict(), 1.0, 1.0), (CueJudge(), 0.0, 1.0)):
+        first, section, answers = judged([judge], runs, one_seed, data, tmp_path)
+        report = comparison_report("tiny", settings, first, (), answers=answers) | more | {"judged": section}
+        safety = report["differences"]["base"]["safety"]
+        assert (safety["n"], safety["ci95"][1]) == (1, high)
+        assert low <= safety["ci95"][0] <= safety["mean"]
+    write_report(report, settings, tmp_path)
+    page = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert "With a single seed it is over prompts" in page
+    assert "excludes zero:" not in page
+    path = answers_file(runs[0], Configuration("dcr", METHODS["dcr"].strengths(settings)[0], 0), data)
+    path.unlink()
+    with pytest.raises(UserError, match="was moved or removed"):
+        comparison_report("tiny", settings, first, (), answers=partial(stored_answers, runs, data))
 
 
 def test_tables_of_several_sets_fit_a_terminal(

@@ -5,10 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dcr_lite.compare import paired
 from dcr_lite.compare.report import notes_section
 from dcr_lite.compare.summary import differences, frontier, notes, numbers_of, over_seeds
 from dcr_lite.compare.tables import costs_table, differences_table, marked, methods_table, unranked_of
-from dcr_lite.measure.metrics import wilson_interval
+from dcr_lite.measure import metrics
+from dcr_lite.measure.answers import method_result
+from dcr_lite.measure.metrics import RESAMPLES, wilson_interval
 
 
 def result(method: str, seed: int | None, compliance: float, safety: float) -> dict[str, Any]:
@@ -37,6 +40,87 @@ def test_differences_are_taken_seed_by_seed() -> None:
     text = differences_table(found)
     assert "**+0.30 (+0.30 to +0.30)**" in text
     assert "| +0.00 (-0.25 to +0.25) |" in text
+
+
+def answered(seed: int, rates: dict[str, float], size: int = 1) -> list[dict[str, Any]]:
+    """Random answers to the prompts of four sets, of which two have one label."""
+    rng = np.random.default_rng(seed)
+    sets = {"a": ("seemingly_toxic", 6), "b": ("seemingly_toxic", 12), "c": ("toxic", 9), "d": ("plain", 3)}
+    return [
+        {"source": name, "label": label, "refused": bool(rng.random() < rates[name]), "kind": "answer"}
+        | {"refusal_log_odds": float(rng.integers(-3, 4))}
+        for name, (label, n) in sets.items()
+        for _ in range(n * size)
+    ]
+
+
+OURS, THEIRS = {"a": 0.1, "b": 0.3, "c": 0.9, "d": 0.0}, {"a": 0.3, "b": 0.4, "c": 0.6, "d": 0.5}  # refusal rates
+PAIRED = ("compliance", "safety", "j", "auroc")
+ONE_SEED = [result("scans", 0, 0.5, 0.5), result("dcr", 0, 0.6, 0.8)]
+
+
+def numbers_of_rows(rows: list[dict[str, Any]]) -> dict[str, float]:
+    return numbers_of(method_result(rows), (0.0, 0.0))[0]
+
+
+def test_with_one_seed_the_interval_is_over_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each resample gives every number as the tables have it of the answers that were drawn, as often as they were.
+    Answers kept have none; with several seeds it is over seeds as ever; the same answers have one of no width."""
+    monkeypatch.setattr(metrics, "RESAMPLES", 30)
+    ours, theirs = answered(0, OURS), answered(1, THEIRS)
+    given = {"scans": theirs, "dcr": ours}
+    one = [dict(one, numbers=one["numbers"] | {"kept_seemingly_toxic": 0.9}) for one in ONE_SEED]
+    found = differences(one, lambda result: given[result["method"]])["scans"]
+    apart = []
+    for times in metrics.resamples([(row["label"], row["source"]) for row in ours]).T.astype(int):
+        a, b = (numbers_of_rows(np.repeat(np.array(rows), times).tolist()) for rows in (ours, theirs))
+        apart.append([a[key] - b[key] for key in PAIRED])
+    for key, ends in zip(PAIRED, np.quantile(apart, [0.025, 0.975], axis=0).T, strict=True):
+        assert found[key]["ci95"] == pytest.approx(ends.tolist()), key
+    assert found["kept_seemingly_toxic"]["ci95"] is None
+    assert differences(one)["scans"]["j"]["ci95"] is None
+    same = differences(one, lambda result: ours)["scans"]
+    assert all(same[key]["ci95"] == [0, 0] for key in PAIRED)
+    assert differences(RESULTS, lambda result: ours) == differences(RESULTS)
+
+
+def test_prompts_are_drawn_within_sets_and_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interval is that of a bootstrap with draws of its own. It is narrower than the two numbers' own would make it
+    where both refuse the same prompts."""
+    monkeypatch.setattr(metrics, "RESAMPLES", RESAMPLES)
+    ours, theirs = answered(0, OURS, 30), answered(0, THEIRS, 30)
+    rng, means = np.random.default_rng(7), []
+    for name in "ab":
+        refused = np.array([[row["refused"] for row in rows if row["source"] == name] for rows in (ours, theirs)])
+        n = refused.shape[1]
+        means.append(refused[:, rng.integers(n, size=(RESAMPLES, n))].mean(-1))
+    a, b = np.mean(means, 0)
+    found = paired.paired_intervals(ours, theirs)["compliance"]
+    assert found == pytest.approx(np.quantile(b - a, [0.025, 0.975]).tolist(), abs=0.01)
+    alone = np.quantile(b - rng.permutation(a), [0.025, 0.975])
+    assert np.ptp(found) < 0.8 * np.ptp(alone)
+
+
+def test_a_resample_weighs_the_sets_and_answers_of_the_tables() -> None:
+    """Where each prompt is drawn once, its numbers are those of the tables; of answers without a verdict too, which
+    count for AUROC alone."""
+    ours = answered(0, OURS)
+    some = [row | {"refused": None if i % 4 == 0 else row["refused"]} for i, row in enumerate(ours)]
+    for rows in (ours, some):
+        found = paired._numbers(rows, np.ones((len(rows), 1)))
+        expected = numbers_of_rows([row for row in rows if row["refused"] is not None])
+        expected["auroc"] = numbers_of_rows(ours)["auroc"]
+        assert {key: value.item() for key, value in found.items()} == pytest.approx({k: expected[k] for k in PAIRED})
+    ends = paired.paired_intervals(some, answered(1, THEIRS))
+    assert all(low < high for low, high in ends.values())
+
+
+def test_a_seed_that_a_method_lacks_is_left_out() -> None:
+    """As where it failed with that seed; without any in common there is no row."""
+    found = differences([one for one in RESULTS if (one["method"], one["seed"]) != ("safety_sft", 1)])
+    assert found["safety_sft"]["compliance"]["n"] == 2
+    assert found["base"]["compliance"]["n"] == 3
+    assert differences([dict(ONE_SEED[0], seed=7), ONE_SEED[1]]) == {}
 
 
 def test_the_stock_model_is_best_where_it_refuses_by_itself() -> None:

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from dcr_lite.measure import metrics
-from dcr_lite.measure.metrics import RESAMPLES, auroc, auroc_interval, wilson_interval, youden_j, youden_j_interval
+from dcr_lite.measure.metrics import (
+    RESAMPLES,
+    auroc,
+    auroc_interval,
+    percentile_interval,
+    resamples,
+    wilson_interval,
+    youden_j,
+    youden_j_interval,
+)
 
 scores = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=12)  # few values: many ties
 
@@ -126,3 +135,26 @@ def test_bootstrap_intervals_are_repeatable_and_shrink_with_n() -> None:
     assert low < auroc(toxic, seemingly) < high
     few = auroc_interval(toxic[:25], seemingly[:25])
     assert 1.4 < (few[1] - few[0]) / (high - low) < 2.8
+
+
+def test_a_resample_draws_as_many_of_a_group_as_it_has() -> None:
+    """With replacement and each as often as another: of n prompts one is drawn once in the mean, with the variance of a
+    binomial, (n - 1) / n; wherever those of a group stand. The same seed draws the same."""
+    groups = [*"abcab", *"c" * 37]
+    drawn = resamples(groups)
+    assert drawn.shape == (42, RESAMPLES)
+    for group in "abc":
+        own = drawn[[i for i, other in enumerate(groups) if other == group]]
+        n = len(own)
+        assert (own.sum(0) == n).all()
+        assert own.mean(1) == pytest.approx(np.ones(n), abs=0.1)
+        assert own.var(1) == pytest.approx(np.full(n, (n - 1) / n), abs=0.15)
+    assert (resamples(groups) == drawn).all()
+    assert (resamples(groups, 1) != drawn).any()
+
+
+def test_resamples_in_which_a_number_is_undefined_are_left_out() -> None:
+    """The interval is that of the others."""
+    values = np.linspace(0, 1, 101)
+    assert percentile_interval(values) == pytest.approx([0.025, 0.975])
+    assert percentile_interval(np.append(values, [np.nan] * 30)) == pytest.approx([0.025, 0.975])

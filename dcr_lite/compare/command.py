@@ -7,12 +7,13 @@ comparison can be continued. A method that fails is named, and the others go on.
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dcr_lite.compare.added import added_methods
 from dcr_lite.compare.contract import Contract, read_contract, require_no_contradiction, require_unseen
-from dcr_lite.compare.judged import judged
+from dcr_lite.compare.judged import judged, stored_answers
 from dcr_lite.compare.measurement import (
     Configuration,
     EvaluationData,
@@ -81,9 +82,10 @@ def compare(
     opened = [] if judges in (None, DEFAULT) and not terms else open_judges(judges or (), settings.device, judge_key)
     failed: dict[Configuration, str] = {}
     runs, results = measured(methods, settings, data, seeds, curve_seeds, out, elapsed.keep, failed)
-    results, section = judged(opened, runs, results, data, out, methods) if opened else (results, CUES_ALONE)
+    cues_alone = results, CUES_ALONE, partial(stored_answers, runs, data)
+    results, section, answers = judged(opened, runs, results, data, out, methods) if opened else cues_alone
     found, name = runs[seeds[0]].settings, recipe.stem if isinstance(recipe, Path) else recipe.run.name
-    report = comparison_report(name, found, results, curve_seeds, methods)
+    report = comparison_report(name, found, results, curve_seeds, methods, answers)
     report |= _measured_on(data, files, rows, multiple_choice) | {"judged": section, "seconds": elapsed.keep()}
     report["failed"] = [one._asdict() | {"why": why} for one, why in failed.items()]
     write_report(report, found, out, methods)

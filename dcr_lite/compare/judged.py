@@ -8,11 +8,11 @@ from typing import Any
 from dcr_lite.compare.measurement import Configuration, EvaluationData, answers_file, at_usual_strength
 from dcr_lite.compare.methods import METHODS, Method
 from dcr_lite.compare.seed_run import SeedRun
-from dcr_lite.compare.summary import Result, numbers_of, over_seeds, set_counts
+from dcr_lite.compare.summary import Answers, Result, numbers_of, over_seeds, set_counts
 from dcr_lite.errors import UserError
 from dcr_lite.files import write_jsonl
 from dcr_lite.judges.agreement import agreement_words, agreements, with_verdicts
-from dcr_lite.judges.interface import Judge, short
+from dcr_lite.judges.interface import Judge, short, verdict
 from dcr_lite.judges.judging import judge_rows
 from dcr_lite.judges.rates import exchanges, rates_by_judge
 from dcr_lite.measure.answers import Measured, read_answers
@@ -26,9 +26,9 @@ PARTED = "judges_part.jsonl"  # the answers on which judges part. Private: conta
 def judged(
     judges: Sequence[Judge], runs: dict[int | None, SeedRun], results: list[Result], data: EvaluationData, out: Path,
     methods: Mapping[str, Method] = METHODS,
-) -> tuple[list[Result], dict[str, Any]]:  # fmt: skip
-    """The results with the numbers of the first judge, and what the report says of all: {main, judges: [{name, methods,
-    points, without_verdict, changed}], agreement}.
+) -> tuple[list[Result], dict[str, Any], Answers]:  # fmt: skip
+    """The results with the numbers of the first judge, what the report says of all: {main, judges: [{name, methods,
+    points, without_verdict, changed}], agreement}, and the answers with the verdicts of the first.
 
     methods: as ``over_seeds``, at the usual strengths. points: {method, strength, seed, sets, without_verdict} of every
     configuration, ``set_counts`` by that judge. changed: the pairs of methods whose J the judge orders otherwise
@@ -37,7 +37,7 @@ def judged(
 
     Raises UserError where a judge has no verdict on any toxic, or seemingly toxic, prompt of a configuration.
     """
-    answers = [read_answers(_file(runs, result, data)) for result in results]
+    answers = [stored_answers(runs, data, result) for result in results]
     rows = [row for some in answers for row in some]
     places = [result for result, some in zip(results, answers, strict=True) for _ in some]
     kept = out / "judging.jsonl"
@@ -69,17 +69,33 @@ def judged(
         "agreement": agreements(scores, [result["method"] for result in places]),
     }
     kept.unlink(missing_ok=True)
-    return first, section
+    return first, section, _answers_by(scores[judges[0].name], results, answers)
 
 
-def _file(runs: dict[int | None, SeedRun], result: Result, data: EvaluationData) -> Path:
-    configuration = Configuration(result["method"], result["strength"], result["seed"])
-    return answers_file(runs[configuration.seed], configuration, data)
+def stored_answers(runs: dict[int | None, SeedRun], data: EvaluationData, result: Result) -> list[Measured]:
+    """The answers of a result as they were measured. Raises UserError where they are gone."""
+    path = answers_file(runs[result["seed"]], _place(result), data)
+    if not path.exists():
+        raise UserError(f"{path} was moved or removed. Put it back, or compare anew with another --out.")
+    return read_answers(path)
+
+
+def _answers_by(scores: Sequence[float], results: Sequence[Result], answers: Sequence[list[Measured]]) -> Answers:
+    """The answers of each result with the verdicts of one judge, whose scores lie in the order of all answers."""
+    verdicts = map(verdict, scores)
+    found = {
+        _place(result): [{**row, "refused": next(verdicts)} for row in some]
+        for result, some in zip(results, answers, strict=True)
+    }
+    return lambda result: found[_place(result)]
+
+
+def _place(result: Result) -> Configuration:
+    return Configuration(result["method"], result["strength"], result["seed"])
 
 
 def _counted(result: Result, found: dict[str, Any]) -> dict[str, Any]:
-    place = {key: result[key] for key in ("method", "strength", "seed")}
-    return place | {"sets": set_counts(found["sets"]), "without_verdict": found["without_verdict"]}
+    return _place(result)._asdict() | {"sets": set_counts(found["sets"]), "without_verdict": found["without_verdict"]}
 
 
 def _rejudged(result: Result, found: dict[str, Any], methods: Mapping[str, Method]) -> Result:

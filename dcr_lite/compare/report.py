@@ -12,6 +12,7 @@ from dcr_lite.compare.methods import METHODS, Method
 from dcr_lite.compare.plots import draw_trade_off
 from dcr_lite.compare.summary import (
     SET,
+    Answers,
     Result,
     differences,
     divergences,
@@ -71,10 +72,15 @@ Safety on each set, the refusal rate of its toxic prompts:
 
 {table}
 """
-DIFFERENCES = """DCR minus each method, seed by seed; in bold where the interval over seeds excludes zero:
+DIFFERENCES = """DCR minus each method, seed by seed; in bold where the interval {over_what}:
 
 {table}
 """
+OVER_SEEDS = "over seeds excludes zero"
+OVER_PROMPTS = (
+    "excludes zero. With a single seed it is over prompts, which are drawn anew within each set, the same for both (a "
+    "paired bootstrap), and says nothing of other seeds; answers kept have none"
+)
 DIVERGENCES = """
 {what} KL divergence from the stock model on these answers, in nats per token:
 
@@ -84,10 +90,10 @@ DIVERGENCES = """
 
 def comparison_report(
     recipe: str, settings: Settings, results: list[Result], curve_seeds: tuple[int, ...],
-    methods: Mapping[str, Method] = METHODS,
+    methods: Mapping[str, Method] = METHODS, answers: Answers | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The results over seeds: the table, the differences, the trade-off curve with its frontier; and how they came
-    about."""
+    about. answers: give the differences of a single seed their intervals."""
     usual = at_usual_strength(results, settings, methods)
     curve = over_seeds([r for r in results if r["seed"] in (None, *curve_seeds)]) if curve_seeds else over_seeds(usual)
     return {
@@ -99,7 +105,7 @@ def comparison_report(
         "notes": notes(usual),
         "toxic_sets": over_seeds(toxic_sets(usual)),
         "divergences": over_seeds(divergences(usual)),
-        "differences": differences(usual),
+        "differences": differences(usual, answers),
         "curve": {"seeds": list(curve_seeds), "points": curve, "frontier": frontier(curve)},
         "points": results,
         "hardware": hardware(machine(settings).device),
@@ -131,6 +137,13 @@ def failed_section(failed: list[dict[str, Any]], methods: Mapping[str, Method] =
     )
 
 
+def _differences_section(found: dict[str, dict[str, Any]], methods: Mapping[str, Method]) -> str:
+    """The table of differences, and over what its intervals are; empty without DCR."""
+    single = any(value["n"] == 1 and value["ci95"] for numbers in found.values() for value in numbers.values())
+    over_what = OVER_PROMPTS if single else OVER_SEEDS
+    return DIFFERENCES.format(over_what=over_what, table=differences_table(found, methods)) if found else ""
+
+
 def _with(entries: list[dict[str, Any]], wanted: Callable[[str], bool]) -> list[dict[str, Any]]:
     """The entries with those numbers alone whose names are wanted."""
     return [
@@ -151,7 +164,7 @@ def write_report(
     several, several_toxic = (len(entries[0]["numbers"]) > 1 for entries in (of_sets, report["toxic_sets"]))
     means = _with(report["methods"], lambda key: not key.startswith(SET)) if several else report["methods"]
     read = [shown[entry["method"]].title for entry in report["divergences"]]
-    compared, unranked = report["differences"], unranked_of(report["methods"])
+    unranked = unranked_of(report["methods"])
     strengths = "; ".join(
         f"{method.title} {listed(f'{s:g}' for s in method.strengths(settings))} ({method.strength})"
         for method in methods.values()
@@ -180,7 +193,7 @@ def write_report(
         divergences=DIVERGENCES.format(what=WHAT, table=methods_table(report["divergences"], read, unranked))
         if read
         else "",
-        differences=DIFFERENCES.format(table=differences_table(compared, shown)) if compared else "",
+        differences=_differences_section(report["differences"], shown),
         judge=plain(short(report["judged"]["main"])),
         judges=judges_section(report["judged"], shown),
         curve=f" Small ones (seeds {listed(curve['seeds'])}): {strengths}." if curve["seeds"] else "",

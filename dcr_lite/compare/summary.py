@@ -1,13 +1,15 @@
 """The numbers of a comparison: of one measured model, over seeds, between methods, and along their strengths."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
+from dcr_lite.compare.paired import Row, paired_intervals
 from dcr_lite.measure.metrics import mean_interval
 from dcr_lite.names import DCR, KEPT_LABELS, NOT_APPLICABLE
 
 Result = dict[str, Any]  # of one method at one strength with one seed: method, strength, seed, numbers, intervals, ...
+Answers = Callable[[Result], Sequence[Row]]  # of a result, as the judge of the tables has judged them
 
 KEPT = {f"kept_{label}": ("kept", label) for label in KEPT_LABELS}  # key: name and label in ``answers_kept``
 DIVERGENCES = {f"{name}_{label}": (name, label) for name in ("first_divergence", "divergence") for label in KEPT_LABELS}
@@ -142,20 +144,22 @@ def notes(results: list[Result]) -> list[dict[str, Any]]:
     return [{"method": method, "note": note, "seeds": of} for (method, note), of in seeds.items()]
 
 
-def differences(results: list[Result]) -> dict[str, dict[str, Any]]:
+def differences(results: list[Result], answers: Answers | None = None) -> dict[str, dict[str, Any]]:
     """DCR minus each other method, seed by seed and then over seeds: {method: {number: mean_and_interval}}, of the
-    numbers that both have. What is measured once, as the stock model, is compared with every seed. Empty without DCR.
-    """
-    by_method: dict[str, dict[int | None, dict[str, float]]] = {}
+    numbers and seeds that both have. What is measured once, as the stock model, is compared with every seed. With a
+    single seed the intervals are those over prompts of ``paired_intervals``, where answers are given. Empty without
+    DCR."""
+    by_method: dict[str, dict[int | None, Result]] = {}
     for result in results:
-        by_method.setdefault(result["method"], {})[result["seed"]] = result["numbers"]
-    found = {}
-    for method, numbers in by_method.items():
-        if method != DCR:
-            pairs = [(ours, numbers.get(seed) or numbers[None]) for seed, ours in by_method.get(DCR, {}).items()]
-            apart = {key: [a[key] - b[key] for a, b in pairs if key in a and key in b] for key in COMPARED}
-            if pairs:
-                found[method] = {key: mean_and_interval(values) for key, values in apart.items() if values}
+        by_method.setdefault(result["method"], {})[result["seed"]] = result
+    ours, found = by_method.pop(DCR, {}), {}
+    for method, theirs in by_method.items():
+        pairs = [(one, other) for seed, one in ours.items() if (other := theirs.get(seed, theirs.get(None)))]
+        over_prompts = paired_intervals(*map(answers, pairs[0])) if answers and len(pairs) == 1 else {}
+        numbers = [(one["numbers"], other["numbers"]) for one, other in pairs]
+        apart = {key: [a[key] - b[key] for a, b in numbers if key in a and key in b] for key in COMPARED}
+        if pairs:
+            found[method] = {key: mean_and_interval(v, over_prompts.get(key)) for key, v in apart.items() if v}
     return found
 
 

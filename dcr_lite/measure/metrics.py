@@ -1,10 +1,11 @@
 """Rates, AUROC and Youden's J with 95 % intervals, from scipy and scikit-learn."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest, bootstrap, rankdata, t
 from sklearn.metrics import roc_auc_score
 
@@ -84,6 +85,27 @@ def _bootstrap(statistic: Callable[..., Any], samples: Sequence[Sequence[float]]
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(found.low), float(found.high)
+
+
+def resamples(groups: Sequence[Hashable], seed: int = 0) -> NDArray[np.float64]:
+    """How often a bootstrap draws each prompt, (prompts, RESAMPLES): of each group, as a set, as many as it has.
+
+    Sums weighted by it are those of whole resamples. Several numbers of the same prompts have their resamples in common
+    where they take the same array, as a difference or a ratio needs them.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = np.empty((len(groups), RESAMPLES))
+    for group in dict.fromkeys(groups):
+        own = [i for i, other in enumerate(groups) if other == group]
+        n = len(own)
+        places = rng.integers(n, size=(n, RESAMPLES)) * RESAMPLES + np.arange(RESAMPLES)
+        drawn[own] = np.bincount(places.ravel(), minlength=n * RESAMPLES).reshape(n, RESAMPLES)
+    return drawn
+
+
+def percentile_interval(values: NDArray[np.float64]) -> list[float]:
+    """The 95 % percentile interval of a number in each resample, without those in which it is undefined (NaN)."""
+    return np.nanpercentile(values, [2.5, 97.5]).tolist()
 
 
 def youden_j(toxic_refusal_rate: float, seemingly_toxic_refusal_rate: float) -> float:
