@@ -319,6 +319,7 @@ def test_whole_answers_go_on_where_others_are_stopped(asked: Evaluation, monkeyp
     stopped, whole = ([row["response"] for row in answers(one)] for one in (asked, other))
     assert all(long.startswith(short.rstrip("\ufffd ")) for short, long in zip(stopped, whole, strict=True))
     assert sum(map(len, stopped)) < sum(map(len, whole))
+    assert [{"ended" in row for row in answers(one)} for one in (asked, other)] == [{False}, {True}]
 
 
 @given(st.lists(st.integers(0, 30), min_size=len(KINDS), max_size=len(KINDS)).filter(any))

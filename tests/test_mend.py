@@ -37,6 +37,7 @@ from dcr_lite.names import DCR, STOCK
 from dcr_lite.run import inputs, opening
 from dcr_lite.run.dial_setting import DialSetting
 from dcr_lite.run.joined import Joined, with_joined
+from dcr_lite.run.report import plain
 from dcr_lite.run.run_folder import read_settings
 from dcr_lite.settings import Settings
 
@@ -416,6 +417,52 @@ def test_prompts_join_as_they_were_checked(tmp_path: Path, monkeypatch: pytest.M
     check = {"refused": [1, 2, 3], "doubtful": []}
     mend_steps.join(run, reader, data_of(reader.pairs, reader.pairs, ("r",)), settings, wishes, check)
     assert read[0] == [wish.prompt for wish in wishes[:6]]
+
+
+def test_own_prompts_are_answered_whole(made: tuple[Path, list[Outcome]]) -> None:
+    """Before and after, beyond the tokens of the run's evaluation, which stops refusals; the page marks a text that had
+    not come to an end."""
+    run, _ = made
+    text = (run / "mend.md").read_text(encoding="utf-8")
+    evaluated = lines_of(run / "answers" / f"{STOCK}.jsonl")
+    assert not any("ended" in row for row in evaluated)
+    for row in [*lines_of(run / "mend" / "before.jsonl"), *lines_of(run / "mend" / "after.jsonl")]:
+        assert row["ended"] or len(row["response"]) > 2 * max(len(other["response"]) for other in evaluated)
+        assert (f"{plain(row['response'])} \N{HORIZONTAL ELLIPSIS}\n" in f"{text}\n") == (not row["ended"])
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_after_is_measured_as_before(earlier: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that an earlier version began has answers before that are short, and stopped refusals; those after are
+    given likewise."""
+    row = {**ANSWER, "prompt": "a", "label": "seemingly_toxic"} | ({} if earlier else {"ended": True})
+    asked: list[tuple[str, int, bool]] = []
+
+    def answer_with(run: Any, model: Any, method: str, part: str, own: Any, path: Path, *rest: Any) -> None:
+        asked.append((method, rest[0], rest[2]))
+
+    monkeypatch.setattr(mend_steps, "answer_with", answer_with)
+    monkeypatch.setattr(mend_steps, "answers_given", lambda run, part, path: [row])
+    monkeypatch.setattr(mend_steps, "kept_of", lambda run, method: {})
+    done = {mend_steps.BEFORE: {"seconds": 1.0}}
+    run: Any = SimpleNamespace(path=tmp_path, finished=done.get)
+    settings = MendSettings(model="m", run=tmp_path, answer_tokens=6)
+    mend_steps.measure(
+        run, cast(Any, None), settings, [Wish("a", True, "", part="kept")], NOTHING_SEEN, {STOCK: [], DCR: []}
+    )
+    assert asked == [(DCR, 6, False) if earlier else (DCR, 80, True)]
+
+
+def test_a_prompt_leaves_room_for_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the window, and beside it in what was found to fit into memory for the evaluation's shorter answers."""
+    longest: list[int] = []
+    monkeypatch.setattr(mend_steps, "encode_prompts", lambda tokenizer, prompts, most: longest.append(most))
+    model: Any = SimpleNamespace(window=1000, tokenizer=None)
+    settings = MendSettings(model="m", run=Path("x"), answer_tokens=40)
+    for limits in ({"stage1": 990, "evaluation": 960}, {"evaluation": 260}, {"stage1": 90}):
+        run: Any = SimpleNamespace(finished=lambda part, limits=limits: limits)
+        mend_steps.require_short(run, model, settings, [Wish("a", True, "")])
+    assert longest == [920, 220, 90]
 
 
 def test_the_check_alone_trains_nothing(made: tuple[Path, list[Outcome]]) -> None:

@@ -362,5 +362,7 @@ def test_the_tab_mends_a_model(tiny: Path, rows: Path, tmp_path: Path) -> None:
     for when in (found.before, found.after):
         assert [row["refused"] for row in when] == [sum(map(ord, row["response"])) % 3 != 0 for row in when]
         assert all(mend_markup.escape(row["response"].strip()) in page.html("outcome") for row in when)
+    cut = sum(not row["ended"] for row in (*found.before, *found.after))
+    assert page.html("outcome").count(" \N{HORIZONTAL ELLIPSIS}</p></div>") == cut
     assert page.html("table").count(">trained on<") == sum(wish.part == "trained" for wish in found.wishes) >= 8
     assert page.parts[page.tab.open].visible

@@ -16,6 +16,7 @@ from dcr_lite.mend.page import (
     answer_rows,
     near_sentence,
     safety_rows,
+    said_in,
     seen_beside,
     seen_today,
 )
@@ -122,7 +123,7 @@ def _both_answers(wish: Wish, before: Measured, after: Measured) -> str:
     wanted = f"to {'answer' if wish.answered else 'refuse'}; {TITLES.get(wish.part, texts.IN_RUN)}"
     sides = "".join(
         f"<div><b>{_sign(row['refused'])} {when}, {texts.SAID[row['refused']]}</b>"
-        f"<p>{escape(row['response'].strip() or texts.NOTHING_SAID)}</p></div>"
+        f"<p>{escape(said_in(row) or texts.NOTHING_SAID)}</p></div>"
         for when, row in ((texts.BEFORE, before), (texts.AFTER, after))
     )
     return f'<h3>{escape(wish.prompt)} <small>({wanted})</small></h3><div class="sides">{sides}</div>'

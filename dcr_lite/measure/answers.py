@@ -14,7 +14,7 @@ from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.names import LABELS
 
-Measured = dict[str, Any]  # one measured prompt, with these fields and its kind, one of KINDS
+Measured = dict[str, Any]  # one measured prompt, with these fields and its kind, one of KINDS; of a whole answer, ended
 FIELDS = {
     "source": str, "label": str, "prompt": str, "response": str, "refused": bool, "refusal_log_odds": float,
 }  # fmt: skip
@@ -31,7 +31,8 @@ def measure(
     """The model's greedy answers, judged, in the order of ``prompts``.
 
     Generation of an answer stops once no continuation can change whether it refuses. Help that would have followed does
-    not show then, and most partial refusals count as full ones. whole: go on to ``answer_tokens`` all the same.
+    not show then, and most partial refusals count as full ones. whole: go on to ``answer_tokens`` all the same, and
+    note as ``ended`` whether the model had come to an end by then.
     thinking: let the model think first, which counts to ``answer_tokens``.
     """
     if not prompts:
@@ -48,6 +49,7 @@ def measure(
             "kind": kind_of(prompt.prompt, said.text, refused),
             "refusal_log_odds": said.refusal_log_odds,
         }
+        | ({"ended": said.ended} if whole else {})
         for prompt, said in zip(prompts, answers, strict=True)
     ]
 

@@ -34,7 +34,7 @@ def main(settings: MendSettings) -> None:
     show_plan(opening.will_it_fit(settings))
     model, source = opening.load_model(settings)
     data = without_long_rows(run, model, data, settings)
-    mending.require_short(run, model, wishes)
+    mending.require_short(run, model, settings, wishes)
 
     settings = steps.find_settings(run, model, data, settings)
     show_plan(plan(model, source, data, settings))

@@ -177,11 +177,17 @@ def _listed(numbers: Sequence[int], texts: Sequence[str], quoted: Quoted) -> str
     return "; ".join(f"{number}. {quoted(texts[number - 1])}" for number in numbers)
 
 
+def said_in(row: Measured) -> str:
+    """What a model said, with an ellipsis where it had not come to an end."""
+    said = str(row["response"]).strip()
+    return said if row.get("ended", True) else f"{said} \N{HORIZONTAL ELLIPSIS}"
+
+
 def _answers(wish: Wish, before: Measured, after: Measured) -> str:
     """A prompt with both answers."""
     wanted = "to answer" if wish.answered else "to refuse"
     said = [
-        f"- {when}, {'refused' if row['refused'] else 'answered'}: {plain(row['response']) or '(nothing)'}"
+        f"- {when}, {'refused' if row['refused'] else 'answered'}: {plain(said_in(row)) or '(nothing)'}"
         for when, row in (("before", before), ("after", after))
     ]
     return "\n".join([f"**{plain(wish.prompt)}** ({wanted}; {TITLES[wish.part]})", "", *said])

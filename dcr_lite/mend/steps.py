@@ -33,6 +33,7 @@ from dcr_lite.run.terminal import console, progress_bar, show_line
 
 BEFORE, AFTER, CHECKED, JOINED = "mend_before", "mend_after", "mend_check", "mend_joined"  # parts of a run
 PAGE = "mend.md"
+ANSWER_TOKENS = 80  # of an answer to a user's own prompt, which a person reads: as many as the demo shows
 
 
 def require_chat_model(settings: MendSettings) -> None:
@@ -44,10 +45,11 @@ def require_chat_model(settings: MendSettings) -> None:
         )
 
 
-def require_short(run: RunFolder, model: Model, wishes: list[Wish]) -> None:
+def require_short(run: RunFolder, model: Model, settings: MendSettings, wishes: list[Wish]) -> None:
     """Raises UserError, with file and line, for a prompt that the model cannot take."""
     most = distributed.on_main(lambda: run.finished(long_rows.PART)) or {}
-    longest = min([model.window, *(most[stage] for stage in ("stage1", "evaluation") if stage in most)])
+    further = {"stage1": 0, "evaluation": max(0, ANSWER_TOKENS - settings.answer_tokens)}  # tokens of an answer
+    longest = min([model.window - ANSWER_TOKENS, *(most[stage] - further[stage] for stage in further if stage in most)])
     for wish in wishes:
         try:
             encode_prompts(model.tokenizer, [wish.prompt], longest)
@@ -113,7 +115,8 @@ def measure(
     """RUN/mend.md and RUN/mend/mend.json: the user's prompts and held-out toxic ones before and after; returns the
     sentences that stand first. answers: of the run's models to held-out prompts."""
     before = _answered(run, model, STOCK, BEFORE, settings, wishes)
-    after = _answered(run, model, DCR, AFTER, settings, wishes)
+    whole = "ended" in before[0]  # else an earlier version has begun this run, and both are measured alike
+    after = _answered(run, model, DCR, AFTER, settings, wishes, whole)
 
     def write() -> str:
         found = outcome(wishes, before, after, answers)
@@ -129,14 +132,17 @@ def measure(
 
 
 def _answered(
-    run: RunFolder, model: Model, method: str, part: str, settings: MendSettings, wishes: list[Wish]
-) -> list[Measured]:
-    """The answers of one of the run's models to the user's prompts, in their order."""
+    run: RunFolder, model: Model, method: str, part: str, settings: MendSettings, wishes: list[Wish],
+    whole: bool = True,
+) -> list[Measured]:  # fmt: skip
+    """The answers of one of the run's models to the user's prompts, in their order. whole: refusals too are given to
+    their end, or to ANSWER_TOKENS."""
     path: Path = run.path / FOLDER / f"{part.removeprefix('mend_')}.jsonl"
     if not run.finished(part):
         own = distributed.share([wish.measured() for wish in wishes])
+        tokens = ANSWER_TOKENS if whole else settings.answer_tokens
         with progress_bar("Your prompts", max(1, len(own))) as shown:
-            answer_with(run, model, method, part, own, path, settings, shown.advance)
+            answer_with(run, model, method, part, own, path, tokens, shown.advance, whole)
     answers: list[Measured] = distributed.on_main(lambda: answers_given(run, part, path))
     return answers
 

@@ -169,12 +169,12 @@ def restore(run: RunFolder, model: Model, name: str, adapter: str) -> None:
 def evaluate(run: RunFolder, model: Model, data: Data, settings: Settings) -> dict[str, list[Measured]]:
     """Answers of the stock model, of the baseline if there is one, and of DCR to every held-out prompt, judged; and how
     many of the stock model's answers the others keep."""
-    methods = models_of(settings.compare_with)
+    methods, tokens = models_of(settings.compare_with), settings.answer_tokens
     paths = {method: run.path / "answers" / f"{method}.jsonl" for method in methods}
     own = distributed.share(data.held_out)
     with progress_bar("Evaluation", max(1, len(methods) * len(own))) as shown:
         for method in methods:
-            answer_with(run, model, method, f"evaluate_{method}", own, paths[method], settings, shown.advance)
+            answer_with(run, model, method, f"evaluate_{method}", own, paths[method], tokens, shown.advance)
     answers: dict[str, list[Measured]] = distributed.on_main(
         lambda: {method: answers_given(run, f"evaluate_{method}", path) for method, path in paths.items()}
     )
@@ -183,11 +183,11 @@ def evaluate(run: RunFolder, model: Model, data: Data, settings: Settings) -> di
 
 
 def answer_with(
-    run: RunFolder, model: Model, method: str, part: str, own: list[Prompt], path: Path, settings: Settings,
-    progress: Callable[[int], None],
+    run: RunFolder, model: Model, method: str, part: str, own: list[Prompt], path: Path, answer_tokens: int,
+    progress: Callable[[int], None], whole: bool = False,
 ) -> None:  # fmt: skip
     """Let one of the run's models answer this process's share of some prompts, as the part ``part`` of the run; the
-    judged answers of all are written to ``path``."""
+    judged answers of all are written to ``path``. answer_tokens, whole: as ``measure``."""
     if run.finished(part):
         progress(len(own))
         return
@@ -195,7 +195,7 @@ def answer_with(
     if method != STOCK:
         adapters.activate(model, method)
     with adapters.stock(model) if method == STOCK else contextlib.nullcontext():
-        measured = distributed.gathered(measure(model, own, settings.answer_tokens, progress))
+        measured = distributed.gathered(measure(model, own, answer_tokens, progress, whole))
     digest = write_answers(measured, path) if distributed.is_main() else ""
     run.finish(part, {"seconds": time.monotonic() - started, "answers_sha256": digest})
 
