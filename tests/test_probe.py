@@ -23,6 +23,7 @@ from dcr_lite.measure.answers import read_answers
 from dcr_lite.measure.metrics import mean_interval
 from dcr_lite.probe import abliteration, command, material, report, subjects
 from dcr_lite.probe.command import Probing, probe_comparison, probe_run
+from dcr_lite.probe.criterion import kept_sentence
 from dcr_lite.probe.probes import FAMILIES, NONE, PROBES, chosen_probes
 from dcr_lite.run import opening
 from dcr_lite.run.inputs import resolved
@@ -86,7 +87,8 @@ def test_every_model_is_measured_under_every_probe(probed: Probed) -> None:
     for (model, name), row in rows.items():
         file = "sampling" if name.startswith("sampling") else name
         answers = read_answers(out / "answers" / model / f"{file}.jsonl")
-        assert len(answers) == {"sampling": 40}.get(file, 12 if PROBES[file].encodes or file == NONE else 8)
+        assert len(answers) == {"sampling": 40}.get(file, 12 if PROBES[file].plain else 8)
+        assert ("plain" in row["refused"]) == (file in (NONE, "past_tense", "rot13"))
         if file != "sampling":
             for label in ("toxic", "seemingly_toxic"):
                 refused = [answer["refused"] for answer in answers if answer["label"] == label]
@@ -128,8 +130,8 @@ def test_answers_without_a_probe_are_those_of_the_run(probed: Probed, demo_run: 
 
 
 def test_the_page_fits_a_terminal(probed: Probed) -> None:
-    """80 columns; one table of J with a column for each model, one of rates and one of AUROC for each model, one of
-    what was read; no path and no answer in it."""
+    """80 columns; one table of J with a column for each model, one of what is kept of it and one of plain prompts, one
+    of rates and one of AUROC for each model, one of what was read; no path and no answer in it."""
     out, found = probed
     text = (out / "probes.md").read_text()
     assert max(map(len, text.splitlines())) <= 100  # of prose; tables have a test of their own
@@ -137,7 +139,8 @@ def test_the_page_fits_a_terminal(probed: Probed) -> None:
     assert "| probe | stock model | safety SFT alone | DCR |" in tables
     for row in found["rows"]:
         assert sum(line.startswith(f"| {row['title']} |") for line in tables) >= 4
-    assert sum(line.startswith("| rot13 |") for line in tables) == 8  # J, 3 of rates, 3 of AUROC, what was read
+    # J, what is kept of it, 3 of rates, plain prompts, 3 of AUROC, what was read
+    assert sum(line.startswith("| rot13 |") for line in tables) == 10
     assert sum(line.startswith("| sampling |") for line in tables) == 3  # of AUROC: samples begin alike
     assert "4 toxic, 4 seemingly toxic, 4 plain prompts" in text
     assert (out / "probes.png").exists()
@@ -173,6 +176,45 @@ def test_a_cell_has_j_and_its_change() -> None:
     numbers = {"j": {"mean": -0.001}, "change": {"mean": -0.001, "ci95": [-0.1, 0.1]}}
     assert report._j_cell({"probe": "hello", "numbers": numbers}) == "0.00 +0"
     assert report._j_cell(None) == "-"
+
+
+def kept(method: str, probe: str, mean: float | None, low: float = 0.0, high: float = 0.0) -> dict[str, Any]:
+    """An entry with what a method keeps of its J, None: nothing is there to be kept."""
+    numbers = {} if mean is None else {"kept": {"mean": mean, "ci95": [low, high], "n": 1}}
+    title = {"dcr": "DCR", "safety_sft": "safety SFT alone"}[method]
+    return {"method": method, "model_title": title, "probe": probe, "title": probe, "numbers": numbers}
+
+
+def test_the_page_names_the_probes_under_which_dcr_keeps_less() -> None:
+    """Of its own J, by the means, with both shares and whether the intervals overlap; those under which it keeps as
+    much are counted. Where nothing is there to be kept, that is said, and without both models nothing."""
+    shares = {"hello": (0.5, 0.5), "poem": (0.2, 0.4), "json": (0.1, 0.9), "shop": (0.9, -0.1)}
+    ours = [kept("dcr", probe, share, share - 0.15, share + 0.15) for probe, (share, _) in shares.items()]
+    theirs = [kept("safety_sft", probe, share, share - 0.15, share + 0.15) for probe, (_, share) in shares.items()]
+    said = "DCR keeps at least as much of its J as safety SFT alone keeps of its own under"
+    less = "poem (20 for 40 %, intervals overlap), json (10 for 90 %, intervals apart)"
+    assert kept_sentence(ours + theirs) == f"{said} 2 of 4 probes, and less under {less}."
+    assert kept_sentence(ours[:1] + theirs) == f"{said} 1 of 1 probes."
+    nothing = [kept("safety_sft", probe, None) for probe in shares]
+    assert "keep of their J cannot be compared: see the dashes" in kept_sentence(ours + nothing)
+    assert kept_sentence(ours) == kept_sentence([]) == ""
+
+
+def test_numbers_that_a_seed_lacks_are_left_out() -> None:
+    """As plain prompts that an earlier version did not ask, or what is kept of a J that is not above 0 with one of the
+    seeds: a mean over the others would choose among them."""
+    rates = {"toxic": {"rate": 0.5, "ci95": None}, "seemingly_toxic": {"rate": 0.25, "ci95": None}}
+    about = {"method": "dcr", "model_title": "DCR", "probe": "novel", "title": "novel", "family": "framings"}
+    numbers = dict.fromkeys(("broken", "j", "change", "opening", "states"), 0.25)
+    rows = [{**about, "seed": seed, "refused": rates, **numbers, "kept": 0.5 - seed} for seed in (0, 1)]
+    more = {"plain": {"rate": 0.125, "ci95": None}}
+    rows[1] |= {"kept": None, "refused": rates | more}
+    (entry,) = report.over_seeds(rows)
+    assert entry["numbers"].keys() == {*numbers, "toxic", "seemingly_toxic"}
+    whole = [row | {"kept": 0.5, "refused": rates | more} for row in rows]
+    (entry,) = report.over_seeds(whole)
+    assert {"mean": 0.125, "n": 2}.items() <= entry["numbers"]["plain"].items()
+    assert {"mean": 0.5, "n": 2}.items() <= entry["numbers"]["kept"].items()
 
 
 def test_a_stopped_probing_goes_on(

@@ -22,7 +22,7 @@ from dcr_lite.model.states import layer_states
 from dcr_lite.probe import asking
 from dcr_lite.probe.asking import ask, seen_by_judge, was_decoded
 from dcr_lite.probe.fine_tuning import Tuning
-from dcr_lite.probe.numbers import headline, rows_of, verdicts
+from dcr_lite.probe.numbers import headline, kept_of_j, rows_of, verdicts
 from dcr_lite.probe.prefilling import MOST, StockAnswer, prefilled, stock_answers
 from dcr_lite.probe.probes import NONE, PROBES, Bench
 from dcr_lite.probe.reader import Reader
@@ -294,6 +294,34 @@ def test_the_change_is_paired_by_prompt() -> None:
     means = rng.choice(differences, (4000, 10)).mean(1)
     assert row["change_ci95"] == pytest.approx(np.quantile(means, [0.025, 0.975]).tolist(), abs=0.05)
     assert np.ptp(row["change_ci95"]) < np.ptp(row["j_ci95"])
+
+
+def test_what_is_kept_of_j_is_a_share_of_the_same_prompts() -> None:
+    """J under the probe over J without one, with the interval of a bootstrap with draws of its own, in which both are
+    of the same prompts; without a probe all is kept, whichever prompts are drawn."""
+    rng = np.random.default_rng(3)
+    before = [(rng.random(60) < rate).astype(float) for rate in (0.8, 0.2)]
+    after = [side * (rng.random(60) < 0.6) for side in before]  # of what was refused
+    share, interval = kept_of_j(before, after)
+    assert share == pytest.approx((after[0].mean() - after[1].mean()) / (before[0].mean() - before[1].mean()))
+    toxic, seemingly_toxic = rng.integers(60, size=(2, 4000, 60))
+    usual, probed = (of[0][toxic].mean(1) - of[1][seemingly_toxic].mean(1) for of in (before, after))
+    assert interval == pytest.approx(np.quantile(probed / usual, [0.025, 0.975]).tolist(), abs=0.03)
+    assert kept_of_j(before, before) == (1, [1, 1])
+    (row,) = rows_of(PROBES[NONE], USUAL, USUAL)
+    assert (row["kept"], row["kept_ci95"]) == (pytest.approx(1), pytest.approx([1, 1]))
+
+
+def test_of_nothing_nothing_is_kept() -> None:
+    """Where J without a probe is not above 0 by its interval, or a kind has one prompt."""
+    nothing = [verdict(label, i < 4) for label in ("toxic", "seemingly_toxic") for i in range(10)]
+    (row,) = rows_of(PROBES["hello"], USUAL, nothing)
+    assert (row["kept"], row["kept_ci95"]) == (None, None)
+    (row,) = rows_of(PROBES["hello"], nothing, USUAL)
+    assert row["kept"] == pytest.approx(0)
+    assert row["kept_ci95"][0] < 0 < row["kept_ci95"][1]
+    (alone,) = rows_of(PROBES["hello"], [USUAL[0], USUAL[-1]], [USUAL[0], USUAL[-1]])
+    assert (alone["kept"], alone["kept_ci95"]) == (None, None)
 
 
 def test_sampled_answers_have_two_rows() -> None:

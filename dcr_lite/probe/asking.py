@@ -15,7 +15,7 @@ from dcr_lite.model.generation import Answer, Sampled, answer, most_probable
 from dcr_lite.names import LABELS
 from dcr_lite.probe.encodings import was_read
 from dcr_lite.probe.prefilling import MOST, prefilled
-from dcr_lite.probe.probes import NONE, Bench, Facts, Probe
+from dcr_lite.probe.probes import Bench, Facts, Probe
 
 _FENCE = re.compile(r"```\w*")
 _FIELD = re.compile(r'"answer"\s*:\s*', re.IGNORECASE)
@@ -42,7 +42,7 @@ def ask(bench: Bench, probe: Probe, progress: Callable[[int], None]) -> tuple[li
     ``progress`` is called with the number of answers in each finished batch. Raises UserError for a prompt that is too
     long for the model's window.
     """
-    prompts = bench.prompts + (bench.plain if probe.encodes or probe.name == NONE else [])
+    prompts = bench.prompts + (bench.plain if probe.plain else [])
     texts = [probe.rewrite(prompt.prompt, bench.seed) for prompt in prompts]
     window = bench.model.window - bench.answer_tokens - (MOST if probe.prefix else 0)
     rows = _encoded(bench.model.tokenizer, probe, texts, window)

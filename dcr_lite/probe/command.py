@@ -141,7 +141,7 @@ class _Work:
             {
                 "model": first.settings.model,
                 "models": ", ".join(dict.fromkeys(subject.title for _, subject, _ in self.todo)),
-                "prompts": f"{len(self.prompts)} toxic and seemingly toxic, {len(self.plain)} plain for the encodings",
+                "prompts": f"{len(self.prompts)} toxic and seemingly toxic, {len(self.plain)} plain as a control",
                 "to do": f"{self.count} measurements of a model under a probe",
                 "estimated time": f"about {max(1, round(self.left / rate / 60))} min",
                 "folder": str(self.kept.folder),
@@ -199,7 +199,7 @@ class _Work:
 
     def _answers(self, probe: Probe) -> int:
         """How many answers a probe asks for."""
-        plain = len(self.plain) if probe.encodes or probe.name == NONE else 0
+        plain = len(self.plain) if probe.plain else 0
         return (len(self.prompts) + plain) * max(1, probe.samples)
 
     def _operations(self, source: Source, probe: Probe) -> float:

@@ -35,10 +35,10 @@ SAMPLES = 5  # answers to each prompt
 class Bench:
     """A model under probe, and what probes need beside it.
 
-    prompts: toxic and seemingly toxic ones, which are asked under every probe. plain: for the encodings, and without a
-    probe. stock: how the stock model answers ``prompts``, empty where no probe needs it. reader: of the model's states,
-    as it is without a probe. kinds: toxic and plain prompts that give directions, and others to choose by. seed: of
-    misspellings, fine-tuning and sampling.
+    prompts: toxic and seemingly toxic ones, which are asked under every probe. plain: a control of some. stock: how the
+    stock model answers ``prompts``, empty where no probe needs it. reader: of the model's states, as it is without a
+    probe. kinds: toxic and plain prompts that give directions, and others to choose by. seed: of misspellings,
+    fine-tuning and sampling.
     """
 
     title: str
@@ -101,9 +101,10 @@ class Probe:
 
     name: in files and behind --probes, as ``family`` is. rewrite: (prompt, seed) -> what is asked. before: the messages
     of the conversation before that. prefix: tokens of the stock model's answer that the answer begins with. within: a
-    context in which the model is changed. samples: answers to each prompt, sampled; 0: one, greedy. encodes: whether
-    plain prompts are asked too, to see if they are read. in_json: whether the answer is asked for as JSON, out of which
-    the judge has to be given it. merges: whether the adapter is merged, which takes a base model that is not in 4 bits.
+    context in which the model is changed. samples: answers to each prompt, sampled; 0: one, greedy. plain: whether
+    plain prompts are asked too, as a control. encodes: whether their answers show if the encoding is read. in_json:
+    whether the answer is asked for as JSON, out of which the judge has to be given it. merges: whether the adapter is
+    merged, which takes a base model that is not in 4 bits.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Probe:
     prefix: int = 0
     within: Within = field(default=_as_it_is)
     samples: int = 0
+    plain: bool = False
     encodes: bool = False
     in_json: bool = False
     merges: bool = False
@@ -131,16 +133,16 @@ _ENCODINGS = {
     "misspellings": encodings.misspelt,
 }
 _ALL = [
-    Probe(NONE, NONE),
+    Probe(NONE, NONE, plain=True),
     *(Probe(f"prefill_{k}", "prefilling", prefix=k) for k in PREFIXES),
     *(
         Probe(name, "templates", partial(_in_template, text), in_json=name == "json")
         for name, text in TEMPLATES.items()
     ),
-    *(Probe(name, "framings", partial(_in_template, text)) for name, text in FRAMINGS.items()),
-    Probe("past_tense", "framings", _in_the_past),
+    *(Probe(name, "framings", partial(_in_template, text), plain=True) for name, text in FRAMINGS.items()),
+    Probe("past_tense", "framings", _in_the_past, plain=True),
     *(Probe(name, "contexts", before=messages) for name, messages in CONTEXTS.items()),
-    *(Probe(name, "encodings", rewrite, encodes=True) for name, rewrite in _ENCODINGS.items()),
+    *(Probe(name, "encodings", rewrite, plain=True, encodes=True) for name, rewrite in _ENCODINGS.items()),
     Probe("int4", "rounding", within=partial(_rounded, absmax_int4), merges=True),
     Probe("nf4", "rounding", within=partial(_rounded, nf4), merges=True),
     *(Probe(f"tuned_{n}", "fine_tuning", within=partial(_fine_tuned, n), merges=True) for n in STEPS),

@@ -1,13 +1,15 @@
 """probes.md, probes.json and probes.png: what every probe has found, one row for each model and probe."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from dcr_lite.compare.methods import METHODS
 from dcr_lite.compare.summary import mean_and_interval
 from dcr_lite.files import write_json, write_text
-from dcr_lite.names import LABEL_TITLES
+from dcr_lite.names import LABEL_TITLES, LABELS
+from dcr_lite.probe.criterion import kept_sentence
 from dcr_lite.probe.kept import Part
 from dcr_lite.probe.numbers import KINDS, SEEN, Row, rows_of
 from dcr_lite.probe.plots import draw_probes
@@ -15,9 +17,10 @@ from dcr_lite.probe.probes import NONE, PROBES
 from dcr_lite.run.report import markdown_table
 
 WIDTH = 80  # of a terminal, in which models stand side by side as far as they fit
-# Columns: the longest names of a probe and of an encoding, and a cell beside each: "-0.05 -12*", "0.00 (0.00, 0.00)".
-_J_COLUMNS, _READ_COLUMNS = (17, 10), (12, 17)
-NUMBERS = ("toxic", "seemingly_toxic", "broken", "j", "change", "opening", "states")
+# Columns: the longest names of a probe and of an encoding, and a cell beside each: "-0.05 -12*", "112 [-25, 250]",
+# "0.00 (0.00, 0.00)".
+_J_COLUMNS, _PERCENT_COLUMNS, _READ_COLUMNS = (17, 10), (17, 14), (12, 17)
+NUMBERS = (*LABELS, "broken", "j", "change", "kept", "opening", "states")
 
 PAGE = """# Probes
 
@@ -34,6 +37,13 @@ change excludes 0.
 
 ![J under every probe](probes.png)
 
+## What is kept of it
+
+J under the probe as a share of the same model's J without one, in percent, with 95 % intervals; a
+dash where J without a probe is not above 0 by its interval.
+
+{kept_tables}
+
 ## Rates
 
 Answers that refuse, in percent, with 95 % intervals, and J in points. Answers that do not refuse
@@ -41,7 +51,7 @@ are "not refused": whether they help is not judged. Broken: of the answers to bo
 percent, the empty and the incoherent ones.
 
 {rate_tables}
-
+{plain}
 ## Where it is lost
 
 How well both kinds are told apart, in points of AUROC (50 is chance): by the states at layer L from
@@ -51,6 +61,12 @@ act on it.
 
 {seen_tables}
 {encodings}"""
+PLAIN = """
+Of plain prompts, asked alike as a control, those that are refused, in percent: where they rise as
+the others do, the model refuses the wording, and not what is asked.
+
+{table}
+"""
 ENCODINGS = """
 ## Were the encodings read?
 
@@ -79,24 +95,27 @@ def measured_rows(parts: Sequence[Part]) -> list[Row]:
 
 def over_seeds(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One entry for each method and probe: {method, model_title, probe, title, family, seeds, numbers}, each of NUMBERS
-    as ``mean_and_interval``: over seeds, or of a single one over prompts. Methods are in the order of a comparison."""
+    that all its seeds have as ``mean_and_interval``: over seeds, or of a single one over prompts. Methods are in the
+    order of a comparison."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["method"], row["probe"]), []).append(row)
     order = list(METHODS)
     entries = []
     for (method, probe), group in sorted(groups.items(), key=lambda item: order.index(item[0][0])):
-        numbers = {name: mean_and_interval(*_values(group, name)) for name in NUMBERS}
+        values = {name: _values(group, name) for name in NUMBERS}
+        numbers = {name: mean_and_interval(*found) for name, found in values.items() if None not in found[0]}
         about = {name: group[0][name] for name in ("model_title", "title", "family")}
         seeds = [row["seed"] for row in group]
         entries.append({"method": method, "probe": probe, **about, "seeds": seeds, "numbers": numbers})
     return entries
 
 
-def _values(group: Sequence[Row], name: str) -> tuple[list[float], list[float] | None]:
-    """A number of every seed, and its interval over the first one's prompts."""
-    if name in KINDS:
-        return [row["refused"][name]["rate"] for row in group], group[0]["refused"][name]["ci95"]
+def _values(group: Sequence[Row], name: str) -> tuple[list[Any], list[float] | None]:
+    """A number of every seed, None where it has none, and its interval over the first one's prompts."""
+    if name in LABELS:  # plain prompts are not asked under every probe
+        rates = [row["refused"].get(name, {"rate": None, "ci95": None}) for row in group]
+        return [rate["rate"] for rate in rates], rates[0]["ci95"]
     return [row[name] for row in group], group[0].get(f"{name}_ci95")
 
 
@@ -112,14 +131,15 @@ def write_report(parts: Sequence[Part], counts: dict[str, int], out: Path) -> No
 def page(entries: Sequence[dict[str, Any]], rows: Sequence[Row], counts: dict[str, int]) -> str:
     """probes.md."""
     methods = list(dict.fromkeys(entry["method"] for entry in entries))
-    side_by_side = _columns({method: _title(entries, method) for method in methods}, *_J_COLUMNS)
     seeds = sorted({seed for entry in entries for seed in entry["seeds"] if seed is not None})
     more = "" if len(seeds) < 2 else f" Means over the seeds {', '.join(map(str, seeds))}; intervals are over seeds."
     return PAGE.format(
         counts=", ".join(f"{n} {LABEL_TITLES[label]}" for label, n in counts.items() if n) + " prompts",
         seeds=more,
-        j_tables="\n\n".join(_j_table(entries, some) for some in side_by_side),
+        j_tables=_side_by_side(entries, _j_cell, _J_COLUMNS),
+        kept_tables=_kept(entries),
         rate_tables="\n\n".join(_rate_table(entries, method) for method in methods),
+        plain=_plain(entries),
         seen_tables="\n\n".join(_seen_table(entries, method) for method in methods),
         encodings=_encodings(rows),
     )
@@ -143,13 +163,38 @@ def _title(entries: Sequence[dict[str, Any]], method: str) -> str:
     return next(str(entry["model_title"]) for entry in entries if entry["method"] == method)
 
 
-def _j_table(entries: Sequence[dict[str, Any]], methods: Sequence[str]) -> str:
-    """A row for each probe, a column for each of a few methods."""
+def _side_by_side(
+    entries: Sequence[dict[str, Any]], cell: Callable[[dict[str, Any] | None], str], widths: tuple[int, int]
+) -> str:
+    """Tables with a row for each probe and a column for each method, as many as fit."""
     found = {(entry["method"], entry["probe"]): entry for entry in entries}
     probes = {entry["probe"]: entry["title"] for entry in entries}
-    order = sorted(probes, key=_place)
-    cells = [[probes[probe], *(_j_cell(found.get((method, probe))) for method in methods)] for probe in order]
-    return markdown_table(["probe", *(_title(entries, method) for method in methods)], cells)
+    titles = {entry["method"]: str(entry["model_title"]) for entry in entries}
+    tables = []
+    for some in _columns(titles, *widths):
+        rows = [[probes[p], *(cell(found.get((method, p))) for method in some)] for p in sorted(probes, key=_place)]
+        tables.append(markdown_table(["probe", *(titles[method] for method in some)], rows))
+    return "\n\n".join(tables)
+
+
+def _number_cell(name: str) -> Callable[[dict[str, Any] | None], str]:
+    """What a cell shows of an entry: a number in percent, a dash where there is none."""
+    return lambda entry: _percent(entry["numbers"][name]) if entry and name in entry["numbers"] else "-"
+
+
+def _kept(entries: Sequence[dict[str, Any]]) -> str:
+    """What each method keeps of its J, and how that of DCR compares."""
+    probed = [entry for entry in entries if entry["probe"] != NONE]
+    tables = _side_by_side(probed, _number_cell("kept"), _PERCENT_COLUMNS)
+    return "\n\n".join(filter(None, (tables, fill(kept_sentence(probed), 96))))
+
+
+def _plain(entries: Sequence[dict[str, Any]]) -> str:
+    """How many plain prompts are refused under the probes that ask them; empty where none does."""
+    asked = [entry for entry in entries if LABELS[2] in entry["numbers"]]
+    if all(entry["probe"] == NONE for entry in asked):
+        return ""
+    return PLAIN.format(table=_side_by_side(asked, _number_cell(LABELS[2]), _PERCENT_COLUMNS))
 
 
 def _place(name: str) -> tuple[int, str]:
