@@ -207,7 +207,8 @@ def test_methods_differ_and_act_on_safety_sft_alone(compared: Compared) -> None:
     _, _, out, _ = compared
     assert len({tuple(row["refusal_log_odds"] for row in answers_of(out, name)) for name in USUAL}) == len(METHODS)
     metrics = [json.loads(line) for line in (out / "seed0" / "metrics.jsonl").read_text().splitlines()]
-    for stage in ("stage1", "safety_sft_6", "safety_sft_3", "augmented_6_3", "stage2", "dpo_0.25", "dpo_0.5"):
+    trained = ("dpo_preferences_0.25", "dpo_preferences_0.5")
+    for stage in ("stage1", "safety_sft_6", "safety_sft_3", "augmented_6_3", "stage2", *trained):
         taken = [row["step"] for row in metrics if row["stage"] == stage and "loss" in row]
         assert taken == list(range(1, len(taken) + 1))
         assert taken

@@ -14,6 +14,7 @@ from tiny_models import PROMPTS, random_kinds, random_rows
 from dcr_lite.data.rows import Pair, Prompt
 from dcr_lite.measure import metrics
 from dcr_lite.measure.metrics import RESAMPLES, wilson_interval
+from dcr_lite.measure.openings import FORCED_OPENING
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.contrast import Contrast
 from dcr_lite.model.generation import Sampled, answer, most_probable
@@ -26,7 +27,6 @@ from dcr_lite.probe.numbers import headline, kept_of_j, rows_of, verdicts
 from dcr_lite.probe.prefilling import MOST, StockAnswer, prefilled, stock_answers
 from dcr_lite.probe.probes import NONE, PROBES, Bench
 from dcr_lite.probe.reader import Reader
-from dcr_lite.probe.wordings import FORCED_OPENING
 
 MakeModel = Callable[..., Model]
 MakeReference = Callable[..., Any]

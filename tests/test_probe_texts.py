@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from dcr_lite.errors import UserError
 from dcr_lite.measure.judge import is_refusal
+from dcr_lite.measure.openings import FORCED_OPENING
 from dcr_lite.probe import encodings
 from dcr_lite.probe.past_tense import past_tense
 from dcr_lite.probe.probes import FAMILIES, NONE, PREFIXES, PROBES, STEPS, chosen_probes
-from dcr_lite.probe.wordings import CONTEXTS, FORCED_OPENING, FRAMINGS, TEMPLATES
+from dcr_lite.probe.wordings import CONTEXTS, FRAMINGS, TEMPLATES
 
 TEXTS = st.text(min_size=1, max_size=60)
 SENTENCES = st.lists(st.from_regex(r"[A-Za-z]{1,9}[,;]?", fullmatch=True), min_size=1, max_size=9).map(" ".join)

@@ -12,7 +12,8 @@ its end among them, and with safety SFT, frozen, as the reference:
 - Both answers' log-probabilities may fall as long as that of y- falls faster, and a third answer then takes their place
   (likelihood displacement; Razin et al., 2024, arXiv 2410.08847, where DPO *for* refusals halved them). So gamma times
   the cross-entropy of y+ per token is added (Pang et al., NeurIPS 2024, arXiv 2404.19733), both log-probabilities are
-  logged for each kind of prompt, and weights under which y+ has lost more than MOST_FALL are not kept.
+  logged for each kind of prompt, and weights under which y+ has lost more than MOST_FALL are not kept. The pass goes on
+  all the same: the cross-entropy can win back what was lost, which a later observation then sees.
 - Refusals are short, so m follows length too: answers are cut at the same number of tokens (preferences.py).
 - The margin of a preference needs its two rows alone, so they share a pass: once their log-probabilities are known, the
   loss says how much each counts, and with these weights the gradient goes back through the vocabulary a few tokens at
@@ -24,9 +25,10 @@ its end among them, and with safety SFT, frozen, as the reference:
     Loop(stage).run()
 
 Departures from POROver: safety SFT stands for its first part, fine-tuning on several answers of a teacher; one teacher,
-the stock model itself, instead of GPT-4o filtered by Llama Guard 2; the share of toxic preferences in the loss is set,
-instead of a containment threshold searched on a grid; beta, gamma and the learning rate are constants, since the
-paper's were not to be had.
+the stock model itself, behind a complying opening where it refuses, instead of GPT-4o filtered by Llama Guard 2; the
+share of toxic preferences in the loss is set, instead of a containment threshold searched on a grid; beta, gamma and
+the learning rate are constants, since the paper's were not to be had. Of a pair with one unusable side the other one is
+learnt alone (preferences.py).
 
 Why not TRL's DPOTrainer: it pads rows and computes the logits of prompts and of padding; it ends every answer, one that
 was cut off too; its cross-entropy is a mean over the tokens of a batch, in which long answers outweigh refusals, and

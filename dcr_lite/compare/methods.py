@@ -181,7 +181,7 @@ def _actor(seed: SeedRun, factor: float) -> Iterator[Cost]:
 
 @contextmanager
 def _dpo(seed: SeedRun, share: float) -> Iterator[Cost]:
-    name, (_, development) = f"dpo_{share:g}", seed.anchors
+    name, (_, development) = f"{preferences.PART}_{share:g}", seed.anchors
     with _base(seed) as trained:
         rows = preferences.of_run(seed.run, seed.model, seed.data.training, seed.data.refusals, seed.settings.seed)
         seed.timed(name, lambda: dpo.train(seed.run, seed.model, name, rows, share, development, seed.settings))

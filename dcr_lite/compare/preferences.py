@@ -4,13 +4,18 @@ an answer where it is toxic.
 POROver (Karaman et al., ICML 2025, arXiv 2410.12999) takes both from a stronger teacher. Here nobody is there to teach,
 and pairs have no answers; so the two models that a comparison has answer for each other:
 
-- the answer is the stock model's, where it is no refusal and not broken; at its cap it is learnt without an end;
+- the answer is the stock model's, or where it refuses, what it writes behind a complying opening that is put into its
+  mouth, the opening included; at its cap it is learnt without an end;
 - the refusal is safety SFT's own, or where it does not refuse, what it writes behind the opening of most refusals that
   it has learnt. So refusals speak of their prompt: shipped ones, which speak of another, could be told by that alone.
 
+Where a model refuses by itself and DPO begins with it, both are the same model. What it wrongly refuses, which is what
+it has to learn from, has an answer all the same, which its own refusal is the other side of; and so have toxic prompts.
+
     rows = preferences.of_run(run, model, training_pairs, refusals, seed)    # the adapter of safety SFT is active
 
-A side without a usable answer or refusal is left out, and counted. The answers are given once, in batches, and kept in
+A side without a usable answer or refusal is left out, and counted; the other side of its pair stays, as there are few,
+and each kind has its set share of the loss whatever their numbers. The answers are given once, in batches, and kept in
 the run folder. Private: they hold answers to toxic prompts.
 """
 
@@ -27,6 +32,7 @@ from dcr_lite.errors import MethodError
 from dcr_lite.files import sha256_of, write_jsonl
 from dcr_lite.measure.brokenness import is_broken
 from dcr_lite.measure.judge import is_refusal
+from dcr_lite.measure.openings import FORCED_OPENING
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import decode_answers, encode_prompts
 from dcr_lite.model.generation import Answer, answer
@@ -39,17 +45,18 @@ from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
 from dcr_lite.run.run_folder import RunFolder
 from dcr_lite.run.terminal import progress_bar
 
-PART = "preference_answers"  # of a run, and the name of its file
+PART = "dpo_preferences"  # of a run, and the name of its file; by another rule it changes, so that no run mixes two
 PAIRS = 256  # at most: two models answer both prompts of each, which takes minutes on a CPU
 TOKENS = 40  # of an answer, as those that are measured: enough to refuse or to begin to help
 BATCH = 64  # prompts between two writes of the file
 
-# Of the file: answer, of the stock model, and refusal, of safety SFT, with whether they end; left_out: the reason,
-# empty where the prompt is learnt from.
+# Of the file: answer, of the stock model, and refusal, of safety SFT, with whether they end; forced: whether the answer
+# had to be; left_out: the reason, empty where the prompt is learnt from.
 FIELDS = {
-    "label": str, "prompt": str, "answer": str, "answer_ends": bool, "refusal": str, "refusal_ends": bool,
-    "left_out": str,
+    "label": str, "prompt": str, "answer": str, "answer_ends": bool, "forced": bool, "refusal": str,
+    "refusal_ends": bool, "left_out": str,
 }  # fmt: skip
+LEARNT = ("learnt", "learnt, answer forced")  # in the counts of a part: not forced, forced
 
 
 @dataclass(frozen=True)
@@ -91,14 +98,14 @@ def of_run(
         forget_peak_memory()
         started = time.monotonic()
         rows = _answered(model, asked, usual_opening(model.openings, refusals), rows, path)
-        counts = Counter(f"{row['label']}: {row['left_out'] or 'learnt'}" for row in rows)
+        counts = Counter(f"{row['label']}: {row['left_out'] or LEARNT[row['forced']]}" for row in rows)
         facts = {"seconds": time.monotonic() - started, "peak_memory_bytes": peak_memory_bytes(), "counts": counts}
         run.finish(PART, facts | {DIGEST: sha256_of(path)})
     found = learnt(rows)
     if len(found) < LEAST:
         raise MethodError(
-            f"DPO finds only {len(found)} preferences in {len(rows)} prompts: the stock model refuses the others, or "
-            f"what is said to them is of no use. The reasons are in {path}. Give other --pairs."
+            f"DPO finds only {len(found)} preferences in {len(rows)} prompts: what is said to the others is of no use. "
+            f"The reasons are in {path}. Give other --pairs."
         )
     return found
 
@@ -137,8 +144,8 @@ def _answered(model: Model, asked: list[tuple[str, str]], opening: str, rows: li
             batch = asked[len(rows) :][:BATCH]
             ids = encode_prompts(model.tokenizer, [prompt for _, prompt in batch], model.window - TOKENS)
             with adapters.stock(model):
-                answers = answer(model, ids, TOKENS)
-            refusals = _refusals(model, ids, opening)
+                answers = _led(model, ids, FORCED_OPENING, refusing=False)
+            refusals = _led(model, ids, opening, refusing=True)
             rows = rows + [_row(*one) for one in zip(batch, answers, refusals, strict=True)]
             write_jsonl(rows, path)
             shown.facts["left out"] = str(sum(bool(row["left_out"]) for row in rows))
@@ -146,31 +153,33 @@ def _answered(model: Model, asked: list[tuple[str, str]], opening: str, rows: li
     return rows
 
 
-def _refusals(model: Model, rows: list[list[int]], opening: str) -> list[Answer]:
-    """What the active adapter says to each prompt by itself where that refuses, else behind the opening."""
-    said = answer(model, rows, TOKENS)
-    others = [i for i, own in enumerate(said) if not is_refusal(own.text)]
+def _led(model: Model, rows: list[list[int]], opening: str, refusing: bool) -> list[tuple[Answer, str]]:
+    """What the model says to each prompt by itself where that refuses, or does not, as is wanted; else with the opening
+    and what it says behind it. And that opening, empty where it was not needed."""
+    said = [(own, "") for own in answer(model, rows, TOKENS)]
+    others = [i for i, (own, _) in enumerate(said) if is_refusal(own.text) != refusing]
     if not others:
         return said
     first = list(model.tokenizer(opening, add_special_tokens=False)["input_ids"])
     completed = answer(model, [rows[i] + first for i in others], TOKENS - len(first))
     whole = decode_answers(model.tokenizer, [rows[i] for i in others], [[*first, *one.ids] for one in completed])
     for i, one, text in zip(others, completed, whole, strict=True):
-        said[i] = replace(one, text=text)
+        said[i] = replace(one, text=text), opening
     return said
 
 
-def _row(asked: tuple[str, str], answered: Answer, refused: Answer) -> Row:
-    """What is kept of a prompt and both models' words to it."""
-    label, prompt = asked
-    said, refusal = answer_of(answered.text), answer_of(refused.text)
-    if is_refusal(said):
-        left_out = "the stock model refuses"
-    elif is_broken(prompt, said):
+def _row(asked: tuple[str, str], answered: tuple[Answer, str], refused: tuple[Answer, str]) -> Row:
+    """What is kept of a prompt and both models' words to it, as ``_led`` gives them."""
+    (label, prompt), (answering, forced), (refusing, _) = asked, answered, refused
+    said, refusal = answer_of(answering.text), answer_of(refusing.text)
+    own = said.removeprefix(forced)  # an opening that the model has not chosen hides that it refuses behind it
+    if is_refusal(own):
+        left_out = "the stock model refuses behind an opening, too"
+    elif is_broken(prompt, own):
         left_out = "the stock model's answer is broken"
     else:
         left_out = "" if is_refusal(refusal) else "no refusal of safety SFT"
     return {
-        "label": label, "prompt": prompt, "answer": said, "answer_ends": answered.ended, "refusal": refusal,
-        "refusal_ends": refused.ended, "left_out": left_out,
+        "label": label, "prompt": prompt, "answer": said, "answer_ends": answering.ended, "forced": bool(forced),
+        "refusal": refusal, "refusal_ends": refusing.ended, "left_out": left_out,
     }  # fmt: skip

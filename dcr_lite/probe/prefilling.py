@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from dcr_lite.measure.judge import is_refusal
+from dcr_lite.measure.openings import FORCED_OPENING
 from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
-from dcr_lite.probe.wordings import FORCED_OPENING
 
 MOST = 40  # tokens of an answer that are asked for
 

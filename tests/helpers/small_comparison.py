@@ -20,7 +20,7 @@ def make_small(set_: Set) -> None:
     set_(actor, "ALPHAS", (0.5, 1.0))  # each is a training
     set_(actor, "EPOCHS", 2)
     set_(dpo, "OBSERVATIONS", 2)
-    set_(preferences, "TOKENS", 6)
+    set_(preferences, "TOKENS", 8)
     set_(preferences, "is_refusal", lambda text: text.startswith("I"))
     set_(preferences, "is_broken", lambda prompt, text: not text)
     set_(steered, "STRENGTHS", (-0.5, 0.5))
