@@ -1,4 +1,4 @@
-"""What a token of an answer costs: some methods work on while the model answers."""
+"""What an answer costs: some methods work on while the model answers, or before it begins to."""
 
 import math
 import time
@@ -11,20 +11,25 @@ from dcr_lite.model.generation import answer, end_tokens, most_probable
 from dcr_lite.model.loading import Model
 
 PROMPTS = 8  # plain ones, which every method answers: refusals end after a few tokens
-TOKENS = 24  # of each answer: a method that works on the first ten alone has its share
 TRIES = 3
 
 
-def token_seconds(model: Model, prompts: list[str]) -> float | None:
-    """Seconds for one more token of the answers to prompts that are answered together, of the model as it stands: what
-    TOKENS tokens take longer than the first. The least of TRIES, since other work on a machine only ever adds. None
-    without prompts, and where no answer has a second token.
+def answer_costs(model: Model, prompts: list[str], tokens: int) -> dict[str, float]:
+    """What answers to prompts that are answered together cost, of the model as it stands, in milliseconds for each:
+
+    first_token_ms: all that is done up to the first token, as reading the prompt, or another pass to classify it.
+    token_ms: one more token, by what ``tokens`` tokens take longer than the first. Whoever works on some of the tokens
+        alone, as on the first ten, has that in it in the proportion that answers of that length have.
+
+    The least of TRIES, since other work on a machine only ever adds. Without prompts, or where no answer has a first or
+    a second token, what cannot be known is not there.
 
     No answer ends before it has all tokens: of fewer answers at a time a token would cost more, and how soon a method's
-    answers end is no part of its cost.
+    answers end is no part of its cost. Log-odds of refusing are none either: they are read for one opening of a token,
+    which takes no pass.
     """
     if not prompts:
-        return None
+        return {}
     rows, ends = encode_prompts(model.tokenizer, prompts, model.window), end_tokens(model)
 
     def going_on(logits: Tensor, numbers: Sequence[int], step: int) -> Tensor:
@@ -35,6 +40,11 @@ def token_seconds(model: Model, prompts: list[str]) -> float | None:
         given = answer(model, rows, tokens, choose=going_on)
         return time.perf_counter() - started, sum(len(one.ids) for one in given)
 
-    first, whole = ([timed(tokens) for _ in range(TRIES)] for tokens in (1, TOKENS))
-    more = whole[0][1] - first[0][1]
-    return max(0.0, min(whole)[0] - min(first)[0]) / more if more > 0 else None
+    openings, model.openings = model.openings, ("I",)
+    try:
+        (first, begun), (whole, all_tokens) = (min(timed(some) for _ in range(TRIES)) for some in (1, tokens))
+    finally:
+        model.openings = openings
+    costs = {"first_token_ms": first * 1000 / begun} if begun else {}
+    more = all_tokens - begun
+    return costs | ({"token_ms": max(0.0, whole - first) * 1000 / more} if more > 0 else {})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from dcr_lite.compare.inference_cost import PROMPTS, token_seconds
+from dcr_lite.compare.inference_cost import PROMPTS, answer_costs
 from dcr_lite.compare.methods import Method
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import Result, kept_numbers, numbers_of
@@ -108,8 +108,8 @@ def measure_configuration(
             if data.questions:
                 general["accuracy"] = multiple_choice(model, data.questions, shown.advance)["accuracy"]
         if configuration.strength == method.strengths(seed_run.settings)[0]:
-            seconds = token_seconds(model, [row.prompt for row in data.instructions[:PROMPTS]])
-            general |= {} if seconds is None else {"token_ms": seconds * 1000}
+            asked = [row.prompt for row in data.instructions[:PROMPTS]]
+            general |= answer_costs(model, asked, seed_run.settings.answer_tokens)
     write_answers(answers, answers_file(seed_run, configuration, data))
     result = method_result(answers)
     numbers, intervals = numbers_of(result, discernment_intervals(answers)["auroc_ci95"])

@@ -44,9 +44,9 @@ held-out instructions.{questions}{unranked}
 
 {methods_table}
 {notes}{failed}{sets}{toxic_sets}{divergences}
-What each method costs: minutes and memory of its training and its searches alone; the time of one more token of an
-answer beside that of the stock model; and whether it ends in weights, which are merged and exported, or works on while
-the model answers:
+What each method costs: minutes and memory of its training and its searches alone; the time up to the first token of an
+answer and that of one more token, of answers as long as those measured, beside those of the stock model; and whether it
+ends in weights, which are merged and exported, or works on while the model answers:
 
 {costs}
 

@@ -26,7 +26,7 @@ COLUMNS: dict[str, tuple[str, bool, str]] = {
     "divergence_seemingly_toxic": ("whole answer, seemingly toxic", False, ".3f"),
     "divergence_plain": ("whole answer, plain", False, ".3f"),
 }
-COSTS = ("minutes", "peak_memory_gb", "token_ms")  # in a table of their own
+COSTS = ("minutes", "peak_memory_gb", "first_token_ms", "token_ms")  # in a table of their own
 
 
 def _cell(value: dict[str, Any] | None, form: str, best: float | None) -> str:
@@ -79,25 +79,22 @@ def marked(entries: list[dict[str, Any]], methods: Mapping[str, Method] = METHOD
 
 
 def costs_table(entries: list[dict[str, Any]], methods: Mapping[str, Method] = METHODS) -> str:
-    """One row a method: minutes, memory, the time of a token in units of the stock model's, and what it ends in. A dash
-    where no answer had a second token."""
+    """One row a method: minutes, memory, the times of the first token and of one more in units of the stock model's,
+    and what it ends in. A dash where no answer had such a token."""
 
     def mean(entry: dict[str, Any], key: str) -> float | None:
         value = entry["numbers"].get(key)
         return None if value is None else float(value["mean"])
 
-    stock = next((mean(entry, "token_ms") for entry in entries if entry["method"] == STOCK), None)
+    stock = {key: mean(entry, key) for entry in entries if entry["method"] == STOCK for key in COSTS}
     rows = []
     for entry in entries:
-        minutes, memory, token = (mean(entry, key) for key in COSTS)
-        cells = [
-            f"{minutes:.1f}" if minutes else "-",
-            f"{memory:.1f}" if memory else "-",
-            f"{token / stock:.2f}" if token and stock else "-",
-        ]
-        method = methods[entry["method"]]
-        rows.append([method.title, *cells, "weights" if method.in_weights else "run time"])
-    return markdown_table(["", "minutes", "peak GB", "a token, times stock", "ends in"], rows)
+        method, own = methods[entry["method"]], {key: mean(entry, key) for key in COSTS}
+        spent = [f"{value:.1f}" if (value := own[key]) else "-" for key in COSTS[:2]]
+        times = [f"{value / of:.2f}" if (value := own[key]) and (of := stock.get(key)) else "-" for key in COSTS[2:]]
+        rows.append([method.title, *spent, *times, "weights" if method.in_weights else "run time"])
+    titles = ["", "minutes", "peak GB", "first token, times stock", "a token, times stock", "ends in"]
+    return markdown_table(titles, rows)
 
 
 def differences_table(found: dict[str, dict[str, Any]], methods: Mapping[str, Method] = METHODS) -> str:

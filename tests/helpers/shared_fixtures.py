@@ -39,7 +39,6 @@ def _small() -> Iterator[None]:
         patched.setattr("dcr_lite.measure.metrics.RESAMPLES", RESAMPLES)
         patched.setattr("dcr_lite.measure.trade_off.RESAMPLES", CURVE_RESAMPLES)
         patched.setattr("dcr_lite.compare.inference_cost.TRIES", 1)
-        patched.setattr("dcr_lite.compare.inference_cost.TOKENS", 3)
         yield
 
 
