@@ -203,13 +203,14 @@ def test_the_pruned_adapter_answers_as_the_edited_weights(
 
 @pytest.mark.parametrize("fails", [False, True], ids=["ends well", "raises"])
 def test_behind_the_block_the_adapter_is_as_trained(tiny_model: MakeModel, fails: bool) -> None:
-    """Bit for bit, whether the block ends or raises; and at strength 0 within it."""
+    """Bit for bit, whether the block ends or raises; and within it where the strength, or the factor of it, is 0."""
     model = tiny_model()
     weights = add_random_adapter(model)
     before, pruning = logits(model.network, ROW), random_pruning(model, SOME)
-    with pruned(model, ADAPTER, pruning, 0):
-        assert torch.equal(logits(model.network, ROW), before)
-        assert all(torch.equal(value, weights[key]) for key, value in adapter_weights(model, ADAPTER).items())
+    for without, factor in ((pruning, 0.0), (replace(pruning, strength=0.0), 2.0)):
+        with pruned(model, ADAPTER, without, factor):
+            assert torch.equal(logits(model.network, ROW), before)
+            assert all(torch.equal(value, weights[key]) for key, value in adapter_weights(model, ADAPTER).items())
     try:
         with pruned(model, ADAPTER, pruning):
             assert_far(logits(model.network, ROW), before)

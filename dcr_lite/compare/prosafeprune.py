@@ -33,7 +33,9 @@ Departures from the source:
   prompts. Here a fixed number of settings (SETTINGS) is tried on development prompts: by how far the refusal
   probabilities of both kinds lie apart, among those that keep the first token on plain prompts (Surgical's limit, where
   the source has none). All are tried on a few prompts, the best ones again on all: by a few alone, noise would choose.
-- r is at most an eighth of a map's outputs and of a kind's prompts (``MOST``).
+- r is searched as well, up to an eighth of a map's outputs and of a kind's prompts (``MOST``). The source's suggestion
+  of one, that at which the right singular vectors of toxic and seemingly toxic prompts have least in common, is left
+  out: the search takes its place, and it means something only for paired prompts, as ours are.
 - Singular values are float32's, whatever the model's precision; the source projects in the precision of the weights.
 - Weights in 4 bits are edited in what they stand for; exported, the change is added to the 16-bit ones.
 """
@@ -94,11 +96,12 @@ class Pruning:
 @contextmanager
 def pruned(model: Model, adapter: str, pruning: Pruning, factor: float = 1.0) -> Iterator[None]:
     """Within the block the adapter carries the pruning at ``factor`` times its strength, behind whatever ranks were set
-    before (a dial's); at 0 nothing is changed. Afterwards it is as trained, bit for bit."""
-    set_before = {name: extra_ranks(model, adapter, name) for name in pruning.a} if factor else {}
+    before (a dial's); where that is 0 nothing is changed. Afterwards it is as trained, bit for bit."""
+    strength = factor * pruning.strength
+    set_before = {name: extra_ranks(model, adapter, name) for name in pruning.a} if strength else {}
     try:
         for name, (a, b) in set_before.items():
-            more_a, more_b = pruning.a[name].to(a), -factor * pruning.strength * pruning.b[name].to(b)
+            more_a, more_b = pruning.a[name].to(a), -strength * pruning.b[name].to(b)
             set_extra_ranks(model, adapter, name, torch.cat([a, more_a]), torch.cat([b, more_b], 1))
         yield
     finally:
