@@ -75,6 +75,6 @@ def of_actor(seed: SeedRun, factor: float) -> float:
 
 def of_dpo(seed: SeedRun, share: float) -> float:
     """Four passes over both answers to both prompts of a pair, forward and backward and once before; and once those
-    answers themselves, of which safety SFT gives some twice."""
+    answers themselves, of which some are given twice."""
     rows = 4 * min(preferences.PAIRS, len(seed.data.training))
     return (6 if share == 0.5 else 4) * rows * seed.operations["prompt"]
