@@ -21,6 +21,7 @@ from dcr_lite.demo.markup import TOP_WORDS
 from dcr_lite.demo.mending import Mending
 from dcr_lite.demo.score import Score
 from dcr_lite.demo.scoring import OpenRun, open_run
+from dcr_lite.run.caution import set_caution
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 
@@ -188,6 +189,9 @@ def test_it_fits_a_phone_and_dark_mode(width: int, theme: str, asked: Page) -> N
     assert asked.faults(width) == []
 
 
+CAUTION = "Safety fell by more than noise when this model was mended."
+
+
 @dataclass
 class Mended:
     """A demo whose stock model has been mended: its address, what it has open, and what mended it."""
@@ -200,6 +204,7 @@ class Mended:
 @pytest.fixture(scope="module")
 def mended(dialled_run: Path, demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mended]:
     mending = mended_run(tmp_path_factory.mktemp("mended"), demo_run / "adapter")
+    set_caution(mending.status().run, CAUTION)
     run = open_run(dialled_run)
     page = build(run, mending.marks, mending)
     _, address, _ = launch(page, prevent_thread_lock=True, quiet=True)
@@ -210,7 +215,8 @@ def mended(dialled_run: Path, demo_run: Path, tmp_path_factory: pytest.TempPathF
 def test_the_mended_model_is_asked_beside_the_old_one(
     browser: Any, mended: Mended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By keyboard and on a phone: once it is opened it has a column of its own, also when the page is loaded anew."""
+    """By keyboard and on a phone: once it is opened it has a column of its own, also when the page is loaded anew, at
+    whose head stands what speaks against it."""
     monkeypatch.setattr(mended.run, "names", ("dcr", "safety_sft", "base"))
     monkeypatch.setattr(mended.run, "mended", None)
     page = Page(browser, mended.url, 390)
@@ -223,6 +229,9 @@ def test_the_mended_model_is_asked_beside_the_old_one(
     page.wait_for_answer("mended", mended.run.score("mended", PROMPT, words=False).answer)
     page.browser.reload()
     page.browser.wait_for_selector("#verdict-mended")
+    page.wait_for("#heading-mended", CAUTION)
+    page.open_tab("Chat")
+    page.wait_for("#chat-heading-mended", CAUTION)
     assert page.errors == []
     page.browser.close()
 

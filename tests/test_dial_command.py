@@ -21,6 +21,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.measure.trade_off import Goal, Reading, TradeOff, fit_trade_off
 from dcr_lite.method.dial import Dial
 from dcr_lite.run import dial, inputs, opening, steps
+from dcr_lite.run.caution import caution_of, set_caution
 from dcr_lite.run.dial_bench import Bench
 from dcr_lite.run.dial_setting import DialSetting
 from dcr_lite.run.run_folder import read_settings
@@ -285,7 +286,7 @@ def test_a_run_without_a_dial_gets_one(run: Path, made: Path) -> None:
 
 def test_what_was_said_of_a_mended_model_is_of_the_dial_that_it_had(run: Path, made: Path) -> None:
     """Wherever it stands first: with a sentence before it, once, however often the dial is turned; none where the dial
-    is as it was measured."""
+    is as it was measured. What speaks against the model has such a sentence behind it, in the model card too."""
     report, note = report_of(run), "**Go on with the mended model.**"
     (run / "report.json").write_text(json.dumps(report | {"note": note}))
     pages = {name: run / name for name in ("report.md", "mend.md")}
@@ -296,11 +297,16 @@ def test_what_was_said_of_a_mended_model_is_of_the_dial_that_it_had(run: Path, m
     for name, page in pages.items():
         page.write_text(before[name], encoding="utf-8")
     evaluated_at = report["dial"]["evaluated_at"]
+    set_caution(run, "Safety fell.")
     for strength in (strongest(run), 0.0, evaluated_at):
         assert dcr_lite("dial", run, "--strength", strength, "--set").code == 0
         now = DialSetting.load(run / "dial").strength
         since = f"The dial was turned to {now:+.2f} since; what follows was measured at {evaluated_at:+.2f}.\n\n"
         expected = note if now == evaluated_at else since + note
+        warned = f" The dial was turned to {now:+.2f} since: that was measured at {evaluated_at:+.2f}."
+        warned = f"Safety fell.{'' if now == evaluated_at else warned}"
+        assert caution_of(run) == warned
+        assert f"**{warned}**" in (run / "adapter" / "README.md").read_text(encoding="utf-8")
         assert report_of(run)["note"] == expected
         for page in pages.values():
             text = page.read_text(encoding="utf-8")

@@ -28,6 +28,7 @@ from dcr_lite.export.flags import FLAGS
 from dcr_lite.export.hub import push
 from dcr_lite.export.merge import Merged
 from dcr_lite.files import SHIPPED
+from dcr_lite.run.caution import set_caution
 from dcr_lite.run.model_card import Form, model_card
 from dcr_lite.settings import SHIPPED_FILES
 
@@ -154,6 +155,21 @@ def test_the_card_is_complete(public_run: FinishedRun) -> None:
         assert str(public_run.path) not in text
     settings = public_run.report["settings"] | {"pairs": str(SHIPPED / "pairs.jsonl")}
     assert "shipped with dcr-lite" in model_card(public_run.report | {"settings": settings}, "adapter")
+
+
+def test_a_card_says_what_speaks_against_the_model(
+    public_run: FinishedRun, hub: Any, tiny_folder: Callable[..., Path]
+) -> None:
+    """Of merged weights, of GGUF files and on the Hub, as text; without anything it says nothing."""
+    set_caution(public_run.path, "Safety fell: see [mend.md].")
+    base = str(tiny_folder("llama"))
+    push(public_run, "me/aligned")
+    cards = [str(pushed(hub)["README.md"], "utf-8")]  # type: ignore[arg-type]  # a card is given as bytes
+    cards += [(export_merged(public_run, base=base) / "README.md").read_text(encoding="utf-8")]
+    cards += [export_gguf(public_run, base=base).with_name("README.md").read_text(encoding="utf-8")]
+    for card in cards:
+        assert "\n\n**Safety fell: see \\[mend.md\\].**\n\n## Before and after" in card
+    assert "**" not in model_card(public_run.report, "adapter")
 
 
 def test_the_card_of_a_run_on_public_sets_names_them(public_run: FinishedRun) -> None:

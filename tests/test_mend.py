@@ -35,6 +35,7 @@ from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.states import layer_states
 from dcr_lite.names import DCR, STOCK
 from dcr_lite.run import inputs, opening
+from dcr_lite.run.caution import caution_of
 from dcr_lite.run.dial_setting import DialSetting
 from dcr_lite.run.joined import Joined, with_joined
 from dcr_lite.run.report import plain
@@ -378,6 +379,9 @@ def argv(tiny: Path, rows: Path, run: Path, **changes: Any) -> list[str]:
     return ["mend", *words[:at], *words[at + 2 :]]
 
 
+CAUTION = "Something speaks against it."
+
+
 @pytest.fixture(scope="module")
 def made(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Outcome]]:
     """A run that stopped after its check and then went on to the end; only to be read."""
@@ -386,6 +390,7 @@ def made(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judged_answers, "is_refusal", refuses)
         patch.setattr(prompts, "FEW", 2)
+        patch.setattr(mend_steps, "caution", lambda found: CAUTION)
         seen = [dcr_lite(*words, "--check")]
         (run.parent / "checked").write_text("\n".join(sorted(str(p.relative_to(run)) for p in run.rglob("*"))))
         seen.append(dcr_lite(*words, "--resume"))
@@ -503,6 +508,12 @@ def test_the_numbers_are_those_of_the_answers(made: tuple[Path, list[Outcome]]) 
     first = report.split("\n\n")[1]
     assert first.startswith("**")
     assert page.split("\n\n")[1] == first
+
+
+def test_what_speaks_against_the_model_stands_in_its_folder_and_card(made: tuple[Path, list[Outcome]]) -> None:
+    """Whoever would use it reads it first."""
+    assert caution_of(made[0]) == CAUTION
+    assert f"**{CAUTION}**" in (made[0] / "adapter" / "README.md").read_text(encoding="utf-8")
 
 
 def test_doubtful_prompts_are_asked_about_until_they_are_divided(made: tuple[Path, list[Outcome]]) -> None:

@@ -22,7 +22,8 @@ from dcr_lite.demo.mend_tab import MendTab
 from dcr_lite.demo.mending import Mending, mending_of
 from dcr_lite.errors import UserError
 from dcr_lite.files import write_json
-from dcr_lite.mend.results import read_outcome
+from dcr_lite.mend.results import OUTCOME, read_outcome
+from dcr_lite.run.caution import set_caution
 from dcr_lite.run.terminal import estimate_in
 
 
@@ -266,6 +267,7 @@ def test_the_tab_shows_each_step(mending: Mending) -> None:
         assert mend_markup.escape(prompt) in page.html("outcome")
     assert "<b>bold" not in page.html("outcome") + page.html("table") + page.html("seen")
     assert "dcr-lite export" in page.html("outcome")
+    assert "ollama create model_mended" in page.html("outcome")
     assert [page.works(name) for name in ("check", "mend", "stop")] == [False, False, False]
     assert page.html("table").count(">trained on<") == 6
 
@@ -298,6 +300,26 @@ def test_the_mended_model_is_opened_beside_the_others(mending: Mending) -> None:
         assert says in page.html("said")
         assert page.works("open") == works
     assert page.opened == [page.tab.run.mended] == [mending.home / "model_mended"]
+
+
+def test_what_speaks_against_a_mended_model_is_said_where_it_is_opened(mending: Mending) -> None:
+    """In the tab's status, once it is open; and where the old model stays the default, the outcome leaves out how to
+    take the mended one to Ollama."""
+    prepared = mending.home / "prepared" / "mended"
+    set_caution(prepared, "Safety <fell>.")
+    found = json.loads((prepared / "mend" / OUTCOME).read_text())
+    write_json(found | {"safety_fell": ["to_refuse"]}, prepared / "mend" / OUTCOME)
+    for start in (mending.check, mending.mend):
+        start()
+        finish(mending)
+    page = Shown(mending)
+    page.opened.append(Path("another"))
+    page.take(page.tab.shown(page.doubts))
+    assert "Safety" not in page.html("said")
+    page.take(page.tab.open_mended(page.doubts))
+    assert '<p class="problem">Safety &lt;fell&gt;.</p>' in page.html("said")
+    assert "ollama" not in page.html("outcome").lower()
+    assert "dcr-lite demo --run" in page.html("outcome")
 
 
 def test_what_goes_wrong_is_said_on_the_tab(tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ from dcr_lite.demo import texts
 from dcr_lite.demo.chat import ChatTab
 from dcr_lite.demo.conversation import checked
 from dcr_lite.demo.examples import example_pairs
-from dcr_lite.demo.markup import box
+from dcr_lite.demo.markup import box, model_heading
 from dcr_lite.demo.mend_tab import MendTab
 from dcr_lite.demo.mending import Mending
 from dcr_lite.demo.scoring import OpenRun
 from dcr_lite.demo.slider import AT_ONCE, NO_WORK
 from dcr_lite.demo.tabs import ListTab, OnePromptTab, PairTab, user_errors_shown
 from dcr_lite.names import MENDED
+from dcr_lite.run.caution import caution_of
 
 MAX_UPLOAD = "100mb"  # far above the limit of a list, since above this the page says no more than "Error"
 MAX_WAITING = 100  # requests in the queue
@@ -49,9 +50,10 @@ def build(run: OpenRun, marks: Path | None = None, mending: Mending | None = Non
 
             def show_mended() -> tuple[Any, ...]:
                 seen = MENDED in run.names
-                return gr.Column(visible=seen), gr.Column(visible=seen), gr.Dropdown(listed.choices())
+                head = model_heading(MENDED, caution_of(run.mended) if seen and run.mended else "")
+                return gr.Column(visible=seen), gr.Column(visible=seen), head, head, gr.Dropdown(listed.choices())
 
-            parts = [one.beside, chat.beside, listed.model]
+            parts = [one.beside, chat.beside, one.heading, chat.heading, listed.model]
             mend.opened.then(show_mended, None, parts, **NO_WORK)
             page.load(show_mended, None, parts, **NO_WORK)
         gr.HTML(box(f"<p>{texts.FOOTER}</p>"))

@@ -27,7 +27,7 @@ UNSEEN: dict[str, Any] = {"show_progress": "hidden"}  # answers grow, which show
 
 class ChatTab:
     """A system prompt, turns, and for each model its conversation with the verdict on its last answer. beside: the
-    column of MENDED, which is seen once that is open."""
+    column of MENDED, which is seen once that is open, and heading the head of it."""
 
     def __init__(self, run: OpenRun):
         self.run, self.best = run, run.names[0]
@@ -46,7 +46,7 @@ class ChatTab:
         with gr.Row():
             for name in dict.fromkeys((*run.names, MENDED)):
                 with gr.Column(min_width=250, visible=name in run.names) as self.beside:
-                    gr.HTML(markup.box(f"<h2>{texts.MODEL_TITLES[name]}</h2>"))
+                    self.heading = gr.HTML(markup.model_heading(name), elem_id=f"chat-heading-{name}")
                     self.verdicts[name] = gr.HTML(_verdict(name, []), elem_id=f"chat-verdict-{name}")
                     self.talks[name] = gr.HTML(_talk(name, []), elem_id=f"chat-{name}")
         place = "" if knows_system_message(run.model.tokenizer) else f" {texts.SYSTEM_BEFORE_PROMPT}"

@@ -28,6 +28,12 @@ def empty(sentence: str) -> str:
     return box(f"<p>{escape(sentence)}</p>", sentence)
 
 
+def model_heading(name: str, caution: str = "") -> str:
+    """The head of a model's column. caution: what speaks against the model, if anything does."""
+    said = f'<p class="problem">{escape(caution)}</p>' if caution else ""
+    return box(f"<h2>{MODEL_TITLES[name]}</h2>{said}")
+
+
 def status(sentence: str, done: bool = False) -> str:
     """What became of something, for screen readers to read out. done: as it was meant to."""
     sign = '<span aria-hidden="true">\N{CHECK MARK}</span> ' if done else ""

@@ -22,6 +22,7 @@ from dcr_lite.mend.page import (
 )
 from dcr_lite.mend.prompts import Wish, normalised
 from dcr_lite.mend.results import Outcome
+from dcr_lite.run.caution import caution_of
 from dcr_lite.run.report import without_folders
 from dcr_lite.run.terminal import quoted
 
@@ -47,7 +48,7 @@ def marks_table(marks: Sequence[Mark], wishes: Sequence[Wish]) -> str:
 
 def status(status: Status, marks: Sequence[Mark], problem: str = "", opened: bool = False) -> str:
     """What a screen reader says of where mending stands. problem: what has just gone wrong, in a sentence. opened:
-    whether the mended model is open in the other tabs."""
+    whether the mended model is open in the other tabs; what speaks against it is said with that."""
     if status.stopping:
         said = [texts.STOPPING]
     elif status.step == "unchecked" and not marks:
@@ -61,6 +62,8 @@ def status(status: Status, marks: Sequence[Mark], problem: str = "", opened: boo
     if opened:
         said.append(texts.OPENED)
     shown = "".join(f"<p>{escape(sentence)}</p>" for sentence in said)
+    if opened and (caution := caution_of(status.run)):
+        shown += f'<p class="problem">{escape(caution)}</p>'
     if problem or status.error:
         problem = _begins_large(problem) or texts.ENDED.format(error=status.error)
         shown = f'<p class="problem">{escape(problem)}</p>{shown}'
@@ -98,22 +101,27 @@ def outcome(found: Outcome, status: Status) -> str:
     answers = table(ANSWER_HEAD, answer_rows(found.found["answer"]), texts.YOURS)
     safety = f"{table(SAFETY_HEAD, safety_rows(found.found), texts.SAFETY)}<p>{near_sentence(found.found)}</p>"
     shown = "".join(map(_both_answers, found.wishes, found.before, found.after))
+    less_safe = bool(found.found["safety_fell"])
     title = texts.BEFORE_AFTER.format(count=len(found.wishes))
     opened = " open" if len(found.wishes) <= OPEN else ""
     return box(
-        f"<p class='headline'>{escape(found.verdict)}</p>{answers}{safety}<p>{texts.NEXT}</p>"
-        f"<pre tabindex='0'>{escape(commands(status))}</pre>"
+        f"<p class='headline'>{escape(found.verdict)}</p>{answers}{safety}"
+        f"<p>{texts.NEXT_LESS_SAFE if less_safe else texts.NEXT}</p>"
+        f"<pre tabindex='0'>{escape(commands(status, less_safe))}</pre>"
         f"<details{opened}><summary>{title}</summary>{shown}</details>",
         texts.MEND_TAB,
         "region",
     )
 
 
-def commands(status: Status) -> str:
-    """What shows the mended model, and takes it to Ollama."""
+def commands(status: Status, less_safe: bool) -> str:
+    """What shows the mended model and, unless the old one stays the default, takes it to Ollama."""
     run, model = quoted(status.run), quoted(status.run.name)
+    demo = f"dcr-lite demo --run {run}"
+    if less_safe:
+        return demo
     return (
-        f"dcr-lite demo --run {run}\n"
+        f"{demo}\n"
         f"dcr-lite export {run} --to ollama\n"
         f"ollama create {model} -f {quoted(status.run / 'ollama' / 'Modelfile')}"
     )

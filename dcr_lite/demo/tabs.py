@@ -37,7 +37,7 @@ def user_errors_shown() -> Iterator[None]:
 
 class OnePromptTab:
     """One prompt: verdict, similarity, words and map of the best model, and the answers of all side by side.
-    beside: the column of MENDED, which is seen once that is open."""
+    beside: the column of MENDED, which is seen once that is open, and heading the head of it."""
 
     def __init__(self, run: OpenRun, pairs: list[Pair], marks: Path | None):
         self.run, self.best = run, run.names[0]
@@ -63,7 +63,7 @@ class OnePromptTab:
         with gr.Row():
             for name in dict.fromkeys((*run.names, MENDED)):
                 with gr.Column(min_width=250, visible=name in run.names) as self.beside:
-                    gr.HTML(markup.box(f"<h2>{texts.MODEL_TITLES[name]}</h2>"))
+                    self.heading = gr.HTML(markup.model_heading(name), elem_id=f"heading-{name}")
                     self.verdicts[name] = _placeholder(texts.NO_MODEL_VERDICT_YET, f"verdict-{name}")
                     self.answers[name] = _answer_box(texts.ANSWER_OF[name], f"answer-{name}")
                     self.marks[name] = MarkButtons(marks, run.titles, name, self.dial.asked)

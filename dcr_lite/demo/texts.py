@@ -179,4 +179,5 @@ BEFORE, AFTER = "before", "after"
 SAID = {True: "refused", False: "answered"}
 NOTHING_SAID = "(nothing)"
 NEXT = "In a demo of its own, which turns its dial, or in Ollama:"
+NEXT_LESS_SAFE = "In a demo of its own, which turns its dial:"
 STOPPED_WITH_DEMO = "Mending was stopped with the demo; what is done is kept. The tab goes on with it."

@@ -21,6 +21,7 @@ from dcr_lite.export.merge import INDEX, Merged, read_json
 from dcr_lite.files import OnlyOne, exists, load_json, require_disk, write_json, write_text, write_whole_folder
 from dcr_lite.model.configuration import of_decoder
 from dcr_lite.model.loading import load_tokenizer
+from dcr_lite.run.caution import caution_of
 from dcr_lite.run.model_card import model_card
 from dcr_lite.run.terminal import progress_bar
 
@@ -137,7 +138,7 @@ def _write_merged(run: FinishedRun, merged: Merged, folder: Path) -> None:
     tokenizer = load_tokenizer(run.adapter)
     tokenizer.save_pretrained(folder)
     write_json(generation_settings(merged.base, tokenizer), folder / "generation_config.json")
-    write_text(folder / "README.md", model_card(run.report, "merged"))
+    write_text(folder / "README.md", model_card(run.report, "merged", caution_of(run.path)))
 
 
 def generation_settings(base: Path, tokenizer: Any) -> dict[str, Any]:
@@ -195,7 +196,7 @@ def _card_beside(run: FinishedRun, out: Path, chat_template: bool) -> Iterator[N
     before = card.read_bytes() if card.exists() else None
     ours = before is None or OURS in before
     if ours:
-        write_text(card, model_card(run.report, "gguf", chat_template=chat_template))
+        write_text(card, model_card(run.report, "gguf", caution_of(run.path), chat_template=chat_template))
     try:
         yield
     except BaseException:

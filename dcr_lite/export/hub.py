@@ -15,6 +15,7 @@ from dcr_lite.export.command import FinishedRun
 from dcr_lite.export.merge import MADE_OF
 from dcr_lite.files import damaged, sha256_of
 from dcr_lite.model.adapters import WEIGHTS
+from dcr_lite.run.caution import caution_of
 from dcr_lite.run.model_card import Form, is_hub_name, model_card
 
 # The files pushed of each form. Others in the folder may contain texts of the training data.
@@ -44,7 +45,7 @@ def push(run: FinishedRun, repo: str, form: Form = "adapter", folder: Path | Non
     try:
         if not huggingface_hub.get_token():
             raise UserError("no token for the Hugging Face Hub. Run `hf auth login`, or set HF_TOKEN.")
-        card = model_card(run.report, form, licence=_licence(api, run.report["model"]), place=repo)
+        card = model_card(run.report, form, caution_of(run.path), _licence(api, run.report["model"]), repo)
         api.create_repo(repo, private=not public, exist_ok=True)
         if api.model_info(repo).private == public:  # it was there already, and the Hub leaves such a one as it is
             raise UserError(f"{repo} {SEEN[not public]}")

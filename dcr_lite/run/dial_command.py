@@ -16,8 +16,9 @@ from dcr_lite.model import adapters
 from dcr_lite.model.loading import Model
 from dcr_lite.names import DCR
 from dcr_lite.run import dial, inputs, opening
+from dcr_lite.run.caution import caution_of, set_caution
 from dcr_lite.run.dial_bench import DIAL
-from dcr_lite.run.dial_report import chosen_sentence, dial_table, note_since, stated, with_note
+from dcr_lite.run.dial_report import caution_since, chosen_sentence, dial_table, note_since, stated, with_note
 from dcr_lite.run.dial_setting import FOLDER, DialSetting
 from dcr_lite.run.discernment import FILE
 from dcr_lite.run.inputs import Data
@@ -116,16 +117,17 @@ def _set(
     setting = dial.find_setting(run, model, data, settings, asked)
     before = stated(report)
     report["dial"] = setting.for_json() | {"evaluated_at": before[1] if before else None}
-    report["note"] = note_since(report)
+    report["note"], caution = note_since(report), caution_since(caution_of(run), report)
 
     def beside(folder: Path) -> None:
         if (run / "adapter" / FILE).exists():
             shutil.copyfile(run / "adapter" / FILE, folder / FILE)
-        write_text(folder / "README.md", model_card(report, "adapter"))
+        write_text(folder / "README.md", model_card(report, "adapter", caution))
 
     set_strength(model, DCR, Dial.load(run / FOLDER / DIAL), setting.strength)
     adapters.save_adapter(model, DCR, run / "adapter", beside)
     dial.record(run, setting)
+    set_caution(run, caution)
     write_json(report, run / "report.json")
     for page in (run / "report.md", run / "mend.md"):  # the note stands first in both
         if page.exists():

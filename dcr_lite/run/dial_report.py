@@ -97,12 +97,30 @@ def sentence_since(setting: DialSetting, evaluated_at: float | None) -> str:
 def note_since(report: dict[str, Any]) -> str:
     """What stands first in a report, such as how mending came out, with a sentence before it where the dial has been
     turned since that was measured. A run of ``dcr-lite mend`` has one."""
-    note = _bare(report.get("note", ""))
-    setting, evaluated_at = stated(report) or (None, None)
-    if not note or setting is None or setting.strength == evaluated_at:
+    note, turned = _bare(report.get("note", "")), _turned(report)
+    if not note or turned is None:
         return note
-    at = "without the dial" if evaluated_at is None else f"at {evaluated_at:+.2f}"
-    return f"{TURNED} to {setting.strength:+.2f} since; what follows was measured {at}.\n\n{note}"
+    now, before = turned
+    return f"{TURNED} to {now} since; what follows was measured {before}.\n\n{note}"
+
+
+def caution_since(caution: str, report: dict[str, Any]) -> str:
+    """What speaks against a run's model (caution.py), with a sentence behind it where the dial has been turned since
+    that was measured."""
+    caution, turned = caution.partition(f" {TURNED}")[0], _turned(report)
+    if not caution or turned is None:
+        return caution
+    now, before = turned
+    return f"{caution} {TURNED} to {now} since: that was measured {before}."
+
+
+def _turned(report: dict[str, Any]) -> tuple[str, str] | None:
+    """Where the dial of a run stands now and where it stood at the evaluation, in words; None where it was not turned
+    since."""
+    setting, evaluated_at = stated(report) or (None, None)
+    if setting is None or setting.strength == evaluated_at:
+        return None
+    return f"{setting.strength:+.2f}", "without the dial" if evaluated_at is None else f"at {evaluated_at:+.2f}"
 
 
 def with_note(page: str, note: str) -> str:

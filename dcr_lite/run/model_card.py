@@ -48,7 +48,7 @@ PAGE = """---
 
 {what} made with [dcr-lite](https://github.com/dcr-lite/dcr-lite): {how}.
 It is meant to refuse toxic prompts and to answer those that only sound toxic; the table says how far it does. Method:
-Lu et al., arXiv 2603.03323.
+Lu et al., arXiv 2603.03323.{caution}
 
 ## Before and after
 
@@ -78,10 +78,12 @@ prompts before you rely on it.{rounding}
 
 
 def model_card(
-    report: dict[str, Any], form: Form, licence: str | None = None, place: str = PLACE, chat_template: bool = True
-) -> str:
-    """The card of a folder or a page with the adapter, merged weights or GGUF files. licence: the base's, where it is
-    known. place: what a reader loads: the folder, or the page's name. chat_template: whether a GGUF file has one."""
+    report: dict[str, Any], form: Form, caution: str = "", licence: str | None = None, place: str = PLACE,
+    chat_template: bool = True,
+) -> str:  # fmt: skip
+    """The card of a folder or a page with the adapter, merged weights or GGUF files. caution: what speaks against the
+    model (caution.py). licence: the base's, where it is known. place: what a reader loads: the folder, or the page's
+    name. chat_template: whether a GGUF file has one."""
     licence = licence if isinstance(licence, str) and re.fullmatch(r"[\w.+-]+", licence) else None
     four_bit = " with its weights in 4 bits" if report.get("four_bit") else ""
     measured = f" The numbers above are of the adapter on the base{four_bit};"
@@ -95,6 +97,7 @@ def model_card(
         name=plain(report["model"].rstrip("/").split("/")[-1]),
         what=WHAT[form],
         how=_how(report),
+        caution=f"\n\n**{plain(caution)}**" if caution else "",
         results_table=results_table(report),
         seed=plain(str(report["seed"])),
         kept=f" {WHAT_IS_KEPT}" if any("kept" in one for one in report["methods"].values()) else "",

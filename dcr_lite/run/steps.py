@@ -24,6 +24,7 @@ from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, DCR, STOCK, models_of
 from dcr_lite.run import dial, found_settings, long_rows
 from dcr_lite.run.begun_answers import refusals_behind_answers
+from dcr_lite.run.caution import caution_of
 from dcr_lite.run.dial_report import chosen_sentence
 from dcr_lite.run.inputs import AnySettings, Data, require_work
 from dcr_lite.run.kept import kept_of, measure_kept
@@ -228,7 +229,7 @@ def write_up(
 
         def beside(folder: Path) -> None:
             readings.save(folder)
-            write_text(folder / "README.md", model_card(report, "adapter"))
+            write_text(folder / "README.md", model_card(report, "adapter", caution_of(run.path)))
 
         adapters.save_adapter(model, DCR, run.path / "adapter", beside)
         write_report(report, run.path)
