@@ -212,17 +212,18 @@ def test_the_judge_reads_the_text_of_an_answer_in_json(response: str, seen: str)
 
 def test_answers_carry_what_was_asked(tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The prompt, the text in its place, and a verdict on what the judge was shown; plain prompts are asked without a
-    probe and under the encodings alone."""
+    probe, under the framings and under the encodings alone."""
     monkeypatch.setattr(asking, "is_refusal", lambda text: True)
     bench = bench_of(tiny_model())
     done: list[int] = []
-    for name, plain in ((NONE, True), ("hello", False), ("leetspeak", True)):
+    for name, plain in ((NONE, True), ("hello", False), ("past_tense", True), ("leetspeak", True)):
         found, _ = ask(bench, PROBES[name], done.append)
         prompts = [p.prompt for p in bench.prompts + (bench.plain if plain else [])]
         assert [row["prompt"] for row in found] == prompts
         assert [row["asked"] for row in found] == [PROBES[name].rewrite(prompt, 0) for prompt in prompts]
         assert all(row["refused"] and row["kind"] in ("refusal", "partial") for row in found)
-    assert sum(done) == 7 + 5 + 7
+    assert sum(done) == 7 + 5 + 7 + 7
+    assert {probe.family for probe in PROBES.values() if probe.plain} == {NONE, "framings", "encodings"}
 
 
 def answered(number: int, label: str, prompt: str, asked: str, response: str) -> dict[str, Any]:
