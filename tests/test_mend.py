@@ -17,6 +17,7 @@ from recipe_runs import small_settings
 from small_runs import Outcome, flags
 from torch import Tensor
 
+from dcr_lite.data.benchmarks import BENCHMARKS
 from dcr_lite.data.marks import Mark, append_mark, remove_marks
 from dcr_lite.data.rows import Conversation, Pair, Prompt
 from dcr_lite.errors import UserError
@@ -195,6 +196,17 @@ def test_what_is_seen_of_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check["words"] == {"answer": ["stop", "what"], "refuse": []}  # none of them is in a shipped toxic prompt
     with pytest.raises(UserError, match="answers all 8 prompts that are to be answered"):
         checks.look(reader, data_of(pairs, pairs), wishes, cast(Any, [{"refused": False}] * 9))
+
+
+def test_what_was_not_compared_is_named() -> None:
+    """Every benchmark is either among the sets that the prompts were compared with or named as not here."""
+    for here in ([], ["xstest", "heldout_pairs"], list(BENCHMARKS)):
+        said = check_lines({**NOTHING_SEEN, "compared_with": here}, [Wish("a", True, "")])[-1]
+        compared, _, others = said.partition(" Not here, and so not compared: ")
+        assert compared.endswith(f"that are here: {', '.join(here) or 'none'}.")
+        names, _, cure = others.partition("; ")
+        assert [name for name in names.split(", ") if name] == [name for name in BENCHMARKS if name not in here]
+        assert cure == ("dcr-lite evaluate --benchmarks fetches them." if names else "")
 
 
 # --- what has changed -------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dcr_lite.data.benchmarks import BENCHMARKS
 from dcr_lite.measure.answers import Measured
 from dcr_lite.measure.metrics import with_interval
 from dcr_lite.mend.checks import Check
@@ -156,6 +157,10 @@ def seen_beside(check: Check, wishes: Sequence[Wish], quoted: Quoted = plain) ->
             f"longer be measured fairly: {quoted(one['prompt'])}"
         )
     said.append(f"Compared with the sets that are here: {', '.join(map(quoted, check['compared_with'])) or 'none'}.")
+    if missing := [name for name in BENCHMARKS if name not in check["compared_with"]]:
+        said[-1] += (
+            f" Not here, and so not compared: {', '.join(missing)}; dcr-lite evaluate --benchmarks fetches them."
+        )
     for kind, other, words in (
         ("answer", "toxic", check["words"]["answer"]),
         ("refuse", "harmless", check["words"]["refuse"]),
