@@ -21,7 +21,7 @@ from typing import Any
 
 import tyro
 
-from dcr_lite.compare.command import compare
+from dcr_lite.compare.command import compare, require_all
 from dcr_lite.compare.tables import methods_table
 from dcr_lite.data import paper_data
 from dcr_lite.data.paper_data import HubSet
@@ -104,6 +104,7 @@ def main(choices: Choices) -> list[dict[str, Any]]:
             settings, choices.seeds, choices.prompts, choices.rows, None, (), choices.out / way,
             only=(DCR,) if paper else (BASELINE, DCR),
         )  # fmt: skip
+        require_all(report, choices.out / way)
         layer = report["settings"]["layer"]  # found once, for both
         entries += [one | {"way": way} for one in report["methods"] if one["method"] == DCR or not paper]
     page = methods_table(entries, [titles.get(one["method"], f"DCR, stage 1 of the {one['way']}") for one in entries])

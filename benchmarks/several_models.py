@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 from matplotlib import pyplot as plt
 
-from dcr_lite.compare.command import SEEDS, compare
+from dcr_lite.compare.command import SEEDS, compare, require_all
 from dcr_lite.compare.methods import METHODS
 from dcr_lite.compare.plots import draw_plane
 from dcr_lite.compare.tables import marked, methods_table, unranked_of
@@ -71,7 +71,7 @@ def file_of(title: str, model: str, choices: Choices) -> Path:
     recipe = recipe_or_model(*((model, None) if model in recipe_titles() else (None, model)))
     out = choices.out / re.sub(r"\W+", "_", title).lower()
     seeds = own_seeds(choices).get(title, choices.seeds)
-    compare(recipe, seeds, choices.prompts, choices.rows, None, (), out, only=choices.methods)
+    require_all(compare(recipe, seeds, choices.prompts, choices.rows, None, (), out, only=choices.methods), out)
     return out / "comparison.json"
 
 

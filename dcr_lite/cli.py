@@ -175,6 +175,7 @@ def compare(
         by: Who submits, for the leaderboard; with --contract.
     """
     from dcr_lite.compare.command import compare as run_comparison
+    from dcr_lite.compare.command import require_all
     from dcr_lite.run.terminal import show_page
 
     report = run_comparison(
@@ -182,11 +183,7 @@ def compare(
         methods, add, contract, by,
     )  # fmt: skip
     show_page(out / "comparison.md")
-    if failed := report["failed"]:
-        raise UserError(
-            f"{len(failed)} of the models could not be measured, as {out / 'comparison.md'} says. The others are kept: "
-            "the same command tries these again."
-        )
+    require_all(report, out)
 
 
 def check(words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()) -> None:

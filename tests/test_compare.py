@@ -38,10 +38,12 @@ from dcr_lite.files import load_jsonl, read_state
 from dcr_lite.measure.answers import method_result, read_answers
 from dcr_lite.measure.metrics import mean_interval
 from dcr_lite.method.dial import Dial, set_strength
+from dcr_lite.method.pass_size import PassSize
 from dcr_lite.model import adapters
 from dcr_lite.model.adapters import WEIGHTS, adapter_weights
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
+from dcr_lite.model.loading import in_halves
 from dcr_lite.names import BASELINE, DCR, STOCK
 from dcr_lite.probe.subjects import sources_of_comparison
 from dcr_lite.run import own_voice, steps
@@ -669,6 +671,19 @@ def test_a_method_that_fails_ends_no_comparison(
     with pytest.raises(SystemExit):
         cli.main()
     assert "error: not the stock model" in capsys.readouterr().err
+
+
+def test_memory_that_runs_out_is_of_one_method_alone() -> None:
+    """As passes without gradients say it, and a training that can be cut no further."""
+
+    def full(items: list[int]) -> list[int]:
+        raise torch.OutOfMemoryError("full")
+
+    cut: Any = SimpleNamespace(tokens_per_pass=1, halve_pass=lambda: False)
+    sizes = PassSize(cut, "stage1")
+    for runs_out in (lambda: in_halves(full, [1, 2]), lambda: [sizes.ran_out() for _ in range(2)]):
+        with pytest.raises(MethodError, match="memory runs out"):
+            runs_out()
 
 
 def test_the_command_shows_the_table(

@@ -18,7 +18,7 @@ from dcr_lite.method import dial_fitting, safety_sft
 from dcr_lite.method.layers import auroc_error, suggested_layer
 from dcr_lite.model.loading import REFUSING_OPENINGS
 from dcr_lite.run import dial, found_settings, own_voice
-from dcr_lite.run.found_report import found_section
+from dcr_lite.run.found_report import end_of_stage1, found_section
 from dcr_lite.run.found_settings import LEARNING_RATES, choose, rate_for
 from dcr_lite.run.opening import open_model
 from dcr_lite.run.run_folder import read_found, read_settings
@@ -181,6 +181,24 @@ def test_a_run_finds_all_that_is_not_given(searched: Path) -> None:
     assert found_section(found) in page
     assert "L = 2" in page
     assert (searched / "found.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("steps", "kept", "says"),
+    [
+        ((0, 10, 20), 20, "from 0.50 to 0.80, at step 20. The last step was the best, so more of them may still help."),
+        ((0, 10, 20, 30), 20, "at step 20. It ended at step 30, since nothing better came."),
+        ((0, 10, 20, 30, 40), 20, "at step 20. It ended at step 40, the most that it may take."),
+        ((), None, ""),
+    ],
+)
+def test_the_report_says_where_stage_1_ended(steps: tuple[int, ...], kept: int | None, says: str) -> None:
+    """At its last step, by patience, or at its cap; nothing where there was no stage 1."""
+    curve = [(step, 0.8 if step == kept else 0.5) for step in steps]
+    stage1 = {"best": 0.8 if kept else None, "best_step": kept, "auroc_by_step": curve}
+    said = end_of_stage1({"stage1": stage1, "settings": {"contrastive_steps": 40}})
+    assert says in said
+    assert bool(said) == bool(steps)
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "gemma2", "gemma3", "olmo3", "phi3", "smollm3"])

@@ -451,12 +451,12 @@ def test_own_prompts_are_answered_whole(made: tuple[Path, list[Outcome]]) -> Non
 @pytest.mark.parametrize("earlier", [True, False])
 def test_after_is_measured_as_before(earlier: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that an earlier version began has answers before that are short, and stopped refusals; those after are
-    given likewise."""
+    given likewise. Longer ones are given fewer at a time, in the memory that was planned."""
     row = {**ANSWER, "prompt": "a", "label": "seemingly_toxic"} | ({} if earlier else {"ended": True})
-    asked: list[tuple[str, int, bool]] = []
+    asked: list[tuple[str, int, bool, int]] = []
 
     def answer_with(run: Any, model: Any, method: str, part: str, own: Any, path: Path, *rest: Any) -> None:
-        asked.append((method, rest[0], rest[2]))
+        asked.append((method, rest[0], rest[2], model.prompts_at_once))
 
     monkeypatch.setattr(mend_steps, "answer_with", answer_with)
     monkeypatch.setattr(mend_steps, "answers_given", lambda run, part, path: [row])
@@ -464,10 +464,10 @@ def test_after_is_measured_as_before(earlier: bool, tmp_path: Path, monkeypatch:
     done = {mend_steps.BEFORE: {"seconds": 1.0}}
     run: Any = SimpleNamespace(path=tmp_path, finished=done.get)
     settings = MendSettings(model="m", run=tmp_path, answer_tokens=6)
-    mend_steps.measure(
-        run, cast(Any, None), settings, [Wish("a", True, "", part="kept")], NOTHING_SEEN, {STOCK: [], DCR: []}
-    )
-    assert asked == [(DCR, 6, False) if earlier else (DCR, 80, True)]
+    model: Any = SimpleNamespace(prompts_at_once=100)
+    mend_steps.measure(run, model, settings, [Wish("a", True, "", part="kept")], NOTHING_SEEN, {STOCK: [], DCR: []})
+    assert asked == [(DCR, 6, False, 100) if earlier else (DCR, 80, True, 100 * (64 + 6) // (64 + 80))]
+    assert model.prompts_at_once == 100
 
 
 def test_a_prompt_leaves_room_for_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,12 +62,14 @@ def test_models_that_are_not_measured_yet_are_compared(tmp_path: Path, monkeypat
 
     def compared(
         recipe: Any, seeds: Any, prompts: Any, rows: Any, questions: Any, curve: Any, out: Path, only: Any
-    ) -> None:
+    ) -> dict[str, Any]:
         asked.append((recipe, seeds, prompts, rows, questions, curve, out, only))
         out.mkdir(parents=True)
         methods = [entry("base", 0, 0.9, 0.1), entry("dcr", 0.25, 0.8, 0.7)]
         (out / "comparison.json").write_text(json.dumps({"methods": methods, "curve": {"points": []}}))
+        return {"failed": failed}
 
+    failed: list[dict[str, Any]] = []
     monkeypatch.setattr(several_models, "compare", compared)
     (tmp_path / "old.json").write_text(json.dumps([entry("base", 0, 0.5, 0.6), entry("stage1", 0.0, 0.7, 0.9)]))
     named = ("One 1B=smollm2_135m", "Other=some/folder", f"Old={tmp_path / 'old.json'}")
@@ -81,6 +83,10 @@ def test_models_that_are_not_measured_yet_are_compared(tmp_path: Path, monkeypat
     asked.clear()
     several_models.main(several_models.Choices(named, **same, seeds_of=("Other=0,7",), out=tmp_path / "again"))
     assert [seeds for _, seeds, *_ in asked] == [(3,), (0, 7)]
+    failed.append({"method": "dcr"})
+    with pytest.raises(UserError, match="1 of the models could not be measured"):
+        several_models.main(several_models.Choices(named, **same, out=tmp_path / "failing"))
+    failed.clear()
     for wrong in ("Nobody=0", "Other=", "Other=a", "Other"):
         with pytest.raises(UserError, match="give TITLE=SEED,SEED with a title of --models"):
             several_models.main(several_models.Choices(named, **same, seeds_of=(wrong,), out=tmp_path))

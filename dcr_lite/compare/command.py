@@ -94,6 +94,15 @@ def compare(
     return report
 
 
+def require_all(report: dict[str, Any], out: Path) -> None:
+    """Raises UserError where something could not be measured, of what ``compare`` has written to ``out``."""
+    if failed := report["failed"]:
+        raise UserError(
+            f"{len(failed)} of the models could not be measured, as {out / 'comparison.md'} says. The others are kept: "
+            "the same command tries these again."
+        )
+
+
 def _measured_on(
     data: EvaluationData, files: tuple[Path, ...], rows: int | None, questions: Path | None
 ) -> dict[str, Any]:

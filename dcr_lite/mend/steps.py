@@ -20,6 +20,7 @@ from dcr_lite.mend.results import CHECK, OUTCOME
 from dcr_lite.mend.settings import MendSettings
 from dcr_lite.model import distributed
 from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.generation import longer_answers
 from dcr_lite.model.loading import Model
 from dcr_lite.names import DCR, STOCK
 from dcr_lite.run import long_rows
@@ -141,7 +142,8 @@ def _answered(
     if not run.finished(part):
         own = distributed.share([wish.measured() for wish in wishes])
         tokens = ANSWER_TOKENS if whole else settings.answer_tokens
-        with progress_bar("Your prompts", max(1, len(own))) as shown:
+        fewer = longer_answers(model, settings.answer_tokens, tokens)
+        with progress_bar("Your prompts", max(1, len(own))) as shown, fewer:
             answer_with(run, model, method, part, own, path, tokens, shown.advance, whole)
     answers: list[Measured] = distributed.on_main(lambda: answers_given(run, part, path))
     return answers

@@ -4,7 +4,7 @@ Memory runs out for a moment, where blocks lie scattered or another program take
 The first is over when the cache is empty; only the second needs smaller passes, and not for ever.
 """
 
-from dcr_lite.errors import UserError
+from dcr_lite.errors import MethodError, UserError
 from dcr_lite.model import distributed
 from dcr_lite.model.free_memory import empty_cache
 from dcr_lite.model.loading import OUT_OF_MEMORY, Model
@@ -25,7 +25,7 @@ class PassSize:
     def ran_out(self) -> None:
         """Memory has run out in a step, whose tensors nobody holds any more: make room for taking it again.
 
-        Raises UserError where that is no way on.
+        Raises MethodError where that is no way on, and UserError where there are several processes.
         """
         if distributed.world() > 1:  # the others wait for this pass, and would wait for ever
             raise UserError(
@@ -37,7 +37,7 @@ class PassSize:
             self.tried_again = True
             return
         if not self.model.halve_pass():
-            raise UserError(f"{self.name}: {OUT_OF_MEMORY}")
+            raise MethodError(f"{self.name}: {OUT_OF_MEMORY}")
         self.patience *= 2 if self.has_grown else 1
         self.tried_again = self.has_grown = False
         self.since = 0

@@ -66,7 +66,7 @@ def _render(tokenizer: Tokenizer, messages: list[Message], answer_next: bool, th
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
             f"{tokenizer.name_or_path} has no chat template, so it is no chat model. Name its instruct or chat "
-            f"version, or give a base model the format that it learns: --chat-format {', '.join(FORMATS)}."
+            f"version, or train a base model with the format that it learns: --chat-format {', '.join(FORMATS)}."
         )
     try:
         values = THINKING if thinking else {}

@@ -1,7 +1,8 @@
 """Answers and refusal scores of many prompts, in batches of similar length behind their shared prefix."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, groupby
 
@@ -157,6 +158,18 @@ def answer(
             return list(map(Answer, decode_answers(model.tokenizer, asked, found), scores, ended, map(tuple, found)))
 
         return in_passes(_batches(model, prompts, max_new_tokens), answer_together, progress)
+
+
+@contextmanager
+def longer_answers(model: Model, planned: int, tokens: int) -> Iterator[None]:
+    """Within the block answers of ``tokens`` tokens are given fewer at a time, in the memory that was planned for those
+    of ``planned`` tokens."""
+    at_once = model.prompts_at_once
+    model.prompts_at_once = max(1, at_once * (PROMPT_TOKENS + planned) // (PROMPT_TOKENS + max(planned, tokens)))
+    try:
+        yield
+    finally:
+        model.prompts_at_once = at_once
 
 
 def _batches(model: Model, prompts: list[Rows], max_new_tokens: int) -> list[list[int]]:

@@ -160,12 +160,12 @@ def in_halves(work: Callable[[list[Item]], list[Result]], items: list[Item]) -> 
     """The results of ``work`` for the items, computed in halves where memory does not suffice for all at once. For
     passes without gradients; the training loop halves its own.
 
-    Raises UserError where memory does not suffice for one item.
+    Raises MethodError where memory does not suffice for one item.
     """
     with contextlib.suppress(torch.OutOfMemoryError), memory_may_run_out():
         return work(items)
     if len(items) == 1:
-        raise UserError(OUT_OF_MEMORY)
+        raise MethodError(OUT_OF_MEMORY)
     empty_cache()
     half = len(items) // 2
     return in_halves(work, items[:half]) + in_halves(work, items[half:])

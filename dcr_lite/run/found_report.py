@@ -30,11 +30,12 @@ def end_of_stage1(report: dict[str, Any]) -> str:
     (_, before), (last, _) = curve[0], curve[-1]
     best, kept, most = report["stage1"]["best"], report["stage1"]["best_step"], report["settings"]["contrastive_steps"]
     if kept == last:
-        ended = "its last one, at which they may still have gained"
+        ended = "The last step was the best, so more of them may still help."
     else:
-        ended = f"of {last}, since they gained no more" if last < most else f"of {last}, which are all that it may take"
+        why = "since nothing better came" if last < most else "the most that it may take"
+        ended = f"It ended at step {last}, {why}."
     return (
-        f"\n**Stage 1** took unseen pairs from an AUROC of {before:.2f} to {best:.2f} at step {kept}, {ended}.\n\n"
+        f"\n**Stage 1** took the AUROC of unseen pairs from {before:.2f} to {best:.2f}, at step {kept}. {ended}\n\n"
         "![Unseen pairs during stage 1](separation.png)\n"
     )
 

@@ -19,9 +19,8 @@ from dcr_lite.measure.brokenness import before_repeating, is_broken, repeats_its
 from dcr_lite.measure.judge import is_refusal
 from dcr_lite.model import adapters, distributed
 from dcr_lite.model.chat import encode_prompts
-from dcr_lite.model.generation import Answer, answer
+from dcr_lite.model.generation import Answer, answer, longer_answers
 from dcr_lite.model.loading import Model
-from dcr_lite.model.memory import PROMPT_TOKENS
 from dcr_lite.model.thinking import answer_of
 from dcr_lite.run import long_rows
 from dcr_lite.run.inputs import Data
@@ -89,25 +88,21 @@ def answers_of(
 
     ``answer_tokens``: of the answers for which the model's memory was planned; longer ones are given fewer at a time.
     """
-    at_once, rows = model.prompts_at_once, list(rows)
-    with progress_bar("Own answers", wanted) as shown, adapters.stock(model):
+    rows, fewer = list(rows), longer_answers(model, answer_tokens, OWN_TOKENS)
+    with progress_bar("Own answers", wanted) as shown, adapters.stock(model), fewer:
         shown.start_at(usable := _usable(rows))
-        try:
-            model.prompts_at_once = max(1, at_once * (PROMPT_TOKENS + answer_tokens) // (PROMPT_TOKENS + OWN_TOKENS))
-            while usable < wanted and len(rows) < len(order):
-                batch = order[len(rows) :][: min(BATCH, wanted - usable)]
-                prompts = distributed.share([row.prompt for row in batch])
-                ids = encode_prompts(model.tokenizer, prompts, model.window)
-                said = distributed.gathered(answer(model, ids, OWN_TOKENS, stop=repeats_itself))
-                rows += map(_row, batch, said)
-                if distributed.is_main():
-                    keep(rows)
-                new = _usable(rows) - usable
-                usable += new
-                shown.facts["left out"] = str(len(rows) - usable)
-                shown.advance(new)
-        finally:
-            model.prompts_at_once = at_once
+        while usable < wanted and len(rows) < len(order):
+            batch = order[len(rows) :][: min(BATCH, wanted - usable)]
+            prompts = distributed.share([row.prompt for row in batch])
+            ids = encode_prompts(model.tokenizer, prompts, model.window)
+            said = distributed.gathered(answer(model, ids, OWN_TOKENS, stop=repeats_itself))
+            rows += map(_row, batch, said)
+            if distributed.is_main():
+                keep(rows)
+            new = _usable(rows) - usable
+            usable += new
+            shown.facts["left out"] = str(len(rows) - usable)
+            shown.advance(new)
     return rows
 
 
