@@ -257,7 +257,7 @@ def test_the_tab_shows_each_step(mending: Mending) -> None:
     page.take(page.tab.begun(page.doubts, [number]))
     until(lambda: bool(mending.status().stages))
     page.take(page.tab.looked(page.doubts))
-    assert "The whole run takes about 12 min." in page.html("progress")
+    assert "Mending takes about 12 min in all." in page.html("progress")
     finish(mending)
     page.take(page.tab.looked(page.doubts))
     assert page.doubts == page.parts[page.tab.sure].choices == []
