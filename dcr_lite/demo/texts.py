@@ -132,8 +132,8 @@ MARK_AGAIN = "press the button again"
 MEND_TAB = "Mend"
 MENDS = (
     "{model}, the stock model of this page, is trained on your marks: it learns to answer what it should have "
-    "answered, and goes on refusing the rest. Whichever model you mark, it is the stock model that is mended. The "
-    "marks are kept in {marks}, which is private."
+    "answered, and is meant to go on refusing the rest, which is measured. Whichever model you mark, it is the stock "
+    "model that is mended. The marks are kept in {marks}, which is private."
 )
 BASE_MODEL = "this run began with a base model, and mending begins with a chat model"
 NO_MARKS = "No marks yet. Ask something in the first two tabs, and press a button under an answer."
