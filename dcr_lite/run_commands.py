@@ -151,6 +151,7 @@ def dial(
     like_stock: bool = False,
     safe_as_stock: bool = False,
     above_stock: bool = False,
+    discerning: bool = False,
     balanced: bool = False,
     strength: float | None = None,
     set: bool = False,
@@ -166,6 +167,8 @@ def dial(
         like_stock: Answer as many seemingly toxic prompts as the stock model does.
         safe_as_stock: Refuse as many toxic prompts as the stock model does.
         above_stock: Be better than the stock model in both shares by as much as can be.
+        discerning: Refuse as many toxic more than seemingly toxic prompts as can be (J), turned no further than
+            that takes.
         balanced: Answer as many seemingly toxic prompts as toxic ones are refused.
         strength: Set the dial to this number: above 0 it answers more, below it refuses more.
         set: Write the setting to the run's adapter, after a check by judged answers.
@@ -175,7 +178,8 @@ def dial(
 
     flags = {
         "refuse_toxic": refuse_toxic, "answer_seemingly_toxic": answer_seemingly_toxic, "like_stock": like_stock,
-        "safe_as_stock": safe_as_stock, "above_stock": above_stock, "balanced": balanced, "strength": strength,
+        "safe_as_stock": safe_as_stock, "above_stock": above_stock, "discerning": discerning, "balanced": balanced,
+        "strength": strength,
     }  # fmt: skip
     turn(run, asked_for(flags), set, device)
 

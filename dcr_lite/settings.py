@@ -13,7 +13,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "bfloat16", "float16", "float32"]
 Quantization = Literal["auto", "nf4", "none"]
 Backend = Literal["auto", "unsloth", "transformers"]
-Target = Literal["auto", "above_stock", "like_stock", "safe_as_stock", "balanced", "none"]
+Target = Literal["auto", "above_stock", "like_stock", "safe_as_stock", "discerning", "balanced", "none"]
 ChatFormat = Literal["own", "chatml", "llama3", "mistral", "gemma"]
 
 FOUND = -1  # where a layer stands: it is still to be found
@@ -157,9 +157,9 @@ class Settings(ModelSettings):
     dial: Target = "auto"
     """How much to refuse, chosen after training by development pairs; dcr-lite dial chooses again. above_stock: better
     than the stock model in both rates by as much as can be. like_stock: answers as many seemingly toxic prompts as the
-    stock model does. safe_as_stock: refuses as many toxic prompts as that does. balanced: answers as many seemingly
-    toxic prompts as it refuses toxic ones. none: as trained. auto: above_stock for a model that refuses by itself, else
-    balanced."""
+    stock model does. safe_as_stock: refuses as many toxic prompts as that does. discerning: tells the two kinds apart
+    best. balanced: answers as many seemingly toxic prompts as it refuses toxic ones. none: as trained. auto:
+    above_stock for a model that refuses by itself, else discerning."""
 
     # what it is compared with
     compare_with: tuple[Literal["safety_sft"], ...] = ()

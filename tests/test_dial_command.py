@@ -108,7 +108,14 @@ def test_a_strength_that_breaks_the_model_is_not_measured(breaks: float) -> None
 
 @pytest.mark.parametrize(
     "goal",
-    [Goal("above_stock"), Goal("like_stock"), Goal("safe_as_stock"), Goal("balanced"), Goal("refuse_toxic", 0.9)],
+    [
+        Goal("above_stock"),
+        Goal("like_stock"),
+        Goal("safe_as_stock"),
+        Goal("discerning"),
+        Goal("balanced"),
+        Goal("refuse_toxic", 0.9),
+    ],
 )
 def test_a_choice_is_checked_by_answers_at_its_strength(goal: Goal) -> None:
     """What the setting says of its strength are the rates of answers judged there, and they meet the goal."""
@@ -122,6 +129,7 @@ def test_a_choice_is_checked_by_answers_at_its_strength(goal: Goal) -> None:
         "above_stock": toxic + seemingly - sum(STOCK),
         "like_stock": seemingly - STOCK[1],
         "safe_as_stock": toxic - STOCK[0],
+        "discerning": toxic - seemingly - np.max(setting.curve.rates[:, 0] - setting.curve.rates[:, 1]),
         "balanced": toxic + seemingly - 1,
         "refuse_toxic": toxic - 0.9,
     }

@@ -90,8 +90,8 @@ def whole_openings(monkeypatch: pytest.MonkeyPatch) -> None:
     ("chat_format", "answers", "found"),
     [
         ("own", REFUSES, (0.5, "no", "own", "above_stock")),
-        ("own", COMPLIES, (1.0, "yes", "own", "balanced")),
-        ("chatml", None, (1.0, "yes", "given", "balanced")),
+        ("own", COMPLIES, (1.0, "yes", "own", "discerning")),
+        ("chatml", None, (1.0, "yes", "given", "discerning")),
     ],
 )
 def test_a_model_that_refuses_by_itself_is_not_taught_to(
@@ -232,7 +232,7 @@ def test_a_model_without_a_chat_template_needs_a_format(
     assert run_command(monkeypatch, "train", *unset_flags(folder, rows, tmp_path / "b", **fewer)) == 0
     found = read_found(tmp_path / "b")
     assert found is not None
-    assert (found["stage2"], found["answers"], found["dial"]) == ("yes", "given", "balanced")
+    assert (found["stage2"], found["answers"], found["dial"]) == ("yes", "given", "discerning")
     assert found["evidence"]["answers"] is None
 
 

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from dcr_lite.measure.trade_off import Goal, Reading, TradeOff, fit_map, fit_trade_off
+from dcr_lite.measure.trade_off import TOLERANCE, Goal, Reading, TradeOff, fit_map, fit_trade_off
 
 STRENGTHS = np.linspace(-1.5, 2.5, 9)
 JUDGED = (0, 3, 5, 7)  # places among them
@@ -140,6 +140,38 @@ def test_balanced_answers_one_kind_as_often_as_it_refuses_the_other() -> None:
     found = curve(TOXIC, SEEMINGLY)
     toxic, seemingly = found.at(Goal("balanced").strength(found, STOCK)[0])[0]
     assert toxic == pytest.approx(1 - seemingly)
+
+
+def test_discerning_is_the_nearest_to_0_of_the_best() -> None:
+    """J is highest there, give or take the tolerance in each rate, and at no strength of the curve nearer to 0."""
+    finely = np.linspace(0, 4, 101)
+    found = curve(*(np.interp(finely, range(5), side).tolist() for side in (TOXIC, [0.95, 0.9, 0.8, 0.3, 0.05])))
+    strength, reached = Goal("discerning").strength(found, STOCK)
+    as_good = {
+        float(at): toxic - seemingly >= np.max(found.rates[:, 0] - found.rates[:, 1]) - 2 * TOLERANCE
+        for at, (toxic, seemingly) in zip(found.strengths, found.rates, strict=True)
+    }
+    assert reached
+    assert as_good[strength]
+    assert 0 < strength < found.strengths[np.argmax(found.rates[:, 0] - found.rates[:, 1])]
+    assert not any(good for at, good in as_good.items() if abs(at) < strength)
+
+
+@pytest.mark.parametrize(
+    ("toxic", "seemingly", "strength"),
+    [
+        ([0.9, 0.8, 0.7], [0.7, 0.55, 0.45], 0.0),  # J 0.20, 0.25, 0.25
+        ([1.0, 0.95, 0.8], [1.0, 0.9, 0.2], 1.0),  # refuses nearly all at 0: turning it is worth much
+        ([0.7, 0.1, 0.0], [0.1, 0.0, 0.0], -1.0),  # answers nearly all at 0
+    ],
+)
+def test_discerning_turns_the_dial_only_where_that_pays(
+    toxic: list[float], seemingly: list[float], strength: float
+) -> None:
+    """It stays where the model was trained unless J gains more than the tolerance by turning it."""
+    found = Goal("discerning").strength(curve(toxic, seemingly), STOCK)[0]
+    assert found == pytest.approx(strength, abs=0.3)
+    assert (found == 0) == (strength == 0)
 
 
 def test_above_stock_is_the_best_in_the_worse_of_two_gains() -> None:

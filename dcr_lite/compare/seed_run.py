@@ -177,7 +177,7 @@ class SeedRun:
         if not (self.run.finished(part) and dial.is_there(folder)):
             forget_peak_memory()
             started = time.monotonic()
-            goal = Goal("balanced" if asked == "none" else asked)  # type: ignore[arg-type]  # what was found is never auto
+            goal = Goal("discerning" if asked == "none" else asked)  # type: ignore[arg-type]  # what was found is never auto
             dial.record(folder, dial.find_setting(folder, self.model, self.data, self.settings, goal))
             self.run.finish(part, vars(Cost(time.monotonic() - started, peak_memory_bytes())))
         return Dial.load(folder / FOLDER / DIAL), DialSetting.load(folder / FOLDER)

@@ -16,7 +16,9 @@ from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit
 
 Floats = NDArray[np.float64]
-GoalName = Literal["above_stock", "like_stock", "safe_as_stock", "balanced", "refuse_toxic", "answer_seemingly_toxic"]
+GoalName = Literal[
+    "above_stock", "like_stock", "safe_as_stock", "discerning", "balanced", "refuse_toxic", "answer_seemingly_toxic"
+]  # fmt: skip
 
 FINE = 8  # steps of a curve from one reading to the next
 RESAMPLES = 200  # of the pairs, for the intervals: between seeds their ends then move by a tenth of their width
@@ -67,6 +69,9 @@ class Goal:
     like_stock: as many seemingly toxic prompts answered as the stock model answers.
     safe_as_stock: as many toxic prompts refused as the stock model refuses, or more where no strength refuses so few;
         so as many seemingly toxic ones answered as that allows.
+    discerning: J, the share of toxic prompts refused minus that of seemingly toxic ones, as high as can be: of the
+        strengths at which it is, give or take the tolerance in each rate, the nearest to 0, where the model was
+        trained.
     balanced: as many seemingly toxic prompts answered as toxic ones refused.
     above_stock: above the stock model in both by as much as can be, which is by as much in the one as in the other; not
         reached where that is below it in both.
@@ -79,7 +84,10 @@ class Goal:
         """The strength that comes nearest to the goal, and whether that reaches it. stock: the stock model's refusal
         rates of toxic and of seemingly toxic prompts."""
         toxic, seemingly = curve.rates.T
-        # Every goal is a rate, or a sum of both, that falls along the dial to a wanted number.
+        if self.name == "discerning":
+            j = toxic - seemingly
+            return float(min(curve.strengths[j >= j.max() - 2 * TOLERANCE], key=abs)), True
+        # Every other goal is a rate, or a sum of both, that falls along the dial to a wanted number.
         falling, wanted = {
             "refuse_toxic": (toxic, self.value or 0.0),
             "answer_seemingly_toxic": (seemingly, 1 - (self.value or 0.0)),

@@ -32,7 +32,8 @@ from dcr_lite.settings import Device, Settings
 
 CURE = "Restore the run folder, or choose another run."
 WANT = (
-    "--refuse-toxic, --answer-seemingly-toxic, --like-stock, --safe-as-stock, --above-stock, --balanced or --strength"
+    "--refuse-toxic, --answer-seemingly-toxic, --like-stock, --safe-as-stock, --above-stock, --discerning, --balanced "
+    "or --strength"
 )
 
 

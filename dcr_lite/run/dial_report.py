@@ -18,6 +18,7 @@ TITLES = {
     "like_stock": "answers as many as the stock model",
     "safe_as_stock": "refuses as many toxic prompts as the stock model",
     "above_stock": "above the stock model in both shares",
+    "discerning": "tells the two kinds apart best",
     "balanced": "answers one kind as often as it refuses the other",
     "refuse_toxic": "refuses {value:.2f} of toxic prompts",
     "answer_seemingly_toxic": "answers {value:.2f} of seemingly toxic prompts",
@@ -29,6 +30,7 @@ SHOWN = (
     Goal("like_stock"),
     Goal("safe_as_stock"),
     Goal("above_stock"),
+    Goal("discerning"),
     Goal("balanced"),
     *(Goal("refuse_toxic", x) for x in SHARES),
 )

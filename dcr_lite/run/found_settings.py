@@ -81,7 +81,7 @@ def choose(settings: Settings, width: int, answers: Evidence | None, layers: Evi
     automatic = {
         "stage2": "no" if refuses else "yes",
         "answers": "own" if is_chat else "given",
-        "dial": "above_stock" if refuses else "balanced",
+        "dial": "above_stock" if refuses else "discerning",
     }
     chosen: dict[str, Any] = {"layer": settings.layer if layers is None else layers["chosen"]}
     for name in LEARNING_RATES:

@@ -104,7 +104,8 @@ DIAL = (
 {table}
 
 Rates of {pairs} pairs of development prompts with 95 % intervals. `dcr-lite dial {run} --refuse-toxic 0.9 --set` turns
-the dial; so do --answer-seemingly-toxic, --like-stock, --safe-as-stock, --above-stock, --balanced and --strength.
+the dial; so do --answer-seemingly-toxic, --like-stock, --safe-as-stock, --above-stock, --discerning, --balanced and
+--strength.
 
 """
 )
