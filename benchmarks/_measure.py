@@ -233,14 +233,10 @@ def finish(
     """Prints the table, writes the files that were asked for, and returns the results."""
     versions = f"{str(case.timed_precision).removeprefix('torch.')}, torch {torch.__version__}"
     parts = (table(results, ours, theirs), more, f"{hardware(case.where)}, {versions}.")
-    emit("\n\n".join(part for part in parts if part), results, case.json, case.markdown)
-    return results
-
-
-def emit(text: str, results: list[Result], as_json: Path | None, as_markdown: Path | None) -> None:
-    """Prints the text, and writes it and the results to the files given."""
+    text = "\n\n".join(part for part in parts if part)
     print(f"\n{text}", flush=True)
-    if as_json:
-        write_json([asdict(r) for r in results], as_json)
-    if as_markdown:
-        write_text(as_markdown, text + "\n")
+    if case.json:
+        write_json([asdict(r) for r in results], case.json)
+    if case.markdown:
+        write_text(case.markdown, text + "\n")
+    return results

@@ -18,7 +18,6 @@ import stage1_choices
 import stage2
 import stage2_choices
 import torch
-import whole_job
 from _measure import EQUAL, Build, Case, Outcome, Result, Step
 from _sides import load
 from recipe_runs import small_settings
@@ -180,31 +179,12 @@ def test_few_rows(quick: dict[str, Any], out: dict[str, Path], monkeypatch: pyte
         assert bool(calls) == (name == "plain")
 
 
-@pytest.mark.parametrize("path", whole_job.PARTS)
-def test_a_timed_function_exists(path: str) -> None:
-    """Every function that whole_job.py puts a timer around is in the package."""
-    assert callable(getattr(*whole_job.owner_of(path)))
-
-
 def test_every_script_is_in_the_documents() -> None:
     """A script whose figures nobody cites is dead."""
     root = Path(stage1.__file__).parents[1]
     text = "".join(page.read_text(encoding="utf-8") for page in (root / "README.md", *root.glob("docs/*.md")))
     scripts = {path.name for path in (root / "benchmarks").glob("[!_]*.py")}
     assert {name for name in scripts if f"benchmarks/{name}" not in text} == set()
-
-
-def test_whole_job(tiny: Path, rows: Path, tmp_path: Path, out: dict[str, Path]) -> None:
-    """Parts add up to the whole, every part of a run has its line, and no timer is left behind."""
-    before = {path: getattr(*whole_job.owner_of(path)) for path in whole_job.PARTS}
-    settings = small_settings(tiny, rows, tmp_path / "unused", sft_batch=6)
-    results = checked(whole_job.main(whole_job.WholeJob(settings, **out)), out["json"])
-    assert sum(r.ours for r in results) == pytest.approx(results[0].theirs)
-    parts = {"imports", "loading the model", "tokenising", "stage 1", "stage 2", "safety SFT alone", "decoding"}
-    assert parts | {"stored states", "judging", "drawing", "not in any part"} <= {r.name for r in results}
-    assert all(r.ours >= 0 for r in results)
-    assert {path: getattr(*whole_job.owner_of(path)) for path in whole_job.PARTS} == before
-    assert not (tmp_path / "unused").exists()
 
 
 @pytest.mark.parametrize("name", stage1_choices.VARIANTS)
