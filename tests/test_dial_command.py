@@ -268,8 +268,8 @@ def test_strength_0_leaves_the_gain_alone(run: Path) -> None:
 
 
 def test_a_run_without_a_dial_gets_one(run: Path, made: Path) -> None:
-    """As runs of earlier versions: fitted and measured as in the run, and not turned until that is asked for; before
-    that the demo shows the adapter as it is."""
+    """As one trained with --dial none: fitted and measured as in the run, and not turned until that is asked for;
+    before that the demo shows the adapter as it is."""
     shutil.rmtree(run / "dial")
     report = report_of(run)
     del report["dial"]
@@ -411,8 +411,6 @@ def test_what_was_measured_counts_once_it_is_asked_for(run: Path) -> None:
     bench.read(0.01, judged=True)  # a choice after it, that was stopped
     bench.recall(setting.measured)
     assert bench.counted == setting.measured
-    bench.recall(None)
-    assert bench.counted == {"0.01": True} | (setting.measured or {})
     (run / "dial" / "dial.safetensors").unlink()  # another one: nothing of this one counts
     with pytest.raises(UserError, match=r"readings\.json is missing or damaged"):
         Bench(run / "dial", model, inputs.load_data(settings), settings).recall(setting.measured)

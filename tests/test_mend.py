@@ -212,7 +212,7 @@ def test_what_was_not_compared_is_named() -> None:
 # --- what has changed -------------------------------------------------------------------------------------------------
 
 
-ANSWER = {"refused": True, "response": "No."}
+ANSWER = {"refused": True, "response": "No.", "ended": True}
 NOTHING_SEEN: Any = {
     "refused": [1], "answered_today": [], "refuse_answered_today": [], "doubtful": [], "duplicates": [],
     "compared_with": [], "words": {"answer": [], "refuse": []},
@@ -448,15 +448,15 @@ def test_own_prompts_are_answered_whole(made: tuple[Path, list[Outcome]]) -> Non
         assert (f"{plain(row['response'])} \N{HORIZONTAL ELLIPSIS}\n" in f"{text}\n") == (not row["ended"])
 
 
-@pytest.mark.parametrize("earlier", [True, False])
-def test_after_is_measured_as_before(earlier: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that an earlier version began has answers before that are short, and stopped refusals; those after are
-    given likewise. Longer ones are given fewer at a time, in the memory that was planned."""
-    row = {**ANSWER, "prompt": "a", "label": "seemingly_toxic"} | ({} if earlier else {"ended": True})
+def test_longer_answers_are_given_fewer_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the memory that was planned for those of the evaluation, whose tokens are fewer."""
+    row = {**ANSWER, "prompt": "a", "label": "seemingly_toxic"}
     asked: list[tuple[str, int, bool, int]] = []
 
-    def answer_with(run: Any, model: Any, method: str, part: str, own: Any, path: Path, *rest: Any) -> None:
-        asked.append((method, rest[0], rest[2], model.prompts_at_once))
+    def answer_with(
+        run: Any, model: Any, method: str, part: str, own: Any, path: Path, *rest: Any, whole: bool
+    ) -> None:
+        asked.append((method, rest[0], whole, model.prompts_at_once))
 
     monkeypatch.setattr(mend_steps, "answer_with", answer_with)
     monkeypatch.setattr(mend_steps, "answers_given", lambda run, part, path: [row])
@@ -466,7 +466,7 @@ def test_after_is_measured_as_before(earlier: bool, tmp_path: Path, monkeypatch:
     settings = MendSettings(model="m", run=tmp_path, answer_tokens=6)
     model: Any = SimpleNamespace(prompts_at_once=100)
     mend_steps.measure(run, model, settings, [Wish("a", True, "", part="kept")], NOTHING_SEEN, {STOCK: [], DCR: []})
-    assert asked == [(DCR, 6, False, 100) if earlier else (DCR, 80, True, 100 * (64 + 6) // (64 + 80))]
+    assert asked == [(DCR, 80, True, 100 * (64 + 6) // (64 + 80))]
     assert model.prompts_at_once == 100
 
 

@@ -201,7 +201,7 @@ def test_the_page_names_the_probes_under_which_dcr_keeps_less() -> None:
 
 
 def test_numbers_that_a_seed_lacks_are_left_out() -> None:
-    """As plain prompts that an earlier version did not ask, or what is kept of a J that is not above 0 with one of the
+    """As refusals of plain prompts that were not asked, or what is kept of a J that is not above 0 with one of the
     seeds: a mean over the others would choose among them."""
     rates = {"toxic": {"rate": 0.5, "ci95": None}, "seemingly_toxic": {"rate": 0.25, "ci95": None}}
     about = {"method": "dcr", "model_title": "DCR", "probe": "novel", "title": "novel", "family": "framings"}

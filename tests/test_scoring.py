@@ -281,7 +281,7 @@ def test_a_damaged_run_is_an_error(damage: str, dialled_run: Path, tmp_path: Pat
         open_run(run)
 
 
-def test_a_run_of_an_earlier_version_opens_without_similarity(
+def test_a_run_without_its_reading_opens_without_similarity(
     demo_run: Path, tiny_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Without the discernment file the three models still answer, and a note says what is missing. Title and note name

@@ -66,7 +66,7 @@ def unranked_of(entries: list[dict[str, Any]]) -> list[str]:
 
 
 def _unfit(entries: list[dict[str, Any]]) -> list[str]:
-    return [e["method"] for e in entries if not e.get("applies", True)]  # earlier versions did not write it
+    return [e["method"] for e in entries if not e["applies"]]
 
 
 def marked(entries: list[dict[str, Any]], methods: Mapping[str, Method] = METHODS) -> dict[str, Method]:

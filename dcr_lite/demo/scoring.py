@@ -19,7 +19,7 @@ from dcr_lite.demo.dial import OpenDial, open_dial
 from dcr_lite.demo.models_at_once import ModelsAtOnce, Which
 from dcr_lite.demo.prompt_text import cleaned, pieces_of
 from dcr_lite.demo.score import Score, Word
-from dcr_lite.demo.texts import EARLIER_VERSION, MODEL_ALONE, MODEL_TITLES, NO_DIAL, NO_RUN, TITLE
+from dcr_lite.demo.texts import MODEL_ALONE, MODEL_TITLES, NO_DIAL, NO_READING, NO_RUN, TITLE
 from dcr_lite.errors import UserError
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
 from dcr_lite.measure.kinds import kind_of
@@ -248,7 +248,7 @@ def open_run(folder: Path | None = None, device: Device = "auto", alone: str | N
     title = TITLE.format(model=model_title(settings.model), run=folder.resolve().name)
     if dial := open_dial(folder):
         set_strength(model, DCR, dial.dial, None)  # the adapter is stored with it; now each row has its own
-    notes = [caution_of(folder), EARLIER_VERSION if not discernments else ONLY_TURNED if whole.only_turned else ""]
+    notes = [caution_of(folder), NO_READING if not discernments else ONLY_TURNED if whole.only_turned else ""]
     return OpenRun(model, names, discernments, dial, title, " ".join(filter(None, notes)))
 
 

@@ -18,7 +18,7 @@ MODEL_ALONE = (
     "This is the stock model alone. Similarity scores, the map and the dial are a run's: dcr-lite train --model "
     "NAME_OR_FOLDER makes one, as does dcr-lite mend with marks of answers."
 )
-EARLIER_VERSION = "This run is of an earlier version: no similarity scores, no map. A new run has them."
+NO_READING = "This run has no adapter/discernment.safetensors any more: no similarity scores, no map."
 
 # --- the dial ---------------------------------------------------------------------------------------------------------
 

@@ -87,7 +87,7 @@ def _files(run: FinishedRun, form: Form, folder: Path) -> list[Path]:
 
 
 def _made_of(file: Path, cure: str) -> str | None:
-    """The digest of the adapter that an export was made of; None where an earlier version made it."""
+    """The digest of the adapter that an export was made of; None where another tool made it."""
     try:
         if file.suffix == ".gguf":
             field = GGUFReader(file).get_field(MADE_OF)

@@ -108,7 +108,7 @@ def safety_rows(found: Numbers) -> list[list[str]]:
 
 def near_sentence(found: Numbers) -> str:
     """How many held-out prompts an outcome leaves out, in a sentence; empty where it leaves out none."""
-    near = found.get("held_out_near")  # none in a run of before
+    near = found["held_out_near"]
     return NEAR.format(near) if near else ""
 
 
@@ -185,7 +185,7 @@ def _listed(numbers: Sequence[int], texts: Sequence[str], quoted: Quoted) -> str
 def said_in(row: Measured) -> str:
     """What a model said, with an ellipsis where it had not come to an end."""
     said = str(row["response"]).strip()
-    return said if row.get("ended", True) else f"{said} \N{HORIZONTAL ELLIPSIS}"
+    return said if row["ended"] else f"{said} \N{HORIZONTAL ELLIPSIS}"
 
 
 def _answers(wish: Wish, before: Measured, after: Measured) -> str:

@@ -116,8 +116,7 @@ def measure(
     """RUN/mend.md and RUN/mend/mend.json: the user's prompts and held-out toxic ones before and after; returns the
     sentences that stand first. answers: of the run's models to held-out prompts."""
     before = _answered(run, model, STOCK, BEFORE, settings, wishes)
-    whole = "ended" in before[0]  # else an earlier version has begun this run, and both are measured alike
-    after = _answered(run, model, DCR, AFTER, settings, wishes, whole)
+    after = _answered(run, model, DCR, AFTER, settings, wishes)
 
     def write() -> str:
         found = outcome(wishes, before, after, answers)
@@ -133,18 +132,16 @@ def measure(
 
 
 def _answered(
-    run: RunFolder, model: Model, method: str, part: str, settings: MendSettings, wishes: list[Wish],
-    whole: bool = True,
-) -> list[Measured]:  # fmt: skip
-    """The answers of one of the run's models to the user's prompts, in their order. whole: refusals too are given to
-    their end, or to ANSWER_TOKENS."""
+    run: RunFolder, model: Model, method: str, part: str, settings: MendSettings, wishes: list[Wish]
+) -> list[Measured]:
+    """The answers of one of the run's models to the user's prompts, in their order. Refusals too are given to their
+    end, or to ANSWER_TOKENS."""
     path: Path = run.path / FOLDER / f"{part.removeprefix('mend_')}.jsonl"
     if not run.finished(part):
         own = distributed.share([wish.measured() for wish in wishes])
-        tokens = ANSWER_TOKENS if whole else settings.answer_tokens
-        fewer = longer_answers(model, settings.answer_tokens, tokens)
+        fewer = longer_answers(model, settings.answer_tokens, ANSWER_TOKENS)
         with progress_bar("Your prompts", max(1, len(own))) as shown, fewer:
-            answer_with(run, model, method, part, own, path, tokens, shown.advance, whole)
+            answer_with(run, model, method, part, own, path, ANSWER_TOKENS, shown.advance, whole=True)
     answers: list[Measured] = distributed.on_main(lambda: answers_given(run, part, path))
     return answers
 

@@ -66,7 +66,7 @@ class Kept:
         path = self._part(subject, probe)
         if not path.exists():
             return False
-        if read_state(path, CURE).get("digest") not in (None, subject.digest):  # None: an earlier version noted none
+        if read_state(path, CURE).get("digest") != subject.digest:
             raise UserError(
                 f"{path} is of another {subject.title}: it was trained, or its dial turned, since. Choose another "
                 f"--out, or delete {path.parent} to probe it anew."

@@ -109,11 +109,10 @@ class Bench:
         toxic, seemingly_toxic = np.mean(self._kept["stock"], 1).tolist()
         return toxic, seemingly_toxic
 
-    def recall(self, measured: dict[str, bool] | None) -> None:
-        """Count what a setting was chosen by (``counted``; None: all that is kept). What was measured after it counts
-        once it is asked for. Raises UserError where it is not there."""
-        kept = self._kept["at"]
-        self._asked = {at: "refused" in row for at, row in kept.items() if row} if measured is None else dict(measured)
+    def recall(self, measured: dict[str, bool]) -> None:
+        """Count what a setting was chosen by (``counted``). What was measured after it counts once it is asked for.
+        Raises UserError where it is not there."""
+        kept, self._asked = self._kept["at"], dict(measured)
         if any(("refused" if judged else "log_odds") not in kept.get(at, ()) for at, judged in self._asked.items()):
             raise damaged(self.folder / READINGS, CURE)
 

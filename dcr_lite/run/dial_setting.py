@@ -1,7 +1,7 @@
 """How the dial of a run stands, and what is known along it: RUN/dial/dial.json."""
 
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,7 @@ class DialSetting:
     stock: the stock model's refusal rates of toxic and of seemingly toxic development prompts.
     pairs: how many pairs all rates are of.
     gain: the dial's. gains: the AUROC of the pairs' log-odds of refusing, with the dial at 0, by each that was tried.
-    measured: the strengths that the curve rests on, and whether answers were judged there; None where an older version
-    has not noted them.
+    measured: the strengths that the curve rests on, and whether answers were judged there.
     """
 
     strength: float
@@ -38,9 +37,9 @@ class DialSetting:
     stock: tuple[float, float]
     curve: TradeOff
     pairs: int
-    gain: float = 0.0
-    gains: dict[str, float] = field(default_factory=dict)
-    measured: dict[str, bool] | None = None
+    gain: float
+    gains: dict[str, float]
+    measured: dict[str, bool]
 
     def for_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -55,7 +54,7 @@ class DialSetting:
         if {curve.rates.shape, curve.low.shape, curve.high.shape} != {(n, 2)} or not math.isfinite(values["strength"]):
             raise ValueError("no curve")
         toxic, seemingly_toxic = map(float, values["stock"])
-        dict(values.get("measured") or {})  # raises for what is none
+        dict(values["measured"])  # raises for what is none
         return cls(**values | {"stock": (toxic, seemingly_toxic), "curve": curve})
 
     @classmethod

@@ -141,7 +141,7 @@ class Discernments:
 
     @classmethod
     def load(cls, folder: Path) -> "Discernments | None":
-        """What ``save`` wrote; None where a run has no such file (it was made by an earlier version). Raises UserError
+        """What ``save`` wrote; None where there is no such file: it holds texts, and may be deleted. Raises UserError
         for a damaged one."""
         path = folder / FILE
         if not path.exists():

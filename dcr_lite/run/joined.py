@@ -24,7 +24,7 @@ class Joined:
     def save(self, run: Path) -> None:
         """Write RUN/joined.json."""
         sides = {name: [[pair.toxic, pair.seemingly_toxic] for pair in pairs] for name, pairs in vars(self).items()}
-        write_state(sides | {"learnt_left_out": True}, run / FILE)
+        write_state(sides, run / FILE)
 
 
 def has_joined(run: Path) -> bool:
@@ -43,9 +43,7 @@ def with_joined(run: Path, data: Data) -> Data:
         found = {name: [Pair(*map(str, pair)) for pair in sides[name]] for name in ("training", "development")}
     except (LookupError, TypeError):
         raise damaged(run / FILE, CURE) from None
-    # Earlier versions left none out: what such a run has measured is of all development pairs.
-    joined = found["training"] if sides.get("learnt_left_out") else []
-    learnt = {_alike(side) for pair in joined for side in (pair.toxic, pair.seemingly_toxic)}
+    learnt = {_alike(side) for pair in found["training"] for side in (pair.toxic, pair.seemingly_toxic)}
     unseen = [pair for pair in data.development if not learnt & {_alike(pair.toxic), _alike(pair.seemingly_toxic)}]
     return replace(
         data,

@@ -29,7 +29,7 @@ def give_dial(run: Path, strength: float) -> None:
     dial.save(run / "dial" / "dial.safetensors")
     rates = 1 / (1 + np.exp(np.stack([2 * STRENGTHS - 2, 2 * STRENGTHS + 1], 1)))
     curve = TradeOff(STRENGTHS, rates, (rates - 0.05).clip(0), (rates + 0.05).clip(max=1))
-    DialSetting(strength, "strength", None, True, 0.0, (0.5, 0.3), curve, 8).save(run / "dial")
+    DialSetting(strength, "strength", None, True, 0.0, (0.5, 0.3), curve, 8, dial.gain, {}, {}).save(run / "dial")
     set_strength(model, DCR, dial, strength)
     save_adapter(model, DCR, run / "adapter", lambda folder: _keep(run, folder))
 
