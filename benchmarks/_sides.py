@@ -11,8 +11,7 @@ from transformers.utils import logging
 from dcr_lite.data.sources import locate
 from dcr_lite.method.geometry import kinds_of_pairs
 from dcr_lite.method.losses import cosine_similarity, supervised_contrastive
-from dcr_lite.model import adapters, few_rows, fused_layers, loading
-from dcr_lite.model.hidden_states import decoder_of
+from dcr_lite.model import adapters, loading
 from dcr_lite.model.loading import Model
 from dcr_lite.model.packing import pad
 
@@ -37,8 +36,7 @@ def give_adapter(model: Model, seed: int, stock_layers: bool = False, fresh: boo
         model.network.set_attn_implementation("sdpa")
     adapters.add_adapter(model, ADAPTER, RANK, seed)
     if stock_layers:
-        fused_layers.unfuse(decoder_of(model.network))
-        few_rows.undo(model.network)
+        library_layers(model.network)
     if fresh:
         return
     generator = torch.Generator().manual_seed(seed)
@@ -47,6 +45,12 @@ def give_adapter(model: Model, seed: int, stock_layers: bool = False, fresh: boo
         if "lora_B" in key:
             weights[key] = torch.randn(value.shape, generator=generator) * 0.01
     adapters.set_adapter_weights(model, ADAPTER, weights)
+
+
+def library_layers(network: torch.nn.Module) -> None:
+    """Give every module of a network the library's own forward pass."""
+    for module in network.modules():
+        module.__dict__.pop("forward", None)
 
 
 def gradients(network: torch.nn.Module) -> dict[str, Tensor]:

@@ -60,6 +60,5 @@ def test_a_loaded_model_computes_so(tiny_model: Callable[..., Model], monkeypatc
         monkeypatch.setattr(few_rows, "FEWEST", MOST)
         expected = model.network(input_ids=rows).logits
     assert len(calls) == sum(type(module) is nn.Linear for module in model.network.modules())
-    few_rows.undo(model.network)
-    assert not any("forward" in module.__dict__ for module in model.network.modules())
+    assert all(type(module) is nn.Linear for module in model.network.modules() if "forward" in module.__dict__)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

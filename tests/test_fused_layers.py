@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from _sides import library_layers
 from hypothesis import given
 from hypothesis import strategies as st
 from peft.tuners.lora import Linear as LoraLinear
@@ -34,7 +35,7 @@ LAST = 3
 def unfused(model: Model) -> Model:
     """The same model with the library's own layers."""
     other = copy.deepcopy(model)
-    fused_layers.unfuse(decoder_of(other.network))
+    library_layers(other.network)
     return other
 
 

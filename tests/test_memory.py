@@ -18,6 +18,7 @@ import bitsandbytes
 import psutil
 import pytest
 import torch
+from _sides import library_layers
 from hypothesis import given
 from hypothesis import strategies as st
 from peft.tuners.lora import LoraLayer
@@ -40,7 +41,7 @@ from dcr_lite.data.rows import Conversation
 from dcr_lite.errors import UserError
 from dcr_lite.method.loop import Loop
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
-from dcr_lite.model import fused_layers, memory, states_below
+from dcr_lite.model import memory, states_below
 from dcr_lite.model.adapters import adapter_weights, add_adapter, train_only
 from dcr_lite.model.free_memory import free_memory, within_limits
 from dcr_lite.model.generation import answer
@@ -133,7 +134,7 @@ def test_a_layer_keeps_of_a_token_what_the_formula_says(
     wide = WIDE | (NO_STRETCH if architecture == "phi3" else {})
     model = tiny_model(architecture, precision, four_bit, **wide)
     add_adapter(model, ADAPTER, rank=16, seed=0)
-    fused_layers.unfuse(decoder_of(model.network))
+    library_layers(model.network)
     train_only(model, ADAPTER, range(LAYERS))
     rows = random_rows([ROW_TOKENS] * 4)
     kept = kept_bytes(model, rows, 2) - kept_bytes(model, rows, 1)
@@ -150,7 +151,7 @@ def test_a_layer_of_padded_rows_keeps_no_more_than_the_formula_says(
     8 per cent less than is planned for."""
     model = tiny_model("olmo3", **WIDE)
     add_adapter(model, ADAPTER, rank=16, seed=0)
-    fused_layers.unfuse(decoder_of(model.network))
+    library_layers(model.network)
     train_only(model, ADAPTER, range(LAYERS))
     rows = random_rows([ROW_TOKENS, ROW_TOKENS - 1])  # of one length they would need no mask
     kept = kept_bytes(model, rows, 2) - kept_bytes(model, rows, 1)
@@ -168,7 +169,7 @@ def test_a_packed_pass_keeps_what_is_counted(
     side by side with long ones, each as wide as the longest."""
     model = tiny_model(architecture, torch.bfloat16, True, **WIDE)
     add_adapter(model, ADAPTER, rank=16, seed=0)
-    fused_layers.unfuse(decoder_of(model.network))
+    library_layers(model.network)
     train_only(model, ADAPTER, range(LAYERS))
     rows = random_rows(lengths)
     kept = kept_bytes(model, rows, 2) - kept_bytes(model, rows, 1)

@@ -115,10 +115,3 @@ def fuse(decoder: nn.Module) -> None:
             forward = _norm
         if forward is not None:
             module.forward = partial(forward, module)
-
-
-def unfuse(decoder: nn.Module) -> None:
-    """Undo ``fuse``: the library's own layers."""
-    for module in decoder.modules():
-        if getattr(module.__dict__.get("forward"), "func", None) in (_lora, _mlp, _norm):
-            del module.forward
