@@ -17,7 +17,6 @@ from prepared_mending import mark_all, mended_run, prepare
 
 from dcr_lite.data.marks import read_marks
 from dcr_lite.demo.blocks import build, launch
-from dcr_lite.demo.markup import TOP_WORDS
 from dcr_lite.demo.mending import Mending
 from dcr_lite.demo.score import Score
 from dcr_lite.demo.scoring import OpenRun, open_run
@@ -108,7 +107,7 @@ class Page:
 
     def wait_for_words(self, score: Score) -> None:
         """Until the heaviest words are those of the score."""
-        self.wait_for("#words", ", ".join(f"{word.text} {word.weight:+.1f}" for word in score.heaviest(TOP_WORDS)))
+        self.wait_for("#words", ", ".join(f"{word.text} {word.weight:+.1f}" for word in score.heaviest))
 
     def wait_for_answer(self, name: str, answer: str) -> None:
         """Until the text box holds it, whole."""
@@ -172,7 +171,7 @@ def test_a_new_prompt_is_taken_while_answers_grow(page: Page, opened: OpenRun) -
         page.browser.press("#prompt textarea", "Enter")
     for name in opened.names:
         page.wait_for_answer(name, opened.score(name, last, words=False).answer)
-    heaviest = opened.score("dcr", last).heaviest(1)[0]
+    heaviest = opened.score("dcr", last).heaviest[0]
     page.wait_for("#words", f"Largest: {heaviest.text} {heaviest.weight:+.1f}")
     page.browser.wait_for_timeout(1_000)  # nothing of an earlier one comes in behind
     assert [page.answer(name) for name in opened.names] == [

@@ -114,8 +114,8 @@ def test_a_strength_turns_dcr_alone(opened: OpenRun, dialled_run: Path, demo_run
         assert turned.similarity is not None
         assert before["dcr"].similarity is not None
         assert turned.similarity.toxic == pytest.approx(before["dcr"].similarity.toxic, abs=1e-4)
-    (heaviest,) = opened.score("dcr", PROMPT, strength=3).heaviest(1)
-    assert heaviest.weight != opened.score("dcr", PROMPT).heaviest(1)[0].weight
+    heaviest = opened.score("dcr", PROMPT, strength=3).heaviest[0]
+    assert heaviest.weight != opened.score("dcr", PROMPT).heaviest[0].weight
     assert {name: opened.score(name, PROMPT, words=False) for name in MODELS} == before
 
 

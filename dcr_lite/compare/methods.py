@@ -156,7 +156,7 @@ def _train_actor(seed: SeedRun, layer: int, alpha: float, start: dict[str, Tenso
         folder = seed.run.path / name  # of the adapter, which takes the place of what the training keeps there
         return Actor(name, seed.model, BASELINE, *seed.anchors, config, seed.settings.seed, folder)
 
-    seed.train_stage(name, f"ACTOR, alpha {alpha:g}", BASELINE, start, stage)
+    seed.train_stage(name, f"ACTOR, alpha {alpha:g}", start, stage)
     return name
 
 

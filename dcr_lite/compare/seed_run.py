@@ -222,20 +222,17 @@ class SeedRun:
         adapters.activate(self.model, adapter)
         return self.cost(name) + (self.cost(OWN_ANSWERS) if settings.answers == "own" else Cost(0.0, 0))
 
-    def train_stage(
-        self, name: str, title: str, adapter: str, start: dict[str, Tensor], stage: Callable[[], Stage]
-    ) -> Cost:
-        """Train the stage that ``stage`` makes, of ``adapter`` from the weights ``start``, once: a finished one is read
-        from the run folder."""
-        adapters.set_adapter_weights(self.model, adapter, start)
+    def train_stage(self, name: str, title: str, start: dict[str, Tensor], stage: Callable[[], Stage]) -> None:
+        """Train the stage that ``stage`` makes, of the baseline's adapter from the weights ``start``, once: a finished
+        one is read from the run folder."""
+        adapters.set_adapter_weights(self.model, BASELINE, start)
         self.model.plan_passes(BASELINE)  # what there is memory for where all layers train
         if self.run.finished(name):
-            steps.restore(self.run, self.model, name, adapter)
+            steps.restore(self.run, self.model, name, BASELINE)
         else:
-            adapters.activate(self.model, adapter)
+            adapters.activate(self.model, BASELINE)
             self.timed(name, lambda: steps.train(self.run, stage(), title))
-        adapters.activate(self.model, adapter)
-        return self.cost(name)
+        adapters.activate(self.model, BASELINE)
 
     def timed(self, name: str, work: Callable[[], object]) -> None:
         """Do ``work``, which trains the part ``name`` of the run unless it is done, and note the seconds of all of it,

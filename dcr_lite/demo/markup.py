@@ -14,7 +14,6 @@ from dcr_lite.run.discernment import Discernment, Discernments
 WIDTH, HEIGHT, EDGE = 420, 300, 20  # of the map, in its own units; the page scales it
 CURVE_HEIGHT = 110  # of the curve along the dial, as wide as the map
 AXIS = 16  # units below the map for the names of its ends
-TOP_WORDS = 3  # named in words below the highlighted prompt
 FAINT = 0.08  # of the largest weight: what is below stays unmarked
 
 
@@ -211,7 +210,7 @@ def words(score: Score) -> str:
             text = f'<mark style="{style}" title="{word.weight:+.1f}">{text}</mark>'
         shown += text
     shown += escape(score.prompt[end:])
-    named = ", ".join(f"<b>{escape(word.text[:40])}</b> {word.weight:+.1f}" for word in score.heaviest(TOP_WORDS))
+    named = ", ".join(f"<b>{escape(word.text[:40])}</b> {word.weight:+.1f}" for word in score.heaviest)
     note = texts.WORDS_NOTE.format(largest=named)
     return box(f'<h2>{texts.WORDS}</h2><div class="words">{shown}</div><p>{note}</p>', texts.WORDS)
 

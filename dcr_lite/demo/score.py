@@ -8,6 +8,8 @@ from dcr_lite.demo.texts import IN_WORDS
 from dcr_lite.measure.kinds import Kind
 from dcr_lite.run.discernment import Similarity
 
+TOP_WORDS = 3  # that are named beside the marked prompt
+
 
 @dataclass(frozen=True)
 class Word:
@@ -59,9 +61,10 @@ class Score:
         verdict = IN_WORDS[self.kind] if self.kind else "refuses" if self.refuses else "answers"
         return f"likely {verdict} …" if self.refused is None else verdict
 
-    def heaviest(self, count: int) -> list[Word]:
-        """The words with the largest weights, whatever their sign."""
-        return sorted(self.words, key=lambda word: -abs(word.weight))[:count]
+    @property
+    def heaviest(self) -> list[Word]:
+        """The TOP_WORDS words with the largest weights, whatever their sign."""
+        return sorted(self.words, key=lambda word: -abs(word.weight))[:TOP_WORDS]
 
     def for_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -10,7 +10,6 @@ from dcr_lite.run.terminal import console
 
 BAR = 24  # characters
 MARKED = 1 / 3  # of the largest weight: what is below stays unmarked
-TOP_WORDS = 3
 
 
 def show_score(title: str, note: str, scores: list[Score]) -> None:
@@ -40,7 +39,7 @@ def _show_bars(score: Score) -> None:
 
 
 def _show_words(score: Score) -> None:
-    top = score.heaviest(TOP_WORDS)
+    top = score.heaviest
     marked = Text("\n" + score.prompt)
     for word in score.words:
         if abs(word.weight) > abs(top[0].weight) * MARKED:
