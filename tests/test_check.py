@@ -31,11 +31,11 @@ from dcr_lite.check.duration import Counter
 from dcr_lite.check.finding import Finding, Task
 from dcr_lite.check.random_model import answer_of, prompts_of, random_model
 from dcr_lite.errors import UserError
-from dcr_lite.method.answer_tokens import backward_through_vocabulary
 from dcr_lite.method.contrastive import ContrastiveRefinement
 from dcr_lite.method.loop import Loop, Stage
 from dcr_lite.method.safety_sft import SafetySFT
 from dcr_lite.model import adapters
+from dcr_lite.model.answer_tokens import backward_through_vocabulary
 from dcr_lite.model.chat import encode_conversations, encode_prompts
 from dcr_lite.model.hidden_states import decoder_of, final_states, prompt_states
 from dcr_lite.model.loading import Model

@@ -24,8 +24,8 @@ from dcr_lite.compare.directions import apart, refusal_log_odds
 from dcr_lite.compare.dpo import DPO, batches, margins, preference_loss, shares
 from dcr_lite.compare.preferences import Preference, Said
 from dcr_lite.files import load_jsonl
-from dcr_lite.method import answer_tokens
 from dcr_lite.method.loop import Loop
+from dcr_lite.model import answer_tokens
 from dcr_lite.model.adapters import adapter_weights, set_adapter_weights
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.loading import Model

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from dcr_lite.data.rows import Conversation
-from dcr_lite.method import answer_tokens
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
-from dcr_lite.model import adapters
+from dcr_lite.model import adapters, answer_tokens
 from dcr_lite.model.chat import encode_conversations
 from dcr_lite.model.hidden_states import decoder_of
 

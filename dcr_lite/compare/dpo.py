@@ -48,8 +48,8 @@ from dcr_lite.compare.directions import Kinds, apart
 from dcr_lite.compare.preferences import Preference
 from dcr_lite.data.splits import pair_batches
 from dcr_lite.measure.general_ability import log_likelihoods
-from dcr_lite.method.answer_tokens import Tokens, answer_places, backward_through_vocabulary, log_probabilities
 from dcr_lite.model import adapters, distributed
+from dcr_lite.model.answer_tokens import Tokens, answer_places, backward_through_vocabulary, log_probabilities
 from dcr_lite.model.chat import encode_conversations
 from dcr_lite.model.hidden_states import depth, final_states
 from dcr_lite.model.loading import Model

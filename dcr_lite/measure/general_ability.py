@@ -7,22 +7,21 @@ lm-evaluation-harness (docs/measuring.md).
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dcr_lite.data.rows import Choice, Conversation
 from dcr_lite.errors import UserError
 from dcr_lite.files import SHIPPED
 from dcr_lite.measure.metrics import wilson_interval
+from dcr_lite.model.answer_tokens import answer_places, log_probabilities
 from dcr_lite.model.chat import encode_conversations, encode_prompts
-from dcr_lite.model.hidden_states import adding, final_states, vocabulary_logits
+from dcr_lite.model.hidden_states import adding, final_states
 from dcr_lite.model.in_passes import in_passes
 from dcr_lite.model.loading import Model, require_finite
 from dcr_lite.model.packing import shared_prefix
 
 HELD_OUT_INSTRUCTIONS = SHIPPED / "heldout_instructions.jsonl"
 TOKENS_PER_PASS = 2048
-LOGITS_PER_PASS = 128  # answer tokens whose logits exist at once: 25 MB in float32 for a vocabulary of 49,152
 
 
 def log_likelihoods(model: Model, rows: list[tuple[list[int], list[int]]]) -> list[Tensor]:
@@ -36,29 +35,21 @@ def answer_states(model: Model, rows: list[tuple[list[int], list[int]]]) -> tupl
     """In one forward pass, over rows of (prompt ids, answer ids): the states from which the answer tokens are
     predicted, after the final norm (tokens, d_model), and those tokens (tokens,). A prefix that all prompts share is
     computed once where the model packs."""
-    prefix = min(shared_prefix([prompt + end for prompt, end in rows]), min(len(prompt) for prompt, _ in rows) - 1)
-    batch = model.batch([prompt + end for prompt, end in rows], prefix)
-    firsts = [len(prompt) - 1 - batch.shared for prompt, _ in rows]  # the last prompt token predicts the first
-    places = [own[first : first + len(end)] for own, first, (_, end) in zip(batch.index, firsts, rows, strict=True)]
-    targets = torch.tensor([token for _, end in rows for token in end], device=places[0].device)
+    whole = [prompt + end for prompt, end in rows]
+    prefix = min(shared_prefix(whole), min(len(prompt) for prompt, _ in rows) - 1)
+    batch = model.batch(whole, prefix)
+    places, targets = answer_places(batch, rows)
     steering = model.steering([prompt for prompt, _ in rows]) if model.steering else {}
-    at = torch.cat(places)
-    with model.compute(), adding(model.network, steering, places):
+    with model.compute(), adding(model.network, steering, places.split([len(end) for _, end in rows])):
         # Steering adds to places of the whole sequence, so the last layer has to compute all of them.
-        states = final_states(model.network, batch)[at] if steering else final_states(model.network, batch, at)
+        states = final_states(model.network, batch)[places] if steering else final_states(model.network, batch, places)
     return states, targets
 
 
 def _together(model: Model, rows: list[tuple[list[int], list[int]]]) -> list[Tensor]:
     """The same in one forward pass."""
-    states, targets = answer_states(model, rows)
-    log_p = []
-    for part, wanted in zip(states.split(LOGITS_PER_PASS), targets.split(LOGITS_PER_PASS), strict=True):
-        with model.compute():
-            logits = vocabulary_logits(model.network, part)
-        log_p.append(logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0])
-    log_p_of_all = require_finite(model, torch.cat(log_p).cpu(), "log-probabilities of answers")
-    return list(log_p_of_all.split([len(end) for _, end in rows]))
+    log_p = log_probabilities(model, *answer_states(model, rows)).cpu()
+    return list(require_finite(model, log_p, "log-probabilities of answers").split([len(end) for _, end in rows]))
 
 
 def answer_loss(

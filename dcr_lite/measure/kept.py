@@ -26,9 +26,10 @@ from torch import Tensor
 
 from dcr_lite.measure.answers import Measured
 from dcr_lite.measure.brokenness import brokenness
-from dcr_lite.measure.general_ability import LOGITS_PER_PASS, TOKENS_PER_PASS, answer_states
+from dcr_lite.measure.general_ability import TOKENS_PER_PASS, answer_states
 from dcr_lite.measure.metrics import bootstrap_mean_interval
 from dcr_lite.model import adapters
+from dcr_lite.model.answer_tokens import LOGITS_PER_PASS
 from dcr_lite.model.chat import encode_conversations
 from dcr_lite.model.hidden_states import vocabulary_logits
 from dcr_lite.model.in_passes import in_passes

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dcr_lite.data.rows import Conversation
 from dcr_lite.data.splits import sft_batches
-from dcr_lite.method.answer_tokens import Tokens, answer_places, backward_through_vocabulary
 from dcr_lite.model import distributed
 from dcr_lite.model.adapters import train_only
+from dcr_lite.model.answer_tokens import Tokens, answer_places, backward_through_vocabulary
 from dcr_lite.model.chat import encode_conversations
 from dcr_lite.model.double import in_double
 from dcr_lite.model.hidden_states import depth, final_states, states_above

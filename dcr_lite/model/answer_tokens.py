@@ -1,7 +1,8 @@
 """Answers in packed passes: where their tokens are predicted, the log-probabilities of these, and the gradient of any
 weighted sum of them, with the logits of a few tokens at a time."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +14,8 @@ from dcr_lite.model.packing import Batch, filled
 LOGITS_PER_PASS = 128  # answer tokens whose logits exist at once: 25 MB in float32 for a vocabulary of 49,152
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """A training row: the chat template's ids up to the answer, and the answer's."""
+class Tokens(NamedTuple):
+    """A row: the chat template's ids up to the answer, and the answer's."""
 
     prompt: list[int]
     answer: list[int]
@@ -25,13 +25,14 @@ class Tokens:
         return self.prompt + self.answer
 
 
-def answer_places(batch: Batch, rows: list[Tokens]) -> tuple[Tensor, Tensor]:
-    """Where in the flattened batch each answer token is predicted (one place before it stands), and the tokens."""
+def answer_places(batch: Batch, rows: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
+    """Where in the flattened batch of rows of (prompt ids, answer ids) each answer token is predicted (one place before
+    it stands), and the tokens."""
     places, targets = [], []
-    for row, own in zip(rows, batch.index, strict=True):
-        first = len(row.prompt) - batch.shared - 1
-        places.append(own[first : first + len(row.answer)])
-        targets += row.answer
+    for (prompt, answer), own in zip(rows, batch.index, strict=True):
+        first = len(prompt) - batch.shared - 1
+        places.append(own[first : first + len(answer)])
+        targets += answer
     return torch.cat(places), torch.tensor(targets, device=places[0].device)
 
 
