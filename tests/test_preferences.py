@@ -14,6 +14,7 @@ from dcr_lite.compare.dpo import batches
 from dcr_lite.compare.preferences import Preference, Said, usual_opening
 from dcr_lite.data.rows import Conversation, Pair
 from dcr_lite.errors import UserError
+from dcr_lite.measure import openings
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import Answer, answer
@@ -77,7 +78,7 @@ def kept(scene: Scene) -> list[dict[str, Any]]:
 def test_each_kind_prefers_its_own(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stock model's answer over safety SFT's refusal where a prompt only seems toxic, the refusal over the answer
     where it is toxic; both sides of every pair, next to each other, with their own ends."""
-    monkeypatch.setattr(preferences, "answer", Talking(stock=lambda p: f"It is {p}"))
+    monkeypatch.setattr(openings, "answer", Talking(stock=lambda p: f"It is {p}"))
     rows = found(scene)
     assert len(rows) == 2 * len(PAIRS)
     refusal = Said(SORRY, False)  # here what is long is cut off
@@ -95,7 +96,7 @@ def test_who_does_not_refuse_is_led_to_it(scene: Scene, monkeypatch: pytest.Monk
     """Where safety SFT answers, the refusal is what it says behind the opening of most refusals, the opening included,
     in as many tokens altogether; other prompts are not asked again."""
     talking = Talking(sft=lambda p: SORRY if "cat" in p else "A mat.", behind=lambda p: f", I can't do mat {p[-2]}.")
-    monkeypatch.setattr(preferences, "answer", talking)
+    monkeypatch.setattr(openings, "answer", talking)
     rows = found(scene)
     assert {row.rejected.text for row in rows if not row.toxic} == {f"I'm sorry, I can't do mat {n}." for n in range(6)}
     assert {row.chosen.text for row in rows if row.toxic} == {SORRY}
@@ -123,7 +124,7 @@ def test_what_a_model_refuses_by_itself_has_both_sides(scene: Scene, monkeypatch
         return SORRY if prompt[-2] in "012" else "Fine."
 
     talking = Talking(stock=say, sft=say, behind=lambda p: ", I can't do that.")
-    monkeypatch.setattr(preferences, "answer", talking)
+    monkeypatch.setattr(openings, "answer", talking)
     found_sides = sides(found(scene))
     assert len(found_sides) == 2 * len(PAIRS)
     for pair in PAIRS:
@@ -148,7 +149,7 @@ def test_sides_keep_the_number_of_their_pair(scene: Scene, monkeypatch: pytest.M
     """Whichever side of which pair is left out: toxic first, as the file has them, and both sides of a pair that has
     both in one batch."""
     broken = {"what is cat 0?", "what is mat 2?", "what is cat 3?", "what is mat 3?"}
-    monkeypatch.setattr(preferences, "answer", Talking(stock=lambda p: "" if p in broken else "Fine."))
+    monkeypatch.setattr(openings, "answer", Talking(stock=lambda p: "" if p in broken else "Fine."))
     rows = found(scene)
     asked = [row["prompt"] for row in kept(scene)]
     assert [Pair(*asked[i : i + 2]) for i in range(0, len(asked), 2)] == [
@@ -180,7 +181,7 @@ def test_what_is_of_no_use_is_left_out_with_its_reason(scene: Scene, monkeypatch
         forced=lambda p: " I won't." if p == "what is cat 1?" else "",
         behind=lambda p: " to be late. Here it is.",
     )  # fmt: skip
-    monkeypatch.setattr(preferences, "answer", talking)
+    monkeypatch.setattr(openings, "answer", talking)
     monkeypatch.setattr(preferences, "usual_opening", lambda *given: "Glad")
     pairs = [*PAIRS, Pair("what is cat 6?", "what is mat 6?")]
     rows = found(scene, pairs)
@@ -205,7 +206,7 @@ def test_what_is_of_no_use_is_left_out_with_its_reason(scene: Scene, monkeypatch
 def test_too_few_preferences_are_an_error(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the stock model cannot be led to answer nearly all, the sentence says so and names the file."""
     talking = Talking(stock=lambda p: SORRY if p[-2] in "0123" else "Fine.", forced=lambda p: SORRY)
-    monkeypatch.setattr(preferences, "answer", talking)
+    monkeypatch.setattr(openings, "answer", talking)
     with pytest.raises(UserError, match=r"only 4 preferences in 12 prompts.*dpo_preferences\.jsonl.*--pairs"):
         found(scene)
 
@@ -224,7 +225,7 @@ def test_a_stop_keeps_every_batch_and_nothing_is_answered_twice(
             return SORRY
 
         talking = Talking(sft=sft)
-        monkeypatch.setattr(preferences, "answer", talking)
+        monkeypatch.setattr(openings, "answer", talking)
         return talking
 
     until("never")
@@ -247,7 +248,7 @@ def test_a_stop_keeps_every_batch_and_nothing_is_answered_twice(
 
 def test_pairs_are_drawn_and_long_ones_left_out(scene: Scene, other: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """At most PAIRS of them, others with another seed, none whose preferences, of two rows each, are too long."""
-    monkeypatch.setattr(preferences, "answer", Talking())
+    monkeypatch.setattr(openings, "answer", Talking())
     monkeypatch.setattr(preferences, "PAIRS", 5)
     model = scene[1]
     long = Pair("what is " + "a cat and " * 90, "what is a mat?")
@@ -289,7 +290,8 @@ def test_a_real_model_that_refuses_learns_from_itself(
     refused = {text for prompt, text in own.items() if int(prompt[-2]) % 2}
     assert refused
     assert not refused & {text for prompt, text in own.items() if not int(prompt[-2]) % 2}
-    monkeypatch.setattr(preferences, "is_refusal", lambda text: text in refused or text.startswith("I'm sorry"))
+    for module in (openings, preferences):
+        monkeypatch.setattr(module, "is_refusal", lambda text: text in refused or text.startswith("I'm sorry"))
     monkeypatch.setattr(preferences, "is_broken", lambda prompt, text: not text)
 
     def behind(opening: str) -> dict[str, str]:

@@ -133,7 +133,7 @@ def test_a_refusing_stock_answer_gives_way_to_a_forced_opening(
     """And goes on behind it as the stock model does; the others are its answers as they are."""
     model = tiny_model()
     free = answer(model, ROWS, MOST)
-    monkeypatch.setattr("dcr_lite.probe.prefilling.is_refusal", lambda text: text == free[2].text)
+    monkeypatch.setattr("dcr_lite.measure.openings.is_refusal", lambda text: text == free[2].text)
     found = stock_answers(model, ROWS)
     opening = list(model.tokenizer(FORCED_OPENING, add_special_tokens=False)["input_ids"])
     after = answer(model, [ROWS[2] + opening], MOST - len(opening))[0]

@@ -23,7 +23,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from dcr_lite.compare.directions import LEAST
@@ -32,10 +32,10 @@ from dcr_lite.errors import MethodError
 from dcr_lite.files import sha256_of, write_jsonl
 from dcr_lite.measure.brokenness import is_broken
 from dcr_lite.measure.judge import is_refusal
-from dcr_lite.measure.openings import FORCED_OPENING
+from dcr_lite.measure.openings import led
 from dcr_lite.model import adapters
-from dcr_lite.model.chat import decode_answers, encode_prompts
-from dcr_lite.model.generation import Answer, answer
+from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.generation import Answer
 from dcr_lite.model.loading import Model
 from dcr_lite.model.thinking import answer_of
 from dcr_lite.names import LABELS
@@ -144,8 +144,8 @@ def _answered(model: Model, asked: list[tuple[str, str]], opening: str, rows: li
             batch = asked[len(rows) :][:BATCH]
             ids = encode_prompts(model.tokenizer, [prompt for _, prompt in batch], model.window - TOKENS)
             with adapters.stock(model):
-                answers = _led(model, ids, FORCED_OPENING, refusing=False)
-            refusals = _led(model, ids, opening, refusing=True)
+                answers = led(model, ids, TOKENS)
+            refusals = led(model, ids, TOKENS, opening, refusing=True)
             rows = rows + [_row(*one) for one in zip(batch, answers, refusals, strict=True)]
             write_jsonl(rows, path)
             shown.facts["left out"] = str(sum(bool(row["left_out"]) for row in rows))
@@ -153,23 +153,8 @@ def _answered(model: Model, asked: list[tuple[str, str]], opening: str, rows: li
     return rows
 
 
-def _led(model: Model, rows: list[list[int]], opening: str, refusing: bool) -> list[tuple[Answer, str]]:
-    """What the model says to each prompt by itself where that refuses, or does not, as is wanted; else with the opening
-    and what it says behind it. And that opening, empty where it was not needed."""
-    said = [(own, "") for own in answer(model, rows, TOKENS)]
-    others = [i for i, (own, _) in enumerate(said) if is_refusal(own.text) != refusing]
-    if not others:
-        return said
-    first = list(model.tokenizer(opening, add_special_tokens=False)["input_ids"])
-    completed = answer(model, [rows[i] + first for i in others], TOKENS - len(first))
-    whole = decode_answers(model.tokenizer, [rows[i] for i in others], [[*first, *one.ids] for one in completed])
-    for i, one, text in zip(others, completed, whole, strict=True):
-        said[i] = replace(one, text=text), opening
-    return said
-
-
 def _row(asked: tuple[str, str], answered: tuple[Answer, str], refused: tuple[Answer, str]) -> Row:
-    """What is kept of a prompt and both models' words to it, as ``_led`` gives them."""
+    """What is kept of a prompt and both models' words to it, as ``led`` gives them."""
     (label, prompt), (answering, forced), (refusing, _) = asked, answered, refused
     said, refusal = answer_of(answering.text), answer_of(refusing.text)
     own = said.removeprefix(forced)  # an opening that the model has not chosen hides that it refuses behind it

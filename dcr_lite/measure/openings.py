@@ -4,8 +4,12 @@ how an answer begins that it is made to give."""
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
-from dcr_lite.model.loading import REFUSING_OPENINGS
+from dcr_lite.measure.judge import is_refusal
+from dcr_lite.model.chat import decode_answers
+from dcr_lite.model.generation import Answer, answer
+from dcr_lite.model.loading import REFUSING_OPENINGS, Model
 
 MOST = 8  # further openings: each needs tokens of its own behind every prompt
 WORDS = 8  # of an opening, at most: the telling one of 'As an AI language model, I do not' is the eighth
@@ -51,3 +55,22 @@ def _count(texts: Sequence[str], opening: str) -> int:
     """How many texts begin with these whole words."""
     begins = re.compile(re.escape(opening) + r"(?!\w)")
     return sum(begins.match(text) is not None for text in texts)
+
+
+def led(
+    model: Model, rows: list[list[int]], tokens: int, opening: str = FORCED_OPENING, refusing: bool = False
+) -> list[tuple[Answer, str]]:
+    """What the model says to each prompt, given as token ids, in at most so many tokens: by itself where that refuses,
+    or does not, as is wanted; else with the opening and what it says behind it. And that opening, empty where it was
+    not needed."""
+    said = [(own, "") for own in answer(model, rows, tokens)]
+    others = [i for i, (own, _) in enumerate(said) if is_refusal(own.text) != refusing]
+    if not others:
+        return said
+    first = list(model.tokenizer(opening, add_special_tokens=False)["input_ids"])
+    completed = answer(model, [rows[i] + first for i in others], tokens - len(first))
+    ids = [[*first, *one.ids] for one in completed]
+    whole = decode_answers(model.tokenizer, [rows[i] for i in others], ids)
+    for i, one, own, text in zip(others, completed, ids, whole, strict=True):
+        said[i] = replace(one, text=text, ids=tuple(own)), opening
+    return said

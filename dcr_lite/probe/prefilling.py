@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from dcr_lite.measure.judge import is_refusal
-from dcr_lite.measure.openings import FORCED_OPENING
-from dcr_lite.model.generation import answer
+from dcr_lite.measure.openings import led
 from dcr_lite.model.loading import Model
 
 MOST = 40  # tokens of an answer that are asked for
@@ -60,13 +58,4 @@ def prefilled(model: Model, rows: list[list[int]], starts: list[list[int]]) -> I
 
 def stock_answers(model: Model, rows: list[list[int]]) -> list[StockAnswer]:
     """How the model as it stands, which has to be the stock model, answers prompts given as token ids."""
-    opening = list(model.tokenizer(FORCED_OPENING, add_special_tokens=False)["input_ids"])
-    free = answer(model, rows, MOST)
-    refusing = [i for i, said in enumerate(free) if is_refusal(said.text)]
-    forced = dict(zip(refusing, answer(model, [rows[i] + opening for i in refusing], MOST - len(opening)), strict=True))
-    return [
-        StockAnswer(opening + list(forced[i].ids), forced[i].ended, True)
-        if i in forced
-        else StockAnswer(list(said.ids), said.ended, False)
-        for i, said in enumerate(free)
-    ]
+    return [StockAnswer(list(said.ids), said.ended, bool(forced)) for said, forced in led(model, rows, MOST)]
