@@ -129,7 +129,7 @@ def usual_opening(openings: Sequence[str], refusals: Sequence[Conversation]) -> 
 
 def _drawn(run: RunFolder, model: Model, pairs: list[Pair], seed: int) -> list[Pair]:
     """Of the pairs whose preferences, two rows each, fit into the memory that safety SFT has for one row."""
-    most = (run.finished(long_rows.PART) or {}).get("safety_sft", model.window)
+    most = long_rows.longest_row(run, model)
     lengths = long_rows.pair_lengths(model.tokenizer, pairs)
     short = [pair for pair, n in zip(pairs, lengths, strict=True) if 2 * (n + TOKENS) <= most]
     return random.Random(seed).sample(short, min(PAIRS, len(short)))

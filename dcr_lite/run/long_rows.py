@@ -56,6 +56,12 @@ def without_long_rows(run: RunFolder, model: Model, data: Data, settings: Settin
     return short
 
 
+def longest_row(run: RunFolder, model: Model) -> int:
+    """The most tokens of a row of safety SFT in a run, at most the model's window."""
+    most: int = (run.finished(PART) or {}).get("safety_sft", model.window)
+    return most
+
+
 def short_rows(data: Data, settings: Settings, tokenizer: Tokenizer, window: int, most: dict[str, int]) -> Data:
     """``data`` without the public rows that are longer than ``most``, the ``limits``. Raises as above."""
     files = settings.files

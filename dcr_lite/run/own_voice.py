@@ -48,7 +48,7 @@ def in_own_voice(run: RunFolder, model: Model, data: Data, settings: Settings) -
     if settings.answers != "own":
         return data
     path, wanted = run.path / f"{PART}.jsonl", settings.sizes["instructions"]
-    most = (run.finished(long_rows.PART) or {}).get("safety_sft", model.window)
+    most = long_rows.longest_row(run, model)
     order = candidates(model, data, settings.seed, most)
     rows = distributed.on_main(lambda: kept_rows(run, PART, path, FIELDS, [row.prompt for row in order]))
     if not run.finished(PART):

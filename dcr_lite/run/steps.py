@@ -101,7 +101,7 @@ def rows_of_stage2(run: RunFolder, model: Model, data: Data, settings: Settings)
     if settings.begun_refusals:
         rows = rows + refusals_behind_answers(model, rows, settings)
     if settings.second_turns:
-        most = (run.finished(long_rows.PART) or {}).get("safety_sft", model.window)
+        most = long_rows.longest_row(run, model)
         rows = with_second_turns(model.tokenizer, rows, settings.second_turns, settings.seed, most)
     return rows
 
