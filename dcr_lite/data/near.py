@@ -13,6 +13,11 @@ COVERED = 0.9  # of the prompts of one kind, by such a list
 ELSEWHERE = 0.01  # of the prompts of another kind that may hold a word of it
 
 
+def normalised(prompt: str) -> str:
+    """What two prompts have in common that count as the same."""
+    return " ".join(prompt.casefold().split())
+
+
 def near_duplicates(left: Sequence[str], right: Sequence[str]) -> list[tuple[int, int, float]]:
     """(number in ``left``, number in ``right``, cosine) of every two prompts that are nearly the same."""
     if not left or not right:

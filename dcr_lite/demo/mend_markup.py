@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from dcr_lite.data.marks import Mark
+from dcr_lite.data.near import normalised
 from dcr_lite.demo import texts
 from dcr_lite.demo.markup import box, table
 from dcr_lite.demo.mending import Status
@@ -20,7 +21,7 @@ from dcr_lite.mend.page import (
     seen_beside,
     seen_today,
 )
-from dcr_lite.mend.prompts import Wish, normalised
+from dcr_lite.mend.prompts import Wish
 from dcr_lite.mend.results import Outcome
 from dcr_lite.run.caution import caution_of
 from dcr_lite.run.report import without_folders

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from dcr_lite.data.marks import Mark, read_marks
+from dcr_lite.data.near import normalised
 from dcr_lite.data.sources import SMOLLM2
 from dcr_lite.demo.texts import BASE_MODEL, MARKS_FIRST, UNFORESEEN, WORKS_ALREADY
 from dcr_lite.errors import UserError
@@ -181,8 +182,8 @@ class Mending:
         return UNFORESEEN.format(last=last[0], log=self._log.name)
 
     def _changed(self) -> bool:
-        marks = {(prompts.normalised(mark.prompt), mark.wanted == "answer") for mark in self.read_marks()}
-        return marks != {(prompts.normalised(wish.prompt), wish.answered) for wish in self.wishes()}
+        marks = {(normalised(mark.prompt), mark.wanted == "answer") for mark in self.read_marks()}
+        return marks != {(normalised(wish.prompt), wish.answered) for wish in self.wishes()}
 
     def _runs(self) -> list[Path]:
         """The folders of mended runs that are there, and the first that is not."""

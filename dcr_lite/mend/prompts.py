@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from dcr_lite.data.marks import read_marks
+from dcr_lite.data.near import normalised
 from dcr_lite.data.rows import Fields, Prompt, parse_jsonl, read_bytes, text_field
 from dcr_lite.errors import UserError
 from dcr_lite.files import damaged, read_state, write_state
@@ -165,11 +166,6 @@ def _wishes(rows: list[_Row]) -> list[Wish]:
             if wishes[twin].twin < 0:
                 wishes[twin] = replace(wishes[twin], twin=i)
     return wishes
-
-
-def normalised(prompt: str) -> str:
-    """What two prompts have in common that count as the same."""
-    return " ".join(prompt.casefold().split())
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

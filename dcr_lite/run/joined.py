@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dcr_lite.data.near import normalised
 from dcr_lite.data.rows import Pair
 from dcr_lite.files import damaged, read_state, write_state
 from dcr_lite.run.inputs import Data
@@ -43,15 +44,12 @@ def with_joined(run: Path, data: Data) -> Data:
         found = {name: [Pair(*map(str, pair)) for pair in sides[name]] for name in ("training", "development")}
     except (LookupError, TypeError):
         raise damaged(run / FILE, CURE) from None
-    learnt = {_alike(side) for pair in found["training"] for side in (pair.toxic, pair.seemingly_toxic)}
-    unseen = [pair for pair in data.development if not learnt & {_alike(pair.toxic), _alike(pair.seemingly_toxic)}]
+    learnt = {normalised(side) for pair in found["training"] for side in (pair.toxic, pair.seemingly_toxic)}
+    unseen = [
+        pair for pair in data.development if not learnt & {normalised(pair.toxic), normalised(pair.seemingly_toxic)}
+    ]
     return replace(
         data,
         training=[*data.training, *found["training"]],
         development=[*unseen, *found["development"]],
     )
-
-
-def _alike(prompt: str) -> str:
-    """What two prompts have in common that count as the same."""
-    return " ".join(prompt.casefold().split())

@@ -6,6 +6,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from dcr_lite.data.marks import Mark, append_mark, read_marks, remove_marks
+from dcr_lite.data.near import normalised
 from dcr_lite.demo import mend_markup
 from dcr_lite.mend import prompts
 from dcr_lite.mend.page import check_lines
@@ -38,7 +39,7 @@ def check_wishes(given: tuple[bytes, bytes | None], folder: Path) -> bool:
     with leaves_nothing(folder):
         if refused(lambda: wishes.extend(prompts.asked(settings))):
             return False
-    keys = [prompts.normalised(wish.prompt) for wish in wishes]
+    keys = [normalised(wish.prompt) for wish in wishes]
     assert len(set(keys)) == len(keys) >= prompts.LEAST
     prompts.keep(settings.run, wishes)
     assert prompts.asked(settings) == wishes
