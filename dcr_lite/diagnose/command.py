@@ -39,8 +39,7 @@ def diagnose(folder: Path, pairs: int, projections: int, device: Device = "auto"
         if value < 2:
             raise UserError(f"{name} {value}: at least 2 are needed")
     settings = replace(read_settings(folder), device=device)
-    if not (folder / "report.json").exists():
-        raise UserError(f"{folder} holds a run that is not finished: --resume it first.")
+    opening.require_finished(folder)
     out = folder / "diagnosis"
     with OnlyOne(out / "diagnosis.lock", "diagnose another run"):
         remove_partials(out)

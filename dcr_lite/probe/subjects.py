@@ -53,8 +53,7 @@ class RunSource:
     def __init__(self, folder: Path, device: Device):
         """Raises UserError for a folder that is no run, one that is not finished, or a damaged one."""
         self.settings: Settings = read_settings(folder)
-        if not (folder / "report.json").exists():
-            raise UserError(f"{folder} holds a run that is not finished: --resume it first.")
+        opening.require_finished(folder)
         self.folder, self._device = folder, device
         names = models_of(self.settings.compare_with)
         self._adapters: dict[str, Path] = {name: opening.adapter_of(folder, name) for name in names if name != STOCK}

@@ -79,11 +79,10 @@ def turn(run: Path, asked: Goal | float | None, put: bool, device: Device) -> No
 
 
 def _report(run: Path) -> dict[str, Any]:
+    opening.require_finished(run)
     try:
         report = dict(load_json(run / "report.json"))
         stated(report)
-    except FileNotFoundError:
-        raise UserError(f"{run} holds a run that is not finished: --resume it first.") from None
     except (OSError, LookupError, TypeError, ValueError):
         raise damaged(run / "report.json", CURE) from None
     return report

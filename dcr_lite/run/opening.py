@@ -205,6 +205,12 @@ def is_run_folder(folder: Path) -> bool:
     return exists(folder / "settings.json") and not exists(folder / "config.json")
 
 
+def require_finished(run: Path) -> None:
+    """Raises UserError where the run in a folder has not ended."""
+    if not (run / "report.json").exists():
+        raise UserError(f"{run} holds a run that is not finished: --resume it first.")
+
+
 def model_settings_of(run: Path) -> ModelSettings:
     """What has to be known to load the base model of a run; the device and the backend are this machine's."""
     return stored_settings(run, ModelSettings, device="auto", backend="auto")
