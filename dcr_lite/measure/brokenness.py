@@ -95,13 +95,11 @@ def before_repeating(text: str) -> str:
     """An answer up to where a phrase comes again that it says three times or more, as small models do that find no end;
     the whole answer where none does."""
     words = list(re.finditer(r"\S+", text))
-    said: dict[tuple[str, ...], list[int]] = {}
-    for i, word in enumerate(words[: len(words) - PHRASE + 1]):
-        places = said.setdefault(tuple(one[0].lower() for one in words[i : i + PHRASE]), [])
-        places.append(word.start())
-        if len(places) == REPEATS:
-            return text[: places[1]].rstrip()
-    return text
+    again = _said_again([word[0].lower() for word in words])
+    if not again:
+        return text
+    _, second, *_ = min(again, key=lambda places: places[REPEATS - 1])
+    return text[: words[second].start()].rstrip()
 
 
 def repeats_itself(text: str) -> bool:
@@ -113,11 +111,16 @@ def repeated_share(text: str) -> float:
     """The share of words that say again what was said: those of the second and every later saying of a phrase that is
     said three times or more; 0 for a text without words."""
     words = text.lower().split()
+    later = {i + k for places in _said_again(words) for i in places[1:] for k in range(PHRASE)}
+    return len(later) / len(words) if words else 0.0
+
+
+def _said_again(words: list[str]) -> list[list[int]]:
+    """Of each phrase that is said REPEATS times or more, the numbers of the words with which it begins."""
     places: dict[tuple[str, ...], list[int]] = {}
     for i in range(len(words) - PHRASE + 1):
         places.setdefault(tuple(words[i : i + PHRASE]), []).append(i)
-    later = [i for found in places.values() if len(found) >= REPEATS for i in found[1:]]
-    return len({i + k for i in later for k in range(PHRASE)}) / len(words) if words else 0.0
+    return [found for found in places.values() if len(found) >= REPEATS]
 
 
 def _share_of_no_words(pieces: list[str]) -> float:
