@@ -9,6 +9,7 @@ from dcr_lite.compare.measurement import Configuration, EvaluationData, answers_
 from dcr_lite.compare.methods import METHODS, Method
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import Answers, Result, numbers_of, over_seeds, set_counts
+from dcr_lite.compare.tables import cell
 from dcr_lite.errors import UserError
 from dcr_lite.files import write_jsonl
 from dcr_lite.judges.agreement import agreement_words, agreements, with_verdicts
@@ -159,7 +160,7 @@ def judges_section(section: dict[str, Any], methods: Mapping[str, Method] = METH
         return ""
     titles = [plain(short(judge["name"])) for judge in judges]
     table = [
-        [methods[entry["method"]].title, *(_number(judge["methods"][i]["numbers"]["j"]) for judge in judges)]
+        [methods[entry["method"]].title, *(cell(judge["methods"][i]["numbers"]["j"]) for judge in judges)]
         for i, entry in enumerate(judges[0]["methods"])
     ]
     agreement = []
@@ -174,11 +175,6 @@ def judges_section(section: dict[str, Any], methods: Mapping[str, Method] = METH
         parted=PARTED,
         agreement="\n".join(agreement) or "-",
     )
-
-
-def _number(value: dict[str, Any]) -> str:
-    text = f"{value['mean']:.2f}"
-    return text if value["ci95"] is None else f"{text} ±{(value['ci95'][1] - value['ci95'][0]) / 2:.2f}"
 
 
 def _sentence(judge: dict[str, Any], main: str, methods: Mapping[str, Method]) -> str:

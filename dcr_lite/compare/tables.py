@@ -29,7 +29,8 @@ COLUMNS: dict[str, tuple[str, bool, str]] = {
 COSTS = ("minutes", "peak_memory_gb", "first_token_ms", "token_ms")  # in a table of their own
 
 
-def _cell(value: dict[str, Any] | None, form: str, best: float | None) -> str:
+def cell(value: dict[str, Any] | None, form: str = ".2f", best: float | None = None) -> str:
+    """A mean over seeds with the half-width of its interval, in bold where it is ``best``."""
     if value is None:
         return "-"
     text = f"{value['mean']:{form}}"
@@ -53,7 +54,7 @@ def methods_table(entries: list[dict[str, Any]], titles: Sequence[str], unranked
     rows = []
     for entry, title in zip(entries, titles, strict=True):
         values = [(entry["numbers"].get(key), form, best[key]) for key, (_, _, form) in columns.items()]
-        cells = [_cell(v, form, None if entry["method"] in unranked else top) for v, form, top in values]
+        cells = [cell(v, form, None if entry["method"] in unranked else top) for v, form, top in values]
         rows.append([title, *cells])
     return markdown_table(["", *(f"{title} {'↑' if higher else '↓'}" for title, higher, _ in columns.values())], rows)
 
@@ -100,7 +101,7 @@ def costs_table(entries: list[dict[str, Any]], methods: Mapping[str, Method] = M
 def differences_table(found: dict[str, dict[str, Any]], methods: Mapping[str, Method] = METHODS) -> str:
     """DCR minus each method, with the interval; bold where it excludes zero."""
 
-    def cell(value: dict[str, Any] | None) -> str:
+    def difference(value: dict[str, Any] | None) -> str:
         if value is None:
             return "-"
         text = f"{round(value['mean'], 2) + 0:+.2f}"  # never -0.00
@@ -111,5 +112,5 @@ def differences_table(found: dict[str, dict[str, Any]], methods: Mapping[str, Me
         return f"**{text}**" if low > 0 or high < 0 else text
 
     keys = [key for key in COMPARED if any(key in numbers for numbers in found.values())]
-    rows = [[methods[name].title, *(cell(numbers.get(key)) for key in keys)] for name, numbers in found.items()]
+    rows = [[methods[name].title, *(difference(numbers.get(key)) for key in keys)] for name, numbers in found.items()]
     return markdown_table(["DCR minus", *(COLUMNS[key][0] for key in keys)], rows)
