@@ -17,8 +17,8 @@ from dcr_lite.model import distributed
 from dcr_lite.model.adapters import activate, stock, train_only
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.loading import Model
-from dcr_lite.model.refined_states import RefinedStates
 from dcr_lite.model.states import layer_states, prompt_passes
+from dcr_lite.model.states_below import RefinedStates
 from dcr_lite.settings import Settings
 
 Row = TypeVar("Row")

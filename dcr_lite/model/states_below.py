@@ -1,4 +1,5 @@
-"""States that do not change while only later layers train: computed once, or anew where they fill the memory."""
+"""States that do not change while only later layers train: computed once, or anew where they fill the memory; and what
+the later layers make of them."""
 
 from collections.abc import Mapping
 
@@ -7,10 +8,11 @@ from torch import Tensor
 
 from dcr_lite.model import distributed
 from dcr_lite.model.free_memory import free_memory
-from dcr_lite.model.hidden_states import states_at_layer, width_of
+from dcr_lite.model.hidden_states import prompt_states, states_at_layer, states_between, width_of
 from dcr_lite.model.in_passes import in_passes
 from dcr_lite.model.loading import Model
-from dcr_lite.model.packing import Batch
+from dcr_lite.model.packing import Batch, shared_prefix
+from dcr_lite.model.states import states_in_passes
 
 STORED_SHARE = 0.25  # of this computer's free memory that they may take
 
@@ -73,3 +75,28 @@ def states_below(model: Model, rows: Mapping[int, list[int]], prefix: int, layer
     if needed > STORED_SHARE * free_memory("cpu"):
         return FreshStates(model, layer)
     return StoredStates(model, rows, prefix, layer)
+
+
+class RefinedStates:
+    """The states at ``layer`` of the last tokens of numbered rows of token ids, while only the layers from ``first`` up
+    to it train: what enters the first one is computed once."""
+
+    def __init__(self, model: Model, rows: Mapping[int, list[int]], first: int, layer: int):
+        self.model, self.rows, self.layers = model, rows, range(first, layer + 1)
+        self.prefix = shared_prefix(list(rows.values()))
+        self.below = states_below(model, rows, self.prefix, first - 1) if first else None
+
+    def of(self, numbers: list[int]) -> Tensor:
+        """The states of these rows, (rows, d_model), float32."""
+        rows, network = [self.rows[i] for i in numbers], self.model.network
+        with self.model.compute():
+            if self.below is None:
+                return prompt_states(network, self.model.batch(rows), self.layers[-1])
+            batch = self.model.batch(rows, self.prefix)
+            entering = self.below.of(batch, numbers)
+            return states_between(network, batch, entering, self.layers, batch.last).float()
+
+    def read(self, numbers: list[int]) -> Tensor:
+        """The same without gradient, in passes that fit. Raises UserError where one is not finite."""
+        rows = [self.rows[i] for i in numbers]
+        return states_in_passes(self.model, rows, self.layers[-1], lambda part: self.of([numbers[i] for i in part]))
