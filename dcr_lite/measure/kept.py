@@ -29,11 +29,11 @@ from dcr_lite.measure.brokenness import brokenness
 from dcr_lite.measure.general_ability import TOKENS_PER_PASS, answer_states
 from dcr_lite.measure.metrics import bootstrap_mean_interval
 from dcr_lite.model import adapters
-from dcr_lite.model.answer_tokens import LOGITS_PER_PASS
 from dcr_lite.model.chat import encode_conversations
 from dcr_lite.model.hidden_states import vocabulary_logits
 from dcr_lite.model.in_passes import in_passes
 from dcr_lite.model.loading import Model, require_finite
+from dcr_lite.model.memory import LOGITS_PER_PASS
 from dcr_lite.model.thinking import answer_of
 from dcr_lite.names import KEPT_LABELS
 

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from dcr_lite.model.hidden_states import vocabulary_logits
 from dcr_lite.model.loading import Model
+from dcr_lite.model.memory import LOGITS_PER_PASS
 from dcr_lite.model.packing import Batch, filled
-
-LOGITS_PER_PASS = 128  # answer tokens whose logits exist at once: 25 MB in float32 for a vocabulary of 49,152
 
 
 class Tokens(NamedTuple):

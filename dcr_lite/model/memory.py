@@ -26,7 +26,7 @@ LEAST_TOKENS = 128  # about one row; a longer row goes through alone
 MOST_PROMPTS = 128  # answered together
 PROMPT_TOKENS, ROW_TOKENS = 64, 512  # of a prompt in the chat template, and of a long training row: for the estimate
 ROW_STEP = 16  # tokens
-LOGITS = 128  # answer tokens whose logits exist at once
+LOGITS_PER_PASS = 128  # answer tokens whose logits exist at once: 25 MB in float32 for a vocabulary of 49,152
 
 STATES = 12_000  # rows whose states at layer L are stored, about: toxic prompts that stage 2 may draw, and pairs
 SMALL_FILES = 250_000_000  # four tokenizers of up to 35 MB, answers, pictures, and a margin
@@ -118,7 +118,7 @@ def needs(shape: Shape, settings: Settings, four_bit: bool, value_bytes: int) ->
     """What the parts of a run need, in their order: stage1, stage2 unless it is left out, safety_sft where it is asked
     for, evaluation. Where L is still to be found, each stage is planned for the L at which it needs most."""
     base = weights(shape, four_bit, value_bytes) + RESERVE + largest_map(shape, four_bit, value_bytes)
-    answers = logits(shape, LOGITS, value_bytes)
+    answers = logits(shape, LOGITS_PER_PASS, value_bytes)
 
     def training(name: str, trained: int, batch: int, row_tokens: int, extra: float) -> Need:
         fixed = base + extra + adapters(shape, settings.rank, 1 + len(settings.compare_with), trained, value_bytes)
