@@ -194,14 +194,11 @@ def seed_run(settings: Settings, out: Path, seed: int) -> SeedRun:
     settings = resolved(settings)
     if settings.stage1 == "no":
         raise UserError("--stage1 no: what stage 1 is worth is compared here; without it, DCR is the method dial_alone")
-    run = SeedRun(_with_cache(settings), out / f"seed{seed}", seed, out / "stock")
+    if settings.backend == "unsloth":  # which takes no cache, so that answers cannot be steered on it
+        settings = replace(settings, backend="transformers")
+    run = SeedRun(settings, out / f"seed{seed}", seed, out / "stock")
     run.find_settings()
     return run
-
-
-def _with_cache(settings: Settings) -> Settings:
-    """The settings with a backend that answers can be steered on: unsloth's takes no cache."""
-    return replace(settings, backend="transformers") if settings.backend == "unsloth" else settings
 
 
 def _check_seeds(seeds: tuple[int, ...], curve_seeds: tuple[int, ...]) -> None:
@@ -269,8 +266,7 @@ def _line(title: str, result: Result) -> str:
     numbers = ", ".join(
         f"{key.partition('_')[0]} {result['numbers'][key]:.2f}" for key in keys if key in result["numbers"]
     )
-    which = Configuration(result["method"], result["strength"], result["seed"])
-    return f"{_name(title, which)}: {numbers}"
+    return f"{_name(title, Configuration.of(result))}: {numbers}"
 
 
 def _name(title: str, one: Configuration) -> str:

@@ -54,8 +54,11 @@ def judged(
         for found in rates_by_judge(own, some):
             missing[found["name"]] += found["without_verdict"]
             by_judge.setdefault(found["name"], []).append(_rejudged(result, found, methods))
-            points.setdefault(found["name"], []).append(_counted(result, found))
-    write_jsonl(_parted(with_verdicts(rows, scores), places), out / PARTED)
+            counts = {"sets": set_counts(found["sets"]), "without_verdict": found["without_verdict"]}
+            points.setdefault(found["name"], []).append(Configuration.of(result)._asdict() | counts)
+    judged_rows = zip(places, with_verdicts(rows, scores), strict=True)
+    parted = [Configuration.of(place)._asdict() | row for place, row in judged_rows if row["judges_part"]]
+    write_jsonl(parted, out / PARTED)
     first = by_judge[judges[0].name]
     settings = runs[None].settings
     means = {name: over_seeds(at_usual_strength(found, settings, methods)) for name, found in by_judge.items()}
@@ -75,7 +78,7 @@ def judged(
 
 def stored_answers(runs: dict[int | None, SeedRun], data: EvaluationData, result: Result) -> list[Measured]:
     """The answers of a result as they were measured. Raises UserError where they are gone."""
-    path = answers_file(runs[result["seed"]], _place(result), data)
+    path = answers_file(runs[result["seed"]], Configuration.of(result), data)
     if not path.exists():
         raise UserError(f"{path} was moved or removed. Put it back, or compare anew with another --out.")
     return read_answers(path)
@@ -85,18 +88,10 @@ def _answers_by(scores: Sequence[float], results: Sequence[Result], answers: Seq
     """The answers of each result with the verdicts of one judge, whose scores lie in the order of all answers."""
     verdicts = map(verdict, scores)
     found = {
-        _place(result): [{**row, "refused": next(verdicts)} for row in some]
+        Configuration.of(result): [{**row, "refused": next(verdicts)} for row in some]
         for result, some in zip(results, answers, strict=True)
     }
-    return lambda result: found[_place(result)]
-
-
-def _place(result: Result) -> Configuration:
-    return Configuration(result["method"], result["strength"], result["seed"])
-
-
-def _counted(result: Result, found: dict[str, Any]) -> dict[str, Any]:
-    return _place(result)._asdict() | {"sets": set_counts(found["sets"]), "without_verdict": found["without_verdict"]}
+    return lambda result: found[Configuration.of(result)]
 
 
 def _rejudged(result: Result, found: dict[str, Any], methods: Mapping[str, Method]) -> Result:
@@ -115,14 +110,6 @@ def _rejudged(result: Result, found: dict[str, Any], methods: Mapping[str, Metho
         "numbers": result["numbers"] | numbers,
         "intervals": result["intervals"] | intervals,
     }
-
-
-def _parted(rows: Sequence[Measured], places: Sequence[Result]) -> list[dict[str, Any]]:
-    return [
-        {"method": place["method"], "strength": place["strength"], "seed": place["seed"], **row}
-        for row, place in zip(rows, places, strict=True)
-        if row["judges_part"]
-    ]
 
 
 def changed(main: list[dict[str, Any]], other: list[dict[str, Any]]) -> list[list[str]]:

@@ -53,6 +53,11 @@ class Configuration(NamedTuple):
     strength: float
     seed: int | None
 
+    @classmethod
+    def of(cls, result: Result) -> "Configuration":
+        """That of a result."""
+        return cls(result["method"], result["strength"], result["seed"])
+
 
 def configurations(
     methods: dict[str, Method], settings: Settings, seeds: tuple[int, ...], curve_seeds: tuple[int, ...]

@@ -144,8 +144,7 @@ def submission_of(
     settings = runs[None].settings
     points: dict[str, list[Point]] = {}
     for result in at_usual_strength(report["points"], settings, methods):
-        configuration = Configuration(result["method"], result["strength"], result["seed"])
-        path = answers_file(runs[result["seed"]], configuration, data)
+        path = answers_file(runs[result["seed"]], Configuration.of(result), data)
         points.setdefault(result["method"], []).append(_point(result, report["judged"]["judges"], path, contract))
     for point in [point for own in points.values() if len(own) > 1 for point in own]:
         point["intervals"] = {}
