@@ -4,7 +4,6 @@ Nothing is loaded before the memory that it needs is known; docs/families.md say
 """
 
 import contextlib
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from dcr_lite.data.sources import locate
 from dcr_lite.errors import MORE_MEMORY, UserError, first_line, out_of_memory
-from dcr_lite.files import exists, load_json, require_disk, size_of
+from dcr_lite.files import exists, load_json, require_disk, sha256_of, size_of
 from dcr_lite.model import adapters, cuda, distributed, loading, unsloth
 from dcr_lite.model.architectures import require_known
 from dcr_lite.model.chat import set_format
@@ -196,8 +195,7 @@ def open_model(name: str, method: ModelName = "dcr", **changes: Any) -> Opened:
     if not model.tokenizer.chat_template and (adapter / "tokenizer_config.json").exists():
         model.tokenizer = loading.load_tokenizer(adapter)  # a base model, whose adapter brought a chat format
     adapters.load_adapter(model, ADAPTER, adapter)
-    digest = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
-    return Opened(model, settings.model, source, adapter, digest)
+    return Opened(model, settings.model, source, adapter, sha256_of(adapter / adapters.WEIGHTS))
 
 
 def is_run_folder(folder: Path) -> bool:
@@ -223,7 +221,7 @@ def adapter_of(run: Path, method: str) -> Path:
             f"{run} trained no safety SFT alone to compare with: run it anew with --compare-with {BASELINE}"
         )
     adapter = run / ("adapter" if method == DCR else method)
-    if not (adapter / "adapter_config.json").exists() or not (adapter / "adapter_model.safetensors").exists():
+    if not (adapter / "adapter_config.json").exists() or not (adapter / adapters.WEIGHTS).exists():
         raise UserError(f"{run} holds a run that is not finished ({adapter.name}/ is missing): --resume it first.")
     return adapter
 
@@ -235,8 +233,8 @@ def _adapter_folder(name: str) -> Path | None:
         folder = Path(locate(name)[0])
     if not (folder / "adapter_config.json").exists():
         return None
-    if not (folder / "adapter_model.safetensors").exists():
-        raise UserError(f"{folder}: an adapter without weights (no adapter_model.safetensors in it)")
+    if not (folder / adapters.WEIGHTS).exists():
+        raise UserError(f"{folder}: an adapter without weights (no {adapters.WEIGHTS} in it)")
     return folder
 
 
