@@ -19,8 +19,8 @@ and more true refusals go.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -77,22 +77,17 @@ def ablated(model: Model, direction: Tensor) -> Iterator[None]:
     def on_output(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         return (without(output[0]), *output[1:]) if isinstance(output, tuple) else without(output)
 
-    handles = []
-    for layer in decoder_of(model.network).layers:
-        handles.append(layer.register_forward_pre_hook(on_input, with_kwargs=True))
-        for writer in layer.children():
+    with ExitStack() as hooks:
+        for layer in decoder_of(model.network).layers:
+            hooks.enter_context(layer.register_forward_pre_hook(on_input, with_kwargs=True))
             # Attention and MLP, whatever an architecture calls them: norms have no matrix.
-            if any(parameter.dim() > 1 for parameter in writer.parameters()):
-                handles.append(writer.register_forward_hook(on_output))
-        # Gemma's and OLMo's norms behind both have weights of their own, which would put a part of it back.
-        if hasattr(layer, "post_feedforward_layernorm"):
-            for norm in (layer.post_attention_layernorm, layer.post_feedforward_layernorm):
-                handles.append(norm.register_forward_hook(on_output))
-    try:
+            writers = [part for part in layer.children() if any(p.dim() > 1 for p in part.parameters())]
+            # Gemma's and OLMo's norms behind both have weights of their own, which would put a part of it back.
+            if hasattr(layer, "post_feedforward_layernorm"):
+                writers += [layer.post_attention_layernorm, layer.post_feedforward_layernorm]
+            for writer in writers:
+                hooks.enter_context(writer.register_forward_hook(on_output))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def candidates(toxic: Tensor, seemingly_toxic: Tensor, plain: Tensor, orthogonality: float = 1.0) -> Tensor:
@@ -127,20 +122,18 @@ def fit(
     rows = validation.seemingly_toxic
     sounding = refused(rows, refusal_log_odds(model, rows))[:VALIDATION]
     plain = validation.plain[:VALIDATION]
-    before = first_token(model, plain)
+    usual, before = first_token(model, plain), float(refusal_log_odds(model, sounding).mean())
 
     found: list[Ablation] = []
     for layer in range(layers_tried(model)):
         for position in range(positions):
             direction = directions[layer, position].to(model.device)
             with ablated(model, direction):
-                kl = first_token_kl(model, plain, before)
+                kl = first_token_kl(model, plain, usual)
                 # A candidate over the limit is discarded, whatever its log-odds.
                 odds = float(refusal_log_odds(model, sounding).mean()) if kl <= KL_LIMIT else torch.inf
-            found.append(Ablation(direction, layer, position - positions, odds, 0.0, kl))
+            found.append(Ablation(direction, layer, position - positions, odds, before, kl))
         progress(1)
     best = min(found, key=lambda a: (a.refusal_log_odds, a.kl))  # of the lowest KL where all are over the limit
-    unablated = float(refusal_log_odds(model, sounding).mean())
-    with ablated(model, best.direction):
-        odds = float(refusal_log_odds(model, sounding).mean())
-    return Ablation(best.direction, best.layer, best.position, odds, unablated, best.kl)
+    with ablated(model, best.direction):  # not yet known where it is over the limit
+        return replace(best, refusal_log_odds=float(refusal_log_odds(model, sounding).mean()))
