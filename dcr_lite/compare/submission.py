@@ -172,10 +172,9 @@ def write_submission(submission: Submission, out: Path) -> None:
 
 
 def _point(result: dict[str, Any], judges: Sequence[dict[str, Any]], path: Path, contract: Contract) -> Point:
-    place = [result[key] for key in ("method", "strength", "seed")]
     verdicts: dict[str, Judged] = {}
     for judge in judges:
-        (found,) = [one for one in judge["points"] if [one["method"], one["strength"], one["seed"]] == place]
+        (found,) = [one for one in judge["points"] if Configuration.of(one) == Configuration.of(result)]
         verdicts[judge["name"]] = judged_counts(found["sets"], found["without_verdict"], contract)
     numbers = result["numbers"]
     return {
@@ -210,12 +209,8 @@ def entry_of(name: str, title: str, strength: float, points: list[Point]) -> Ent
 
     def over(own: Sequence[Any]) -> dict[str, Value]:
         results = [
-            {
-                "method": name,
-                "strength": strength,
-                "seed": point["seed"],
-                **{k: one[k] for k in ("numbers", "intervals")},
-            }
+            {"method": name, "strength": strength, "seed": point["seed"]}
+            | {k: one[k] for k in ("numbers", "intervals")}
             for point, one in zip(points, own, strict=True)
         ]
         return over_seeds(results)[0]["numbers"]
