@@ -27,7 +27,7 @@ def models_of(compare_with: Sequence[str]) -> tuple[ModelName, ...]:
 
 
 def repository_of(model: str) -> str:
-    """The name, without its owner, of the repository whose model a folder in the Hub's cache holds, under a digest for
-    a name; empty for what lies elsewhere."""
-    parts = Path(model).resolve().parts if exists(model) else ()
-    return next((part.split("--")[-1] for part in parts if part.startswith(CACHED)), "")
+    """The name on the Hub, owner/name, of the model that a folder in the Hub's cache holds, here or on the machine that
+    a report came from, under a digest for a name; empty for what lies elsewhere."""
+    parts = (Path(model).resolve() if exists(model) else Path(model)).parts
+    return next((part.removeprefix(CACHED).replace("--", "/") for part in parts if part.startswith(CACHED)), "")

@@ -203,7 +203,7 @@ class Settings(ModelSettings):
     def of_model(cls, model: str) -> Self:
         """Those of a run without a recipe: of a model by its folder or name, in a run folder of that name."""
         folder = Path(model).resolve() if model.endswith(".") else Path(model)
-        name = re.sub(r"[^\w.-]+", "_", repository_of(model) or folder.name)
+        name = re.sub(r"[^\w.-]+", "_", Path(repository_of(model) or folder).name)
         return cls(model=model, run=Path("runs") / name)
 
     @property

@@ -157,6 +157,24 @@ def test_the_card_is_complete(public_run: FinishedRun) -> None:
     assert "shipped with dcr-lite" in model_card(public_run.report | {"settings": settings}, "adapter")
 
 
+def test_a_model_in_the_cache_of_the_hub_has_its_name_there(make_run: MakeRun, hub: Any) -> None:
+    """In the card, in the names of what is exported and in the adapter that is pushed, with the licence of its page, on
+    another machine too; never the digest that its folder is called by."""
+    run, _ = make_run()
+    cached = "/home/me/.cache/huggingface/hub/models--Owner--Some-1B/snapshots/0123456789abcdef0123"
+    run = FinishedRun(run.path, run.report | {"model": cached})
+    assert (run.name, run.served_name) == ("Some-1B-DCR", "some-1b-dcr")
+    push(run, "me/aligned")
+    hub.model_info.assert_any_call("Owner/Some-1B")
+    files = pushed(hub)
+    card = str(files["README.md"], "utf-8")  # type: ignore[arg-type]  # a card is given as bytes
+    head = huggingface_hub.ModelCard(card).data.to_dict()
+    assert (head["base_model"], head["license"]) == ("Owner/Some-1B", "apache-2.0")
+    assert "\n# Some-1B, aligned with DCR\n" in card
+    assert "0123456789abcdef" not in card
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "Owner/Some-1B"
+
+
 def test_a_card_says_what_speaks_against_the_model(
     public_run: FinishedRun, hub: Any, tiny_folder: Callable[..., Path]
 ) -> None:

@@ -415,6 +415,7 @@ def test_the_report_names_the_recipe_however_it_was_started(
         ("/home/me/pairs.jsonl", "pairs.jsonl"),
         ("--pairs=/home/me/pairs.jsonl", "--pairs=pairs.jsonl"),
         ("../me/model", "model"),
+        ("/home/me/hub/models--Owner--Name-1B/snapshots/0123456789abcdef0123", "Owner/Name-1B"),
         (["/home/me/a.jsonl", "b.jsonl"], "a.jsonl, b.jsonl"),
         (0.5, "0.5"),
         (None, "None"),

@@ -130,6 +130,18 @@ def test_a_base_on_the_hub_is_named(dialled_run: Path, tmp_path: Path) -> None:
     assert json.loads((folder / "run/adapter/adapter_config.json").read_text())["base_model_name_or_path"] == SMOLLM2
 
 
+def test_a_base_in_the_cache_of_the_hub_is_named(dialled_run: Path, tmp_path: Path) -> None:
+    """It has its name on the Hub, and neither its weights nor the digest of its folder are in the Space."""
+    cached = tmp_path / "models--Owner--Some-1B" / "snapshots" / "0123456789abcdef0123"
+    run = open_finished(dialled_run)
+    cached.mkdir(parents=True)
+    folder, _ = export_space(FinishedRun(run.path, run.report | {"model": str(cached)}), tmp_path / "space")
+    head = SpaceCard.load(folder / "README.md").data
+    assert (head.models, head.title) == (["Owner/Some-1B"], "Some-1B-DCR")
+    assert not (folder / "model").exists()
+    assert json.loads((folder / "run" / "settings.json").read_text())["settings"]["model"] == "Owner/Some-1B"
+
+
 def test_the_command_says_what_is_next(
     dialled_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

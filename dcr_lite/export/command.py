@@ -22,7 +22,7 @@ from dcr_lite.files import OnlyOne, exists, load_json, require_disk, write_json,
 from dcr_lite.model.configuration import of_decoder
 from dcr_lite.model.loading import load_tokenizer
 from dcr_lite.run.caution import caution_of
-from dcr_lite.run.model_card import model_card
+from dcr_lite.run.model_card import base_of, model_card
 from dcr_lite.run.terminal import progress_bar
 
 ELSEWHERE = "choose another place with --out"
@@ -46,7 +46,7 @@ class FinishedRun:
     @property
     def name(self) -> str:
         """The name of the aligned model."""
-        return self.report["model"].rstrip("/").split("/")[-1] + "-DCR"
+        return Path(base_of(self.report)).name + "-DCR"
 
     @property
     def served_name(self) -> str:

@@ -1,5 +1,6 @@
 """Pushes a finished run to the Hugging Face Hub: ``dcr-lite export --to hub``."""
 
+import json
 from pathlib import Path
 
 import huggingface_hub
@@ -12,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from dcr_lite.data.hub import limit_waits, why, without_token
 from dcr_lite.errors import UserError
 from dcr_lite.export.command import FinishedRun
-from dcr_lite.export.merge import MADE_OF
+from dcr_lite.export.merge import MADE_OF, read_json
 from dcr_lite.files import damaged, sha256_of
 from dcr_lite.model.adapters import WEIGHTS
 from dcr_lite.run.caution import caution_of
-from dcr_lite.run.model_card import Form, is_hub_name, model_card
+from dcr_lite.run.model_card import Form, base_of, is_hub_name, model_card
 
 # The files pushed of each form. Others in the folder may contain texts of the training data.
 PUSHED: dict[Form, tuple[str, ...]] = {
@@ -45,11 +46,11 @@ def push(run: FinishedRun, repo: str, form: Form = "adapter", folder: Path | Non
     try:
         if not huggingface_hub.get_token():
             raise UserError("no token for the Hugging Face Hub. Run `hf auth login`, or set HF_TOKEN.")
-        card = model_card(run.report, form, caution_of(run.path), _licence(api, run.report["model"]), repo)
+        card = model_card(run.report, form, caution_of(run.path), _licence(api, base_of(run.report)), repo)
         api.create_repo(repo, private=not public, exist_ok=True)
         if api.model_info(repo).private == public:  # it was there already, and the Hub leaves such a one as it is
             raise UserError(f"{repo} {SEEN[not public]}")
-        operations = [CommitOperationAdd(file.name, str(file)) for file in files]
+        operations = [CommitOperationAdd(file.name, _content(file, base_of(run.report))) for file in files]
         operations.append(CommitOperationAdd("README.md", card.encode()))
         api.create_commit(repo, operations, commit_message=f"{run.name}, {form}")
     except HFValidationError:
@@ -78,12 +79,20 @@ def _files(run: FinishedRun, form: Form, folder: Path) -> list[Path]:
         for file in weights:
             if _made_of(file, cure) not in (None, adapter):
                 raise UserError(f"{file} is of an adapter from before the dial of {run.path} was turned. {cure}")
-    if form == "adapter" and not is_hub_name(run.report["model"]):
+    if form == "adapter" and not is_hub_name(base_of(run.report)):
         raise UserError(
             f"the adapter belongs to {run.report['model']}, a folder that nobody else has. Push the whole model: "
             f"dcr-lite export {run.path} --to merged, then --to hub --form merged."
         )
     return files
+
+
+def _content(file: Path, base: str) -> str | bytes:
+    """What a commit holds of a file: all of it, but that an adapter names its base as others find it, and no cache of
+    this machine."""
+    if file.name != "adapter_config.json":
+        return str(file)
+    return json.dumps(read_json(file) | {"base_model_name_or_path": base}, indent=2).encode()
 
 
 def _made_of(file: Path, cure: str) -> str | None:

@@ -17,7 +17,7 @@ from dcr_lite.export.merge import read_json
 from dcr_lite.files import load_json, require_disk, write_json, write_text
 from dcr_lite.names import BASELINE
 from dcr_lite.run.caution import FILE as CAUTION_FILE
-from dcr_lite.run.model_card import is_hub_name
+from dcr_lite.run.model_card import base_of, is_hub_name
 from dcr_lite.run.run_folder import FOUND_FILE
 from dcr_lite.run.terminal import quoted
 from dcr_lite.settings import ModelSettings
@@ -73,7 +73,7 @@ def export_space(run: FinishedRun, out: Path | None = None) -> tuple[Path, str]:
         gradio = version("gradio")
     except PackageNotFoundError:
         raise UserError("a Space of the demo needs gradio: pip install 'dcr-lite[demo]'") from None
-    model = run.report["model"]
+    model = base_of(run.report)
     base = None if is_hub_name(model) else Path(locate(model)[0])
     copied = [file for pattern in FETCHED["allow_patterns"] for file in (base.glob(pattern) if base else ())]
     copied = [file for file in copied if not file.match(FETCHED["ignore_patterns"][0])]
@@ -83,7 +83,7 @@ def export_space(run: FinishedRun, out: Path | None = None) -> tuple[Path, str]:
         write_text(partial / "app.py", APP)
         write_text(partial / "requirements.txt", "".join(f"{line}\n" for line in requirements()))
         models = f"models:\n  - {model}\n" if base is None else ""
-        page = PAGE.format(name=run.name, gradio=gradio, models=models, model=model.rstrip("/").split("/")[-1])
+        page = PAGE.format(name=run.name, gradio=gradio, models=models, model=Path(model).name)
         write_text(partial / "README.md", page)
         package = Path(dcr_lite.__file__).parent
         shutil.copytree(package, partial / "dcr_lite", ignore=shutil.ignore_patterns("__pycache__"))

@@ -22,7 +22,7 @@ def model_title(model: str) -> str:
     if not exists(model):
         return _in_words(model)
     folder = Path(model).resolve()
-    for name in (repository_of(model), folder.name, _remembered(folder)):
+    for name in (Path(repository_of(model)).name, folder.name, _remembered(folder)):
         if not NAMELESS.fullmatch(name):
             return _in_words(name)
     return _described(folder)

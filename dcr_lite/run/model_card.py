@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from dcr_lite.data.paper_data import HubSet, sources
 from dcr_lite.files import SHIPPED, exists
+from dcr_lite.names import repository_of
 from dcr_lite.run.dial_report import sentence_since, stated
 from dcr_lite.run.kept_report import WHAT as WHAT_IS_KEPT
 from dcr_lite.run.report import plain, results_table
@@ -94,7 +95,7 @@ def model_card(
     }[form]
     return PAGE.format(
         front_matter=_front_matter(report, form, licence),
-        name=plain(report["model"].rstrip("/").split("/")[-1]),
+        name=plain(Path(base_of(report)).name),
         what=WHAT[form],
         how=_how(report),
         caution=f"\n\n**{plain(caution)}**" if caution else "",
@@ -150,6 +151,11 @@ def _training_data(report: dict[str, Any]) -> str:
     return f"{text}."
 
 
+def base_of(report: dict[str, Any]) -> str:
+    """The model that a run began with, by its name on the Hub where it has one, else its folder."""
+    return repository_of(report["model"]) or str(report["model"])
+
+
 def is_hub_name(model: str) -> bool:
     """Whether a model's name is one that others can load: owner/name, and no folder of this machine."""
     return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", model)) and not exists(model)
@@ -157,8 +163,8 @@ def is_hub_name(model: str) -> bool:
 
 def _front_matter(report: dict[str, Any], form: Form, licence: str | None) -> str:
     lines = [f"license: {licence}"] if licence else []
-    if is_hub_name(report["model"]):
-        lines += [f"base_model: {report['model']}", f"base_model_relation: {RELATIONS[form]}"]
+    if is_hub_name(base := base_of(report)):
+        lines += [f"base_model: {base}", f"base_model_relation: {RELATIONS[form]}"]
     if sets := _public_sets(report):
         lines.append(f"datasets: [{', '.join(dict.fromkeys(one.name for one in sets))}]")
     lines += [f"library_name: {LIBRARIES[form]}", "pipeline_tag: text-generation", "language: en"]

@@ -14,7 +14,7 @@ from dcr_lite.measure.kinds import KIND_TITLES, KINDS
 from dcr_lite.measure.metrics import with_interval
 from dcr_lite.model import distributed
 from dcr_lite.model.loading import Model
-from dcr_lite.names import BASELINE, LABEL_TITLES, LABELS, MODEL_TITLES, ONLY_TURNED
+from dcr_lite.names import BASELINE, LABEL_TITLES, LABELS, MODEL_TITLES, ONLY_TURNED, repository_of
 from dcr_lite.run.dial_report import dial_table, facts_of_dial, gain_sentence, sentence_since, stated
 from dcr_lite.run.found_report import end_of_stage1, found_section
 from dcr_lite.run.inputs import Data
@@ -207,7 +207,7 @@ def run_report(
         seconds["found"] = found["evidence"]["seconds"]
     seconds |= {"draw": drawing_seconds, "total": run.seconds()}
     return {
-        "recipe": started()[0] or Path(settings.model).name,
+        "recipe": started()[0] or Path(repository_of(settings.model) or settings.model).name,
         "model": settings.model,
         "source": source,
         "four_bit": model.four_bit,
@@ -239,12 +239,12 @@ def started() -> tuple[str, list[str]]:
 
 def without_folders(value: Any) -> str:
     """A setting or an argument as text; of a path outside the folder of the run, which tells others nothing, the name
-    alone."""
+    alone, of a model in the Hub's cache that on the Hub."""
     if isinstance(value, (list, tuple)):
         return ", ".join(map(without_folders, value))
     flag, equals, path = str(value).rpartition("=")  # --pairs=/home/me/pairs.jsonl
     outside = Path(path).is_absolute() or path.startswith(("..", "~"))
-    return f"{flag}{equals}{Path(path).name}" if outside else str(value)
+    return f"{flag}{equals}{repository_of(path) or Path(path).name}" if outside else str(value)
 
 
 def _left_out(rows: dict[str, int]) -> str:
