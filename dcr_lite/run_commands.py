@@ -6,12 +6,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dcr_lite.settings import Device
+from dcr_lite.settings import ChatFormat, Device
 
 
 def demo(
     run: Path | None = None,
     model: str | None = None,
+    chat_format: ChatFormat = "own",
     port: int | None = None,
     share: bool = False,
     device: Device = "auto",
@@ -23,6 +24,7 @@ def demo(
     Args:
         run: A run folder; by default the newest finished one under runs/, else the stock model alone.
         model: In place of a run a chat model, by its name on the Hub or its folder, as it is.
+        chat_format: The chat template: the tokenizer's own, or, for a base model, the public one of its family.
         port: Port of the local server; by default the first free one from 7860.
         share: Also open a public link. Whoever has it can use this machine through the demo.
         device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
@@ -31,13 +33,14 @@ def demo(
     """
     from dcr_lite.demo.page import main as serve
 
-    serve(run, port, share, device, marks=marks, model=model)
+    serve(run, port, share, device, marks=marks, model=model, chat_format=chat_format)
 
 
 def score(
     prompt: Annotated[str, tyro.conf.Positional],
     run: Path | None = None,
     model: str | None = None,
+    chat_format: ChatFormat = "own",
     strength: float | None = None,
     json: bool = False,
     device: Device = "auto",
@@ -49,6 +52,7 @@ def score(
         prompt: The prompt, in quotes.
         run: A run folder; by default the newest finished one under runs/, else the stock model alone.
         model: In place of a run a chat model, by its name on the Hub or its folder, as it is.
+        chat_format: The chat template: the tokenizer's own, or, for a base model, the public one of its family.
         strength: Of DCR's dial, positive answers more; by default as it stands in the run.
         json: Print one JSON object instead of a table: {run, note, scores}.
         device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
@@ -59,7 +63,7 @@ def score(
     from dcr_lite.demo.terminal_score import show_score
 
     transformers_logging.disable_progress_bar()
-    opened = open_run(run, device, model)
+    opened = open_run(run, device, model, chat_format)
     best, *others = opened.names
     scores = [opened.score(best, prompt, strength=strength), *(opened.score(name, prompt) for name in others)]
     if json:

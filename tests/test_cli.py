@@ -15,7 +15,7 @@ from small_runs import RECIPE, Outcome
 import dcr_lite
 from dcr_lite import cli
 from dcr_lite.data.benchmarks import BENCHMARKS
-from dcr_lite.settings import Settings
+from dcr_lite.settings import ModelSettings, Settings
 
 
 @pytest.fixture
@@ -103,15 +103,16 @@ def test_help_of_a_recipe_answers_without_torch() -> None:
 def test_a_flag_offers_the_same_in_every_command() -> None:
     """Flags of one name take the same in every command and in every recipe, and say the same."""
     hints = [get_type_hints(one) for one in (Settings, *cli.COMMANDS.values())]
-    for name in ("device", "precision", "quantization", "rows", "multiple_choice", "benchmarks"):
+    for name in ("device", "precision", "quantization", "rows", "multiple_choice", "benchmarks", "chat_format"):
         assert len({str(hint[name]) for hint in hints if name in hint}) == 1, name
     for name in ("device", "rows", "multiple_choice"):
         said = [re.findall(f" {name}: .*", inspect.getdoc(command) or "") for command in cli.COMMANDS.values()]
         assert sum(map(bool, said)) > 1
         assert len({text[0] for text in said if text}) == 1, name
-    for name in ("run", "model"):  # which other commands take for something else
+    for name in ("run", "model", "chat_format"):  # of which other commands take the first two for something else
         said = [re.findall(f"\n +{name}: .*", inspect.getdoc(command) or "") for command in (cli.demo, cli.score)]
         assert said[0] == said[1] != [], name
+    assert re.findall("chat_format: (.*)", inspect.getdoc(cli.demo) or "")[0] in inspect.getsource(ModelSettings)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -139,7 +139,7 @@ def test_a_model_that_is_named_is_shown_and_mended(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(blocks, "launch", lambda *given, **options: None)
     assert run_command(monkeypatch, "demo", "--model", "owner/model", "--device", "cpu") == 0
     asked, marks, mending = built
-    assert asked == (None, "cpu", "owner/model")
+    assert asked == (None, "cpu", "owner/model", "own")
     assert (opened.mended, mending.model, marks) == (None, "owner/model", Path("runs/model_marks.jsonl"))
 
 

@@ -186,8 +186,10 @@ def test_it_mends_the_model_that_the_run_began_with(tmp_path: Path) -> None:
     assert (alone.marks, alone.flags) == (Path("own.jsonl"), ("--device", "cpu"))
     own = mending_of(None, None, "auto", "owner/chat")
     assert (own.model, own.home, own.marks) == ("owner/chat", Path("runs"), Path("runs/chat_marks.jsonl"))
+    assert own.obstacle == ""
     write_json({"settings": settings | {"chat_format": "llama3"}}, tmp_path / "settings.json")
-    assert mending_of(tmp_path, None, "auto").obstacle == texts.BASE_MODEL
+    for base in (mending_of(tmp_path, None, "auto"), mending_of(None, None, "auto", "owner/base", "llama3")):
+        assert base.obstacle == texts.BASE_MODEL
 
 
 # --- the tab ----------------------------------------------------------------------------------------------------------

@@ -401,6 +401,23 @@ def test_a_model_is_opened_without_a_run(
     assert found.score("base", PROMPT) == replace(expected.score("base", PROMPT), similarity=None)
 
 
+def test_a_base_model_is_opened_alone_in_a_chat_format(
+    tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--chat-format gives it the template of its family, with which it answers; without the flag that is named, and a
+    run, which has a format, takes none."""
+    base = str(tiny_folder("llama", "llama3"))
+    found = open_run(alone=base, chat_format="llama3")
+    assert "<|start_header_id|>" in str(found.model.tokenizer.chat_template)
+    assert run_command(monkeypatch, "score", PROMPT, "--model", base, "--chat-format", "llama3", "--json") == 0
+    (score,) = json.loads(capsys.readouterr().out)["scores"]
+    assert score["answer"] == found.score("base", PROMPT).answer
+    with pytest.raises(UserError, match=r"a base model, give it a format: --chat-format chatml, llama3"):
+        open_run(alone=base).score("base", PROMPT)
+    with pytest.raises(UserError, match="--chat-format is of a model that --model names"):
+        open_run(chat_format="llama3")
+
+
 def test_what_cannot_be_opened_alone_is_an_error(demo_run: Path, tmp_path: Path) -> None:
     """A run beside it, a run folder in its place, a folder without a model, and a name that cannot be had, each in the
     sentence that any command says of it."""

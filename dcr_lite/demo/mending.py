@@ -26,7 +26,7 @@ from dcr_lite.mend.settings import MendSettings
 from dcr_lite.run.joined import has_joined
 from dcr_lite.run.opening import model_settings_of
 from dcr_lite.run.terminal import StageProgress, estimate_in, progress_in
-from dcr_lite.settings import Device, ModelSettings, Settings
+from dcr_lite.settings import ChatFormat, Device, ModelSettings, Settings
 
 # unchecked: there may be marks, and nothing has been done with them. stopped: it had begun to train.
 Step = Literal["unchecked", "checking", "checked", "mending", "stopped", "mended"]
@@ -208,10 +208,13 @@ class Mending:
             return False
 
 
-def mending_of(run: Path | None, marks: Path | None, device: Device, alone: str | None = None) -> Mending:
+def mending_of(
+    run: Path | None, marks: Path | None, device: Device, alone: str | None = None, chat_format: ChatFormat = "own"
+) -> Mending:
     """Mends the model that a run began with, beside that run and as it was loaded; without a run the stock model that
-    the demo shows, which is ``alone`` if not the kit's. Raises UserError for a run that is damaged."""
-    settings = model_settings_of(run) if run else ModelSettings(model=alone or SMOLLM2)
+    the demo shows, which is ``alone`` if not the kit's, in a chat format of its own or not. Raises UserError for a run
+    that is damaged."""
+    settings = model_settings_of(run) if run else ModelSettings(model=alone or SMOLLM2, chat_format=chat_format)
     given = {"device": device, "precision": settings.precision, "quantization": settings.quantization}
     flags = [word for name, value in given.items() if value != "auto" for word in (f"--{name}", value)]
     obstacle = "" if settings.chat_format == "own" else BASE_MODEL

@@ -4,17 +4,17 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dcr_lite.errors import UserError
-from dcr_lite.settings import Device
+from dcr_lite.settings import ChatFormat, Device
 
 LOCAL = "127.0.0.1"
 
 
 def main(
     run: Path | None = None, port: int | None = None, share: bool = False, device: Device = "auto",
-    address: str = LOCAL, marks: Path | None = None, model: str | None = None,
+    address: str = LOCAL, marks: Path | None = None, model: str | None = None, chat_format: ChatFormat = "own",
 ) -> None:  # fmt: skip
     """Serve the demo of a run folder: by default of the newest finished one under runs/, else of the stock model alone.
-    model: in place of a run a model by its name or folder, shown alone.
+    model: in place of a run a model by its name or folder, shown alone. chat_format: that model's, if it brings none.
 
     port: of the local server; by default the first free one from 7860. share: also open a public link. address: that
     the server listens at; a Space's container has to be reached from outside. marks: the file that marks of answers go
@@ -33,9 +33,9 @@ def main(
     from dcr_lite.demo.texts import STOPPED_WITH_DEMO
 
     run = run or (None if model else newest_run())
-    opened = open_run(run, device, model)
+    opened = open_run(run, device, model, chat_format)
     opened.mended = run  # of a run that mended, DCR is its model: there is no other to open beside it
-    mending = mending_of(run, marks, device, model) if address == LOCAL and not share else None
+    mending = mending_of(run, marks, device, model, chat_format) if address == LOCAL and not share else None
     for name in opened.names:  # the first pass of each model takes seconds longer than all later ones
         opened.score(name, "Hello", tokens=2)
     print(opened.title, opened.note, sep="\n")

@@ -25,7 +25,7 @@ from dcr_lite.measure.judge import is_refusal, verdict_is_final
 from dcr_lite.measure.kinds import kind_of
 from dcr_lite.method.dial import set_strength
 from dcr_lite.model import adapters
-from dcr_lite.model.chat import Message, encode_messages, encode_prompts
+from dcr_lite.model.chat import OWN, Message, encode_messages, encode_prompts
 from dcr_lite.model.generation import answer
 from dcr_lite.model.hidden_states import depth, width_of
 from dcr_lite.model.loading import Model
@@ -38,7 +38,7 @@ from dcr_lite.run.caution import caution_of
 from dcr_lite.run.discernment import Discernments, Similarity
 from dcr_lite.run.opening import adapter_of, is_run_folder, knows_openings, load_base, model_settings_of
 from dcr_lite.run.run_folder import stored_settings
-from dcr_lite.settings import Device, ModelSettings, Settings
+from dcr_lite.settings import ChatFormat, Device, ModelSettings, Settings
 
 ANSWER_TOKENS = 80  # of a streamed answer: a few sentences, three seconds on two cores
 CHAT_TOKENS = 160  # of an answer in a conversation: it is what the next turn is about
@@ -222,17 +222,22 @@ def newest_run(folder: Path = Path("runs")) -> Path | None:
     return max(reports, key=lambda path: path.stat().st_mtime).parent if reports else None
 
 
-def open_run(folder: Path | None = None, device: Device = "auto", alone: str | None = None) -> OpenRun:
+def open_run(
+    folder: Path | None = None, device: Device = "auto", alone: str | None = None, chat_format: ChatFormat = "own"
+) -> OpenRun:
     """The models of a run: of ``folder``, else of the newest finished one, else the stock model alone with a note.
-    alone: in place of a run a model by its name or folder, without adapters.
+    alone: in place of a run a model by its name or folder, without adapters. chat_format: of that model, where its
+    tokenizer brings none.
 
     Raises UserError for a folder that is no run, one that is not finished, or a damaged one; for both a run and a model
-    alone, and for one that is a run folder, or cannot be found or loaded.
+    alone, and for one that is a run folder, or cannot be found or loaded; for a chat format without such a model.
     """
     if folder and alone:
         raise UserError("--run and --model stand for each other: give one")
     if alone:
-        return _open_alone(alone, device, MODEL_ALONE)
+        return _open_alone(alone, device, MODEL_ALONE, chat_format)
+    if chat_format != OWN:
+        raise UserError("--chat-format is of a model that --model names: a run has the format that it was trained with")
     if (folder := folder or newest_run()) is None:
         return _open_alone(SMOLLM2, device, NO_RUN)
     settings, whole = model_settings_of(folder), stored_settings(folder, Settings, run=folder)
@@ -252,8 +257,8 @@ def open_run(folder: Path | None = None, device: Device = "auto", alone: str | N
     return OpenRun(model, names, discernments, dial, title, " ".join(filter(None, notes)))
 
 
-def _open_alone(name: str, device: Device, note: str) -> OpenRun:
+def _open_alone(name: str, device: Device, note: str, chat_format: ChatFormat = "own") -> OpenRun:
     if is_run_folder(Path(name)):
         raise UserError(f"--model {name}: a run folder. Give it with --run.")
-    model, _ = load_base(ModelSettings(model=name, device=device))
+    model, _ = load_base(ModelSettings(model=name, device=device, chat_format=chat_format))
     return OpenRun(model, (STOCK,), None, None, model_title(name), note)

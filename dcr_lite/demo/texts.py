@@ -135,7 +135,7 @@ MENDS = (
     "answered, and is meant to go on refusing the rest, which is measured. Whichever model you mark, it is the stock "
     "model that is mended. The marks are kept in {marks}, which is private."
 )
-BASE_MODEL = "this run began with a base model, and mending begins with a chat model"
+BASE_MODEL = "the stock model here is a base model, and mending begins with a chat model"
 NO_MARKS = "No marks yet. Ask something in the first two tabs, and press a button under an answer."
 MARKS = "Marks"
 MARK_COLUMNS = ("prompt", "wanted", "model", "in the mended run")

@@ -65,8 +65,8 @@ def set_format(tokenizer: Tokenizer, name: str) -> None:
 def _render(tokenizer: Tokenizer, messages: list[Message], answer_next: bool, thinking: bool = False) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
-            f"{tokenizer.name_or_path} has no chat template, so it is no chat model. Name its instruct or chat "
-            f"version, or train a base model with the format that it learns: --chat-format {', '.join(FORMATS)}."
+            f"{tokenizer.name_or_path} has no chat template, so it is no chat model. Name its instruct or chat version "
+            f"or, to train or to show a base model, give it a format: --chat-format {', '.join(FORMATS)}."
         )
     try:
         values = THINKING if thinking else {}
