@@ -4,9 +4,11 @@ inputs are sentences."""
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,14 +18,18 @@ from small_runs import contents, flags, recipe_module, save_rows, write_rows
 
 from dcr_lite.compare import command as compare_command
 from dcr_lite.compare import surgical
-from dcr_lite.compare.seed_run import SeedRun
+from dcr_lite.compare.methods import METHODS
+from dcr_lite.compare.seed_run import Cost, SeedRun
 from dcr_lite.errors import UserError
-from dcr_lite.files import load_jsonl
+from dcr_lite.files import load_jsonl, read_state, write_state
 from dcr_lite.measure.answers import read_answers
 from dcr_lite.measure.metrics import mean_interval
-from dcr_lite.probe import abliteration, command, material, report, subjects
+from dcr_lite.names import NOT_APPLICABLE
+from dcr_lite.probe import abliteration, command, material, plots, report, subjects
 from dcr_lite.probe.command import Probing, probe_comparison, probe_run
 from dcr_lite.probe.criterion import kept_sentence
+from dcr_lite.probe.kept import Kept
+from dcr_lite.probe.numbers import KINDS
 from dcr_lite.probe.probes import FAMILIES, NONE, PROBES, chosen_probes
 from dcr_lite.run import opening
 from dcr_lite.run.inputs import resolved
@@ -420,6 +426,41 @@ def test_methods_and_seeds_of_a_comparison_are_probed(compared: tuple[Path, Path
         probe_comparison(other, settings_of(recipe), methods, (0, 1), probing)
     again = probe_comparison(folder, settings_of(recipe), ("base", "dcr"), (1,), probing)  # any seed may come first
     assert again == out
+
+
+@pytest.mark.usefixtures("pictures")
+def test_a_method_that_does_not_apply_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison's note on a method is kept with what is probed. Where it says of one seed that the method does not
+    apply, its title does in every table and in the picture, as in a comparison; a sentence behind the first table says
+    why. What an earlier version kept has no note."""
+    note = f"{NOT_APPLICABLE}: the model does not obey"
+    unfit = replace(METHODS["adacd"], model=lambda run, strength: nullcontext(Cost(1.0, 1, note)))
+    with monkeypatch.context() as patched:
+        patched.setitem(subjects.METHODS, "adacd", unfit)
+        run: Any = SimpleNamespace(settings=recipe_module().SETTINGS, run=SimpleNamespace(path=tmp_path))
+        (subject,) = subjects.SeedSource(run, ("adacd",)).subjects
+        with subject.within() as said:
+            assert said == note
+    kept = Kept(tmp_path, "m", [], 4, 0, "float32")
+    seen = {"kind": "answer", "toxicity": 0.0, "refusal_log_odds": 0.0, "response": ""}
+    answers = [{**seen, "number": i, "label": KINDS[i % 2], "refused": i == 0} for i in range(4)]
+    for name, seed, of in (("base", None, ""), ("adacd", 0, ""), ("adacd", 1, note)):
+        model = subject._replace(name=f"{name}_seed{seed}", method=name, seed=seed)
+        for probe in (PROBES[NONE], PROBES["hello"]):
+            kept.keep(model, probe, answers, {"read": 0.5, "read_as_plain_text": 0.5, "read_by_chance": 0.1}, 1.0, of)
+    earlier = kept._part(subject._replace(name="base_seedNone"), PROBES[NONE])
+    part = read_state(earlier, "")
+    write_state({name: value for name, value in part.items() if name != "note"}, earlier)
+    labels: list[str] = []
+    monkeypatch.setattr(
+        plots, "save", lambda figure, path: labels.extend(t.get_text() for t in figure.legends[0].texts)
+    )
+    report.write_report(kept.parts(), {"toxic": 2, "seemingly_toxic": 2}, tmp_path)
+    text = (tmp_path / "probes.md").read_text(encoding="utf-8")
+    assert text.count("AdaCD (does not apply)") == text.count("AdaCD") - 1 > 5
+    assert text.index("| hello |") < text.index(f"\nAdaCD: {note} (seed 1).\n") < text.index("## What is kept of it")
+    assert labels == ["stock model", "AdaCD (does not apply)"]
+    assert {row["model"]: row["note"] for row in report.measured_rows(kept.parts())}["adacd_seed1"] == note
 
 
 @pytest.mark.usefixtures("pictures")

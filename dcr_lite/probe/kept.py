@@ -18,7 +18,7 @@ from dcr_lite.probe.subjects import Subject
 
 CURE = "Delete it to have it measured again."
 VERSION = 3  # of what is kept of an answer
-Part = dict[str, Any]  # of a model and a probe: model, method, title, seed, probe, facts, seconds, verdicts
+Part = dict[str, Any]  # of a model and a probe: model, method, title, seed, note, probe, facts, seconds, verdicts
 
 
 class Kept:
@@ -73,11 +73,13 @@ class Kept:
             )
         return True
 
-    def keep(self, subject: Subject, probe: Probe, answers: list[Measured], facts: Facts, seconds: float) -> None:
-        """Note that a model is measured under a probe."""
+    def keep(
+        self, subject: Subject, probe: Probe, answers: list[Measured], facts: Facts, seconds: float, note: str
+    ) -> None:
+        """Note that a model is measured under a probe. note: what tables have to say of the model."""
         write_jsonl(answers, self.answers_file(subject, probe))
         about = {"model": subject.name, **{name: getattr(subject, name) for name in ("method", "title", "seed")}}
-        found = {"probe": probe.name, "facts": facts, "seconds": seconds, "verdicts": verdicts(answers)}
+        found = {"note": note, "probe": probe.name, "facts": facts, "seconds": seconds, "verdicts": verdicts(answers)}
         write_state({**about, "digest": subject.digest, **found}, self._part(subject, probe))
 
     def answers(self, subject: Subject, probe: Probe) -> list[Measured]:
@@ -91,6 +93,7 @@ class Kept:
         """Everything that is measured, the probes of a model in their order."""
         order = list(PROBES)
         found = [read_state(path, CURE) for path in sorted((self.folder / "parts").glob("*/*.json"))]
+        found = [{"note": "", **part} for part in found]  # an earlier version wrote none
         return sorted((part for part in found if part["probe"] in PROBES), key=lambda part: order.index(part["probe"]))
 
     def stock_answers(self) -> list[StockAnswer] | None:

@@ -19,6 +19,7 @@ def draw_probes(entries: Sequence[dict[str, Any]], path: Path) -> None:
     a dashed line marks. Entries are those of ``report.over_seeds``."""
     methods = list(dict.fromkeys(entry["method"] for entry in entries))
     probes = {entry["probe"]: entry["title"] for entry in entries if entry["probe"] != NONE}
+    titles = {entry["method"]: entry["model_title"] for entry in entries}
     usual = {entry["method"]: entry["numbers"]["j"]["mean"] for entry in entries if entry["probe"] == NONE}
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.2, 1.6 + ROW * max(4, len(probes))))
@@ -33,7 +34,7 @@ def draw_probes(entries: Sequence[dict[str, Any]], path: Path) -> None:
                     if j["ci95"]:
                         axes.plot(j["ci95"], [y, y], color=colour, lw=0.8, zorder=3)
                     axes.plot(j["mean"], y, MARKS[method], color=colour, ms=4, zorder=4)
-            axes.plot([], [], f"{MARKS[method]}-", color=colour, label=METHODS[method].title)
+            axes.plot([], [], f"{MARKS[method]}-", color=colour, label=titles[method])
         axes.axvline(0, color="#222222", lw=0.8, zorder=1)
         axes.set_yticks(range(len(probes)), list(probes.values()))
         axes.set_ylim(len(probes) - 0.4, -0.6)

@@ -6,7 +6,9 @@ from textwrap import fill
 from typing import Any
 
 from dcr_lite.compare.methods import METHODS
-from dcr_lite.compare.summary import mean_and_interval
+from dcr_lite.compare.report import notes_section
+from dcr_lite.compare.summary import applies, mean_and_interval, notes
+from dcr_lite.compare.tables import marked
 from dcr_lite.files import write_json, write_text
 from dcr_lite.names import LABEL_TITLES, LABELS
 from dcr_lite.probe.criterion import kept_sentence
@@ -34,7 +36,7 @@ same model without a probe, in points (hundredths), with a star where the 95 % i
 change excludes 0.
 
 {j_tables}
-
+{notes}
 ![J under every probe](probes.png)
 
 ## What is kept of it
@@ -80,16 +82,18 @@ that encoding say nothing.
 
 
 def measured_rows(parts: Sequence[Part]) -> list[Row]:
-    """One row for each model and probe: the fields of ``rows_of``, and model, method, title, seed, facts, seconds. A
-    model without a measurement without a probe has none."""
+    """One row for each model and probe: the fields of ``rows_of``, and model, method, model_title, seed, note, facts,
+    seconds. A model without a measurement without a probe has none. The title of a method that does not apply to the
+    model, with some seed, says that."""
     usual = {part["model"]: part["verdicts"] for part in parts if part["probe"] == NONE}
+    methods = marked([{"method": part["method"], "applies": applies(part["note"])} for part in parts])
     rows = []
     for part in parts:
         if part["model"] not in usual:
             continue
-        about = {name: part[name] for name in ("model", "method", "seed", "facts", "seconds")}
+        about = {name: part[name] for name in ("model", "method", "seed", "note", "facts", "seconds")}
         for row in rows_of(PROBES[part["probe"]], part["verdicts"], usual[part["model"]]):
-            rows.append({**about, "model_title": part["title"], **row})
+            rows.append({**about, "model_title": methods[part["method"]].title, **row})
     return rows
 
 
@@ -137,6 +141,7 @@ def page(entries: Sequence[dict[str, Any]], rows: Sequence[Row], counts: dict[st
         counts=", ".join(f"{n} {LABEL_TITLES[label]}" for label, n in counts.items() if n) + " prompts",
         seeds=more,
         j_tables=_side_by_side(entries, _j_cell, _J_COLUMNS),
+        notes=notes_section(notes(list({row["model"]: row for row in rows}.values()))),
         kept_tables=_kept(entries),
         rate_tables="\n\n".join(_rate_table(entries, method) for method in methods),
         plain=_plain(entries),

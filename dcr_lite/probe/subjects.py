@@ -26,15 +26,15 @@ class Subject(NamedTuple):
     """A model that is probed.
 
     name: of its folder. method, title, seed: what it is, in files and in tables; the stock model has no seed.
-    within: a context in which the model of its source is this one. digest: of what makes it this one: an adapter's
-    weights, or settings with what was found of them.
+    within: a context in which the model of its source is this one; it gives what tables have to say of that, empty
+    where nothing. digest: of what makes it this one: an adapter's weights, or settings with what was found of them.
     """
 
     name: str
     method: str
     title: str
     seed: int | None
-    within: Callable[[], AbstractContextManager[object]]
+    within: Callable[[], AbstractContextManager[str]]
     digest: str
 
     @property
@@ -99,13 +99,13 @@ class RunSource:
         return model
 
     @contextmanager
-    def _as(self, name: str) -> Iterator[None]:
+    def _as(self, name: str) -> Iterator[str]:
         if name == STOCK:
             with adapters.stock(self.model):
-                yield
+                yield ""
         else:
             adapters.activate(self.model, name)
-            yield
+            yield ""
 
     def leave(self) -> None:
         """Free the memory of the model."""
@@ -150,9 +150,11 @@ class SeedSource:
     def model(self) -> Model:
         return self._run.model
 
-    def _as(self, name: str) -> AbstractContextManager[object]:
+    @contextmanager
+    def _as(self, name: str) -> Iterator[str]:
         method = METHODS[name]
-        return method.model(self._run, method.strengths(self.settings)[0])
+        with method.model(self._run, method.strengths(self.settings)[0]) as cost:
+            yield cost.note
 
     def leave(self) -> None:
         """Free the memory of the model, and let others work in the folder."""
