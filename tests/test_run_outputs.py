@@ -101,6 +101,16 @@ def test_report_json_holds_every_number(finished: Finished) -> None:
     assert report["data"]["pairs"] + report["data"]["development_pairs"] == 24
 
 
+def test_the_report_says_what_the_seconds_of_a_stage_are(finished: Finished) -> None:
+    """Those of its loop: without the states that stage 1 reads before its steps and behind them, which the total
+    holds."""
+    text = " ".join((finished.path / "report.md").read_text(encoding="utf-8").split())
+    time, _, rest = text.split("## Time and memory ")[1].partition(" on ")
+    assert f"stage 1 {finished.report['seconds']['stage1']:.0f} s" in time
+    assert "are those of their steps and the evaluations between them" in rest
+    assert "what is read before and behind them is counted in all alone" in rest
+
+
 def test_rates_are_those_of_the_answers(finished: Finished) -> None:
     """Each rate in the report can be counted again in the answers that lie beside it."""
     for name, method in finished.report["methods"].items():
