@@ -21,7 +21,7 @@ from dcr_lite.compare import surgical
 from dcr_lite.compare.methods import METHODS
 from dcr_lite.compare.seed_run import Cost, SeedRun
 from dcr_lite.errors import UserError
-from dcr_lite.files import load_jsonl, read_state, write_state
+from dcr_lite.files import load_jsonl
 from dcr_lite.measure.answers import read_answers
 from dcr_lite.measure.metrics import mean_interval
 from dcr_lite.names import NOT_APPLICABLE
@@ -432,7 +432,7 @@ def test_methods_and_seeds_of_a_comparison_are_probed(compared: tuple[Path, Path
 def test_a_method_that_does_not_apply_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A comparison's note on a method is kept with what is probed. Where it says of one seed that the method does not
     apply, its title does in every table and in the picture, as in a comparison; a sentence behind the first table says
-    why. What an earlier version kept has no note."""
+    why."""
     note = f"{NOT_APPLICABLE}: the model does not obey"
     unfit = replace(METHODS["adacd"], model=lambda run, strength: nullcontext(Cost(1.0, 1, note)))
     with monkeypatch.context() as patched:
@@ -448,9 +448,6 @@ def test_a_method_that_does_not_apply_says_so(tmp_path: Path, monkeypatch: pytes
         model = subject._replace(name=f"{name}_seed{seed}", method=name, seed=seed)
         for probe in (PROBES[NONE], PROBES["hello"]):
             kept.keep(model, probe, answers, {"read": 0.5, "read_as_plain_text": 0.5, "read_by_chance": 0.1}, 1.0, of)
-    earlier = kept._part(subject._replace(name="base_seedNone"), PROBES[NONE])
-    part = read_state(earlier, "")
-    write_state({name: value for name, value in part.items() if name != "note"}, earlier)
     labels: list[str] = []
     monkeypatch.setattr(
         plots, "save", lambda figure, path: labels.extend(t.get_text() for t in figure.legends[0].texts)

@@ -17,7 +17,7 @@ from dcr_lite.probe.probes import PROBES, Facts, Probe
 from dcr_lite.probe.subjects import Subject
 
 CURE = "Delete it to have it measured again."
-VERSION = 3  # of what is kept of an answer
+VERSION = 4  # of what is kept of an answer
 Part = dict[str, Any]  # of a model and a probe: model, method, title, seed, note, probe, facts, seconds, verdicts
 
 
@@ -93,7 +93,6 @@ class Kept:
         """Everything that is measured, the probes of a model in their order."""
         order = list(PROBES)
         found = [read_state(path, CURE) for path in sorted((self.folder / "parts").glob("*/*.json"))]
-        found = [{"note": "", **part} for part in found]  # an earlier version wrote none
         return sorted((part for part in found if part["probe"] in PROBES), key=lambda part: order.index(part["probe"]))
 
     def stock_answers(self) -> list[StockAnswer] | None:
