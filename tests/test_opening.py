@@ -35,6 +35,18 @@ def test_an_adapter_of_another_model_is_refused(tiny_folder: Callable[..., Path]
         load_adapter(load_tiny(tiny_folder("llama")), "one", tmp_path / "adapter")
 
 
+def test_a_process_looks_for_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights may be read whole for that. Another than the first of several looks in its own cache, after the first
+    has fetched."""
+    asked: list[str] = []
+    monkeypatch.setattr(opening, "locate", lambda model: asked.append(model) or (f"folder {len(asked)}", "words"))
+    assert opening._locate("m") == ("folder 1", "words")
+    assert asked == ["m"]
+    monkeypatch.setattr(opening.distributed, "on_main", lambda work: ("of the first process", "words"))
+    monkeypatch.setattr(opening.distributed, "is_main", lambda: False)
+    assert opening._locate("m") == ("folder 2", "words")
+
+
 @pytest.mark.parametrize("changes", [{"use_dora": True}, {"bias": "all"}])
 def test_an_adapter_of_another_kind_is_refused(
     changes: dict[str, Any], tiny_folder: Callable[..., Path], tmp_path: Path

@@ -69,9 +69,10 @@ def _best_precision(device: str, model: str) -> torch.dtype:
 
 
 def _locate(model: str) -> tuple[str, str]:
-    """As sources.locate; of several processes the first alone fetches what is not here yet."""
-    distributed.on_main(lambda: locate(model))
-    return locate(model)
+    """As sources.locate; of several processes the first alone fetches what is not here yet, and each looks for itself,
+    once: weights are read whole for their digest."""
+    found = distributed.on_main(lambda: locate(model))
+    return found if distributed.is_main() else locate(model)
 
 
 def will_it_fit(settings: Settings) -> dict[str, str]:
