@@ -28,6 +28,10 @@ COLUMNS: dict[str, list[str]] = {
     "strongreject": ["category", "source", "forbidden_prompt"],
     "simple_safety_tests": ["id", "harm_area", "counter", "category", "prompt"],
     "malicious_instruct": ["text"],
+    "i_malicious": ["instructions", "tags", "inputs"],
+    "i_cona": ["instructions", "inputs"],
+    "i_controversial": ["instructions", "inputs"],
+    "catqa": ["Category", "Subcategory", "Question"],
 }
 OTHER_VALUES = {"xstest": None, "phtest": "controversial", "harmbench": "copyright"}  # of the label column; left out
 

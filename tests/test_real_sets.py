@@ -3,6 +3,7 @@ the right rows or in a sentence that says what to do, and a second try heals it.
 
 import csv
 import io
+import json
 from collections.abc import Iterator
 from itertools import count
 from typing import Any
@@ -51,6 +52,17 @@ def as_csv(rows: list[dict[str, Any]]) -> bytes:
     return text.getvalue().encode()
 
 
+def as_lines(rows: list[dict[str, Any]]) -> bytes:
+    return "\n".join([*(row["text"].strip() for row in rows), "", ""]).encode()
+
+
+def as_object(rows: list[dict[str, Any]]) -> bytes:
+    """A list for each column, the last one empty, as Safety-Tuned LLaMAs has them."""
+    *full, empty = rows[0]
+    columns = {name: [row[name] for row in rows] for name in full} | {empty: []}
+    return json.dumps(columns, indent=4).encode()
+
+
 def publish(hub: Hub, name: str, config: str | None, split: str, rows: list[dict[str, Any]]) -> None:
     """Rows as a file of a data set, named in its card beside those that are there already."""
     repository = hub.datasets.setdefault(name, Repository())
@@ -91,9 +103,8 @@ def test_every_benchmark_comes_by_name(hub: Hub, client: Client, name: str) -> N
     its row has; rows of no label and empty lines are left out. It is fetched once, then kept as --prompts takes it."""
     benchmark, rows = BENCHMARKS[name], published(name)
     if benchmark.file:
-        plain = benchmark.path == "text"
-        text = "\n".join([*(row["text"].strip() for row in rows), "", ""]).encode() if plain else as_csv(rows)
-        hub.raw[benchmark.file.removeprefix(f"{RAW}/")] = text
+        as_published = {"csv": as_csv, "text": as_lines, "json": as_object}[benchmark.path]
+        hub.raw[benchmark.file.removeprefix(f"{RAW}/")] = as_published(rows)
     else:
         publish(hub, benchmark.path, benchmark.config, benchmark.split, rows)
     assert client("benchmark", name, f"http://localhost:{hub.port}/raw").error is None

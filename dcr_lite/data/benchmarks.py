@@ -17,8 +17,9 @@ from dcr_lite.files import cache_folder, write_jsonl
 class Benchmark:
     """Address and columns of a benchmark.
 
-    path: a data set of the Hub, or "csv" or "text" for a file, whose address is ``file``. column: holds the prompts.
-    label: of all rows; with ``label_column`` the label for each of its values, and other rows are left out.
+    path: a data set of the Hub, or "csv", "text" or "json" for a file, whose address is ``file``. column: holds the
+    prompt of a row, or a list of them. label: of all rows; with ``label_column`` the label for each of its values, and
+    other rows are left out.
     paper: its arXiv number.
     """
 
@@ -43,6 +44,12 @@ RAW = "https://raw.githubusercontent.com"
 
 def _github(repository: str, file: str) -> str:
     return f"{RAW}/{repository}/HEAD/{file}"
+
+
+def _safety_tuned(name: str) -> Benchmark:
+    """An evaluation set of Safety-Tuned LLaMAs: one JSON object with a list of prompts."""
+    file = _github("vinid/safety-tuned-llamas", f"data/evaluation/{name}.json")
+    return Benchmark("json", "instructions", TOXIC, "CC-BY-NC-4.0", "2309.07875", file=file)
 
 
 SEEMINGLY, TOXIC = "seemingly_toxic", "toxic"
@@ -96,6 +103,12 @@ BENCHMARKS: dict[str, Benchmark] = {
         "text", "text", TOXIC, "none stated", "2310.06987",
         file=_github("Princeton-SysML/Jailbreak_LLM", "data/MaliciousInstruct.txt"),
     ),
+    "i_malicious": _safety_tuned("I-MaliciousInstructions"),
+    "i_cona": _safety_tuned("I-CoNa"),
+    "i_controversial": _safety_tuned("I-Controversial"),
+    "catqa": Benchmark(
+        "declare-lab/CategoricalHarmfulQA", "Question", TOXIC, "Apache-2.0", "2402.11746", split="en"
+    ),
 }  # fmt: skip
 
 
@@ -131,9 +144,10 @@ def _fetch(name: str, benchmark: Benchmark) -> list[Prompt]:
     for row in rows:
         value = str(row[benchmark.label_column]).strip() if benchmark.label_column else ""
         label = benchmark.label if isinstance(benchmark.label, str) else benchmark.label.get(value)
-        text = str(row[benchmark.column] or "").strip()
-        if label and text:
-            prompts.setdefault(text, Prompt(text, label, name))
+        held = row[benchmark.column]
+        for text in (str(one or "").strip() for one in (held if isinstance(held, list) else [held])):
+            if label and text:
+                prompts.setdefault(text, Prompt(text, label, name))
     if not prompts:
         raise UserError(f"{name} has changed: no prompts among its rows. {instead}")
     return list(prompts.values())
