@@ -152,6 +152,7 @@ def compare(
     add: tuple[str, ...] = (),
     contract: int | None = None,
     by: str | None = None,
+    benchmarks: Annotated[tuple[str, ...], tyro.conf.arg(help=PUBLIC)] = (),
 ) -> None:
     """Train and measure twelve models on one recipe: the stock model, the same steered and with DCR's dial alone,
     safety SFT alone, data augmentation, Surgical, SCANS, AdaCD, ProSafePrune, ACTOR, DPO and DCR. Writes tables, a
@@ -161,8 +162,8 @@ def compare(
         recipe: Name or file of the recipe whose model, data and settings all methods share; by default SmolLM2's.
         model: In place of a recipe a chat model, by its name on the Hub or its folder; its settings are found.
         seeds: Of the first weights, the split and the order of rows; by default 0 1 2. Intervals are over them.
-        prompts: JSON Lines of {prompt, label, source?} or {toxic, seemingly_toxic} to measure on; by default the
-            recipe's held-out part.
+        prompts: JSON Lines of {prompt, label, source?} or {toxic, seemingly_toxic} to measure on; without them and
+            --benchmarks the recipe's held-out part.
         rows: At most this many prompts of each set and label, drawn with a fixed seed.
         multiple_choice: JSON Lines of {question, choices, answer}, answered by log-likelihood.
         curve_seeds: Seeds for which every method is measured at further strengths, for the trade-off curve; by default
@@ -180,7 +181,7 @@ def compare(
 
     report = run_comparison(
         recipe_or_model(recipe, model), seeds, prompts, rows, multiple_choice, curve_seeds, out, judge, judge_key,
-        methods, add, contract, by,
+        methods, add, contract, by, benchmarks,
     )  # fmt: skip
     show_page(out / "comparison.md")
     require_all(report, out)

@@ -33,6 +33,7 @@ from dcr_lite.compare.methods import METHODS
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import numbers_of
 from dcr_lite.compare.tables import COSTS, marked
+from dcr_lite.data.rows import Prompt
 from dcr_lite.errors import MethodError, UserError
 from dcr_lite.files import load_jsonl, read_state
 from dcr_lite.measure.answers import method_result, read_answers
@@ -420,6 +421,19 @@ def test_other_prompts_need_no_new_training(
     assert "| sour ↑ | sweet ↑ |" in page
 
 
+def test_benchmarks_by_name_are_sets_too(
+    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone they are measured in place of the held-out prompts, at most ``rows`` of each; page and JSON name them."""
+    sets = {name: [Prompt(f"{name} {n}?", name, name) for n in range(3)] for name in ("toxic", "seemingly_toxic")}
+    monkeypatch.setattr(measurement, "load_benchmark", sets.__getitem__)
+    out = tmp_path / "out"
+    report = compare(small_settings(tiny, rows, out), out, only=("steered",), benchmarks=tuple(sets), rows=2)
+    assert report["prompts"] == {"files": [], "benchmarks": list(sets), "rows": 2, "n": 4}
+    assert {row["name"] for row in report["points"][0]["result"]["sets"]} == set(sets)
+    assert "4 prompts of toxic, seemingly_toxic." in (out / "comparison.md").read_text()
+
+
 def test_methods_train_within_the_memory_that_was_planned(compared: Compared, tmp_path: Path) -> None:
     """Each training of a method takes as many tokens per pass as that part of a run has memory for."""
     recipe, _, finished, _ = compared
@@ -603,6 +617,7 @@ def test_the_peak_of_a_part_is_its_own() -> None:
         ({"curve_seeds": (7,)}, "7 is not among --seeds"),
         ({"rows": 0}, "--rows 0"),
         ({"files": (Path("nowhere.jsonl"),)}, "nowhere.jsonl: no such file"),
+        ({"benchmarks": ("xtest",)}, "--benchmarks xtest: no such benchmark"),
         ({"files": ("plain",)}, "0 toxic prompts to measure on; at least 2 of each label are needed"),
     ],
 )

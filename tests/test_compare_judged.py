@@ -126,7 +126,7 @@ def test_tables_are_by_the_first_judge_and_the_page_says_what_the_others_find(
     assert [row["response"] for row in parted] == [EVADES] * 6
     assert {(row["method"], row["seed"]) for row in parted} == {("dcr", 0), ("dcr", 1)}
     assert not (tmp_path / "judging.jsonl").exists()
-    more = {"prompts": {"files": ["a.jsonl"], "rows": None, "n": 12}, "seconds": 60.0}
+    more = {"prompts": {"files": ["a.jsonl"], "benchmarks": [], "rows": None, "n": 12}, "seconds": 60.0}
     more |= {"general": {"instructions": 4, "multiple_choice": None}, "judged": section, "failed": []}
     write_report(comparison_report("tiny", settings, first, ()) | more, settings, tmp_path)
     page = (tmp_path / "comparison.md").read_text(encoding="utf-8")
@@ -152,7 +152,7 @@ def test_the_differences_of_one_seed_are_by_the_first_judge(ground: Any, tmp_pat
     sentence."""
     runs, results, data, settings = ground
     one_seed = [result for result in results if result["seed"] in (None, 0)]
-    more = {"prompts": {"files": ["a.jsonl"], "rows": None, "n": 12}, "seconds": 60.0, "failed": []}
+    more = {"prompts": {"files": ["a.jsonl"], "benchmarks": [], "rows": None, "n": 12}, "seconds": 60.0, "failed": []}
     more |= {"general": {"instructions": 4, "multiple_choice": None}}
     for judge, low, high in ((Strict(), 1.0, 1.0), (CueJudge(), 0.0, 1.0)):
         first, section, answers = judged([judge], runs, one_seed, data, tmp_path)
@@ -180,7 +180,7 @@ def test_tables_of_several_sets_fit_a_terminal(
         result["numbers"] |= {f"{SET}{name}": 0.512 for name in names} | {"minutes": 14.7, "peak_memory_gb": 2.9}
         result["intervals"] |= {f"{SET}{name}": (0.4, 0.6) for name in names}
         del result["numbers"][f"{SET}some"]
-    more = {"prompts": {"files": ["a.jsonl"], "rows": None, "n": 12}, "seconds": 60.0}
+    more = {"prompts": {"files": ["a.jsonl"], "benchmarks": [], "rows": None, "n": 12}, "seconds": 60.0}
     more |= {"general": {"instructions": 4, "multiple_choice": None}}
     more |= {"judged": {"main": "cues", "judges": [], "agreement": []}, "failed": []}
     write_report(comparison_report("tiny", settings, results, (0,)) | more, settings, tmp_path)

@@ -69,6 +69,7 @@ def test_the_cue_judge_is_pinned_by_what_it_decides_by(monkeypatch: pytest.Monke
     [
         ({"seeds": (0, 2)}, r"--seeds 0 2 contradicts contract 1, which fixes 0 1\. Leave --seeds out"),
         ({"files": (Path("other.jsonl"),)}, "--prompts other.jsonl contradicts contract 1"),
+        ({"benchmarks": ("oktest",)}, "--benchmarks oktest contradicts contract 1, which fixes none"),
         ({"rows": 3}, "--rows 3 contradicts contract 1, which fixes none"),
         ({"multiple_choice": Path("q.jsonl")}, "--multiple-choice q.jsonl contradicts"),
         ({"judges": ("cues",)}, "--judge cues contradicts contract 1, which fixes cues vowels"),

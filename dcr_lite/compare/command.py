@@ -57,28 +57,29 @@ def compare(
     added: tuple[str, ...] = (),
     contract: int | None = None,
     by: str | None = None,
+    benchmarks: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Train and measure the methods with every seed; write comparison.json, comparison.md and trade_off.png to ``out``
     and return what the JSON holds, with ``failed``: {method, strength, seed, why} of what could not be measured. By a
     contract, where all could be, write submission.json as well.
 
-    recipe: its file, or the settings of a run without one. seeds: by default 0, 1, 2. files: prompts to measure on, by
-    default the recipe's held-out ones; at most ``rows`` of each set and label. multiple_choice: questions for general
-    ability. curve_seeds: those at which further strengths are measured too, by default the first. judges, judge_key: as
-    ``open_judges`` takes them, by default the cue judge; the tables are by the first. only: the methods besides the
-    stock model, by default all. added: as ``added_methods`` takes them. contract: its number; it fixes seeds, prompts,
-    rows and judges, and no curve is measured unless it is asked for. by: who submits.
+    recipe: its file, or the settings of a run without one. seeds: by default 0, 1, 2. files, benchmarks: of prompts to
+    measure on, by default the recipe's held-out ones; at most ``rows`` of each set and label. multiple_choice:
+    questions for general ability. curve_seeds: those at which further strengths are measured too, by default the first.
+    judges, judge_key: as ``open_judges`` takes them, by default the cue judge; the tables are by the first. only: the
+    methods besides the stock model, by default all. added: as ``added_methods`` takes them. contract: its number; it
+    fixes seeds, prompts, rows and judges, and no curve is measured unless it is asked for. by: who submits.
     """
-    given = {"seeds": seeds, "prompts": files, "rows": rows, "multiple_choice": multiple_choice, "judge": judges}
-    if terms := _terms(contract, given, by):
+    given = {"seeds": seeds, "prompts": files, "benchmarks": benchmarks, "rows": rows, "judge": judges}
+    if terms := _terms(contract, given | {"multiple_choice": multiple_choice}, by):
         seeds, files, rows, judges = terms.seeds, terms.files, terms.rows, terms.judge_names
     seeds = SEEDS if seeds is None else seeds
     curve_seeds = (() if terms else seeds[:1]) if curve_seeds is None else curve_seeds
     _check_seeds(seeds, curve_seeds)
     methods = chosen_methods(only) | added_methods(added, seeds)
     settings = _settings(recipe, terms)
-    files = files or settings.evaluation
-    elapsed, data = Elapsed(out), EvaluationData.read(files, rows, multiple_choice)
+    files = files or (() if benchmarks else settings.evaluation)
+    elapsed, data = Elapsed(out), EvaluationData.read(files, rows, multiple_choice, benchmarks)
     opened = [] if judges in (None, DEFAULT) and not terms else open_judges(judges or (), settings.device, judge_key)
     failed: dict[Configuration, str] = {}
     runs, results = measured(methods, settings, data, seeds, curve_seeds, out, elapsed.keep, failed)
@@ -86,8 +87,8 @@ def compare(
     results, section, answers = judged(opened, runs, results, data, out, methods) if opened else cues_alone
     found, name = runs[seeds[0]].settings, recipe.stem if isinstance(recipe, Path) else recipe.run.name
     report = comparison_report(name, found, results, curve_seeds, methods, answers)
-    report |= _measured_on(data, files, rows, multiple_choice) | {"judged": section, "seconds": elapsed.keep()}
-    report["failed"] = [one._asdict() | {"why": why} for one, why in failed.items()]
+    report |= _measured_on(data, files, benchmarks, rows, multiple_choice) | {"judged": section}
+    report |= {"seconds": elapsed.keep(), "failed": [one._asdict() | {"why": why} for one, why in failed.items()]}
     write_report(report, found, out, methods)
     if terms and isinstance(recipe, Path) and not failed:
         write_submission(submission_of(report, terms, methods, runs, data, recipe, by), out)
@@ -104,11 +105,12 @@ def require_all(report: dict[str, Any], out: Path) -> None:
 
 
 def _measured_on(
-    data: EvaluationData, files: tuple[Path, ...], rows: int | None, questions: Path | None
+    data: EvaluationData, files: tuple[Path, ...], benchmarks: tuple[str, ...], rows: int | None, questions: Path | None
 ) -> dict[str, Any]:
     """What the report says of the prompts and questions."""
+    sets = {"files": [str(path) for path in files], "benchmarks": list(benchmarks)}
     return {
-        "prompts": {"files": [str(path) for path in files], "rows": rows, "n": len(data.prompts)},
+        "prompts": sets | {"rows": rows, "n": len(data.prompts)},
         "general": {"instructions": len(data.instructions), "multiple_choice": questions and str(questions)},
     }
 

@@ -125,11 +125,13 @@ def _require_unchanged(contract: Contract) -> None:
 def require_no_contradiction(contract: Contract, flags: dict[str, Any]) -> None:
     """Raises UserError where a flag that was given (not None, not empty) asks for something else than the contract.
 
-    flags: values by the names of ``compare``'s flags, of those among seeds, prompts, rows, multiple_choice and judge.
+    flags: values by the names of ``compare``'s flags, of those among seeds, prompts, benchmarks, rows, multiple_choice
+    and judge.
     """
     fixed = {
         "seeds": contract.seeds,
         "prompts": contract.files,
+        "benchmarks": None,
         "rows": contract.rows,
         "multiple_choice": None,
         "judge": contract.judge_names,

@@ -11,6 +11,7 @@ from dcr_lite.compare.inference_cost import PROMPTS, answer_costs
 from dcr_lite.compare.methods import Method
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import Result, kept_numbers, numbers_of
+from dcr_lite.data.benchmarks import load_benchmark
 from dcr_lite.data.rows import Choice, Conversation, Prompt, read_choices, read_conversations, read_prompts
 from dcr_lite.data.splits import sample
 from dcr_lite.errors import UserError
@@ -31,10 +32,13 @@ class EvaluationData:
     questions: list[Choice]
 
     @classmethod
-    def read(cls, files: tuple[Path, ...], rows: int | None, questions: Path | None) -> "EvaluationData":
-        """At most ``rows`` prompts of each set and label. Raises UserError for fewer than 2 toxic or seemingly toxic
-        ones."""
-        prompts = sample([prompt for path in files for prompt in read_prompts(path)], rows)
+    def read(
+        cls, files: tuple[Path, ...], rows: int | None, questions: Path | None, benchmarks: tuple[str, ...] = ()
+    ) -> "EvaluationData":
+        """At most ``rows`` prompts of each set and label, of files and of public benchmarks by name. Raises UserError
+        for fewer than 2 toxic or seemingly toxic ones."""
+        sets = [read_prompts(path) for path in files] + [load_benchmark(name) for name in benchmarks]
+        prompts = sample([prompt for one in sets for prompt in one], rows)
         for label in LABELS[:2]:
             if (n := sum(prompt.label == label for prompt in prompts)) < 2:
                 raise UserError(f"{n} {LABEL_TITLES[label]} prompts to measure on; at least 2 of each label are needed")

@@ -176,7 +176,7 @@ def write_report(
         model=plain(without_folders(report["model"])),
         seeds=listed(report["seeds"]),
         n_prompts=report["prompts"]["n"],
-        files=listed(plain(Path(file).name) for file in report["prompts"]["files"]),
+        files=listed(plain(Path(of).name) for of in (*report["prompts"]["files"], *report["prompts"]["benchmarks"])),
         minutes=f"{report['seconds'] / 60:.0f}",
         hardware=report["hardware"],
         instructions=report["general"]["instructions"],
