@@ -28,8 +28,8 @@ def near_duplicates(left: Sequence[str], right: Sequence[str]) -> list[tuple[int
     except ValueError:  # not one prompt of four characters
         return []
     cosine = (counts[: len(left)] @ counts[len(left) :].T).tocoo()
-    found = zip(cosine.row.tolist(), cosine.col.tolist(), cosine.data.tolist(), strict=True)
-    return [(i, j, c) for i, j, c in found if c >= NEAR]
+    near = cosine.data >= NEAR  # few of what can be millions
+    return list(zip(*(part[near].tolist() for part in (cosine.row, cosine.col, cosine.data)), strict=True))
 
 
 def telltale_words(own: Sequence[str], *others: Sequence[str]) -> list[str]:
