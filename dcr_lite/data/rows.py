@@ -61,6 +61,7 @@ def prompts_of(pairs: Sequence[Pair], source: str = "pairs") -> list[Prompt]:
 
 
 Fields = dict[str, object]  # of one line
+HALF = re.compile("[\ud800-\udfff]")  # of a character, as JSON can escape it
 Row = TypeVar("Row")
 
 
@@ -148,7 +149,7 @@ def text_field(fields: Fields, key: str, place: str) -> str:
 
 
 def _whole(text: str, key: str, place: str) -> str:
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if HALF.search(text):
         raise UserError(f'{place}: field "{key}" holds half a character (a lone surrogate); write it whole')
     return text
 
