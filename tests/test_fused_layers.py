@@ -173,6 +173,19 @@ def test_a_norm(n: int, wide: int, size: float) -> None:
     both_gradients(ours, norm, size * torch.randn(n, wide))
 
 
+def test_without_gradients_a_layer_says_the_same(tiny_model: MakeModel) -> None:
+    """Bit for bit, of all three kinds, though nothing goes through autograd then."""
+    model = tiny_model("llama")
+    add_random_adapter(model)
+    layer = decoder_of(model.network).layers[1]
+    states = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0))
+    for module in (layer.self_attn.q_proj, layer.mlp, layer.input_layernorm):
+        with_gradients = module(states.clone().requires_grad_())
+        assert with_gradients.grad_fn is not None
+        with torch.no_grad():
+            assert torch.equal(module(states), with_gradients)
+
+
 def test_less_is_kept_for_the_backward_pass(tiny_model: MakeModel) -> None:
     """Bytes of activations that autograd saves in a pass over all layers."""
     model = tiny_model("llama", torch.bfloat16)
