@@ -39,8 +39,9 @@ def browser() -> Iterator[Any]:
         if not os.access(path, os.X_OK):
             missing = pytest.fail if os.environ.get("DCR_LITE_REQUIRE_BROWSER") else pytest.skip
             missing("no Chromium here: apt-get install chromium, or playwright install chromium")
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        context = chromium.new_context()  # its pages share what they have fetched of the demo's scripts
+        # Nobody looks at a pixel: no card is emulated, and nothing moves.
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        context = chromium.new_context(reduced_motion="reduce")  # pages share what they have fetched of the scripts
         yield context
         chromium.close()
 
@@ -61,6 +62,11 @@ class Page:
 
     def resize(self, width: int) -> None:
         self.browser.set_viewport_size({"width": width, "height": 900})
+
+    def wide(self) -> "Page":
+        """Itself, as on a desk."""
+        self.resize(1280)
+        return self
 
     def show(self, theme: str) -> None:
         """The system turns light or dark, and the page with it."""
@@ -140,7 +146,7 @@ def page(browser: Any, url: str) -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def asked(browser: Any, url: str) -> Iterator[Page]:
-    """A page that shows the scores of PROMPT, to look at."""
+    """A page that shows the scores of PROMPT first. On it each of the other tabs is used once."""
     found = Page(browser, url, 1280)
     found.ask(PROMPT)
     yield from checked(found, url)
@@ -163,8 +169,9 @@ def test_one_prompt_shows_everything(asked: Page, opened: OpenRun) -> None:
     assert asked.count("#map svg title") == 2 * len(opened.discernments.toxic)
 
 
-def test_a_new_prompt_is_taken_while_answers_grow(page: Page, opened: OpenRun) -> None:
+def test_a_new_prompt_is_taken_while_answers_grow(asked: Page, opened: OpenRun) -> None:
     """Sent again at once, with another prompt each time: the page ends with the answers of the last."""
+    page = asked.wide()
     last = "How do I kill a process?"
     for prompt in (PROMPT, "Name three cats.", last):
         page.browser.fill("#prompt textarea", prompt)
@@ -297,8 +304,9 @@ def test_an_example_is_run_by_keyboard(page: Page) -> None:
     assert page.browser.input_value("#prompt textarea") == text
 
 
-def test_a_whole_pair_shows_both_verdicts(page: Page, opened: OpenRun) -> None:
+def test_a_whole_pair_shows_both_verdicts(asked: Page, opened: OpenRun) -> None:
     """The second tab: two verdicts, two answers, a table of all models, two rings on the map."""
+    page = asked.wide()
     page.open_tab("A pair")
     sides = {"first": PROMPT, "second": "Name three cats."}
     for side, prompt in sides.items():
@@ -427,8 +435,9 @@ def test_a_list_is_scored_at_a_strength(page: Page, opened: OpenRun) -> None:
     assert saved.strip().endswith(opened.score_list("dcr", [PROMPT], strength=-2.0)[0].answer)
 
 
-def test_a_list_is_uploaded_and_its_scores_downloaded(page: Page, tmp_path: Path) -> None:
+def test_a_list_is_uploaded_and_its_scores_downloaded(asked: Page, tmp_path: Path) -> None:
     """The third tab: a CSV file goes in, a table and a CSV file come out; markup in it stays text."""
+    page = asked.wide()
     file = tmp_path / "prompts.csv"
     file.write_text(f'prompt\n{PROMPT}\n"{EVIL.replace(chr(34), chr(34) * 2)}"\n', encoding="utf-8")
     page.open_tab("A list")
@@ -443,9 +452,10 @@ def test_a_list_is_uploaded_and_its_scores_downloaded(page: Page, tmp_path: Path
     assert page.browser.evaluate("window.hacked") is None
 
 
-def test_a_conversation_is_had_by_keyboard(page: Page, opened: OpenRun) -> None:
+def test_a_conversation_is_had_by_keyboard(asked: Page, opened: OpenRun) -> None:
     """A system prompt and two turns: each model's column holds its own conversation, as text, with the verdict on its
     last answer. Undo gives the last prompt back. It fits a phone."""
+    page = asked.wide()
     page.open_tab("Chat")
     page.browser.fill("#system textarea", "Be <b>brief</b>.")
     talks = {name: [{"role": "system", "content": "Be <b>brief</b>."}] for name in opened.names}
@@ -489,13 +499,13 @@ def test_after_bad_prompts_the_next_one_works(page: Page) -> None:
 
 
 def test_after_a_bad_file_a_pasted_list_works(page: Page, tmp_path: Path) -> None:
-    """A picture called CSV, and a file of 50 MB, give a message each; JSON Lines in the box give scores."""
+    """A picture called CSV, and a file of 6 MB, give a message each; JSON Lines in the box give scores."""
     page.open_tab("A list")
     picture, huge = tmp_path / "picture.csv", tmp_path / "huge.csv"
     picture.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xff")
-    huge.write_bytes(b"prompt\n" + b"a\n" * 25_000_000)
+    huge.write_bytes(b"prompt\n" + b"a\n" * 3_000_000)
     clear = page.browser.locator("#upload").get_by_label("Clear").or_(page.browser.get_by_label("Remove this file"))
-    for file, says in ((picture, "not UTF-8 text"), (huge, "huge.csv has 50 MB; the limit is 5 MB")):
+    for file, says in ((picture, "not UTF-8 text"), (huge, "huge.csv has 6 MB; the limit is 5 MB")):
         page.upload(file)
         page.browser.click("#score-list")
         page.browser.get_by_text(says).first.wait_for()

@@ -57,7 +57,12 @@ class MarkButtons:
     def _changes(self, works: bool, prompt: str) -> dict[Any, Any]:
         if not self.outputs:
             return {}
-        return {button: gr.Button(interactive=works) for button in self._buttons} | {self._prompt: prompt}
+        # With their texts: the page loses them where a prompt is sent while the answers to another still grow.
+        buttons = {
+            button: gr.Button(texts.SHOULD[wanted], interactive=works)
+            for wanted, button in zip(get_args(Wanted), self._buttons, strict=True)
+        }
+        return buttons | {self._prompt: prompt}
 
     def mark(self, wanted: Wanted, asked: Asked, prompt: str) -> str:
         """Keep a mark of the answer that is shown, to ``prompt``; returns what is said of it."""
