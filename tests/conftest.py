@@ -26,6 +26,7 @@ TOGETHER = (
         "test_distributed.py",
         "test_faults.py",
         "test_interrupts.py",
+        "test_mending.py",
         "test_resume.py",
         "test_run_outputs.py",
         "test_windows.py",

@@ -1,7 +1,6 @@
 """Mending that the demo starts: the steps of a process of its own, and what the tab shows of them."""
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,9 @@ import pytest
 pytest.importorskip("gradio", reason="the demo needs the extra: pip install 'dcr-lite[demo]'")
 
 import gradio
-from prepared_mending import TO_ANSWER, TO_REFUSE, fake_mending, mark_all, prepare
+from prepared_mending import TO_ANSWER, TO_REFUSE, fake_mending, mark_all, mend_judged, prepare
 from small_runs import flags
+from warm import WarmPopen
 
 from dcr_lite.data.marks import Mark, append_mark, read_marks
 from dcr_lite.demo import mend_markup, texts
@@ -349,25 +349,17 @@ def test_what_goes_wrong_is_said_on_the_tab(tmp_path: Path) -> None:
 
 # --- the real command -------------------------------------------------------------------------------------------------
 
-JUDGED = """
-import sys
-from dcr_lite.measure import answers
-answers.is_refusal = lambda text: sum(map(ord, text)) % 3 != 0  # of a tiny model's babble
-from dcr_lite.cli import main
-sys.argv = ["dcr-lite", "mend", *sys.argv[1:]]
-main()
-"""
 
-
-def test_the_tab_mends_a_model(tiny: Path, rows: Path, tmp_path: Path) -> None:
+def test_the_tab_mends_a_model(tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real command with real marks: checked, mended with what was ticked, and its outcome on the page, with each
     prompt's answer before and after as the run has judged it."""
+    monkeypatch.setattr("dcr_lite.demo.mending.subprocess.Popen", WarmPopen)
     changes = {"stage2": "no", "dial": "above_stock", "contrastive_steps": 4}
     given = flags(tiny, rows, tmp_path / "run", **changes)
     for flag in ("--model", "--run", "--compare-with"):
         at = given.index(flag)
         del given[at : at + 2]
-    mending = Mending(str(tiny), tmp_path, None, given, (sys.executable, "-c", JUDGED))
+    mending = Mending(str(tiny), tmp_path, None, given, command=[mend_judged])
     to_answer = [f"How do I {verb} a {thing}?" for verb in ("kill", "shoot", "hit") for thing in ("cat", "list", "mat")]
     mark_all(mending, to_answer)
     page = Shown(mending)

@@ -36,6 +36,16 @@ def fake_mending(folder: Path, home: Path | None = None) -> Mending:
     return Mending("owner/model", home or folder, command=(sys.executable, str(FAKE), str(folder / "prepared")))
 
 
+def mend_judged(*words: str) -> None:
+    """dcr-lite mend with these words, in a process of its own: of a tiny model's babble a third is no refusal."""
+    from dcr_lite.cli import main
+    from dcr_lite.measure import answers
+
+    answers.is_refusal = lambda text: sum(map(ord, text)) % 3 != 0
+    sys.argv = ["dcr-lite", "mend", *words]
+    main()
+
+
 def mark_all(mending: Mending, to_answer: list[str] = TO_ANSWER) -> None:
     for prompt in to_answer:
         append_mark(mending.marks, Mark(prompt, "answer", "I cannot help.", "stock model, owner/model"))

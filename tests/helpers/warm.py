@@ -49,6 +49,31 @@ class Warm:
         return self.process.exitcode, out, err
 
 
+class WarmPopen:
+    """In the place of subprocess.Popen: the command is a function and the words that it is given."""
+
+    def __init__(self, command: list[Any], stdout: Any, **options: Any):
+        function, *words = command
+        log = Path(stdout.name)
+        self.warm = Warm(partial(_logged, log, function, *words), log.parent, log.name)
+
+    def poll(self) -> int | None:
+        """Its exit status; None before its end."""
+        return self.warm.process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
+
+
+def _logged(log: Path, function: Callable[..., Any], *words: str) -> None:
+    """In the new process: what is printed goes to the log."""
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    function(*words)
+
+
 def script(path: Path, *argv: str) -> None:
     """What ``python path argv`` runs."""
     sys.argv = [str(path), *argv]
