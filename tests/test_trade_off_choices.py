@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import trade_off
 import voice
+from drawing import drawing
 from recipe_runs import small_settings
 from safetensors.torch import load_file
 
 from dcr_lite.names import STOCK
-
-pytestmark = pytest.mark.usefixtures("pictures")
 
 
 def result(seed: int, compliance: float) -> dict[str, Any]:
@@ -59,7 +58,8 @@ def test_trade_off(
     settings = small_settings(tiny, rows, tmp_path / "unused", sft_learning_rate=0.0)  # to be found
     out, prompts = tmp_path / "out", (rows / "held_out.jsonl",)
     choices = trade_off.Choices(settings, (0,), prompts, out=out, only=("stage1", "given"), strengths=(0.5, 0.0))
-    entries = trade_off.main(choices)
+    with drawing():
+        entries = trade_off.main(choices)
     assert [(e["method"], e["strength"]) for e in entries] == [
         (STOCK, 0), ("stage1", 0.5), ("given", 0.5), ("stage1", 0.0), ("given", 0.0)
     ]  # fmt: skip
