@@ -55,7 +55,7 @@ def mark_all(mending: Mending, to_answer: list[str] = TO_ANSWER) -> None:
 def answered(prompt: str, refused: bool) -> dict[str, Any]:
     return {
         "prompt": prompt, "label": "toxic", "source": "answer", "response": "I'm sorry." if refused else "Press C.",
-        "refusal_log_odds": 0.0, "refused": refused, "kind": "refusal" if refused else "answer",
+        "refusal_log_odds": 0.0, "refused": refused, "kind": "refusal" if refused else "answer", "ended": True,
     }  # fmt: skip
 
 
