@@ -65,16 +65,16 @@ def make(tiny_model: MakeModel, architecture: str = "llama", four_bit: bool = Fa
     return model, FITTED[key]
 
 
-def shifts(model: Model, dial: Dial, strength: float, rows: list[list[int]]) -> Tensor:
-    """How the dial moves the states of L at every token of the rows: (tokens, d_model)."""
+def shifts(model: Model, dial: Dial, rows: list[list[int]], *strengths: float) -> list[Tensor]:
+    """How the dial moves the states of L at every token of the rows, for each strength: (tokens, d_model)."""
     states = []
-    for value in (None, strength):
+    for value in (None, *strengths):
         set_strength(model, ADAPTER, dial, value)
         with torch.no_grad(), model.compute():
             batch = model.batch(rows, 0)
             states.append(states_at_layer(model.network, batch, dial.layer)[torch.cat(batch.index)].float())
     set_strength(model, ADAPTER, dial, None)
-    return states[1] - states[0]
+    return [moved - states[0] for moved in states[1:]]
 
 
 def unseen_rows(model: Model) -> list[list[int]]:
@@ -99,8 +99,8 @@ def test_every_token_of_a_real_model_is_shifted_alike(smollm2: tuple[FinishedRun
     (_, model), dial = smollm2, real_dial
     rows = unseen_rows(model)
     starts = torch.tensor([0, *map(len, rows[:-1])]).cumsum(0)
-    for strength in (1.0, -0.5):
-        moved = shifts(model, dial, strength, rows)
+    strengths = (1.0, -0.5)
+    for strength, moved in zip(strengths, shifts(model, dial, rows, *strengths), strict=True):
         along = moved @ dial.shift / dial.shift.square().sum() / strength
         assert (moved - strength * along[:, None] * dial.shift).norm() < 1e-3 * moved.norm()
         along[starts] = 1
@@ -116,7 +116,7 @@ def test_every_token_of_a_real_model_is_shifted_alike(smollm2: tuple[FinishedRun
 def test_every_architecture_is_shifted(tiny_model: MakeModel, architecture: str, four_bit: bool) -> None:
     """The dial of each architecture, on a 4-bit base too, adds the shift, near its size on texts that were not seen."""
     model, dial = make(tiny_model, architecture, four_bit)
-    moved = shifts(model, dial, 2.0, unseen_rows(model))
+    (moved,) = shifts(model, dial, unseen_rows(model), 2.0)
     along = moved @ dial.shift / dial.shift.square().sum() / 2.0
     assert along.mean().item() == pytest.approx(1, abs=0.1)
     assert along.std() < 0.4
@@ -132,9 +132,8 @@ def test_behind_a_norm_the_shift_is_bounded(tiny_model: MakeModel, architecture:
     norm = decoder_of(model.network).layers[LAYER].post_feedforward_layernorm
     gain = norm.weight + (0 if architecture == "olmo3" else 1)
     size = (dial.shift / gain).square().mean().sqrt().item()  # beside 1, which the norm puts out
-    reached = []
-    for wanted in (0.1, 0.3, 1.0, 10.0):
-        moved = shifts(model, dial, wanted / size, rows)
+    reached, sizes = [], (0.1, 0.3, 1.0, 10.0)
+    for wanted, moved in zip(sizes, shifts(model, dial, rows, *(wanted / size for wanted in sizes)), strict=True):
         along = moved @ dial.shift / dial.shift.square().sum()
         reached.append(along.mean().item() * size)
         if wanted < 1:
@@ -185,13 +184,12 @@ def test_gain_adds_the_shift_by_what_is_read(tiny_model: MakeModel) -> None:
     model, dial = make(tiny_model)
     (row,) = read_inputs(model, LAYER, [ROW], [0.0])
     strong = replace(dial, gain=1.3)
-    moved = shifts(model, strong, 0.0, [ROW])
+    moved, both = shifts(model, strong, [ROW], 0.0, 0.7)
     along = moved @ dial.shift / dial.shift.square().sum()
     assert_close(moved, along[:, None] * dial.shift, 1e-3)
     for read in (1.3 * row.inputs @ dial.reader).tolist():
         assert (along - read).abs().min() < 1e-3 * along.abs().max()
-    both = shifts(model, strong, 0.7, [ROW])
-    assert_close(both, moved + shifts(model, dial, 0.7, [ROW]), 1e-3)
+    assert_close(both, moved + shifts(model, dial, [ROW], 0.7)[0], 1e-3)
 
 
 def test_a_gain_is_taken_where_it_tells_the_kinds_apart(tiny_model: MakeModel) -> None:
