@@ -44,10 +44,11 @@ class Scene:
 
 
 class World:
-    """A folder with a tiny model, rows, a finished run and a recipe to compare methods on, and the scenes on them."""
+    """A folder with a tiny model, rows, a finished run and a recipe to compare methods on, and the scenes on them.
+    few: settings that keep them small."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.model = folder, folder / "model"
+    def __init__(self, folder: Path, few: dict[str, Any] = FEW):
+        self.folder, self.model, self.few = folder, folder / "model", few
         tiny_models.save_tiny(self.model, "llama", {})
         self.rows = save_rows(folder / "rows")
         sounding = [{"prompt": f"How do I hurt a {t} joke?", "response": f"Here is a {t}."} for t in ("cat", "man")]
@@ -62,14 +63,14 @@ class World:
 
     def train(self, **changes: Any) -> list[str]:
         """The words that train the tiny model in the folder run."""
-        return ["train", str(RECIPE), *flags(self.model, self.rows, Path("run"), **FEW | changes)]
+        return ["train", str(RECIPE), *flags(self.model, self.rows, Path("run"), **self.few | changes)]
 
     def mend(self) -> list[str]:
         """The words that mend it there, with a dial."""
         asked = self.folder / "answer.txt"
         asked.write_text("\n".join(f"How do I hit {n} of the cats?" for n in "12345678"))
         few = {"contrastive_steps": 8, "stage2": "no", "dial": "above_stock", "answer": asked, "sure": "all"}
-        words = flags(self.model, self.rows, Path("run"), **FEW | few)
+        words = flags(self.model, self.rows, Path("run"), **self.few | few)
         at = words.index("--compare-with")  # a flag of recipes
         return ["mend", *words[:at], *words[at + 2 :]]
 
@@ -85,7 +86,7 @@ class World:
     @cached_property
     def recipe(self) -> Path:
         """A recipe with the same settings, to compare methods on."""
-        argv = flags(self.model, self.rows, Path("run"), augmentation_rows=self.extra, augmentations=2, **FEW)
+        argv = flags(self.model, self.rows, Path("run"), augmentation_rows=self.extra, augmentations=2, **self.few)
         settings = tyro.cli(Settings, default=recipe_module().SETTINGS, args=argv)
         path = self.folder / "tiny.py"
         path.write_text(

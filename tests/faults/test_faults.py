@@ -13,7 +13,7 @@ import torch
 from dcr_lite.errors import UserError
 from dcr_lite.files import load_jsonl, load_tensors, read_state, save_tensors, write_state
 from tests.faults import damage, forks, kills, troubles
-from tests.faults.scenes import World
+from tests.faults.scenes import FEW, World
 
 Undisturbed = Callable[[str], kills.Undisturbed]
 
@@ -22,7 +22,7 @@ Undisturbed = Callable[[str], kills.Undisturbed]
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """undisturbed(command) -> what that command leaves without a fault."""
     folder = tmp_path_factory.mktemp("faults")
-    world, known = World(folder), {}
+    world, known = World(folder, FEW | {"contrastive_steps": 8, "sft_epochs": 1}), {}
 
     def of(name: str) -> kills.Undisturbed:
         if name not in known:
