@@ -1,6 +1,7 @@
 """The data that ships with the kit: clean, without repetition, held-out words apart, no tell-tale words."""
 
 import json
+import re
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from dcr_lite.names import LABELS
 EVAL = Path(__file__).parents[2] / "shared" / "data" / "eval"
 TRAINING = ("pairs", "refusals", "instructions", "augmentation")
 HELD_OUT = ("heldout_pairs", "heldout_manners", "heldout_plain", "heldout_instructions")
+PROMPTS = ("prompt", "toxic", "seemingly_toxic")  # the fields that hold one
 
 
 @cache
@@ -28,8 +30,7 @@ def shipped(name: str) -> list[dict[str, str]]:
 
 
 def prompts_of(*names: str) -> list[str]:
-    fields = ("prompt", "toxic", "seemingly_toxic")
-    return [row[field] for name in names for row in shipped(name) for field in fields if field in row]
+    return [row[field] for name in names for row in shipped(name) for field in PROMPTS if field in row]
 
 
 def near_duplicates(left: list[str], right: list[str]) -> list[str]:
@@ -109,6 +110,32 @@ def test_refusals_are_all_different() -> None:
 def test_training_and_held_out_prompts_are_no_near_duplicates() -> None:
     """No training prompt nearly repeats a held-out one."""
     assert near_duplicates(prompts_of(*TRAINING), prompts_of(*HELD_OUT)) == []
+
+
+@pytest.mark.parametrize("names", [("pairs",), HELD_OUT], ids=["pairs", "held_out"])
+def test_no_two_rows_are_near_duplicates(names: tuple[str, ...]) -> None:
+    """Neither two pairs nor two held-out rows of any file have prompts that are nearly the same; the two sides of one
+    pair may be."""
+    rows = [(name, i) for name in names for i, row in enumerate(shipped(name)) for field in PROMPTS if field in row]
+    texts = prompts_of(*names)
+    near_ones = [(i, j) for i, j, _ in near.near_duplicates(texts, texts) if rows[i] != rows[j]]
+    assert [(texts[i], texts[j]) for i, j in near_ones] == []
+
+
+def test_reserved_words_are_in_no_training_prompt() -> None:
+    """The focus words of the held-out pairs, inflected or not, are in no prompt of a training file. Those of the newest
+    manners promise less: training pairs do not turn on them, but 28 of the 114 are said in training prompts."""
+    reserved = {row["focus"].lower() for row in shipped("heldout_pairs")}
+    stems = "|".join(word.removesuffix("e") for word in sorted(reserved))
+    inflected = re.compile(rf"\b(?:{stems})(?:e?s|e|ed|ers?|\w?ing|\w?ed|ion\w*)?\b")
+    training = "\n".join(prompts_of(*TRAINING)).lower()
+    assert inflected.findall(training) == []
+    assert inflected.findall("stalking a whip, counterfeited; whippet") == ["stalking", "whip", "counterfeited"]
+    words = {row["focus"].lower() for row in shipped("heldout_manners")}
+    said = [word for word in words if word in training and re.search(rf"\b{re.escape(word)}\b", training)]
+    assert (len(said), len(words)) == (28, 114)
+    readme = (SHIPPED / "README.md").read_text(encoding="utf-8")
+    assert f"{len(said)} of the {len(words)}" in readme
 
 
 def test_training_and_held_out_focus_words_differ() -> None:
