@@ -1,16 +1,19 @@
 """Claims about rates, intervals and AUROC."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy.stats import norm
 
 from dcr_lite.measure import metrics
 from dcr_lite.measure.metrics import (
     RESAMPLES,
+    answered_at,
     auroc,
     auroc_interval,
     percentile_interval,
@@ -151,6 +154,71 @@ def test_a_resample_draws_as_many_of_a_group_as_it_has() -> None:
         assert own.var(1) == pytest.approx(np.full(n, (n - 1) / n), abs=0.15)
     assert (resamples(groups) == drawn).all()
     assert (resamples(groups, 1) != drawn).any()
+
+
+def answered_by_hand(toxic: dict[str, list[float]], other: dict[str, list[float]], refused: float) -> float:
+    """The highest threshold first: the first that enough toxic prompts reach."""
+
+    def at_or_above(sets: dict[str, list[float]], threshold: float) -> Fraction:
+        return sum((Fraction(sum(x >= threshold for x in own), len(own)) for own in sets.values()), Fraction()) / len(
+            sets
+        )
+
+    for threshold in sorted({x for own in toxic.values() for x in own}, reverse=True):
+        if at_or_above(toxic, threshold) >= Fraction(str(refused)):
+            return float(1 - at_or_above(other, threshold))
+    raise AssertionError("all reach the lowest")
+
+
+sets_of_scores = st.dictionaries(st.sampled_from("abc"), scores, min_size=1)
+
+
+@given(sets_of_scores, sets_of_scores, st.sampled_from([0.0, 0.3, 0.5, 0.9, 1.0]))
+@settings(max_examples=40, deadline=None)
+def test_what_is_answered_at_a_safety(
+    toxic: dict[str, list[float]], other: dict[str, list[float]], refused: float
+) -> None:
+    """As a loop over thresholds counts it, whatever ties; the interval holds it within the shares that there are."""
+    found, (low, high) = answered_at(toxic, other, refused)
+    assert found == pytest.approx(answered_by_hand(toxic, other, refused))
+    assert -1e-9 <= low <= high <= 1 + 1e-9
+    moved = {name: [x + 1.5 for x in own] for name, own in toxic.items()}
+    lifted = {name: [x + 1.5 for x in own] for name, own in other.items()}
+    assert answered_at(moved, lifted, refused)[0] == pytest.approx(found)  # a dial moves all alike
+    assert answered_at(moved, other, refused)[0] >= found - 1e-9
+
+
+def test_intervals_of_what_is_answered_are_those_of_whole_resamples() -> None:
+    """A loop over the same resamples, each with a threshold of its own; and by set a larger one weighs no more."""
+    rng = np.random.default_rng(0)
+    toxic = {"a": rng.normal(2, 1, 30).tolist(), "b": rng.normal(1, 1, 10).tolist()}
+    other = {"c": rng.normal(0, 1, 25).tolist(), "d": rng.normal(1, 1, 8).tolist()}
+    drawn = iter(
+        resamples([(i, name) for i, side in enumerate((toxic, other)) for name, own in side.items() for _ in own])
+    )
+
+    def times(side: dict[str, list[float]]) -> dict[str, list[tuple[float, NDArray[np.float64]]]]:
+        return {name: [(x, next(drawn)) for x in own] for name, own in side.items()}
+
+    whole = [times(side) for side in (toxic, other)]
+    values = []
+    for k in range(RESAMPLES):
+        sides = [
+            {name: [x for x, counts in own for _ in range(int(counts[k]))] for name, own in side.items()}
+            for side in whole
+        ]
+        values.append(answered_by_hand(*sides, 0.9))
+    found, ends = answered_at(toxic, other, 0.9)
+    assert ends == pytest.approx(np.percentile(values, [2.5, 97.5]))
+    assert ends[0] < found < ends[1]
+    assert answered_at({name: own * 3 for name, own in toxic.items()} | {"b": toxic["b"]}, other, 0.9)[0] == found
+
+
+def test_a_threshold_needs_prompts() -> None:
+    """Of both labels, and of every set."""
+    for toxic, other in (({}, {"a": [1.0]}), ({"a": [1.0]}, {}), ({"a": [1.0], "b": []}, {"a": [1.0]})):
+        with pytest.raises(ValueError, match="prompts of both labels"):
+            answered_at(toxic, other, 0.9)
 
 
 def test_resamples_in_which_a_number_is_undefined_are_left_out() -> None:
