@@ -28,7 +28,8 @@ from dcr_lite.compare import (
     measurement,
 )
 from dcr_lite.compare.directions import KL_LIMIT
-from dcr_lite.compare.measurement import Configuration, EvaluationData
+from dcr_lite.compare.elapsed import Elapsed
+from dcr_lite.compare.measurement import Configuration, EvaluationData, all_seeds, configurations, with_seeds
 from dcr_lite.compare.methods import METHODS
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import numbers_of
@@ -477,10 +478,40 @@ def test_seconds_are_those_of_all_processes(tmp_path: Path, monkeypatch: pytest.
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     for seconds, total in ((100.0, 100.0), (201.0, 301.0)):
-        elapsed = command.Elapsed(tmp_path)
+        elapsed = Elapsed(tmp_path)
         clock[0] += seconds
         assert elapsed.keep() == total
         clock[0] += 7.0  # of a measurement that was not finished
+
+
+def test_methods_may_have_seeds_of_their_own(compared: Compared) -> None:
+    """Each is measured with its own, all others with those of the comparison, and the stock model once; a comparison
+    without such is as before."""
+    settings, names = load_recipe(compared[0]).SETTINGS, (STOCK, BASELINE, DCR)
+    methods = {name: METHODS[name] for name in names}
+    seeds, curve = all_seeds((4,), None, {DCR: (0, 4, 2)})
+    assert (seeds, curve) == ((4, 0, 2), (4,))
+    found = configurations(with_seeds(methods, (4,), {DCR: (0, 4, 2)}), settings, seeds, ())
+    assert [(one.method, one.seed) for one in found] == [
+        (STOCK, None), (BASELINE, 4), (DCR, 4), (DCR, 0), (DCR, 2)
+    ]  # fmt: skip
+    assert configurations(with_seeds(methods, (4, 0), {}), settings, (4, 0), (0,)) == configurations(
+        methods, settings, (4, 0), (0,)
+    )
+
+
+def test_what_is_ahead_of_a_comparison_is_what_is_not_measured(compared: Compared, tmp_path: Path) -> None:
+    """Nothing of one that is done; of one more seed, or of other prompts behind these, some seconds, and nothing is
+    measured for saying so."""
+    recipe, _, out, report = compared
+    here = Path(shutil.copytree(out, tmp_path / "out"))
+    asked: Any = {"seeds": tuple(report["seeds"]), "files": [()], "rows": None, "out": here}
+    assert command.seconds_ahead(recipe, **asked) == 0.0
+    before, other = sorted(here.rglob("answers/*")), load_recipe(recipe).SETTINGS.evaluation[0]
+    more = command.seconds_ahead(recipe, **asked, seeds_of={DCR: (9,)})
+    assert more > 0.0
+    assert command.seconds_ahead(recipe, **asked | {"files": [(), (other,)]}) > 0.0
+    assert sorted(here.rglob("answers/*")) == before
 
 
 def test_what_methods_build_on_is_estimated_with_the_first_of_them(

@@ -5,7 +5,7 @@ comparison can be continued. A method that fails is named, and the others go on.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,14 +13,17 @@ from typing import Any
 
 from dcr_lite.compare.added import added_methods
 from dcr_lite.compare.contract import Contract, read_contract, require_no_contradiction, require_unseen
+from dcr_lite.compare.elapsed import Elapsed
 from dcr_lite.compare.judged import judged, stored_answers
 from dcr_lite.compare.measurement import (
     Configuration,
     EvaluationData,
+    all_seeds,
     answers_file,
     configurations,
     finished_result,
     measure_configuration,
+    with_seeds,
 )
 from dcr_lite.compare.methods import Method, chosen_methods
 from dcr_lite.compare.operations import shared_parts
@@ -30,7 +33,6 @@ from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.submission import submission_of, write_submission
 from dcr_lite.compare.summary import Result
 from dcr_lite.errors import MethodError, UserError, out_of_memory, sentence
-from dcr_lite.files import read_state, write_state
 from dcr_lite.judges.opening import DEFAULT, open_judges
 from dcr_lite.names import STOCK, models_of
 from dcr_lite.run.inputs import resolved
@@ -40,6 +42,7 @@ from dcr_lite.run.terminal import console, show_plan
 from dcr_lite.settings import Settings
 
 SEEDS = (0, 1, 2)
+NO_OTHERS: Mapping[str, tuple[int, ...]] = {}  # no method has seeds of its own
 CUES_ALONE: dict[str, Any] = {"main": DEFAULT[0], "judges": [], "agreement": []}  # what ``judged`` says of no other
 
 
@@ -58,6 +61,7 @@ def compare(
     contract: int | None = None,
     by: str | None = None,
     benchmarks: tuple[str, ...] = (),
+    seeds_of: Mapping[str, tuple[int, ...]] = NO_OTHERS,
 ) -> dict[str, Any]:
     """Train and measure the methods with every seed; write comparison.json, comparison.md and trade_off.png to ``out``
     and return what the JSON holds, with ``failed``: {method, strength, seed, why} of what could not be measured. By a
@@ -68,15 +72,15 @@ def compare(
     questions for general ability. curve_seeds: those at which further strengths are measured too, by default the first.
     judges, judge_key: as ``open_judges`` takes them, by default the cue judge; the tables are by the first. only: the
     methods besides the stock model, by default all. added: as ``added_methods`` takes them. contract: its number; it
-    fixes seeds, prompts, rows and judges, and no curve is measured unless it is asked for. by: who submits.
+    fixes seeds, prompts, rows and judges, and no curve is measured unless it is asked for. by: who submits. seeds_of:
+    of methods that have seeds of their own, by name.
     """
     given = {"seeds": seeds, "prompts": files, "benchmarks": benchmarks, "rows": rows, "judge": judges}
     if terms := _terms(contract, given | {"multiple_choice": multiple_choice}, by):
         seeds, files, rows, judges = terms.seeds, terms.files, terms.rows, terms.judge_names
-    seeds = SEEDS if seeds is None else seeds
-    curve_seeds = (() if terms else seeds[:1]) if curve_seeds is None else curve_seeds
-    _check_seeds(seeds, curve_seeds)
-    methods = chosen_methods(only) | added_methods(added, seeds)
+    usual = SEEDS if seeds is None else seeds
+    seeds, curve_seeds = all_seeds(usual, () if terms and curve_seeds is None else curve_seeds, seeds_of)
+    methods = with_seeds(chosen_methods(only) | added_methods(added, seeds), usual, seeds_of)
     settings = _settings(recipe, terms)
     files = files or (() if benchmarks else settings.evaluation)
     elapsed, data = Elapsed(out), EvaluationData.read(files, rows, multiple_choice, benchmarks)
@@ -115,22 +119,6 @@ def _measured_on(
     }
 
 
-class Elapsed:
-    """The seconds that all processes together have worked on a comparison, kept in its folder as elapsed.json."""
-
-    def __init__(self, out: Path):
-        """From here on this process works. Raises UserError where the file is damaged."""
-        self.path, self._started = out / "elapsed.json", time.monotonic()
-        cure = "Delete it to count the seconds from here on."
-        self._before = float(read_state(self.path, cure)["seconds"]) if self.path.exists() else 0.0
-
-    def keep(self) -> float:
-        """Write the seconds so far, and return them."""
-        seconds = self._before + time.monotonic() - self._started
-        write_state({"seconds": seconds}, self.path)
-        return seconds
-
-
 def _terms(number: int | None, flags: dict[str, Any], by: str | None) -> Contract | None:
     """The contract of that number, which no flag may contradict; None where none is asked for."""
     if number is not None:
@@ -164,14 +152,10 @@ def measured(
     """The run of each seed (None: the stock model's) and the results of all configurations; what is not yet measured is
     measured now, and ``keep`` called behind each. Settings that have to be found are found with the first seed and
     shared. failed: takes those that cannot be measured, with what their error says; without it the first ends all."""
-    first = seed_run(settings, out, seeds[0])
-    runs: dict[int | None, SeedRun] = {None: SeedRun(first.settings, out / "stock", 0, first.run.path), seeds[0]: first}
-    runs |= {seed: SeedRun(first.settings, out / f"seed{seed}", seed, first.run.path) for seed in seeds[1:]}
-    every = configurations(methods, first.settings, seeds, curve_seeds)
+    runs, every = _runs(methods, settings, seeds, curve_seeds, out)
     left = [one for one in every if finished_result(runs[one.seed], one, data) is None]
     if left:
         operations = _operations(methods, runs, left, len(data.prompts))
-        rate = matrix_rate(first.model.device, first.model.precision) * ACHIEVED
         show_plan(
             {
                 "model": settings.model,
@@ -179,7 +163,7 @@ def measured(
                 "seeds": f"{listed(seeds)} (trade-off curve: {listed(curve_seeds) or '-'})",
                 "prompts": str(len(data.prompts)),
                 "to do": f"{len(left)} of {len(every)} configurations",
-                "estimated time": f"about {_minutes(sum(operations) / rate)} min",
+                "estimated time": f"about {_minutes(_seconds(operations, runs[seeds[0]]))} min",
                 "folder": str(out),
             }
         )
@@ -188,6 +172,42 @@ def measured(
     for run in runs.values():
         run.run.leave()
     return runs, [result for one in every if (result := finished_result(runs[one.seed], one, data))]
+
+
+def seconds_ahead(
+    recipe: Path | Settings, seeds: tuple[int, ...], files: Sequence[tuple[Path, ...]], rows: int | None, out: Path,
+    only: tuple[str, ...] = (), seeds_of: Mapping[str, tuple[int, ...]] = NO_OTHERS,
+) -> float:  # fmt: skip
+    """About how many seconds ``compare`` with these arguments and no curve still takes, on each of ``files`` in turn,
+    by the operations of what is not measured yet. Settings that have to be found are found for it, and kept."""
+    settings, (all_, _) = settings_of(recipe), all_seeds(seeds, (), seeds_of)
+    methods = with_seeds(chosen_methods(only), seeds, seeds_of)
+    runs, every = _runs(methods, settings, all_, (), out)
+    operations: list[float] = []
+    for i, some in enumerate(files):
+        data = EvaluationData.read(some or settings.evaluation, rows, None)
+        if left := [one for one in every if finished_result(runs[one.seed], one, data) is None]:
+            n = len(data.prompts)  # what was trained for the first is there for the others
+            operations += [_answers(runs[all_[0]], n)] * len(left) if i else _operations(methods, runs, left, n)
+    seconds = _seconds(operations, runs[all_[0]]) if operations else 0.0
+    for run in runs.values():
+        run.unload()
+        run.run.leave()
+    return seconds
+
+
+def _seconds(operations: list[float], run: SeedRun) -> float:
+    return sum(operations) / (matrix_rate(run.model.device, run.model.precision) * ACHIEVED)
+
+
+def _runs(
+    methods: dict[str, Method], settings: Settings, seeds: tuple[int, ...], curve_seeds: tuple[int, ...], out: Path
+) -> tuple[dict[int | None, SeedRun], list[Configuration]]:
+    """The run of each seed (None: the stock model's), and all configurations."""
+    first = seed_run(settings, out, seeds[0])
+    runs: dict[int | None, SeedRun] = {None: SeedRun(first.settings, out / "stock", 0, first.run.path), seeds[0]: first}
+    runs |= {seed: SeedRun(first.settings, out / f"seed{seed}", seed, first.run.path) for seed in seeds[1:]}
+    return runs, configurations(methods, first.settings, seeds, curve_seeds)
 
 
 def seed_run(settings: Settings, out: Path, seed: int) -> SeedRun:
@@ -203,21 +223,13 @@ def seed_run(settings: Settings, out: Path, seed: int) -> SeedRun:
     return run
 
 
-def _check_seeds(seeds: tuple[int, ...], curve_seeds: tuple[int, ...]) -> None:
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError("--seeds: give one seed or more, each once")
-    if extra := set(curve_seeds) - set(seeds):
-        raise UserError(f"--curve-seeds: {listed(sorted(extra))} is not among --seeds")
-
-
 def _operations(
     methods: dict[str, Method], runs: dict[int | None, SeedRun], left: list[Configuration], prompts: int
 ) -> list[float]:
     """About how many floating-point operations each of ``left`` takes. What several methods of a seed build on is
     counted with the first of them. The rows of the first seed stand for those of all."""
     seed_run = next(run for seed, run in runs.items() if seed is not None)
-    of_all_models = seed_run.operations["answers"] * prompts / len(seed_run.data.held_out)
-    answers = of_all_models / len(models_of(seed_run.settings.compare_with))
+    answers = _answers(seed_run, prompts)
     found: list[float] = []
     counted: set[tuple[int | None, str]] = set()
     for one in left:
@@ -227,6 +239,11 @@ def _operations(
         own = methods[one.method].operations(seed_run, one.strength)
         found.append(answers + own + sum(shared[part] for part in new))
     return found
+
+
+def _answers(run: SeedRun, prompts: int) -> float:
+    """Operations of a model's answers to so many prompts."""
+    return run.operations["answers"] * prompts / len(run.data.held_out) / len(models_of(run.settings.compare_with))
 
 
 def _measure_all(

@@ -3,7 +3,8 @@
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,6 +64,26 @@ class Configuration(NamedTuple):
         return cls(result["method"], result["strength"], result["seed"])
 
 
+def all_seeds(
+    seeds: tuple[int, ...], curve_seeds: tuple[int, ...] | None, seeds_of: Mapping[str, tuple[int, ...]]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """All seeds, those of single methods last, and those of the curve, by default the first. Raises UserError for seeds
+    that come twice or are of the curve alone."""
+    curve_seeds = seeds[:1] if curve_seeds is None else curve_seeds
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError("--seeds: give one seed or more, each once")
+    if extra := sorted(set(curve_seeds) - set(seeds)):
+        raise UserError(f"--curve-seeds: {', '.join(map(str, extra))} is not among --seeds")
+    return tuple(dict.fromkeys([*seeds, *chain(*seeds_of.values())])), curve_seeds
+
+
+def with_seeds(
+    methods: dict[str, Method], seeds: tuple[int, ...], seeds_of: Mapping[str, tuple[int, ...]]
+) -> dict[str, Method]:
+    """The methods, each with its own seeds where some have such."""
+    return {name: replace(method, seeds=seeds_of.get(name, seeds)) for name, method in methods.items()}
+
+
 def configurations(
     methods: dict[str, Method], settings: Settings, seeds: tuple[int, ...], curve_seeds: tuple[int, ...]
 ) -> list[Configuration]:
@@ -72,9 +93,10 @@ def configurations(
     trained = [name for name, method in methods.items() if not method.once]
     found = [Configuration(name, strengths[name][0], None) for name in methods if name not in trained]
     for seed in seeds:
-        found += [Configuration(name, strengths[name][0], seed) for name in trained]
+        own = [name for name in trained if seed in (methods[name].seeds or seeds)]
+        found += [Configuration(name, strengths[name][0], seed) for name in own]
         if seed in curve_seeds:
-            found += [Configuration(name, strength, seed) for name in trained for strength in strengths[name][1:]]
+            found += [Configuration(name, strength, seed) for name in own for strength in strengths[name][1:]]
     return found
 
 

@@ -229,7 +229,7 @@ class Method:
     strength: what a strength is, in words.
     operations: about how many floating-point operations the training or the fitting at a strength takes, after those
         at the strengths before it; for the estimated time.
-    once: measured once and not with every seed.
+    once: measured once and not with every seed. seeds: those that it is measured with, where not all.
     in_weights: it ends in weights, which are exported; else it works on while the model answers.
     """
 
@@ -241,6 +241,7 @@ class Method:
     operations: Callable[[SeedRun, float], float]
     once: bool = False
     in_weights: bool = True
+    seeds: tuple[int, ...] | None = None
 
 
 METHODS = {

@@ -119,6 +119,12 @@ def listed(values: Iterable[object]) -> str:
     return ", ".join(map(str, values))
 
 
+def _fewer(entries: list[dict[str, Any]], seeds: list[int], methods: Mapping[str, Method]) -> str:
+    """Which methods were measured with fewer seeds than these; empty where none was."""
+    fewer = {e["method"]: e["seeds"] for e in entries if len(e["seeds"]) < len(seeds) and e["seeds"] != [None]}
+    return f" ({', '.join(f'{methods[name].title} {listed(own)}' for name, own in fewer.items())})" if fewer else ""
+
+
 def notes_section(found: list[dict[str, Any]], methods: Mapping[str, Method] = METHODS) -> str:
     """A sentence for each method that has notes, with the seeds of each; empty where none has."""
     by_method: dict[str, list[str]] = {}
@@ -174,7 +180,7 @@ def write_report(
         recipe=plain(report["recipe"]),
         command=code(shlex.join(map(without_folders, shlex.split(report["command"])))),
         model=plain(without_folders(report["model"])),
-        seeds=listed(report["seeds"]),
+        seeds=listed(report["seeds"]) + _fewer(report["methods"], report["seeds"], methods),
         n_prompts=report["prompts"]["n"],
         files=listed(plain(Path(of).name) for of in (*report["prompts"]["files"], *report["prompts"]["benchmarks"])),
         minutes=f"{report['seconds'] / 60:.0f}",
