@@ -1,12 +1,14 @@
 """Several models side by side: each one's comparison, their tables on one page, and a picture with a panel each.
 
     python benchmarks/several_models.py --models "SmolLM2 135M=smollm2_135m" "Qwen2.5-Coder 0.5B=FOLDER05" \\
-        "Qwen2.5-Coder 1.5B=FOLDER15" --methods safety_sft dcr --rows 20 --prompts FILES --out runs/models
+        "Qwen2.5-Coder 1.5B=FOLDER15" --seeds-of "Qwen2.5-Coder 1.5B=0" "Qwen2.5-Coder 1.5B:dcr=0,1,2" \\
+        --rows 20 --prompts FILES --held-out --out runs/models
 
 Each model is a recipe, or a chat model whose settings are found, and is compared as ``dcr-lite compare`` does, under
-``--out``: the same command goes on. In the place of a model can stand what ``dcr-lite compare`` or
-``benchmarks/trade_off.py`` wrote, a .json file: then nothing is measured. The latter's variant that a chat model has by
-default, half of stage 1 and the dial, is called DCR.
+``--out``: the same command goes on. First the settings of all of them are found, and the hours of the whole are
+estimated; the page is written behind each model, and what could not be measured is an error at the end. In the place of
+a model can stand what ``dcr-lite compare`` or ``benchmarks/trade_off.py`` wrote, a .json file: then nothing is
+measured. The latter's variant that a chat model has by default, half of stage 1 and the dial, is called DCR.
 """
 
 import re
@@ -18,7 +20,7 @@ from typing import Any
 import tyro
 from matplotlib import pyplot as plt
 
-from dcr_lite.compare.command import SEEDS, compare, require_all
+from dcr_lite.compare.command import SEEDS, compare, require_all, seconds_ahead
 from dcr_lite.compare.methods import METHODS
 from dcr_lite.compare.plots import draw_plane
 from dcr_lite.compare.tables import marked, methods_table, unranked_of
@@ -27,10 +29,13 @@ from dcr_lite.files import load_json, write_text
 from dcr_lite.names import DCR, STOCK
 from dcr_lite.run.plots import STYLE, save
 from dcr_lite.run.recipes import recipe_or_model, recipe_titles
+from dcr_lite.settings import HELD_OUT_FILES, Settings
 
 Entries = list[dict[str, Any]]  # as ``summary.over_seeds`` gives them
 Panel = tuple[str, Entries, Entries]  # the title, an entry of each method at its usual strength, those of all strengths
 
+REPORT = ("comparison.json", "comparison.md", "trade_off.png")  # what a comparison writes of its numbers
+HELD_OUT = "held_out"
 SHOWN = METHODS | {"stage1": METHODS[DCR]}  # trade_off.py's name of it
 
 
@@ -44,35 +49,80 @@ class Choices:
     seeds: tuple[int, ...] = SEEDS
     """As of dcr-lite compare, like all below; no curve is measured."""
     seeds_of: tuple[str, ...] = ()
-    """TITLE=SEED,SEED of a model with seeds of its own: a large one may have fewer."""
+    """TITLE=SEED,SEED of a model with seeds of its own, since a large one may have fewer, and TITLE:METHOD=SEED,SEED of
+    one of its methods."""
     prompts: tuple[Path, ...] = ()
     rows: int | None = None
     methods: tuple[str, ...] = ()
+    held_out: bool = False
+    """Measure every model on the shipped held-out prompts too, for tables and a picture of their own."""
     out: Path = Path("runs/models")
-    """Folder of models.md, models.png and of the comparisons."""
+    """Folder of models.md, models.png, models_held_out.png and of the comparisons."""
 
 
-def own_seeds(choices: Choices) -> dict[str, tuple[int, ...]]:
-    """The seeds of the models that have their own, by title. Raises UserError for other titles and what is no seed."""
-    found: dict[str, tuple[int, ...]] = {}
+@dataclass(frozen=True)
+class Asked:
+    """A comparison to be made. seeds_of: of methods with seeds of their own. out: its folder."""
+
+    recipe: Path | Settings
+    seeds: tuple[int, ...]
+    seeds_of: dict[str, tuple[int, ...]]
+    out: Path
+
+    @classmethod
+    def of(cls, title: str, model: str, choices: Choices) -> "Asked":
+        recipe = recipe_or_model(*((model, None) if model in recipe_titles() else (None, model)))
+        found = own_seeds(choices)
+        methods = {method: seeds for (of, method), seeds in found.items() if of == title and method}
+        seeds = found.get((title, ""), choices.seeds)
+        return cls(recipe, seeds, methods, choices.out / re.sub(r"\W+", "_", title).lower())
+
+    def seconds_ahead(self, choices: Choices) -> float:
+        """About how many are left to work."""
+        files = list(prompts_of(choices).values())
+        return seconds_ahead(self.recipe, self.seeds, files, choices.rows, self.out, choices.methods, self.seeds_of)
+
+    def measure(self, part: str, choices: Choices) -> tuple[Path, str]:
+        """The file of the numbers on a part of the prompts, and what of them could not be measured, if anything."""
+        report = compare(
+            self.recipe, self.seeds, prompts_of(choices)[part], choices.rows, None, (), self.out,
+            only=choices.methods, seeds_of=self.seeds_of,
+        )  # fmt: skip
+        folder = self.out / part
+        folder.mkdir(exist_ok=True)
+        if folder != self.out:  # where the next report would take its place
+            for name in REPORT:
+                if (self.out / name).exists():
+                    (self.out / name).replace(folder / name)
+        try:
+            require_all(report, folder)
+        except UserError as error:
+            return folder / REPORT[0], str(error)
+        return folder / REPORT[0], ""
+
+
+def prompts_of(choices: Choices) -> dict[str, tuple[Path, ...]]:
+    """The files of each part of the prompts, by the folder of its report; --prompts last, so that theirs stays where a
+    comparison's is."""
+    return ({HELD_OUT: HELD_OUT_FILES} if choices.held_out else {}) | {"": choices.prompts}
+
+
+def own_seeds(choices: Choices) -> dict[tuple[str, str], tuple[int, ...]]:
+    """The seeds of the models, "" for their method, and of the methods that have their own, by title and method. Raises
+    UserError for other titles and methods and what is no seed."""
+    found: dict[tuple[str, str], tuple[int, ...]] = {}
     titles = {text.rpartition("=")[0] for text in choices.models}
     for text in choices.seeds_of:
-        title, _, seeds = text.rpartition("=")
-        if title not in titles or not re.fullmatch(r"\d+(,\d+)*", seeds):
-            raise UserError(f"--seeds-of {text!r}: give TITLE=SEED,SEED with a title of --models")
-        found[title] = tuple(map(int, seeds.split(",")))
+        named, _, seeds = text.rpartition("=")
+        title, _, method = (named, "", "") if named in titles else named.rpartition(":")
+        known = title in titles and method in ("", *(choices.methods or METHODS))
+        if not known or not re.fullmatch(r"\d+(,\d+)*", seeds):
+            raise UserError(
+                f"--seeds-of {text!r}: give TITLE=SEED,SEED with a title of --models, or TITLE:METHOD=SEED,SEED with a "
+                "method that is compared"
+            )
+        found[title, method] = tuple(map(int, seeds.split(",")))
     return found
-
-
-def file_of(title: str, model: str, choices: Choices) -> Path:
-    """The file of a model's numbers, which are measured unless it is one."""
-    if model.endswith(".json"):
-        return Path(model)
-    recipe = recipe_or_model(*((model, None) if model in recipe_titles() else (None, model)))
-    out = choices.out / re.sub(r"\W+", "_", title).lower()
-    seeds = own_seeds(choices).get(title, choices.seeds)
-    require_all(compare(recipe, seeds, choices.prompts, choices.rows, None, (), out, only=choices.methods), out)
-    return out / "comparison.json"
 
 
 def read_panel(title: str, file: Path) -> Panel:
@@ -93,13 +143,22 @@ def read_panel(title: str, file: Path) -> Panel:
     return title, list(usual.values())[::-1], curve
 
 
-def page(panels: Sequence[Panel]) -> str:
-    """The table of each model under its title."""
+def page(panels: dict[str, list[Panel]]) -> str:
+    """The table of each model under its title, part by part of the prompts."""
     tables = []
-    for title, entries, _ in panels:
-        titles = [marked(entries, SHOWN)[entry["method"]].title for entry in entries]
-        tables.append(f"## {title}\n\n{methods_table(entries, titles, unranked_of(entries))}\n")
+    for part, of_part in panels.items():
+        for title, entries, _ in of_part:
+            named = [marked(entries, SHOWN)[entry["method"]].title + _seeds(entry, entries) for entry in entries]
+            heading = f"## {title}{', held-out prompts' if part else ''}"
+            tables.append(f"{heading}\n\n{methods_table(entries, named, unranked_of(entries))}\n")
     return "\n".join(tables)
+
+
+def _seeds(entry: dict[str, Any], entries: Entries) -> str:
+    """How many seeds an entry has, where others that are trained have another number."""
+    counts = {number["n"] for one in entries if one["method"] != STOCK for number in [one["numbers"]["compliance"]]}
+    n = entry["numbers"]["compliance"]["n"]
+    return f", {n} seed{'s' * (n > 1)}" if len(counts) > 1 and entry["method"] != STOCK else ""
 
 
 def draw(panels: Sequence[Panel], path: Path) -> None:
@@ -118,15 +177,42 @@ def draw(panels: Sequence[Panel], path: Path) -> None:
         save(figure, path)
 
 
+def show(panels: dict[str, list[Panel]], out: Path) -> None:
+    """Write the page and the pictures."""
+    write_text(out / "models.md", page(panels))
+    for part, of_part in panels.items():
+        if of_part:
+            draw(of_part, out / f"models{part and f'_{part}'}.png")
+
+
 def main(choices: Choices) -> None:
     named = [text.rpartition("=") for text in choices.models]
     if wrong := ["".join(parts) for parts in named if not all(parts)]:
         raise UserError(f"--models {wrong[0]!r}: give TITLE=MODEL")
     own_seeds(choices)  # before the hours of the first model
-    panels = [read_panel(title, file_of(title, model, choices)) for title, _, model in named]
-    write_text(choices.out / "models.md", page(panels))
-    draw(panels, choices.out / "models.png")
+    asked = {title: Asked.of(title, model, choices) for title, _, model in named if not model.endswith(".json")}
+    if asked:
+        seconds = sum(one.seconds_ahead(choices) for one in asked.values())
+        print(f"{len(asked)} models to compare: about {seconds / 3600:.1f} hours in all", flush=True)
+
+    panels: dict[str, list[Panel]] = {part: [] for part in reversed(prompts_of(choices))}
+    failures: list[str] = []
+    for title, _, model in named:
+        files = {} if title in asked else {"": (Path(model), "")}
+        for part in prompts_of(choices) if title in asked else ():
+            try:
+                files[part] = asked[title].measure(part, choices)
+            except UserError as error:  # the other models can still be measured
+                failures.append(f"{title}: {error}")
+        for part, (file, why) in files.items():
+            failures += [f"{title}: {why}"] if why else []
+            panels[part].append(read_panel(title, file))
+        if title in asked:  # whatever may happen to the next ones
+            show(panels, choices.out)
+    show(panels, choices.out)
     print(page(panels))
+    if failures:
+        raise UserError("\n".join(failures))
 
 
 if __name__ == "__main__":
