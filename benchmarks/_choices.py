@@ -1,6 +1,7 @@
 """What the comparisons of settings share: variants by name, and results that are stored and not computed again."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +34,16 @@ class Choices:
             raise UserError(f"{self.json}: {name}, seed {seed}, {CURE}")
         return row
 
+    def checkpoint(self, name: str, seed: int, digest: str) -> Path:
+        """Where the training of a variant is kept until its result is stored, that of another digest apart."""
+        return self.json.with_suffix("") / f"{re.sub(r'[^a-z0-9]+', '_', name)}_{seed}_{digest[:8]}.pt"
+
     def store(self, name: str, seed: int, digest: str, result: dict[str, Any]) -> dict[str, Any]:
-        """Adds a result to the file; returns it with its name and seed."""
+        """Adds a result to the file, for which its checkpoint is no longer needed; returns it with its name and
+        seed."""
         row = {"variant": name, "seed": seed, "digest": digest, **result}
         write_json([*self._rows(), row], self.json)
+        self.checkpoint(name, seed, digest).unlink(missing_ok=True)
         return row
 
     def _rows(self) -> list[dict[str, Any]]:

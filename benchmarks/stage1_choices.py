@@ -135,8 +135,9 @@ def changed(settings: Settings, changes: dict[str, Any]) -> Settings:
     return replace(settings, **values)
 
 
-def variant(settings: Settings, change: Callable[[list[Pair]], list[Pair]]) -> dict[str, Any]:
-    """Stage 1 on pairs that are changed, and how well the development pairs are separated afterwards."""
+def variant(settings: Settings, change: Callable[[list[Pair]], list[Pair]], checkpoint: Path) -> dict[str, Any]:
+    """Stage 1 on pairs that are changed, and how well the development pairs are separated afterwards. A training that
+    was stopped goes on from the checkpoint."""
     seed, data = settings.seed, inputs.load_data(settings)
     model, _ = opening.load_model(settings)
     config = ContrastiveConfig.of(settings)
@@ -146,7 +147,8 @@ def variant(settings: Settings, change: Callable[[list[Pair]], list[Pair]]) -> d
         "whitened": stock_geometry(model, rows, replace(config, centre="batch", whiten=True)),
     }
     stage = ContrastiveRefinement(model, DCR, training, data.development, config, geometries["own"], seed)
-    done = Loop(stage).run()
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    done = Loop(stage, checkpoint).run()
     row: dict[str, Any] = {"best_step": done.best_step, "seconds": done.seconds}
     row["development_auroc"] = [m["development_auroc"] for m in done.metrics if "development_auroc" in m]
     # Read by matched pairs whatever the variant trained on.
@@ -188,7 +190,7 @@ def main(choices: Choices) -> None:
             settings = changed(replace(choices.settings, seed=seed), changes)
             of = digest_of(settings, *settings.files.values())
             row = choices.stored(name, seed, of) or choices.store(
-                name, seed, of, variant(settings, changes.get("pairs", list))
+                name, seed, of, variant(settings, changes.get("pairs", list), choices.checkpoint(name, seed, of))
             )
             cells = [name, str(seed), _cell(row["own"]), _cell(row["whitened"]), str(row["best_step"])]
             print(f"| {' | '.join(cells)} | {row['seconds']:.0f} |", flush=True)

@@ -61,7 +61,9 @@ def opened(folder: Path) -> tuple[Any, ...]:
     """(model, data, adapter after stage 1, states that stage 2 chooses refusals by) of a run."""
     settings = read_settings(folder)
     data, (model, _) = inputs.load_data(settings), opening.load_model(settings)
-    refined = load_file(folder / "stage1" / "adapter_model.safetensors")
+    # With the first weights of the layers above L, which are not in the file: else each variant but the first would
+    # begin with what the one before it has learnt in lora_A.
+    refined = adapters.adapter_weights(model, DCR) | load_file(folder / "stage1" / adapters.WEIGHTS)
     adapters.set_adapter_weights(model, DCR, refined)
     geometry = stock_geometry(model, encode_pairs(model, data.training), ContrastiveConfig.of(settings))
     return model, data, refined, stored_states.compute_states(model, data, settings, geometry)
@@ -89,8 +91,9 @@ def in_own_voice(model: Model, data: inputs.Data, settings: Settings, path: Path
     return replace(data, instructions=own_voice.learnt(order, rows))
 
 
-def variant(folder: Path, settings: Settings, own_answers: Path) -> dict[str, Any]:
-    """Stage 2 under these settings, from the stage 1 of a run, measured on what is for development."""
+def variant(folder: Path, settings: Settings, own_answers: Path, checkpoint: Path) -> dict[str, Any]:
+    """Stage 2 under these settings, from the stage 1 of a run, measured on what is for development. A training that was
+    stopped goes on from the checkpoint."""
     model, data, refined, states = opened(folder)
     stock = voice_of_stock(folder)
     adapters.set_adapter_weights(model, DCR, refined)
@@ -98,7 +101,8 @@ def variant(folder: Path, settings: Settings, own_answers: Path) -> dict[str, An
     rows = stored_states.stage2_rows(chosen, settings, states)
     above = steps.stage2_above(settings)
     config = SafetySFTConfig(above, settings.sft_epochs, settings.sft_batch, settings.sft_learning_rate)
-    seconds = Loop(SafetySFT("stage2", model, DCR, rows, config, settings.seed)).run().seconds
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    seconds = Loop(SafetySFT("stage2", model, DCR, rows, config, settings.seed), checkpoint).run().seconds
     adapters.activate(model, DCR)
     measured = measure(model, prompts_of(data.development, "development"), settings.answer_tokens)
     return {
@@ -137,7 +141,8 @@ def main(choices: Choices) -> None:
             own = choices.json.with_name(f"own_answers_{usual.seed}.jsonl")
             require_same(own, usual, *usual.files.values())
             found = choices.stored(name, usual.seed, of)
-            row = found or choices.store(name, usual.seed, of, variant(folder, settings, own))
+            checkpoint = choices.checkpoint(name, usual.seed, of)
+            row = found or choices.store(name, usual.seed, of, variant(folder, settings, own, checkpoint))
             print(_line(row), flush=True)
 
 

@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from _measure import EQUAL, Build, Case, Outcome, Result, Step
 from _sides import load
 from recipe_runs import small_settings
 
-from dcr_lite.method.contrastive import ContrastiveConfig
+from dcr_lite.files import load_json
+from dcr_lite.method.contrastive import ContrastiveConfig, ContrastiveRefinement
+from dcr_lite.method.safety_sft import SafetySFT
 
 KEYS = {"name", "ours", "theirs", "unit", "ratio", "ratio_min", "ratio_max", "equal_to"}
 QUICK: dict[str, Any] = {"repetitions": 1, "device": "cpu", "precision": "float32"}
@@ -217,6 +220,76 @@ def test_stage1_choices(
     assert capsys.readouterr().out.splitlines() == lines
     stage1_choices.main(stage1_choices.Choices(layers=True, settings=settings))
     assert len(capsys.readouterr().out.splitlines()) == 2 + 4
+
+
+def stopping_at(step: int, run: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
+    """``run``, an observation of a stage, that Ctrl-C stops before that step or the next observed one."""
+
+    def stops(stage: Any, number: int) -> Any:
+        if number >= step:
+            raise KeyboardInterrupt
+        return run(stage, number)
+
+    return stops
+
+
+def noting(numbers: list[int], run: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
+    """``run`` of a stage that notes the numbers it is called with."""
+
+    def noted(stage: Any, number: int) -> Any:
+        numbers.append(number)
+        return run(stage, number)
+
+    return noted
+
+
+def test_a_stopped_variant_of_stage1_goes_on(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """From its checkpoint, to the numbers that it would have had; then the checkpoint is gone. That of other settings
+    has another name."""
+    settings = small_settings(tiny, rows, tmp_path / "run", contrastive_steps=3)
+
+    def case(name: str, **changes: Any) -> stage1_choices.Choices:
+        of = replace(settings, **changes)
+        return stage1_choices.Choices(only=("unmatched",), json=tmp_path / f"{name}.json", settings=of)
+
+    stage1_choices.main(case("whole"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ContrastiveRefinement, "observe", stopping_at(2, ContrastiveRefinement.observe))
+        with pytest.raises(KeyboardInterrupt):
+            stage1_choices.main(case("stopped"))
+    (checkpoint,) = (tmp_path / "stopped").glob("unmatched_pairs_0_*.pt")
+    steps: list[int] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ContrastiveRefinement, "step", noting(steps, ContrastiveRefinement.step))
+        stage1_choices.main(case("stopped"))
+    assert steps == [2]
+    assert not checkpoint.exists()
+    whole, stopped = (load_json(tmp_path / f"{name}.json")[0] for name in ("whole", "stopped"))
+    assert whole | {"seconds": 0} == stopped | {"seconds": 0}
+    other = case("stopped", temperature=0.25).checkpoint("unmatched pairs", 0, "0" * 64)
+    assert other.parent == checkpoint.parent
+    assert other != checkpoint
+
+
+def test_a_stopped_variant_of_stage2_goes_on(demo_run: Path, tmp_path: Path) -> None:
+    """As one of stage 1 does."""
+    steps: dict[str, list[int]] = {"whole": [], "stopped": []}
+    for name, taken in steps.items():
+        case = stage2_choices.Choices(runs=(demo_run,), only=("half of the",), json=tmp_path / f"{name}.json")
+        if name == "stopped":
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(SafetySFT, "observe", stopping_at(1, SafetySFT.observe))
+                with pytest.raises(KeyboardInterrupt):
+                    stage2_choices.main(case)
+            assert len([*(tmp_path / name).glob("half_of_the_refusals_0_*.pt")]) == 1
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(SafetySFT, "step", noting(taken, SafetySFT.step))
+            stage2_choices.main(case)
+    whole, stopped = (load_json(tmp_path / f"{name}.json")[0] for name in steps)
+    assert whole | {"seconds": 0} == stopped | {"seconds": 0}
+    assert 0 < len(steps["stopped"]) < len(steps["whole"])
+    assert steps["stopped"] == steps["whole"][-len(steps["stopped"]) :]
+    assert not [*(tmp_path / "stopped").iterdir()]
 
 
 def test_stage2_choices(demo_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
