@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import torch
 import tyro
 from _kept import require_same
-from pair_curve import ALL, DEVELOPMENT, SIDES, prompts_of, public_sets
+from pair_curve import ALL, DEVELOPMENT, HELD_OUT, SIDES, prompts_of, public_sets
 from torch import Tensor
 
 from dcr_lite.data.rows import Prompt, read_pairs
@@ -35,8 +35,6 @@ from dcr_lite.run.plots import STYLE, save
 from dcr_lite.run.report import markdown_table
 from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import Settings
-
-HELD_OUT = {"held-out pairs": "heldout_pairs.jsonl", "held-out manners": "heldout_manners.jsonl"}
 
 
 @dataclass
