@@ -72,8 +72,7 @@ def compare(
     questions for general ability. curve_seeds: those at which further strengths are measured too, by default the first.
     judges, judge_key: as ``open_judges`` takes them, by default the cue judge; the tables are by the first. only: the
     methods besides the stock model, by default all. added: as ``added_methods`` takes them. contract: its number; it
-    fixes seeds, prompts, rows and judges, and no curve is measured unless it is asked for. by: who submits. seeds_of:
-    of methods that have seeds of their own, by name.
+    fixes seeds, prompts, rows, judges, and no curve is measured unasked. by: who submits. seeds_of: a method's own.
     """
     given = {"seeds": seeds, "prompts": files, "benchmarks": benchmarks, "rows": rows, "judge": judges}
     if terms := _terms(contract, given | {"multiple_choice": multiple_choice}, by):
