@@ -176,7 +176,8 @@ def reachable(answers: list[list[Measured]]) -> dict[str, Any]:
 
     read = [answered_at(sets(rows, "toxic"), sets(rows, "seemingly_toxic"), SAFETY) for rows in answers]
     value = mean_and_interval([share for share, _ in read])
-    return value | {"ci95": _in_squares(value, [ends for _, ends in read])}
+    low, high = _in_squares(value, [ends for _, ends in read])
+    return value | {"ci95": [max(0.0, low), min(1.0, high)]}  # a share
 
 
 def gain(stock: list[Measured], found: list[list[Measured]], label: str) -> dict[str, Any]:
