@@ -292,6 +292,8 @@ def run(demo_run: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) ->
     folder = Path(shutil.copytree(demo_run, tmp_path_factory.mktemp("run") / "tiny"))
     report = json.loads((folder / "report.json").read_text())
     write_json(report | {"model": "owner/base"}, folder / "report.json")
+    config = folder / "adapter" / "adapter_config.json"
+    write_json(json.loads(config.read_text()) | {"base_model_name_or_path": "owner/base"}, config)
     finished = open_finished(folder)
     export_merged(finished, base=str(tiny))
     export_gguf(finished, base=str(tiny))

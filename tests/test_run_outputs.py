@@ -107,7 +107,7 @@ def test_the_report_says_what_the_seconds_of_a_stage_are(finished: Finished) -> 
     text = " ".join((finished.path / "report.md").read_text(encoding="utf-8").split())
     time, _, rest = text.split("## Time and memory ")[1].partition(" on ")
     assert f"stage 1 {finished.report['seconds']['stage1']:.0f} s" in time
-    assert "are those of their steps and the evaluations between them" in rest
+    assert "are those of its steps and the evaluations between them" in rest
     assert "what is read before and behind them is counted in all alone" in rest
 
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("pictures")
 def entry(method: str, strength: float, compliance: float, safety: float) -> dict[str, Any]:
     numbers = {"compliance": compliance, "safety": safety}
     ends = {name: {"mean": x, "ci95": [x - 0.1, x + 0.1], "n": 3} for name, x in numbers.items()}
-    return {"method": method, "strength": strength, "numbers": ends}
+    return {"method": method, "strength": strength, "applies": True, "numbers": ends}
 
 
 def test_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,9 +90,9 @@ def _files(run: FinishedRun, form: Form, folder: Path) -> list[Path]:
 def _content(file: Path, base: str) -> str | bytes:
     """What a commit holds of a file: all of it, but that an adapter names its base as others find it, and no cache of
     this machine."""
-    if file.name != "adapter_config.json":
-        return str(file)
-    return json.dumps(read_json(file) | {"base_model_name_or_path": base}, indent=2).encode()
+    given = {"base_model_name_or_path": base}
+    config = read_json(file) if file.name == "adapter_config.json" else given
+    return str(file) if config.items() >= given.items() else json.dumps(config | given, indent=2).encode()
 
 
 def _made_of(file: Path, cure: str) -> str | None:

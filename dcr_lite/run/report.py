@@ -58,8 +58,8 @@ Held-out prompts along the direction that separates the training pairs.
 
 {during_sft}## Time and memory
 
-{time} on {hardware}; peak memory {peak_memory_gb:.1f} GB. The seconds of stage 1, stage 2 and safety SFT alone are
-those of their steps and the evaluations between them; what is read before and behind them is counted in all alone.
+{time} on {hardware}; peak memory {peak_memory_gb:.1f} GB. The seconds of a training are those of its steps and the
+evaluations between them; what is read before and behind them is counted in all alone.
 
 {how_found}
 ## Settings
