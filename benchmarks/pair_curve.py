@@ -11,8 +11,8 @@ itself half of stage 1 stays, others go through stage 2; then a dial is fitted t
 development pairs give it, and stands at 0. What is not set is found as a run finds it, once for each model and seed.
 
 Read on development pairs, on both files of held-out pairs, the newer one by its manners as well, and on every set of
-``--prompts``: a set of one label against the prompts of the other label in all sets. No focus word of development pairs
-or of held-back ones is trained on, whichever file it is in. 95 % bootstrap intervals over prompts. The time of all is
+``--prompts``: a set of one label against the prompts of the other label in all sets. No pair is trained on whose focus
+word is that of one that is read, whichever file it is in. 95 % bootstrap intervals over prompts. The time of all is
 estimated at the start, and what is left of it behind each point. ``--out`` keeps adapters and scores: the same command
 goes on.
 """
@@ -88,7 +88,7 @@ class Choices:
     """What to run."""
 
     settings: Settings = field(default_factory=lambda: SETTINGS)
-    """Model, pairs and training; what is given here goes for all --models."""
+    """Model, pairs and training; what is given here, and is not the default, goes for all --models."""
     counts: tuple[int, ...] = (160, 320, 640, ALL)
     """Pairs to train on; -1: all of them."""
     more: tuple[Path, ...] = ()
@@ -147,8 +147,9 @@ class Material:
             unseen[MANNER + kind.replace("_", " ")] = own
         unseen |= public_sets(choices.prompts, choices.rows)
 
-        held_back = [*data.development, *(pair for _, held in splits.values() for pair in held)]
-        words = {pair.focus.casefold() for pair in held_back if pair.focus}
+        read = [*data.development, *(pair for _, held in splits.values() for pair in held)]
+        read += [pair for file in HELD_OUT.values() for pair in read_pairs(SHIPPED / file)]
+        words = {pair.focus.casefold() for pair in read if pair.focus}
         seen = [pair for pair in data.training if pair.focus.casefold() not in words]
         more = [pair for own, _ in splits.values() for pair in own if pair.focus.casefold() not in words]
         return cls(random.Random(seed).sample(seen, len(seen)), more, unseen, data.development)

@@ -189,7 +189,8 @@ def main(choices: Choices) -> None:
     named = [text.rpartition("=") for text in choices.models]
     if wrong := ["".join(parts) for parts in named if not all(parts)]:
         raise UserError(f"--models {wrong[0]!r}: give TITLE=MODEL")
-    own_seeds(choices)  # before the hours of the first model
+    own_seeds(choices)  # this and the given files before the hours of the first model
+    given = {title: read_panel(title, Path(model)) for title, _, model in named if model.endswith(".json")}
     asked = {title: Asked.of(title, model, choices) for title, _, model in named if not model.endswith(".json")}
     if asked:
         seconds = sum(one.seconds_ahead(choices) for one in asked.values())
@@ -197,18 +198,18 @@ def main(choices: Choices) -> None:
 
     panels: dict[str, list[Panel]] = {part: [] for part in reversed(prompts_of(choices))}
     failures: list[str] = []
-    for title, _, model in named:
-        files = {} if title in asked else {"": (Path(model), "")}
-        for part in prompts_of(choices) if title in asked else ():
+    for title, _, _ in named:
+        if title in given:
+            panels[""].append(given[title])
+            continue
+        for part in prompts_of(choices):
             try:
-                files[part] = asked[title].measure(part, choices)
+                file, why = asked[title].measure(part, choices)
+                failures += [f"{title}: {why}"] if why else []
+                panels[part].append(read_panel(title, file))
             except UserError as error:  # the other models can still be measured
                 failures.append(f"{title}: {error}")
-        for part, (file, why) in files.items():
-            failures += [f"{title}: {why}"] if why else []
-            panels[part].append(read_panel(title, file))
-        if title in asked:  # whatever may happen to the next ones
-            show(panels, choices.out)
+        show(panels, choices.out)  # whatever may happen to the next ones
     show(panels, choices.out)
     print(page(panels))
     if failures:
