@@ -449,9 +449,13 @@ def test_a_method_that_does_not_apply_says_so(tmp_path: Path, monkeypatch: pytes
         for probe in (PROBES[NONE], PROBES["hello"]):
             kept.keep(model, probe, answers, {"read": 0.5, "read_as_plain_text": 0.5, "read_by_chance": 0.1}, 1.0, of)
     labels: list[str] = []
-    monkeypatch.setattr(
-        plots, "save", lambda figure, path: labels.extend(t.get_text() for t in figure.legends[0].texts)
-    )
+    save = plots.save
+
+    def read_and_save(figure: Any, path: Path) -> None:
+        labels.extend(text.get_text() for text in figure.legends[0].texts)
+        save(figure, path)
+
+    monkeypatch.setattr(plots, "save", read_and_save)
     report.write_report(kept.parts(), {"toxic": 2, "seemingly_toxic": 2}, tmp_path)
     text = (tmp_path / "probes.md").read_text(encoding="utf-8")
     assert text.count("AdaCD (does not apply)") == text.count("AdaCD") - 1 > 5

@@ -31,9 +31,11 @@ STYLE: Any = {
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure to a file, whole or absent, and close it."""
-    write_whole(path, lambda partial: figure.savefig(partial, facecolor="white", format="png"))
-    plt.close(figure)
+    """Write a figure to a file, whole or absent, and close it, whether it could be written or not."""
+    try:
+        write_whole(path, lambda partial: figure.savefig(partial, facecolor="white", format="png"))
+    finally:
+        plt.close(figure)
 
 
 def _legend(figure: Any) -> None:
