@@ -169,9 +169,7 @@ def test_discerning_turns_the_dial_only_where_that_pays(
     toxic: list[float], seemingly: list[float], strength: float
 ) -> None:
     """It stays where the model was trained unless J gains more than the tolerance by turning it."""
-    found = Goal("discerning").strength(curve(toxic, seemingly), STOCK)[0]
-    assert found == pytest.approx(strength, abs=0.3)
-    assert (found == 0) == (strength == 0)
+    assert Goal("discerning").strength(curve(toxic, seemingly), STOCK) == (strength, True)
 
 
 def test_above_stock_is_the_best_in_the_worse_of_two_gains() -> None:
