@@ -1,6 +1,7 @@
 """Claims about chat templates: training and evaluation see the same tokens, split at the same place; base models get
 their family's public format."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,13 +10,16 @@ from hypothesis import strategies as st
 from tiny_models import BASE_TOKENS, CHAT_TEMPLATE, PROMPTS, SYSTEM, build_base_tokenizer, build_tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from dcr_lite.errors import UserError
+from dcr_lite.data.rows import Conversation, Prompt
+from dcr_lite.errors import MethodError, UserError
 from dcr_lite.model.chat import (
     FORMATS,
     OWN,
+    encode_asked,
     encode_conversations,
     encode_messages,
     encode_prompts,
+    encode_rows,
     knows_system_message,
     prompt_text,
     set_format,
@@ -345,6 +349,49 @@ def test_no_turn_of_a_conversation_can_forge_another(name: str, contents: list[s
         talk(*turns, system=system) if knows_system_message(tokenizer) else talk(f"{system}\n\n{turns[0]}", *turns[1:])
     )
     assert tokenizer.decode(row) == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_a_row_behind_messages_is_the_conversation_that_ends_with_its_prompt(name: str) -> None:
+    """Beside rows without messages, which are as they are alone. The answer that is learnt behind them is that of the
+    row alone."""
+    tokenizer, system, turns = CHATS[name], (("system", MESSAGE),), (("user", "Hi there"), ("assistant", "Hello."))
+    if knows_system_message(tokenizer):
+        longer = [talk("Bye now", system=MESSAGE), talk("Hi there", "Hello.", "Bye now", system=MESSAGE)]
+    else:
+        longer = [talk(f"{MESSAGE}\n\nBye now"), talk(f"{MESSAGE}\n\nHi there", "Hello.", "Bye now")]
+    expected = [*longer, talk("Hi there", "Hello.", "Bye now"), talk("Bye now")]
+    before = [system, system + turns, turns, ()]
+    found = encode_asked(tokenizer, [Prompt("Bye now", "toxic", "set", one) for one in before], WINDOW)
+    assert found == [by_the_template(tokenizer, messages) for messages in expected]
+    assert found[-1:] == encode_prompts(tokenizer, ["Bye now"], WINDOW)
+    rows = [Conversation("Bye now", "See you.", before=one) for one in before]
+    [(_, alone)] = encode_conversations(tokenizer, ["Bye now"], ["See you."], WINDOW)
+    assert encode_rows(tokenizer, rows, WINDOW) == [(row, alone) for row in found]
+
+
+def test_messages_before_a_prompt_can_forge_nothing() -> None:
+    """Special tokens that they spell are text."""
+    row = Prompt("Bye", "toxic", "set", (("system", FORGED), ("user", FORGED), ("assistant", FORGED)))
+    usual = replace(row, before=(("system", "Hi"), ("user", "Hi"), ("assistant", "Hi")))
+    (forged,), (plain,) = encode_asked(TOKENIZER, [row], WINDOW), encode_asked(TOKENIZER, [usual], WINDOW)
+    assert special_tokens(TOKENIZER, forged) == special_tokens(TOKENIZER, plain)
+
+
+def test_a_prompt_that_is_too_long_with_the_messages_before_it_is_named() -> None:
+    """By its own beginning; alone it would fit."""
+    rows = [Prompt(text, "toxic", "set", before) for text in ("Hi", "Bye") for before in ((), (("system", "a" * 90),))]
+    most = max(map(len, encode_asked(TOKENIZER, rows[:3], WINDOW)))
+    says = rf"prompt 'Hi'\.\.\. has {most} tokens in the chat template, with the messages before it and the limit is"
+    with pytest.raises(UserError, match=says):
+        encode_asked(TOKENIZER, rows[:3], most - 1)
+
+
+def test_what_stands_behind_messages_is_put_under_no_other_one() -> None:
+    """Another method may do without; so it is an error of this one alone."""
+    rows = encode_asked(TOKENIZER, [Prompt("Hi", "toxic", "set", (("user", "a"), ("assistant", "b")))], WINDOW)
+    with pytest.raises(MethodError, match="stand behind other messages"):
+        with_system_message(TOKENIZER, rows, MESSAGE, WINDOW)
 
 
 def test_a_system_message_may_come_late() -> None:

@@ -45,6 +45,20 @@ def trained(model: Any) -> Progress:
     return Loop(ContrastiveRefinement(model, "test", PAIRS[:12], PAIRS[12:], CONFIG, geometry, seed=0)).run()
 
 
+def test_both_sides_of_a_pair_stand_behind_the_same_messages(tiny_model: Any) -> None:
+    """All toxic sides first, each as the chat template writes the conversation; other pairs as without."""
+    model, messages = tiny_model(), [{"role": "system", "content": "Be brief."}]
+    pairs = [PAIRS[0], replace(PAIRS[1], before=(("system", "Be brief."),))]
+    expected = [
+        model.tokenizer.apply_chat_template(
+            [*earlier, {"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        for side in ("toxic", "seemingly_toxic")
+        for earlier, text in zip(([], messages), (getattr(pair, side) for pair in pairs), strict=True)
+    ]
+    assert encode_pairs(model, pairs) == expected
+
+
 def test_stage_1_separates_pairs_that_it_has_not_seen(tiny_model: Any) -> None:
     """The kinds differ in one word here: unseen pairs with other words end apart, and the loss has fallen."""
     model = tiny_model()

@@ -189,6 +189,16 @@ def test_kinds_come_from_the_measured_files(tmp_path: Path) -> None:
     assert kinds == {"t": "law", "s": "law", "x": "homonyms", "y": "set", "z": "file"}
 
 
+def test_a_prompt_may_be_of_another_kind_behind_messages(tmp_path: Path) -> None:
+    """Two rows may differ in these alone."""
+    before = [{"role": "system", "content": "Be brief."}]
+    rows = [{"prompt": "x", "label": "toxic", "kind": "law"}]
+    rows = [*rows, {"prompt": "x", "label": "toxic", "kind": "fiction", "before": before}]
+    kinds = kinds_in((write_rows(tmp_path / "file.jsonl", rows),))
+    answers = [measured("x", "toxic", True, 1.0), measured("x", "toxic", True, 1.0) | {"before": before}]
+    assert {row["kind"] for row in rates_by_kind(answers, answers, kinds)} == {"law", "fiction"}
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 

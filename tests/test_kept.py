@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import voice
-from tiny_models import ADAPTER, PROMPTS, add_random_adapter, assert_close
+from tiny_models import ADAPTER, PROMPTS, add_random_adapter, assert_close, greedy_tokens
 from torch.nn.functional import kl_div
 
 from dcr_lite.compare.directions import steered
 from dcr_lite.compare.surgical import ablated
-from dcr_lite.data.rows import Conversation, Prompt
+from dcr_lite.data.rows import Conversation, Prompt, messages_of
 from dcr_lite.measure.answers import measure
 from dcr_lite.measure.general_ability import log_likelihoods
 from dcr_lite.measure.kept import (
@@ -44,6 +44,25 @@ ANSWERS = [
 
 def read(model: Model) -> StockAnswers:
     return read_stock_answers(model, ANSWERS)
+
+
+def test_a_prompt_is_answered_and_read_behind_the_messages_before_it(
+    tiny_model: Callable[..., Model], reference: Callable[..., Any]
+) -> None:
+    """The greedy answer is that to the template's conversation, and the stock model's answer is read behind it too; the
+    stored row says what was asked, without a field where nothing stood before."""
+    model, plain = tiny_model(), reference()
+    before = (("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello."))
+    prompts = [Prompt(PROMPTS[0], "plain", "set", before), Prompt(PROMPTS[0], "plain", "set")]
+    found = measure(model, prompts, 6, whole=True)
+    stock = read_stock_answers(model, found)
+    for prompt, said, (row, _) in zip(prompts, found, stock.rows, strict=True):
+        messages = [*messages_of(prompt.before), {"role": "user", "content": prompt.prompt}]
+        assert row == model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        after = greedy_tokens(plain, row, 6)
+        assert said["response"] == model.tokenizer.decode(after, skip_special_tokens=True).strip()
+    assert found[0]["before"] == messages_of(before)
+    assert "before" not in found[1]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])

@@ -31,7 +31,7 @@ def rows(tmp_path: Path) -> Path:
     return save_rows(tmp_path / "rows")
 
 
-def add_row(path: Path, row: dict[str, str]) -> int:
+def add_row(path: Path, row: dict[str, Any]) -> int:
     """Append a row; returns the number of its line."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     write_rows(path, [*lines, row])
@@ -60,6 +60,25 @@ def test_a_users_own_long_row_is_an_error_with_file_and_line(tiny: Path, rows: P
     said = f"instructions.jsonl, line {line}: {tokens} tokens in the chat template, and at most 96 fit one pass in the"
     with pytest.raises(UserError, match=said):
         without_long_rows(run, model, data, settings)
+
+
+def test_of_rows_that_differ_in_the_messages_before_them_the_long_one_is_named(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    """A pair, and a prompt that is measured."""
+    long = [{"role": "system", "content": "Tom and Tim. " * 200}]
+    for name, row in (
+        ("pairs", {"toxic": "a", "seemingly_toxic": "b"}),
+        ("held_out", {"prompt": "a", "label": "plain"}),
+    ):
+        file = rows / f"{name}.jsonl"
+        whole = file.read_bytes()
+        add_row(file, row)
+        line = add_row(file, row | {"before": long})
+        run, model, data, settings = loaded(tiny, rows, tmp_path / "run")
+        with pytest.raises(UserError, match=f"{name}.jsonl, line {line}: 1,[0-9]+ tokens in the chat template"):
+            without_long_rows(run, model, data, settings)
+        file.write_bytes(whole)
 
 
 def test_a_run_that_a_long_row_ended_has_not_begun(tiny: Path, rows: Path, tmp_path: Path) -> None:

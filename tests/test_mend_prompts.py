@@ -112,6 +112,10 @@ def test_the_run_goes_on_with_the_prompts_that_it_kept(tmp_path: Path) -> None:
         ({"answer": [{"text": "a"}]}, 'answer, line 1: field "prompt" is missing'),
         ({"answer": [{"prompt": "a", "label": "toxic"}]}, 'line 1: label "toxic" among the prompts to answer'),
         ({"answer": "\n".join(FIVE), "refuse": [{"prompt": "a", "label": "plain"}]}, "among the prompts to refuse"),
+        (
+            {"answer": [{"prompt": "a", "before": [{"role": "system", "content": "b"}]}], "refuse": "c"},
+            "stand alone: take",
+        ),
         ({"answer": "\n".join(FIVE), "refuse": [{"toxic": "a", "seemingly_toxic": "b"}]}, "Give pairs with --answer"),
         ({"answer": "\n".join(FIVE), "refuse": f"x\n{FIVE[2]} "}, "refuse, line 2 refused, the same prompt"),
         ({"answer": "\n".join(FIVE), "marks": "x"}, "--marks stands in place of --answer and --refuse"),

@@ -13,7 +13,7 @@ from recipe_runs import small_settings
 from small_runs import flags, run_here
 from tiny_models import build_tokenizer
 
-from dcr_lite.data.rows import Conversation
+from dcr_lite.data.rows import Before, Conversation
 from dcr_lite.data.splits import evenly_drawn
 from dcr_lite.errors import UserError
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
@@ -231,19 +231,32 @@ def test_second_turns_are_conversations_of_the_template(
     steps.refine(run, model, data, settings)
     usual = steps.rows_of_stage2(run, model, data, replace(settings, second_turns=0.0))
     rows = steps.rows_of_stage2(run, model, data, settings)
-    assert [replace(row, before=None) for row in rows] == usual
+    assert [replace(row, before=()) for row in rows] == usual
     second = [row for row in rows if row.before]
     assert len(second) == 6
-    said = {(row.prompt, row.response) for row in usual}
-    assert all(row.before in said and row.before[0] != row.prompt for row in second if row.before)
+    said = {turn_of(row) for row in usual}
+    assert all(row.before in said and row.before[0][1] != row.prompt for row in second)
     sft = SafetySFT("stage2", model, DCR, second, SafetySFTConfig(0, 1, 2, 1e-3), 0)
     for row, one in zip(second, sft.rows, strict=True):
-        assert row.before is not None
-        turns = [row.before[0], row.before[1], row.prompt]
+        turns = [*(content for _, content in row.before), row.prompt]
         messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
         expected = model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         assert one.prompt == expected
         assert model.tokenizer.decode(one.answer, skip_special_tokens=True).strip() == row.response.strip()
+
+
+def turn_of(row: Conversation) -> Before:
+    """The row as a turn before another one."""
+    return (("user", row.prompt), ("assistant", row.response))
+
+
+def test_a_second_turn_keeps_the_messages_that_it_had() -> None:
+    """The other row's turn comes behind the system message and before the further ones; what stands behind messages
+    comes before nothing, where these would be missing."""
+    system, talk = (("system", "Be brief."),), (("user", "Hi"), ("assistant", "Hello."))
+    rows = [Conversation("a", "b"), Conversation("c", "d", before=system), Conversation("e", "f", before=system + talk)]
+    found = with_second_turns(TOKENIZER, rows, 1.0, 0, 512)
+    assert [row.before for row in found] == [(), system + turn_of(rows[0]), system + turn_of(rows[0]) + talk]
 
 
 words = st.text("abc ", max_size=30).map(str.strip)
@@ -257,13 +270,13 @@ def test_no_second_turn_is_longer_than_fits(texts: list[tuple[str, str, bool]], 
     alone = [sum(map(len, row)) for row in encode_conversations(TOKENIZER, *texts_of(rows), 512)]
     most = max(alone) + room
     found = with_second_turns(TOKENIZER, rows, share, 0, most)
-    assert [replace(row, before=None) for row in found] == rows
+    assert [replace(row, before=()) for row in found] == rows
     second = [row for row in found if row.before]
     assert len(second) <= round(share * len(rows))
-    ended = {(row.prompt, row.response) for row in rows if row.ends}
+    ended = {turn_of(row) for row in rows if row.ends}
     for row in second:
         assert row.before in ended
-    whole = encode_conversations(TOKENIZER, *texts_of(found), 2048, earlier=[row.before for row in found])
+    whole = encode_conversations(TOKENIZER, *texts_of(found), 2048, before=[row.before for row in found])
     assert max(len(prompt) + len(answer) for prompt, answer in whole) <= most
 
 

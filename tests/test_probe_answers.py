@@ -4,14 +4,16 @@ the judge sees what it should, and the numbers are those of their definitions.""
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import PROMPTS, random_kinds, random_rows
+from tiny_models import PROMPTS, greedy_tokens, random_kinds, random_rows
 
-from dcr_lite.data.rows import Pair, Prompt
+from dcr_lite.data.rows import Pair, Prompt, messages_of
 from dcr_lite.measure import metrics
 from dcr_lite.measure.metrics import RESAMPLES, wilson_interval
 from dcr_lite.measure.openings import FORCED_OPENING
@@ -95,15 +97,6 @@ def test_five_answers_are_sampled(tiny_model: MakeModel) -> None:
 
 
 # --- prefilling -------------------------------------------------------------------------------------------------------
-
-
-def greedy_tokens(reference: Any, row: list[int], new: int) -> list[int]:
-    """Argmax by full forward passes."""
-    row, found = list(row), []
-    for _ in range(new):
-        found.append(int(reference(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1].argmax()))
-        row.append(found[-1])
-    return found
 
 
 @pytest.mark.parametrize("tokens", [5, 40])
@@ -190,6 +183,26 @@ def test_a_prompt_in_a_context_is_answered_as_the_templates_conversation(
         after = greedy_tokens(plain, row, bench.answer_tokens)
         assert said["response"] == model.tokenizer.decode(after, skip_special_tokens=True).strip()
         assert (said["prompt"], said["asked"]) == (prompt.prompt, prompt.prompt)
+
+
+@pytest.mark.parametrize("name", ["none", "shop", "long_talk"])
+def test_a_probe_comes_before_the_messages_of_a_prompt(tiny_model: MakeModel, name: str) -> None:
+    """Of the system there is one message, which comes first: the probe's, where it has one. The answers say what stood
+    before the prompt by itself."""
+    own = (("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello."))
+    bench = bench_of(tiny_model())
+    bench = replace(bench, prompts=[replace(prompt, before=own) for prompt in bench.prompts], plain=[])
+    seen: list[list[int]] = []
+    reader = SimpleNamespace(toxicity=lambda model, rows: [seen.append(row) for row in rows])
+    found, _ = ask(replace(bench, reader=cast(Any, reader)), PROBES[name], lambda done: None)
+    brought = list(PROBES[name].before)
+    first = brought[:1] if brought and brought[0]["role"] == "system" else [{"role": "system", "content": "Be brief."}]
+    turns = [*first, *(one for one in brought if one["role"] != "system"), *messages_of(own[1:])]
+    for prompt, row, said in zip(bench.prompts, seen, found, strict=True):
+        messages = [*turns, {"role": "user", "content": prompt.prompt}]
+        tokenizer = bench.model.tokenizer
+        assert row == tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert said["before"] == messages_of(own)
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """Reading rows: every error gives the file and the line, and harmless differences are read."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,29 @@ from dcr_lite.data.rows import (
     Conversation,
     Pair,
     Prompt,
+    fields_of,
+    messages_of,
+    prompts_of,
     read_choices,
     read_conversations,
     read_jsonl,
     read_pairs,
     read_prompts,
 )
+from dcr_lite.data.splits import digest_of
 from dcr_lite.errors import UserError
 
 GOOD = '{"prompt": "Hi", "response": "Hello"}\n'
 QUESTION = '{"question": "q", "choices": ["a", "b"], "answer": 0}\n'
+SYSTEM, USER, ASSISTANT = (
+    f'{{"role": "{role}", "content": "{role} says"}}' for role in ("system", "user", "assistant")
+)
 Reader = Callable[[Path], list[Any]]
+
+
+def behind(before: str) -> str:
+    """A second line with this field."""
+    return f'{{"prompt": "a", "label": "toxic"}}\n{{"prompt": "a", "label": "toxic", "before": {before}}}\n'
 
 
 def write(path: Path, content: str | bytes | list[dict[str, Any]]) -> Path:
@@ -68,6 +82,20 @@ def write(path: Path, content: str | bytes | list[dict[str, Any]]) -> Path:
         (read_pairs, '{"toxic": "a", "seemingly_toxic": "b", "kind": "\\ud83d"}', 1, '"kind" holds half a'),
         (read_pairs, '{"toxic": "a", "seemingly_toxic": "b", "focus": ["c"]}', 1, '"focus" is not a text'),
         (read_pairs, '{"\\u001b[2J": "a"}', 1, r"Found: \\x1b\[2J"),
+        (read_prompts, behind('"Hi"'), 2, '"before" has to be a list of messages'),
+        (read_prompts, behind('["Hi"]'), 2, 'message 1 of "before": str where an object with role and content'),
+        (read_prompts, behind('[{"role": "tool", "content": "a"}]'), 2, "role has to be system or user, not 'tool'"),
+        (read_prompts, behind('[{"content": "a"}]'), 2, "role has to be system or user, not None"),
+        (read_prompts, behind('[{"role": "assistant", "content": "a"}]'), 2, "role has to be system or user"),
+        (read_prompts, behind(f"[{SYSTEM}, {SYSTEM}]"), 2, 'message 2 of "before": its role has to be user'),
+        (read_prompts, behind(f"[{USER}, {USER}]"), 2, "its role has to be assistant, not 'user'"),
+        (read_prompts, behind(f"[{USER}, {ASSISTANT}, {SYSTEM}]"), 2, "its role has to be user, not 'system'"),
+        (read_prompts, behind(f"[{USER}]"), 2, """the last message of "before" is the user's. Put the assistant's"""),
+        (read_prompts, behind('[{"role": "user", "content": " "}]'), 2, 'message 1 of "before": field "content" is'),
+        (read_prompts, behind('[{"role": "user"}]'), 2, '"content" is missing. Found: role'),
+        (read_prompts, behind('[{"role": "user", "content": 3}]'), 2, '"content" is not a text'),
+        (read_pairs, '{"toxic": "a", "seemingly_toxic": "b", "before": 1}', 1, '"before" has to be a list'),
+        (read_conversations, '{"prompt": "a", "response": "b", "before": "c"}', 1, '"before" has to be a list'),
     ],
 )
 def test_errors_give_file_and_line(tmp_path: Path, reader: Reader, content: str | bytes, line: int, says: str) -> None:
@@ -131,6 +159,35 @@ def test_prompts_come_from_labelled_rows_and_from_pairs(tmp_path: Path) -> None:
         Prompt("c", "plain", "mine"),
         Prompt("d", "toxic", "fresh"),
     ]
+
+
+@pytest.mark.parametrize("before", [[SYSTEM], [USER, ASSISTANT], [SYSTEM, USER, ASSISTANT, USER, ASSISTANT], []])
+def test_a_row_has_the_messages_before_its_prompt(tmp_path: Path, before: list[str]) -> None:
+    """Pairs on both sides, prompts and conversations; written again they are what was read. None and an empty list are
+    no messages, and further fields of a message do no harm."""
+    given = [json.loads(message) | {"name": "Ann"} for message in before]
+    expected = tuple((message["role"], message["content"]) for message in given)
+    path = tmp_path / "rows.jsonl"
+    pair, prompt = {"toxic": "a", "seemingly_toxic": "b"}, {"prompt": "c", "label": "plain", "source": "mine"}
+    talk = {"prompt": "d", "response": "e"}
+    pairs = [Pair("a", "b", before=expected), Pair("a", "b")]
+    read = read_pairs(write(path, [pair | {"before": given}, pair | {"before": None}]))
+    assert read == read_pairs(write(path, list(map(fields_of, read)))) == pairs
+    both = [Prompt(text, label, "rows", expected) for text, label in (("a", "toxic"), ("b", "seemingly_toxic"))]
+    assert prompts_of(read[:1], "rows") == both
+    prompts = read_prompts(write(path, [prompt | {"before": given}, pair | {"before": given}]))
+    assert prompts == read_prompts(write(path, list(map(fields_of, prompts))))
+    assert prompts == [Prompt("c", "plain", "mine", expected), *both]
+    talks = read_conversations(write(path, [talk | {"before": given}]))
+    assert talks == [Conversation("d", "e", before=expected)]
+    assert messages_of(expected) == [json.loads(message) for message in before]
+
+
+def test_prompts_behind_other_messages_are_other_prompts() -> None:
+    """By their digest, which is that of before there were messages where there are none."""
+    alone, behind = Prompt("a", "toxic", "set"), Prompt("a", "toxic", "set", (("system", "Be brief."),))
+    assert digest_of([alone]) == hashlib.sha256(b'[["a", "toxic", "set"]]').hexdigest()
+    assert digest_of([alone]) != digest_of([behind]) != digest_of([replace(behind, before=(("system", "Be kind."),))])
 
 
 def test_answers_are_numbers_or_letters(tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 from dcr_lite.check.finding import Finding, Task
 from dcr_lite.check.reach import folder_of, full_data_is_here, reads_public_sets, token
 from dcr_lite.data import hub
+from dcr_lite.data.rows import Asked, prompts_of
+from dcr_lite.data.splits import characters
 from dcr_lite.errors import first_line
-from dcr_lite.model.chat import encode_conversations, encode_prompts, set_format
+from dcr_lite.model.chat import encode_asked, encode_rows, set_format
 from dcr_lite.model.configuration import longest_row, of_decoder
 from dcr_lite.model.loading import load_tokenizer
 from dcr_lite.model.packing import shared_prefix
@@ -94,32 +96,31 @@ def _at_hand(settings: Settings, found: Finding) -> Settings:
 
 def measured(data: Data, tokenizer: Any) -> Lengths:
     """The rows in tokens of this tokenizer, or in estimated ones without it."""
-    prompts_of: Callable[[Sequence[str]], list[int]]
+    lengths_of: Callable[[Sequence[Asked]], list[int]]
     prefix = TEMPLATE // 2
-    pairs = [text for pair in data.training for text in (pair.toxic, pair.seemingly_toxic)]
     mixture = data.baseline_mixture
     if tokenizer is None:
 
-        def prompts_of(texts: Sequence[str]) -> list[int]:
-            return [TEMPLATE + len(text) // CHARACTERS for text in texts]
+        def lengths_of(asked: Sequence[Asked]) -> list[int]:
+            return [TEMPLATE * (1 + len(row.before)) + characters(row) // CHARACTERS for row in asked]
 
-        prompts = prompts_of([row.prompt for row in mixture])
+        prompts = lengths_of(mixture)
         rows = [(p, 1 + len(row.response) // CHARACTERS) for p, row in zip(prompts, mixture, strict=True)]
     else:
 
-        def prompts_of(texts: Sequence[str]) -> list[int]:
-            return [len(ids) for ids in encode_prompts(tokenizer, list(texts), NO_LIMIT)]
+        def lengths_of(asked: Sequence[Asked]) -> list[int]:
+            return [len(ids) for ids in encode_asked(tokenizer, asked, NO_LIMIT)]
 
-        encoded = encode_conversations(tokenizer, [r.prompt for r in mixture], [r.response for r in mixture], NO_LIMIT)
+        encoded = encode_rows(tokenizer, mixture, NO_LIMIT)
         rows = [(len(prompt), len(answer)) for prompt, answer in encoded]
         prefix = shared_prefix([prompt for prompt, _ in encoded])
-    sides = prompts_of(pairs)
+    sides, n = lengths_of(prompts_of(data.training)), len(data.training)
     return Lengths(
         prefix=prefix,
-        pairs=list(zip(sides[::2], sides[1::2], strict=True)),
+        pairs=list(zip(sides[:n], sides[n:], strict=True)),
         conversations=rows,
         refuses=[row.refuses for row in mixture],
-        held_out=prompts_of([prompt.prompt for prompt in data.held_out]),
+        held_out=lengths_of(data.held_out),
         development=len(data.development),
         refusals=len(data.refusals),
         watched=len(data.watched),

@@ -46,11 +46,12 @@ from torch.nn.functional import logsigmoid
 
 from dcr_lite.compare.directions import Kinds, apart
 from dcr_lite.compare.preferences import Preference
+from dcr_lite.data.rows import Conversation
 from dcr_lite.data.splits import pair_batches
 from dcr_lite.measure.general_ability import log_likelihoods
 from dcr_lite.model import adapters, distributed
 from dcr_lite.model.answer_tokens import Tokens, answer_places, backward_through_vocabulary, log_probabilities
-from dcr_lite.model.chat import encode_conversations
+from dcr_lite.model.chat import encode_rows
 from dcr_lite.model.hidden_states import depth, final_states
 from dcr_lite.model.loading import Model
 from dcr_lite.model.packing import shared_prefix
@@ -182,15 +183,12 @@ class DPO:
 
 def encoded(model: Model, preferences: list[Preference]) -> list[Tokens]:
     """The rows of y+ and y- of each preference in turn."""
-    said = [(one.prompt, answer) for one in preferences for answer in (one.chosen, one.rejected)]
-    rows = encode_conversations(
-        model.tokenizer,
-        [prompt for prompt, _ in said],
-        [answer.text for _, answer in said],
-        model.window,
-        [answer.ends for _, answer in said],
-    )
-    return [Tokens(*row) for row in rows]
+    rows = [
+        Conversation(one.prompt, said.text, ends=said.ends, before=one.before)
+        for one in preferences
+        for said in (one.chosen, one.rejected)
+    ]
+    return [Tokens(*row) for row in encode_rows(model.tokenizer, rows, model.window)]
 
 
 def batches(preferences: list[Preference], seed: int) -> list[list[int]]:

@@ -27,14 +27,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcr_lite.compare.directions import LEAST
-from dcr_lite.data.rows import Conversation, Pair
+from dcr_lite.data.rows import Before, Conversation, Pair, Prompt, prompts_of
 from dcr_lite.errors import MethodError
 from dcr_lite.files import sha256_of, write_jsonl
 from dcr_lite.measure.brokenness import is_broken
 from dcr_lite.measure.judge import is_refusal
 from dcr_lite.measure.openings import led
 from dcr_lite.model import adapters
-from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.chat import encode_asked
 from dcr_lite.model.generation import Answer
 from dcr_lite.model.loading import Model
 from dcr_lite.model.thinking import answer_of
@@ -70,13 +70,14 @@ class Said:
 @dataclass(frozen=True)
 class Preference:
     """A prompt with the answer that is preferred and the one that is not. pair: the number of its pair of prompts, of
-    which it is the toxic side or the other one."""
+    which it is the toxic side or the other one. before: the messages before the prompt."""
 
     prompt: str
     toxic: bool
     pair: int
     chosen: Said
     rejected: Said
+    before: Before = ()
 
 
 def of_run(
@@ -88,12 +89,8 @@ def of_run(
     Raises MethodError where fewer than LEAST are left, UserError where the kept file is damaged.
     """
     path = run.path / f"{PART}.jsonl"
-    asked = [
-        (label, prompt)
-        for pair in _drawn(run, model, pairs, seed)
-        for label, prompt in zip(LABELS, (pair.toxic, pair.seemingly_toxic), strict=False)
-    ]
-    rows = kept_rows(run, PART, path, FIELDS, [prompt for _, prompt in asked])
+    asked = [side for pair in _drawn(run, model, pairs, seed) for side in prompts_of([pair])]
+    rows = kept_rows(run, PART, path, FIELDS, [side.prompt for side in asked])
     if not run.finished(PART):
         forget_peak_memory()
         started = time.monotonic()
@@ -101,7 +98,7 @@ def of_run(
         counts = Counter(f"{row['label']}: {row['left_out'] or LEARNT[row['forced']]}" for row in rows)
         facts = {"seconds": time.monotonic() - started, "peak_memory_bytes": peak_memory_bytes(), "counts": counts}
         run.finish(PART, facts | {DIGEST: sha256_of(path)})
-    found = learnt(rows)
+    found = learnt(asked, rows)
     if len(found) < LEAST:
         raise MethodError(
             f"DPO finds only {len(found)} preferences in {len(rows)} prompts: what is said to the others is of no use. "
@@ -110,15 +107,16 @@ def of_run(
     return found
 
 
-def learnt(rows: Sequence[Row]) -> list[Preference]:
-    """The preferences among the rows of a file, in which both sides of each pair follow each other."""
+def learnt(asked: Sequence[Prompt], rows: Sequence[Row]) -> list[Preference]:
+    """The preferences among the rows of a file, of the prompts ``asked``, in which both sides of each pair follow each
+    other."""
     found = []
-    for number, row in enumerate(rows):
+    for number, (side, row) in enumerate(zip(asked, rows, strict=True)):
         if not row["left_out"]:
             toxic = row["label"] == LABELS[0]
             answered, refused = Said(row["answer"], row["answer_ends"]), Said(row["refusal"], row["refusal_ends"])
             chosen, rejected = (refused, answered) if toxic else (answered, refused)
-            found.append(Preference(row["prompt"], toxic, number // 2, chosen, rejected))
+            found.append(Preference(side.prompt, toxic, number // 2, chosen, rejected, side.before))
     return found
 
 
@@ -135,14 +133,13 @@ def _drawn(run: RunFolder, model: Model, pairs: list[Pair], seed: int) -> list[P
     return random.Random(seed).sample(short, min(PAIRS, len(short)))
 
 
-def _answered(model: Model, asked: list[tuple[str, str]], opening: str, rows: list[Row], path: Path) -> list[Row]:
-    """The rows of all prompts ``asked``, (label, prompt), of which ``rows`` were made before; the file is written after
-    every batch."""
+def _answered(model: Model, asked: list[Prompt], opening: str, rows: list[Row], path: Path) -> list[Row]:
+    """The rows of all prompts ``asked``, of which ``rows`` were made before; the file is written after every batch."""
     with progress_bar("DPO: answers", max(1, len(asked))) as shown:
         shown.start_at(len(rows))
         while len(rows) < len(asked):
             batch = asked[len(rows) :][:BATCH]
-            ids = encode_prompts(model.tokenizer, [prompt for _, prompt in batch], model.window - TOKENS)
+            ids = encode_asked(model.tokenizer, batch, model.window - TOKENS)
             with adapters.stock(model):
                 answers = led(model, ids, TOKENS)
             refusals = led(model, ids, TOKENS, opening, refusing=True)
@@ -153,18 +150,18 @@ def _answered(model: Model, asked: list[tuple[str, str]], opening: str, rows: li
     return rows
 
 
-def _row(asked: tuple[str, str], answered: tuple[Answer, str], refused: tuple[Answer, str]) -> Row:
+def _row(asked: Prompt, answered: tuple[Answer, str], refused: tuple[Answer, str]) -> Row:
     """What is kept of a prompt and both models' words to it, as ``led`` gives them."""
-    (label, prompt), (answering, forced), (refusing, _) = asked, answered, refused
+    (answering, forced), (refusing, _) = answered, refused
     said, refusal = answer_of(answering.text), answer_of(refusing.text)
     own = said.removeprefix(forced)  # an opening that the model has not chosen hides that it refuses behind it
     if is_refusal(own):
         left_out = "the stock model refuses behind an opening, too"
-    elif is_broken(prompt, own):
+    elif is_broken(asked.prompt, own):
         left_out = "the stock model's answer is broken"
     else:
         left_out = "" if is_refusal(refusal) else "no refusal of safety SFT"
     return {
-        "label": label, "prompt": prompt, "answer": said, "answer_ends": answering.ended, "forced": bool(forced),
-        "refusal": refusal, "refusal_ends": refusing.ended, "left_out": left_out,
+        "label": asked.label, "prompt": asked.prompt, "answer": said, "answer_ends": answering.ended,
+        "forced": bool(forced), "refusal": refusal, "refusal_ends": refusing.ended, "left_out": left_out,
     }  # fmt: skip

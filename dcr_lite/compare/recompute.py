@@ -16,6 +16,7 @@ from dcr_lite.compare.measurement import Configuration, EvaluationData, answers_
 from dcr_lite.compare.submission import Entry, Judged, Point, Submission, judged_counts
 from dcr_lite.compare.summary import set_counts
 from dcr_lite.compare.verification import place_of
+from dcr_lite.data.rows import Prompt, before_field
 from dcr_lite.errors import UserError
 from dcr_lite.files import sha256_of
 from dcr_lite.judges.interface import Judge
@@ -44,7 +45,7 @@ def recomputed(
             if (digest := sha256_of(path)) != point["answers"]["sha256"]:
                 faults.append(differs(f"{place}, SHA-256 of the answers", point["answers"]["sha256"], digest))
             answers = read_answers(path)
-            if _asked(answers) != [(prompt.prompt, prompt.label, prompt.source) for prompt in data.prompts]:
+            if _asked(answers) != data.prompts:
                 found += [*faults, Finding("differs", f"{place}: answers to other prompts than the contract's")]
                 continue
             scores = judge_rows(judges, exchanges(answers), progress=shown.advance)
@@ -68,8 +69,8 @@ def _path(compared: Path, entry: Entry, point: Point, data: EvaluationData) -> P
     return answers_in(folder, Configuration(entry["method"], entry["strength"], seed), data)
 
 
-def _asked(answers: list[Measured]) -> list[tuple[str, str, str]]:
-    return [(row["prompt"], row["label"], row["source"]) for row in answers]
+def _asked(answers: list[Measured]) -> list[Prompt]:
+    return [Prompt(row["prompt"], row["label"], row["source"], before_field(row, "an answer")) for row in answers]
 
 
 def _of_judges(place: str, point: Point, again: dict[str, Judged], contract: Contract) -> list[Finding]:

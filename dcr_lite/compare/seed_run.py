@@ -27,7 +27,7 @@ from dcr_lite.method.dial import Dial, turned
 from dcr_lite.method.dial_fitting import find_gain, fit_dial
 from dcr_lite.method.loop import Stage
 from dcr_lite.model import adapters
-from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.chat import encode_asked
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, DCR
 from dcr_lite.run import dial, inputs, opening, plan, steps
@@ -136,8 +136,8 @@ class SeedRun:
         unused = [row for row in self.data.instructions if row.prompt not in used]
 
         def kinds(pairs: list[Pair], plain: list[Conversation]) -> Kinds:
-            prompts = [p.toxic for p in pairs], [p.seemingly_toxic for p in pairs], [row.prompt for row in plain]
-            return Kinds(*(encode_prompts(self.model.tokenizer, some, self.model.window) for some in prompts))
+            both, n = encode_pairs(self.model, pairs), len(pairs)
+            return Kinds(both[:n], both[n:], encode_asked(self.model.tokenizer, plain, self.model.window))
 
         return (
             kinds(self.data.training[:ANCHORS], trained[:ANCHORS]),

@@ -3,12 +3,12 @@
 None needs an account: some have gated copies (walledai/...), which are not used.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from dcr_lite.data.hub import HUB
 from dcr_lite.data.public_sets import public_rows
-from dcr_lite.data.rows import Prompt, read_prompts
+from dcr_lite.data.rows import Prompt, fields_of, read_prompts
 from dcr_lite.errors import UserError
 from dcr_lite.files import cache_folder, write_jsonl
 
@@ -122,7 +122,7 @@ def load_benchmark(name: str, cache: Path | None = None) -> list[Prompt]:
         raise UserError(f"--benchmarks {name}: no such benchmark. Choose from {', '.join(BENCHMARKS)}.")
     kept = (cache or cache_folder()) / "benchmarks" / f"{name}.jsonl"
     if not kept.exists():
-        write_jsonl(map(asdict, _fetch(name, BENCHMARKS[name])), kept)
+        write_jsonl(map(fields_of, _fetch(name, BENCHMARKS[name])), kept)
     return read_prompts(kept)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_lite.data.public_sets import public_rows
-from dcr_lite.data.rows import Conversation, Pair, read_pairs
+from dcr_lite.data.rows import Conversation, Pair, fields_of, read_pairs
 from dcr_lite.files import SHIPPED, cache_folder, write_jsonl
 
 VERSION = "full-2"  # of the rows below: with another choice of rows it changes, so that no run mixes two
@@ -172,4 +172,4 @@ def _plain(text: str) -> str:
 
 def _write(path: Path, rows: list[Pair] | list[Conversation]) -> None:
     """JSON Lines of the fields that are not empty."""
-    write_jsonl(({name: value for name, value in asdict(row).items() if value} for row in rows), path)
+    write_jsonl(map(fields_of, rows), path)

@@ -3,30 +3,48 @@
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from dcr_lite.errors import UserError
 from dcr_lite.names import LABELS
 
+# (role, content) of each message of the conversation before a prompt: one of the system if there is any, then turns of
+# user and assistant in order, whole ones.
+Before = tuple[tuple[str, str], ...]
+# The roles that may follow a role; "" is the beginning.
+FOLLOWS = {"": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}
+
+
+class Asked(Protocol):
+    """A row with a prompt, and the messages before it."""
+
+    @property
+    def prompt(self) -> str: ...
+
+    @property
+    def before(self) -> Before: ...
+
 
 @dataclass(frozen=True)
 class Pair:
-    """A toxic prompt and a seemingly toxic one of similar wording. ``focus``: the alarming word they share."""
+    """A toxic prompt and a seemingly toxic one of similar wording, both behind the messages ``before``. ``focus``: the
+    alarming word they share."""
 
     toxic: str
     seemingly_toxic: str
     kind: str = ""
     focus: str = ""
+    before: Before = ()
 
 
 @dataclass(frozen=True)
 class Conversation:
     """A prompt and the answer to learn. ``kind``: its topic, if the file gives one. ``refuses``: in a mixture for
     safety SFT, whether the row is one of the refusals. ``ends``: whether the answer's end is learnt too; not where it
-    was cut off. ``begun``: what the model has said before that, which is not learnt. ``before``: a prompt and
-    its answer, the turn before, which is not learnt either."""
+    was cut off. ``begun``: what the model has said before that, which is not learnt. ``before``: the messages before
+    the prompt, which are not learnt either."""
 
     prompt: str
     response: str
@@ -34,16 +52,17 @@ class Conversation:
     refuses: bool = False
     ends: bool = True
     begun: str = ""
-    before: tuple[str, str] | None = None
+    before: Before = ()
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt to measure, its label (one of LABELS) and the set that it belongs to."""
+    """A prompt to measure, its label (one of LABELS), the set that it belongs to, and the messages before it."""
 
     prompt: str
     label: str
     source: str
+    before: Before = ()
 
 
 @dataclass(frozen=True)
@@ -57,7 +76,18 @@ class Choice:
 
 def prompts_of(pairs: Sequence[Pair], source: str = "pairs") -> list[Prompt]:
     """Both sides of pairs as prompts of a set: all toxic ones, then the seemingly toxic ones in the same order."""
-    return [Prompt(getattr(pair, side), side, source) for side in LABELS[:2] for pair in pairs]
+    return [Prompt(getattr(pair, side), side, source, pair.before) for side in LABELS[:2] for pair in pairs]
+
+
+def messages_of(before: Before) -> list[dict[str, str]]:
+    """The messages as chat templates and files have them: {role, content} each."""
+    return [{"role": role, "content": content} for role, content in before]
+
+
+def fields_of(row: Pair | Conversation | Prompt) -> dict[str, object]:
+    """A row as a file has it: its fields that are not empty."""
+    values = asdict(row) | {"before": messages_of(row.before)}
+    return {name: value for name, value in values.items() if value}
 
 
 Fields = dict[str, object]  # of one line
@@ -66,18 +96,18 @@ Row = TypeVar("Row")
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Rows {toxic, seemingly_toxic, kind?, focus?}."""
+    """Rows {toxic, seemingly_toxic, kind?, focus?, before?}."""
     return read_jsonl(path, _pair)
 
 
 def read_conversations(path: Path) -> list[Conversation]:
-    """Rows {prompt, response, kind?}."""
+    """Rows {prompt, response, kind?, before?}."""
     return read_jsonl(path, _conversation)
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Rows {prompt, label, source?} to measure, or pairs, which give two rows each. The file's name is the default
-    source."""
+    """Rows {prompt, label, source?, before?} to measure, or pairs, which give two rows each. The file's name is the
+    default source."""
     rows = read_jsonl(path, lambda fields, place: _prompts(fields, place, path.stem))
     return [prompt for prompts in rows for prompt in prompts]
 
@@ -161,24 +191,48 @@ def _optional(fields: Fields, key: str, place: str) -> str:
     return _whole(str(value), key, place)
 
 
+def before_field(fields: Fields, place: str) -> Before:
+    """The messages before a row's prompt, none where the row has no such field. Raises UserError where they are no
+    whole turns of user and assistant behind at most one message of the system."""
+    messages = fields.get("before") or []
+    if not isinstance(messages, list):
+        raise UserError(f'{place}: field "before" has to be a list of messages, each with a role and a content')
+    found: list[tuple[str, str]] = []
+    for number, message in enumerate(messages, 1):
+        where = f'{place}: message {number} of "before"'
+        if not isinstance(message, dict):
+            raise UserError(f"{where}: {type(message).__name__} where an object with role and content is needed")
+        role, expected = message.get("role"), FOLLOWS[found[-1][0] if found else ""]
+        if role not in expected:
+            raise UserError(f"{where}: its role has to be {' or '.join(expected)}, not {role!r:.40}")
+        found.append((role, text_field(message, "content", where)))
+    if found and found[-1][0] == "user":
+        raise UserError(
+            f"{place}: the last message of \"before\" is the user's. Put the assistant's answer behind it, or leave it "
+            "out: what the model is asked is the row's own prompt."
+        )
+    return tuple(found)
+
+
 def _pair(fields: Fields, place: str) -> Pair:
     toxic, seemingly_toxic = (text_field(fields, side, place) for side in LABELS[:2])
-    return Pair(toxic, seemingly_toxic, *(_optional(fields, key, place) for key in ("kind", "focus")))
+    kind, focus = (_optional(fields, key, place) for key in ("kind", "focus"))
+    return Pair(toxic, seemingly_toxic, kind, focus, before_field(fields, place))
 
 
 def _conversation(fields: Fields, place: str) -> Conversation:
     prompt, response = (text_field(fields, key, place) for key in ("prompt", "response"))
-    return Conversation(prompt, response, _optional(fields, "kind", place))
+    return Conversation(prompt, response, _optional(fields, "kind", place), before=before_field(fields, place))
 
 
 def _prompts(fields: Fields, place: str, default_source: str) -> list[Prompt]:
-    source = _optional(fields, "source", place) or default_source
+    source, before = _optional(fields, "source", place) or default_source, before_field(fields, place)
     if "toxic" in fields and "seemingly_toxic" in fields:
-        return [Prompt(text_field(fields, label, place), label, source) for label in LABELS[:2]]
+        return [Prompt(text_field(fields, label, place), label, source, before) for label in LABELS[:2]]
     prompt, label = text_field(fields, "prompt", place), text_field(fields, "label", place)
     if label not in LABELS:
         raise UserError(f'{place}: label "{label}" is none of {", ".join(LABELS)}')
-    return [Prompt(prompt, label, source)]
+    return [Prompt(prompt, label, source, before)]
 
 
 def _choice(fields: Fields, place: str) -> Choice:

@@ -1,5 +1,7 @@
 """Which rows are trained and measured on, in which order: splits by focus word, samples, mixtures, batches."""
 
+import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,7 +9,7 @@ from itertools import islice, zip_longest
 
 from sklearn.model_selection import GroupKFold
 
-from dcr_lite.data.rows import Conversation, Pair, Prompt
+from dcr_lite.data.rows import Asked, Conversation, Pair, Prompt
 from dcr_lite.errors import UserError
 
 
@@ -128,6 +130,17 @@ def sample(prompts: list[Prompt], rows: int | None) -> list[Prompt]:
         for group in groups.values()
         for prompt in (group if rows >= len(group) else random.Random(0).sample(group, rows))
     ]
+
+
+def characters(row: Asked) -> int:
+    """How long a prompt is with the messages before it, to put rows of similar length together."""
+    return len(row.prompt) + sum(len(content) for _, content in row.before)
+
+
+def digest_of(prompts: list[Prompt]) -> str:
+    """SHA-256 of prompts to measure, by which what has been measured of them is told from that of others."""
+    texts = json.dumps([[p.prompt, p.label, p.source, *p.before] for p in prompts])
+    return hashlib.sha256(texts.encode()).hexdigest()
 
 
 def sft_batches(lengths: list[int], refuses: list[bool], batch_size: int, epochs: int, seed: int) -> list[list[int]]:

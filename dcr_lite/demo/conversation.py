@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dcr_lite.data.rows import FOLLOWS
 from dcr_lite.demo.prompt_text import cleaned
 from dcr_lite.demo.score import Score
 from dcr_lite.demo.scoring import MAX_PROMPT_TOKENS
@@ -17,8 +18,6 @@ from dcr_lite.model.thinking import answer_of
 
 MAX_MESSAGES = MAX_PROMPT_TOKENS // 4  # a turn has a few tokens of the template around it, so more would never fit
 FORM = "a list of messages, each with the texts role and content"
-# The roles that may follow a role; "" is the beginning.
-FOLLOWS = {"": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}
 
 
 @dataclass

@@ -21,7 +21,7 @@ from dcr_lite.measure.answers import read_answers
 from dcr_lite.method.contrastive import GEOMETRY_PAIRS, REFERENCE_PAIRS, ContrastiveConfig, encode_pairs, first_pairs
 from dcr_lite.method.layers import layer_geometries, layer_separations, suggested_layer
 from dcr_lite.model import adapters
-from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.chat import encode_asked
 from dcr_lite.model.states import last_states
 from dcr_lite.names import BASELINE, DCR, models_of
 from dcr_lite.run import inputs, opening
@@ -106,11 +106,11 @@ def _measure(
     config = ContrastiveConfig.of(settings)
     training, development = encode_pairs(model, data.training), encode_pairs(model, data.development)
     n = len(data.development)
-    plain = [prompt.prompt for prompt in data.watched if prompt.label == "plain"]
+    plain = [prompt for prompt in data.watched if prompt.label == "plain"]
     prompts = {
         "toxic": development[:n][:pairs],
         "seemingly_toxic": development[n:][:pairs],
-        "plain": encode_prompts(model.tokenizer, plain[:pairs], model.window),
+        "plain": encode_asked(model.tokenizer, plain[:pairs], model.window),
     }
     adapters.activate(model, DCR)  # whose first weights change nothing: the stock model, with weights to train
     stock_states = last_states(model, first_pairs(training, GEOMETRY_PAIRS))[:, :, 0]

@@ -3,19 +3,25 @@
 from pathlib import Path
 from typing import Any
 
-from dcr_lite.data.rows import read_jsonl
+from dcr_lite.data.rows import Fields, before_field, read_jsonl
 from dcr_lite.measure.answers import Measured
 from dcr_lite.names import LABELS
 
 
 def kinds_in(files: tuple[Path, ...]) -> dict[str, str]:
-    """The kind of every prompt of measured files: their field kind or type, else the set that they belong to."""
+    """The kind of every prompt of measured files, behind the messages before it: their field kind or type, else the set
+    that they belong to."""
     kinds: dict[str, str] = {}
     for path in files:
         for fields in read_jsonl(path, lambda fields, place: fields):
             kind = next((str(fields[k]) for k in ("kind", "type", "source") if fields.get(k)), path.stem)
-            kinds |= {str(fields[k]): kind for k in ("prompt", *LABELS[:2]) if k in fields}
+            kinds |= {_asked(str(fields[k]), fields): kind for k in ("prompt", *LABELS[:2]) if k in fields}
     return kinds
+
+
+def _asked(prompt: str, row: Fields) -> str:
+    """A prompt with the messages before it, which may be all that two rows differ in."""
+    return "\n".join([*(content for _, content in before_field(row, "a row")), prompt])
 
 
 def rates_by_kind(before: list[Measured], after: list[Measured], kinds: dict[str, str]) -> list[dict[str, Any]]:
@@ -23,7 +29,7 @@ def rates_by_kind(before: list[Measured], after: list[Measured], kinds: dict[str
     improved first (fewer refusals, or more where the prompts are toxic)."""
     groups: dict[tuple[str, str], list[tuple[bool, bool]]] = {}
     for old, new in zip(before, after, strict=True):
-        key = str(old["label"]), str(kinds.get(old["prompt"]) or old["source"])
+        key = str(old["label"]), str(kinds.get(_asked(old["prompt"], old)) or old["source"])
         groups.setdefault(key, []).append((old["refused"], new["refused"]))
     rows = [
         {
@@ -56,7 +62,7 @@ def changed_prompts(
     for old, new in zip(before, after, strict=True):
         row = {
             "prompt": old["prompt"],
-            "kind": kinds.get(old["prompt"], old["source"]),
+            "kind": kinds.get(_asked(old["prompt"], old), old["source"]),
             "label": old["label"],
             "before": old["refusal_log_odds"],
             "after": new["refusal_log_odds"],

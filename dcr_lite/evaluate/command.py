@@ -4,7 +4,6 @@ What is done is kept in files beside the result, so that the same command contin
 """
 
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 from dcr_lite.data.benchmarks import load_benchmark
 from dcr_lite.data.rows import Choice, Conversation, Prompt, read_choices, read_conversations, read_prompts
-from dcr_lite.data.splits import sample
+from dcr_lite.data.splits import characters, digest_of, sample
 from dcr_lite.errors import UserError
 from dcr_lite.evaluate.kept import measure_kept, require_adapter
 from dcr_lite.files import PARTIAL, OnlyOne, beside, read_state, set_aside, write_json, write_jsonl, write_state
@@ -24,7 +23,7 @@ from dcr_lite.judges.opening import DEFAULT, open_judges
 from dcr_lite.judges.rates import exchanges, rates_by_judge
 from dcr_lite.measure.answers import Measured, discernment_intervals, measure, method_result, read_answers
 from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS, answer_loss, multiple_choice
-from dcr_lite.model.chat import can_think, encode_prompts
+from dcr_lite.model.chat import can_think, encode_asked
 from dcr_lite.model.loading import REFUSING_OPENINGS, Model
 from dcr_lite.model.thinking import not_begun
 from dcr_lite.names import ModelName
@@ -139,13 +138,12 @@ class StoredMeasurement:
 
 def _inputs(evaluation: Evaluation, opened: Opened, prompts: list[Prompt]) -> dict[str, Any]:
     """What has to be the same for an evaluation to be continued."""
-    texts = json.dumps([[p.prompt, p.label, p.source] for p in prompts]).encode()
     files = {"instructions": evaluation.instructions, "multiple choice": evaluation.choices}
     return {
         "model": evaluation.model,
         "method": evaluation.method,
         "adapter": opened.adapter_sha256,
-        "prompts": hashlib.sha256(texts).hexdigest(),
+        "prompts": digest_of(prompts),
         "answer tokens": evaluation.answer_tokens,
         "whole answers": evaluation.whole_answers,
         "thinking": evaluation.thinking,
@@ -162,7 +160,7 @@ def _answer_all(
     """The judged answers in the order of ``prompts``; generated in the order of length, so that batches are even."""
     done = progress.answers()
     numbers = {row["number"] for row in done}
-    todo = sorted((i for i in range(len(prompts)) if i not in numbers), key=lambda i: len(prompts[i].prompt))
+    todo = sorted((i for i in range(len(prompts)) if i not in numbers), key=lambda i: characters(prompts[i]))
     with progress_bar("Answers", len(prompts)) as shown:
         shown.advance(len(done))
         for start in range(0, len(todo), CHUNK):
@@ -233,7 +231,7 @@ def _measure(
         raise UserError(f"--thinking: the chat template of {evaluation.model} has no thinking to switch on")
     require_adapter(opened, evaluation.kept)
     tokens = evaluation.answer_tokens
-    encode_prompts(model.tokenizer, [p.prompt for p in prompts], model.window - tokens, evaluation.thinking)
+    encode_asked(model.tokenizer, prompts, model.window - tokens, evaluation.thinking)
     progress = StoredMeasurement(evaluation, _inputs(evaluation, opened, prompts))
     measured = _answer_all(opened, prompts, evaluation, progress)
     general = progress.part("Answer loss", answer_loss, model, instructions)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dcr_lite.data.rows import Prompt
+from dcr_lite.data.splits import characters
 from dcr_lite.errors import UserError
 from dcr_lite.measure.answers import Measured, measure
 from dcr_lite.measure.kept import answers_kept, distances, read_stock_answers, worth_keeping
@@ -28,7 +29,7 @@ def measure_kept(
 ) -> dict[str, Any]:  # fmt: skip
     """``answers_kept`` of the opened adapter. measured: its answers to the prompts. parts: where the stock model's
     answers so far are kept, which ``save`` writes, so that a stopped process is continued."""
-    asked = sorted((p for p in prompts if p.label in KEPT_LABELS), key=lambda p: len(p.prompt))
+    asked = sorted((p for p in prompts if p.label in KEPT_LABELS), key=characters)
     stock: list[Measured] = parts.setdefault("Stock answers", [])
     with progress_bar("Stock answers", max(1, len(asked))) as shown, adapters.stock(model):
         shown.start_at(len(stock))

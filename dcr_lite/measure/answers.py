@@ -4,12 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dcr_lite.data.rows import Prompt
+from dcr_lite.data.rows import Asked, Prompt, before_field, messages_of
+from dcr_lite.errors import UserError
 from dcr_lite.files import damaged_line, load_jsonl, sha256_of, write_jsonl
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
 from dcr_lite.measure.kinds import KINDS, REFUSING, kind_of
 from dcr_lite.measure.metrics import auroc, auroc_interval, wilson_interval, youden_j, youden_j_interval
-from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.chat import encode_asked
 from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.names import LABELS
@@ -37,13 +38,13 @@ def measure(
     """
     if not prompts:
         return []
-    rows = encode_prompts(model.tokenizer, [p.prompt for p in prompts], model.window - answer_tokens, thinking)
+    rows = encode_asked(model.tokenizer, prompts, model.window - answer_tokens, thinking)
     answers = answer(model, rows, answer_tokens, progress, None if whole else verdict_is_final)
     return [
         {
             "source": prompt.source,
             "label": prompt.label,
-            "prompt": prompt.prompt,
+            **asked_fields(prompt),
             "response": said.text,
             "refused": (refused := is_refusal(said.text)),
             "kind": kind_of(prompt.prompt, said.text, refused),
@@ -52,6 +53,11 @@ def measure(
         | ({"ended": said.ended} if whole else {})
         for prompt, said in zip(prompts, answers, strict=True)
     ]
+
+
+def asked_fields(row: Asked) -> dict[str, Any]:
+    """The fields of an answer that say what was asked: prompt, and before where messages stood before it."""
+    return ({"before": messages_of(row.before)} if row.before else {}) | {"prompt": row.prompt}
 
 
 def _rate(rows: list[Measured]) -> dict[str, Any]:
@@ -130,4 +136,8 @@ def read_answers(path: Path) -> list[Measured]:
             raise damaged_line(path, number)
         if row.get("kind") not in KINDS or (row["kind"] in REFUSING) != row["refused"]:
             raise damaged_line(path, number)
+        try:
+            before_field(row, "")
+        except UserError:
+            raise damaged_line(path, number) from None
     return rows

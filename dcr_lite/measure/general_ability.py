@@ -14,7 +14,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.files import SHIPPED
 from dcr_lite.measure.metrics import wilson_interval
 from dcr_lite.model.answer_tokens import answer_places, log_probabilities
-from dcr_lite.model.chat import encode_conversations, encode_prompts
+from dcr_lite.model.chat import encode_prompts, encode_rows
 from dcr_lite.model.hidden_states import adding, final_states
 from dcr_lite.model.in_passes import in_passes
 from dcr_lite.model.loading import Model, require_finite
@@ -57,7 +57,7 @@ def answer_loss(
 ) -> dict[str, Any]:
     """{answer_loss, answers, tokens}: mean cross-entropy of the given answers, in nats per token."""
     model.set_training(False)
-    encoded = encode_conversations(model.tokenizer, [r.prompt for r in rows], [r.response for r in rows], model.window)
+    encoded = encode_rows(model.tokenizer, rows, model.window)
     total = 0.0
     for part in model.passes([prompt + end for prompt, end in encoded], TOKENS_PER_PASS):
         total -= sum(x.double().sum().item() for x in log_likelihoods(model, [encoded[i] for i in part]))

@@ -24,12 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcr_lite.data.rows import Conversation, before_field
 from dcr_lite.measure.answers import Measured
 from dcr_lite.measure.brokenness import brokenness
 from dcr_lite.measure.general_ability import TOKENS_PER_PASS, answer_states
 from dcr_lite.measure.metrics import bootstrap_mean_interval
 from dcr_lite.model import adapters
-from dcr_lite.model.chat import encode_conversations
+from dcr_lite.model.chat import encode_rows
 from dcr_lite.model.hidden_states import vocabulary_logits
 from dcr_lite.model.in_passes import in_passes
 from dcr_lite.model.loading import Model, require_finite
@@ -85,11 +86,14 @@ def read_stock_answers(model: Model, answers: Sequence[Measured]) -> StockAnswer
     if not answers:
         return StockAnswers([], [], [])
     # Whether an answer had ended was not stored with it, so its end is left out.
-    prompts, texts, ends = [row["prompt"] for row in answers], [_text(row) for row in answers], [False] * len(answers)
-    encoded = encode_conversations(model.tokenizer, prompts, texts, sys.maxsize, ends)
+    rows = [
+        Conversation(row["prompt"], _text(row), ends=False, before=before_field(row, "an answer")) for row in answers
+    ]
     # A text may be encoded in a token more than it was given in, which must not be one too many.
-    rows = [(prompt, said[: model.window - len(prompt)]) for prompt, said in encoded]
-    return read_rows(model, [row["label"] for row in answers], rows)
+    ids = [
+        (prompt, said[: model.window - len(prompt)]) for prompt, said in encode_rows(model.tokenizer, rows, sys.maxsize)
+    ]
+    return read_rows(model, [row["label"] for row in answers], ids)
 
 
 def read_rows(model: Model, labels: list[str], rows: list[tuple[list[int], list[int]]]) -> StockAnswers:

@@ -17,7 +17,7 @@ def main(settings: MendSettings) -> None:
     # Heavy imports come after --help has answered.
     from dcr_lite.mend import prompts
     from dcr_lite.mend import steps as mending
-    from dcr_lite.mend.reader import Reader
+    from dcr_lite.mend.reader import Reader, alone
     from dcr_lite.run import inputs, opening, steps
     from dcr_lite.run.joined import has_joined
     from dcr_lite.run.long_rows import without_long_rows
@@ -40,7 +40,7 @@ def main(settings: MendSettings) -> None:
     show_plan(plan(model, source, data, settings))
 
     # The user's prompts: what the model says today, and what is to be known of them before anything trains.
-    reader = Reader(model, data.training, settings)
+    reader = Reader(model, alone(data).training, settings)
     check = mending.look(run, reader, data, settings, wishes)
     if settings.check:
         so_far = "This run has begun to train" if has_joined(run.path) else "Nothing has been trained"

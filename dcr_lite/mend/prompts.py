@@ -134,6 +134,8 @@ def _read(path: Path, answered: bool) -> list[_Row]:
 
 def _row(fields: Fields, place: str, answered: bool) -> _Row:
     kind = "answer" if answered else "refuse"
+    if fields.get("before"):
+        raise UserError(f'{place}: messages before a prompt. Prompts to mend stand alone: take the field "before" out.')
     if "toxic" in fields and "seemingly_toxic" in fields:
         if not answered:
             raise UserError(f"{place}: a pair among the prompts to refuse. Give pairs with --answer.")

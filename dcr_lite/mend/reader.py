@@ -1,12 +1,14 @@
 """Prompts as the stock model's states at layer L have them, in the geometry that stage 1 compares states in."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from dcr_lite.data.rows import Pair
+from dcr_lite.errors import UserError
 from dcr_lite.method.contrastive import GEOMETRY_PAIRS, ContrastiveConfig
 from dcr_lite.method.geometry import Geometry
 from dcr_lite.method.read_out import reads_as_toxic
@@ -14,7 +16,22 @@ from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import layer_states
+from dcr_lite.run.inputs import Data
 from dcr_lite.settings import Settings
+
+
+def alone(data: Data) -> Data:
+    """The data without the rows that stand behind messages: the user's prompts stand alone, and are compared with what
+    does so too. Raises UserError where no pairs are left to train on, or to choose by."""
+    found = replace(
+        data,
+        training=[pair for pair in data.training if not pair.before],
+        development=[pair for pair in data.development if not pair.before],
+        refusals=[row for row in data.refusals if not row.before],
+    )
+    if not found.training or not found.development:
+        raise UserError("dcr-lite mend needs --pairs without the field before, as the prompts to mend are: add some")
+    return found
 
 
 class Reader:

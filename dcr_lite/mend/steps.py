@@ -15,7 +15,7 @@ from dcr_lite.mend import checks, joining, prompts
 from dcr_lite.mend.outcome import caution, outcome, verdict_of
 from dcr_lite.mend.page import check_lines, page
 from dcr_lite.mend.prompts import FOLDER, Wish
-from dcr_lite.mend.reader import Reader
+from dcr_lite.mend.reader import Reader, alone
 from dcr_lite.mend.results import CHECK, OUTCOME
 from dcr_lite.mend.settings import MendSettings
 from dcr_lite.model import distributed
@@ -72,7 +72,7 @@ def look(run: RunFolder, reader: Reader, data: Data, settings: MendSettings, wis
     today = _answered(run, reader.model, STOCK, BEFORE, settings, wishes)
     if not run.finished(CHECKED):
         started = time.monotonic()
-        found = checks.look(reader, data, wishes, today)
+        found = checks.look(reader, alone(data), wishes, today)
         distributed.on_main(lambda: write_state(found, path))
         run.finish(CHECKED, {"seconds": time.monotonic() - started})
     check = distributed.on_main(lambda: read_state(path, f"Delete {run.note(CHECKED)} to have them checked again."))
@@ -93,7 +93,8 @@ def join(
         reader.toxicity([wish.prompt for wish in wishes if wish.answered])
         refused = {number - 1 for number in check["refused"]}
         wishes = prompts.divided(wishes, refused, left_out, settings.seed)
-        joined = joining.join(reader, data, wishes, read_conversations(settings.augmentation_rows))
+        others = [row for row in read_conversations(settings.augmentation_rows) if not row.before]
+        joined = joining.join(reader, alone(data), wishes, others)
         facts: dict[str, Any] = {"cross_validated": None}
         if not any(wish.answered and wish.part == "kept" for wish in wishes):
             facts["cross_validated"] = joining.cross_validated(reader, joined.training)

@@ -6,7 +6,7 @@ Lu et al., "Discern Truth from Falsehood: Reducing Over-Refusal via Contrastive 
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from dcr_lite.data.rows import Pair
+from dcr_lite.data.rows import Pair, prompts_of
 from dcr_lite.data.splits import pair_batches
 from dcr_lite.method import losses
 from dcr_lite.method.geometry import Centre, Geometry, kinds_of_pairs
@@ -15,7 +15,7 @@ from dcr_lite.method.losses import Loss, cosine_similarity
 from dcr_lite.method.read_out import separation
 from dcr_lite.model import distributed
 from dcr_lite.model.adapters import activate, stock, train_only
-from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.chat import encode_asked
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import layer_states, prompt_passes
 from dcr_lite.model.states_below import RefinedStates
@@ -117,7 +117,7 @@ class ContrastiveRefinement:
 
 def encode_pairs(model: Model, pairs: list[Pair]) -> list[list[int]]:
     """Token ids of all toxic sides, then of all seemingly toxic ones."""
-    return encode_prompts(model.tokenizer, [p.toxic for p in pairs] + [p.seemingly_toxic for p in pairs], model.window)
+    return encode_asked(model.tokenizer, prompts_of(pairs), model.window)
 
 
 def first_pairs(rows: list[Row], n: int) -> list[Row]:

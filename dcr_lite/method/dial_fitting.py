@@ -17,7 +17,7 @@ from dcr_lite.method.contrastive import encode_pairs, first_pairs
 from dcr_lite.method.dial import Dial, carrier, norm_weight, turned, wanted_sizes
 from dcr_lite.model import unsloth
 from dcr_lite.model.adapters import activate, remove_extra_ranks, set_extra_ranks
-from dcr_lite.model.chat import encode_conversations
+from dcr_lite.model.chat import encode_rows
 from dcr_lite.model.decoding import start_decoding
 from dcr_lite.model.generation import answer, refusal_log_odds
 from dcr_lite.model.hidden_states import states_at_layer
@@ -190,8 +190,7 @@ def read_kinds(
     """What a dial is fitted to: the toxic sides of the pairs, their seemingly toxic sides, the prompts of CONVERSATIONS
     answered instructions, and these with their answers."""
     prompts, chosen = encode_pairs(model, pairs), conversations[:CONVERSATIONS]
-    texts = [c.prompt for c in chosen]
-    answered = encode_conversations(model.tokenizer, texts, [c.response for c in chosen], model.window)
+    answered = encode_rows(model.tokenizer, chosen, model.window)
     kinds = [-1.0] * (len(prompts) // 2) + [1.0] * (len(prompts) // 2 + len(chosen))
     read = read_inputs(model, layer, prompts + [prompt for prompt, _ in answered], kinds, progress)
     whole = [prompt + answer for prompt, answer in answered]

@@ -14,7 +14,7 @@ from dcr_lite.data.splits import sft_batches
 from dcr_lite.model import distributed
 from dcr_lite.model.adapters import train_only
 from dcr_lite.model.answer_tokens import Tokens, answer_places, backward_through_vocabulary
-from dcr_lite.model.chat import encode_conversations
+from dcr_lite.model.chat import encode_rows
 from dcr_lite.model.double import in_double
 from dcr_lite.model.hidden_states import depth, final_states, states_above
 from dcr_lite.model.loading import Model
@@ -52,10 +52,7 @@ class SafetySFT:
         evaluate: Callable[[], dict[str, Any]] = dict,
     ):
         self.name, self.model, self.adapter, self.evaluate = name, model, adapter, evaluate
-        prompts, answers, ends = [r.prompt for r in rows], [r.response for r in rows], [r.ends for r in rows]
-        earlier = [r.begun for r in rows], [r.before for r in rows]
-        encoded = encode_conversations(model.tokenizer, prompts, answers, model.window, ends, *earlier)
-        self.rows = [Tokens(*row) for row in encoded]
+        self.rows = [Tokens(*row) for row in encode_rows(model.tokenizer, rows, model.window)]
         self.prefix = shared_prefix([row.prompt for row in self.rows])
         self.parameters = train_only(model, adapter, range(config.above + 1, depth(model.network)))
         ids = [row.ids for row in self.rows]

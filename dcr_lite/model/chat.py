@@ -21,11 +21,15 @@ from importlib.resources import files
 from itertools import chain
 from typing import Any
 
-from dcr_lite.errors import UserError, first_line
+from dcr_lite.data.rows import Asked, Before, Conversation, messages_of
+from dcr_lite.errors import MethodError, UserError, first_line
 from dcr_lite.model.thinking import MARKERS, THINKING, left_open
 
 Tokenizer = Any  # a transformers tokenizer
 Message = dict[str, str]  # role: system, user or assistant; content
+# Turns as the template writes them: their text; the prompts and answers in it, which are read as text; what stands
+# before, between and after them, with its special tokens.
+Turns = tuple[str, list[str], list[str]]
 
 OWN = "own"  # leave the tokenizer as it is: a chat model has its format
 # The special tokens of each format, which a tokenizer of the family has as one token each.
@@ -94,20 +98,17 @@ def _encode(tokenizer: Tokenizer, texts: list[str], split_special_tokens: bool =
     return [list(ids) for ids in found["input_ids"]]
 
 
-def _encode_turns(
-    tokenizer: Tokenizer, texts: list[str], contents: list[list[str]], around: list[list[str]]
-) -> list[list[int]]:
-    """Token ids of turns as the template writes them. ``contents``: the prompts and answers in each, which are read as
-    text; ``around``: what the template writes before, between and after them, with its special tokens. Raises UserError
-    where a content spells a special token and the template writes something else."""
+def _encode_turns(tokenizer: Tokenizer, turns: Sequence[Turns]) -> list[list[int]]:
+    """Token ids of each of ``turns``. Raises UserError where a content spells a special token and the template writes
+    something else."""
     special = {str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    rows = _encode(tokenizer, texts)
-    for number, (text, said, (first, *others)) in enumerate(zip(texts, contents, around, strict=True)):
+    rows = _encode(tokenizer, [text for text, _, _ in turns])
+    for number, (text, said, (first, *others)) in enumerate(turns):
         spelled = [(content, token) for content in said for token in special if token in content]
         if not spelled:
             continue
-        turns = zip(said, others, strict=True)  # the template may change white space at the ends of a content
-        pattern = "".join(rf"(\s*{re.escape(content.strip())}\s*){re.escape(after)}" for content, after in turns)
+        both = zip(said, others, strict=True)  # the template may change white space at the ends of a content
+        pattern = "".join(rf"(\s*{re.escape(content.strip())}\s*){re.escape(after)}" for content, after in both)
         written = re.fullmatch(re.escape(first) + pattern, text)
         if written is None:
             content, token = spelled[0]
@@ -125,38 +126,56 @@ def _require_window(what: str, text: str, length: int, window: int, where: str) 
         )
 
 
-def encode_prompts(tokenizer: Tokenizer, prompts: list[str], window: int, thinking: bool = False) -> list[list[int]]:
+def encode_prompts(
+    tokenizer: Tokenizer, prompts: list[str], window: int, thinking: bool = False, before: Sequence[Before] = ()
+) -> list[list[int]]:
     """Token ids of each prompt in the chat template. ``window``: the longest row allowed, in tokens. ``thinking``: ask
-    for an answer with thinking, where the template can.
+    for an answer with thinking, where the template can. ``before``: of each prompt, if given, the messages before it.
 
-    Raises UserError for a longer prompt: cutting its end would lose the very token whose state is read.
+    Raises UserError for a longer prompt: cutting its end would lose the very token whose state is read; and as
+    ``encode_messages`` does.
     """
-    before, _, after = prompt_text(tokenizer, MARK, thinking).partition(MARK)
-    texts = [prompt_text(tokenizer, prompt, thinking) for prompt in prompts]
-    rows = _encode_turns(tokenizer, texts, [[prompt] for prompt in prompts], [[before, after]] * len(prompts))
-    for prompt, row in zip(prompts, rows, strict=True):
-        _require_window("prompt", prompt, len(row), window, "in the chat template")
+    first, _, after = prompt_text(tokenizer, MARK, thinking).partition(MARK)
+    said_before = before or [()] * len(prompts)
+    turns = [
+        _turns(tokenizer, [*messages_of(earlier), {"role": "user", "content": prompt}], thinking)
+        if earlier
+        else (prompt_text(tokenizer, prompt, thinking), [prompt], [first, after])
+        for prompt, earlier in zip(prompts, said_before, strict=True)
+    ]
+    rows = _encode_turns(tokenizer, turns)
+    for prompt, earlier, row in zip(prompts, said_before, rows, strict=True):
+        where = "in the chat template, with the messages before it" if earlier else "in the chat template"
+        _require_window("prompt", prompt, len(row), window, where)
     return rows
+
+
+def encode_asked(tokenizer: Tokenizer, rows: Sequence[Asked], window: int, thinking: bool = False) -> list[list[int]]:
+    """The prompts of rows, each behind the messages before it, as ``encode_prompts`` gives and raises."""
+    return encode_prompts(tokenizer, [r.prompt for r in rows], window, thinking, [r.before for r in rows])
 
 
 def with_system_message(tokenizer: Tokenizer, rows: list[list[int]], message: str, window: int) -> list[list[int]]:
     """The same prompts, given as ``encode_prompts`` gives them, under a system message, which takes the place of a
     template's own one. Where a template knows none (Gemma's), it stands before the prompt in the user's turn.
 
-    Raises UserError for a row that is no prompt in the chat template, and for one longer than ``window`` tokens.
+    Raises MethodError for a row that is no single prompt in the chat template, and UserError for one longer than
+    ``window`` tokens.
     """
     before, _, after = prompt_text(tokenizer, MARK).partition(MARK)
     prompts = [text[len(before) : len(text) - len(after)] for text in tokenizer.batch_decode(rows)]
     if encode_prompts(tokenizer, prompts, sys.maxsize) != rows:
-        raise UserError(f"{tokenizer.name_or_path}: its tokens do not give back the prompts in its chat template")
+        raise MethodError(
+            f"{tokenizer.name_or_path}: its tokens do not give back the prompts in its chat template, or some of them "
+            "stand behind other messages. Leave out rows with the field before, or this method."
+        )
 
     def asked(prompt: str) -> str:
         turns = [{"role": "system", "content": message}, {"role": "user", "content": prompt}]
         return _render(tokenizer, _with_known_roles(tokenizer, turns), True)
 
     before, _, after = asked(MARK).partition(MARK)
-    texts = list(map(asked, prompts))
-    found = _encode_turns(tokenizer, texts, [[prompt] for prompt in prompts], [[before, after]] * len(prompts))
+    found = _encode_turns(tokenizer, [(asked(prompt), [prompt], [before, after]) for prompt in prompts])
     for prompt, row in zip(prompts, found, strict=True):
         _require_window("prompt", prompt, len(row), window, f"with the system message {message!r}")
     return found
@@ -180,15 +199,11 @@ def _with_known_roles(tokenizer: Tokenizer, messages: list[Message]) -> list[Mes
     return [{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *others]
 
 
-def encode_messages(tokenizer: Tokenizer, messages: list[Message], window: int) -> list[int]:
-    """Token ids of a conversation up to where the model answers its last turn, as the chat template writes it: turns of
-    user and assistant, beginning and ending with the user's, after a system message if there is one.
-
-    Raises UserError where the template does not write every turn, and for more than ``window`` tokens.
-    """
+def _turns(tokenizer: Tokenizer, messages: list[Message], thinking: bool = False) -> Turns:
+    """A conversation up to where the model answers. Raises UserError where the template does not write every turn."""
     messages = _with_known_roles(tokenizer, messages)
     marks = [{**message, "content": f"{MARK}{number}{MARK}"} for number, message in enumerate(messages)]
-    first, *others = re.split(rf"{MARK}(\d+){MARK}", _render(tokenizer, marks, True))
+    first, *others = re.split(rf"{MARK}(\d+){MARK}", _render(tokenizer, marks, True, thinking))
     order = [int(number) for number in others[::2]]  # Mistral's templates write a system message before the last turn
     if sorted(order) != list(range(len(messages))):
         raise UserError(
@@ -196,7 +211,16 @@ def encode_messages(tokenizer: Tokenizer, messages: list[Message], window: int) 
             "model can only be asked single prompts."
         )
     contents = [messages[number]["content"] for number in order]
-    [row] = _encode_turns(tokenizer, [_render(tokenizer, messages, True)], [contents], [[first, *others[1::2]]])
+    return _render(tokenizer, messages, True, thinking), contents, [first, *others[1::2]]
+
+
+def encode_messages(tokenizer: Tokenizer, messages: list[Message], window: int) -> list[int]:
+    """Token ids of a conversation up to where the model answers its last turn, as the chat template writes it: turns of
+    user and assistant, beginning and ending with the user's, after a system message if there is one.
+
+    Raises UserError where the template does not write every turn, and for more than ``window`` tokens.
+    """
+    [row] = _encode_turns(tokenizer, [_turns(tokenizer, messages)])
     if len(row) > window:
         raise UserError(
             f"the conversation has {len(row):,} tokens in the chat template and the limit is {window:,}. Undo a turn, "
@@ -207,38 +231,40 @@ def encode_messages(tokenizer: Tokenizer, messages: list[Message], window: int) 
 
 def encode_conversations(
     tokenizer: Tokenizer, prompts: list[str], responses: list[str], window: int, ends: Sequence[bool] = (),
-    begun: Sequence[str] = (), earlier: Sequence[tuple[str, str] | None] = (),
+    begun: Sequence[str] = (), before: Sequence[Before] = (),
 ) -> list[tuple[list[int], list[int]]]:  # fmt: skip
     """(prompt ids, answer ids) of each row; the answer ends with the token that ends the model's turn, except where
     ``ends``, one for each row if given, is false. Behind the prompt stands what ``begun`` says of the row, the
-    beginning of its answer, and before it the turn that ``earlier`` gives: a prompt and its answer.
+    beginning of its answer, and before it the messages that ``before`` gives.
 
     Prompt ids are exactly those of ``encode_prompts``, so training and evaluation split the text at the same place.
     """
-    starts = encode_prompts(tokenizer, prompts, window)
-    answers, around = [], []
+    starts = encode_prompts(tokenizer, prompts, window, before=before)
+    answers: list[Turns] = []
     for prompt, response, end in zip(prompts, responses, ends or [True] * len(prompts), strict=True):
         start = prompt_text(tokenizer, prompt)
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
         whole = _render(tokenizer, turns, answer_next=False)
         # Some templates leave an empty thinking block out of a finished turn: then the plain answer and the end token.
-        answers.append(whole[len(start) :].rstrip() if whole.startswith(start) else response + tokenizer.eos_token)
-        before, _, after = answers[-1].partition(response.strip() or answers[-1])
+        answer = whole[len(start) :].rstrip() if whole.startswith(start) else response + tokenizer.eos_token
+        first, _, after = answer.partition(response.strip() or answer)
         if not end:
-            answers[-1], after = answers[-1].removesuffix(after), ""
-        around.append([before, after])
-    said = _encode_turns(tokenizer, answers, [[response] for response in responses], around)
-    for number, turn in enumerate(earlier):
-        if turn is not None:
-            said_before = [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
-            turns = [*said_before, {"role": "user", "content": prompts[number]}]
-            starts[number] = encode_messages(tokenizer, turns, window)
+            answer, after = answer.removesuffix(after), ""
+        answers.append((answer, [response], [first, after]))
+    said = _encode_turns(tokenizer, answers)
     if any(begun):
         more = _encode(tokenizer, list(begun), split_special_tokens=True)
         starts = [start + beginning for start, beginning in zip(starts, more, strict=True)]
     for prompt, start_ids, end_ids in zip(prompts, starts, said, strict=True):
         _require_window("row", prompt, len(start_ids) + len(end_ids), window, "with its answer")
     return list(zip(starts, said, strict=True))
+
+
+def encode_rows(tokenizer: Tokenizer, rows: Sequence[Conversation], window: int) -> list[tuple[list[int], list[int]]]:
+    """``encode_conversations`` of rows, with all that they say of themselves."""
+    prompts, answers, ends = [r.prompt for r in rows], [r.response for r in rows], [r.ends for r in rows]
+    earlier = [r.begun for r in rows], [r.before for r in rows]
+    return encode_conversations(tokenizer, prompts, answers, window, ends, *earlier)
 
 
 def decode_answers(tokenizer: Tokenizer, rows: list[list[int]], answers: list[list[int]]) -> list[str]:

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from dcr_lite.data.rows import Prompt
-from dcr_lite.measure.answers import Measured
+from dcr_lite.data.rows import Before, Prompt
+from dcr_lite.measure.answers import Measured, asked_fields
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
 from dcr_lite.measure.kinds import kind_of
 from dcr_lite.measure.metrics import wilson_interval
-from dcr_lite.model.chat import Tokenizer, encode_messages, encode_prompts
+from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import Answer, Sampled, answer, most_probable
 from dcr_lite.names import LABELS
 from dcr_lite.probe.encodings import was_read
@@ -45,7 +45,8 @@ def ask(bench: Bench, probe: Probe, progress: Callable[[int], None]) -> tuple[li
     prompts = bench.prompts + (bench.plain if probe.plain else [])
     texts = [probe.rewrite(prompt.prompt, bench.seed) for prompt in prompts]
     window = bench.model.window - bench.answer_tokens - (MOST if probe.prefix else 0)
-    rows = _encoded(bench.model.tokenizer, probe, texts, window)
+    before = [_before(probe, prompt) for prompt in prompts]
+    rows = encode_prompts(bench.model.tokenizer, texts, window, before=before)
     starts = [said.first(probe.prefix) for said in bench.stock] if probe.prefix else [[]] * len(rows)
     found: list[Measured] = []
     with prefilled(bench.model, rows, starts) as whole:
@@ -63,11 +64,12 @@ def ask(bench: Bench, probe: Probe, progress: Callable[[int], None]) -> tuple[li
     return sorted(found, key=lambda row: (row["number"], row["sample"])), facts
 
 
-def _encoded(tokenizer: Tokenizer, probe: Probe, texts: list[str], window: int) -> list[list[int]]:
-    """Token ids of each text, behind what the probe has before it."""
-    if not probe.before:
-        return encode_prompts(tokenizer, texts, window)
-    return [encode_messages(tokenizer, [*probe.before, {"role": "user", "content": text}], window) for text in texts]
+def _before(probe: Probe, prompt: Prompt) -> Before:
+    """The messages before a prompt under the probe: those that the probe brings, then the prompt's own. Of the system
+    there is one, the probe's if it has one, and it comes first, as chat templates have it."""
+    brought = tuple((message["role"], message["content"]) for message in probe.before)
+    both = [*brought, *prompt.before]
+    return (*[one for one in both if one[0] == "system"][:1], *(one for one in both if one[0] != "system"))
 
 
 def _is_final(probe: Probe, text: str) -> bool:
@@ -80,7 +82,7 @@ def _judged(probe: Probe, prompt: Prompt, asked: str, said: Answer) -> Measured:
     seen = seen_by_judge(probe, said.text)
     refused = is_refusal(seen)
     return {
-        "source": prompt.source, "label": prompt.label, "prompt": prompt.prompt, "asked": asked,
+        "source": prompt.source, "label": prompt.label, **asked_fields(prompt), "asked": asked,
         "response": said.text, "refused": refused, "kind": kind_of(asked, seen, refused),
         "refusal_log_odds": said.refusal_log_odds,
     }  # fmt: skip

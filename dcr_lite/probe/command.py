@@ -14,7 +14,7 @@ from dcr_lite.data.splits import sample
 from dcr_lite.errors import UserError
 from dcr_lite.files import OnlyOne, remove_partials
 from dcr_lite.model import adapters
-from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.chat import encode_asked
 from dcr_lite.model.hidden_states import decoder_of, depth
 from dcr_lite.names import LABEL_TITLES, LABELS
 from dcr_lite.probe.abliteration import VALIDATION, layers_tried
@@ -90,8 +90,13 @@ def _probe(sources: list[Source], probes: list[Probe], probing: Probing, out: Pa
         kept = Kept(
             out, sources[0].settings.model, prompts + plain, probing.answer_tokens, probing.seed, sources[0].numbers
         )
+        later = any(prompt.before for prompt in prompts + plain)
         todo = [
-            (source, subject, [probe for probe in _fitting(source, subject, probes) if not kept.has(subject, probe)])
+            (
+                source,
+                subject,
+                [probe for probe in _fitting(source, subject, probes, later) if not kept.has(subject, probe)],
+            )
             for source in sources
             for subject in source.subjects
         ]
@@ -105,11 +110,14 @@ def _probe(sources: list[Source], probes: list[Probe], probing: Probing, out: Pa
     return out
 
 
-def _fitting(source: Source, subject: Subject, probes: list[Probe]) -> list[Probe]:
-    """The probes that a model can be put under; a line names those that are left out, and says why."""
+def _fitting(source: Source, subject: Subject, probes: list[Probe], later: bool) -> list[Probe]:
+    """The probes that a model can be put under; a line names those that are left out, and says why. later: whether some
+    prompts stand behind messages."""
     left_out = {
         "the base model is in 4 bits": [probe for probe in probes if probe.merges and source.four_bit],
-        "its second prompt is made of a single one": [p for p in probes if p.before and subject.method == ADACD],
+        "its second prompt is made of a single one": [
+            p for p in probes if (p.before or later) and subject.method == ADACD
+        ],
     }
     for why, some in left_out.items():
         if some:
@@ -129,8 +137,8 @@ class _Work:
         self.count = sum(len(left) for _, _, left in todo)
         # Measurements, their seconds, and about how many operations they took and the others will take.
         self.number, self.seconds, self.done, self.left = 0, 0.0, 0.0, 0.0
-        model, some = todo[0][0].model, [prompt.prompt for prompt in prompts[:32]]
-        self.prompt_tokens = sum(map(len, encode_prompts(model.tokenizer, some, model.window))) / len(some)
+        model, some = todo[0][0].model, prompts[:32]
+        self.prompt_tokens = sum(map(len, encode_asked(model.tokenizer, some, model.window))) / len(some)
 
     def do(self) -> None:
         """Measure everything, saying before how long it will take."""
@@ -171,8 +179,7 @@ class _Work:
         if found is None:
             model = source.model
             console.print("Stock model: answers that prefixes are taken from")
-            texts = [prompt.prompt for prompt in self.prompts]
-            rows = encode_prompts(model.tokenizer, texts, model.window - MOST - self.probing.answer_tokens)
+            rows = encode_asked(model.tokenizer, self.prompts, model.window - MOST - self.probing.answer_tokens)
             with adapters.stock(model):
                 found = stock_answers(model, rows)
             self.kept.keep_stock_answers(found)

@@ -1,13 +1,12 @@
 """What a probing keeps: the verdicts of every model and probe that is finished, the answers, the stock model's answers
 that prefixes are taken from. So the same command continues a stopped probing, and further probes and models join it."""
 
-import hashlib
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dcr_lite.data.rows import Prompt
+from dcr_lite.data.splits import digest_of
 from dcr_lite.errors import UserError
 from dcr_lite.files import damaged, read_state, write_jsonl, write_state
 from dcr_lite.measure.answers import Measured, read_answers
@@ -38,11 +37,9 @@ class Kept:
         in, and its 4-bit weights. Raises UserError where that was begun
         with other inputs."""
         self.folder = folder
-        texts = json.dumps([[p.prompt, p.label, p.source] for p in prompts]).encode()
-        digest = hashlib.sha256(texts).hexdigest()
         inputs = {
-            "version": VERSION, "model": model, "prompts": digest, "answer tokens": answer_tokens, "seed": seed,
-            "numbers": numbers,
+            "version": VERSION, "model": model, "prompts": digest_of(prompts), "answer tokens": answer_tokens,
+            "seed": seed, "numbers": numbers,
         }  # fmt: skip
         path = folder / "inputs.json"
         begun = read_state(path, f"Delete {folder} to probe anew.") if path.exists() else inputs

@@ -2,13 +2,14 @@
 
 from dcr_lite.compare.directions import Kinds
 from dcr_lite.compare.seed_run import ANCHORS
-from dcr_lite.data.rows import Conversation, read_conversations
+from dcr_lite.data.rows import Conversation, Pair, read_conversations
 from dcr_lite.data.splits import evenly_drawn
 from dcr_lite.errors import UserError
 from dcr_lite.files import load_jsonl
 from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS
 from dcr_lite.measure.judge import is_refusal
-from dcr_lite.model.chat import encode_prompts
+from dcr_lite.method.contrastive import encode_pairs
+from dcr_lite.model.chat import encode_asked
 from dcr_lite.probe.abliteration import VALIDATION
 from dcr_lite.probe.fine_tuning import Tuning
 from dcr_lite.probe.probes import STEPS
@@ -43,15 +44,12 @@ def kinds_of(source: Source) -> tuple[Kinds, Kinds]:
     others to choose by, of development pairs and of unused instructions."""
     data, model = source.data, source.model
 
-    def kinds(toxic: list[str], plain: list[str]) -> Kinds:
-        return Kinds(
-            encode_prompts(model.tokenizer, toxic, model.window), [],
-            encode_prompts(model.tokenizer, plain, model.window),
-        )  # fmt: skip
+    def kinds(pairs: list[Pair], plain: list[Conversation]) -> Kinds:
+        toxic = encode_pairs(model, pairs)[: len(pairs)]
+        return Kinds(toxic, [], encode_asked(model.tokenizer, plain, model.window))
 
-    drawn = [row.prompt for row in data.baseline_mixture if not row.refuses]
-    unused = [row.prompt for row in unused_instructions(source)]
+    drawn = [row for row in data.baseline_mixture if not row.refuses]
     return (
-        kinds([pair.toxic for pair in data.training[:ANCHORS]], drawn[:ANCHORS]),
-        kinds([pair.toxic for pair in data.development], unused[:VALIDATION]),
+        kinds(data.training[:ANCHORS], drawn[:ANCHORS]),
+        kinds(data.development, unused_instructions(source)[:VALIDATION]),
     )

@@ -10,7 +10,7 @@ from dcr_lite.data.rows import Conversation
 from dcr_lite.data.splits import evenly_drawn
 from dcr_lite.measure.judge import is_refusal
 from dcr_lite.model import adapters
-from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.chat import encode_asked
 from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.settings import Settings
@@ -25,7 +25,7 @@ def refusals_behind_answers(model: Model, rows: list[Conversation], settings: Se
     Raises UserError for more than there are refusals.
     """
     chosen = evenly_drawn("begun refusals", [r for r in rows if r.refuses], settings.begun_refusals, settings.seed)
-    prompts = encode_prompts(model.tokenizer, [row.prompt for row in chosen], model.window - MOST)
+    prompts = encode_asked(model.tokenizer, chosen, model.window - MOST)
     with adapters.stock(model):
         answers = answer(model, prompts, MOST)
     lengths = random.Random(settings.seed)

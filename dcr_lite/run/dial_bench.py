@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcr_lite.data.rows import Prompt, prompts_of
+from dcr_lite.data.rows import prompts_of
 from dcr_lite.files import damaged, read_state, write_state
 from dcr_lite.measure import trade_off
 from dcr_lite.measure.answers import measure
@@ -18,7 +18,7 @@ from dcr_lite.measure.trade_off import Reading, TradeOff, fit_trade_off
 from dcr_lite.method.dial import Dial, turned
 from dcr_lite.method.dial_fitting import GAINS, find_gain, fit_dial, prompts_read
 from dcr_lite.model import adapters
-from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.chat import encode_asked
 from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.names import DCR
@@ -45,10 +45,9 @@ class Bench:
         """Fits the dial, unless ``folder`` has it. Raises UserError where its files are damaged."""
         self.model, self.folder, self.progress = model, folder, lambda done: None
         self.pairs, self._tokens = len(data.development), settings.answer_tokens
-        plain = [Prompt(one.prompt, "plain", "development") for one in data.watched if one.label == "plain"]
+        plain = [one for one in data.watched if one.label == "plain"]
         self._prompts = prompts_of(data.development, "development") + plain
-        texts = [prompt.prompt for prompt in self._prompts]
-        self._rows = encode_prompts(model.tokenizer, texts, model.window - self._tokens)
+        self._rows = encode_asked(model.tokenizer, self._prompts, model.window - self._tokens)
         self._usual: list[tuple[list[int], list[int]]] | None = None  # plain prompts, answered at strength 0
         self._usual_loss = 0.0
         self._kept: dict[str, Any] = {"stock": None, "gains": {}, "at": {}}

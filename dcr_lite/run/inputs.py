@@ -4,10 +4,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from dcr_lite.data.paper_data import full_data
-from dcr_lite.data.rows import Conversation, Pair, Prompt, read_conversations, read_pairs, read_prompts
+from dcr_lite.data.rows import Conversation, Pair, Prompt, prompts_of, read_conversations, read_pairs, read_prompts
 from dcr_lite.data.splits import safety_mixture, split_by_focus
 from dcr_lite.errors import UserError
-from dcr_lite.names import LABELS
 from dcr_lite.settings import SHIPPED_FILES, Settings
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -111,20 +110,14 @@ def drawn(
     baseline_mixture = safety_mixture(
         instructions, refusals, sizes["instructions"], sizes["baseline_refusals"], settings.seed
     )
+    # By the prompt alone: what is trained on behind some messages is not new behind others.
     used = {row.prompt for row in baseline_mixture}
     # Where all of the user's own are learnt, the shipped ones tell whether plain prompts are still answered.
     others = (instructions, read_conversations(SHIPPED_FILES["instruction_rows"]))
-    plain = next(filter(None, ([row.prompt for row in rows if row.prompt not in used] for rows in others)), [])
-    watched = {
-        "toxic": [pair.toxic for pair in development],
-        "seemingly_toxic": [pair.seemingly_toxic for pair in development],
-        "plain": plain,
-    }
-    return Data(
-        training, development, instructions, refusals, baseline_mixture,
-        [Prompt(text, label, "development") for label in LABELS for text in watched[label][:WATCHED_PROMPTS]],
-        held_out,
-    )  # fmt: skip
+    unused = next(filter(None, ([row for row in rows if row.prompt not in used] for rows in others)), [])
+    plain = [Prompt(row.prompt, "plain", "development", row.before) for row in unused[:WATCHED_PROMPTS]]
+    watched = prompts_of(development[:WATCHED_PROMPTS], "development") + plain
+    return Data(training, development, instructions, refusals, baseline_mixture, watched, held_out)
 
 
 def require_work(settings: Settings) -> None:

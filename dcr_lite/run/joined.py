@@ -41,8 +41,8 @@ def with_joined(run: Path, data: Data) -> Data:
         return data
     sides = read_state(run / FILE, CURE)
     try:
-        found = {name: [Pair(*map(str, pair)) for pair in sides[name]] for name in ("training", "development")}
-    except (LookupError, TypeError):
+        found = {name: [Pair(str(a), str(b)) for a, b in sides[name]] for name in ("training", "development")}
+    except (LookupError, TypeError, ValueError):
         raise damaged(run / FILE, CURE) from None
     learnt = {normalised(side) for pair in found["training"] for side in (pair.toxic, pair.seemingly_toxic)}
     unseen = [

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dcr_lite.data.paper_data import sources
-from dcr_lite.data.rows import Conversation, Pair, Prompt, read_jsonl
+from dcr_lite.data.rows import Conversation, Pair, Prompt, before_field, prompts_of, read_jsonl
 from dcr_lite.errors import UserError
 from dcr_lite.model import distributed
-from dcr_lite.model.chat import Tokenizer, encode_conversations, encode_prompts
+from dcr_lite.model.chat import Tokenizer, encode_asked, encode_rows
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE
 from dcr_lite.run.inputs import Data, drawn
@@ -94,19 +94,18 @@ def short_rows(data: Data, settings: Settings, tokenizer: Tokenizer, window: int
 
 def pair_lengths(tokenizer: Tokenizer, rows: list[Pair]) -> list[int]:
     """Tokens of the longer side of each pair."""
-    sides = encode_prompts(tokenizer, [side for p in rows for side in (p.toxic, p.seemingly_toxic)], NO_LIMIT)
-    return [max(len(sides[i]), len(sides[i + 1])) for i in range(0, len(sides), 2)]
+    sides = prompt_lengths(tokenizer, prompts_of(rows))
+    return [max(both) for both in zip(sides[: len(rows)], sides[len(rows) :], strict=True)]
 
 
 def row_lengths(tokenizer: Tokenizer, rows: list[Conversation]) -> list[int]:
     """Tokens of each row with its answer."""
-    encoded = encode_conversations(tokenizer, [r.prompt for r in rows], [r.response for r in rows], NO_LIMIT)
-    return [len(prompt) + len(answer) for prompt, answer in encoded]
+    return [len(prompt) + len(answer) for prompt, answer in encode_rows(tokenizer, rows, NO_LIMIT)]
 
 
 def prompt_lengths(tokenizer: Tokenizer, rows: list[Prompt]) -> list[int]:
     """Tokens of each prompt."""
-    return [len(row) for row in encode_prompts(tokenizer, [p.prompt for p in rows], NO_LIMIT)]
+    return [len(row) for row in encode_asked(tokenizer, rows, NO_LIMIT)]
 
 
 def _require_short(files: Iterable[Path], rows: Sequence[Row], lengths: list[int], most: int, window: int) -> None:
@@ -129,7 +128,7 @@ def _place(files: Iterable[Path], row: Row) -> str:
     if isinstance(row, Conversation):
         texts.append(row.response)
     for file in files:
-        for place, values in read_jsonl(file, lambda fields, place: (place, list(fields.values()))):
-            if all(text in values for text in texts):
+        for place, fields in read_jsonl(file, lambda fields, place: (place, fields)):
+            if all(text in fields.values() for text in texts) and before_field(fields, place) == row.before:
                 return place
     return ", ".join(map(str, files))

@@ -18,7 +18,7 @@ from dcr_lite.files import sha256_of, write_jsonl
 from dcr_lite.measure.brokenness import before_repeating, is_broken, repeats_itself
 from dcr_lite.measure.judge import is_refusal
 from dcr_lite.model import adapters, distributed
-from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.chat import encode_asked
 from dcr_lite.model.generation import Answer, answer, longer_answers
 from dcr_lite.model.loading import Model
 from dcr_lite.model.thinking import answer_of
@@ -73,9 +73,7 @@ def candidates(model: Model, data: Data, seed: int, most: int) -> list[Conversat
     the ones that are watched, nor those that would have more than ``most`` tokens with an answer."""
     order = evenly_drawn("instructions", data.instructions, len(data.instructions), seed)
     watched = {prompt.prompt for prompt in data.watched}
-    lengths = [
-        OWN_TOKENS + len(row) for row in encode_prompts(model.tokenizer, [c.prompt for c in order], model.window)
-    ]
+    lengths = [OWN_TOKENS + len(row) for row in encode_asked(model.tokenizer, order, model.window)]
     return [c for c, n in zip(order, lengths, strict=True) if c.prompt not in watched and n <= most]
 
 
@@ -93,8 +91,7 @@ def answers_of(
         shown.start_at(usable := _usable(rows))
         while usable < wanted and len(rows) < len(order):
             batch = order[len(rows) :][: min(BATCH, wanted - usable)]
-            prompts = distributed.share([row.prompt for row in batch])
-            ids = encode_prompts(model.tokenizer, prompts, model.window)
+            ids = encode_asked(model.tokenizer, distributed.share(batch), model.window)
             said = distributed.gathered(answer(model, ids, OWN_TOKENS, stop=repeats_itself))
             rows += map(_row, batch, said)
             if distributed.is_main():

@@ -4,8 +4,9 @@ import time
 
 import torch
 
+from dcr_lite.data.rows import prompts_of
 from dcr_lite.method.dial_fitting import PAIRS as DIAL_PAIRS
-from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.chat import encode_asked
 from dcr_lite.model.hidden_states import decoder_of, depth, width_of
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, MODEL_TITLES, models_of
@@ -41,8 +42,8 @@ def weights_per_layer(model: Model) -> int:
 def operations(model: Model, data: Data, settings: Settings) -> dict[str, float]:
     """Of stage 1, of stage 2, the baseline, own answers and the dial where there are such, and of the answers that are
     measured: 2 per weight and token forward, as many again backward."""
-    sample = [p.toxic for p in data.training[:64]]
-    prompt = sum(map(len, encode_prompts(model.tokenizer, sample, model.window))) / len(sample)
+    sample = prompts_of(data.training[:64])[: len(data.training[:64])]  # toxic sides
+    prompt = sum(map(len, encode_asked(model.tokenizer, sample, model.window))) / len(sample)
     layers, layer = depth(model.network), weights_per_layer(model)
     head = decoder_of(model.network).config.vocab_size * width_of(model.network)
 

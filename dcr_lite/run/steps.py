@@ -18,7 +18,7 @@ from dcr_lite.method.contrastive import ContrastiveConfig, ContrastiveRefinement
 from dcr_lite.method.loop import Loop, Stage
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import adapters, distributed
-from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.chat import encode_asked
 from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, DCR, STOCK, models_of
@@ -128,7 +128,7 @@ def train_safety_sft(
     if run.finished(name):
         return restore(run, model, name, adapter)
     config = SafetySFTConfig(above, settings.sft_epochs, settings.sft_batch, settings.sft_learning_rate)
-    watched = encode_prompts(model.tokenizer, [p.prompt for p in data.watched], model.window)
+    watched = encode_asked(model.tokenizer, data.watched, model.window)
     labels = [p.label for p in data.watched]
 
     def refusal_probabilities() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dcr_lite.method.contrastive import REFERENCE_PAIRS, ContrastiveConfig, enco
 from dcr_lite.method.geometry import Geometry
 from dcr_lite.method.read_out import reads_as_toxic, state_map
 from dcr_lite.model import adapters
-from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.chat import encode_asked
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import layer_states
 from dcr_lite.names import BASELINE, DCR, LABELS, MODEL_TITLES, STOCK, models_of
@@ -40,7 +40,7 @@ def compute_states(model: Model, data: Data, settings: Settings, geometry: Geome
     development pairs and of held-out prompts; after stage 1 also those of the toxic prompts that stage 2 may draw."""
     rows = _read_out_rows(model, data)
     if data.held_out:
-        rows["held_out"] = encode_prompts(model.tokenizer, [p.prompt for p in data.held_out], model.window)
+        rows["held_out"] = encode_asked(model.tokenizer, data.held_out, model.window)
     kept = {"mean": geometry.mean}
     if geometry.whitening is not None:
         kept["whitening"] = geometry.whitening
@@ -50,7 +50,7 @@ def compute_states(model: Model, data: Data, settings: Settings, geometry: Geome
         kept |= {f"{STOCK}.{name}": layer_states(model, some, settings.layer) for name, some in rows.items()}
     if settings.discerned_refusals and settings.stage2 != "no":
         adapters.activate(model, DCR)
-        prompts = encode_prompts(model.tokenizer, [row.prompt for row in data.refusals], model.window)
+        prompts = encode_asked(model.tokenizer, data.refusals, model.window)
         kept[f"{DCR}.refusals"] = layer_states(model, prompts, settings.layer)
     return {name: tensor.cpu().contiguous() for name, tensor in kept.items()}
 

@@ -367,3 +367,12 @@ def assert_close(a: Any, b: Any, tolerance: float = 1e-5) -> None:
 def assert_far(a: Tensor, b: Tensor) -> None:
     """Differ by more than a hundredth: a guard that a comparison has teeth."""
     assert (a - b).abs().max() > 0.01 * b.abs().max()
+
+
+def greedy_tokens(reference: Any, row: list[int], new: int) -> list[int]:
+    """Argmax by full forward passes."""
+    row, found = list(row), []
+    for _ in range(new):
+        found.append(int(reference(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1].argmax()))
+        row.append(found[-1])
+    return found
