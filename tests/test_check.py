@@ -32,13 +32,14 @@ from dcr_lite.check import command, disk, duration, four_bit, machine, memory, p
 from dcr_lite.check.duration import Counter
 from dcr_lite.check.finding import Finding, Task
 from dcr_lite.check.random_model import answer_of, prompts_of, random_model
+from dcr_lite.data.rows import Prompt
 from dcr_lite.errors import UserError
 from dcr_lite.method.contrastive import ContrastiveRefinement
 from dcr_lite.method.loop import Loop, Stage
 from dcr_lite.method.safety_sft import SafetySFT
 from dcr_lite.model import adapters
 from dcr_lite.model.answer_tokens import backward_through_vocabulary
-from dcr_lite.model.chat import encode_conversations, encode_prompts
+from dcr_lite.model.chat import encode_asked, encode_conversations, encode_prompts
 from dcr_lite.model.hidden_states import decoder_of, final_states, prompt_states
 from dcr_lite.model.loading import Model
 from dcr_lite.model.memory import fit, needs
@@ -252,6 +253,19 @@ def test_rows_are_counted_in_the_models_own_tokens(task: Task, tiny: Path) -> No
     assert lengths.prefix == shared_prefix([prompt for prompt, _ in encoded])
     assert task.before["rows"].values["longest_tokens"]["rows"] == max(map(sum, lengths.conversations))
     assert not task.before["rows"].values["tokens_are_estimated"]
+
+
+def test_messages_before_a_prompt_count(task: Task, tiny: Path) -> None:
+    """To its tokens, estimated or not; and behind another system message rows share less."""
+    tokenizer, data = load_tiny(tiny).tokenizer, load_data(task.settings)
+    alone = Prompt("a", "plain", "set")
+    behind = replace(alone, before=(("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello.")))
+    data = replace(data, held_out=[alone, behind])
+    found, estimated = rows.measured(data, tokenizer), rows.measured(data, None)
+    assert found.held_out == list(map(len, encode_asked(tokenizer, data.held_out, 512)))
+    assert found.prefix < task.given_by("rows").prefix
+    assert found.prefix == shared_prefix(encode_asked(tokenizer, data.held_out, 512))
+    assert estimated.held_out[1] > estimated.held_out[0]
 
 
 def test_a_row_that_is_too_long_is_named(task: Task, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from llama_cpp import llama_cpp
 from thinking_templates import EMPTY, FAMILIES, MODEL, USER
 from tiny_models import CHAT_TEMPLATE, PROMPTS, build_tokenizer, random_rows
 
+from dcr_lite.data.rows import Prompt
 from dcr_lite.demo.batching import Batching
 from dcr_lite.errors import UserError
 from dcr_lite.evaluate.command import Evaluation, measure_model
@@ -26,7 +27,14 @@ from dcr_lite.export.command import export_gguf
 from dcr_lite.measure.judge import is_refusal, opening_match, refusal_score, string_match, verdict_is_final
 from dcr_lite.measure.kinds import kind_of
 from dcr_lite.model import generation
-from dcr_lite.model.chat import can_think, decode_answers, encode_conversations, encode_prompts, prompt_text
+from dcr_lite.model.chat import (
+    can_think,
+    decode_answers,
+    encode_asked,
+    encode_conversations,
+    encode_prompts,
+    prompt_text,
+)
 from dcr_lite.model.dates import fix_day
 from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model, load_tokenizer
@@ -135,6 +143,18 @@ def test_a_family_is_asked_without_thinking_and_with_it_on_request(family: str) 
     (row,), (thoughtful,) = (encode_prompts(tokenizer, ["Hi"], WINDOW, thinking) for thinking in (False, True))
     assert tokenizer.decode(row) == prompt_text(tokenizer, "Hi")
     assert tokenizer.decode(thoughtful) == prompt_text(tokenizer, "Hi", thinking=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_behind_messages_is_asked_with_thinking_on_request(family: str) -> None:
+    """It ends as a single prompt does."""
+    one = FAMILIES[family]
+    tokenizer = tokenizer_of(one.template)
+    asked = [Prompt("Hi", "plain", "set", (("user", "Yes?"), ("assistant", "No.")))]
+    for thinking, end in ((False, one.without), (True, one.thinking)):
+        [row] = encode_asked(tokenizer, asked, WINDOW, thinking)
+        assert tokenizer.decode(row).endswith(f"{USER}Hi<|im_end|>\n{end}")
+        assert "No.<|im_end|>" in tokenizer.decode(row)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,7 +1,7 @@
 """The rows of the run in tokens: how long they are, the longest ones, and what of that has to be guessed."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,35 +96,30 @@ def _at_hand(settings: Settings, found: Finding) -> Settings:
 
 def measured(data: Data, tokenizer: Any) -> Lengths:
     """The rows in tokens of this tokenizer, or in estimated ones without it."""
-    lengths_of: Callable[[Sequence[Asked]], list[int]]
-    prefix = TEMPLATE // 2
-    mixture = data.baseline_mixture
+    mixture, n = data.baseline_mixture, len(data.training)
+    asked = [*prompts_of(data.training), *data.held_out]
     if tokenizer is None:
-
-        def lengths_of(asked: Sequence[Asked]) -> list[int]:
-            return [TEMPLATE * (1 + len(row.before)) + characters(row) // CHARACTERS for row in asked]
-
-        prompts = lengths_of(mixture)
-        rows = [(p, 1 + len(row.response) // CHARACTERS) for p, row in zip(prompts, mixture, strict=True)]
+        prefix, lengths = TEMPLATE // 2, _estimated(asked)
+        rows = [(p, 1 + len(row.response) // CHARACTERS) for p, row in zip(_estimated(mixture), mixture, strict=True)]
     else:
-
-        def lengths_of(asked: Sequence[Asked]) -> list[int]:
-            return [len(ids) for ids in encode_asked(tokenizer, asked, NO_LIMIT)]
-
-        encoded = encode_rows(tokenizer, mixture, NO_LIMIT)
+        ids, encoded = encode_asked(tokenizer, asked, NO_LIMIT), encode_rows(tokenizer, mixture, NO_LIMIT)
+        prefix, lengths = shared_prefix([*ids, *(prompt for prompt, _ in encoded)]), [len(row) for row in ids]
         rows = [(len(prompt), len(answer)) for prompt, answer in encoded]
-        prefix = shared_prefix([prompt for prompt, _ in encoded])
-    sides, n = lengths_of(prompts_of(data.training)), len(data.training)
     return Lengths(
         prefix=prefix,
-        pairs=list(zip(sides[:n], sides[n:], strict=True)),
+        pairs=list(zip(lengths[:n], lengths[n : 2 * n], strict=True)),
         conversations=rows,
         refuses=[row.refuses for row in mixture],
-        held_out=lengths_of(data.held_out),
+        held_out=lengths[2 * n :],
         development=len(data.development),
         refusals=len(data.refusals),
         watched=len(data.watched),
     )
+
+
+def _estimated(rows: Sequence[Asked]) -> list[int]:
+    """Tokens of each prompt with the messages before it, about."""
+    return [TEMPLATE * (1 + len(row.before)) + characters(row) // CHARACTERS for row in rows]
 
 
 def _tokenizer(task: Task, found: Finding) -> tuple[Any, int]:
