@@ -20,7 +20,7 @@ LETTERS = tuple("ISTaeg")
 RESAMPLES, CURVE_RESAMPLES = 200, 10  # of bootstraps, whose width only tests of intervals look at
 RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2_135m.py"
 LAYER = 1  # of four
-CONTRASTIVE_STEPS, SFT_STEPS, BASELINE_STEPS = 36, 9, 9
+CONTRASTIVE_STEPS, SFT_STEPS, BASELINE_STEPS = 16, 9, 9
 
 
 def write_rows(path: Path, rows: list[Any]) -> Path:
