@@ -6,6 +6,8 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from dcr_lite.measure.trade_off import TOLERANCE, Goal, Reading, TradeOff, fit_map, fit_trade_off
+from dcr_lite.run.dial_report import dial_table
+from dcr_lite.run.dial_setting import DialSetting
 
 STRENGTHS = np.linspace(-1.5, 2.5, 9)
 JUDGED = (0, 3, 5, 7)  # places among them
@@ -216,3 +218,15 @@ def test_as_safe_as_stock_may_be_safer() -> None:
 def test_a_goal_beyond_the_curve_is_said_to_be_so(goal: Goal, end: float) -> None:
     """The nearest end is given, and that it is not reached."""
     assert goal.strength(curve([0.8, 0.7, 0.5], [0.6, 0.5, 0.1]), STOCK) == (end, False)
+
+
+def test_names_of_one_setting_share_a_row() -> None:
+    """Where the goal is met where training left the dial, the table has one row for both, in bold, and no strength
+    twice."""
+    along = curve([0.9, 0.83, 0.3], [0.6, 0.2, 0.1])
+    setting = DialSetting(-0.0, "discerning", None, True, 0.0, (0.1, 0.05), along, 80, 1.0, {}, {})
+    rows = dial_table(setting)
+    strengths = [row[1].strip("*") for row in rows[1:]]
+    assert len(strengths) == len(set(strengths))
+    [bold] = [row for row in rows if row[0].startswith("**")]
+    assert bold[:2] == ["**at 0; tells the two kinds apart best**", "**+0.00**"]

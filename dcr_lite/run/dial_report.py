@@ -44,7 +44,7 @@ def title(goal: str, value: float | None, strength: float) -> str:
 def dial_table(setting: DialSetting) -> list[list[str]]:
     """Settings of the dial that have a name, from the most refusing one to the most answering one: [title, strength,
     toxic refused, seemingly toxic answered]; the stock model first and the present setting in bold, where it is in the
-    adapter."""
+    adapter. Names of one setting, to the digits shown, share a row."""
     named = {title("none", None, 0): 0.0}
     for goal in SHOWN:
         strength, reached = goal.strength(setting.curve, setting.stock)
@@ -52,19 +52,22 @@ def dial_table(setting: DialSetting) -> list[list[str]]:
             named[title(goal.name, goal.value, strength)] = strength
     chosen = title(setting.goal, setting.value, setting.strength)
     named[chosen] = setting.strength
+    shown: dict[str, list[str]] = {}
+    for name, strength in sorted(named.items(), key=lambda item: item[1]):
+        shown.setdefault(f"{round(strength, 2) + 0:+.2f}", []).append(name)  # + 0: of -0 as of 0
     toxic, seemingly_toxic = (
         with_interval(rate, _wilson(rate, setting.pairs)) for rate in (setting.stock[0], 1 - setting.stock[1])
     )
     rows = [[MODEL_TITLES[STOCK], "", toxic, seemingly_toxic]]
-    for name, strength in sorted(named.items(), key=lambda item: item[1]):
-        (toxic_rate, other), (low, other_low), (high, other_high) = setting.curve.at(strength).tolist()
+    for digits, names in shown.items():
+        (toxic_rate, other), (low, other_low), (high, other_high) = setting.curve.at(named[names[0]]).tolist()
         cells = [
-            name,
-            f"{strength:+.2f}",
+            "; ".join(names),
+            digits,
             with_interval(toxic_rate, (low, high)),
             with_interval(1 - other, (1 - other_high, 1 - other_low)),
         ]
-        rows.append([f"**{cell}**" for cell in cells] if name == chosen and setting.goal != "none" else cells)
+        rows.append([f"**{cell}**" for cell in cells] if chosen in names and setting.goal != "none" else cells)
     return rows
 
 
