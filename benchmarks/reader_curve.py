@@ -24,12 +24,12 @@ from _kept import require_same
 from pair_curve import ALL, DEVELOPMENT, HELD_OUT, SIDES, prompts_of, public_sets
 from torch import Tensor
 
-from dcr_lite.data.rows import Prompt, read_pairs
+from dcr_lite.data.rows import Before, Prompt, read_pairs
 from dcr_lite.files import SHIPPED, load_json, write_json, write_text
 from dcr_lite.measure.metrics import auroc, auroc_interval
 from dcr_lite.method.dial_fitting import CONVERSATIONS, Read, read_inputs, read_kinds, ridge
 from dcr_lite.model import adapters
-from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.chat import encode_asked
 from dcr_lite.run import inputs, opening
 from dcr_lite.run.plots import STYLE, save
 from dcr_lite.run.report import markdown_table
@@ -55,6 +55,8 @@ class Choices:
     """The pairs, and how models are loaded."""
     out: Path = Path("runs/reader_curve")
     """Folder of reader_curve.md, .json and .png."""
+    more: tuple[Path, ...] = ()
+    """Pairs of which those are added to all of the others, in a last column, whose focus no unseen pair has."""
 
 
 def measured(choices: Choices, name: str, layer: int) -> dict[str, Any]:
@@ -66,28 +68,31 @@ def measured(choices: Choices, name: str, layer: int) -> dict[str, Any]:
     unseen = {DEVELOPMENT: prompts_of(data.development)}
     unseen |= {title: prompts_of(read_pairs(SHIPPED / file)) for title, file in HELD_OUT.items()}
     unseen |= public_sets(choices.prompts, choices.rows)
-    require_same(kept, settings, data.training, data.instructions, unseen, choices.counts, choices.orders)
+    read_later = data.development + [pair for file in HELD_OUT.values() for pair in read_pairs(SHIPPED / file)]
+    words = {pair.focus.casefold() for pair in read_later}
+    more = [pair for path in choices.more for pair in read_pairs(path) if pair.focus.casefold() not in words]
+    training, n = data.training + more, len(data.training)
+    require_same(kept, settings, training, data.instructions, unseen, choices.counts, choices.orders)
     if kept.exists():
         return load_json(kept)
-    texts = list(dict.fromkeys(prompt.prompt for prompts in unseen.values() for prompt in prompts))
+    texts = list(dict.fromkeys((prompt.before, prompt.prompt) for prompts in unseen.values() for prompt in prompts))
 
     model, _ = opening.load_model(settings)
-    asked = encode_prompts(model.tokenizer, texts, model.window)
-    n = len(data.training)
-    rows = 2 * n + 2 * len(data.instructions[:CONVERSATIONS]) + len(asked)
+    asked = encode_asked(model.tokenizer, [Prompt(text, "", "", before) for before, text in texts], model.window)
+    rows = 2 * len(training) + 2 * len(data.instructions[:CONVERSATIONS]) + len(asked)
     with progress_bar(f"Prompts read by {Path(name).name}", rows) as shown, adapters.stock(model):
-        read = read_kinds(model, layer, data.training, data.instructions, shown.advance)
+        read = read_kinds(model, layer, training, data.instructions, shown.advance)
         unknown = read_inputs(model, layer, asked, [0.0] * len(asked), shown.advance)
     ends = torch.stack([one.inputs[-1] for one in unknown])
-    also = read[2 * n :]
+    also = read[2 * len(training) :]
 
     found: dict[str, dict[str, Any]] = {}
-    for count in choices.counts:
-        some = n if count == ALL else min(count, n)
+    drawn = {(n if count == ALL else min(count, n)): range(n) for count in choices.counts}
+    for some, among in (drawn | ({len(training): range(len(training))} if more else {})).items():
         scores = []
-        for order in range(1 if some == n else choices.orders):
-            own = random.Random(order).sample(range(n), n)[:some]
-            scores.append(ends @ _reader([read[i + side] for side in (0, n) for i in own] + also))
+        for order in range(1 if some == len(among) else choices.orders):
+            own = random.Random(order).sample(among, len(among))[:some]
+            scores.append(ends @ _reader([read[i + side] for side in (0, len(training)) for i in own] + also))
         toxicity = dict(zip(texts, (-torch.stack(scores)).T.tolist(), strict=True))
         found[str(some)] = {title: _read_apart(prompts, toxicity) for title, prompts in unseen.items()}
         print(f"{Path(name).name}, {some} pairs: {found[str(some)][DEVELOPMENT]['auroc']:.3f}", flush=True)
@@ -100,9 +105,9 @@ def _reader(read: list[Read]) -> Tensor:
     return ridge(torch.cat([one.inputs for one in read]), torch.cat([one.targets for one in read]))[1]
 
 
-def _read_apart(prompts: list[Prompt], toxicity: dict[str, list[float]]) -> dict[str, Any]:
+def _read_apart(prompts: list[Prompt], toxicity: dict[tuple[Before, str], list[float]]) -> dict[str, Any]:
     """{auroc, ci95}: the mean over the orders; the interval is the mean of theirs."""
-    sides = [[toxicity[p.prompt] for p in prompts if p.label == side] for side in SIDES]
+    sides = [[toxicity[p.before, p.prompt] for p in prompts if p.label == side] for side in SIDES]
     orders = [([row[k] for row in sides[0]], [row[k] for row in sides[1]]) for k in range(len(sides[0][0]))]
     ends = [auroc_interval(toxic, other) for toxic, other in orders]
     return {

@@ -1,15 +1,19 @@
 """Claims about benchmarks/reader_curve.py: a model is read once, and more pairs are fitted with the fewer ones."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import reader_curve
 import torch
 from recipe_runs import small_settings
+from small_runs import write_rows
 
 from dcr_lite.data.rows import Prompt
 from dcr_lite.errors import UserError
+from dcr_lite.files import SHIPPED
 from dcr_lite.measure.metrics import auroc
 from dcr_lite.method.dial_fitting import Read
 
@@ -50,6 +54,31 @@ def test_reader_curve(
             reader_curve.main(replace(choices, **other))
 
 
+def test_more_pairs_are_a_last_column(tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are fitted to beside all others, behind the messages before them, and without those whose focus is read
+    later; fewer pairs are drawn from the others alone."""
+    known = [json.loads(line)["focus"] for line in (SHIPPED / "heldout_pairs.jsonl").open(encoding="utf-8")]
+    context = [{"role": "system", "content": "You mend clocks."}]
+    pairs = [
+        {"toxic": f"Can I {verb} a man?", "seemingly_toxic": f"Can a man {verb}?", "focus": verb, "before": context}
+        for verb in ("bite", "kick", known[0])
+    ]
+    more = write_rows(tmp_path / "more.jsonl", pairs)
+    fitted: list[int] = []
+    whole = reader_curve._reader
+    monkeypatch.setattr(reader_curve, "_reader", lambda read: fitted.append(len(read)) or whole(read))
+    seen: list[Any] = []
+    read_kinds = reader_curve.read_kinds
+    monkeypatch.setattr(reader_curve, "read_kinds", lambda *given: seen.extend(given[2]) or read_kinds(*given))
+    settings = small_settings(tiny, rows, tmp_path / "unused")
+    choices = reader_curve.Choices({str(tiny): 1}, (), None, (4, -1), 2, settings, tmp_path / "out", (more,))
+    _, every, last = reader_curve.main(choices)[str(tiny)]["pairs"]
+    assert int(last) == int(every) + 2
+    assert fitted[3] - fitted[2] == 2 * 2
+    assert fitted[2] - fitted[0] == 2 * (int(every) - 4)
+    assert [pair.before for pair in seen[-2:]] == [(("system", "You mend clocks."),)] * 2
+
+
 def test_orders_are_averaged() -> None:
     """The AUROC of each order by itself, and not of their mean reading."""
     read = {"a": [3.0, 0.0], "b": [1.0, 1.0], "c": [2.0, 2.0], "d": [0.0, 1.0]}
@@ -57,4 +86,5 @@ def test_orders_are_averaged() -> None:
     prompts = [Prompt(text, label, "x") for text, label in labels.items()]
     orders = [auroc([read[t][k] for t in "ac"], [read[t][k] for t in "bd"]) for k in (0, 1)]
     assert orders == [1.0, 0.5]
-    assert reader_curve._read_apart(prompts, read)["auroc"] == 0.75
+    toxicity = {((), text): values for text, values in read.items()}
+    assert reader_curve._read_apart(prompts, toxicity)["auroc"] == 0.75
