@@ -27,7 +27,7 @@ from dcr_lite.mend import steps as mend_steps
 from dcr_lite.mend.outcome import caution, change, fell, mended, outcome, verdict_of
 from dcr_lite.mend.page import check_lines, page
 from dcr_lite.mend.prompts import Wish
-from dcr_lite.mend.reader import Reader
+from dcr_lite.mend.reader import Reader, alone
 from dcr_lite.mend.results import read_check, read_outcome
 from dcr_lite.mend.settings import MendSettings
 from dcr_lite.method.read_out import reads_as_toxic
@@ -103,6 +103,17 @@ def test_only_what_is_to_train_joins() -> None:
     assert {pair.seemingly_toxic for pair in joined.training} == {"w0"}
     assert {pair.toxic for pair in joined.training} == {"w3", "r", "t"}
     assert joined.development == [Pair("w4", "o")]
+
+
+def test_prompts_are_compared_with_what_stands_alone() -> None:
+    """As they do themselves; a run on pairs that all stand behind messages cannot mend."""
+    behind = Pair("u", "v", before=(("system", "Be kind."),))
+    data = data_of([Pair("t", "s"), behind], [behind, Pair("x", "y")], ("r",))
+    found = alone(data)
+    assert (found.training, found.development, found.refusals) == ([Pair("t", "s")], [Pair("x", "y")], data.refusals)
+    for pairs in ([behind], [Pair("t", "s")]):
+        with pytest.raises(UserError, match="needs --pairs without the field before"):
+            alone(data_of(pairs, [behind]))
 
 
 def test_what_has_joined_is_no_development_pair(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from recipe_runs import small_settings
 from tiny_models import add_random_adapter
 
 from dcr_lite.compare import preferences
-from dcr_lite.compare.dpo import batches
+from dcr_lite.compare.dpo import batches, encoded
 from dcr_lite.compare.preferences import Preference, Said, usual_opening
-from dcr_lite.data.rows import Conversation, Pair
+from dcr_lite.data.rows import Conversation, Pair, messages_of
 from dcr_lite.errors import UserError
 from dcr_lite.measure import openings
 from dcr_lite.model import adapters
@@ -90,6 +91,25 @@ def test_each_kind_prefers_its_own(scene: Scene, monkeypatch: pytest.MonkeyPatch
         assert (toxic.chosen, toxic.rejected) == (refusal, Said(f"It is {toxic.prompt}", True))
         assert (sounding.chosen, sounding.rejected) == (Said(f"It is {sounding.prompt}", True), refusal)
     assert len({row.pair for row in rows}) == len(PAIRS)
+
+
+def test_prompts_are_answered_and_learnt_behind_the_messages_before_them(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both models are asked the template's conversation, and y+ and y- stand behind it."""
+    talking, before = Talking(), (("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello."))
+    monkeypatch.setattr(openings, "answer", talking)
+    rows = found(scene, [replace(pair, before=before) for pair in PAIRS])
+    assert {row.before for row in rows} == {before}
+    prompts = [row.prompt for row in encoded(scene[1], rows)]
+    tokenizer = scene[1].tokenizer
+    for one, ids in zip(rows, prompts[::2], strict=True):
+        messages = [*messages_of(before), {"role": "user", "content": one.prompt}]
+        assert ids == tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert prompts[::2] == prompts[1::2]
+    stock, sft = (asked for who, asked, _ in talking.calls if who in ("stock", "sft"))
+    assert stock == sft
+    assert set(map(tokenizer.decode, prompts)) <= set(stock)
 
 
 def test_who_does_not_refuse_is_led_to_it(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

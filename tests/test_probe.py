@@ -307,6 +307,8 @@ def test_a_method_that_asks_a_second_prompt_is_not_put_into_contexts(
     assert [probe.name for probe in command._fitting(source, adacd, probes)] == [NONE, "hello"]
     assert "left out, since its second prompt is made of a single one: assistant, shop, " in capsys.readouterr().out
     assert command._fitting(source, source.subjects[-1], probes) == probes
+    assert command._fitting(source, adacd, probes, later=True) == []  # nor asked prompts that stand behind messages
+    assert command._fitting(source, source.subjects[-1], probes, later=True) == probes
 
 
 def test_whether_a_base_is_in_4_bits_is_known_without_it(demo_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

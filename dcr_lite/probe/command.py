@@ -110,7 +110,7 @@ def _probe(sources: list[Source], probes: list[Probe], probing: Probing, out: Pa
     return out
 
 
-def _fitting(source: Source, subject: Subject, probes: list[Probe], later: bool) -> list[Probe]:
+def _fitting(source: Source, subject: Subject, probes: list[Probe], later: bool = False) -> list[Probe]:
     """The probes that a model can be put under; a line names those that are left out, and says why. later: whether some
     prompts stand behind messages."""
     left_out = {
