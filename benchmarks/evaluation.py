@@ -25,7 +25,7 @@ from dcr_lite.files import SHIPPED
 from dcr_lite.measure.answers import measure
 from dcr_lite.measure.judge import is_refusal
 from dcr_lite.model.adapters import set_adapter_weights
-from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.chat import encode_asked
 from dcr_lite.model.loading import Model
 
 
@@ -75,7 +75,7 @@ def _generate(case: Evaluation, precision: torch.dtype, batch: int) -> Step:
     @torch.no_grad()
     def answers(_i: int) -> Outcome:
         texts: list[str] = []
-        rows = encode_prompts(model.tokenizer, [p.prompt for p in prompts], model.window)
+        rows = encode_asked(model.tokenizer, prompts, model.window)
         for start in range(0, len(rows), batch):
             inputs = model.tokenizer.pad(
                 {"input_ids": rows[start : start + batch]}, padding_side="left", return_tensors="pt"

@@ -55,7 +55,7 @@ from dcr_lite.method.loop import Loop
 from dcr_lite.method.read_out import read_out
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import adapters
-from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.chat import encode_asked
 from dcr_lite.model.generation import answer
 from dcr_lite.model.shapes import shape_of
 from dcr_lite.model.states import layer_states
@@ -226,7 +226,7 @@ def measured(run: SeedRun, point: Point, material: Material) -> dict[str, Any]:
         progress = Loop(stage, point.folder / "checkpoint.pt", shown.row, settings.patience).run()
     adapters.save_adapter(model, DCR, point.folder / "stage1")
     unseen = _distinct(material)
-    encoded = encode_prompts(model.tokenizer, [row.prompt for row in unseen], model.window)
+    encoded = encode_asked(model.tokenizer, unseen, model.window)
     reading, direction = read_out(geometry, layer_states(model, first_pairs(rows, REFERENCE_PAIRS), config.layer))
     along = (reading(layer_states(model, encoded, config.layer)) @ direction).tolist()
     finish(run, training, geometry, point.folder)

@@ -149,11 +149,10 @@ def test_a_comparison_measures_behind_the_messages(tiny: Path, context_rows: Pat
     assert befores(answers) == [messages_of(one.before) for one in inputs.load_data(settings).held_out]
 
 
-def test_a_comparison_that_was_begun_without_messages_goes_on() -> None:
-    """The digest in the names of its files is the one that its data had before rows could stand behind messages."""
-    prompt, row = Prompt("a", "toxic", "set"), Conversation("b", "c")
-    assert EvaluationData([prompt], [row], []).digest == "337561ad"
-    behind = (("system", "Be kind."),)
-    others = [EvaluationData([Prompt("a", "toxic", "set", behind)], [row], [])]
-    others.append(EvaluationData([prompt], [Conversation("b", "c", before=behind)], []))
-    assert len({one.digest for one in others} | {"337561ad"}) == 3
+def test_answers_behind_other_messages_are_kept_apart() -> None:
+    """The digest in the names of a comparison's files is another one behind other messages."""
+    prompt, row, behind = Prompt("a", "toxic", "set"), Conversation("b", "c"), (("system", "Be kind."),)
+    data = [EvaluationData([prompt], [row], [])]
+    data.append(EvaluationData([Prompt("a", "toxic", "set", behind)], [row], []))
+    data.append(EvaluationData([prompt], [Conversation("b", "c", before=behind)], []))
+    assert len({one.digest for one in data}) == 3
