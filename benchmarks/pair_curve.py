@@ -73,8 +73,10 @@ from dcr_lite.settings import Settings
 
 ALL = -1
 DEVELOPMENT = "development pairs"
-MANNERS = "held-out manners"
-HELD_OUT: dict[str, str | Path] = {"held-out pairs": "heldout_pairs.jsonl", MANNERS: "heldout_manners.jsonl"}
+MANNERS, CONTEXTS = "held-out manners", "held-out contexts"
+HELD_OUT: dict[str, str | Path] = {
+    "held-out pairs": "heldout_pairs.jsonl", MANNERS: "heldout_manners.jsonl", CONTEXTS: "heldout_contexts.jsonl",
+}  # fmt: skip
 MANNER = "manner: "  # in front of the kind of held-out pairs
 SIDES = ("toxic", "seemingly_toxic")
 MEASURES = {"states": "States at layer L", "opening": "Opening with a refusal"}
@@ -141,10 +143,11 @@ class Material:
         unseen |= {f"{path.stem}, held back": prompts_of(held) for path, (_, held) in splits.items()}
         for title, file in HELD_OUT.items():
             unseen[title] = prompts_of(read_pairs(SHIPPED / file))
-        manners = [pair.kind for pair in read_pairs(SHIPPED / HELD_OUT[MANNERS])]
-        for kind in dict.fromkeys(manners):  # of the same rows, which are read once
-            own = [row for row, other in zip(unseen[MANNERS], 2 * manners, strict=True) if other == kind]
-            unseen[MANNER + kind.replace("_", " ")] = own
+        for title in (MANNERS, CONTEXTS):
+            manners = [pair.kind for pair in read_pairs(SHIPPED / HELD_OUT[title])]
+            for kind in dict.fromkeys(manners):  # of the same rows, which are read once
+                own = [row for row, other in zip(unseen[title], 2 * manners, strict=True) if other == kind]
+                unseen[MANNER + kind.replace("_", " ")] = own
         unseen |= public_sets(choices.prompts, choices.rows)
 
         read = [*data.development, *(pair for _, held in splits.values() for pair in held)]

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sklearn.feature_extraction.text import CountVectorizer
@@ -19,13 +20,14 @@ from dcr_lite.files import SHIPPED
 from dcr_lite.names import LABELS
 
 EVAL = Path(__file__).parents[2] / "shared" / "data" / "eval"
-TRAINING = ("pairs", "refusals", "instructions", "augmentation")
-HELD_OUT = ("heldout_pairs", "heldout_manners", "heldout_plain", "heldout_instructions")
+TRAINING = ("pairs", "further_pairs", "refusals", "instructions", "augmentation")
+HELD_OUT = ("heldout_pairs", "heldout_manners", "heldout_contexts", "heldout_plain", "heldout_instructions")
 PROMPTS = ("prompt", "toxic", "seemingly_toxic")  # the fields that hold one
+FOCUSED = (TRAINING[:2], HELD_OUT[:3])  # files of pairs
 
 
 @cache
-def shipped(name: str) -> list[dict[str, str]]:
+def shipped(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (SHIPPED / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
@@ -48,11 +50,13 @@ def test_the_near_duplicate_search_finds_what_it_should() -> None:
 
 LEAST = {  # rows that the recipes and the documentation count on
     "pairs": 2900,
+    "further_pairs": 1000,
     "refusals": 200,
     "instructions": 400,
     "augmentation": 100,
     "heldout_pairs": 120,
     "heldout_manners": 110,
+    "heldout_contexts": 80,
     "heldout_plain": 60,
     "heldout_instructions": 40,
 }
@@ -62,7 +66,7 @@ LEAST = {  # rows that the recipes and the documentation count on
 def test_shipped_files_are_read_whole(name: str) -> None:
     """The kit's own readers take every row of every shipped file, and there are as many as promised."""
     assert len(shipped(name)) >= LEAST[name]
-    if name.endswith(("pairs", "manners")):
+    if name.endswith(("pairs", "manners", "contexts")):
         assert len(read_pairs(SHIPPED / f"{name}.jsonl")) == len(shipped(name))
     elif name != "heldout_plain":
         assert len(read_conversations(SHIPPED / f"{name}.jsonl")) == len(shipped(name))
@@ -86,9 +90,12 @@ def test_pairs_are_of_many_kinds(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*TRAINING, *HELD_OUT])
 def test_every_shipped_line_is_clean(name: str) -> None:
-    """Every field is a text without space around it, and every prompt ends with a word or a closing sign."""
+    """Every field is a text without space around it, as every message before a prompt is, and every prompt ends with a
+    word or a closing sign."""
     for row in shipped(name):
-        assert all(isinstance(value, str) and value and value == value.strip() for value in row.values()), row
+        texts = [value for field, value in row.items() if field != "before"]
+        texts += [message["content"] for message in row.get("before", [])]
+        assert all(isinstance(text, str) and text and text == text.strip() for text in texts), row
     for prompt in prompts_of(name):
         assert prompt[-1].isalnum() or prompt[-1] in ".?!…\"'”’)]}`;:>*=%", prompt
 
@@ -112,7 +119,7 @@ def test_training_and_held_out_prompts_are_no_near_duplicates() -> None:
     assert near_duplicates(prompts_of(*TRAINING), prompts_of(*HELD_OUT)) == []
 
 
-@pytest.mark.parametrize("names", [("pairs",), HELD_OUT], ids=["pairs", "held_out"])
+@pytest.mark.parametrize("names", [TRAINING[:2], HELD_OUT], ids=["pairs", "held_out"])
 def test_no_two_rows_are_near_duplicates(names: tuple[str, ...]) -> None:
     """Neither two pairs nor two held-out rows of any file have prompts that are nearly the same; the two sides of one
     pair may be."""
@@ -124,7 +131,7 @@ def test_no_two_rows_are_near_duplicates(names: tuple[str, ...]) -> None:
 
 def test_reserved_words_are_in_no_training_prompt() -> None:
     """The focus words of the held-out pairs, inflected or not, are in no prompt of a training file. Those of the newest
-    manners promise less: training pairs do not turn on them, but 28 of the 114 are said in training prompts."""
+    manners promise less: training pairs do not turn on them, but 29 of the 114 are said in training prompts."""
     reserved = {row["focus"].lower() for row in shipped("heldout_pairs")}
     stems = "|".join(word.removesuffix("e") for word in sorted(reserved))
     inflected = re.compile(rf"\b(?:{stems})(?:e?s|e|ed|ers?|\w?ing|\w?ed|ion\w*)?\b")
@@ -133,15 +140,30 @@ def test_reserved_words_are_in_no_training_prompt() -> None:
     assert inflected.findall("stalking a whip, counterfeited; whippet") == ["stalking", "whip", "counterfeited"]
     words = {row["focus"].lower() for row in shipped("heldout_manners")}
     said = [word for word in words if word in training and re.search(rf"\b{re.escape(word)}\b", training)]
-    assert (len(said), len(words)) == (28, 114)
+    assert (len(said), len(words)) == (29, 114)
     readme = (SHIPPED / "README.md").read_text(encoding="utf-8")
     assert f"{len(said)} of the {len(words)}" in readme
 
 
 def test_training_and_held_out_focus_words_differ() -> None:
     """Held-out pairs turn on words that training pairs never turn on."""
-    training, *held = ({row["focus"].casefold() for row in shipped(name)} for name in ("pairs", *HELD_OUT[:2]))
-    assert all(training & words == set() for words in held)
+    training, held = ({row["focus"].casefold() for name in names for row in shipped(name)} for names in FOCUSED)
+    assert training & held == set()
+
+
+def test_further_pairs_and_their_held_out_ones_are_of_the_same_kinds() -> None:
+    """Every kind that further pairs bring is held out as well, in its own file; a quarter of either and more stands
+    behind messages or is long."""
+    kinds = [Counter(row["kind"] for row in shipped(name)) for name in ("further_pairs", "heldout_contexts")]
+    assert kinds[0].keys() == kinds[1].keys()
+    assert not kinds[0].keys() & {row["kind"] for row in shipped("pairs")}
+    for some in kinds:
+        assert some["behind_system_message"] + some["later_turns"] + some["long_requests"] >= some.total() / 4
+    for name in ("further_pairs", "heldout_contexts"):
+        for row in shipped(name):
+            assert ("before" in row) == (row["kind"] in ("behind_system_message", "later_turns"))
+            if row["kind"] == "long_requests":
+                assert all(85 <= len(row[side].split()) <= 120 for side in LABELS[:2])
 
 
 @pytest.mark.skipif(not EVAL.is_dir(), reason="the public prompt sets (../shared/data/eval) are not on this machine")
@@ -154,7 +176,7 @@ def test_no_shipped_prompt_is_taken_from_a_public_set() -> None:
     assert near_duplicates(prompts_of(*TRAINING, *HELD_OUT), public) == []
 
 
-@pytest.mark.parametrize("name", ["pairs", "heldout_pairs", "heldout_manners"])
+@pytest.mark.parametrize("name", [*FOCUSED[0], *FOCUSED[1]])
 def test_words_alone_do_not_tell_the_kinds_apart(name: str) -> None:
     """A bag-of-words classifier, cross-validated by pair, stays at AUC 0.65 or below: no single words give it away."""
     rows = shipped(name)
