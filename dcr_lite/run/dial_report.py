@@ -54,7 +54,7 @@ def dial_table(setting: DialSetting) -> list[list[str]]:
     named[chosen] = setting.strength
     shown: dict[str, list[str]] = {}
     for name, strength in sorted(named.items(), key=lambda item: item[1]):
-        shown.setdefault(f"{round(strength, 2) + 0:+.2f}", []).append(name)  # + 0: of -0 as of 0
+        shown.setdefault(f"{round(strength, 2) + 0:+.2f}", []).append(name)  # + 0 makes -0 a 0
     toxic, seemingly_toxic = (
         with_interval(rate, _wilson(rate, setting.pairs)) for rate in (setting.stock[0], 1 - setting.stock[1])
     )
