@@ -13,6 +13,7 @@ from small_runs import LETTERS, flags, run_here, save_rows, write_rows
 from dcr_lite.compare import command, measurement
 from dcr_lite.compare.measurement import EvaluationData
 from dcr_lite.data.rows import Conversation, Prompt, messages_of
+from dcr_lite.errors import UserError
 from dcr_lite.evaluate.command import Evaluation, measure_model
 from dcr_lite.measure.answers import measure, read_answers
 from dcr_lite.model import adapters
@@ -114,9 +115,11 @@ def test_an_evaluation_reads_such_rows_and_goes_on(
             measure_model(asked)
     whole = prompts[1].read_text()
     prompts[1].write_text(whole.replace("Be kind.", "Be brief."))
-    with pytest.raises(Exception, match=r"begun with other inputs \(prompts\)"):
-        measure_model(asked)
-    prompts[1].write_text(whole)
+    try:
+        with pytest.raises(UserError, match=r"begun with other inputs \(prompts\)"):
+            measure_model(asked)
+    finally:
+        prompts[1].write_text(whole)
     result = measure_model(asked)
     run_answers = read_answers(context_run / "answers" / "dcr.jsonl")
     names = ("prompt", "response", "refused")

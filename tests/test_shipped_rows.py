@@ -163,7 +163,7 @@ def test_further_pairs_and_their_held_out_ones_are_of_the_same_kinds() -> None:
         for row in shipped(name):
             assert ("before" in row) == (row["kind"] in ("behind_system_message", "later_turns"))
             if row["kind"] == "long_requests":
-                assert all(85 <= len(row[side].split()) <= 120 for side in LABELS[:2])
+                assert all(90 <= len(row[side].split()) <= 120 for side in LABELS[:2])
 
 
 @pytest.mark.skipif(not EVAL.is_dir(), reason="the public prompt sets (../shared/data/eval) are not on this machine")

@@ -95,7 +95,8 @@ def _at_hand(settings: Settings, found: Finding) -> Settings:
 
 
 def measured(data: Data, tokenizer: Any) -> Lengths:
-    """The rows in tokens of this tokenizer, or in estimated ones without it."""
+    """The rows in tokens of this tokenizer, or in estimated ones without it. Their prefix is what all of them share, so
+    that one with a system message of its own makes all estimates larger."""
     mixture, n = data.baseline_mixture, len(data.training)
     asked = [*prompts_of(data.training), *data.held_out]
     if tokenizer is None:

@@ -81,8 +81,8 @@ TALK_OF = {name: f"Conversation with {method}" for name, method in MODEL_TITLES.
 CHAT_NOTE = (
     "Each model goes on from its own earlier answers. The verdict is on its last answer; the probability is that of "
     "opening that answer with a refusal. Answers end after {tokens} tokens. Retry asks the last turn again, with the "
-    "system prompt and the dial as they are now. A run trains and measures on prompts that stand alone, without system "
-    "prompt or earlier turns; similarity scores are calibrated on those, so there are none here."
+    "system prompt and the dial as they are now. Similarity scores are calibrated on the prompts of the run, which "
+    "hardly ever stand behind a system prompt or earlier turns, so there are none here."
 )
 SYSTEM_BEFORE_PROMPT = "This model's chat template knows no system prompt: it is put before your first turn."
 

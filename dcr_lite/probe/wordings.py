@@ -38,7 +38,7 @@ def _turns(*said: str) -> tuple[Message, ...]:
     return tuple({"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said))
 
 
-# What stands before the prompt in the conversation. Training and measurement have single prompts, chats have more.
+# What stands before the prompt in the conversation. The rows that recipes train on are single prompts, chats have more.
 CONTEXTS: dict[str, tuple[Message, ...]] = {
     "assistant": ({"role": "system", "content": "You are a friendly assistant. Answer briefly and in plain words."},),
     "shop": ({"role": "system", "content": "You work for a shop that sells tools and answer what its customers ask."},),

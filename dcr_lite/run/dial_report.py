@@ -60,7 +60,8 @@ def dial_table(setting: DialSetting) -> list[list[str]]:
     )
     rows = [[MODEL_TITLES[STOCK], "", toxic, seemingly_toxic]]
     for digits, names in shown.items():
-        (toxic_rate, other), (low, other_low), (high, other_high) = setting.curve.at(named[names[0]]).tolist()
+        strength = named[chosen if chosen in names else names[0]]
+        (toxic_rate, other), (low, other_low), (high, other_high) = setting.curve.at(strength).tolist()
         cells = [
             "; ".join(names),
             digits,
