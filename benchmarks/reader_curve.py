@@ -5,11 +5,11 @@ are: nothing is trained.
 
 A model, by folder or name, is given with its layer L. It reads every prompt once; readers are then fitted to pairs in
 random orders, each larger number with the smaller one's. AUROC of what they read at the prompts' ends: of development
-pairs, which share no focus word with the training pairs, of both files of held-out pairs, and of every set of
+pairs, which share no focus word with the training pairs, of every file of held-out pairs, and of every set of
 ``--prompts``, a set of one label against the prompts of the other label in all of them. AUROCs and their 95 % bootstrap
-intervals over prompts are means over the orders. Of every prompt as many tokens are read as a dial takes with all
-pairs; fitted to few, a dial takes more of each. ``--out`` keeps what was measured of each model: the same command goes
-on.
+intervals over prompts are means over the orders. Pairs of ``--more`` are added to all of the others in a last column.
+Of every prompt as many tokens are read as a dial takes with all pairs; fitted to few, a dial takes more of each.
+``--out`` keeps what was measured of each model: the same command goes on.
 """
 
 import random
