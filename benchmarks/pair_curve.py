@@ -10,7 +10,7 @@ log-odds of opening with a refusal, which tell of answers, of the model that a r
 itself half of stage 1 stays, others go through stage 2; then a dial is fitted to the same pairs, with the gain that
 development pairs give it, and stands at 0. What is not set is found as a run finds it, once for each model and seed.
 
-Read on development pairs, on both files of held-out pairs, the newer one by its manners as well, and on every set of
+Read on development pairs, on every file of held-out pairs, the newer two by kinds as well, and on every set of
 ``--prompts``: a set of one label against the prompts of the other label in all sets. No pair is trained on whose focus
 word is that of one that is read, whichever file it is in. 95 % bootstrap intervals over prompts. The time of all is
 estimated at the start, and what is left of it behind each point. ``--out`` keeps adapters and scores: the same command
