@@ -31,3 +31,10 @@ def repository_of(model: str) -> str:
     a report came from, under a digest for a name; empty for what lies elsewhere."""
     parts = (Path(model).resolve() if exists(model) else Path(model)).parts
     return next((part.removeprefix(CACHED).replace("--", "/") for part in parts if part.startswith(CACHED)), "")
+
+
+def short_name(model: str) -> str:
+    """The last part of a model's name: the repository's where a folder lies in the Hub's cache, the folder's own where
+    it is given as ``.`` or ``..``."""
+    folder = Path(model).resolve() if model.endswith(".") else Path(model)
+    return Path(repository_of(model) or folder).name

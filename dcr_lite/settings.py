@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from dcr_lite.files import SHIPPED
-from dcr_lite.names import repository_of
+from dcr_lite.names import short_name
 
 # What --device, --precision, --quantization and --backend take, the same in every command.
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -202,9 +202,7 @@ class Settings(ModelSettings):
     @classmethod
     def of_model(cls, model: str) -> Self:
         """Those of a run without a recipe: of a model by its folder or name, in a run folder of that name."""
-        folder = Path(model).resolve() if model.endswith(".") else Path(model)
-        name = re.sub(r"[^\w.-]+", "_", Path(repository_of(model) or folder).name)
-        return cls(model=model, run=Path("runs") / name)
+        return cls(model=model, run=Path("runs") / re.sub(r"[^\w.-]+", "_", short_name(model)))
 
     @property
     def refining_steps(self) -> int:

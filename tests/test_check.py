@@ -539,6 +539,14 @@ def test_json_names_no_person(checked: dict[str, Any]) -> None:
     assert checked["hub"]["token_is_set"]
 
 
+def test_a_model_is_called_by_its_whole_name(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """A point in it is no beginning of a file's ending, as in the name of a recipe's file."""
+    monkeypatch.setattr(worker, "look", lambda settings, begin: {})
+    for words, name in ((("--model", "some/Tiny-0.5B-Chat"), "Tiny-0.5B-Chat"), ((str(RECIPE),), RECIPE.stem)):
+        assert command.check((*words, "--json"))
+        assert json.loads(capsys.readouterr().out)["recipe"] == name
+
+
 def test_names_of_people_are_taken_out() -> None:
     """Wherever they stand."""
     said = "/home/alice/a.jsonl, line 3: C:\\Users\\Bob\\b.json and hf_abcdefghi, /mnt/carol: no; https://a.b/c d/e 1/2"

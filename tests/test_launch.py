@@ -9,6 +9,7 @@ from command_line import run_command
 from small_runs import RECIPE, recipe_module, run_here
 
 from dcr_lite.errors import UserError
+from dcr_lite.names import short_name
 from dcr_lite.run import launch
 from dcr_lite.run.recipes import find_recipe, load_recipe, model_in
 from dcr_lite.settings import Settings
@@ -116,6 +117,15 @@ def test_the_model_is_found_among_flags(flags: list[str], model: str | None) -> 
 def test_a_model_without_a_recipe_has_a_run_folder_of_its_name(model: str, run: str) -> None:
     """All else is to be found, or as in every recipe."""
     assert Settings.of_model(model) == Settings(model=model, run=Path("runs") / run)
+
+
+def test_a_folder_given_as_a_dot_has_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the run folder's name, and where a report or a Space says what was trained."""
+    (folder := tmp_path / "Tiny-0.5B").mkdir()
+    monkeypatch.chdir(folder)
+    assert short_name(".") == "Tiny-0.5B"
+    assert short_name("..") == tmp_path.name
+    assert Settings.of_model(".").run == Path("runs/Tiny-0.5B")
 
 
 def test_a_model_or_a_recipe_has_to_be_named(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -10,6 +10,7 @@ import tyro
 from dcr_lite import __version__
 from dcr_lite.check import worker
 from dcr_lite.check.worker import Findings
+from dcr_lite.names import short_name
 from dcr_lite.run.inputs import resolved
 from dcr_lite.run.launch import require_effect
 from dcr_lite.run.recipes import DEFAULT_RECIPE, find_recipe, load_recipe, model_in
@@ -38,9 +39,9 @@ def check(words: tuple[str, ...]) -> bool:
     named = bool(words) and not words[0].startswith("-")
     recipe, flags = (words[0], words[1:]) if named else (DEFAULT_RECIPE, words)
     if not named and (model := model_in(words)) is not None:
-        recipe, defaults = Path(model).name, Settings.of_model(model)
+        name, defaults = short_name(model), Settings.of_model(model)
     else:
-        defaults = load_recipe(find_recipe(recipe)).SETTINGS
+        name, defaults = Path(recipe).stem, load_recipe(find_recipe(recipe)).SETTINGS
     asked = tyro.cli(
         Check,
         default=Check(**_values(defaults)),
@@ -52,7 +53,7 @@ def check(words: tuple[str, ...]) -> bool:
     settings = _begun_with(Settings(**{k: v for k, v in _values(asked).items() if k != "json"}))
     with Progress() as progress:
         findings = worker.look(settings, progress.begin)
-    report = report_of(recipe, settings, findings)
+    report = report_of(name, settings, findings)
     if asked.json:
         import json
 
@@ -73,7 +74,7 @@ def _begun_with(settings: Settings) -> Settings:
     return replace(settings, model=begun.model, chat_format=begun.chat_format, data=data)
 
 
-def report_of(recipe: str, settings: Settings, findings: Findings) -> dict[str, Any]:
+def report_of(name: str, settings: Settings, findings: Findings) -> dict[str, Any]:
     """Everything that was found as plain JSON values. docs/running.md lists the keys."""
     problems = [problem for finding in findings.values() for problem in finding.problems]
     parts = {
@@ -88,7 +89,7 @@ def report_of(recipe: str, settings: Settings, findings: Findings) -> dict[str, 
     }
     return {
         "dcr_lite": __version__,
-        "recipe": Path(recipe).stem,
+        "recipe": name,
         "ready": not problems,
         "problems": problems,
         "seconds": round(sum(finding.seconds for finding in findings.values()), 1),

@@ -15,7 +15,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.export.command import SMALL_FILES_BYTES, FinishedRun, require_new, write_folder
 from dcr_lite.export.merge import read_json
 from dcr_lite.files import load_json, require_disk, write_json, write_text
-from dcr_lite.names import BASELINE
+from dcr_lite.names import BASELINE, short_name
 from dcr_lite.run.caution import FILE as CAUTION_FILE
 from dcr_lite.run.model_card import base_of, is_hub_name
 from dcr_lite.run.run_folder import FOUND_FILE
@@ -83,7 +83,7 @@ def export_space(run: FinishedRun, out: Path | None = None) -> tuple[Path, str]:
         write_text(partial / "app.py", APP)
         write_text(partial / "requirements.txt", "".join(f"{line}\n" for line in requirements()))
         models = f"models:\n  - {model}\n" if base is None else ""
-        page = PAGE.format(name=run.name, gradio=gradio, models=models, model=Path(model).name)
+        page = PAGE.format(name=run.name, gradio=gradio, models=models, model=short_name(model))
         write_text(partial / "README.md", page)
         package = Path(dcr_lite.__file__).parent
         shutil.copytree(package, partial / "dcr_lite", ignore=shutil.ignore_patterns("__pycache__"))

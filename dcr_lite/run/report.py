@@ -14,7 +14,7 @@ from dcr_lite.measure.kinds import KIND_TITLES, KINDS
 from dcr_lite.measure.metrics import with_interval
 from dcr_lite.model import distributed
 from dcr_lite.model.loading import Model
-from dcr_lite.names import BASELINE, LABEL_TITLES, LABELS, MODEL_TITLES, ONLY_TURNED, repository_of
+from dcr_lite.names import BASELINE, LABEL_TITLES, LABELS, MODEL_TITLES, ONLY_TURNED, repository_of, short_name
 from dcr_lite.run.dial_report import dial_table, facts_of_dial, gain_sentence, sentence_since, stated
 from dcr_lite.run.found_report import end_of_stage1, found_section
 from dcr_lite.run.inputs import Data
@@ -208,7 +208,7 @@ def run_report(
         seconds["found"] = found["evidence"]["seconds"]
     seconds |= {"draw": drawing_seconds, "total": run.seconds()}
     return {
-        "recipe": started()[0] or Path(repository_of(settings.model) or settings.model).name,
+        "recipe": started()[0] or short_name(settings.model),
         "model": settings.model,
         "source": source,
         "four_bit": model.four_bit,
