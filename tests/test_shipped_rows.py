@@ -19,6 +19,7 @@ from dcr_lite.data.rows import read_conversations, read_pairs, read_prompts
 from dcr_lite.files import SHIPPED
 from dcr_lite.names import LABELS
 
+FURTHER = Path(__file__).parents[1] / "benchmarks" / "data"  # pairs that no recipe trains on
 EVAL = Path(__file__).parents[2] / "shared" / "data" / "eval"
 TRAINING = ("pairs", "further_pairs", "refusals", "instructions", "augmentation")
 HELD_OUT = ("heldout_pairs", "heldout_manners", "heldout_contexts", "heldout_plain", "heldout_instructions")
@@ -26,9 +27,13 @@ PROMPTS = ("prompt", "toxic", "seemingly_toxic")  # the fields that hold one
 FOCUSED = (TRAINING[:2], HELD_OUT[:3])  # files of pairs
 
 
+def file_of(name: str) -> Path:
+    return (FURTHER if name == "further_pairs" else SHIPPED) / f"{name}.jsonl"
+
+
 @cache
 def shipped(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (SHIPPED / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in file_of(name).read_text(encoding="utf-8").splitlines()]
 
 
 def prompts_of(*names: str) -> list[str]:
@@ -67,9 +72,9 @@ def test_shipped_files_are_read_whole(name: str) -> None:
     """The kit's own readers take every row of every shipped file, and there are as many as promised."""
     assert len(shipped(name)) >= LEAST[name]
     if name.endswith(("pairs", "manners", "contexts")):
-        assert len(read_pairs(SHIPPED / f"{name}.jsonl")) == len(shipped(name))
+        assert len(read_pairs(file_of(name))) == len(shipped(name))
     elif name != "heldout_plain":
-        assert len(read_conversations(SHIPPED / f"{name}.jsonl")) == len(shipped(name))
+        assert len(read_conversations(file_of(name))) == len(shipped(name))
 
 
 def test_held_out_prompts_have_every_label() -> None:
