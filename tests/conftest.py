@@ -70,7 +70,8 @@ def slow_tests() -> set[str]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that slow.txt lists: by file, by function or by one of its parameters. Units with most of
-    them come first, then those with most tests, so that no worker is left with a long one at the end."""
+    them come first, then those with most tests, so that no worker is left with a long one at the end; the longest of
+    all, the first of TOGETHER, before any other."""
     slow = slow_tests()
     for item in items:
         name = f"{item.path.name}::{item.nodeid.partition('::')[2]}"
@@ -79,7 +80,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     units = {item: unit_of(item.path) for item in items}
     marked = Counter(unit for item, unit in units.items() if item.get_closest_marker("slow"))
     size = Counter(units.values())
-    items.sort(key=lambda item: (-marked[units[item]], -size[units[item]], units[item]))
+    longest = min(TOGETHER[0])
+    items.sort(key=lambda item: (units[item] != longest, -marked[units[item]], -size[units[item]], units[item]))
 
 
 def pytest_collection_finish() -> None:

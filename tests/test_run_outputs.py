@@ -23,10 +23,10 @@ from dcr_lite.demo.scoring import open_run
 from dcr_lite.errors import UserError
 from dcr_lite.measure.answers import read_answers, write_answers
 from dcr_lite.measure.kinds import KINDS, REFUSING
+from dcr_lite.method import safety_sft
 from dcr_lite.method.contrastive import OBSERVATIONS as STAGE1_OBSERVATIONS
 from dcr_lite.method.contrastive import ContrastiveConfig, encode_pairs, stock_geometry
 from dcr_lite.method.read_out import reads_as_toxic
-from dcr_lite.method.safety_sft import OBSERVATIONS
 from dcr_lite.names import ONLY_TURNED
 from dcr_lite.run import inputs, opening, report, stored_states
 from dcr_lite.run.dial_command import turn
@@ -174,8 +174,8 @@ def test_metrics_hold_every_step_once(finished: Finished) -> None:
     }
     for stage, last, every in (
         ("stage1", CONTRASTIVE_STEPS, -(-CONTRASTIVE_STEPS // STAGE1_OBSERVATIONS)),
-        ("stage2", SFT_STEPS, -(-SFT_STEPS // OBSERVATIONS)),
-        ("safety_sft", BASELINE_STEPS, -(-BASELINE_STEPS // OBSERVATIONS)),
+        ("stage2", SFT_STEPS, -(-SFT_STEPS // safety_sft.OBSERVATIONS)),
+        ("safety_sft", BASELINE_STEPS, -(-BASELINE_STEPS // safety_sft.OBSERVATIONS)),
     ):
         seen = [row["step"] for row in finished.metrics if row["stage"] == stage and "loss" not in row]
         assert seen == [*range(0, last, every), last]

@@ -11,7 +11,7 @@ import tiny_models
 import torch
 from drawing import draw_nothing, drawing
 from hypothesis import HealthCheck, settings
-from small_runs import CURVE_RESAMPLES, LETTERS, RESAMPLES, flags, run_here
+from small_runs import CURVE_RESAMPLES, LETTERS, OBSERVATIONS, RESAMPLES, flags, run_here
 
 from dcr_lite.model.loading import Model
 
@@ -36,6 +36,7 @@ def _small() -> Iterator[None]:
     cost of a token is measured."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("dcr_lite.measure.openings.REFUSING_OPENINGS", LETTERS)
+        patched.setattr("dcr_lite.method.safety_sft.OBSERVATIONS", OBSERVATIONS)
         patched.setattr("dcr_lite.measure.metrics.RESAMPLES", RESAMPLES)
         patched.setattr("dcr_lite.measure.trade_off.RESAMPLES", CURVE_RESAMPLES)
         patched.setattr("dcr_lite.compare.inference_cost.TRIES", 1)
@@ -169,14 +170,14 @@ def url(opened: Any, served_mending: Any) -> Iterator[str]:
 
 
 @pytest.fixture
-def make_run(demo_run: Path, tiny_folder: Callable[..., Path], tmp_path: Path) -> Any:
+def make_run(demo_run: Path, tiny_folder: Callable[..., Path], tiny_model: Callable[..., Model], tmp_path: Path) -> Any:
     """make_run(architecture, four_bit=, **config) -> a finished run as ``demo_run``, but of that model and with a
     random adapter, and the model that it holds."""
     from finished_runs import finished_run
 
     def make(architecture: str = "llama", four_bit: bool = False, **config: Any) -> Any:
         base = tiny_folder(architecture, **config)
-        model = tiny_models.load_tiny(base, four_bit=four_bit)
+        model = tiny_model(architecture, four_bit=four_bit, **config)
         return finished_run(demo_run, model, str(base), tmp_path / "run"), model
 
     return make

@@ -17,6 +17,7 @@ plan.matrix_rate = cache(plan.matrix_rate)  # it takes a second, and is the same
 # A random model hardly opens with a whole refusal: single letters give probabilities that a choice can go by. Each is
 # one token, so that scores need no further pass.
 LETTERS = tuple("ISTaeg")
+OBSERVATIONS = 2  # along safety SFT, of probabilities that nothing is chosen by
 RESAMPLES, CURVE_RESAMPLES = 200, 10  # of bootstraps, whose width only tests of intervals look at
 RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2_135m.py"
 LAYER = 1  # of four

@@ -155,12 +155,14 @@ def _call(function: Callable[[], Any], folder: str, environment: dict[str, str],
 def _make_small() -> None:
     """What makes runs in this process as quick as those in the tests' own. With PICTURES=drawn pictures are drawn."""
     from drawing import draw_nothing
-    from small_runs import CURVE_RESAMPLES, LETTERS, RESAMPLES
+    from small_runs import CURVE_RESAMPLES, LETTERS, OBSERVATIONS, RESAMPLES
 
     from dcr_lite.measure import metrics, openings, trade_off
+    from dcr_lite.method import safety_sft
     from dcr_lite.run import plan
 
     openings.REFUSING_OPENINGS, metrics.RESAMPLES, trade_off.RESAMPLES = LETTERS, RESAMPLES, CURVE_RESAMPLES
+    safety_sft.OBSERVATIONS = OBSERVATIONS
     plan.matrix_rate = lambda device, precision: 1e10  # measuring it takes a second
     if os.environ.get("PICTURES") != "drawn":
         draw_nothing()
