@@ -284,6 +284,7 @@ def test_evaluate_asks_with_thinking_on_request(
     assert result["settings"]["thinking"] is False
     asked.clear()
     argv = ["evaluate", "--model", thinker.model, "--device", "cpu", "--out", str(tmp_path / "other.json")]
+    argv += ["--precision", "float32"]
     argv += ["--prompts", str(thinker.prompts[0]), "--instructions", str(thinker.instructions), "--answer-tokens", "5"]
     assert run_command(monkeypatch, *argv, "--thinking") == 0
     assert all(text.endswith(MODEL) for text in asked)

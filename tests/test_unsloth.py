@@ -39,7 +39,7 @@ from dcr_lite.method import safety_sft
 from dcr_lite.method.dial_fitting import read_inputs
 from dcr_lite.method.loop import Loop
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
-from dcr_lite.model import loading, unsloth
+from dcr_lite.model import configuration, loading, unsloth
 from dcr_lite.model.adapters import activate, add_adapter, stock, train_only
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
@@ -331,7 +331,9 @@ def test_the_stub_has_the_traps_of_a_second_pass_and_of_length(
     install(monkeypatch)
     ids, found = torch.tensor([ROWS[0]]), []
     for longest in (512, 8192):
-        monkeypatch.setattr(unsloth, "_config", lambda folder, longest=longest: {"max_position_embeddings": longest})
+        monkeypatch.setattr(
+            configuration, "in_folder", lambda folder, longest=longest: {"max_position_embeddings": longest}
+        )
         decoder = loading.load(tiny_folder("llama"), "cpu", torch.float32, False, UNSLOTH).network.model
         weight = decoder.layers[0].mlp.up_proj.weight.requires_grad_(True)
         states = decoder(input_ids=ids).last_hidden_state

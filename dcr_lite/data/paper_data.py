@@ -67,12 +67,12 @@ class Files:
     refusal_rows: Path
 
 
-def full_data(cache: Path | None = None) -> Files:
+def full_data() -> Files:
     """The training files in the cache folder, fetched and written the first time.
 
     Raises UserError where the Hub does not answer or a set has other columns, with what to do instead.
     """
-    folder = (cache or cache_folder()) / "data" / VERSION
+    folder = cache_folder() / "data" / VERSION
     files = Files(folder / "pairs.jsonl", folder / "instructions.jsonl", folder / "refusals.jsonl")
     if not all(path.exists() for path in asdict(files).values()):
         print("fetching the public sets of --data full once (about 70 MB) ...", flush=True)

@@ -59,7 +59,7 @@ def circle(margin: float = 0.25, scale: float = 16.0) -> Loss:
     return loss
 
 
-def supervised_contrastive(temperature: float = 0.1) -> Loss:
+def supervised_contrastive(temperature: float) -> Loss:
     """SupCon, the "out" form (Khosla et al., NeurIPS 2020, eq. 2): every positive against all other prompts."""
 
     def loss(similarity: Tensor, is_toxic: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def supervised_contrastive(temperature: float = 0.1) -> Loss:
     return loss
 
 
-def info_nce(temperature: float = 0.1) -> Loss:
+def info_nce(temperature: float) -> Loss:
     """InfoNCE (van den Oord et al., 2018, eq. 4), one term for each positive, against that anchor's negatives only."""
 
     def loss(similarity: Tensor, is_toxic: Tensor) -> Tensor:

@@ -1,6 +1,18 @@
-"""What a model's configuration says of its decoder: how long a row may be, and which attention computes it."""
+"""What a model's configuration says: of its decoder how long a row may be, and which attention computes it."""
 
+from pathlib import Path
 from typing import Any
+
+from dcr_lite.files import load_json
+
+
+def in_folder(folder: str | Path) -> dict[str, Any]:
+    """What the config.json of a model's folder holds; nothing where that is no such file."""
+    try:
+        config = load_json(Path(folder) / "config.json")
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def of_decoder(config: Any) -> Any:

@@ -42,7 +42,6 @@ _MARKER = re.compile(
     re.IGNORECASE,
 )  # fmt: skip
 _LEFT_OPEN = re.compile("(?:" + "|".join(re.escape(opening) for opening, _ in BLOCKS) + r")\s*\Z")
-_SPACE = re.compile(r"\s*")
 
 
 def answer_of(text: str) -> str:
@@ -61,18 +60,13 @@ def answer_of(text: str) -> str:
             if closing is None:
                 return ""
             marker = closing
-        start = _skip_space(text, marker.end())
+        start = len(text) - len(text[marker.end() :].lstrip())
     return text[start:]
 
 
 def not_begun(text: str) -> bool:
     """Whether a model was still thinking when it had no tokens left."""
     return bool(text.strip()) and not answer_of(text)
-
-
-def _skip_space(text: str, start: int) -> int:
-    space = _SPACE.match(text, start)
-    return space.end() if space else start
 
 
 def left_open(prompt: str) -> str:

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from dcr_lite.errors import UserError
-from dcr_lite.files import exists, load_json
+from dcr_lite.files import exists
+from dcr_lite.model.configuration import in_folder
 from dcr_lite.model.shapes import shape_of
 from dcr_lite.names import repository_of
 
@@ -34,19 +35,12 @@ def _in_words(name: str) -> str:
 
 def _remembered(folder: Path) -> str:
     """What the model was called when it was saved, as transformers before 5 wrote it; often empty."""
-    return Path(str(_config(folder).get("_name_or_path") or "")).name
+    return Path(str(in_folder(folder).get("_name_or_path") or "")).name
 
 
 def _described(folder: Path) -> str:
-    kind = _in_words(str(_config(folder).get("model_type") or "A model")).capitalize()
+    kind = _in_words(str(in_folder(folder).get("model_type") or "A model")).capitalize()
     try:
         return f"{kind} with {shape_of(str(folder)).parameters / 1e6:,.1f} million weights"
     except UserError:
         return kind
-
-
-def _config(folder: Path) -> dict[str, object]:
-    try:
-        return dict(load_json(folder / "config.json"))
-    except (OSError, ValueError, TypeError):
-        return {}

@@ -21,7 +21,6 @@ Not yet run on a card, and so only taken with --backend unsloth: tested against 
 """
 
 import importlib
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_lite.errors import UserError, first_line
+from dcr_lite.model import configuration
 
 PACKAGE = "unsloth"
 LEAST_CAPABILITY = (7, 0)  # Volta and later; a T4 has 7.5
@@ -99,15 +99,7 @@ def _capability() -> tuple[int, int] | None:
 
 def architecture_of(folder: str | Path) -> str:
     """model_type of a model folder's config.json; "" where there is none."""
-    return str(_config(folder).get("model_type", ""))
-
-
-def _config(folder: str | Path) -> dict[str, Any]:
-    try:
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
+    return str(configuration.in_folder(folder).get("model_type", ""))
 
 
 def prepare(wanted: str, device: str) -> None:
@@ -139,7 +131,7 @@ def load(folder: str | Path, precision: Any, four_bit: bool) -> tuple[Any, Any]:
         raise UserError(f"{folder} holds no weights in safetensors. Choose a model that does.")
     network, tokenizer = _import().FastLanguageModel.from_pretrained(
         model_name=str(folder),
-        max_seq_length=min(LONGEST, int(_config(folder).get("max_position_embeddings") or LONGEST)),
+        max_seq_length=min(LONGEST, int(configuration.in_folder(folder).get("max_position_embeddings") or LONGEST)),
         dtype=precision,
         load_in_4bit=four_bit,
         use_gradient_checkpointing=False,
