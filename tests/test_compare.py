@@ -14,12 +14,11 @@ from typing import Any
 import combined
 import pytest
 import torch
-import tyro
 from drawing import drawing
 from recipe_runs import small_settings
 from safetensors.torch import load_file
 from small_comparison import make_small
-from small_runs import flags, recipe_module, run_here, save_rows, write_rows
+from small_runs import flags, run_here, save_rows, write_recipe, write_rows
 
 from dcr_lite import cli
 from dcr_lite.compare import (
@@ -86,12 +85,7 @@ def compared(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPath
     extra = write_rows(folder / "rows" / "augmentation.jsonl", sounding)
     small = {"contrastive_steps": 6, "sft_epochs": 1, "sft_learning_rate": 1e-2, "dial": "balanced"}
     argv = flags(tiny_folder("llama"), rows, folder / "run", augmentation_rows=extra, augmentations=3, **small)
-    settings = tyro.cli(Settings, default=recipe_module().SETTINGS, args=argv)
-    recipe = folder / "tiny.py"
-    recipe.write_text(
-        "from pathlib import Path, PosixPath\nfrom dcr_lite.settings import Settings\n"
-        f"SETTINGS = {settings!r}\ndef main(settings): ...\n"
-    )
+    recipe, _ = write_recipe(folder / "tiny.py", argv)
     with drawing():
         report = compare(recipe, folder / "out", seeds=(0, 1), curve_seeds=(0,))
     return recipe, argv, folder / "out", report

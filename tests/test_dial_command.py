@@ -1,20 +1,18 @@
 """The dial of a run: measured, set, told in the report, and turned again by dcr-lite dial."""
 
-import io
 import json
 import shutil
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from command_line import run_command
+from command_line import dcr_lite
 from drawing import drawing
 from recipe_runs import adapter, same
 from scipy.special import expit
-from small_runs import Outcome, contents, flags, run_here
+from small_runs import contents, flags, run_here
 
 from dcr_lite.demo.dial import open_dial
 from dcr_lite.errors import UserError
@@ -148,14 +146,6 @@ def test_a_goal_out_of_reach_becomes_the_nearest_strength() -> None:
 
 
 # --- on a run ---------------------------------------------------------------------------------------------------------
-
-
-def dcr_lite(*words: object) -> Outcome:
-    """What the user of a command sees."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        code = run_command(patch, *words)
-    return Outcome(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")

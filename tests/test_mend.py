@@ -1,9 +1,7 @@
 """dcr-lite mend: what is seen of the user's prompts, what they are trained beside, and a whole run with them."""
 
-import io
 import json
 import shutil
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +10,7 @@ from typing import Any, cast
 import mending
 import pytest
 import torch
-from command_line import run_command
+from command_line import dcr_lite
 from recipe_runs import small_settings
 from small_runs import Outcome, flags
 from torch import Tensor
@@ -380,14 +378,6 @@ def test_the_reader_reads_as_stage_1_does(tiny: Path, rows: Path, tmp_path: Path
 def refuses(text: str) -> bool:
     """Of the tiny model's babble, which says no more than that."""
     return sum(map(ord, text)) % 3 != 0
-
-
-def dcr_lite(*words: object) -> Outcome:
-    """What the user of a command sees."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        code = run_command(patch, *words)
-    return Outcome(code, out.getvalue(), err.getvalue())
 
 
 def argv(tiny: Path, rows: Path, run: Path, **changes: Any) -> list[str]:

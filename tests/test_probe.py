@@ -12,9 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tyro
 from command_line import run_command
-from small_runs import contents, flags, recipe_module, save_rows, write_rows
+from small_runs import contents, flags, recipe_module, save_rows, write_recipe, write_rows
 
 from dcr_lite.compare import command as compare_command
 from dcr_lite.compare import surgical
@@ -34,7 +33,6 @@ from dcr_lite.probe.probes import FAMILIES, NONE, PROBES, chosen_probes
 from dcr_lite.run import opening
 from dcr_lite.run.inputs import resolved
 from dcr_lite.run.recipes import settings_of
-from dcr_lite.settings import Settings
 
 # Of every family, and whatever is done in a way of its own.
 EVERY_WAY = (
@@ -384,14 +382,7 @@ def compared(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("compare")
     rows = save_rows(folder / "rows")
     small = {"contrastive_steps": 2, "sft_epochs": 1, "sft_learning_rate": 1e-2, "dial": "none"}
-    settings = tyro.cli(
-        Settings, default=recipe_module().SETTINGS, args=flags(tiny_folder("llama"), rows, folder / "run", **small)
-    )
-    recipe = folder / "tiny.py"
-    recipe.write_text(
-        "from pathlib import Path, PosixPath\nfrom dcr_lite.settings import Settings\n"
-        f"SETTINGS = {settings!r}\ndef main(settings): ...\n"
-    )
+    recipe, settings = write_recipe(folder / "tiny.py", flags(tiny_folder("llama"), rows, folder / "run", **small))
     for seed in (0, 1):  # the folders that dcr-lite compare has begun
         run = SeedRun(resolved(settings), folder / "out" / f"seed{seed}", seed)
         run.find_settings()

@@ -6,6 +6,8 @@ import signal
 import time
 from pathlib import Path
 
+from small_runs import contents
+
 from tests.faults import forks
 from tests.faults.kills import Killed
 from tests.faults.scenes import World
@@ -18,7 +20,7 @@ def trial(world: World, folder: Path, chance: random.Random) -> Killed:
     """Start the demo in ``folder``, which is made, kill it, start it again and end it with SIGTERM."""
     folder.mkdir()
     shutil.copytree(world.finished, folder / "run")
-    before = _contents(folder)
+    before = contents(folder)
     demo = forks.Trial(["demo", "--run", "run"], folder)
     if chance.random() < 0.5:
         _wait_until_it_serves(demo)
@@ -32,13 +34,9 @@ def trial(world: World, folder: Path, chance: random.Random) -> Killed:
     ended = again.wait(SECONDS_TO_END)
     if not serves or ended.code not in (0, 130) or "Traceback" in ended.said:
         problem = f"again: ended with {ended.code}: {ended.said[-1500:]}"
-    elif _contents(folder) != before:
+    elif contents(folder) != before:
         problem = "the run has changed"
     return Killed("demo", ("clock",), problem)
-
-
-def _contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def _wait_until_it_serves(demo: forks.Trial) -> bool:

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from small_runs import contents
+
 from tests.faults import faults, forks
 from tests.faults.kills import DONE, Undisturbed, differences
 from tests.faults.scenes import left
@@ -39,7 +41,7 @@ def tried(
     scene = undisturbed.scene
     folder.mkdir()
     scene.prepare(folder)
-    kept = _contents(folder)
+    kept = contents(folder)
     ended = forks.run(scene.argv, folder, *before)
     over(folder)
     problem = None
@@ -62,10 +64,6 @@ def goes_on(undisturbed: Undisturbed, folder: Path) -> str | None:
         return f"goes on with {ended.code}: {ended.said[-1500:]}"
     different = differences(left(folder, scene), undisturbed.left)
     return f"other files: {different}" if different else None
-
-
-def _contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def _same_still(kept: dict[str, bytes], folder: Path) -> bool:

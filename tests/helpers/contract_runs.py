@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tyro
-from small_runs import flags, recipe_module, save_rows, write_rows
+from small_runs import flags, save_rows, write_recipe, write_rows
 
 from dcr_lite.compare import command, contract, measurement, steered
 from dcr_lite.judges import opening
 from dcr_lite.judges.interface import Exchange
 from dcr_lite.judges.versions import judge_version
 from dcr_lite.method import safety_sft
-from dcr_lite.settings import Settings
 
 DOCS = Path(__file__).parents[2] / "docs" / "comparing.md"
 SEEDS = (0, 1)
@@ -116,12 +114,7 @@ def contracted(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPa
     (contracts / "1.json").write_text(json.dumps(terms(rows)), encoding="utf-8")
     (module / "mine.py").write_text(example(), encoding="utf-8")
     argv = flags(tiny_folder("llama"), rows, folder / "run", sft_epochs=1, sft_learning_rate=1e-2)
-    settings = tyro.cli(Settings, default=recipe_module().SETTINGS, args=argv)
-    recipe = folder / "tiny.py"
-    recipe.write_text(
-        "from pathlib import Path, PosixPath\nfrom dcr_lite.settings import Settings\n"
-        f"SETTINGS = {settings!r}\ndef main(settings): ...\n"
-    )
+    recipe, _ = write_recipe(folder / "tiny.py", argv)
     done = Contracted(recipe, rows, contracts, module, folder / "out")
     adapter = done.out / "seed{seed}" / "safety_sft_6"
     with done.small():

@@ -7,10 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import tyro
+
 from dcr_lite.files import write_jsonl
 from dcr_lite.run import plan
 from dcr_lite.run.launch import REPLACES, launch
 from dcr_lite.run.recipes import load_recipe
+from dcr_lite.settings import Settings
 
 plan.matrix_rate = cache(plan.matrix_rate)  # it takes a second, and is the same for all runs of a process
 
@@ -113,6 +116,16 @@ class Outcome:
 
 def recipe_module(path: Path = RECIPE) -> Any:
     return load_recipe(path)
+
+
+def write_recipe(path: Path, argv: list[str]) -> tuple[Path, Settings]:
+    """A recipe's file with these flags as its settings, and these; nothing is run by it."""
+    settings = tyro.cli(Settings, default=recipe_module().SETTINGS, args=argv)
+    path.write_text(
+        "from pathlib import Path, PosixPath\nfrom dcr_lite.settings import Settings\n"
+        f"SETTINGS = {settings!r}\ndef main(settings): ...\n"
+    )
+    return path, settings
 
 
 def run_here(argv: list[str], path: Path = RECIPE) -> Outcome:
