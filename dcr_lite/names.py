@@ -33,8 +33,12 @@ def repository_of(model: str) -> str:
     return next((part.removeprefix(CACHED).replace("--", "/") for part in parts if part.startswith(CACHED)), "")
 
 
+def with_name(model: str) -> str:
+    """A model as it was given; a folder that was given without its name, as ``.`` or ``../``, by its whole path."""
+    nameless = model and Path(model).name in ("", "..")
+    return str(Path(model).resolve()) if nameless else model
+
+
 def short_name(model: str) -> str:
-    """The last part of a model's name: the repository's where a folder lies in the Hub's cache, the folder's own where
-    it is given as ``.`` or ``..``."""
-    folder = Path(model).resolve() if model.endswith(".") else Path(model)
-    return Path(repository_of(model) or folder).name
+    """The last part of a model's name: the repository's where a folder lies in the Hub's cache."""
+    return Path(repository_of(model) or with_name(model)).name

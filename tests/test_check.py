@@ -540,9 +540,10 @@ def test_json_names_no_person(checked: dict[str, Any]) -> None:
 
 
 def test_a_model_is_called_by_its_whole_name(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """A point in it is no beginning of a file's ending, as in the name of a recipe's file."""
+    """A point in it is no beginning of a file's ending, as in the name of a recipe's file; of a folder none is told."""
     monkeypatch.setattr(worker, "look", lambda settings, begin: {})
-    for words, name in ((("--model", "some/Tiny-0.5B-Chat"), "Tiny-0.5B-Chat"), ((str(RECIPE),), RECIPE.stem)):
+    named = {("--model", "some/Tiny-0.5B-Chat"): "Tiny-0.5B-Chat", (str(RECIPE),): RECIPE.stem}
+    for words, name in (named | {("--model", "."): "a folder"}).items():
         assert command.check((*words, "--json"))
         assert json.loads(capsys.readouterr().out)["recipe"] == name
 

@@ -9,8 +9,8 @@ from command_line import run_command
 from small_runs import RECIPE, recipe_module, run_here
 
 from dcr_lite.errors import UserError
-from dcr_lite.names import short_name
 from dcr_lite.run import launch
+from dcr_lite.run.inputs import resolved
 from dcr_lite.run.recipes import find_recipe, load_recipe, model_in
 from dcr_lite.settings import Settings
 
@@ -120,12 +120,14 @@ def test_a_model_without_a_recipe_has_a_run_folder_of_its_name(model: str, run: 
 
 
 def test_a_folder_given_as_a_dot_has_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the run folder's name, and where a report or a Space says what was trained."""
+    """In the run folder's name, and in the settings that a run, its report and its card go by."""
     (folder := tmp_path / "Tiny-0.5B").mkdir()
     monkeypatch.chdir(folder)
-    assert short_name(".") == "Tiny-0.5B"
-    assert short_name("..") == tmp_path.name
-    assert Settings.of_model(".").run == Path("runs/Tiny-0.5B")
+    for given, meant in ((".", folder), ("./", folder), ("..", tmp_path), ("../", tmp_path)):
+        settings = Settings.of_model(given)
+        assert settings.run == Path("runs") / meant.name
+        assert resolved(settings).model == str(meant)
+    assert resolved(Settings.of_model("../Tiny-0.5B")).model == "../Tiny-0.5B"
 
 
 def test_a_model_or_a_recipe_has_to_be_named(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

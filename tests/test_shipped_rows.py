@@ -1,4 +1,5 @@
-"""The data that ships with the kit: clean, without repetition, held-out words apart, no tell-tale words."""
+"""The data that ships with the kit, and the further pairs beside the benchmarks: clean, without repetition, held-out
+words apart, no tell-tale words."""
 
 import json
 import re

@@ -10,6 +10,7 @@ import tyro
 from dcr_lite import __version__
 from dcr_lite.check import worker
 from dcr_lite.check.worker import Findings
+from dcr_lite.files import exists
 from dcr_lite.names import short_name
 from dcr_lite.run.inputs import resolved
 from dcr_lite.run.launch import require_effect
@@ -39,7 +40,7 @@ def check(words: tuple[str, ...]) -> bool:
     named = bool(words) and not words[0].startswith("-")
     recipe, flags = (words[0], words[1:]) if named else (DEFAULT_RECIPE, words)
     if not named and (model := model_in(words)) is not None:
-        name, defaults = short_name(model), Settings.of_model(model)
+        name, defaults = "a folder" if exists(model) else short_name(model), Settings.of_model(model)
     else:
         name, defaults = Path(recipe).stem, load_recipe(find_recipe(recipe)).SETTINGS
     asked = tyro.cli(

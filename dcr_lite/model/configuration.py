@@ -1,4 +1,4 @@
-"""What a model's configuration says: of its decoder how long a row may be, and which attention computes it."""
+"""A model's configuration: as a folder has it, how long a row may be, and which attention computes the decoder."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from dcr_lite.files import load_json
 
 
 def in_folder(folder: str | Path) -> dict[str, Any]:
-    """What the config.json of a model's folder holds; nothing where that is no such file."""
+    """What the config.json of a model's folder holds; an empty dict where there is none or it is damaged."""
     try:
         config = load_json(Path(folder) / "config.json")
     except (OSError, ValueError):

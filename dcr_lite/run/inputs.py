@@ -7,6 +7,7 @@ from dcr_lite.data.paper_data import full_data
 from dcr_lite.data.rows import Conversation, Pair, Prompt, prompts_of, read_conversations, read_pairs, read_prompts
 from dcr_lite.data.splits import safety_mixture, split_by_focus
 from dcr_lite.errors import UserError
+from dcr_lite.names import with_name
 from dcr_lite.settings import SHIPPED_FILES, Settings
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -44,6 +45,7 @@ def resolved(settings: AnySettings) -> AnySettings:
             raise UserError("--from-base-model: this recipe names no base model; give one with --base-model")
         changes |= {"model": settings.base_model, "chat_format": settings.base_format}
     settings = replace(settings, **changes)
+    changes |= {"model": with_name(settings.model)}  # reports, cards and exports go by it
     if data == "full" and None in (settings.pairs, settings.instruction_rows, settings.refusal_rows):
         changes |= {name: getattr(settings, name) or file for name, file in vars(full_data()).items()}
     return replace(settings, **(settings.files | _sizes(settings) | changes))

@@ -32,8 +32,8 @@ def _blank_pictures() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _small() -> Iterator[None]:
-    """What runs of tiny models take for the beginning of a refusal, how sharp their intervals are, and how well the
-    cost of a token is measured."""
+    """What runs of tiny models take for the beginning of a refusal, how often they look at it along safety SFT, how
+    sharp their intervals are, and how well the cost of a token is measured."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("dcr_lite.measure.openings.REFUSING_OPENINGS", LETTERS)
         patched.setattr("dcr_lite.method.safety_sft.OBSERVATIONS", OBSERVATIONS)

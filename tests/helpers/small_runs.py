@@ -119,7 +119,7 @@ def recipe_module(path: Path = RECIPE) -> Any:
 
 
 def write_recipe(path: Path, argv: list[str]) -> tuple[Path, Settings]:
-    """A recipe's file with these flags as its settings, and these; nothing is run by it."""
+    """Write a recipe whose settings are these flags, and whose main does nothing; the path, and the settings."""
     settings = tyro.cli(Settings, default=recipe_module().SETTINGS, args=argv)
     path.write_text(
         "from pathlib import Path, PosixPath\nfrom dcr_lite.settings import Settings\n"
