@@ -320,7 +320,8 @@ def _cell(rows: list[dict[str, Any]], name: str, measure: str) -> str:
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """pair_curve.png: AUROC over pairs, a line for each set, a column for each model and a row for each measure."""
+    """pair_curve.png: AUROC over pairs, a line for each set, a column for each model and a row for each measure. The
+    table alone has held-out pairs by manner, few of each."""
     titles = list(dict.fromkeys(row["model"] for row in results))
     with plt.rc_context(STYLE):
         size = (4.2 * len(titles) + 1, 4.2 * len(MEASURES) + 1)
@@ -340,11 +341,11 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
 def _draw_lines(axes: Any, own: list[dict[str, Any]], measure: str) -> None:
     names = list(dict.fromkeys(row["pairs"] for row in own))
     colours = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
-    for i, name in enumerate(own[0]["sets"]):
+    for i, name in enumerate(name for name in own[0]["sets"] if not name.startswith(MANNER)):
         means = [fmean(row["sets"][name][measure]["auroc"] for row in own if row["pairs"] == n) for n in names]
         wide = 2.2 if name in (DEVELOPMENT, *HELD_OUT) else 1.1
-        style = "o:" if name.startswith(MANNER) else "o-"
-        axes.plot(names, means, style, ms=3.5, lw=wide, color=colours[i % len(colours)], label=name)
+        axes.plot(names, means, "o-", ms=3.5, lw=wide, color=colours[i % len(colours)], label=name)
+    axes.set_xticks(names, [name.replace(" and ", "\nand ") for name in names])
 
 
 class Ahead:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
+from dcr_lite.compare.methods import METHODS as COMPARED
+from dcr_lite.compare.plots import draw_plane
 from dcr_lite.measure.metrics import wilson_interval
 from dcr_lite.run import plots
 from dcr_lite.run.plots import COLOURS, draw_refusal_during_sft, draw_refusal_rates, draw_refusal_scores, draw_state_map
@@ -115,3 +117,20 @@ def test_a_picture_shows_every_kind_and_names_it_once(
     assert legend == [kind.replace("_", " ") for kind in kinds]
     assert plt.get_fignums() == []
     assert dict(plt.rcParams) == before
+
+
+def test_a_curve_of_steering_goes_through_the_stock_model() -> None:
+    """Between the strengths on its two sides; another method's curve has its own points alone."""
+
+    def entry(method: str, strength: float, compliance: float) -> dict[str, Any]:
+        value = {"mean": compliance, "ci95": [compliance, compliance]}
+        return {"method": method, "strength": strength, "numbers": {"compliance": value, "safety": value}}
+
+    curve = [entry("base", 0, 0.5), entry("steered", 1.0, 0.9), entry("steered", -1.0, 0.1)]
+    curve += [entry("surgical", 1.0, 0.6), entry("surgical", 0.5, 0.4)]
+    figure, axes = plt.subplots()
+    draw_plane(axes, COMPARED, [curve[0], curve[1], curve[3]], curve)
+    drawn = [list(line.get_xdata()) for line in axes.lines]
+    plt.close(figure)
+    assert [0.1, 0.5, 0.9] in drawn
+    assert [0.4, 0.6] in drawn

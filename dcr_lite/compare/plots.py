@@ -8,8 +8,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from dcr_lite.compare.methods import METHODS, Method
+from dcr_lite.names import STOCK
 from dcr_lite.run.plots import STYLE, save
 
+STEERED = "steered"  # its curve goes through the stock model, which is shifted by nothing
 MARKS = dict(zip(METHODS, "svDXP<>^ph*o", strict=True))  # so that methods can be told apart without colour
 
 
@@ -41,7 +43,10 @@ def draw_plane(
     axes.plot([0, 1], [1, 0], ":", color="#bbbbbb", lw=1)  # no discernment: both kinds refused alike
     for entry in entries:
         name, method = entry["method"], methods[entry["method"]]
-        along = sorted((point for point in curve if point["method"] == name), key=lambda point: point["strength"])
+        along = [point for point in curve if point["method"] == name]
+        if name == STEERED and len(along) > 1:
+            along += [point | {"strength": 0.0} for point in curve if point["method"] == STOCK]
+        along.sort(key=lambda point: float(point["strength"]))
         mark = MARKS.get(name, "o")
         if along:
             axes.plot(*zip(*map(_means, along), strict=True), f"{mark}-", color=method.colour, ms=3.5, lw=1, alpha=0.7)

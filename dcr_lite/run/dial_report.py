@@ -184,7 +184,8 @@ def _draw_plane(axes: Axes, setting: DialSetting) -> None:
     axes.fill_between(answered, curve.low[:, 0], curve.high[:, 0], color="#7d3c98", alpha=0.15, lw=0)
     axes.plot(answered, curve.rates[:, 0], color="#7d3c98", label="along the dial")
     as_set = f"as set, {setting.strength:+.2f}"
-    for strength, colour, name in ((0.0, "#222222", "at 0"), (setting.strength, "#7d3c98", as_set)):
+    points = [(0.0, "#222222", "at 0"), (setting.strength, "#7d3c98", as_set)]
+    for strength, colour, name in points if setting.strength else points[1:]:
         toxic, seemingly_toxic = curve.at(strength)[0]
         axes.plot(1 - seemingly_toxic, toxic, "o", color=colour, ms=7, label=name)
     x, y = 1 - setting.stock[1], setting.stock[0]
