@@ -32,7 +32,7 @@ def draw_trade_off(
             axes.plot(*zip(*(_means(curve[i]) for i in frontier), strict=True), label="frontier", **style)
         draw_plane(axes, methods, entries, curve)
         axes.set_title("Safety against compliance", loc="left")
-        figure.legend(loc="outside lower center", ncols=4)
+        figure.legend(loc="outside lower center", ncols=3)
         save(figure, path)
 
 
