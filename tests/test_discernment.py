@@ -105,8 +105,8 @@ def test_a_damaged_file_is_an_error(damage: str, demo_run: Path, tmp_path: Path)
 
 
 def test_a_run_saves_its_reading_without_looking_at_held_out_prompts(demo_run: Path, tmp_path: Path) -> None:
-    """All three models are read; the map holds development pairs alone; a fit that has no held-out prompts is the
-    same, bit for bit."""
+    """All three models are read; the map holds development pairs alone; a fit that has no held-out prompts is the same
+    but for rounding, which their places in other passes can change, and one that has fewer of the others is not."""
     saved = demo_run / "adapter" / discernment.FILE
     found = Discernments.load(demo_run / "adapter")
     assert found is not None
@@ -126,4 +126,10 @@ def test_a_run_saves_its_reading_without_looking_at_held_out_prompts(demo_run: P
     stored_states.fit_discernments(model, data, settings, states).save(tmp_path)
     again, first = load_file(tmp_path / discernment.FILE), load_file(saved)
     assert again.keys() == first.keys()
-    assert all(torch.equal(again[key], first[key]) for key in first)
+    for key, value in first.items():
+        torch.testing.assert_close(again[key], value, rtol=1e-5, atol=1e-5)
+    fewer = dataclasses.replace(data, development=data.development[1:])
+    states = stored_states.compute_states(model, fewer, settings, geometry)
+    stored_states.fit_discernments(model, fewer, settings, states).save(tmp_path)
+    changed = load_file(tmp_path / discernment.FILE)
+    assert not torch.allclose(changed["dcr.calibration"], first["dcr.calibration"], rtol=1e-3, atol=1e-3)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from tiny_models import load_tiny
 from dcr_lite import cli
 from dcr_lite.demo import scoring
 from dcr_lite.demo.prompt_text import cleaned, pieces_of
+from dcr_lite.demo.score import Score
 from dcr_lite.demo.scoring import OpenRun, newest_run, open_run
 from dcr_lite.demo.texts import MODEL_ALONE
 from dcr_lite.errors import UserError
 from dcr_lite.measure.kinds import kind_of
+from dcr_lite.model import loading
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
 from dcr_lite.model.titles import model_title
@@ -297,6 +299,15 @@ def test_a_run_without_its_reading_opens_without_similarity(
     assert score.words
 
 
+def require_same(found: Score, expected: Score) -> None:
+    """But for the rounding of numbers: beside other adapters sums can be split otherwise."""
+    number = re.compile(r"-?\d+\.\d+(e-\d+)?")
+    one, other = (json.dumps(asdict(score)) for score in (found, expected))
+    assert number.sub("#", one) == number.sub("#", other)
+    values = ([float(match[0]) for match in number.finditer(text)] for text in (one, other))
+    assert next(values) == pytest.approx(next(values), abs=1e-5)
+
+
 def test_a_run_without_a_baseline_has_two_models(opened: OpenRun, dialled_run: Path, tmp_path: Path) -> None:
     """Where safety SFT alone was not trained, DCR and the stock model answer as ever."""
     found = open_run(without_baseline(Path(shutil.copytree(dialled_run, tmp_path / "run"))))
@@ -322,9 +333,10 @@ def test_a_mended_model_is_opened_beside_the_others(opened: OpenRun, demo_run: P
     assert (run.names, run.mended) == ((*MODELS, "mended"), dialled_run)
     assert run.titles["mended"] == "mended model, run run"
     mended = replace(opened.score("dcr", PROMPT), model="mended", similarity=None, strength=None)
-    assert run.score("mended", PROMPT) == mended
-    assert list(growing)[-1] == before["dcr"]
-    assert {name: run.score(name, PROMPT) for name in MODELS} == before
+    require_same(run.score("mended", PROMPT), mended)
+    require_same(list(growing)[-1], before["dcr"])
+    for name, score in before.items():
+        require_same(run.score(name, PROMPT), score)
     growing = run.stream("mended", PROMPT)
     next(growing)
     run.open_mended(demo_run)
@@ -394,11 +406,12 @@ def test_a_model_is_opened_without_a_run(
 ) -> None:
     """Alone and as it is, whatever runs there are; the note says what a run would add, and names no path."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "best_precision", lambda device: torch.float32)  # that of the run
     shutil.copytree(demo_run, "runs/newest")
     found, expected = open_run(alone=str(tiny)), open_run(demo_run)
     assert (found.names, found.title, found.note) == (("base",), model_title(str(tiny)), MODEL_ALONE)
     expected.model.openings = found.model.openings
-    assert found.score("base", PROMPT) == replace(expected.score("base", PROMPT), similarity=None)
+    require_same(found.score("base", PROMPT), replace(expected.score("base", PROMPT), similarity=None))
 
 
 def test_a_base_model_is_opened_alone_in_a_chat_format(
