@@ -301,7 +301,7 @@ def test_a_run_without_its_reading_opens_without_similarity(
 
 def require_same(found: Score, expected: Score) -> None:
     """But for the rounding of numbers: beside other adapters sums can be split otherwise."""
-    number = re.compile(r"-?\d+\.\d+(e-\d+)?")
+    number = re.compile(r"-?\d+(\.\d+)?(e[-+]?\d+)?")
     one, other = (json.dumps(asdict(score)) for score in (found, expected))
     assert number.sub("#", one) == number.sub("#", other)
     values = ([float(match[0]) for match in number.finditer(text)] for text in (one, other))
