@@ -106,7 +106,7 @@ def test_a_damaged_file_is_an_error(damage: str, demo_run: Path, tmp_path: Path)
 
 def test_a_run_saves_its_reading_without_looking_at_held_out_prompts(demo_run: Path, tmp_path: Path) -> None:
     """All three models are read; the map holds development pairs alone; a fit that has no held-out prompts is the same
-    but for rounding, which their places in other passes can change, and one that has fewer development prompts is not."""
+    but for rounding, which places in other passes can change, and one that has fewer development prompts is not."""
     saved = demo_run / "adapter" / discernment.FILE
     found = Discernments.load(demo_run / "adapter")
     assert found is not None
