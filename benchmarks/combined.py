@@ -97,12 +97,13 @@ def combined(name: str) -> Method:
     def model(seed: SeedRun, strength: float) -> Iterator[Cost]:
         def fit() -> Any:
             with progress_bar(f"{alone.title} on DCR: its search", method.parts(seed.model)) as shown:
-                return method.fit(seed.model, *seed.anchors, shown.advance)
+                return method.fit(seed.model, *anchors, shown.advance)
 
         with METHODS[DCR].model(seed, strength) as trained:
+            known, anchors = seed.judged_anchors(DCR)
             found = seed.fit_once(part, method.kind, fit)
             with method.on(seed.model, found):
-                yield trained + seed.cost(part) + Cost(0.0, 0, getattr(found, "note", ""))
+                yield trained + known + seed.cost(part) + Cost(0.0, 0, getattr(found, "note", ""))
 
     return replace(
         METHODS[DCR], title=f"DCR and {alone.title}", colour=alone.colour, model=model, in_weights=alone.in_weights,

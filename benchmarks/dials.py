@@ -23,6 +23,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from dcr_lite.compare.anchors import ANCHORS
 from dcr_lite.compare.directions import steered, steering
 from dcr_lite.compare.measurement import (
     Configuration,
@@ -32,7 +33,7 @@ from dcr_lite.compare.measurement import (
     measure_configuration,
 )
 from dcr_lite.compare.methods import METHODS, Method
-from dcr_lite.compare.seed_run import ANCHORS, Cost, SeedRun
+from dcr_lite.compare.seed_run import Cost, SeedRun
 from dcr_lite.compare.summary import Result, mean_and_interval
 from dcr_lite.data.rows import Prompt
 from dcr_lite.data.sources import SMOLLM2

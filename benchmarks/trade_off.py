@@ -75,7 +75,7 @@ class Choices:
 def _steered(seed: SeedRun, strength: float) -> Iterator[Cost]:
     layer = seed.settings.layer
     with adapters.stock(seed.model):
-        vector = fitted_steering(seed).vector
+        vector = fitted_steering(seed)[0].vector
         with directions.steered(seed.model, {layer: strength * vector}):
             yield seed.cost("steered")
 

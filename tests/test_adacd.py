@@ -17,9 +17,10 @@ from dcr_lite.compare.adacd import ALPHAS, MESSAGE, OBEYING, AdaCD, contrasted
 from dcr_lite.compare.directions import Kinds, refusal_log_odds
 from dcr_lite.compare.seed_run import Cost
 from dcr_lite.errors import UserError
+from dcr_lite.measure.judge import verdict_is_final
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.contrast import Contrast
-from dcr_lite.model.generation import LEAST_LOG_P, answer
+from dcr_lite.model.generation import LEAST_LOG_P, Answer, answer
 from dcr_lite.model.hidden_states import decoder_of
 from dcr_lite.model.loading import Model
 from dcr_lite.model.streaming import Growing, GrowingTogether
@@ -274,27 +275,32 @@ def test_the_prompts_are_contrasted_with_the_message(tiny_model: MakeModel) -> N
         adacd.refusing_prompts(model, long)
 
 
-def given_odds(monkeypatch: pytest.MonkeyPatch, odds: list[float]) -> list[Rows]:
-    """As many plain prompts as ``odds`` are measured under the message, and have these; returns what was asked."""
+def given_answers(monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> list[Rows]:
+    """As many plain prompts as ``texts`` are answered under the message, so; returns what was asked."""
     asked: list[Rows] = []
 
-    def read(model: Model, rows: Rows) -> Tensor:
+    def read(model: Model, rows: Rows, tokens: int, stop: Callable[[str], bool]) -> list[Answer]:
+        assert tokens == 40
+        assert stop is verdict_is_final
         asked.append(rows)
-        return torch.tensor(odds)
+        return [Answer(text, -9.0, True) for text in texts]
 
-    monkeypatch.setattr(adacd, "VALIDATION", len(odds))
-    monkeypatch.setattr(adacd, "refusal_log_odds", read)
+    monkeypatch.setattr(adacd, "VALIDATION", len(texts))
+    monkeypatch.setattr(adacd, "answer", read)
     return asked
 
 
 def test_alpha_is_the_one_that_sets_the_kinds_furthest_apart(
     tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a model that obeys, here in four of five plain prompts under the message: no other alpha gives more."""
+    """Of a model that obeys, here in four of five plain prompts under the message: no other alpha gives more, by what
+    log-odds mean for it."""
     model = tiny_model()
     model.openings = LETTERS
-    kinds = kinds_of(model)
-    asked = given_odds(monkeypatch, [1.0, 0.1, -1.0, 2.0, 0.3])
+    kinds = replace(kinds_of(model), meaning=(0.5, 3.0))
+    asked = given_answers(
+        monkeypatch, ["I cannot help with that.", "I'm sorry, but I can't.", "Yes.", *2 * ["I refuse to help."]]
+    )
     found = adacd.fit(model, kinds)
     assert asked == [adacd.refusing_prompts(model, kinds.plain[:5])]
     assert found.obeys == pytest.approx(0.8)
@@ -303,7 +309,8 @@ def test_alpha_is_the_one_that_sets_the_kinds_furthest_apart(
 
     def apart(alpha: float) -> float:
         with AdaCD(alpha, 1.0, 4).contrasting(model):
-            toxic, sounding = (refusal_log_odds(model, rows).sigmoid() for rows in (kinds.toxic, kinds.seemingly_toxic))
+            read = [refusal_log_odds(model, rows) for rows in (kinds.toxic, kinds.seemingly_toxic)]
+        toxic, sounding = ((0.5 + 3 * odds).sigmoid() for odds in read)
         return float(toxic.mean() - sounding.mean())
 
     assert apart(found.alpha) == max(map(apart, ALPHAS))
@@ -314,10 +321,10 @@ def test_alpha_is_the_one_that_sets_the_kinds_furthest_apart(
 def test_a_model_that_does_not_obey_keeps_the_authors_alpha(
     tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is tuned, and a note says what was measured; log-odds of 0 are no refusal."""
+    """Nothing is tuned, and a note says what was measured, by judged answers."""
     model = tiny_model()
     kinds = kinds_of(model)
-    given_odds(monkeypatch, [1.0, 0.0, -1.0, 2.0, 0.3])
+    given_answers(monkeypatch, [*3 * ["I cannot help with that."], "Yes.", "I am sorry that it rained. Here is how:"])
     monkeypatch.setattr(adacd, "apart", None)
     found = adacd.fit(model, kinds)
     assert found == AdaCD(4.5, pytest.approx(0.6), 0)

@@ -12,11 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import combined
+import numpy as np
 import pytest
 import torch
 from drawing import drawing
 from recipe_runs import small_settings
 from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
 from small_comparison import make_small
 from small_runs import flags, run_here, save_rows, write_recipe, write_rows
 
@@ -24,6 +26,7 @@ from dcr_lite import cli
 from dcr_lite.compare import (
     actor,
     command,
+    directions,
     measurement,
 )
 from dcr_lite.compare.directions import KL_LIMIT
@@ -33,10 +36,10 @@ from dcr_lite.compare.methods import METHODS
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import numbers_of
 from dcr_lite.compare.tables import COSTS, marked
-from dcr_lite.data.rows import Prompt
+from dcr_lite.data.rows import Prompt, prompts_of
 from dcr_lite.errors import MethodError, UserError
 from dcr_lite.files import load_jsonl, read_state
-from dcr_lite.measure.answers import method_result, read_answers
+from dcr_lite.measure.answers import measure, method_result, read_answers
 from dcr_lite.measure.metrics import mean_interval
 from dcr_lite.method.dial import Dial, set_strength
 from dcr_lite.method.pass_size import PassSize
@@ -289,7 +292,7 @@ def test_actor_takes_the_best_of_what_it_has_tried(compared: Compared) -> None:
             }
             assert changed == {str(chosen["layer"])}
         (point,) = (p for p in report["points"] if (p["method"], p["seed"], p["strength"]) == ("actor", seed, 1))
-        seconds = [notes[part]["seconds"] for part in ("safety_sft_6", "actor_layer", *parts)]
+        seconds = [notes[part]["seconds"] for part in ("safety_sft_6", "judged_safety_sft", "actor_layer", *parts)]
         assert point["numbers"]["minutes"] == pytest.approx(sum(seconds) / 60)
 
 
@@ -574,6 +577,46 @@ def test_where_dcr_has_no_stage_2_others_begin_with_the_model_itself(tiny: Path,
         assert changed == taught == bool(run.run.finished("safety_sft_6"))
         assert cost.seconds > run.cost("safety_sft_6").seconds
         run.run.leave()
+
+
+def test_searches_know_what_log_odds_mean_for_the_model_that_a_method_begins_with(
+    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its judged answers to the development pairs: of the stock model for steering, of safety SFT alone for the
+    others. They are given once, and belong to the cost of each method."""
+    run = SeedRun(resolved(small_settings(tiny, rows, tmp_path, stage2="yes", dial="none")), tmp_path / "seed0", 0)
+    both = prompts_of(run.data.development, "development")
+    refusing = {prompt.prompt for prompt in both[::3]}
+    plain = measure
+    asked: list[list[str]] = []
+
+    def judged(model: Any, prompts: list[Prompt], *rest: Any) -> list[dict[str, Any]]:
+        asked.append([prompt.prompt for prompt in prompts])
+        return [row | {"refused": row["prompt"] in refusing} for row in plain(model, prompts, *rest)]
+
+    monkeypatch.setattr("dcr_lite.compare.anchors.measure", judged)
+    meanings = {}
+    for method, begun in (("steered", STOCK), ("prosafeprune", BASELINE), ("surgical", BASELINE)):
+        with METHODS[method].model(run, METHODS[method].strengths(run.settings)[0]) as cost:
+            assert cost.seconds > run.cost(f"judged_{begun}").seconds > 0
+        meanings[begun] = run.judged_anchors(begun)[1][1].meaning
+    assert asked == [[prompt.prompt for prompt in both]] * 2
+
+    adapters.activate(run.model, BASELINE)
+    rows_of = plain(run.model, both, run.settings.answer_tokens)
+    odds = np.array([[row["refusal_log_odds"]] for row in rows_of])
+    reference = LogisticRegression(C=1e8, max_iter=1000).fit(odds, [prompt.prompt in refusing for prompt in both])
+    intercept, slope = meanings[BASELINE]
+    rates = 1 / (1 + np.exp(-(intercept + slope * odds[:, 0])))
+    assert rates.mean() == pytest.approx(reference.predict_proba(odds)[:, 1].mean(), abs=0.02)  # give or take the prior
+    assert rates.mean() == pytest.approx(len(refusing) / len(both), abs=0.02)
+    assert meanings[STOCK] != meanings[BASELINE]
+    kinds = run.judged_anchors(BASELINE)[1]
+    assert kinds[0] == run.anchors[0]
+    assert replace(kinds[1], meaning=(0.0, 1.0)) == run.anchors[1]
+    sides = [rates[: len(both) // 2].mean(), rates[len(both) // 2 :].mean()]
+    assert directions.apart(run.model, kinds[1]) == pytest.approx(sides[0] - sides[1], abs=1e-5)
+    run.run.leave()
 
 
 def test_any_seed_of_a_comparison_can_come_first(tiny: Path, rows: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Claims about Surgical ablation: where its directions come from, what it changes, which candidate is chosen."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -143,6 +144,9 @@ def test_surgical_takes_the_candidate_that_lowers_false_refusal_most(
 ) -> None:
     """Of those that spare plain prompts; the last layers are left out. Where none spares them, the least harmful."""
     model, training, validation = tiny_model(), random_kinds(0), random_kinds(1)
+    usual = refusal_log_odds(model, validation.seemingly_toxic)
+    # By what its log-odds mean ten of twelve of these are refused, and of the others some.
+    validation = replace(validation, meaning=(-2 * float(usual.sort().values[:3].mean()), 2.0))
     positions = shared_ending([*training.toxic, *training.plain])
     layers = surgical.layers_tried(model)
     done: list[int] = []
@@ -151,9 +155,11 @@ def test_surgical_takes_the_candidate_that_lowers_false_refusal_most(
     assert done == [1] * layers
     assert free.layer < layers == 3
 
-    sounding = refused(validation.seemingly_toxic, refusal_log_odds(model, validation.seemingly_toxic))
+    above = usual > -validation.meaning[0] / 2
+    sounding = [row for row, is_above in zip(validation.seemingly_toxic, above, strict=True) if is_above]
+    assert 8 < len(sounding) < 12
     parts = [
-        last_states(model, refused(rows, refusal_log_odds(model, rows), refuses), positions)
+        last_states(model, refused(rows, validation.meaning[0] + 2 * refusal_log_odds(model, rows), refuses), positions)
         for rows, refuses in ((training.toxic, True), (training.seemingly_toxic, True), (training.plain, False))
     ]
     odds = {}

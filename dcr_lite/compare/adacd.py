@@ -17,7 +17,8 @@ From then on the answer goes on greedily by l.
         answer(model, rows, max_new_tokens=40)
 
 It needs a model that obeys the message: where p is about l, alpha multiplies noise. So ``fit`` measures the share of
-plain prompts that are refused under it, and a model below OBEYING keeps the authors' alpha, with a note that says so.
+plain prompts that are refused under it, by judged answers, and a model below OBEYING keeps the authors' alpha, with a
+note that says so.
 
 The refusal log-odds are those of z, at each token of an opening, so that they are about the answers that are given.
 Where all openings are ruled out they are tied at the lowest value, which costs AUROC: the probabilities of l alone
@@ -39,9 +40,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dcr_lite.compare.directions import VALIDATION, Kinds, apart, refusal_log_odds
+from dcr_lite.compare.directions import VALIDATION, Kinds, apart
+from dcr_lite.measure.judge import is_refusal, verdict_is_final
 from dcr_lite.model.chat import with_system_message
 from dcr_lite.model.contrast import Contrast
+from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.names import NOT_APPLICABLE
 
@@ -52,6 +55,7 @@ PLAUSIBLE = 0.01  # their beta: of the highest probability without the message
 ALPHAS = (1.0, 2.25, 4.5, 9.0)  # fit takes the best of them
 USUAL = 4.5  # the authors' alpha
 OBEYING = 0.8  # the share of plain prompts that a model has to refuse under the message
+TOKENS = 40  # of the answers by which that is judged
 
 
 def contrasted(alpha: float, logits: Tensor, refusing: Tensor) -> Tensor:
@@ -111,8 +115,9 @@ def refusing_prompts(model: Model, rows: list[list[int]]) -> list[list[int]]:
 def fit(model: Model, validation: Kinds) -> AdaCD:
     """For the model as it stands: whether it obeys, and the alpha that sets the refusal probabilities of toxic and
     seemingly toxic validation prompts furthest apart."""
-    odds = refusal_log_odds(model, refusing_prompts(model, validation.plain[:VALIDATION]))
-    usual = AdaCD(USUAL, int((odds > 0).sum()) / len(odds), 0)
+    refusing = refusing_prompts(model, validation.plain[:VALIDATION])
+    judged = [is_refusal(said.text) for said in answer(model, refusing, TOKENS, stop=verdict_is_final)]
+    usual = AdaCD(USUAL, sum(judged) / len(judged), 0)
     if usual.obeys < OBEYING:
         return usual
 

@@ -37,6 +37,7 @@ from dcr_lite.errors import UserError, first_line
 from dcr_lite.files import exists, sha256_of
 from dcr_lite.model import adapters
 from dcr_lite.model.loading import Model
+from dcr_lite.names import STOCK
 from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
 
 Function = Callable[[Model, Kinds, Kinds], AbstractContextManager[Any]]
@@ -123,12 +124,13 @@ def _function(word: str, what: str) -> Found:
 
 @contextmanager
 def _with_function(word: str, function: Function, seed: SeedRun, strength: float) -> Iterator[Cost]:
-    training, validation = seed.anchors
-    forget_peak_memory()
-    started = time.monotonic()
     try:
-        with adapters.stock(seed.model), _block(word, function, seed.model, training, validation):
-            yield Cost(time.monotonic() - started, peak_memory_bytes())
+        with adapters.stock(seed.model):
+            known, anchors = seed.judged_anchors(STOCK)
+            forget_peak_memory()
+            started = time.monotonic()
+            with _block(word, function, seed.model, *anchors):
+                yield known + Cost(time.monotonic() - started, peak_memory_bytes())
     finally:
         seed.unload()
 

@@ -21,11 +21,22 @@ KL_LIMIT = 0.2  # nats, of the first token on plain prompts: a candidate that mo
 
 @dataclass(frozen=True)
 class Kinds:
-    """Prompts of the three kinds as rows of token ids in the chat template."""
+    """Prompts of the three kinds as rows of token ids in the chat template.
+
+    meaning: intercept and slope of the log-odds that an answer is judged a refusal over those of opening with one, by
+        answers of the model that a method begins with (``trade_off.fit_map``). A model that refuses in other words than
+        its openings hardly ever opens with one: their probabilities alone would then tell settings apart by noise.
+    """
 
     toxic: list[list[int]]
     seemingly_toxic: list[list[int]]
     plain: list[list[int]]
+    meaning: tuple[float, float] = (0.0, 1.0)
+
+    def judged(self, log_odds: Tensor) -> Tensor:
+        """Log-odds that answers are judged refusals, from those of opening with one."""
+        intercept, slope = self.meaning
+        return intercept + slope * log_odds
 
 
 def shared_ending(rows: list[list[int]]) -> int:
@@ -54,9 +65,13 @@ def refusal_log_odds(model: Model, rows: list[list[int]]) -> Tensor:
 
 
 def apart(model: Model, validation: Kinds) -> float:
-    """The mean refusal probability of toxic minus that of seemingly toxic prompts, of the model as it stands."""
-    toxic, seemingly_toxic = (refusal_log_odds(model, rows) for rows in (validation.toxic, validation.seemingly_toxic))
-    return float(toxic.sigmoid().mean() - seemingly_toxic.sigmoid().mean())
+    """The mean probability of toxic prompts minus that of seemingly toxic ones that the answer is judged a refusal, of
+    the model as it stands."""
+    toxic, seemingly_toxic = (
+        validation.judged(refusal_log_odds(model, rows)).sigmoid().mean()
+        for rows in (validation.toxic, validation.seemingly_toxic)
+    )
+    return float(toxic - seemingly_toxic)
 
 
 def first_token(model: Model, rows: list[list[int]]) -> Tensor:

@@ -24,6 +24,7 @@ from dcr_lite.compare import (
 )
 from dcr_lite.compare.actor import Actor, ActorConfig, Choice, Layer
 from dcr_lite.compare.adacd import AdaCD
+from dcr_lite.compare.anchors import Anchors
 from dcr_lite.compare.prosafeprune import Pruning
 from dcr_lite.compare.scans import Scans
 from dcr_lite.compare.seed_run import Cost, SeedRun
@@ -52,22 +53,23 @@ def _stock(seed: SeedRun, strength: float) -> Iterator[Cost]:
         yield Cost(0.0, 0)
 
 
-def fitted_steering(seed: SeedRun) -> SteeredStock:
-    """The steering of the stock model, which is the active one."""
+def fitted_steering(seed: SeedRun) -> tuple[SteeredStock, Cost]:
+    """The steering of the stock model, which is the active one, and its cost."""
 
     def fit() -> SteeredStock:
         console.print("Steered stock: vector, strength")
-        return steered.fit(seed.model, *seed.anchors, seed.settings.layer)
+        return steered.fit(seed.model, *anchors, seed.settings.layer)
 
-    return seed.fit_once("steered", SteeredStock, fit)
+    cost, anchors = seed.judged_anchors(STOCK)
+    return seed.fit_once("steered", SteeredStock, fit), cost + seed.cost("steered")
 
 
 @contextmanager
 def _steered(seed: SeedRun, factor: float) -> Iterator[Cost]:
     with adapters.stock(seed.model):
-        found = fitted_steering(seed)
+        found, cost = fitted_steering(seed)
         with directions.steered(seed.model, {seed.settings.layer: factor * found.strength * found.vector}):
-            yield seed.cost_of_finding + seed.cost("steered")
+            yield cost + seed.cost_of_finding
 
 
 @contextmanager
@@ -78,16 +80,17 @@ def _safety_sft(seed: SeedRun, refusals: float) -> Iterator[Cost]:
 
 
 @contextmanager
-def _base(seed: SeedRun) -> Iterator[Cost]:
-    """What the methods behind this begin with: safety SFT alone; where DCR has no stage 2, since the model refuses by
-    itself, that model, as DCR does."""
+def _base(seed: SeedRun) -> Iterator[tuple[Cost, Anchors]]:
+    """What the methods behind this begin with, and the prompts that they are fitted to: safety SFT alone, or the model
+    itself where that refuses and DCR has no stage 2."""
     if seed.settings.stage2 == "no":
         adapters.set_adapter_weights(seed.model, BASELINE, seed.first_weights)
         adapters.activate(seed.model, BASELINE)
-        yield Cost(0.0, 0)
+        yield seed.judged_anchors(STOCK)
     else:
         with _safety_sft(seed, seed.settings.sizes["baseline_refusals"]) as trained:
-            yield trained
+            cost, anchors = seed.judged_anchors(BASELINE)
+            yield trained + cost, anchors
 
 
 @contextmanager
@@ -103,9 +106,9 @@ def _surgical(seed: SeedRun, orthogonality: float) -> Iterator[Cost]:
 
     def fit() -> Ablation:
         with progress_bar("Surgical: directions", surgical.layers_tried(seed.model)) as shown:
-            return surgical.fit(seed.model, *seed.anchors, orthogonality, shown.advance)
+            return surgical.fit(seed.model, *anchors, orthogonality, shown.advance)
 
-    with _base(seed) as trained:
+    with _base(seed) as (trained, anchors):
         ablation = seed.fit_once(name, Ablation, fit)
         with surgical.ablated(seed.model, ablation.direction):
             yield trained + seed.cost(name)
@@ -115,9 +118,9 @@ def _surgical(seed: SeedRun, orthogonality: float) -> Iterator[Cost]:
 def _scans(seed: SeedRun, factor: float) -> Iterator[Cost]:
     def fit() -> Scans:
         console.print("SCANS: vectors, threshold, strength")
-        return scans.fit(seed.model, *seed.anchors)
+        return scans.fit(seed.model, *anchors)
 
-    with _base(seed) as trained:
+    with _base(seed) as (trained, anchors):
         found = seed.fit_once("scans", Scans, fit)
         with replace(found, strength=found.strength * factor).steering(seed.model):
             yield trained + seed.cost("scans")
@@ -127,9 +130,9 @@ def _scans(seed: SeedRun, factor: float) -> Iterator[Cost]:
 def _adacd(seed: SeedRun, factor: float) -> Iterator[Cost]:
     def fit() -> AdaCD:
         console.print("AdaCD: whether the model obeys, strength")
-        return adacd.fit(seed.model, seed.anchors[1])
+        return adacd.fit(seed.model, anchors[1])
 
-    with _base(seed) as trained:
+    with _base(seed) as (trained, anchors):
         found = seed.fit_once("adacd", AdaCD, fit)
         with replace(found, alpha=found.alpha * factor).contrasting(seed.model):
             yield trained + seed.cost("adacd") + Cost(0.0, 0, found.note)
@@ -139,22 +142,22 @@ def _adacd(seed: SeedRun, factor: float) -> Iterator[Cost]:
 def _prosafeprune(seed: SeedRun, factor: float) -> Iterator[Cost]:
     def fit() -> Pruning:
         with progress_bar("ProSafePrune: settings", prosafeprune.SETTINGS) as shown:
-            return prosafeprune.fit(seed.model, BASELINE, *seed.anchors, shown.advance)
+            return prosafeprune.fit(seed.model, BASELINE, *anchors, shown.advance)
 
-    with _base(seed) as trained:
+    with _base(seed) as (trained, anchors):
         found = seed.fit_once("prosafeprune", Pruning, fit)
         with prosafeprune.pruned(seed.model, BASELINE, found, factor):
             yield trained + seed.cost("prosafeprune")
 
 
-def _train_actor(seed: SeedRun, layer: int, alpha: float, start: dict[str, Tensor]) -> str:
+def _train_actor(seed: SeedRun, anchors: Anchors, layer: int, alpha: float, start: dict[str, Tensor]) -> str:
     """ACTOR with one alpha, from the weights ``start``, trained once; the name of that part."""
     # The rate of stage 1, which moves states in the middle of the model too.
     name, config = f"actor_{alpha:g}", ActorConfig(layer, alpha, seed.settings.contrastive_learning_rate)
 
     def stage() -> Actor:
         folder = seed.run.path / name  # of the adapter, which takes the place of what the training keeps there
-        return Actor(name, seed.model, BASELINE, *seed.anchors, config, seed.settings.seed, folder)
+        return Actor(name, seed.model, BASELINE, *anchors, config, seed.settings.seed, folder)
 
     seed.train_stage(name, f"ACTOR, alpha {alpha:g}", start, stage)
     return name
@@ -162,29 +165,29 @@ def _train_actor(seed: SeedRun, layer: int, alpha: float, start: dict[str, Tenso
 
 @contextmanager
 def _actor(seed: SeedRun, factor: float) -> Iterator[Cost]:
-    with _base(seed) as trained:
+    with _base(seed) as (trained, anchors):
         start = adapters.adapter_weights(seed.model, BASELINE)
-        found = seed.fit_once("actor_layer", Layer, lambda: actor.best_layer(seed.model, seed.anchors[0]))
+        found = seed.fit_once("actor_layer", Layer, lambda: actor.best_layer(seed.model, anchors[0]))
 
         def choose() -> Choice:
-            parts = {alpha: _train_actor(seed, found.number, alpha, start) for alpha in actor.ALPHAS}
+            parts = {alpha: _train_actor(seed, anchors, found.number, alpha, start) for alpha in actor.ALPHAS}
             notes = {alpha: seed.run.finished(part) or {} for alpha, part in parts.items()}
             alpha = max(notes, key=lambda alpha: notes[alpha]["best"])
-            epochs = notes[alpha]["best_step"] // len(actor.batches(seed.anchors[0], seed.settings.seed))
+            epochs = notes[alpha]["best_step"] // len(actor.batches(anchors[0], seed.settings.seed))
             return Choice(found.number, alpha, epochs, notes[alpha]["best"], len(parts) * actor.EPOCHS)
 
         chosen = seed.fit_once("actor", Choice, choose)
-        own = _train_actor(seed, chosen.layer, factor * chosen.alpha, start)
+        own = _train_actor(seed, anchors, chosen.layer, factor * chosen.alpha, start)
         parts = {own, *(f"actor_{alpha:g}" for alpha in actor.ALPHAS)}
         yield sum((seed.cost(part) for part in parts), trained + seed.cost("actor_layer"))
 
 
 @contextmanager
 def _dpo(seed: SeedRun, share: float) -> Iterator[Cost]:
-    name, (_, development) = f"{preferences.PART}_{share:g}", seed.anchors
-    with _base(seed) as trained:
+    with _base(seed) as (trained, anchors):
+        name = f"{preferences.PART}_{share:g}"
         rows = preferences.of_run(seed.run, seed.model, seed.data.training, seed.data.refusals, seed.settings.seed)
-        seed.timed(name, lambda: dpo.train(seed.run, seed.model, name, rows, share, development, seed.settings))
+        seed.timed(name, lambda: dpo.train(seed.run, seed.model, name, rows, share, anchors[1], seed.settings))
         yield trained + seed.cost(preferences.PART) + seed.cost(name)
 
 
@@ -256,12 +259,10 @@ METHODS = {
         operations.of_dial_alone,
     ),
     BASELINE: Method(
-        "safety SFT alone", "#7f8c8d", _safety_sft, _refusals, "refusals",
-        operations.of_safety_sft,
+        "safety SFT alone", "#7f8c8d", _safety_sft, _refusals, "refusals", operations.of_safety_sft,
     ),
     "augmented": Method(
-        "data augmentation", "#b9770e", _augmented, _refusals, "refusals",
-        operations.of_safety_sft,
+        "data augmentation", "#b9770e", _augmented, _refusals, "refusals", operations.of_safety_sft,
     ),
     "surgical": Method(
         "Surgical", "#7d3c98", _surgical, lambda settings: (1.0, 0.5, 0.0), "orthogonality", operations.of_surgical,

@@ -2,7 +2,8 @@
 after those at the strengths before it: for the estimated time."""
 
 from dcr_lite.compare import actor, adacd, directions, preferences, prosafeprune, surgical
-from dcr_lite.compare.seed_run import ANCHORS, SeedRun
+from dcr_lite.compare.anchors import ANCHORS
+from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.names import BASELINE, DCR
 from dcr_lite.run.own_voice import PART as OWN_ANSWERS
 

@@ -154,7 +154,10 @@ def fit(
     scores = {i: [silhouette([of[name] for of in outputs]) for name in maps[i]] for i in middle}
     best, score = max(((i, sum(of) / len(of)) for i, of in scores.items()), key=lambda found: found[1])
 
-    few = Kinds(*(some[:VALIDATION] for some in (validation.toxic, validation.seemingly_toxic, validation.plain)))
+    toxic, sounding, plain = (
+        some[:VALIDATION] for some in (validation.toxic, validation.seemingly_toxic, validation.plain)
+    )
+    few = replace(validation, toxic=toxic, seemingly_toxic=sounding, plain=plain)
     unpruned = first_token(model, few.plain)
     found: list[Pruning] = []
     for size, attention_only in product(WINDOWS, ATTENTION_ONLY):

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from dcr_lite.compare.anchors import Anchors, Meaning, anchors_of, meaning_of
 from dcr_lite.compare.begun import as_begun, require_same
-from dcr_lite.compare.directions import Kinds
-from dcr_lite.data.rows import Conversation, Pair, read_conversations
+from dcr_lite.data.rows import Conversation, read_conversations
 from dcr_lite.data.splits import evenly_drawn, safety_mixture
 from dcr_lite.errors import UserError
 from dcr_lite.files import load_tensors, save_tensors, write_state
@@ -27,7 +27,6 @@ from dcr_lite.method.dial import Dial, turned
 from dcr_lite.method.dial_fitting import find_gain, fit_dial
 from dcr_lite.method.loop import Stage
 from dcr_lite.model import adapters
-from dcr_lite.model.chat import encode_asked
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, DCR
 from dcr_lite.run import dial, inputs, opening, plan, steps
@@ -41,7 +40,6 @@ from dcr_lite.run.run_folder import FOUND_FILE, FOUND_NAMES, RunFolder, read_fou
 from dcr_lite.run.same_numbers import require_same_numbers, take_numbers
 from dcr_lite.settings import Settings
 
-ANCHORS = 128  # prompts of each kind that give directions, as in the paper of Surgical
 KEPT = 64  # answers of the stock model of each label that every method reads: a fifth of the time of its own answers
 Fitted = TypeVar("Fitted")  # a dataclass of tensors, of dictionaries of tensors, and of numbers and lists of them
 
@@ -127,22 +125,16 @@ class SeedRun:
         return parts | {"prompt": parts["answers"] / len(self.data.held_out) / 4}
 
     @cached_property
-    def anchors(self) -> tuple[Kinds, Kinds]:
-        """Prompts of the three kinds to take directions from, and others to choose by: training and development pairs,
-        instructions that safety SFT trains on and instructions that it does not."""
-        # Their prompts alone are read: that the model has answered them itself first would take minutes.
-        trained = [row for row in self.data.baseline_mixture if not row.refuses]
-        used = {row.prompt for row in trained}
-        unused = [row for row in self.data.instructions if row.prompt not in used]
+    def anchors(self) -> Anchors:
+        """``anchors_of`` this seed."""
+        return anchors_of(self.model, self.data)
 
-        def kinds(pairs: list[Pair], plain: list[Conversation]) -> Kinds:
-            both, n = encode_pairs(self.model, pairs), len(pairs)
-            return Kinds(both[:n], both[n:], encode_asked(self.model.tokenizer, plain, self.model.window))
-
-        return (
-            kinds(self.data.training[:ANCHORS], trained[:ANCHORS]),
-            kinds(self.data.development, (unused or trained)[:ANCHORS]),
-        )
+    def judged_anchors(self, begun: str) -> tuple[Cost, Anchors]:
+        """The same with what log-odds mean for the model ``begun`` that a method begins with, which is the active one,
+        found once; before them what that cost."""
+        part, (training, development) = f"judged_{begun}", self.anchors
+        found = self.fit_once(part, Meaning, lambda: meaning_of(self.model, self.data, self.settings.answer_tokens))
+        return self.cost(part), (training, replace(development, meaning=(found.intercept, found.slope)))
 
     def refine(self) -> dict[str, Tensor]:
         """Stage 1 of DCR, once; the weights of its adapter, which is the active one."""

@@ -115,12 +115,12 @@ def fit(
     prompts. ``progress`` is called with 1 after the candidates of each layer (see ``layers_tried``)."""
     positions = shared_ending([*training.toxic, *training.plain])
     toxic, seemingly_toxic, answered = (
-        last_states(model, refused(rows, refusal_log_odds(model, rows), refuses), positions)
+        last_states(model, refused(rows, validation.judged(refusal_log_odds(model, rows)), refuses), positions)
         for rows, refuses in ((training.toxic, True), (training.seemingly_toxic, True), (training.plain, False))
     )
     directions = candidates(toxic, seemingly_toxic, answered, orthogonality)
     rows = validation.seemingly_toxic
-    sounding = refused(rows, refusal_log_odds(model, rows))[:VALIDATION]
+    sounding = refused(rows, validation.judged(refusal_log_odds(model, rows)))[:VALIDATION]
     plain = validation.plain[:VALIDATION]
     usual, before = first_token(model, plain), float(refusal_log_odds(model, sounding).mean())
 

@@ -1,7 +1,7 @@
 """What probes fit and train on, of rows that are not measured."""
 
+from dcr_lite.compare.anchors import ANCHORS
 from dcr_lite.compare.directions import Kinds
-from dcr_lite.compare.seed_run import ANCHORS
 from dcr_lite.data.rows import Conversation, Pair, read_conversations
 from dcr_lite.data.splits import evenly_drawn
 from dcr_lite.errors import UserError
