@@ -7,7 +7,7 @@ Weights that were written out of a 4-bit file lie on its steps. Rounded to 4 bit
 and takes what an adapter has added with it, however large that is together, as long as it is less than half a step at a
 time. A maker's 16-bit weights lie anywhere between two steps, and of a small change about as much is left on average as
 was added. Here every weight is moved at random by up to half a step, evenly, which leaves it where a 16-bit weight may
-have been that the file rounded to it. Writes OUT/base, and OUT/run, the adapter of the run and what opens it.
+have been that the file rounded to it. Writes OUT/base, and OUT/run, the adapters of the run and what opens them.
 """
 
 import json
@@ -23,7 +23,10 @@ from torch import Tensor
 from dcr_lite.data.sources import locate
 from dcr_lite.errors import UserError
 from dcr_lite.files import write_text
+from dcr_lite.names import STOCK, models_of
 from dcr_lite.run.opening import adapter_of, model_settings_of
+from dcr_lite.run.run_folder import stored_settings
+from dcr_lite.settings import Settings
 
 BLOCK = 16  # weights with one scale in every type of a 4-bit file, or a part of those that have
 
@@ -53,7 +56,9 @@ def off_grid(weight: Tensor, generator: torch.Generator) -> Tensor:
 def main(choices: Choices) -> None:
     if choices.out.exists():
         raise UserError(f"{choices.out} exists already. Remove it, or choose another --out.")
-    adapter, model = adapter_of(choices.run, "dcr"), model_settings_of(choices.run).model
+    trained = models_of(stored_settings(choices.run, Settings, run=choices.run).compare_with)
+    adapters = [adapter_of(choices.run, method) for method in trained if method != STOCK]
+    model = model_settings_of(choices.run).model
     source, base, run = Path(locate(model)[0]), choices.out / "base", choices.out / "run"
     generator = torch.Generator().manual_seed(choices.seed)
     shutil.copytree(source, base)
@@ -63,11 +68,12 @@ def main(choices: Choices) -> None:
             if tensor.dim() == 2 and tensor.shape[1] % BLOCK == 0:
                 tensors[name] = off_grid(tensor, generator)
         save_file(tensors, file, {"format": "pt"})
-    shutil.copytree(adapter, run / "adapter")
+    for adapter in adapters:
+        shutil.copytree(adapter, run / adapter.name)
     for file in (choices.run / "found.json", choices.run / "settings.json"):
         if file.exists():
             shutil.copyfile(file, run / file.name)
-    for file in (run / "settings.json", run / "adapter" / "adapter_config.json"):
+    for file in (run / "settings.json", *run.glob("*/adapter_config.json")):
         write_text(file, file.read_text(encoding="utf-8").replace(json.dumps(model), json.dumps(str(base))))
 
 

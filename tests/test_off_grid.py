@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from dcr_lite.errors import UserError
+from dcr_lite.names import BASELINE, DCR
 from dcr_lite.run.opening import open_model
 
 STEP, ADDED = 0.02, 0.004  # of the grid; what an adapter adds, a fifth of a step
@@ -35,11 +36,12 @@ def test_a_block_of_one_value_stays() -> None:
 
 
 def test_the_run_opens_on_the_moved_weights(demo_run: Path, tmp_path: Path) -> None:
-    """Its adapter is the run's, its base has other matrices and the same vectors."""
+    """Its adapters are the run's, its base has other matrices and the same vectors."""
     off_grid.main(off_grid.Choices(demo_run, tmp_path / "out"))
-    before, after = open_model(str(demo_run)), open_model(str(tmp_path / "out" / "run"))
-    assert after.base == str(tmp_path / "out" / "base")
-    assert after.adapter_sha256 == before.adapter_sha256
+    for method in (DCR, BASELINE):
+        before, after = (open_model(str(run), method) for run in (demo_run, tmp_path / "out" / "run"))
+        assert after.base == str(tmp_path / "out" / "base")
+        assert after.adapter_sha256 == before.adapter_sha256
     there = load_file(Path(before.base) / "model.safetensors")
     for name, tensor in load_file(tmp_path / "out" / "base" / "model.safetensors").items():
         assert tensor.equal(there[name]) == (tensor.dim() == 1), name
