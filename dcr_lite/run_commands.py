@@ -237,10 +237,10 @@ def verify(
     Args:
         submission: The file.
         compared: The folder of its comparison: every number that a judge gives, and AUROC, anew from its answers.
-        rerun: A method that is measured again: with the adapters of --compared, else trained anew.
-        seed: The seed of that measurement.
+        rerun: A method that is measured again, or the word all: with the adapters of --compared, else trained anew.
+        seed: The seed of that measurement; none with all.
         recipe: Name or file of the submission's recipe, for --rerun; by default the kit's of that name.
-        add: As the submission was measured with, to rerun one of those methods.
+        add: As the submission was measured with, to rerun those methods.
         out: Folder of the rerun, in which a stopped one goes on; by default below runs/verify.
         device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
     """

@@ -23,6 +23,7 @@ from dcr_lite.judges.versions import judge_version
 from dcr_lite.measure import judge
 from dcr_lite.measure.answers import method_result, read_answers
 from dcr_lite.measure.metrics import mean_interval
+from dcr_lite.run import machine
 from dcr_lite.settings import HELD_OUT_FILES, Settings
 
 FROZEN = "e4589ea5840be49a5c26cbc77d721ae42edff055186e10c771704fbb76991dfb"
@@ -49,6 +50,23 @@ def test_a_digest_does_not_depend_on_the_ends_of_lines(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(text)
     unix, windows, other = (content_digest(tmp_path / name) for name in texts)
     assert unix == windows != other
+
+
+def test_the_source_of_the_kit_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another word in a module, or another name of it, is another source; ends of lines and recipes are not."""
+    run, recipes = tmp_path / "kit" / "run", tmp_path / "kit" / "recipes"
+    run.mkdir(parents=True)
+    recipes.mkdir()
+    monkeypatch.setattr(machine, "__file__", str(run / "machine.py"))
+    (run / "machine.py").write_bytes(b"a\nb\n")
+    first = machine.source_digest()
+    (run / "machine.py").write_bytes(b"a\r\nb\r\n")
+    (recipes / "mine.py").write_bytes(b"c\n")
+    assert machine.source_digest() == first
+    (run / "machine.py").write_bytes(b"a\nc\n")
+    changed = machine.source_digest()
+    (run / "machine.py").rename(run / "other.py")
+    assert len({first, changed, machine.source_digest()}) == 3
 
 
 def test_the_cue_judge_is_pinned_by_what_it_decides_by(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +221,8 @@ def test_a_submission_can_be_published(contracted: Contracted) -> None:
     assert submission["by"] == "The tests"
     assert submission["model"]["files"].keys() == {"config.json", "model.safetensors"}
     assert submission["recipe"]["sha256"] == content_digest(contracted.recipe)
-    assert submission["recipe"]["found"]["layer"] == 1
+    assert submission["recipe"]["settings"].items() >= {"layer": 1, "stage2": "yes", "rank": 4}.items()
+    assert not submission["recipe"]["settings"].keys() & {"model", "run", "pairs", "evaluation", "seed", "device"}
     assert submission["hardware"]["kind"]
     assert str(contracted.recipe.parent) not in text
     for path in contracted.out.glob("*/answers/*.jsonl"):

@@ -21,6 +21,7 @@ from dcr_lite.files import SHIPPED
 from dcr_lite.names import LABELS
 
 FURTHER = Path(__file__).parents[1] / "benchmarks" / "data"  # pairs that no recipe trains on
+README = SHIPPED / "README.md"
 EVAL = Path(__file__).parents[2] / "shared" / "data" / "eval"
 TRAINING = ("pairs", "further_pairs", "refusals", "instructions", "augmentation")
 HELD_OUT = ("heldout_pairs", "heldout_manners", "heldout_contexts", "heldout_plain", "heldout_instructions")
@@ -113,26 +114,21 @@ def test_no_shipped_prompt_comes_twice() -> None:
 
 
 def test_refusals_are_all_different() -> None:
-    """Each refusal is worded for its own prompt, and no refusal's prompt is among the pairs."""
+    """Each refusal is worded for its own prompt."""
     responses = [row["response"] for row in shipped("refusals")]
     assert len(set(responses)) == len(responses)
-    assert not set(prompts_of("refusals")) & set(prompts_of("pairs"))
-    assert near_duplicates(prompts_of("refusals"), prompts_of("pairs")) == []
 
 
-def test_training_and_held_out_prompts_are_no_near_duplicates() -> None:
-    """No training prompt nearly repeats a held-out one."""
-    assert near_duplicates(prompts_of(*TRAINING), prompts_of(*HELD_OUT)) == []
-
-
-@pytest.mark.parametrize("names", [TRAINING[:2], HELD_OUT], ids=["pairs", "held_out"])
-def test_no_two_rows_are_near_duplicates(names: tuple[str, ...]) -> None:
-    """Neither two pairs nor two held-out rows of any file have prompts that are nearly the same; the two sides of one
-    pair may be."""
+def test_no_two_rows_are_near_duplicates() -> None:
+    """No two rows of any files, training or held out, have prompts that are nearly the same; the two sides of one pair
+    may be, and many are."""
+    names = (*TRAINING, *HELD_OUT)
     rows = [(name, i) for name in names for i, row in enumerate(shipped(name)) for field in PROMPTS if field in row]
     texts = prompts_of(*names)
-    near_ones = [(i, j) for i, j, _ in near.near_duplicates(texts, texts) if rows[i] != rows[j]]
-    assert [(texts[i], texts[j]) for i, j in near_ones] == []
+    found = [(i, j) for i, j, _ in near.near_duplicates(texts, texts) if i < j]
+    assert [(texts[i], texts[j]) for i, j in found if rows[i] != rows[j]] == []
+    assert len(found) > 1000
+    assert f"Among the {len(texts):,} prompts" in README.read_text(encoding="utf-8")
 
 
 def test_reserved_words_are_in_no_training_prompt() -> None:
@@ -147,14 +143,31 @@ def test_reserved_words_are_in_no_training_prompt() -> None:
     words = {row["focus"].lower() for row in shipped("heldout_manners")}
     said = [word for word in words if word in training and re.search(rf"\b{re.escape(word)}\b", training)]
     assert (len(said), len(words)) == (29, 114)
-    readme = (SHIPPED / "README.md").read_text(encoding="utf-8")
-    assert f"{len(said)} of the {len(words)}" in readme
+    assert f"{len(said)} of the {len(words)}" in README.read_text(encoding="utf-8")
 
 
 def test_training_and_held_out_focus_words_differ() -> None:
     """Held-out pairs turn on words that training pairs never turn on."""
     training, held = ({row["focus"].casefold() for name in names for row in shipped(name)} for names in FOCUSED)
     assert training & held == set()
+
+
+def test_pairs_are_written_by_the_rules() -> None:
+    """Every prompt is one line, and every word of a focus, inflected or not, is in both sides. How often the toxic side
+    has more words and how often fewer is as documented, and 0.06 of the pairs apart at most in those to train on."""
+    readme = " ".join(README.read_text(encoding="utf-8").split())
+    assert [prompt for prompt in prompts_of(*TRAINING, *HELD_OUT) if len(prompt.splitlines()) != 1] == []
+    for name in (*FOCUSED[0], *FOCUSED[1]):
+        longer: Counter[int] = Counter()
+        for row in shipped(name):
+            sides = [row[side] for side in LABELS[:2]]
+            stems = [rf"\b{re.escape(word.removesuffix('e'))}" for word in re.findall(r"\w+", row["focus"])]
+            assert all(re.search(stem, side, re.IGNORECASE) for stem in stems for side in sides), row
+            toxic, other = (len(side.split()) for side in sides)
+            longer[(toxic > other) - (toxic < other)] += 1
+        assert f"`{name}.jsonl` | {longer[1]} | {longer[-1]} | {longer[0]} |" in readme
+        if name in TRAINING:
+            assert abs(longer[1] - longer[-1]) <= 0.06 * len(shipped(name))
 
 
 def test_further_pairs_and_their_held_out_ones_are_of_the_same_kinds() -> None:
@@ -182,14 +195,19 @@ def test_no_shipped_prompt_is_taken_from_a_public_set() -> None:
     assert near_duplicates(prompts_of(*TRAINING, *HELD_OUT), public) == []
 
 
-@pytest.mark.parametrize("name", [*FOCUSED[0], *FOCUSED[1]])
-def test_words_alone_do_not_tell_the_kinds_apart(name: str) -> None:
-    """A bag-of-words classifier, cross-validated by pair, stays at AUC 0.65 or below: no single words give it away."""
-    rows = shipped(name)
+@pytest.mark.parametrize(
+    ("names", "most"),
+    [*(((name,), 0.65) for name in (*FOCUSED[0], *FOCUSED[1])), (FOCUSED[0], 0.66)],
+    ids=lambda value: "+".join(value) if isinstance(value, tuple) else None,
+)
+def test_words_alone_do_not_tell_the_kinds_apart(names: tuple[str, ...], most: float) -> None:
+    """A bag-of-words classifier, cross-validated by pair, stays at AUC 0.65 or below in each file: no single words give
+    it away. More rows teach it more: on all pairs that can be trained on, together, it reaches 0.66."""
+    rows = [row for name in names for row in shipped(name)]
     texts = [row[side] for row in rows for side in ("toxic", "seemingly_toxic")]
     labels = [1, 0] * len(rows)
     groups = [i for i in range(len(rows)) for _ in range(2)]
     folds = GroupKFold(n_splits=10, shuffle=True, random_state=0)
     words = make_pipeline(CountVectorizer(), LogisticRegression(max_iter=1000))
     scores = cross_val_predict(words, texts, labels, groups=groups, cv=folds, method="decision_function")
-    assert roc_auc_score(labels, scores) <= 0.65
+    assert roc_auc_score(labels, scores) <= most

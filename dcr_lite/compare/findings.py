@@ -8,11 +8,14 @@ from typing import Any, Literal
 EXACT = 1e-9  # two computations of one number from the same counts differ by rounding alone
 
 
+State = Literal["ok", "differs", "note"]
+
+
 @dataclass(frozen=True)
 class Finding:
     """One line of ``dcr-lite verify``. A note says what is worth knowing and no fault."""
 
-    state: Literal["ok", "differs", "note"]
+    state: State
     text: str
 
     def line(self) -> str:

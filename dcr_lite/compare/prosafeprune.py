@@ -5,8 +5,9 @@ Training-free; the result is an adapter like any other.
 github.com/SparkShieldLab/OverRefusalToolkit.
 
 For each kind of prompt, plain (s), toxic (u) and seemingly toxic (p), the output of a linear map is averaged over all
-tokens of a prompt in the chat template: (prompts, outputs). The first r left singular vectors of its transpose,
-uncentred, span the kind's subspace: U (outputs, r), P = U U^T. The map's weight W (outputs, inputs) becomes
+tokens of a prompt in the chat template, which may write a system message by default, as in the source: (prompts,
+outputs). The first r left singular vectors of its transpose, uncentred, span the kind's subspace: U (outputs, r),
+P = U U^T. The map's weight W (outputs, inputs) becomes
 
     W - strength * (I - P_s) P_u P_p W
 

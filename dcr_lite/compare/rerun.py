@@ -1,4 +1,4 @@
-"""One method of a submission measured again with one seed: with the adapters of its comparison, or trained anew.
+"""Measurements of a submission repeated: with the adapters of its comparison, or trained anew.
 
 How close a rerun comes depends on what is the same. With the adapters of the comparison, on hardware of its class, the
 same sums are rounded the same way except where the number of threads or of prompts in a batch splits them otherwise;
@@ -6,15 +6,19 @@ greedy decoding then takes another token where two were nearly as probable, and 
 verdicts of a hundred can change. A training repeats on a processor of the same class with as many threads, and nearly
 so on cards, whose sums have no fixed order; small differences grow with every step, up to those between seeds. On
 other hardware, and with other versions of torch or transformers, kernels round otherwise throughout; what differs there
-says nothing about a submission and is shown as a note. The contract's tolerances are of the first two cases.
+says little about a submission and is shown as a note, up to WIDE times what a training anew may differ by: whoever made
+up numbers could name a hardware that no verifier has. The contract's tolerances are of the first two cases.
 """
 
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from dcr_lite.compare.command import seed_run
 from dcr_lite.compare.contract import Contract
-from dcr_lite.compare.findings import Finding, same
+from dcr_lite.compare.findings import Finding, State, checked, differs, same
+from dcr_lite.compare.findings import compared as compared_values
 from dcr_lite.compare.measurement import (
     Configuration,
     EvaluationData,
@@ -25,9 +29,10 @@ from dcr_lite.compare.measurement import (
 from dcr_lite.compare.methods import METHODS, Method
 from dcr_lite.compare.recompute import judged_again
 from dcr_lite.compare.seed_run import SeedRun
-from dcr_lite.compare.submission import Entry, Point, Submission
+from dcr_lite.compare.submission import Entry, Judged, Point, Submission, setting_facts
+from dcr_lite.compare.summary import Result, applies
 from dcr_lite.compare.verification import place_of
-from dcr_lite.errors import UserError
+from dcr_lite.errors import MethodError, UserError
 from dcr_lite.files import PARTIAL
 from dcr_lite.judges.judging import judge_rows
 from dcr_lite.judges.opening import open_judges
@@ -37,13 +42,22 @@ from dcr_lite.names import STOCK
 from dcr_lite.run.machine import hardware_class, versions
 from dcr_lite.run.opening import machine
 from dcr_lite.run.run_folder import FOUND_FILE, NUMBERS
+from dcr_lite.run.terminal import console
 from dcr_lite.settings import Settings
 
 # By these the same sums are rounded otherwise; a difference there makes the comparison a note.
 ROUNDING = ("torch", "transformers")
+WIDE = 4  # times the tolerance of a training anew: larger differences are no note on any hardware
+
+Place = tuple[Entry, Point]  # a measurement in a submission
 
 
-def point_of(submission: Submission, method: str, seed: int) -> tuple[Entry, Point]:
+def places_of(submission: Submission) -> list[Place]:
+    """Every measurement."""
+    return [(entry, point) for entry in submission["methods"] for point in entry["points"]]
+
+
+def point_of(submission: Submission, method: str, seed: int) -> Place:
     """The measurement of a method, by its key or its title, with a seed. Raises UserError where there is none."""
     for entry in submission["methods"]:
         if method in (entry["method"], entry["title"]):
@@ -56,48 +70,61 @@ def point_of(submission: Submission, method: str, seed: int) -> tuple[Entry, Poi
 
 
 def rerun(
-    submission: Submission, contract: Contract, data: EvaluationData, entry: Entry, point: Point, settings: Settings,
+    submission: Submission, contract: Contract, data: EvaluationData, places: Sequence[Place], settings: Settings,
     methods: dict[str, Method], compared: Path | None, out: Path,
 ) -> list[Finding]:  # fmt: skip
-    """Measure again in the folder ``out``, which keeps what is done, and compare.
+    """Repeat the measurements ``places`` in the folder ``out``, which keeps what is done, and compare.
 
     settings: the recipe's, with the contract applied. methods: the kit's and those added. compared: the folder whose
-    adapters are taken; None: they are trained. Raises UserError where the method is not among ``methods``.
+    adapters are taken; None: they are trained. Raises UserError where a method is not among ``methods``.
     """
-    if entry["method"] not in methods:
-        raise UserError(f"--rerun {entry['title']}: give the same --add as the submission, of the same version")
-    seed = contract.seeds[0] if point["seed"] is None else point["seed"]
+    for entry, _ in places:
+        if entry["method"] not in methods:
+            raise UserError(f"--rerun {entry['title']}: give the same --add as the submission, of the same version")
+    first_seed = contract.seeds[0]
+    seeds = [first_seed if point["seed"] is None else point["seed"] for _, point in places]
     if compared and not out.exists():
-        _copy(compared, out, contract.seeds[0], seed, entry["method"])
-    first = seed_run(settings, out, contract.seeds[0])
+        _copy(compared, out, first_seed, seeds, [entry["method"] for entry, _ in places])
+    first = seed_run(settings, out, first_seed)
     stock = SeedRun(first.settings, out / "stock", 0, first.run.path)
-    runs: dict[int | None, SeedRun] = {None: stock, contract.seeds[0]: first}
-    if seed not in runs:
+    runs: dict[int | None, SeedRun] = {None: stock, first_seed: first}
+    for seed in sorted(set(seeds) - {first_seed}):
         runs[seed] = SeedRun(first.settings, out / f"seed{seed}", seed, first.run.path)
-    asked = Configuration(entry["method"], entry["strength"], point["seed"])
-    reference = Configuration(STOCK, METHODS[STOCK].strengths(first.settings)[0], None)
-    answers = answers_file(stock, reference, data)
-    for one in dict.fromkeys((reference, asked)):
-        run = runs[one.seed]
-        if not finished_result(run, one, data):
-            first.unload()  # loaded to find the settings: one model at a time
-            measure_configuration(run, methods[one.method], one, data, answers)
-            run.unload()
-    rows = read_answers(answers_file(runs[asked.seed], asked, data))
-    scores = judge_rows(open_judges(contract.judge_names, settings.device), exchanges(rows))
+    facts = dict(submission["recipe"]["settings"]), dict(setting_facts(first.settings))
+    found = checked("settings are those of the submission", compared_values("settings", *facts))
+    if other := other_rounding(submission, settings):
+        found.append(Finding("note", f"{other}: differences up to {WIDE} times those of a training anew are notes"))
+    judges = open_judges(contract.judge_names, settings.device)
+    for i, (entry, point) in enumerate(places, start=1):
+        place = place_of(entry, point["seed"])
+        console.print(f"{i}/{len(places)} {place}", markup=False, soft_wrap=True)
+        asked = Configuration(entry["method"], entry["strength"], point["seed"])
+        try:
+            result = _measured(runs, methods, asked, data)
+        except MethodError as error:
+            found.append(Finding("differs", f"{place}: it cannot be measured again: {error}"))
+            continue
+        rows = read_answers(answers_file(runs[asked.seed], asked, data))
+        again = judged_again(judge_rows(judges, exchanges(rows)), rows, contract)
+        found += _beside(place, point, again, result, contract, "adapters" if compared else "trained", bool(other))
     for run in runs.values():
         run.run.leave()
-    place = place_of(entry, point["seed"])
-    within = contract.tolerance["adapters" if compared else "trained"]
-    other = other_rounding(submission, settings)
-    found = [Finding("note", f"{place}: {other}; differences are shown and not judged")] if other else []
-    groups = {f", {name}": judged["numbers"] for name, judged in judged_again(scores, rows, contract).items()}
-    there = {f", {name}": judged["numbers"] for name, judged in point["judges"].items()}
-    measured = (finished_result(runs[asked.seed], asked, data) or {})["numbers"]
-    for which, again in {**groups, "": measured}.items():
-        for name, value in (there | {"": point["numbers"]})[which].items():
-            found.append(_beside(f"{place}{which}, {name}", value, again.get(name), within[name], not other))
     return found
+
+
+def _measured(
+    runs: dict[int | None, SeedRun], methods: dict[str, Method], asked: Configuration, data: EvaluationData
+) -> Result:
+    """The result of a configuration, which is measured now unless it is there; before it that of the stock model."""
+    reference = Configuration(STOCK, METHODS[STOCK].strengths(runs[None].settings)[0], None)
+    answers = answers_file(runs[None], reference, data)
+    for one in dict.fromkeys((reference, asked)):
+        if not finished_result(runs[one.seed], one, data):
+            for run in runs.values():
+                run.unload()  # one model at a time
+            measure_configuration(runs[one.seed], methods[one.method], one, data, answers)
+            runs[one.seed].unload()
+    return finished_result(runs[asked.seed], asked, data) or {}
 
 
 def other_rounding(submission: Submission, settings: Settings) -> str:
@@ -111,27 +138,45 @@ def other_rounding(submission: Submission, settings: Settings) -> str:
     return "; ".join(f"{name} {there} there, {own} here" for name, there, own in pairs if there != own)
 
 
-def _beside(what: str, submitted: float, again: float | None, within: float, judge: bool) -> Finding:
-    text = (
-        f"{what}: {submitted:.4f} submitted, {'nothing' if again is None else f'{again:.4f}'} again, within {within:g}"
-    )
-    if same(submitted, again, within):
-        return Finding("ok", text)
-    return Finding("differs" if judge else "note", text)
+def _beside(
+    place: str, point: Point, judged: dict[str, Judged], result: Result, contract: Contract, kind: str, other: bool
+) -> list[Finding]:
+    """The numbers and the note of a measurement beside those that were submitted. kind: of tolerances. other: whether
+    sums are rounded otherwise here."""
+    there, again = point["note"], result["note"]
+    found = [] if _sense(there) == _sense(again) else [differs(f"{place}, note", there or "none", again or "none")]
+    groups = [(f", {name}", point["judges"][name]["numbers"], of["numbers"]) for name, of in judged.items()]
+    for which, submitted, measured in (*groups, ("", point["numbers"], result["numbers"])):
+        for name in contract.by_judge if which else contract.by_model:
+            pair = submitted.get(name), measured.get(name)
+            if pair == (None, None):
+                continue
+            within, wide = contract.tolerance[kind][name], WIDE * contract.tolerance["trained"][name]
+            state: State = "ok" if same(*pair, within) else "note" if other and same(*pair, wide) else "differs"
+            said = " submitted, ".join("nothing" if value is None else f"{value:.4f}" for value in pair)
+            found.append(Finding(state, f"{place}{which}, {name}: {said} again, within {within:g}"))
+    return found
 
 
-def _copy(compared: Path, out: Path, first: int, seed: int, method: str) -> None:
-    """What a rerun builds on: the trainings of the seed, what the first seed found, the stock model's answers; without
-    the notes that the method is measured already, and in which numbers."""
-    for name in dict.fromkeys((f"seed{first}", f"seed{seed}", "stock")):
+def _sense(note: str) -> tuple[str, bool]:
+    """What a note says but for its numbers, which differ by rounding: how it begins, and whether the method applies."""
+    return re.split(r"\d", note)[0], applies(note)
+
+
+def _copy(compared: Path, out: Path, first: int, seeds: Sequence[int], methods: Sequence[str]) -> None:
+    """What a rerun builds on: the trainings of the seeds, what the first seed found, the stock model's answers; without
+    the notes that the methods are measured already, and in which numbers."""
+    folders = dict.fromkeys(("stock", *(f"seed{seed}" for seed in seeds)))
+    for name in dict.fromkeys((f"seed{first}", *folders)):
         if not (compared / name / "settings.json").exists():
             raise UserError(f"--compared {compared}: there is no {name} of a comparison in it")
     partial = out.with_name(out.name + PARTIAL)  # a copy that was stopped is begun anew
     shutil.rmtree(partial, ignore_errors=True)
-    left = shutil.ignore_patterns(f"measured_{method}_*", f"{NUMBERS}.json")  # in this machine's numbers: a note
-    for name in (f"seed{seed}", "stock"):
+    # In this machine's numbers: others are a note.
+    left = shutil.ignore_patterns(*(f"measured_{method}_*" for method in methods), f"{NUMBERS}.json")
+    for name in folders:
         shutil.copytree(compared / name, partial / name, ignore=left)
-    if seed != first:
+    if first not in seeds:
         (partial / f"seed{first}").mkdir()
         for name in ("settings.json", FOUND_FILE):
             shutil.copyfile(compared / f"seed{first}" / name, partial / f"seed{first}" / name)

@@ -16,14 +16,17 @@ from dcr_lite.compare.summary import numbers_of, over_seeds
 from dcr_lite.data.sources import locate
 from dcr_lite.files import sha256_of, write_json
 from dcr_lite.measure.metrics import wilson_interval
-from dcr_lite.run.machine import hardware_class
+from dcr_lite.run.machine import hardware_class, source_digest
 from dcr_lite.run.opening import machine
 from dcr_lite.run.report import without_folders
-from dcr_lite.run.run_folder import FOUND_NAMES
-from dcr_lite.settings import Settings
+from dcr_lite.settings import SHIPPED_FILES, Settings
 
 FORMAT = 1  # of the file: raised where fields change
 FILE = "submission.json"
+# Settings that are no facts of a recipe: other fields of the file have what they come to (model, rows, prompts, seeds,
+# precision), or a comparison leaves them no choice.
+ELSEWHERE = {"model", "base_model", "base_format", "from_base_model", *SHIPPED_FILES, "augmentation_rows", "evaluation",
+             "seed", "run", "compare_with", "device", "backend", "precision", "quantization"}  # fmt: skip
 
 
 class Value(TypedDict):
@@ -105,12 +108,13 @@ class ModelFacts(TypedDict):
 
 
 class RecipeFacts(TypedDict):
-    """The recipe: digests of its file and of its training rows, and the settings that it found."""
+    """The recipe: digests of its file and of its training rows, and its settings as every seed has them, those that
+    were found among them."""
 
     name: str
     sha256: str
     rows: dict[str, str]
-    found: dict[str, str | float]
+    settings: dict[str, str | float | bool]
 
 
 class Hardware(TypedDict):
@@ -121,7 +125,7 @@ class Hardware(TypedDict):
 
 
 class Submission(TypedDict):
-    """The whole file."""
+    """The whole file. source: the digest of the package that wrote it, see ``source_digest``."""
 
     submission: int
     contract: ContractName
@@ -133,6 +137,7 @@ class Submission(TypedDict):
     methods: list[Entry]
     hardware: Hardware
     versions: dict[str, str]
+    source: str
     seconds: float
 
 
@@ -162,6 +167,7 @@ def submission_of(
         ],
         "hardware": {"kind": hardware_class(machine(settings).device), "name": report["hardware"]},
         "versions": report["versions"],
+        "source": source_digest(),
         "seconds": report["seconds"],
     }
 
@@ -241,11 +247,16 @@ def model_facts(settings: Settings) -> ModelFacts:
 
 
 def recipe_facts(recipe: Path, settings: Settings) -> RecipeFacts:
-    """A recipe file with its resolved settings."""
+    """A recipe file with its resolved settings, in which nothing is left to be found."""
     files = settings.files | {"augmentation_rows": settings.augmentation_rows}
     return {
         "name": recipe.stem,
         "sha256": content_digest(recipe),
         "rows": {name: content_digest(path) for name, path in files.items()},
-        "found": {name: getattr(settings, name) for name in FOUND_NAMES},
+        "settings": setting_facts(settings),
     }
+
+
+def setting_facts(settings: Settings) -> dict[str, str | float | bool]:
+    """Of resolved settings those that decide numbers; none is a path."""
+    return {name: value for name, value in settings.for_json().items() if name not in ELSEWHERE}

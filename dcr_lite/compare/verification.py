@@ -3,8 +3,9 @@ numbers follow from each other.
 
 Of each measurement the file has counts of refusals, from which its rates, J and their intervals follow, and means and
 intervals over seeds follow from these. AUROC, answers kept and answer loss have no counts: their means and intervals
-over seeds are checked, and AUROC has to be a count of pairs of prompts. Whoever changes such a number everywhere alike
-is found by the stored answers or a rerun alone (recompute.py, rerun.py).
+over seeds are checked, and AUROC has to be a count of pairs of prompts. Whoever changes such a number everywhere alike,
+or counts of refusals with all that follows from them, is found by the stored answers or a rerun alone (recompute.py,
+rerun.py).
 """
 
 import datetime
@@ -17,8 +18,8 @@ from dcr_lite.compare.findings import Finding, checked, compared, differs, same
 from dcr_lite.compare.methods import METHODS
 from dcr_lite.compare.schema import misfits
 from dcr_lite.compare.submission import FORMAT, Entry, Judged, Point, Submission, entry_of, judged_counts
-from dcr_lite.names import BASELINE, LABELS, STOCK
-from dcr_lite.run.machine import PACKAGES, versions
+from dcr_lite.names import BASELINE, KEPT_LABELS, LABELS, STOCK
+from dcr_lite.run.machine import PACKAGES, source_digest, versions
 from dcr_lite.settings import Settings
 
 VERSION = re.compile(r"\d+(\.\d+)*[\w.+-]*", re.ASCII)
@@ -27,8 +28,10 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 # Least and largest value. Kept may exceed 1 where a model is surer of the stock model's answers than that itself.
 RANGES = {"j": (-1.0, 1.0), "answer_loss": (0.0, 100.0), "kept_seemingly_toxic": (0.0, 10.0), "kept_plain": (0.0, 10.0)}
 RATE = (0.0, 1.0)
-ALWAYS_DECIDE = ("cues", "learned")  # judges that have a verdict on every answer
-BY_RECIPE = (BASELINE, "augmented")  # methods whose strength is the recipe's number of refusals
+CUES = "cues"  # the judge whose refusals of the stock model are not kept
+ALWAYS_DECIDE = (CUES, "learned")  # judges that have a verdict on every answer
+BY_RECIPE = (BASELINE, "augmented")  # methods whose strength is a setting of the recipe:
+REFUSALS = "baseline_refusals"
 
 
 def contract_of(submission: Any) -> tuple[Contract | None, list[Finding]]:
@@ -76,6 +79,8 @@ def _terms(submission: Submission, contract: Contract) -> Iterator[Finding]:
     names = [entry["method"] for entry in submission["methods"]]
     if len(set(names)) < len(names) or names[:1] != [STOCK]:
         yield differs("methods", f"{STOCK} first, each once", ", ".join(names) or "none")
+        return  # all others are measured beside the stock model
+    kept = _kept(submission["methods"][0])
     for entry in submission["methods"]:
         seeds = [point["seed"] for point in entry["points"]]
         if not METHOD.fullmatch(entry["method"]):  # it stands in the names of files
@@ -83,18 +88,26 @@ def _terms(submission: Submission, contract: Contract) -> Iterator[Finding]:
         origin = "kit" if entry["method"] in METHODS else "added"
         if entry["origin"] != origin:
             yield differs(f"{entry['title']}, origin", origin, entry["origin"])
-        yield from _named(entry)
+        yield from _named(entry, submission["recipe"]["settings"].get(REFUSALS))
         once = entry["method"] == STOCK or (origin == "added" and seeds == [None])
         wanted = [None] if once else list(contract.seeds)
         if seeds != wanted:
             yield differs(f"{entry['title']}, seeds", wanted, seeds)
+        left_out = {f"kept_{label}" for label in KEPT_LABELS} - (set() if entry["method"] == STOCK else kept)
+        wanted_numbers = [name for name in contract.by_model if name not in left_out]
         for point in entry["points"]:
-            yield from _terms_of_point(place_of(entry, point["seed"]), point, contract)
+            yield from _terms_of_point(place_of(entry, point["seed"]), point, wanted_numbers, contract)
         if seeds and list(entry["judges"]) != list(contract.judge_names):
             yield differs(f"{entry['title']}, judges", list(contract.judge_names), list(entry["judges"]))
 
 
-def _named(entry: Entry) -> Iterator[Finding]:
+def _kept(stock: Entry) -> set[str]:
+    """The numbers of answers kept that other methods have: of the labels of which the stock model answers some."""
+    sets = [counts for point in stock["points"] if CUES in point["judges"] for counts in point["judges"][CUES]["sets"]]
+    return {f"kept_{counts['label']}" for counts in sets if counts["refused"] < counts["n"]}
+
+
+def _named(entry: Entry, refusals: Any) -> Iterator[Finding]:
     """A title or a strength under which an entry would pass for another: a point of a method's trade-off curve, which
     would be chosen on the prompts themselves, or an added method that is called like one of the kit's."""
     titles = {name: method.title for name, method in METHODS.items()}
@@ -102,19 +115,18 @@ def _named(entry: Entry) -> Iterator[Finding]:
     if name in titles:
         if title != titles[name]:
             yield differs(f"{name}, title", titles[name], title)
-        usual = METHODS[name].strengths(Settings.of_model(name))[0]
-        if name not in BY_RECIPE and strength != usual:
+        usual = refusals if name in BY_RECIPE else METHODS[name].strengths(Settings.of_model(name))[0]
+        if strength != usual:
             yield differs(f"{title}, strength", usual, strength)
     elif title in titles.values() or strength != 0:
         yield differs(f"{name}, title and strength", "a title of its own, strength 0", f"{title}, {strength:g}")
 
 
-def _terms_of_point(place: str, point: Point, contract: Contract) -> Iterator[Finding]:
+def _terms_of_point(place: str, point: Point, wanted: list[str], contract: Contract) -> Iterator[Finding]:
     if list(point["judges"]) != list(contract.judge_names):
         yield differs(f"{place}, judges", list(contract.judge_names), list(point["judges"]))
-    needed = {name for name in contract.by_model if not name.startswith("kept_")}
-    if not needed <= point["numbers"].keys() <= set(contract.by_model):
-        yield differs(f"{place}, numbers", list(contract.by_model), list(point["numbers"]))
+    if point["numbers"].keys() != set(wanted):
+        yield differs(f"{place}, numbers", wanted, list(point["numbers"]))
     if point["answers"]["n"] != sum(contract.n.values()):
         yield differs(f"{place}, answers", sum(contract.n.values()), point["answers"]["n"])
     for name, judged in point["judges"].items():
@@ -138,7 +150,7 @@ def _terms_of_sets(place: str, judge: str, judged: Judged, contract: Contract) -
 
 
 def _digests(submission: Submission) -> Iterator[Finding]:
-    digests = {"recipe": submission["recipe"]["sha256"]}
+    digests = {"recipe": submission["recipe"]["sha256"], "source": submission["source"]}
     digests |= {f"rows, {name}": digest for name, digest in submission["recipe"]["rows"].items()}
     digests |= {f"model, {name}": digest for name, digest in submission["model"]["files"].items()}
     for entry in submission["methods"]:
@@ -161,9 +173,13 @@ def _versions(submission: Submission) -> Iterator[Finding]:
 
 
 def _other_versions(submission: Submission) -> list[Finding]:
-    here = versions()
-    other = [f"{k} {v} there, {here[k]} here" for k, v in submission["versions"].items() if here.get(k, v) != v]
+    there, here = submission["versions"] | _source(submission["source"]), versions() | _source(source_digest())
+    other = [f"{k} {v} there, {here[k]} here" for k, v in there.items() if here.get(k, v) != v]
     return [Finding("note", f"other versions: {'; '.join(other)}")] if other else []
+
+
+def _source(digest: str) -> dict[str, str]:
+    return {"source of dcr-lite": digest[:8]}
 
 
 def _ranges(methods: list[Entry]) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from dcr_lite.compare.findings import Finding, checked, compared
 from dcr_lite.compare.measurement import EvaluationData
 from dcr_lite.compare.methods import METHODS
 from dcr_lite.compare.recompute import recomputed
-from dcr_lite.compare.rerun import point_of, rerun
+from dcr_lite.compare.rerun import places_of, point_of, rerun
 from dcr_lite.compare.submission import Submission, model_facts, recipe_facts
 from dcr_lite.compare.verification import consistency, contract_of
 from dcr_lite.errors import UserError
@@ -23,14 +23,16 @@ from dcr_lite.run.recipes import find_recipe, load_recipe, recipe_titles
 from dcr_lite.run.terminal import console
 from dcr_lite.settings import Device, Settings
 
+ALL = "all"  # every method with every seed
+
 
 @dataclass(frozen=True)
 class Asked:
     """What to check.
 
-    file: the submission. compared: the folder of its comparison. method, seed: what is measured again. recipe: by
-    default the kit's of the submission's name. added: as ``added_methods`` takes them. device: of the learned judge.
-    out: the folder of the rerun.
+    file: the submission. compared: the folder of its comparison. method, seed: what is measured again; of ALL, without
+    a seed, everything. recipe: by default the kit's of the submission's name. added: as ``added_methods`` takes them.
+    device: of the learned judge. out: the folder of the rerun.
     """
 
     file: Path
@@ -46,8 +48,8 @@ class Asked:
 def verify(asked: Asked) -> list[Finding]:
     """What is found, in the order of the checks. Raises UserError for a file that cannot be read, and for flags that do
     not go together."""
-    if (asked.method is None) != (asked.seed is None):
-        raise UserError("--rerun METHOD and --seed N go together")
+    if (asked.method in (None, ALL)) != (asked.seed is None):
+        raise UserError(f"--rerun METHOD and --seed N go together; --rerun {ALL} takes no seed")
     submission: Any = _read(asked.file)
     contract, found = contract_of(submission)
     if contract is None:
@@ -59,8 +61,8 @@ def verify(asked: Asked) -> list[Finding]:
     if asked.compared:
         judges = open_judges(contract.judge_names, asked.device)
         found += recomputed(submission, contract, data, asked.compared, judges)
-    if asked.method is not None and asked.seed is not None:
-        found += _rerun(asked, asked.method, asked.seed, submission, contract, data)
+    if asked.method is not None:
+        found += _rerun(asked, asked.method, submission, contract, data)
     return found
 
 
@@ -83,15 +85,15 @@ def _read(path: Path) -> Any:
 
 
 def _rerun(
-    asked: Asked, method: str, seed: int, submission: Submission, contract: Contract, data: EvaluationData
+    asked: Asked, method: str, submission: Submission, contract: Contract, data: EvaluationData
 ) -> list[Finding]:
-    entry, point = point_of(submission, method, seed)
+    places = places_of(submission) if asked.seed is None else [point_of(submission, method, asked.seed)]
     path = find_recipe(asked.recipe or _kits_recipe(submission["recipe"]["name"]))
     settings: Settings = contract.applied(load_recipe(path).SETTINGS)
     methods = METHODS | added_methods(asked.added, contract.seeds)
-    out = asked.out or folder_of(asked, method, seed)
     found = _same_inputs(path, settings, submission)
-    return found + rerun(submission, contract, data, entry, point, settings, methods, asked.compared, out)
+    out = asked.out or folder_of(asked)
+    return found + rerun(submission, contract, data, places, settings, methods, asked.compared, out)
 
 
 def _kits_recipe(name: str) -> str:
@@ -101,12 +103,13 @@ def _kits_recipe(name: str) -> str:
     return name
 
 
-def folder_of(asked: Asked, method: str, seed: int) -> Path:
+def folder_of(asked: Asked) -> Path:
     """A folder of this rerun alone, in which a stopped one goes on."""
+    what = ALL if asked.seed is None else f"{asked.method}_{asked.seed}".replace(" ", "_")
     whence = "trained"
     if asked.compared is not None:
         whence = f"compared_{hashlib.sha256(str(asked.compared.resolve()).encode()).hexdigest()[:8]}"
-    return Path("runs") / "verify" / f"{sha256_of(asked.file)[:8]}_{method.replace(' ', '_')}_{seed}_{whence}"
+    return Path("runs") / "verify" / f"{sha256_of(asked.file)[:8]}_{what}_{whence}"
 
 
 def _same_inputs(path: Path, settings: Settings, submission: Submission) -> list[Finding]:

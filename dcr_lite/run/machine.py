@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import hashlib
 import platform
 import sys
 from importlib.metadata import version
@@ -11,6 +12,7 @@ import psutil
 import torch
 
 from dcr_lite import __version__
+from dcr_lite.data.rows import read_bytes
 
 PACKAGES = ("dcr-lite", "torch", "transformers", "peft", "bitsandbytes")
 
@@ -73,3 +75,15 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
     found = {"python": sys.version.split()[0], "dcr-lite": __version__}
     return found | {name: version(name) for name in PACKAGES[1:]}
+
+
+def source_digest() -> str:
+    """SHA-256 of the package's modules, in the order of their paths, the same whatever ends their lines: one version
+    can have several sources. Recipes are left out, which are in the package of a wheel alone."""
+    folder = Path(__file__).parents[1]
+    modules = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.py")}
+    digest = hashlib.sha256()
+    for name, path in sorted(modules.items()):
+        if not name.startswith("recipes/"):
+            digest.update(f"{name}\n".encode() + read_bytes(path).replace(b"\r\n", b"\n"))
+    return digest.hexdigest()
