@@ -1,5 +1,7 @@
 """The trade-off along a dial: rates at every strength from log-odds and a few judged answers, and goals on it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -260,3 +262,15 @@ def test_names_of_one_setting_share_a_row() -> None:
     assert len(strengths) == len(set(strengths))
     [bold] = [row for row in rows if row[0].startswith("**")]
     assert bold[:2] == ["**at 0; tells the two kinds apart best**", "**+0.00**"]
+
+
+def test_a_setting_that_is_asked_for_has_a_row_of_its_own() -> None:
+    """Beside the present one, which stays bold; where the adapter has no dial, none is bold."""
+    along = curve([0.9, 0.83, 0.3], [0.6, 0.2, 0.1])
+    setting = DialSetting(0.5, "strength", None, True, 0.0, (0.1, 0.05), along, 80, 1.0, {}, {})
+    for present, bold in ((setting, ["**at strength +0.50**"]), (replace(setting, strength=0.0, goal="none"), [])):
+        rows = dial_table(present, present.turned_to(Goal("refuse_toxic", 0.87)))
+        assert [row[0] for row in rows if row[0].startswith("**")] == bold
+        [asked] = [row for row in rows if row[0] == "refuses 0.87 of toxic prompts"]
+        assert asked[1] == f"{present.turned_to(Goal('refuse_toxic', 0.87)).strength:+.2f}"
+        assert asked[2].startswith("0.87")
