@@ -119,7 +119,7 @@ def _last_above(strengths: Floats, falling: Floats, wanted: float) -> float:
 def _first_below(strengths: Floats, falling: Floats, wanted: float) -> float:
     """The first strength at which a falling rate is as low as wanted, or, where it never is, all but as low as it can
     be."""
-    return -_last_above(-strengths[::-1], -falling[::-1], -wanted)
+    return 0.0 - _last_above(-strengths[::-1], -falling[::-1], -wanted)  # never -0.0
 
 
 def fit_map(log_odds: Floats, refused: NDArray[np.bool_]) -> tuple[float, float]:
