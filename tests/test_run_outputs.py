@@ -364,6 +364,9 @@ def test_a_run_without_stage_1_is_the_dial_alone(tiny: Path, rows: Path, tmp_pat
     assert f": a dial at layer {LAYER}, fitted to prompts." in (run / "adapter" / "README.md").read_text()
     page = (run / "report.md").read_text()
     assert "**Stage 1**: none." in page
+    assert "took the AUROC" not in page
+    assert "separation.png" not in page
+    assert not (run / "separation.png").exists()
     assert ONLY_TURNED in " ".join(page.split())
     assert ONLY_TURNED in " ".join(done.out.split())
     assert open_run(run, "cpu").note == ONLY_TURNED
