@@ -102,6 +102,7 @@ def test_a_model_that_refuses_by_itself_is_not_taught_to(
     settings = Settings(model="m", run=Path("r"), chat_format=chat_format, layer=3)
     chosen = choose(settings, 576, answers, None)
     assert tuple(chosen[name] for name in ("contrastive_share", "stage2", "answers", "dial")) == found
+    assert chosen["evidence"]["given"] == ["layer"]
     assert chosen["openings"] == (answers["openings"] if answers else list(REFUSING_OPENINGS))
     given_ones = {
         "stage1": "no", "contrastive_share": 0.3, "stage2": "yes", "answers": "given", "dial": "like_stock",

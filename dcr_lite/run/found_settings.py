@@ -90,7 +90,7 @@ def choose(settings: Settings, width: int, answers: Evidence | None, layers: Evi
     for name, value in automatic.items():
         chosen[name] = value if getattr(settings, name) == "auto" else getattr(settings, name)
     chosen["contrastive_share"] = settings.contrastive_share or (HALF if chosen["stage2"] == "no" else 1.0)
-    given = [name for name, value in chosen.items() if getattr(settings, name) == value]
+    given = [name for name, value in chosen.items() if getattr(Settings, name) != getattr(settings, name) == value]
     openings = own_openings([], []) if answers is None else answers["openings"]
     evidence = {"given": given, "width": width, "answers": answers, "layers": layers}
     return {**chosen, "openings": list(openings), "evidence": evidence}
