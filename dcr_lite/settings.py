@@ -215,6 +215,11 @@ class Settings(ModelSettings):
         return self.stage1 == "no" and self.stage2 == "no" and self.dial != "none"
 
     @property
+    def draws_refusals(self) -> bool:
+        """Whether anything but safety SFT draws from ``refusal_rows``."""
+        return False
+
+    @property
     def first_refined(self) -> int:
         """The number of the first layer that stage 1 trains."""
         return 0 if self.paper or not self.contrastive_layers else max(0, self.layer + 1 - self.contrastive_layers)
