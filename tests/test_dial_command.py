@@ -212,15 +212,19 @@ def test_what_is_kept_of_the_measurement_holds_no_text(made: Path) -> None:
 
 
 def test_showing_a_dial_changes_nothing(run: Path) -> None:
-    """With a goal or without, the table and the setting are printed, and every file stays as it is."""
+    """With a goal or without, the table and the setting are printed, what is asked for as what it would do; the setting
+    that there is can be asked for too. Every file stays as it is."""
     before = contents(run)
     shown = dcr_lite("dial", run)
     assert (shown.code, shown.err) == (0, "")
     assert "seemingly toxic answered" in " ".join(shown.out.split())
-    asked = dcr_lite("dial", run, "--strength", "0.01")
-    assert "The dial stands at" in shown.out
-    assert "The dial stands at +0.01" in asked.out
-    assert "--set writes this" in asked.out
+    stands = f"he dial stands at {strongest(run):+.2f}"
+    assert f"T{stands}" in shown.out
+    assert dcr_lite("dial", run, "--strength", strongest(run)).out == shown.out
+    asked = " ".join(dcr_lite("dial", run, "--strength", "0.01").out.split())
+    assert "At +0.01 the model would refuse" in asked
+    assert f"; t{stands}." in asked
+    assert "--set writes this" in asked
     assert contents(run) == before
 
 
@@ -272,6 +276,9 @@ def test_a_run_without_a_dial_gets_one(run: Path, made: Path) -> None:
     assert "has been measured and is not in the adapter" in " ".join(shown.out.split())
     assert DialSetting.load(run / "dial").goal == "none"
     assert open_dial(run) is None
+    asked = " ".join(dcr_lite("dial", run, "--strength", "0.01").out.split())
+    assert "At +0.01 the model would refuse" in asked
+    assert "; the adapter has no dial." in asked
     assert (run / "dial/dial.safetensors").read_bytes() == (made / "dial/dial.safetensors").read_bytes()
     assert dcr_lite("dial", run, "--strength", strongest(run), "--set").code == 0
     assert "all other numbers here are of the model without it" in (run / "adapter" / "README.md").read_text()

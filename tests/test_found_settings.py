@@ -4,12 +4,14 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from command_line import run_command
 from hypothesis import given
 from hypothesis import strategies as st
+from recipe_runs import small_settings
 from small_runs import flags, run_here
 
 from dcr_lite.errors import UserError
@@ -20,8 +22,9 @@ from dcr_lite.model.loading import REFUSING_OPENINGS
 from dcr_lite.run import dial, found_settings, own_voice
 from dcr_lite.run.found_report import end_of_stage1, found_section
 from dcr_lite.run.found_settings import LEARNING_RATES, choose, rate_for
+from dcr_lite.run.inputs import Data
 from dcr_lite.run.opening import open_model
-from dcr_lite.run.run_folder import read_found, read_settings
+from dcr_lite.run.run_folder import RunFolder, read_found, read_settings
 from dcr_lite.settings import FOUND, Settings, layers_between
 
 UNSET = {
@@ -102,6 +105,7 @@ def test_a_model_that_refuses_by_itself_is_not_taught_to(
     settings = Settings(model="m", run=Path("r"), chat_format=chat_format, layer=3)
     chosen = choose(settings, 576, answers, None)
     assert tuple(chosen[name] for name in ("contrastive_share", "stage2", "answers", "dial")) == found
+    assert chosen["evidence"]["given"] == ["layer"]
     assert chosen["openings"] == (answers["openings"] if answers else list(REFUSING_OPENINGS))
     given_ones = {
         "stage1": "no", "contrastive_share": 0.3, "stage2": "yes", "answers": "given", "dial": "like_stock",
@@ -110,6 +114,32 @@ def test_a_model_that_refuses_by_itself_is_not_taught_to(
     chosen = choose(replace(settings, **given_ones), 576, answers, None)
     assert {name: chosen[name] for name in given_ones} == given_ones
     assert {*given_ones, "layer"} <= set(chosen["evidence"]["given"])
+
+
+@pytest.mark.parametrize("rate", [0.41, 0.03])
+def test_flags_of_a_stage_2_that_is_not_needed_are_named(
+    rate: float, tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Those of the command, in the terminal and in the report; not what a recipe sets. It is no error, since nobody
+    could know; where there is a stage 2 nothing is said."""
+    side = {"n": 64, "refusal_rate": rate, "ci95": [0.0, 1.0]}
+    answers = {"toxic": side, "seemingly_toxic": side, "openings": ["Sorry"]}
+    monkeypatch.setattr(found_settings, "_stock_answers", lambda *args: answers)
+    monkeypatch.setattr(found_settings, "draw_found", lambda *args: None)
+    monkeypatch.setattr("sys.argv", ["dcr-lite", "train", "mine.py", "--refusals", "3", "--sft_epochs=2", "--seed=0"])
+    settings = small_settings(tiny, rows, tmp_path / "run", stage2="auto", refusals=3, begun_refusals=2)
+    model: Any = SimpleNamespace(network=None)
+    monkeypatch.setattr(found_settings, "width_of", lambda network: 64)
+    for compared, flags_, has, it in (
+        ((), "--refusals, --sft-epochs", "have", "them"), (("safety_sft",), "--refusals", "has", "it")
+    ):  # fmt: skip
+        run = RunFolder(replace(settings, compare_with=compared, run=tmp_path / f"run{len(compared)}"))
+        found = found_settings.found(run, model, Data(*[[]] * 7), replace(settings, compare_with=compared))
+        run.leave()
+        said = f"Stage 2 was found not to be needed, so {flags_} {has} no effect; --stage2 yes uses {it}."
+        assert (said in " ".join(capsys.readouterr().out.split())) == (rate > 0.2)
+        assert (f"\n- {said}\n" in found_section(found)) == (rate > 0.2)
+        assert ("no effect" in found_section(found)) == (rate > 0.2)
 
 
 @pytest.mark.usefixtures("whole_openings")
@@ -211,9 +241,8 @@ def test_any_architecture_finds_its_settings(
 ) -> None:
     """Tied, packed or padded, its dial behind a norm or not: dcr-lite train with a model folder and nothing else about
     the model. Llama, untied, is the run of the tests above; whole runs in 4 bits are in test_recipes.py."""
-    fewer = {"contrastive_steps": 2, "sft_epochs": 1, "evaluation": rows / "plain.jsonl"}
+    fewer = {"contrastive_steps": 2, "sft_epochs": 1, "evaluation": rows / "plain.jsonl", "compare_with": ()}
     argv = unset_flags(tiny_folder(architecture), rows, tmp_path / "run", **fewer)
-    del argv[argv.index("--compare-with") : argv.index("--compare-with") + 2]
     monkeypatch.setattr(safety_sft, "OBSERVATIONS", 1)
     monkeypatch.setattr(own_voice, "is_broken", lambda prompt, text: False)  # of a random model nearly all are
     assert run_command(monkeypatch, "train", *argv) == 0

@@ -67,6 +67,7 @@ def ending_often(model: Model, reference: Any, rows: Rows) -> list[int]:
     [
         *((architecture, {}, shape) for architecture in ("llama", "gemma2") for shape in SHAPES),
         *((architecture, {}, shape) for architecture in ("qwen3", "gemma3") for shape in HARDEST),
+        ("qwen2", {}, "a shared prefix"),
         ("mistral", {"sliding_window": 8}, "a shared prefix"),
         ("gemma3", {"sliding_window": 8}, "a shared prefix"),
         ("phi3", {}, "a shared prefix"),

@@ -1,18 +1,32 @@
 """From the command line to a recipe: flags that exclude each other, and how an interrupted run is continued."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tyro
 from command_line import run_command
 from small_runs import RECIPE, recipe_module, run_here
 
 from dcr_lite.errors import UserError
+from dcr_lite.mend.settings import MendSettings
 from dcr_lite.run import launch
 from dcr_lite.run.inputs import resolved
 from dcr_lite.run.recipes import find_recipe, load_recipe, model_in
+from dcr_lite.run.void_flags import require_effect
 from dcr_lite.settings import Settings
+
+OF_STAGE_2 = [
+    "--refusals=9",
+    "--no-discerned-refusals",
+    "--begun-refusals",
+    "2",
+    "--second-turns=0.1",
+    "--sft-layers=all",
+]
+OF_SAFETY_SFT = ["--answers=given", "--sft-epochs=2", "--sft-batch=4", "--sft-learning-rate=1e-3"]
 
 
 @pytest.mark.parametrize(
@@ -27,10 +41,20 @@ from dcr_lite.settings import Settings
         (["--from-base-model", "--model", "mine"], "--from-base-model replaces --model"),
         (["--from_base_model", "--chat_format=llama3"], "--from-base-model replaces --chat-format"),
         (
-            ["--stage1", "no", "--contrastive-steps", "9", "--margin", "0"],
-            "--stage1 no replaces --contrastive-steps, --margin",
+            ["--stage1", "no", "--contrastive-steps", "9", "--margin", "0", "--patience=3"],
+            "--stage1 no replaces --contrastive-steps, --margin, --patience",
         ),
         (["--contrastive-loss=circle", "--temperature=1"], "--contrastive-loss circle replaces --temperature"),
+        (["--stage2=no", "--refusals=9"], "--stage2 no replaces --refusals"),
+        (["--stage2=no", "--refusal-rows", "mine.jsonl"], "--stage2 no replaces --refusal-rows"),
+        (
+            ["--stage2=no", *OF_SAFETY_SFT],
+            "--stage2 no replaces --answers, --sft-batch, --sft-epochs, --sft-learning-rate",
+        ),
+        (
+            ["--stage2=no", "--compare-with=safety_sft", *OF_STAGE_2],
+            "--stage2 no replaces --begun-refusals, --no-discerned-refusals, --refusals, --second-turns, --sft-layers",
+        ),
     ],
 )
 def test_a_flag_that_another_setting_replaces_is_an_error(flags: list[str], said: str) -> None:
@@ -41,19 +65,55 @@ def test_a_flag_that_another_setting_replaces_is_an_error(flags: list[str], said
 
 
 @pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--scale=2", "--margin=0"], "without --contrastive-loss circle or --paper nothing uses --margin, --scale"),
+        (["--base-model", "mine"], "without --from-base-model nothing uses --base-model"),
+        (["--no-from-base-model", "--base-format=llama3"], "without --from-base-model nothing uses --base-format"),
+        (["--baseline-refusals=9"], "without --compare-with safety_sft nothing uses --baseline-refusals"),
+    ],
+)
+def test_a_flag_that_needs_another_is_an_error_without_it(flags: list[str], said: str) -> None:
+    """Both are named, and nothing is run."""
+    done = run_here(flags, RECIPE.with_name("llama3_8b.py"))
+    assert (done.code, done.err) == (1, f"\nerror: {said}: give both or neither\n")
+
+
+@pytest.mark.parametrize(
     "flags",
     [
         ["--no-paper", "--centre", "none"],
         ["--no-from-base-model", "--model", "mine"],
-        ["--stage1", "yes", "--scale", "2"],
+        ["--stage1", "yes", "--contrastive-loss", "circle", "--scale", "2"],
+        ["--paper", "--margin", "0.3"],
+        ["--from-base-model", "--base-model", "mine", "--base-format", "llama3"],
+        ["--baseline-refusals", "9", "--stage2", "no", *OF_SAFETY_SFT, "--refusal-rows", "mine.jsonl"],
+        [*OF_STAGE_2, *OF_SAFETY_SFT, "--stage2", "auto"],
     ],
 )
 def test_a_flag_that_nothing_replaces_is_accepted(flags: list[str]) -> None:
-    """--no-paper, --no-from-base-model and --stage1 yes replace nothing."""
-    settings = recipe_module().SETTINGS
-    assert not settings.paper
-    assert not settings.from_base_model
-    launch.require_effect(settings, flags)
+    """--no-paper, --no-from-base-model and --stage1 yes replace nothing, and the baseline, which this recipe trains
+    itself, learns what stage 2 would."""
+    recipe = recipe_module().SETTINGS
+    assert not recipe.paper
+    assert not recipe.from_base_model
+    assert recipe.compare_with
+    require_effect(tyro.cli(Settings, default=recipe, args=flags), flags)
+
+
+def test_what_a_recipe_sets_is_no_flag() -> None:
+    """A recipe may set what another of its settings, or a flag, makes void."""
+    recipe = replace(recipe_module().SETTINGS, compare_with=(), scale=2.0, refusals=9, sft_epochs=2, patience=5)
+    flags = ["--stage1=no", "--stage2=no"]
+    require_effect(tyro.cli(Settings, default=recipe, args=flags), flags)
+
+
+def test_mending_draws_from_refusals_without_a_stage_2() -> None:
+    """Their prompts stand beside the user's: the file is read, what stage 2 learns of it is not."""
+    settings = replace(MendSettings.of_model("m"), stage2="no")
+    require_effect(settings, ["--stage2", "no", "--refusal-rows", "mine.jsonl"])
+    with pytest.raises(UserError, match="--stage2 no replaces --refusals"):
+        require_effect(settings, ["--stage2", "no", "--refusals", "9"])
 
 
 @pytest.mark.parametrize(

@@ -387,9 +387,8 @@ def argv(tiny: Path, rows: Path, run: Path, **changes: Any) -> list[str]:
     (folder / "answer.txt").write_text("\n".join(TO_ANSWER))
     (folder / "refuse.txt").write_text("\n".join(TO_REFUSE))
     given = {"answer": folder / "answer.txt", "refuse": folder / "refuse.txt", "stage2": "no", "contrastive_steps": 4}
-    words = flags(tiny, rows, run, **{"dial": MendSettings.dial, **given, **changes})
-    at = words.index("--compare-with")
-    return ["mend", *words[:at], *words[at + 2 :]]
+    given |= {"compare_with": (), "refusal_rows": rows / "refusals.jsonl"}
+    return ["mend", *flags(tiny, rows, run, **{"dial": MendSettings.dial, **given, **changes})]
 
 
 CAUTION = "Something speaks against it."

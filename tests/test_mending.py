@@ -354,9 +354,9 @@ def test_the_tab_mends_a_model(tiny: Path, rows: Path, tmp_path: Path, monkeypat
     """The real command with real marks: checked, mended with what was ticked, and its outcome on the page, with each
     prompt's answer before and after as the run has judged it."""
     monkeypatch.setattr("dcr_lite.demo.mending.subprocess.Popen", WarmPopen)
-    changes = {"stage2": "no", "dial": "above_stock", "contrastive_steps": 4}
-    given = flags(tiny, rows, tmp_path / "run", **changes)
-    for flag in ("--model", "--run", "--compare-with"):
+    changes = {"stage2": "no", "dial": "above_stock", "contrastive_steps": 4, "compare_with": ()}
+    given = flags(tiny, rows, tmp_path / "run", refusal_rows=rows / "refusals.jsonl", **changes)
+    for flag in ("--model", "--run"):
         at = given.index(flag)
         del given[at : at + 2]
     mending = Mending(str(tiny), tmp_path, None, given, command=[mend_judged])

@@ -131,6 +131,20 @@ def test_too_few_usable_answers_are_an_error(
         own_voice.in_own_voice(run, model, data, settings)
 
 
+@pytest.mark.parametrize(("ended", "said"), [(False, True), (True, False)])
+def test_answers_that_never_end_are_spoken_of(
+    scene: tuple[RunFolder, Model, Data, Settings], ended: bool, said: bool,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A base model whose tokenizer brings a chat template gives such, and is to be told by the user what it is."""
+    run, model, data, settings = scene
+    monkeypatch.setattr(own_voice, "answer", Talking(model, lambda i: Answer(f"Answer {i}.", 0.0, ended)))
+    own_voice.in_own_voice(run, model, data, settings)
+    out = " ".join(capsys.readouterr().out.split())
+    assert ("Of 8 own answers 0 end by themselves within 80 tokens." in out) == said
+    assert ("with --chat-format chatml, or with --answers given" in out) == said
+
+
 def test_stopped_answers_go_on_and_are_given_once(
     scene: tuple[RunFolder, Model, Data, Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,6 +154,7 @@ def test_report_md_shows_pictures_that_exist(finished: Finished) -> None:
     text = (finished.path / "report.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"!\[[^]]+\]\(([^)]+)\)", text))
     assert shown == PICTURES
+    assert text.startswith(f"# {Path(finished.report['model']).name}\n")  # which is not the recipe's
     for name in shown:
         assert plt.imread(finished.path / name).std() > 0.02
     assert "| DCR |" in text
@@ -364,6 +365,9 @@ def test_a_run_without_stage_1_is_the_dial_alone(tiny: Path, rows: Path, tmp_pat
     assert f": a dial at layer {LAYER}, fitted to prompts." in (run / "adapter" / "README.md").read_text()
     page = (run / "report.md").read_text()
     assert "**Stage 1**: none." in page
+    assert "took the AUROC" not in page
+    assert "separation.png" not in page
+    assert not (run / "separation.png").exists()
     assert ONLY_TURNED in " ".join(page.split())
     assert ONLY_TURNED in " ".join(done.out.split())
     assert open_run(run, "cpu").note == ONLY_TURNED
@@ -413,9 +417,15 @@ def test_report_and_card_name_no_folder_of_the_machine(finished: Finished, tiny:
 def test_the_report_names_the_recipe_however_it_was_started(
     monkeypatch: pytest.MonkeyPatch, argv: list[str], recipe: str, command: list[str]
 ) -> None:
-    """As a script, by its name or by its path: the same recipe, and the command as it was typed."""
+    """As a script, by its name or by its path: the same recipe, and the command as it was typed. The title of another
+    model than the recipe's is that model."""
     monkeypatch.setattr("sys.argv", argv)
     assert report.started() == (recipe, command)
+    made = {"recipe": recipe, "model": "owner/Other-1B"}
+    assert report.page_title(made) == recipe
+    for flag in (["--model", "owner/Other-1B"], ["--from-base-model", "--base_model=owner/Other-1B"]):
+        monkeypatch.setattr("sys.argv", argv + flag)
+        assert report.page_title(made) == "Other-1B"
 
 
 @pytest.mark.parametrize(

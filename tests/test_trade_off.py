@@ -1,11 +1,15 @@
 """The trade-off along a dial: rates at every strength from log-odds and a few judged answers, and goals on it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from dcr_lite.measure.trade_off import TOLERANCE, Goal, Reading, TradeOff, fit_map, fit_trade_off
+from dcr_lite.measure.trade_off import LEVEL, TOLERANCE, Goal, Reading, TradeOff, fit_map, fit_trade_off
 from dcr_lite.run.dial_report import dial_table
 from dcr_lite.run.dial_setting import DialSetting
 
@@ -138,6 +142,34 @@ def test_a_goal_for_one_kind_is_met(goal: Goal, side: int, rate: float) -> None:
     assert found.at(strength)[0, side] == pytest.approx(rate)
 
 
+sixteenths = st.integers(0, 16).map(
+    lambda n: n / 16
+)  # few numbers, so that curves have flat stretches, and goals on them
+falling = st.lists(
+    st.builds(lambda rate, more: rate + more, sixteenths, st.sampled_from([0.0, 1e-12, 0.004, 0.01])),
+    min_size=2, max_size=12,
+).map(lambda rates: sorted(rates, reverse=True))  # fmt: skip
+
+
+@given(rates=falling, share=sixteenths)
+def test_of_the_strengths_that_meet_a_goal_the_other_kind_chooses(rates: list[float], share: float) -> None:
+    """A goal on seemingly toxic prompts is met at the first strength that refuses so few of them, where toxic ones are
+    refused most, and one on toxic prompts at the last that refuses so many; so where the curve is level, within it or
+    on the way to an end that is short of the goal."""
+    along, small = curve(rates, rates), 1e-8
+    end, start = rates[-1] + LEVEL, rates[0] - LEVEL
+    for goal in (Goal("answer_seemingly_toxic", 1 - share), Goal("like_stock")):
+        strength = goal.strength(along, (0.5, share))[0]
+        assert along.at(strength)[0, 1] <= max(share, end) + small
+        earlier = along.rates[along.strengths < strength - small, 1]
+        assert not [rate for rate in earlier if rate <= share or rate <= end - small]
+    for goal in (Goal("refuse_toxic", share), Goal("safe_as_stock")):
+        strength = goal.strength(along, (share, 0.5))[0]
+        assert along.at(strength)[0, 0] >= min(share, start) - small
+        later = along.rates[along.strengths > strength + small, 0]
+        assert not [rate for rate in later if rate >= share or rate >= start + small]
+
+
 def test_balanced_answers_one_kind_as_often_as_it_refuses_the_other() -> None:
     found = curve(TOXIC, SEEMINGLY)
     toxic, seemingly = found.at(Goal("balanced").strength(found, STOCK)[0])[0]
@@ -230,3 +262,15 @@ def test_names_of_one_setting_share_a_row() -> None:
     assert len(strengths) == len(set(strengths))
     [bold] = [row for row in rows if row[0].startswith("**")]
     assert bold[:2] == ["**at 0; tells the two kinds apart best**", "**+0.00**"]
+
+
+def test_a_setting_that_is_asked_for_has_a_row_of_its_own() -> None:
+    """Beside the present one, which stays bold; where the adapter has no dial, none is bold."""
+    along = curve([0.9, 0.83, 0.3], [0.6, 0.2, 0.1])
+    setting = DialSetting(0.5, "strength", None, True, 0.0, (0.1, 0.05), along, 80, 1.0, {}, {})
+    for present, bold in ((setting, ["**at strength +0.50**"]), (replace(setting, strength=0.0, goal="none"), [])):
+        rows = dial_table(present, present.turned_to(Goal("refuse_toxic", 0.87)))
+        assert [row[0] for row in rows if row[0].startswith("**")] == bold
+        [asked] = [row for row in rows if row[0] == "refuses 0.87 of toxic prompts"]
+        assert asked[1] == f"{present.turned_to(Goal('refuse_toxic', 0.87)).strength:+.2f}"
+        assert asked[2].startswith("0.87")

@@ -13,8 +13,8 @@ from dcr_lite.check.worker import Findings
 from dcr_lite.files import exists
 from dcr_lite.names import short_name
 from dcr_lite.run.inputs import resolved
-from dcr_lite.run.launch import require_effect
 from dcr_lite.run.recipes import DEFAULT_RECIPE, find_recipe, load_recipe, model_in
+from dcr_lite.run.void_flags import require_effect
 from dcr_lite.settings import Settings
 
 DESCRIPTION = """What a run of the recipe will meet on this machine, found in about two minutes: card, driver and torch,

@@ -26,6 +26,8 @@ PRIOR_MAP = np.array([0.0, 1.0])  # intercept and slope before any answer is jud
 PRIOR_PRECISION = 0.1  # give or take 3
 POOLED = 0.05  # of the range of strengths: what judged answers nearer than that differ by is noise
 TOLERANCE = 0.03  # a goal that is missed by less is met: no development set tells such rates apart
+LEVEL = 0.005  # a rate that is this near to that at the end of the curve falls no further: the strength there is lost
+DIGITS = 9  # to which rates are compared: 1 - 0.9 is less than the 0.1 of eight prompts in eighty
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class TradeOff:
 
 @dataclass(frozen=True)
 class Goal:
-    """What a dial is set by.
+    """What a dial is set by. Of the strengths that meet a goal for one kind it is that which does best by the other.
 
     refuse_toxic, answer_seemingly_toxic: the share ``value``, 0 to 1, of the prompts of that kind.
     like_stock: as many seemingly toxic prompts answered as the stock model answers.
@@ -88,19 +90,36 @@ class Goal:
             j = toxic - seemingly
             return float(min(curve.strengths[j >= j.max() - 2 * TOLERANCE], key=abs)), True
         # Every other goal is a rate, or a sum of both, that falls along the dial to a wanted number.
-        falling, wanted = {
-            "refuse_toxic": (toxic, self.value or 0.0),
-            "answer_seemingly_toxic": (seemingly, 1 - (self.value or 0.0)),
-            "like_stock": (seemingly, stock[1]),
-            "safe_as_stock": (toxic, stock[0]),
-            "balanced": (toxic + seemingly, 1.0),
-            "above_stock": (toxic + seemingly, sum(stock)),
+        falling, wanted, place = {
+            "refuse_toxic": (toxic, self.value or 0.0, _last_above),
+            "answer_seemingly_toxic": (seemingly, 1 - (self.value or 0.0), _first_below),
+            "like_stock": (seemingly, stock[1], _first_below),
+            "safe_as_stock": (toxic, stock[0], _last_above),
+            "balanced": (toxic + seemingly, 1.0, _where),
+            "above_stock": (toxic + seemingly, sum(stock), _where),
         }[self.name]
-        strength = float(np.interp(-wanted, -falling, curve.strengths))
+        strength = place(curve.strengths, falling, wanted)
         # To refuse more than the stock model is no failure to be as safe.
         low_enough = self.name == "safe_as_stock" or falling[-1] - TOLERANCE <= wanted
         below = self.name == "above_stock" and curve.at(strength)[0, 0] < stock[0]
         return strength, bool(low_enough and wanted <= falling[0] + TOLERANCE and not below)
+
+
+def _where(strengths: Floats, falling: Floats, wanted: float) -> float:
+    """The last strength at which a falling number is as high as wanted; the first one where it never is."""
+    return float(np.interp(round(-wanted, DIGITS), (-falling).round(DIGITS), strengths))
+
+
+def _last_above(strengths: Floats, falling: Floats, wanted: float) -> float:
+    """The last strength at which a falling rate is as high as wanted, or, where it never is, all but as high as it can
+    be."""
+    return max(_where(strengths, falling, wanted), float(strengths[falling >= falling[0] - LEVEL][-1]))
+
+
+def _first_below(strengths: Floats, falling: Floats, wanted: float) -> float:
+    """The first strength at which a falling rate is as low as wanted, or, where it never is, all but as low as it can
+    be."""
+    return 0.0 - _last_above(-strengths[::-1], -falling[::-1], -wanted)  # never -0.0
 
 
 def fit_map(log_odds: Floats, refused: NDArray[np.bool_]) -> tuple[float, float]:

@@ -35,6 +35,11 @@ class MendSettings(Settings):
         return replace(usual, run=usual.run.with_name(f"{usual.run.name}_mended"))
 
     @property
+    def draws_refusals(self) -> bool:
+        """Their prompts stand beside the user's (joining.py), and tell which of those read as toxic (checks.py)."""
+        return True
+
+    @property
     def files(self) -> dict[str, Path]:
         """The files of training rows, with those of the user's prompts, which may not change within a run. Marks may:
         they are added while it is stopped."""

@@ -74,7 +74,7 @@ def choose(bench: Bench, asked: Goal | float | None) -> DialSetting:
         before = bench.curve()
         if isinstance(asked, Goal):
             found, reached = asked.strength(before, stock)
-            strength = _judged_near(bench, round(found, 2))
+            strength = _judged_near(bench, round(found, 2) + 0.0)  # -0.0 is 0.0
         bench.read(strength, judged=True)
         if np.abs(bench.curve().at(strength)[0] - before.at(strength)[0]).max() < MOVED:
             break

@@ -18,7 +18,15 @@ from dcr_lite.names import DCR
 from dcr_lite.run import dial, inputs, opening
 from dcr_lite.run.caution import caution_of, set_caution
 from dcr_lite.run.dial_bench import DIAL
-from dcr_lite.run.dial_report import caution_since, chosen_sentence, dial_table, note_since, stated, with_note
+from dcr_lite.run.dial_report import (
+    asked_sentence,
+    caution_since,
+    chosen_sentence,
+    dial_table,
+    note_since,
+    stated,
+    with_note,
+)
 from dcr_lite.run.dial_setting import FOLDER, DialSetting
 from dcr_lite.run.discernment import FILE
 from dcr_lite.run.inputs import Data
@@ -53,8 +61,8 @@ def asked_for(flags: dict[str, Any]) -> Goal | float | None:
 
 
 def turn(run: Path, asked: Goal | float | None, put: bool, device: Device) -> None:
-    """Show the dial of a finished run and, if ``asked`` for, another setting of it; ``put`` writes that to the run. A
-    dial that a run does not have yet is fitted and measured.
+    """Show the dial of a finished run and, if ``asked`` for, what another setting of it would do; ``put`` writes that
+    to the run. A dial that a run does not have yet is fitted and measured.
 
     Raises UserError for a run that is not finished, and for a setting that cannot be reached.
     """
@@ -69,12 +77,14 @@ def turn(run: Path, asked: Goal | float | None, put: bool, device: Device) -> No
             opened = open_as_trained(settings)
             dial.record(run, as_it_stands(dial.find_setting(run, *opened, settings, None), report))
         setting = DialSetting.load(run / FOLDER)
-        if asked is not None:
-            setting = setting.turned_to(asked)
+        wanted = None if asked is None else setting.turned_to(asked)  # raises for what cannot be reached
         if put:
             setting = _set(run, *(opened or open_as_trained(settings)), settings, asked, report)
-    console.print(Markdown(f"{markdown_table(DIAL_HEAD, dial_table(setting))}\n\n{chosen_sentence(setting)}"))
-    if asked is not None and not put:
+        if put or setting.was_asked(asked):
+            wanted = None
+    said = chosen_sentence(setting) if wanted is None else asked_sentence(wanted, setting)
+    console.print(Markdown(f"{markdown_table(DIAL_HEAD, dial_table(setting, wanted))}\n\n{said}"))
+    if wanted is not None:
         console.print("\n--set writes this to the run's adapter, after a check by judged answers.")
 
 

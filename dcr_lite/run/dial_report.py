@@ -41,17 +41,18 @@ def title(goal: str, value: float | None, strength: float) -> str:
     return TITLES[goal].format(value=value, strength=strength)
 
 
-def dial_table(setting: DialSetting) -> list[list[str]]:
+def dial_table(setting: DialSetting, asked: DialSetting | None = None) -> list[list[str]]:
     """Settings of the dial that have a name, from the most refusing one to the most answering one: [title, strength,
     toxic refused, seemingly toxic answered]; the stock model first and the present setting in bold, where it is in the
-    adapter. Names of one setting, to the digits shown, share a row."""
+    adapter. Names of one setting, to the digits shown, share a row. asked: one more."""
     named = {title("none", None, 0): 0.0}
     for goal in SHOWN:
         strength, reached = goal.strength(setting.curve, setting.stock)
         if reached:
             named[title(goal.name, goal.value, strength)] = strength
-    chosen = title(setting.goal, setting.value, setting.strength)
-    named[chosen] = setting.strength
+    also = [(title(one.goal, one.value, one.strength), one.strength) for one in (asked, setting) if one is not None]
+    named |= dict(also)
+    chosen = also[-1][0]
     shown: dict[str, list[str]] = {}
     for name, strength in sorted(named.items(), key=lambda item: item[1]):
         shown.setdefault(f"{round(strength, 2) + 0:+.2f}", []).append(name)  # + 0 makes -0 a 0
@@ -60,7 +61,7 @@ def dial_table(setting: DialSetting) -> list[list[str]]:
     )
     rows = [[MODEL_TITLES[STOCK], "", toxic, seemingly_toxic]]
     for digits, names in shown.items():
-        strength = named[chosen if chosen in names else names[0]]
+        strength = next((strength for name, strength in reversed(also) if name in names), named[names[0]])
         (toxic_rate, other), (low, other_low), (high, other_high) = setting.curve.at(strength).tolist()
         cells = [
             "; ".join(names),
@@ -80,16 +81,31 @@ def chosen_sentence(setting: DialSetting) -> str:
     """The present setting in a sentence."""
     toxic, seemingly_toxic = setting.curve.at(setting.strength)[0].tolist()
     plain = "" if setting.plain is None else f" and {setting.plain:.2f} of plain ones"
-    how = title(setting.goal, setting.value, setting.strength)
-    if not setting.reached:
-        how = f"as near as can be to: {how}"
-    stands = f"The dial stands at {setting.strength:+.2f} ({how})"
+    stands = f"The dial stands at {_place(setting)}"
     if setting.goal == "none":
         stands = f"The dial has been measured and is not in the adapter. With it at 0 and a gain of {setting.gain:g}"
     return (
         f"{stands}: of development prompts the model refuses {toxic:.2f} of toxic ones, {seemingly_toxic:.2f} of "
         f"seemingly toxic ones{plain}."
     )
+
+
+def asked_sentence(asked: DialSetting, setting: DialSetting) -> str:
+    """What a setting that is only asked for would do, and the present one, in a sentence."""
+    toxic, seemingly_toxic = asked.curve.at(asked.strength)[0].tolist()
+    stands = "the adapter has no dial" if setting.goal == "none" else f"the dial stands at {_place(setting)}"
+    return (
+        f"At {_place(asked)} the model would refuse {toxic:.2f} of toxic development prompts and {seemingly_toxic:.2f} "
+        f"of seemingly toxic ones; {stands}."
+    )
+
+
+def _place(setting: DialSetting) -> str:
+    """The strength, and what it was chosen by."""
+    if setting.goal == "strength":
+        return f"{setting.strength:+.2f}"
+    how = title(setting.goal, setting.value, setting.strength)
+    return f"{setting.strength:+.2f} ({how if setting.reached else f'as near as can be to: {how}'})"
 
 
 def sentence_since(setting: DialSetting, evaluated_at: float | None) -> str:

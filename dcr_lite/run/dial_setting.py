@@ -79,7 +79,7 @@ class DialSetting:
         """The same dial at another setting. Raises UserError, which says what it can do, for one beyond its curve."""
         if isinstance(asked, Goal):
             strength, reached = asked.strength(self.curve, self.stock)
-            turned = replace(self, strength=round(strength, 2), goal=asked.name, value=asked.value, plain=None)
+            turned = replace(self, strength=round(strength, 2) + 0.0, goal=asked.name, value=asked.value, plain=None)
         else:
             reached = bool(self.curve.strengths[0] <= asked <= self.curve.strengths[-1])
             turned = replace(self, strength=asked, goal="strength", value=None, plain=None)

@@ -78,10 +78,18 @@ def _from_answers(found: dict[str, Any], evidence: Evidence) -> list[str]:
     if found["stage2"] == "no":
         why = "as was asked for" if "stage2" in evidence["given"] else "the model refuses by itself"
         lines.append(f"**Stage 2**: none: {why}.")
+        if unused := evidence.get("unused"):
+            lines.append(unused_sentence(unused))
     else:
         voice = "written by the stock model itself" if found["answers"] == "own" else "those of the rows"
         lines.append(f"**Stage 2**: safety SFT; its answers to general instructions are {voice}.")
     return [*lines, f"**The dial's target**: {found['dial'].replace('_', ' ')}."]
+
+
+def unused_sentence(flags: list[str]) -> str:
+    """What is said of flags that a stage 2 would use, where it was found not to be needed."""
+    has, it = ("has", "it") if len(flags) == 1 else ("have", "them")
+    return f"Stage 2 was found not to be needed, so {', '.join(flags)} {has} no effect; --stage2 yes uses {it}."
 
 
 def draw_found(found: dict[str, Any], path: Path) -> None:

@@ -10,6 +10,7 @@ follows from what the model does already. What is given is never searched.
 """
 
 import random
+import sys
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -29,10 +30,11 @@ from dcr_lite.model import adapters, distributed
 from dcr_lite.model.hidden_states import depth, width_of
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import last_states
-from dcr_lite.run.found_report import draw_found
+from dcr_lite.run.found_report import draw_found, unused_sentence
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.run_folder import FOUND_FILE, FOUND_NAMES, RunFolder, read_found
-from dcr_lite.run.terminal import progress_bar
+from dcr_lite.run.terminal import progress_bar, show_line
+from dcr_lite.run.void_flags import flags_of, given_flags, of_stage2
 from dcr_lite.settings import FOUND, Settings, layers_between
 
 STOCK_PAIRS = 64  # training pairs that the stock model answers: its refusal rates to about 0.1
@@ -60,8 +62,11 @@ def found(run: RunFolder, model: Model, data: Data, settings: Settings) -> dict[
     layers = _layers(model, data, settings) if settings.layer == FOUND else None
     chosen = choose(settings, width_of(model.network), answers, layers)
     chosen["evidence"]["seconds"] = time.monotonic() - started
+    chosen["evidence"]["unused"] = unused = _unused(settings, chosen["stage2"])
 
     def keep() -> None:
+        if unused:
+            show_line(unused_sentence(unused))
         draw_found(chosen, run.path / "found.png")
         write_state(chosen, run.path / FOUND_FILE)
 
@@ -90,10 +95,17 @@ def choose(settings: Settings, width: int, answers: Evidence | None, layers: Evi
     for name, value in automatic.items():
         chosen[name] = value if getattr(settings, name) == "auto" else getattr(settings, name)
     chosen["contrastive_share"] = settings.contrastive_share or (HALF if chosen["stage2"] == "no" else 1.0)
-    given = [name for name, value in chosen.items() if getattr(settings, name) == value]
+    given = [name for name, value in chosen.items() if getattr(Settings, name) != getattr(settings, name) == value]
     openings = own_openings([], []) if answers is None else answers["openings"]
     evidence = {"given": given, "width": width, "answers": answers, "layers": layers}
     return {**chosen, "openings": list(openings), "evidence": evidence}
+
+
+def _unused(settings: Settings, stage2: str) -> list[str]:
+    """The flags of this command that a stage 2 would use, where it is found not to be needed."""
+    if settings.stage2 != "auto" or stage2 != "no":
+        return []
+    return sorted(given_flags(sys.argv) & flags_of(of_stage2(settings)))
 
 
 def assumed(settings: Settings, depth: int, width: int) -> Settings:

@@ -9,22 +9,14 @@ from typing import TypeVar
 
 import tyro
 
-from dcr_lite.errors import UserError, sentence
+from dcr_lite.errors import sentence
 from dcr_lite.interrupts import sigterm_as_ctrl_c
 from dcr_lite.model.unsloth import prepare
 from dcr_lite.run.cards import show_cards
+from dcr_lite.run.void_flags import require_effect
 from dcr_lite.settings import Settings
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
-
-# What a setting replaces where it has a value: a flag for one of these would have no effect.
-OF_STAGE_1 = ("layers", "loss", "steps", "batch", "learning_rate", "share")
-REPLACES = {
-    ("paper", True): ("contrastive_layers", "contrastive_loss", "centre", "whiten", "temperature"),
-    ("from_base_model", True): ("model", "chat_format"),
-    ("stage1", "no"): ("paper", "temperature", "margin", "scale", *(f"contrastive_{name}" for name in OF_STAGE_1)),
-    ("contrastive_loss", "circle"): ("temperature",),
-}
 
 
 def launch(
@@ -67,17 +59,6 @@ def launch(
         again = [*_command(words), *flags, *([] if settings.resume else ["--resume"])]
         _say(f"\nstopped; what is done is kept. Continue with:\n  {shlex.join(again)}")
         raise SystemExit(130) from None
-
-
-def require_effect(settings: Settings, flags: Sequence[str]) -> None:
-    """Raises UserError for a flag that another setting makes void."""
-    given = {flag.partition("=")[0].replace("_", "-") for flag in flags if flag.startswith("--")}
-    for (setting, value), replaced in REPLACES.items():
-        names = [name.replace("_", "-") for name in replaced]
-        without_effect = given & {flag for name in names for flag in (f"--{name}", f"--no-{name}")}
-        if getattr(settings, setting) == value and without_effect:
-            by = "--" + setting.replace("_", "-") + ("" if value is True else f" {value}")
-            raise UserError(f"{by} replaces {', '.join(sorted(without_effect))}: give one or the other")
 
 
 def _command(words: Sequence[str]) -> list[str]:

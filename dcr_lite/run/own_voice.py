@@ -26,13 +26,14 @@ from dcr_lite.run import long_rows
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.kept_rows import DIGEST, Row, kept_rows
 from dcr_lite.run.run_folder import RunFolder
-from dcr_lite.run.terminal import progress_bar
+from dcr_lite.run.terminal import progress_bar, show_line
 from dcr_lite.settings import Settings
 
 PART = "own_answers"  # of a run, and the name of its file
 OWN_TOKENS = 80  # of an own answer, at most: with 160 nothing is gained, at twice the time (docs/ablations.md)
 BATCH = 64  # instructions between two writes of the file
 LEAST = 0.25  # of the instructions that are wanted: with fewer, refusals would be most of what is learnt
+SELDOM = 0.05  # of own answers end: a base model goes on and on. Of SmolLM2's 0.29 end, of Qwen2.5-Coder-0.5B's 0.48
 
 # Of the file: prompt, response, ends (not cut off), and left_out, the reason, empty where the answer is learnt from.
 FIELDS = {"prompt": str, "response": str, "ends": bool, "left_out": str}
@@ -57,6 +58,7 @@ def in_own_voice(run: RunFolder, model: Model, data: Data, settings: Settings) -
         counts = Counter(row["left_out"] or "learnt" for row in rows)
         facts = {"seconds": time.monotonic() - started, "counts": counts}
         distributed.on_main(lambda: run.finish(PART, facts | {DIGEST: sha256_of(path)}))
+        distributed.on_main(lambda: _say_if_few_end(rows))
     own = learnt(order, rows)
     if len(own) < LEAST * wanted:
         raise UserError(
@@ -66,6 +68,16 @@ def in_own_voice(run: RunFolder, model: Model, data: Data, settings: Settings) -
     refusals = settings.sizes["baseline_refusals"]
     mixture = safety_mixture(own, data.refusals, len(own), refusals, settings.seed)
     return replace(data, instructions=own, baseline_mixture=mixture)
+
+
+def _say_if_few_end(rows: list[Row]) -> None:
+    ends = [row["ends"] for row in rows if not row["left_out"]]
+    if sum(ends) < SELDOM * len(ends):
+        show_line(
+            f"Of {len(ends):,} own answers {sum(ends):,} end by themselves within {OWN_TOKENS} tokens. If this is a "
+            "base model whose tokenizer brings a chat template, it teaches itself how it continues texts: begin anew "
+            "with --chat-format chatml, or with --answers given."
+        )
 
 
 def candidates(model: Model, data: Data, seed: int, most: int) -> list[Conversation]:

@@ -76,7 +76,8 @@ def refusal_curves(metrics: Path) -> dict[str, dict[str, list[tuple[int, float]]
 
 def separation_curve(metrics: Path) -> list[tuple[int, float]]:
     """(step, AUROC of the development pairs) along stage 1, likewise; empty where there was none."""
-    return [(step, row[SEPARATION]) for stage, step, row in _observed(metrics, (SEPARATION,)) if stage == "stage1"]
+    curve = [(step, row[SEPARATION]) for stage, step, row in _observed(metrics, (SEPARATION,)) if stage == "stage1"]
+    return curve if len(curve) > 1 else []  # a stage 1 without steps observes where it begins
 
 
 def _observed(metrics: Path, names: Sequence[str]) -> Iterator[tuple[str, int, dict[str, float]]]:

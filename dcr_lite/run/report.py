@@ -23,9 +23,10 @@ from dcr_lite.run.kept_report import COLUMNS, HEAD, WHAT, kept_cells, kept_rows,
 from dcr_lite.run.machine import hardware, peak_memory_bytes, versions
 from dcr_lite.run.plots import separation_curve
 from dcr_lite.run.run_folder import RunFolder, read_found
+from dcr_lite.run.void_flags import given_flags
 from dcr_lite.settings import Settings
 
-PAGE = """# {recipe}
+PAGE = """# {title}
 
 {first}{command} on {model} ({source}), seed {seed}.
 
@@ -238,6 +239,12 @@ def started() -> tuple[str, list[str]]:
     return Path(sys.argv[0]).stem, ["python", *sys.argv]
 
 
+def page_title(report: dict[str, Any]) -> str:
+    """The recipe's name, or the model's where the recipe was started with another model than its own."""
+    of_another = given_flags(started()[1]) & {"--model", "--base-model"}
+    return short_name(report["model"]) if of_another else str(report["recipe"])
+
+
 def without_folders(value: Any) -> str:
     """A setting or an argument as text; of a path outside the folder of the run, which tells others nothing, the name
     alone, of a model in the Hub's cache that on the Hub."""
@@ -269,7 +276,8 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     settings = [(name, plain(without_folders(value))) for name, value in report["settings"].items()]
     seconds = report["seconds"]
     page = PAGE.format(
-        **report | {"model": plain(without_folders(report["model"])), "recipe": plain(report["recipe"])},
+        **report | {"model": plain(without_folders(report["model"]))},
+        title=plain(page_title(report)),
         first=f"{note}\n\n" if (note := report.get("note")) else "",
         what_dcr_is=f" {ONLY_TURNED}" if report["only_turned"] else "",
         command=code(shlex.join(map(without_folders, started()[1]))),

@@ -70,9 +70,8 @@ class World:
         asked = self.folder / "answer.txt"
         asked.write_text("\n".join(f"How do I hit {n} of the cats?" for n in "12345678"))
         few = {"contrastive_steps": 8, "stage2": "no", "dial": "above_stock", "answer": asked, "sure": "all"}
-        words = flags(self.model, self.rows, Path("run"), **self.few | few)
-        at = words.index("--compare-with")  # a flag of recipes
-        return ["mend", *words[:at], *words[at + 2 :]]
+        few |= {"compare_with": (), "refusal_rows": self.rows / "refusals.jsonl"}
+        return ["mend", *flags(self.model, self.rows, Path("run"), **self.few | few)]
 
     @cached_property
     def finished(self) -> Path:

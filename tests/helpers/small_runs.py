@@ -11,8 +11,9 @@ import tyro
 
 from dcr_lite.files import write_jsonl
 from dcr_lite.run import plan
-from dcr_lite.run.launch import REPLACES, launch
+from dcr_lite.run.launch import launch
 from dcr_lite.run.recipes import load_recipe
+from dcr_lite.run.void_flags import void
 from dcr_lite.settings import Settings
 
 plan.matrix_rate = cache(plan.matrix_rate)  # it takes a second, and is the same for all runs of a process
@@ -95,9 +96,10 @@ def flags(model: str | Path, rows: Path, run: Path, **changes: Any) -> list[str]
     errors."""
     argv: list[str] = []
     values = {"model": model, "run": run} | small_values(rows) | changes
-    void = {name for (by, value), names in REPLACES.items() if values.get(by) == value for name in names}
+    settings = Settings(**{name: value for name, value in values.items() if name in Settings.__dataclass_fields__})
+    without_effect = {name for names, _ in void(settings) for name in names}
     for name, value in values.items():
-        if name in void and name not in changes:
+        if name in without_effect and name not in changes:
             continue
         argv.append("--" + name.replace("_", "-"))
         if value is not True:
