@@ -654,6 +654,7 @@ def test_a_check_goes_by_the_marks_as_they_are(
         ({"chat_format": "chatml"}, "dcr-lite mend starts from a chat model"),
         ({}, "the model answers all 24 prompts that are to be answered: there is nothing to mend"),
         ({"answer": "nowhere.txt"}, "nowhere.txt: no such file"),
+        ({"augmentations": 3, "base_model": "b"}, "leave out --augmentations, --base-model, for which this command"),
     ],
 )
 def test_what_cannot_be_mended_is_an_error(

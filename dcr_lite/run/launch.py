@@ -70,14 +70,20 @@ def launch(
 
 
 def require_effect(settings: Settings, flags: Sequence[str]) -> None:
-    """Raises UserError for a flag that another setting makes void."""
+    """Raises UserError for a flag that the command has no use for, or that another setting makes void."""
     given = {flag.partition("=")[0].replace("_", "-") for flag in flags if flag.startswith("--")}
+    if void := given & _flags(settings.void):
+        raise UserError(f"leave out {', '.join(sorted(void))}, for which this command has no use")
     for (setting, value), replaced in REPLACES.items():
-        names = [name.replace("_", "-") for name in replaced]
-        without_effect = given & {flag for name in names for flag in (f"--{name}", f"--no-{name}")}
+        without_effect = given & _flags(replaced)
         if getattr(settings, setting) == value and without_effect:
             by = "--" + setting.replace("_", "-") + ("" if value is True else f" {value}")
             raise UserError(f"{by} replaces {', '.join(sorted(without_effect))}: give one or the other")
+
+
+def _flags(names: Sequence[str]) -> set[str]:
+    """The flags of settings."""
+    return {f"{sign}{name.replace('_', '-')}" for name in names for sign in ("--", "--no-")}
 
 
 def _command(words: Sequence[str]) -> list[str]:
