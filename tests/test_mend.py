@@ -561,7 +561,12 @@ def test_nothing_kept_has_been_trained_on(made: tuple[Path, list[Outcome]]) -> N
     own = inputs.load_data(settings)
     whole = with_joined(run, own)
     assert len(whole.training) == len(own.training) + joining.NEGATIVES * len(trained)
-    assert json.loads((run / "report.json").read_text())["data"]["pairs"] == len(whole.training)
+    counts = json.loads((run / "report.json").read_text())["data"]
+    assert (counts["pairs"], counts["joined_pairs"]) == (len(own.training), joining.NEGATIVES * len(trained))
+    card = (run / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert f"{len(own.training)} pairs of a toxic and a seemingly toxic prompt (rows of its own);" in card
+    assert f"{counts['joined_pairs']} pairs with prompts of the user's own, which are not published" in card
+    assert "mended with prompts of the user's own, by contrastive refinement" in card
     assert DialSetting.load(run / "dial").pairs == len(own.development) + 2
 
 
