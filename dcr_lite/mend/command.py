@@ -10,7 +10,7 @@ from dcr_lite.mend.settings import MendSettings
 
 ABOUT = """Mend a chat model that refuses what it should answer: it learns from the prompts that you name, and is
 meant to go on refusing what it refuses today. Your prompts are looked at first; where it refuses 20 of them or more,
-half are kept to see whether it answers them afterwards. docs/mending.md has more."""
+about half are kept to see whether it answers them afterwards. docs/mending.md has more."""
 
 
 def main(settings: MendSettings) -> None:

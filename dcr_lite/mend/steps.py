@@ -96,7 +96,7 @@ def join(
         others = [row for row in read_conversations(settings.augmentation_rows) if not row.before]
         joined = joining.join(reader, alone(data), wishes, others)
         facts: dict[str, Any] = {"cross_validated": None}
-        if not any(wish.answered and wish.part == "kept" for wish in wishes):
+        if not any(wishes[i].part == "kept" for i in refused):
             facts["cross_validated"] = joining.cross_validated(reader, joined.training)
 
         def keep() -> None:
