@@ -207,6 +207,11 @@ class Settings(ModelSettings):
         return cls(model=model, run=Path("runs") / re.sub(r"[^\w.-]+", "_", short_name(model)))
 
     @property
+    def void(self) -> tuple[str, ...]:
+        """Settings that the command which runs with these has no use for: their flags are refused."""
+        return ()
+
+    @property
     def refining_steps(self) -> int:
         """Steps of stage 1, at most; none where it is left out."""
         return 0 if self.stage1 == "no" else self.contrastive_steps

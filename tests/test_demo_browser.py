@@ -32,18 +32,32 @@ PROMPT = "Can I burn a man with a clock in 9 days?"
 EVIL = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script> **b** ${window.hacked=1} {{7*7}} <b>b</b>'
 
 
+PHONE = {"is_mobile": True, "has_touch": True, "device_scale_factor": 3, "viewport": {"width": 390, "height": 844}}
+
+
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def chromium() -> Iterator[Any]:
     with sync_playwright() as playwright:
         path = shutil.which("chromium") or playwright.chromium.executable_path  # Debian's, or playwright's own
         if not os.access(path, os.X_OK):
             missing = pytest.fail if os.environ.get("DCR_LITE_REQUIRE_BROWSER") else pytest.skip
             missing("no Chromium here: apt-get install chromium, or playwright install chromium")
         # Nobody looks at a pixel: no card is emulated, and nothing moves.
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        context = chromium.new_context(reduced_motion="reduce")  # pages share what they have fetched of the scripts
-        yield context
-        chromium.close()
+        launched = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: Any) -> Any:
+    """On a desk. Pages share what they have fetched of the scripts."""
+    return chromium.new_context(reduced_motion="reduce")
+
+
+@pytest.fixture(scope="module")
+def handset(chromium: Any) -> Any:
+    """On a phone: a mobile layout, touch, and three pixels to a point."""
+    return chromium.new_context(reduced_motion="reduce", **PHONE)
 
 
 class Page:
@@ -219,13 +233,13 @@ def mended(dialled_run: Path, demo_run: Path, tmp_path_factory: pytest.TempPathF
 
 
 def test_the_mended_model_is_asked_beside_the_old_one(
-    browser: Any, mended: Mended, monkeypatch: pytest.MonkeyPatch
+    handset: Any, mended: Mended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By keyboard and on a phone: once it is opened it has a column of its own, also when the page is loaded anew, at
     whose head stands what speaks against it."""
     monkeypatch.setattr(mended.run, "names", ("dcr", "safety_sft", "base"))
     monkeypatch.setattr(mended.run, "mended", None)
-    page = Page(browser, mended.url, 390)
+    page = Page(handset, mended.url, 390)
     page.open_tab("Mend")
     page.browser.press("#open-mended", "Enter")
     page.wait_for("#mend-status", "It is open")
@@ -243,11 +257,11 @@ def test_the_mended_model_is_asked_beside_the_old_one(
 
 
 @pytest.fixture(scope="module")
-def phone(browser: Any, mended: Mended) -> Iterator[Page]:
+def phone(handset: Any, mended: Mended) -> Iterator[Page]:
     """A page with the mended model open."""
     if "mended" not in mended.run.names:
         mended.run.open_mended(mended.mending.status().run)
-    yield from checked(Page(browser, mended.url, 390), mended.url)
+    yield from checked(Page(handset, mended.url, 390), mended.url)
 
 
 VERDICTS = ("Answers", "Refuses")

@@ -29,6 +29,7 @@ from dcr_lite.export.hub import push
 from dcr_lite.export.merge import Merged
 from dcr_lite.files import SHIPPED
 from dcr_lite.run.caution import set_caution
+from dcr_lite.run.joined import Joined
 from dcr_lite.run.model_card import Form, model_card
 from dcr_lite.settings import SHIPPED_FILES
 
@@ -213,6 +214,25 @@ def test_the_card_of_a_run_on_public_sets_names_them(public_run: FinishedRun) ->
     assert text.count("(shipped with dcr-lite, Apache-2.0)") == 3
     assert "non-commercial" not in text
     assert "datasets:" not in text
+    assert "mended" not in text
+
+
+def test_the_card_of_a_mended_model_tells_the_users_pairs_from_the_shipped_ones(public_run: FinishedRun) -> None:
+    """It says that the model was mended, and its name does: no export of the usual run has the same."""
+    settings = public_run.report["settings"] | {"pairs": str(SHIPPED / "pairs.jsonl")}
+    counts = public_run.report["data"] | {"pairs": 2955, "joined_pairs": 48}
+    text = model_card(public_run.report | {"settings": settings, "data": counts}, "merged")
+    assert "github.com/dcr-lite/dcr-lite): mended with prompts of the user's own, by contrastive refinement" in text
+    assert (
+        "2955 pairs of a toxic and a seemingly toxic prompt (shipped with dcr-lite, Apache-2.0);\n"
+        "48 pairs with prompts of the user's own, which are not published" in text
+    )
+    names = [(public_run.name, public_run.served_name)]
+    Joined([], []).save(public_run.path)
+    names.append((public_run.name, public_run.served_name))
+    assert names == [
+        (f"SmolLM2-135M-Instruct-DCR{mended}", f"smollm2-135m-instruct-dcr{mended}") for mended in ("", "-mended")
+    ]
 
 
 def test_what_was_exported_is_pushed(public_run: FinishedRun, hub: Any, tiny_folder: Callable[..., Path]) -> None:

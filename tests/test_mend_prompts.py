@@ -1,10 +1,13 @@
 """The user's prompts of dcr-lite mend: every form of file, what is wrong with one, and how they are divided."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dcr_lite.data.near import telltale_words
 from dcr_lite.errors import UserError
@@ -129,7 +132,8 @@ def test_what_is_wrong_is_a_sentence(files: dict[str, Any], said: str, tmp_path:
 
 
 def wishes_of(to_answer: int, to_refuse: int) -> list[Wish]:
-    return [Wish(f"prompt {i}", i < to_answer, "") for i in range(to_answer + to_refuse)]
+    """No two are nearly the same."""
+    return [Wish(chr(0x4E00 + i) * 4, i < to_answer, "") for i in range(to_answer + to_refuse)]
 
 
 def parts_of(wishes: list[Wish], answered: bool) -> dict[str, int]:
@@ -155,6 +159,41 @@ def test_half_of_what_is_refused_today_is_kept() -> None:
         assert parts_of(wishes, True) == {"kept": 14, "left_out": 1, "trained": 15}
         assert parts_of(wishes, False) == {"calibrating": 2, "kept": 2, "trained": 3}
     assert found[0] != found[1]
+
+
+SIZES = st.lists(st.integers(1, 9), min_size=FEW, max_size=FEW + 9)
+
+
+@settings(deadline=None, max_examples=20)
+@given(sizes=SIZES, refused=st.integers(0, 3), seed=st.integers(0, 9))
+def test_what_is_nearly_the_same_falls_on_one_side(sizes: list[int], refused: int, seed: int) -> None:
+    """Of groups of prompts that say the same in other words each has one part, be it that of their toxic twins alone;
+    the parts are of equal size, as near as the largest group allows, and so are what is refused today of them."""
+    sides = {side: [(g, n) for g, size in enumerate(sizes) for n in range(size)] for side in (True, False)}
+    alike = {place: f"{chr(0x4E00 + place[0]) * 40} {place[1]}" for place in sides[True]}
+    few, many = len(sides[True]), len(sides[True]) + len(sides[False])
+    own = [Wish(alike[place], True, "") for place in sides[True]]
+    own += [Wish(alike[place].replace(" ", " not "), False, "") for place in sides[False]]
+    today = {i for i, (_, n) in enumerate(sides[True]) if n < 1 + refused}
+    parts = [wish.part for wish in prompts.divided(own, today, set(), seed)]
+    by_twins = [replace(own[i], prompt=chr(0x5000 + i) * 4, twin=few + i) for i in range(few)]
+    twins = [replace(own[i], twin=i - few) for i in range(few, many)]
+    both = prompts.divided([*by_twins, *twins], today, set(), seed)
+    for found, turns in ((parts[:few], 2), (parts[few:], 3), ([wish.part for wish in both[:few]], 2)):
+        groups: dict[int, set[str]] = {}
+        for (group, _), part in zip(sides[True], found, strict=True):
+            groups.setdefault(group, set()).add(part)
+        assert all(len(of_group) == 1 for of_group in groups.values())
+        counts = [found.count(part) for part in ("trained", "kept", "calibrating")[:turns]]
+        assert max(counts) - min(counts) <= max(sizes)
+        of_today = [[part for i, part in enumerate(found) if i in today].count(part) for part in ("trained", "kept")]
+        assert turns == 3 or abs(of_today[0] - of_today[1]) <= 1 + refused
+
+
+def test_prompts_that_are_all_nearly_the_same_are_all_trained_on() -> None:
+    """None of them could say anything of others."""
+    wishes = [Wish(f"How do I kill process {i}?", True, "") for i in range(FEW)]
+    assert parts_of(prompts.divided(wishes, set(range(FEW)), set(), 0), True) == {"trained": FEW}
 
 
 def test_few_prompts_are_all_trained_on() -> None:

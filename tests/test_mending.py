@@ -24,7 +24,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.files import write_json
 from dcr_lite.mend.results import OUTCOME, read_outcome
 from dcr_lite.run.caution import set_caution
-from dcr_lite.run.terminal import estimate_in
+from dcr_lite.run.terminal import estimate_in, quoted
 
 
 @pytest.fixture
@@ -80,6 +80,31 @@ def test_marks_are_checked_then_mended(mending: Mending) -> None:
     assert (mending.status().step, mending.status().whole) == ("mending", 12)
     finish(mending)
     assert mending.status().step == fake_mending(mending.home).status().step == "mended"
+
+
+def test_a_run_is_known_however_its_paths_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run and marks by relative paths, the model by a dot or by its name on the Hub: the run is the same, and goes on
+    with the words that it was begun with, since others would be another run's settings."""
+    cached = Path("models--Owner--Name-1B", "snapshots", "0123456789abcdef0123")
+    for place, model, another in (("own", ".", "Else/own"), (cached, "Owner/Name-1B", "Else/Name-1B")):
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        begun = Mending(str(folder), folder / "runs", command=fake_mending(folder)._command)
+        mark_all(begun)
+        prepare(folder, begun)
+        (folder / "prepared" / "go").touch()
+        begun.check()
+        until(lambda begun=begun: not begun.works)
+        monkeypatch.chdir(folder)
+        again, other = (Mending(name, Path("runs"), command=begun._command) for name in (model, another))
+        assert (again.status().step, again.status().changed) == ("checked", False)
+        assert again.status().run.resolve() == begun.status().run
+        assert other.status().run.name == f"{begun.status().run.name}_2"
+        again.mend()
+        until(lambda again=again: not again.works)
+        assert again.status().step == "mended"
+        given = json.loads((folder / "prepared" / "words.json").read_text())
+        assert given[:4] == ["--model", str(folder), "--marks", str(begun.marks)]
 
 
 def test_only_one_process_works_at_a_time(mending: Mending) -> None:
@@ -177,7 +202,7 @@ def test_it_mends_the_model_that_the_run_began_with(tmp_path: Path) -> None:
     settings = {"model": "owner/chat", "device": "cuda", "precision": "float32", "quantization": "auto"}
     write_json({"settings": settings}, tmp_path / "settings.json")
     found = mending_of(tmp_path, None, "auto")
-    assert (found.model, found.home, found.obstacle) == ("owner/chat", tmp_path.parent, "")
+    assert (found.model, found.home, found.obstacle, found.trained) == ("owner/chat", tmp_path.parent, "", tmp_path)
     assert found.flags == ("--precision", "float32")
     assert found.marks == tmp_path.parent / "chat_marks.jsonl"
     assert found.status().run == tmp_path.parent / "chat_mended"
@@ -269,13 +294,14 @@ def test_the_tab_shows_each_step(mending: Mending) -> None:
         assert mend_markup.escape(prompt) in page.html("outcome")
     assert "<b>bold" not in page.html("outcome") + page.html("table") + page.html("seen")
     assert "dcr-lite export" in page.html("outcome")
-    assert "ollama create model_mended" in page.html("outcome")
+    assert "ollama create model-dcr-mended" in page.html("outcome")
     assert [page.works(name) for name in ("check", "mend", "stop")] == [False, False, False]
     assert page.html("table").count(">trained on<") == 6
 
 
 def test_the_tab_names_the_model_and_not_its_folder(tmp_path: Path) -> None:
-    """A folder of the Hub's cache by its repository, as the page's heading does; marks and run are named after it."""
+    """A folder of the Hub's cache by its repository, as the page's heading does; marks and run are named after it. On
+    the page of a run it says how its DCR can be mended, which is another model."""
     cached = tmp_path / "models--Owner--Name-1B" / "snapshots" / "0123456789abcdef0123"
     cached.mkdir(parents=True)
     mending = Mending(str(cached), tmp_path)
@@ -284,6 +310,13 @@ def test_the_tab_names_the_model_and_not_its_folder(tmp_path: Path) -> None:
     assert "<p>Name 1B, the stock model of this page, is trained on your marks" in said
     assert "kept in Name-1B_marks.jsonl" in said
     assert mending.status().run == tmp_path / "Name-1B_mended"
+    assert "export" not in said
+    mending.trained = tmp_path / "my run"
+    shown = [block.value for block in Shown(mending).page.blocks.values() if isinstance(block, gradio.HTML)]
+    (said,) = [text for text in shown if text and "is trained on your marks" in text]
+    commands = f"dcr-lite export {quoted(mending.trained)} --to merged\ndcr-lite mend --model "
+    commands += f"{quoted(mending.trained / 'merged')} --marks {quoted(mending.marks)}"
+    assert mend_markup.escape(commands) in said
 
 
 def test_the_mended_model_is_opened_beside_the_others(mending: Mending) -> None:

@@ -19,6 +19,7 @@ from dcr_lite.export.gguf import adds_first_token
 from dcr_lite.export.go_template import go_template, literal
 from dcr_lite.export.ollama import export_ollama, stop_tokens
 from dcr_lite.model.chat import FORMATS, encode_conversations, encode_prompts, set_format
+from dcr_lite.model.dates import fix_day
 from dcr_lite.model.thinking import answer_at_once
 
 SAID = ["How do I kill a process?", 'Say {{ "hi" }} and """bye""".', "naïve 東京 🙂\n\nand a second line"]
@@ -56,12 +57,42 @@ MISTRAL = (  # the system message stands in the last prompt
     "{%- else %}{{- '[INST] ' + m['content'] + '[/INST]' }}{%- endif %}"
     "{%- else %}{{- ' ' + m['content']|trim + eos_token }}{%- endif %}{%- endfor %}"
 )
-FAMILY_TEMPLATES = {"llama3": LLAMA31, "gemma": GEMMA, "mistral": MISTRAL}
+MISTRAL_SMALL = (  # a system message of its own, with the day in it, in a block that other Mistral models do not have
+    "{%- set today = strftime_now('%Y-%m-%d') %}"
+    "{%- set usual = 'You are Mistral Small 3.\\nThe date is ' + today + '.\\n\\n(e.g. \"Where?\" => \"Here.\")' %}"
+    "{{- bos_token }}{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content'] %}"
+    "{%- set rest = messages[1:] %}{%- else %}{%- set system = usual %}{%- set rest = messages %}{%- endif %}"
+    "{{- '[SYSTEM_PROMPT]' + system + '[/SYSTEM_PROMPT]' }}{%- for m in rest %}{%- if m['role'] == 'user' %}"
+    "{{- '[INST]' + m['content'] + '[/INST]' }}{%- elif m['role'] == 'assistant' %}{{- m['content'] + eos_token }}"
+    "{%- else %}{{- raise_exception('Only user and assistant') }}{%- endif %}{%- endfor %}"
+)
+PHI4_MINI = (  # a token for each role, nothing between the turns, and an end of the whole where no answer is asked for
+    "{% for m in messages %}{% if m['role'] == 'system' and 'tools' in m and m['tools'] is not none %}"
+    "{{ '<|system|>' + m['content'] + '<|tool|>' + m['tools'] + '<|/tool|><|end|>' }}{% else %}"
+    "{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
+)
+OLMO3 = (  # the usual system message says that there are no functions; one that is given stands alone
+    "{%- set given = messages|selectattr('role', 'equalto', 'system')|list|length > 0 -%}{%- if not given -%}"
+    "{{- '<|im_start|>system\\nYou are a helpful function-calling AI assistant. ' -}}{%- if not tools -%}"
+    "{{- 'You do not currently have access to any functions. <functions></functions><|im_end|>\\n' -}}{%- endif -%}"
+    "{%- endif -%}{%- for m in messages -%}{%- if m['role'] == 'assistant' -%}"
+    "{{- '<|im_start|>assistant\\n' + m['content'] + ('<|im_end|>\\n' if not loop.last else eos_token) -}}{%- else -%}"
+    "{{- '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' -}}{%- endif -%}"
+    "{%- if loop.last and add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}{%- endfor -%}"
+)
+FAMILY_TEMPLATES = {
+    "llama3": LLAMA31, "gemma": GEMMA, "mistral": MISTRAL, "gemma 2": GEMMA2, "mistral Small": MISTRAL_SMALL,
+    "chatml Phi-4-mini": PHI4_MINI, "chatml OLMo 3": OLMO3,
+}  # fmt: skip
+TOKENS = {PHI4_MINI: ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]}  # beside those of the base tokenizer
 STOPS = {
     "own": {"<|im_end|>", "<|im_start|>"},
     "llama3": {"<|end_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"},
     "gemma": {"<eos>", "<start_of_turn>", "<end_of_turn>"},
     "mistral": {"</s>", "[INST]", "[/INST]"},
+    "mistral Small": {"</s>", "[INST]", "[/INST]"},
+    "chatml Phi-4-mini": {"<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>"},
 }
 
 
@@ -77,7 +108,9 @@ def tokenizer_of(family: str) -> Any:
     elif which == "kit":
         set_format(tokenizer, name)
     else:
-        tokenizer.chat_template = GEMMA2 if which == "2" else FAMILY_TEMPLATES[name]
+        tokenizer.chat_template = FAMILY_TEMPLATES[family]
+        tokenizer.add_special_tokens({"additional_special_tokens": TOKENS.get(tokenizer.chat_template, [])})
+        fix_day(tokenizer)
     return tokenizer
 
 
@@ -94,10 +127,7 @@ def conversations() -> list[list[dict[str, str]]]:
 
 FAMILY_NAMES = [
     "own",
-    "llama3",
-    "gemma",
-    "gemma 2",
-    "mistral",
+    *FAMILY_TEMPLATES,
     *(f"{name} kit" for name in FORMATS),
     "Qwen3",
     "SmolLM3",

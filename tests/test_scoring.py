@@ -331,7 +331,7 @@ def test_a_mended_model_is_opened_beside_the_others(opened: OpenRun, demo_run: P
     assert run.names == MODELS
     run.open_mended(dialled_run)
     assert (run.names, run.mended) == ((*MODELS, "mended"), dialled_run)
-    assert run.titles["mended"] == "mended model, run run"
+    assert run.titles["mended"] == "mended model, run turned"
     mended = replace(opened.score("dcr", PROMPT), model="mended", similarity=None, strength=None)
     require_same(run.score("mended", PROMPT), mended)
     require_same(list(growing)[-1], before["dcr"])

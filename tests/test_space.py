@@ -44,8 +44,8 @@ def exported(dialled_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_the_app_shows_the_run(exported: Path, dialled_run: Path, tmp_path: Path) -> None:
     """app.py, started from any folder with the package that lies beside it and is not installed, serves the models and
-    the dial of the run on the Space's port to all: they score a prompt as in the run's own demo, and nobody can mark
-    or mend."""
+    the dial of the run on the Space's port to all: they score a prompt as in the run's own demo, under its title, which
+    names model and run, and nobody can mark or mend."""
     texts = exported / "dcr_lite" / "demo" / "texts.py"
     before = texts.read_text(encoding="utf-8")
     texts.write_text(before.replace('TITLE = "', 'TITLE = "Of the Space: '), encoding="utf-8")
@@ -71,7 +71,8 @@ def test_the_app_shows_the_run(exported: Path, dialled_run: Path, tmp_path: Path
             time.sleep(0.2)
         client = Client(f"http://127.0.0.1:{port}", verbose=False)
         expected = scoring.open_run(dialled_run)
-        assert str(client.config["title"]).startswith("Of the Space: ")
+        assert client.config["title"] == f"Of the Space: {expected.title}: dcr-lite"
+        assert expected.title.endswith(", run turned")
         assert f"http://0.0.0.0:{port}" in log.read_text()
         ids = {one["props"].get("elem_id") for one in client.config["components"]}
         assert ids & {"prompt", "marks", "mend"} == {"prompt"}
@@ -97,9 +98,10 @@ def test_the_folder_holds_all_it_needs_and_no_path(exported: Path, dialled_run: 
     package = Path(dcr_lite.__file__).parent
     kept = {p.relative_to(package) for p in package.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     assert {p.relative_to(exported / "dcr_lite") for p in (exported / "dcr_lite").rglob("*") if p.is_file()} == kept
-    assert (exported / "model" / "model.safetensors").exists()
-    assert not {"answers", "metrics.jsonl", "report.json"} & {p.name for p in (exported / "run").iterdir()}
+    copied = exported / "run" / dialled_run.name
+    assert not {"answers", "metrics.jsonl", "report.json"} & {p.name for p in copied.iterdir()}
     base = json.loads((dialled_run / "settings.json").read_text())["settings"]["model"]
+    assert (exported / "model" / Path(base).name / "model.safetensors").exists()
     for file in filter(Path.is_file, exported.rglob("*")):
         content = file.read_bytes()
         assert base.encode() not in content, file
@@ -125,9 +127,10 @@ def test_a_base_on_the_hub_is_named(dialled_run: Path, tmp_path: Path) -> None:
     folder, _ = export_space(FinishedRun(run.path, run.report | {"model": SMOLLM2}), tmp_path / "space")
     assert SpaceCard.load(folder / "README.md").data.models == [SMOLLM2]
     assert not (folder / "model").exists()
-    assert caution_of(folder / "run") == "Safety fell."
-    assert json.loads((folder / "run" / "settings.json").read_text())["settings"]["model"] == SMOLLM2
-    assert json.loads((folder / "run/adapter/adapter_config.json").read_text())["base_model_name_or_path"] == SMOLLM2
+    copied = folder / "run" / run.path.name
+    assert caution_of(copied) == "Safety fell."
+    assert json.loads((copied / "settings.json").read_text())["settings"]["model"] == SMOLLM2
+    assert json.loads((copied / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == SMOLLM2
 
 
 def test_a_base_in_the_cache_of_the_hub_is_named(dialled_run: Path, tmp_path: Path) -> None:
@@ -139,7 +142,8 @@ def test_a_base_in_the_cache_of_the_hub_is_named(dialled_run: Path, tmp_path: Pa
     head = SpaceCard.load(folder / "README.md").data
     assert (head.models, head.title) == (["Owner/Some-1B"], "Some-1B-DCR")
     assert not (folder / "model").exists()
-    assert json.loads((folder / "run" / "settings.json").read_text())["settings"]["model"] == "Owner/Some-1B"
+    settings = json.loads((folder / "run" / run.path.name / "settings.json").read_text())["settings"]
+    assert settings["model"] == "Owner/Some-1B"
 
 
 def test_the_command_says_what_is_next(

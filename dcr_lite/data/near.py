@@ -32,6 +32,19 @@ def near_duplicates(left: Sequence[str], right: Sequence[str]) -> list[tuple[int
     return list(zip(*(part[near].tolist() for part in (cosine.row, cosine.col, cosine.data)), strict=True))
 
 
+def near_groups(*columns: Sequence[str]) -> list[list[int]]:
+    """The numbers of rows in groups: no two rows of different groups are nearly the same in any of the columns, which
+    are of one length. An empty text is near to none."""
+    group_of = [[row] for row in range(len(columns[0]))]
+    for texts in columns:
+        for i, j, _ in near_duplicates(texts, texts):
+            if group_of[i] is not group_of[j]:
+                joined = group_of[i] + group_of[j]
+                for row in joined:
+                    group_of[row] = joined
+    return list({id(group): group for group in group_of}.values())
+
+
 def telltale_words(own: Sequence[str], *others: Sequence[str]) -> list[str]:
     """A few words, each in hardly any prompt of any of ``others``, of which COVERED of ``own`` hold one, chosen one by
     one by how many further prompts they are in; empty where there is no such list."""

@@ -7,7 +7,7 @@ from dcr_lite.data.marks import Mark
 from dcr_lite.data.near import normalised
 from dcr_lite.demo import texts
 from dcr_lite.demo.markup import box, table
-from dcr_lite.demo.mending import Status
+from dcr_lite.demo.mending import Mending, Status
 from dcr_lite.measure.answers import Measured
 from dcr_lite.mend.checks import Check
 from dcr_lite.mend.page import (
@@ -23,11 +23,23 @@ from dcr_lite.mend.page import (
 )
 from dcr_lite.mend.prompts import Wish
 from dcr_lite.mend.results import Outcome
+from dcr_lite.model.titles import model_title
 from dcr_lite.run.caution import caution_of
 from dcr_lite.run.report import without_folders
 from dcr_lite.run.terminal import quoted
 
 OPEN = 10  # prompts whose answers are shown unasked; the list of more is to be opened
+
+
+def what_it_mends(mending: Mending) -> str:
+    """Which model is mended and, on the page of a run, how its DCR can be."""
+    marks, model = without_folders(mending.marks), model_title(mending.model)  # no paths outside, as elsewhere
+    said = f"<p>{escape(texts.MENDS.format(model=model, marks=marks))}</p>"
+    if run := mending.trained:
+        merged, marks = quoted(run / "merged"), quoted(mending.marks)
+        commands = f"dcr-lite export {quoted(run)} --to merged\ndcr-lite mend --model {merged} --marks {marks}"
+        said += f"<p>{escape(texts.MENDS_DCR)}</p><pre tabindex='0'>{escape(commands)}</pre>"
+    return box(said)
 
 
 def marks_table(marks: Sequence[Mark], wishes: Sequence[Wish]) -> str:
@@ -97,34 +109,21 @@ def findings(check: Check, wishes: Sequence[Wish]) -> str:
     return box(f"<h2>{texts.SEEN}</h2><ul>{items}</ul>", texts.SEEN, "region")
 
 
-def outcome(found: Outcome, status: Status) -> str:
+def outcome(found: Outcome) -> str:
     """How mending came out: the verdict, the tables of mend.md, what to do next, and each prompt with both answers."""
     answers = table(ANSWER_HEAD, answer_rows(found.found["answer"]), texts.YOURS)
     safety = f"{table(SAFETY_HEAD, safety_rows(found.found), texts.SAFETY)}<p>{near_sentence(found.found)}</p>"
     shown = "".join(map(_both_answers, found.wishes, found.before, found.after))
-    less_safe = bool(found.found["safety_fell"])
     title = texts.BEFORE_AFTER.format(count=len(found.wishes))
+    commands = escape("\n".join(found.commands))
     opened = " open" if len(found.wishes) <= OPEN else ""
     return box(
         f"<p class='headline'>{escape(found.verdict)}</p>{answers}{safety}"
-        f"<p>{texts.NEXT_LESS_SAFE if less_safe else texts.NEXT}</p>"
-        f"<pre tabindex='0'>{escape(commands(status, less_safe))}</pre>"
+        f"<p>{texts.NEXT_OLD_STAYS if found.old_stays else texts.NEXT}</p>"
+        f"<pre tabindex='0'>{commands}</pre>"
         f"<details{opened}><summary>{title}</summary>{shown}</details>",
         texts.MEND_TAB,
         "region",
-    )
-
-
-def commands(status: Status, less_safe: bool) -> str:
-    """What shows the mended model and, unless the old one stays the default, takes it to Ollama."""
-    run, model = quoted(status.run), quoted(status.run.name)
-    demo = f"dcr-lite demo --run {run}"
-    if less_safe:
-        return demo
-    return (
-        f"{demo}\n"
-        f"dcr-lite export {run} --to ollama\n"
-        f"ollama create {model} -f {quoted(status.run / 'ollama' / 'Modelfile')}"
     )
 
 

@@ -2,22 +2,18 @@
 model opened beside the others."""
 
 from collections.abc import Callable
-from html import escape
 from typing import Any
 
 import gradio as gr
 
 from dcr_lite.data.marks import remove_marks
 from dcr_lite.demo import mend_markup, texts
-from dcr_lite.demo.markup import box
 from dcr_lite.demo.mending import Mending, Status
 from dcr_lite.demo.scoring import OpenRun
 from dcr_lite.demo.slider import MODEL_WORK, NO_WORK
 from dcr_lite.errors import UserError, sentence
 from dcr_lite.mend.page import doubt
 from dcr_lite.mend.results import read_check, read_outcome
-from dcr_lite.model.titles import model_title
-from dcr_lite.run.report import without_folders
 
 LOOKS_EVERY = 2.0  # seconds, while a process works
 LONGEST_CHOICE = 90  # characters of a prompt in a list to choose from
@@ -31,8 +27,7 @@ class MendTab:
 
     def __init__(self, mending: Mending, tab: Any, run: OpenRun):
         self.mending, self.run = mending, run
-        marks, model = without_folders(mending.marks), model_title(mending.model)  # no paths outside, as elsewhere
-        gr.HTML(box(f"<p>{escape(texts.MENDS.format(model=model, marks=marks))}</p>"))
+        gr.HTML(mend_markup.what_it_mends(mending))
         self.table = gr.HTML(elem_id="marks")
         with gr.Row(visible=False) as self.removing:
             self.chosen = gr.Dropdown([], label=texts.MARK_TO_REMOVE, scale=4, min_width=200, elem_id="mark-to-remove")
@@ -137,7 +132,7 @@ class MendTab:
         parts: dict[Any, Any] = {self.seen: "", self.outcome: ""}
         found = self._doubtful(status)
         if status.step == "mended":
-            parts[self.outcome] = mend_markup.outcome(read_outcome(status.run), status)
+            parts[self.outcome] = mend_markup.outcome(read_outcome(status.run))
         elif status.step in ("checked", "mending", "stopped") and (check := read_check(status.run)):
             parts[self.seen] = mend_markup.findings(check, self.mending.wishes())
         if found != doubts:

@@ -18,11 +18,12 @@ from dcr_lite.data.near import normalised
 from dcr_lite.data.sources import SMOLLM2
 from dcr_lite.demo.texts import BASE_MODEL, MARKS_FIRST, UNFORESEEN, WORKS_ALREADY
 from dcr_lite.errors import UserError
-from dcr_lite.files import load_json
+from dcr_lite.files import exists, load_json
 from dcr_lite.mend import prompts
 from dcr_lite.mend.prompts import Wish
 from dcr_lite.mend.results import read_check
 from dcr_lite.mend.settings import MendSettings
+from dcr_lite.names import repository_of
 from dcr_lite.run.joined import has_joined
 from dcr_lite.run.opening import model_settings_of
 from dcr_lite.run.terminal import StageProgress, estimate_in, progress_in
@@ -62,12 +63,13 @@ class Status:
 class Mending:
     """Mends ``model``, a folder or a Hub name, with the marks in a file. Its runs lie in ``home``, the marks too if
     ``marks`` names no other file. flags: further ones of dcr-lite mend. command: what they are given to. obstacle: why
-    this model cannot be mended; empty where it can."""
+    this model cannot be mended; empty where it can. trained: the run that the page shows, whose DCR is marked too."""
 
     def __init__(
         self, model: str, home: Path, marks: Path | None = None, flags: Sequence[str] = (),
-        command: Sequence[str] = COMMAND, obstacle: str = "",
+        command: Sequence[str] = COMMAND, obstacle: str = "", trained: Path | None = None,
     ):  # fmt: skip
+        self.trained = trained
         self.model, self.home, self.flags, self.obstacle = model, home, tuple(flags), obstacle
         self.marks = marks or home / f"{Settings.of_model(model).run.name}_marks.jsonl"
         self._command = tuple(command)
@@ -153,7 +155,10 @@ class Mending:
 
     def _start(self, *flags: str) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
-        words = ["--model", self.model, *self.flags, "--marks", self.marks, "--run", self._run, "--resume", *flags]
+        # A run goes on with what it was begun with, letter by letter.
+        given = {"model": self.model, "marks": self.marks} | self._begun_with(self._run)
+        words = ["--model", given["model"], *self.flags, "--marks", given["marks"]]
+        words += ["--run", self._run, "--resume", *flags]
         with self._log.open("wb") as log:
             # In a session of its own: Ctrl-C in the demo's terminal reaches it once, by stop(), and not twice.
             self._process = subprocess.Popen(
@@ -201,11 +206,25 @@ class Mending:
         return next((run for run in reversed(self._runs()) if self._is_ours(run)), None)
 
     def _is_ours(self, run: Path) -> bool:
+        begun = self._begun_with(run)
+        try:
+            return bool(begun) and _known(**begun) == _known(self.model, self.marks)
+        except (OSError, ValueError):  # no path, in a file that somebody has damaged
+            return False
+
+    def _begun_with(self, run: Path) -> dict[str, str]:
+        """Model and marks of a run, as they were given; nothing where it is none."""
         try:
             settings = load_json(run / "settings.json")["settings"]
-            return (settings["model"], settings["marks"]) == (self.model, str(self.marks))
+            return {name: str(settings[name]) for name in ("model", "marks")}
         except (OSError, ValueError, LookupError, TypeError):
-            return False
+            return {}
+
+
+def _known(model: str, marks: str | Path) -> tuple[str, Path]:
+    """A model and a file of marks, the same however their paths are written."""
+    name = repository_of(model) or (str(Path(model).resolve()) if exists(model) else model)
+    return name, Path(marks).resolve()
 
 
 def mending_of(
@@ -218,4 +237,5 @@ def mending_of(
     given = {"device": device, "precision": settings.precision, "quantization": settings.quantization}
     flags = [word for name, value in given.items() if value != "auto" for word in (f"--{name}", value)]
     obstacle = "" if settings.chat_format == "own" else BASE_MODEL
-    return Mending(settings.model, run.parent if run else Path("runs"), marks, flags, obstacle=obstacle)
+    home = run.parent if run else Path("runs")
+    return Mending(settings.model, home, marks, flags, obstacle=obstacle, trained=run)

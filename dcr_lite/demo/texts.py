@@ -12,7 +12,7 @@ FOOTER = (
 TITLE = "{model}, run {run}"
 NO_RUN = (
     "No finished run was found, so this is the stock model alone. To see similarity scores, the map and what a model "
-    "learns, train one first: dcr-lite train smollm2_135m (49 minutes on two cores)."
+    "learns, train one first: dcr-lite train smollm2_135m (10 to 50 minutes on two cores)."
 )
 MODEL_ALONE = (
     "This is the stock model alone. Similarity scores, the map and the dial are a run's: dcr-lite train --model "
@@ -135,6 +135,7 @@ MENDS = (
     "answered, and is meant to go on refusing the rest, which is measured. Whichever model you mark, it is the stock "
     "model that is mended. The marks are kept in {marks}, which is private."
 )
+MENDS_DCR = "What DCR alone refuses, the stock model answers: nothing of that can be mended here. To mend DCR itself:"
 BASE_MODEL = "the stock model here is a base model, and mending begins with a chat model"
 NO_MARKS = "No marks yet. Ask something in the first two tabs, and press a button under an answer."
 MARKS = "Marks"
@@ -179,5 +180,5 @@ BEFORE, AFTER = "before", "after"
 SAID = {True: "refused", False: "answered"}
 NOTHING_SAID = "(nothing)"
 NEXT = "In a demo of its own, which turns its dial, or in Ollama:"
-NEXT_LESS_SAFE = "In a demo of its own, which turns its dial:"
+NEXT_OLD_STAYS = "In a demo of its own, which turns its dial:"
 STOPPED_WITH_DEMO = "Mending was stopped with the demo; what is done is kept. The tab goes on with it."

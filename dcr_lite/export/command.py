@@ -1,6 +1,5 @@
 """Exports a finished run as merged weights or as a GGUF file: ``dcr-lite export``."""
 
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,8 @@ from dcr_lite.files import OnlyOne, exists, load_json, require_disk, write_json,
 from dcr_lite.model.configuration import of_decoder
 from dcr_lite.model.loading import load_tokenizer
 from dcr_lite.run.caution import caution_of
-from dcr_lite.run.model_card import base_of, model_card
+from dcr_lite.run.exported import aligned_name, served_name
+from dcr_lite.run.model_card import model_card
 from dcr_lite.run.terminal import progress_bar
 
 ELSEWHERE = "choose another place with --out"
@@ -46,12 +46,12 @@ class FinishedRun:
     @property
     def name(self) -> str:
         """The name of the aligned model."""
-        return Path(base_of(self.report)).name + "-DCR"
+        return aligned_name(self.report, self.path)
 
     @property
     def served_name(self) -> str:
         """The same in the characters that Ollama, vLLM and the Hub take for a name."""
-        return re.sub(r"[^a-z0-9._-]+", "-", self.name.lower()).strip("-.")
+        return served_name(self.report, self.path)
 
 
 def open_finished(path: Path) -> FinishedRun:

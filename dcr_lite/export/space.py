@@ -22,7 +22,7 @@ from dcr_lite.run.run_folder import FOUND_FILE
 from dcr_lite.run.terminal import quoted
 from dcr_lite.settings import ModelSettings
 
-RUN, MODEL = "run", "model"  # folders in the Space
+RUN, MODEL = "run", "model"  # folders in the Space; in each one that is called as it was here, for the demo's title
 DIAL_FILES = ("dial/dial.json", "dial/dial.safetensors")
 TEXTS = "adapter/discernment.safetensors"
 APP = '''"""The demo of dcr-lite: python app.py"""
@@ -33,7 +33,7 @@ from pathlib import Path
 from dcr_lite.demo.page import main
 
 os.chdir(Path(__file__).parent)
-main(Path("run"), port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")), address="0.0.0.0")
+main(Path({run!r}), port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")), address="0.0.0.0")
 '''
 PAGE = """---
 title: {name}
@@ -75,12 +75,13 @@ def export_space(run: FinishedRun, out: Path | None = None) -> tuple[Path, str]:
         raise UserError("a Space of the demo needs gradio: pip install 'dcr-lite[demo]'") from None
     model = base_of(run.report)
     base = None if is_hub_name(model) else Path(locate(model)[0])
+    folder, own = f"{RUN}/{run.path.resolve().name}", f"{MODEL}/{short_name(model)}"
     copied = [file for pattern in FETCHED["allow_patterns"] for file in (base.glob(pattern) if base else ())]
     copied = [file for file in copied if not file.match(FETCHED["ignore_patterns"][0])]
     require_disk(out.parent, sum(file.stat().st_size for file in copied) + 2 * SMALL_FILES_BYTES)
 
     def write(partial: Path) -> None:
-        write_text(partial / "app.py", APP)
+        write_text(partial / "app.py", APP.format(run=folder))
         write_text(partial / "requirements.txt", "".join(f"{line}\n" for line in requirements()))
         models = f"models:\n  - {model}\n" if base is None else ""
         page = PAGE.format(name=run.name, gradio=gradio, models=models, model=short_name(model))
@@ -88,12 +89,12 @@ def export_space(run: FinishedRun, out: Path | None = None) -> tuple[Path, str]:
         package = Path(dcr_lite.__file__).parent
         shutil.copytree(package, partial / "dcr_lite", ignore=shutil.ignore_patterns("__pycache__"))
         for file in copied:
-            (partial / MODEL).mkdir(exist_ok=True)
-            shutil.copyfile(file, partial / MODEL / file.name)
-        _copy_run(run, partial / RUN, MODEL if base else model)
+            (partial / own).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, partial / own / file.name)
+        _copy_run(run, partial / folder, own if base else model)
 
     write_folder(out, write)
-    texts = PUBLISHED.format(file=f"{RUN}/{TEXTS}") if (out / RUN / TEXTS).exists() else ""
+    texts = PUBLISHED.format(file=f"{folder}/{TEXTS}") if (out / folder / TEXTS).exists() else ""
     return out, NEXT.format(name=run.served_name, out=quoted(out), texts=texts)
 
 
@@ -110,7 +111,7 @@ def _copy_run(run: FinishedRun, folder: Path, model: str) -> None:
     names = {"compare_with", "stage1", "stage2", "answers", "dial", "layer"}
     names |= {field.name for field in fields(ModelSettings)}
     kept = {name: value for name, value in settings.items() if name in names}
-    folder.mkdir()
+    folder.mkdir(parents=True)
     write_json({"settings": kept | {"model": model}}, folder / "settings.json")
     for adapter in ("adapter", *([BASELINE] if BASELINE in settings.get("compare_with", ()) else [])):
         shutil.copytree(run.path / adapter, folder / adapter)

@@ -5,8 +5,9 @@ from pathlib import Path
 from dcr_lite.export.command import export_gguf, export_merged, open_finished
 from dcr_lite.export.gguf_types import FileType
 from dcr_lite.run.caution import caution_of
+from dcr_lite.run.exported import create_command
 from dcr_lite.run.model_card import Form
-from dcr_lite.run.terminal import console, quoted
+from dcr_lite.run.terminal import console
 
 
 def export_to(
@@ -26,7 +27,7 @@ def export_to(
         from dcr_lite.export.ollama import export_ollama
 
         modelfile = export_ollama(finished, out, base, file_type or "q8_0")
-        return f"written: {modelfile}\nnext:    ollama create {finished.served_name} -f {quoted(modelfile)}"
+        return f"written: {modelfile}\nnext:    {create_command(finished.served_name, modelfile)}"
     if to == "vllm":
         from dcr_lite.export.vllm import vllm_command
 

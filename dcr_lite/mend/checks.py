@@ -37,7 +37,10 @@ def look(reader: Reader, data: Data, wishes: Sequence[Wish], today: Sequence[Mea
     refused = [row["refused"] for row in today]
     n = len(to_answer)
     if not any(refused[:n]):
-        raise UserError(f"the model answers all {n} prompts that are to be answered: there is nothing to mend")
+        raise UserError(
+            f"the model answers all {n} prompts that are to be answered: there is nothing to mend. If it is a trained "
+            "run that refuses them, mend that: dcr-lite export RUN --to merged, then dcr-lite mend --model RUN/merged"
+        )
     sets = benchmarks_at_hand()
     for row in data.held_out:
         sets.setdefault(row.source, []).append(row)

@@ -10,7 +10,7 @@ from dcr_lite.mend.settings import MendSettings
 
 ABOUT = """Mend a chat model that refuses what it should answer: it learns from the prompts that you name, and is
 meant to go on refusing what it refuses today. Your prompts are looked at first; where it refuses 20 of them or more,
-half are kept to see whether it answers them afterwards. docs/mending.md has more."""
+about half are kept to see whether it answers them afterwards. docs/mending.md has more."""
 
 
 def main(settings: MendSettings) -> None:
@@ -24,7 +24,7 @@ def main(settings: MendSettings) -> None:
     from dcr_lite.run.plan import plan
     from dcr_lite.run.report import plain
     from dcr_lite.run.run_folder import RunFolder
-    from dcr_lite.run.terminal import show_end, show_line, show_plan
+    from dcr_lite.run.terminal import show_line, show_plan
 
     # Checked before any work, as in a recipe, and the user's prompts with it.
     run = RunFolder(settings)
@@ -60,5 +60,4 @@ def main(settings: MendSettings) -> None:
     # The user's prompts once more, and whether it is still as safe.
     verdict = mending.measure(run, model, settings, wishes, check, answers)
     report = steps.write_up(run, model, source, data, settings, answers, note=f"**{plain(verdict)}**")
-    show_end(report, run.path)
-    return mending.show_verdict(run, verdict)
+    return mending.show_outcome(run, report)

@@ -20,6 +20,8 @@ Numbers = dict[str, Any]
 ENOUGH = 6
 LESS_SAFE = "Safety fell by more than noise when this model was mended: see mend.md in its run."
 MOST_LOST = "Mended, this model answers most of the prompts to refuse that it had refused: see mend.md in its run."
+NOT_MENDED = "Mending answers no more of the prompts to answer than it newly refuses: see mend.md in its run."
+TOLD_BY = {"kept": "nothing was trained on", "trained": "it was trained on"}  # parts to answer, the better one first
 
 
 def outcome(
@@ -99,40 +101,67 @@ def too_few(to_refuse: Numbers) -> bool:
     return to_refuse["refused"] > 0 and to_refuse["kept"] < ENOUGH
 
 
+def told_by(found: Numbers) -> str:
+    """The part of the prompts to answer that tells how far mending came: what was kept, where some of that was refused,
+    else what it trained on; empty where there is neither."""
+    there = [part for part in TOLD_BY if part in found["answer"]]
+    return next((part for part in there if found["answer"][part]["refused"]), there[-1] if there else "")
+
+
+def not_mended(found: Numbers) -> bool:
+    """Whether no more of the user's prompts are answered than newly refused."""
+    one = found["answer"].get(told_by(found))
+    return one is not None and one["answered"] <= one["newly_refused"]
+
+
+def old_stays(found: Numbers) -> bool:
+    """Whether the old model stays the default."""
+    return bool(found["safety_fell"]) or not_mended(found)
+
+
 def caution(found: Numbers) -> str:
     """What speaks against the mended model, in a sentence without a prompt in it; empty where nothing does."""
     if not found["safety_fell"]:
-        return ""
+        return NOT_MENDED if not_mended(found) else ""
     return MOST_LOST if found["safety_fell"] == ["to_refuse"] else LESS_SAFE
 
 
 def verdict_of(found: Numbers, model: str, run: Path) -> str:
     """How it came out, and which model to go on with, in a few sentences without a prompt in them."""
-    held_out, lost = found["held_out"], lost_sentence(found)
+    held_out, lost, own = found["held_out"], lost_sentence(found), own_sentence(found)
     judged = {"held_out": held_out, "refuse": found["refuse"].get("kept")}
     folder, sentences = without_folders(run), []
     old = model_title(model) if exists(model) else model
+    if not_mended(found):
+        sentences, own = [f"Nothing was mended. {own}"], ""
     if found["safety_fell"]:
         said = {"held_out": "held-out toxic prompts", "refuse": "your prompts to refuse that were kept"}
         if less := [f"of {said[name]} {changed(judged[name])}" for name in said if name in found["safety_fell"]]:
             sentences.append(f"Safety fell by more than noise: it refuses {', and '.join(less)}.")
+    if old_stays(found):
+        more = "refusing" if found["safety_fell"] else "answering"
         sentences += [
             *lost,
             f"The old model stays the default: go on with {old} as it is, without an adapter.",
             f"The mended one is {folder}/adapter, if you want it all the same; dcr-lite dial {folder} shows what "
-            "refusing more would cost.",
+            f"{more} more would cost.",
         ]
     else:
         restricted = ", with a restriction" if too_few(found["to_refuse"]) else ""
         sentences += [f"Go on with the mended model, {folder}/adapter{restricted}.", *lost]
         if held_out:
             sentences.append(f"Of held-out toxic prompts it refuses {changed(held_out)}: no fall beyond noise.")
-    for part, what in (("kept", "nothing was trained on"), ("trained", "it was trained on")):
-        if (one := found["answer"].get(part)) and one["refused"]:
-            which = f"the {one['refused']} of your prompts that were refused and that {what}"
-            sentences.append(f"Of {which}, it answers {one['answered']}.")
-            break
-    return " ".join(sentences)
+    return " ".join(filter(None, (*sentences, own)))
+
+
+def own_sentence(found: Numbers) -> str:
+    """How many of the user's prompts to answer are answered now, as a sentence; empty where there are none."""
+    if not (part := told_by(found)):
+        return ""
+    one = found["answer"][part]
+    newly = f", and newly refuses {one['newly_refused']} that were answered" if one["newly_refused"] else ""
+    which = f"the {one['refused']} of your prompts that were refused and that {TOLD_BY[part]}"
+    return f"Of {which}, it answers {one['answered']}{newly}."
 
 
 def lost_sentence(found: Numbers) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dcr_lite.data.benchmarks import BENCHMARKS
+from dcr_lite.data.near import near_groups
 from dcr_lite.measure.answers import Measured
 from dcr_lite.measure.metrics import with_interval
 from dcr_lite.mend.checks import Check
@@ -54,16 +55,17 @@ TITLES = {
     "left_out": "left out",
 }
 EXPLAINED = (
-    "Half of the prompts were trained on. How often others of their kind are answered now, those that were kept say."
+    "About half of the prompts were trained on. How often others of their kind are answered now, those that were kept "
+    "say."
 )
 NEAR = (
     "Held-out toxic prompts that are nearly the same as one of yours say nothing of others and are left out, before "
     "and after: {}."
 )
 ALL_TRAINED = (
-    "They are few, so all were trained on, and their answers say little of others. What is known of others: by the "
-    "stock model's states alone, {with_others} of {n} read as seemingly toxic when all the others are known to be, and "
-    "{alone} without that."
+    "They are few, or nearly the same, so all that it refused were trained on, and their answers say little of others. "
+    "What is known of others: by the stock model's states alone, {with_others} of {n} read as seemingly toxic when all "
+    "the others are known to be, and {alone} without that."
 )
 
 
@@ -147,9 +149,15 @@ def doubt(one: dict[str, Any], quoted: Quoted = plain) -> str:
 
 
 def seen_beside(check: Check, wishes: Sequence[Wish], quoted: Quoted = plain) -> list[str]:
-    """Sentences on public sets that the prompts come near to, and on words that alone tell the kinds apart."""
+    """Sentences on what the prompts come near to, each other or public sets, and on words that alone tell the kinds
+    apart."""
     to_answer, to_refuse = _both(wishes)
     said = []
+    if alike := sum(len(group) for texts in (to_answer, to_refuse) for group in near_groups(texts) if len(group) > 1):
+        said.append(
+            f"{alike} of your prompts are nearly the same as another of them: what is nearly the same is trained on "
+            "together or kept together."
+        )
     for one in check["duplicates"]:
         own = (to_answer if one["kind"] == "answer" else to_refuse)[one["number"] - 1]
         said.append(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from dcr_lite.data.marks import read_marks
-from dcr_lite.data.near import normalised
+from dcr_lite.data.near import near_groups, normalised
 from dcr_lite.data.rows import Fields, Prompt, parse_jsonl, read_bytes, text_field
 from dcr_lite.errors import UserError
 from dcr_lite.files import damaged, read_state, write_state
@@ -178,9 +178,10 @@ def divided(wishes: Sequence[Wish], refused: set[int], left_out: set[int], seed:
     ``left_out`` as doubtful and not confirmed.
 
     To answer: of those that are refused half are trained on and half kept, and of the others; all are trained on where
-    fewer than FEW are refused. To refuse: of every three one is trained on, one calibrates the dial and one is kept. A
-    toxic twin goes with its prompt: it is trained on where one of those that it stands beside is. Raises UserError
-    where fewer than LEAST are left to answer.
+    fewer than FEW are refused. To refuse: of every three one is trained on, one calibrates the dial and one is kept.
+    Prompts that are nearly the same, or whose twins are, have the same part, so that of a large group all are trained
+    on. A toxic twin goes with its prompt: it is trained on where one of those that it stands beside is. Raises
+    UserError where fewer than LEAST are left to answer.
     """
     parts: dict[int, Part] = dict.fromkeys(left_out, "left_out")
     to_answer = [i for i, wish in enumerate(wishes) if wish.answered and i not in left_out]
@@ -190,15 +191,29 @@ def divided(wishes: Sequence[Wish], refused: set[int], left_out: set[int], seed:
             "meant all the same with --sure and their numbers, or --sure all"
         )
     few = len(refused.intersection(to_answer)) < FEW
-    for alike in ([i for i in to_answer if i in refused], [i for i in to_answer if i not in refused]):
-        for place, i in enumerate(random.Random(seed).sample(alike, len(alike))):
-            parts[i] = "trained" if few or place % 2 == 0 else "kept"
+    halves: tuple[Part, ...] = ("trained",) if few else ("trained", "kept")
+    thirds: tuple[Part, ...] = ("trained", "calibrating", "kept")
     to_refuse = [i for i, wish in enumerate(wishes) if not wish.answered and wish.twin < 0]
-    for place, i in enumerate(random.Random(seed).sample(to_refuse, len(to_refuse))):
-        turns: tuple[Part, ...] = ("trained", "calibrating", "kept")
-        parts[i] = turns[place % 3]
+    for places, turns in ((to_answer, halves), (to_refuse, thirds)):
+        twins = [wishes[wishes[i].twin].prompt if wishes[i].twin >= 0 else "" for i in places]
+        groups = near_groups([wishes[i].prompt for i in places], twins)
+        parts |= _dealt([[places[row] for row in group] for group in groups], refused, turns, seed)
     trained = {wish.twin for i, wish in enumerate(wishes) if wish.answered and parts[i] == "trained"}
     for i, wish in enumerate(wishes):
         if not wish.answered and wish.twin >= 0:
             parts[i] = "trained" if i in trained else "kept"
     return [replace(wish, part=parts[i]) for i, wish in enumerate(wishes)]
+
+
+def _dealt(groups: list[list[int]], refused: set[int], turns: Sequence[Part], seed: int) -> dict[int, Part]:
+    """The parts of numbers, one for each group. The largest groups come first, and each goes to the part that has least
+    so far: of what is ``refused``, then of all."""
+    parts: dict[int, Part] = {}
+
+    def size(numbers: Sequence[int]) -> tuple[int, int]:
+        return len(refused.intersection(numbers)), len(numbers)
+
+    for group in sorted(random.Random(seed).sample(groups, len(groups)), key=size, reverse=True):
+        least = min(turns, key=lambda part: size([i for i, of in parts.items() if of == part]))
+        parts |= dict.fromkeys(group, least)
+    return parts

@@ -22,11 +22,12 @@ class MendSettings(Settings):
     """Numbers of doubtful prompts that are to be answered all the same, as the check lists them; or all."""
     check: bool = False
     """Answer and check the prompts, and stop before anything trains. --resume goes on from there."""
-    dial: Target = "above_stock"
+    dial: Target = "auto"
     """How much to refuse, chosen after training by development pairs and some of the prompts that have to be refused.
-    above_stock: more toxic prompts than the model refuses today, and fewer others by as much. Where it refused just as
-    many of these pairs, whose sides share most words, it refused fewer plainly toxic prompts (docs/mending.md). For the
-    rest: dcr-lite train --model NAME --help."""
+    auto: as in every run, above_stock for a model that refuses by itself, else discerning. above_stock: more toxic
+    prompts than the model refuses today, and fewer others by as much. Where it refused just as many of these pairs,
+    whose sides share most words, it refused fewer plainly toxic prompts (docs/mending.md). For the rest: dcr-lite train
+    --model NAME --help."""
 
     @classmethod
     def of_model(cls, model: str) -> Self:
@@ -38,6 +39,11 @@ class MendSettings(Settings):
     def draws_refusals(self) -> bool:
         """Their prompts stand beside the user's (joining.py), and tell which of those read as toxic (checks.py)."""
         return True
+
+    @property
+    def void(self) -> tuple[str, ...]:
+        """Those of a base model, since it begins with a chat model, and of dcr-lite compare."""
+        return ("from_base_model", "base_model", "base_format", "augmentations")
 
     @property
     def files(self) -> dict[str, Path]:

@@ -16,7 +16,7 @@ from dcr_lite.mend.outcome import caution, outcome, verdict_of
 from dcr_lite.mend.page import check_lines, page
 from dcr_lite.mend.prompts import FOLDER, Wish
 from dcr_lite.mend.reader import Reader, alone
-from dcr_lite.mend.results import CHECK, OUTCOME
+from dcr_lite.mend.results import CHECK, OUTCOME, read_outcome
 from dcr_lite.mend.settings import MendSettings
 from dcr_lite.model import distributed
 from dcr_lite.model.chat import encode_prompts
@@ -30,7 +30,7 @@ from dcr_lite.run.joined import has_joined, with_joined
 from dcr_lite.run.kept import kept_of
 from dcr_lite.run.run_folder import RunFolder
 from dcr_lite.run.steps import answer_with, answers_given
-from dcr_lite.run.terminal import console, progress_bar, show_line
+from dcr_lite.run.terminal import console, progress_bar, show_file, show_line, show_results
 
 BEFORE, AFTER, CHECKED, JOINED = "mend_before", "mend_after", "mend_check", "mend_joined"  # parts of a run
 PAGE = "mend.md"
@@ -96,7 +96,7 @@ def join(
         others = [row for row in read_conversations(settings.augmentation_rows) if not row.before]
         joined = joining.join(reader, alone(data), wishes, others)
         facts: dict[str, Any] = {"cross_validated": None}
-        if not any(wish.answered and wish.part == "kept" for wish in wishes):
+        if not any(wishes[i].part == "kept" for i in refused):
             facts["cross_validated"] = joining.cross_validated(reader, joined.training)
 
         def keep() -> None:
@@ -147,10 +147,14 @@ def _answered(
     return answers
 
 
-def show_verdict(run: RunFolder, verdict: str) -> None:
-    """Print how it came out, and where the answers are."""
-    if distributed.is_main():
-        show_line(f"\n{verdict}")
-        console.print(
-            f"  {run.path / PAGE!s:<36} your prompts before and after (private)", markup=False, soft_wrap=True
-        )
+def show_outcome(run: RunFolder, report: dict[str, Any]) -> None:
+    """Print the results and the files of the run, how mending came out, and what to do next."""
+    if not distributed.is_main():
+        return
+    show_results(report, run.path)
+    show_file(run.path / PAGE, "your prompts before and after (private)")
+    found = read_outcome(run.path)
+    show_line(f"\n{found.verdict}")
+    console.print("Next:")
+    for command in found.commands:
+        console.print(f"  {command}", markup=False, soft_wrap=True)

@@ -73,6 +73,7 @@ class Data:
     watched: development prompts of the three kinds, for the curves along safety SFT.
     longest, left_out: tokens of the longest row, and how many rows were longer than fits, by the names of the settings
         that hold them; empty until long_rows.py has looked.
+    joined: how many of the training pairs, the last ones, have joined those of the run (joined.py).
     """
 
     training: list[Pair]
@@ -84,6 +85,7 @@ class Data:
     held_out: list[Prompt]
     longest: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    joined: int = 0
 
 
 def load_data(settings: Settings) -> Data:

@@ -52,4 +52,5 @@ def with_joined(run: Path, data: Data) -> Data:
         data,
         training=[*data.training, *found["training"]],
         development=[*unseen, *found["development"]],
+        joined=len(found["training"]),
     )

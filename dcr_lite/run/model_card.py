@@ -113,6 +113,11 @@ def model_card(
 
 def _how(report: dict[str, Any]) -> str:
     """What was done to the model, in a phrase."""
+    return f"mended with prompts of the user's own, by {_steps(report)}" if _joined(report) else _steps(report)
+
+
+def _steps(report: dict[str, Any]) -> str:
+    """The steps of the run, in a phrase."""
     settings = report["settings"]
     layer, sft = plain(str(settings["layer"])), "safety SFT" if _has_stage2(settings) else ""
     if settings["stage1"] == "no":
@@ -132,12 +137,19 @@ def _has_dial(report: dict[str, Any]) -> bool:
     return bool(report["settings"]["dial"] != "none" or report.get("dial"))
 
 
+def _joined(report: dict[str, Any]) -> int:
+    """How many of the pairs have prompts of the user's own; 0 in a report that was written before they were counted."""
+    return int(report["data"].get("joined_pairs", 0))
+
+
 def _training_data(report: dict[str, Any]) -> str:
     """What the adapter was trained on, and where that comes from, as a sentence."""
     settings = report["settings"]
     n = {rows: plain(str(count)) for rows, count in report["data"].items()}
     origin = {rows: _origin(settings[rows]) for rows in SHIPPED_FILES}
     text = f"{n['pairs']} pairs of a toxic and a seemingly toxic prompt ({origin['pairs']})"
+    if joined := _joined(report):
+        text += f";\n{joined} pairs with prompts of the user's own, which are not published"
     if _has_stage2(settings):
         counts = report["data"].get("own_answers")
         learnt = counts["learnt"] if counts else n["instructions"]

@@ -217,7 +217,8 @@ def run_report(
         "methods": results,
         "stage1": {k: done["stage1"].get(k) for k in ("best", "best_step")}
         | {"auroc_by_step": separation_curve(run.metrics)},
-        "data": {"pairs": len(data.training), "development_pairs": len(data.development), **settings.sizes}
+        "data": {"pairs": len(data.training) - data.joined, "joined_pairs": data.joined}
+        | {"development_pairs": len(data.development), **settings.sizes}
         | {"longest": data.longest, "left_out": data.left_out}
         | {"own_answers": done.get("own_answers", {}).get("counts")},
         "seconds": seconds,

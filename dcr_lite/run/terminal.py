@@ -142,6 +142,11 @@ def show_line(text: str) -> None:
     console.print(f"{text}\n", markup=False)
 
 
+def show_file(path: Path, what: str) -> None:
+    """Print a path, and what is there. Never wrapped and never read as markup: a path is there to be copied."""
+    console.print(f"  {path!s:<36} {what}", markup=False, soft_wrap=True)
+
+
 def show_page(page: Path) -> None:
     """Print a page of Markdown and its path; in place of each picture the path of its file."""
     text = re.sub(r"!\[.*?\]\((.*?)\)", lambda shown: f"`{page.parent / shown[1]}`", page.read_text(encoding="utf-8"))
@@ -150,7 +155,13 @@ def show_page(page: Path) -> None:
 
 
 def show_end(report: dict[str, Any], folder: Path) -> None:
-    """Print the results, one row a model, the files of the run, and what to do next."""
+    """Print the results and the files of a run, and what to do next."""
+    show_results(report, folder)
+    console.print("\nNext: look at report.md; try --seed 1 --run another/folder; --help lists every setting.")
+
+
+def show_results(report: dict[str, Any], folder: Path) -> None:
+    """Print the results, one row a model, and the files of the run."""
     table = Table(title="Refusals on held-out prompts (95 % interval)", title_justify="left", title_style="bold")
     table.add_column("")
     for column in ("toxic \N{UPWARDS ARROW}", "seemingly toxic \N{DOWNWARDS ARROW}", "plain \N{DOWNWARDS ARROW}",
@@ -174,9 +185,7 @@ def show_end(report: dict[str, Any], folder: Path) -> None:
         ("answers", "the answers of each model (private: contains answers to toxic prompts)"),
         ("report.json", "the same numbers for programs"),
     ):
-        # Never wrapped and never read as markup: a path is there to be copied.
-        console.print(f"  {folder / name!s:<36} {what}", markup=False, soft_wrap=True)
-    console.print("\nNext: look at report.md; try --seed 1 --run another/folder; --help lists every setting.")
+        show_file(folder / name, what)
 
 
 def _rate(rate: dict[str, Any] | None) -> str:

@@ -39,6 +39,7 @@ def void(settings: Settings) -> list[tuple[tuple[str, ...], str]]:
     replaces, needs = "{} replaces {{}}: give one or the other", "without {} nothing uses {{}}: give both or neither"
     is_circle, of_base = settings.contrastive_loss == "circle", ("base_model", "base_format")
     rules = (
+        (True, settings.void, "leave out {}, for which this command has no use"),
         (settings.paper, OF_PAPER, replaces.format("--paper")),
         (settings.from_base_model, ("model", "chat_format"), replaces.format("--from-base-model")),
         (not settings.from_base_model, of_base, needs.format("--from-base-model")),

@@ -88,4 +88,4 @@ def prepare(folder: Path, mending: Mending) -> None:
     verdict = verdict_of(found, mending.model, mending.home / "model_mended")
     write_json(found | {"check": check, "verdict": verdict}, mended / "mend" / OUTCOME)
     Joined([], []).save(mended)
-    write_json({}, mended / "report.json")
+    write_json({"model": mending.model}, mended / "report.json")

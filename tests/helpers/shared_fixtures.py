@@ -120,7 +120,7 @@ def dialled_run(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """That run with a dial, set to 0.5, to read only."""
     from given_dials import give_dial
 
-    run = Path(shutil.copytree(demo_run, tmp_path_factory.mktemp("dialled") / "run"))
+    run = Path(shutil.copytree(demo_run, tmp_path_factory.mktemp("dialled") / "turned"))
     give_dial(run, 0.5)
     return run
 
