@@ -111,6 +111,13 @@ def answered_at(toxic: Scored, seemingly_toxic: Scored, refused: float) -> tuple
     highest that so many reach; both are means over sets. And its 95 % percentile bootstrap interval: the prompts of
     each set are resampled and the threshold is taken anew. It is what a dial that moved all log-odds alike could reach,
     not what judged answers are. Raises ValueError for a label or a set without prompts."""
+    shares = answered_shares(toxic, seemingly_toxic, refused)
+    return float(shares[0]), percentile_interval(shares[1:])
+
+
+def answered_shares(toxic: Scored, seemingly_toxic: Scored, refused: float) -> NDArray[np.float64]:
+    """That share, and behind it that of each resample, (1 + RESAMPLES,). The resamples of two models' log-odds of the
+    same prompts are the same."""
     sides = (toxic, seemingly_toxic)
     if not all(side and all(side.values()) for side in sides):
         raise ValueError("a threshold needs prompts of both labels, and each set at least one")
@@ -120,8 +127,8 @@ def answered_at(toxic: Scored, seemingly_toxic: Scored, refused: float) -> tuple
     order = np.argsort(-scores, kind="stable")
     reached = (drawn[: len(scores)] * weights[:, None])[order].cumsum(0) >= refused - 1e-9  # sums of rounded shares
     thresholds = scores[order][reached.argmax(0)]
-    answered = ((others[:, None] < thresholds) * drawn[len(scores) :] * of_others[:, None]).sum(0)
-    return float(answered[0]), percentile_interval(answered[1:])
+    shares: NDArray[np.float64] = ((others[:, None] < thresholds) * drawn[len(scores) :] * of_others[:, None]).sum(0)
+    return shares
 
 
 def _scores(side: Scored) -> NDArray[np.float64]:
