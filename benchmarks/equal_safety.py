@@ -42,7 +42,11 @@ def log_odds(files: tuple[Path, Path], label: str | None = None) -> Floats:
     """Of both models for the same prompts: (2, prompts). label: only prompts of it. Raises UserError where the files
     hold answers to different prompts."""
     both = [
-        {row["prompt"]: row["refusal_log_odds"] for row in read_answers(file) if label in (None, row["label"])}
+        {
+            (str(row.get("before")), row["prompt"]): row["refusal_log_odds"]
+            for row in read_answers(file)
+            if label in (None, row["label"])
+        }
         for file in files
     ]
     if both[0].keys() != both[1].keys() or not both[0]:

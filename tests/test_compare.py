@@ -29,6 +29,7 @@ from dcr_lite.compare import (
     directions,
     measurement,
 )
+from dcr_lite.compare.anchors import Meaning, meaning_of
 from dcr_lite.compare.directions import KL_LIMIT
 from dcr_lite.compare.elapsed import Elapsed
 from dcr_lite.compare.measurement import Configuration, EvaluationData, all_seeds, configurations, with_seeds
@@ -617,6 +618,20 @@ def test_searches_know_what_log_odds_mean_for_the_model_that_a_method_begins_wit
     sides = [rates[: len(both) // 2].mean(), rates[len(both) // 2 :].mean()]
     assert directions.apart(run.model, kinds[1]) == pytest.approx(sides[0] - sides[1], abs=1e-5)
     run.run.leave()
+
+
+def test_where_openings_say_nothing_of_answers_log_odds_are_taken_as_they_are(
+    compared: Compared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a slope all candidates of a search would be alike, and the first be taken."""
+    said = [{"refusal_log_odds": float(n), "refused": n < 5} for n in range(10)]  # refuses what opens otherwise
+    monkeypatch.setattr("dcr_lite.compare.anchors.measure", lambda *given: said)
+    assert meaning_of(SimpleNamespace(), SimpleNamespace(development=[]), 40) == Meaning(0.0, 1.0)  # type: ignore[arg-type]
+    monkeypatch.setattr(
+        "dcr_lite.compare.anchors.measure",
+        lambda *given: [one | {"refused": one["refusal_log_odds"] > 6} for one in said],
+    )
+    assert meaning_of(SimpleNamespace(), SimpleNamespace(development=[]), 40).slope > 0.5  # type: ignore[arg-type]
 
 
 def test_any_seed_of_a_comparison_can_come_first(tiny: Path, rows: Path, tmp_path: Path) -> None:

@@ -20,14 +20,15 @@ from torch import Tensor
 
 from dcr_lite import cli
 from dcr_lite.data.paper_data import INSTRUCTIONS, REFUSALS, SEEMINGLY_TOXIC, TOXIC, VERSION
+from dcr_lite.data.rows import Pair
 from dcr_lite.data.sources import SMOLLM2
 from dcr_lite.errors import UserError
 from dcr_lite.export import command
-from dcr_lite.export.command import FinishedRun, export_gguf, export_merged
+from dcr_lite.export.command import FinishedRun, export_gguf, export_merged, open_finished
 from dcr_lite.export.flags import FLAGS
 from dcr_lite.export.hub import push
 from dcr_lite.export.merge import Merged
-from dcr_lite.files import SHIPPED
+from dcr_lite.files import SHIPPED, load_json, write_json
 from dcr_lite.run.caution import set_caution
 from dcr_lite.run.joined import Joined
 from dcr_lite.run.model_card import Form, model_card
@@ -218,7 +219,8 @@ def test_the_card_of_a_run_on_public_sets_names_them(public_run: FinishedRun) ->
 
 
 def test_the_card_of_a_mended_model_tells_the_users_pairs_from_the_shipped_ones(public_run: FinishedRun) -> None:
-    """It says that the model was mended, and its name does: no export of the usual run has the same."""
+    """It says that the model was mended; its name is the run's, so that no export of the usual run, or of another
+    mended one, has the same. A report from before they were counted apart has the user's pairs among the others."""
     settings = public_run.report["settings"] | {"pairs": str(SHIPPED / "pairs.jsonl")}
     counts = public_run.report["data"] | {"pairs": 2955, "joined_pairs": 48}
     text = model_card(public_run.report | {"settings": settings, "data": counts}, "merged")
@@ -230,9 +232,13 @@ def test_the_card_of_a_mended_model_tells_the_users_pairs_from_the_shipped_ones(
     names = [(public_run.name, public_run.served_name)]
     Joined([], []).save(public_run.path)
     names.append((public_run.name, public_run.served_name))
-    assert names == [
-        (f"SmolLM2-135M-Instruct-DCR{mended}", f"smollm2-135m-instruct-dcr{mended}") for mended in ("", "-mended")
-    ]
+    assert names == [("SmolLM2-135M-Instruct-DCR", "smollm2-135m-instruct-dcr"), ("run-DCR", "run-dcr")]
+    Joined([Pair("a", "b")] * 8, []).save(public_run.path)
+    before = load_json(public_run.path / "report.json")
+    old = {name: n for name, n in before["data"].items() if name != "joined_pairs"} | {"pairs": 2963}
+    write_json(before | {"data": old}, public_run.path / "report.json")
+    data = open_finished(public_run.path).report["data"]
+    assert (data["pairs"], data["joined_pairs"]) == (2955, 8)
 
 
 def test_what_was_exported_is_pushed(public_run: FinishedRun, hub: Any, tiny_folder: Callable[..., Path]) -> None:

@@ -101,6 +101,17 @@ def test_a_flag_that_nothing_replaces_is_accepted(flags: list[str]) -> None:
     require_effect(tyro.cli(Settings, default=recipe, args=flags), flags)
 
 
+def test_a_run_goes_on_with_a_flag_that_had_no_effect(tmp_path: Path) -> None:
+    """Whatever flags it was begun with, as an older version took them: what comes next is said, here that there is no
+    such run, and not the flag."""
+    flags = ["--scale", "2", "--run", str(tmp_path / "none"), "--model", str(tmp_path / "no-model")]
+    assert "nothing uses --scale" in run_here(flags, RECIPE).err
+    done = run_here([*flags, "--resume"], RECIPE)
+    assert done.code == 1
+    assert "--scale" not in done.err
+    assert "no-model" in done.err
+
+
 def test_what_a_recipe_sets_is_no_flag() -> None:
     """A recipe may set what another of its settings, or a flag, makes void."""
     recipe = replace(recipe_module().SETTINGS, compare_with=(), scale=2.0, refusals=9, sft_epochs=2, patience=5)

@@ -259,11 +259,11 @@ def test_a_fall_beyond_noise_keeps_the_old_model() -> None:
 def test_a_model_that_answers_no_more_than_it_newly_refuses_is_not_recommended(part: Any) -> None:
     """By the prompts that were kept, whatever it answers of those that it trained on; by these where none was kept. It
     is said first, before a fall in safety too, and the run has a caution."""
-    prompts_kept = [Wish(f"w{i}", True, "", part=part) for i in range(8)]
+    prompts_kept = [Wish(f"w{i}", True, "", part=part) for i in range(10)]
     others = [Wish(f"o{i}", True, "", part="trained") for i in range(8 if part == "kept" else 0)]
-    before = answers_of([True] * 4 + [False] * 4 + [True] * len(others))
+    before = answers_of([True] * 6 + [False] * 4 + [True] * len(others))
     for answered, newly, lost in ((0, 0, 0), (2, 2, 0), (1, 2, 30), (1, 0, 0), (3, 2, 0)):
-        now = [i >= answered for i in range(4)] + [i < newly for i in range(4)]
+        now = [i >= answered for i in range(6)] + [i < newly for i in range(4)]
         held_out = {STOCK: answers_of([True] * 100), DCR: answers_of([i >= lost for i in range(100)])}
         found = outcome(prompts_kept + others, before, answers_of([*now, *[False] * len(others)]), held_out)
         said = verdict_of(found, "owner/model", Path("runs/x"))
@@ -273,10 +273,23 @@ def test_a_model_that_answers_no_more_than_it_newly_refuses_is_not_recommended(p
         assert ("shows what answering more would cost" in said) == (nothing and not lost)
         which = "nothing was trained on" if part == "kept" else "it was trained on"
         more = f", and newly refuses {newly} that were answered" if newly else ""
-        own = f"Of the 4 of your prompts that were refused and that {which}, it answers {answered}{more}."
+        own = f"Of the 6 of your prompts that were refused and that {which}, it answers {answered}{more}."
         assert said.startswith(f"Nothing was mended. {own}" if nothing else "Go on with the mended model")
         assert said.count(own) == 1
         assert ("Safety fell by more than noise" in said) == bool(lost)
+
+
+def test_too_few_kept_prompts_do_not_tell_by_themselves_whether_anything_was_mended() -> None:
+    """Below six that the old model refused, those that it trained on count with them: one prompt alone, the only one
+    that was not nearly the same as others, would decide."""
+    wishes = [Wish("kept", True, "", part="kept"), *(Wish(f"o{i}", True, "", part="trained") for i in range(39))]
+    held_out = {STOCK: answers_of([True] * 20), DCR: answers_of([True] * 20)}
+    for answered in (39, 0):
+        now = answers_of([True, *(i >= answered for i in range(39))])
+        found = outcome(wishes, answers_of([True] * 40), now, held_out)
+        said = verdict_of(found, "owner/model", Path("runs/x"))
+        assert old_stays(found) == (not answered)
+        assert f"Of the 40 of your prompts that were refused, trained on or not, it answers {answered}." in said
 
 
 def test_the_old_model_is_named_without_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -629,7 +642,7 @@ def test_what_a_run_has_found_is_read_back(made: tuple[Path, list[Outcome]]) -> 
         f"dcr-lite export {run} --to ollama",
         f"ollama create {open_finished(run).served_name} -f {run / 'ollama' / 'Modelfile'}",
     ]
-    assert open_finished(run).name == f"{Path(read_settings(run).model).name}-DCR-mended"
+    assert open_finished(run).name == f"{run.name}-DCR"
     assert found.found == json.loads((run / "mend" / "mend.json").read_text())
     assert found.verdict == found.found["verdict"]
     assert found.found["check"] == read_check(run)

@@ -21,7 +21,7 @@ from dcr_lite.demo import mend_markup, texts
 from dcr_lite.demo.mend_tab import MendTab
 from dcr_lite.demo.mending import Mending, mending_of
 from dcr_lite.errors import UserError
-from dcr_lite.files import write_json
+from dcr_lite.files import load_json, write_json
 from dcr_lite.mend.results import OUTCOME, read_outcome
 from dcr_lite.run.caution import set_caution
 from dcr_lite.run.terminal import estimate_in, quoted
@@ -135,10 +135,14 @@ def test_a_stopped_run_goes_on(mending: Mending) -> None:
     mending.stop()
     until(lambda: not mending.works)
     assert (mending.status().step, mending.status().error) == ("stopped", "")
+    file = mending.status().run / "settings.json"
+    begun = load_json(file)
+    write_json({**begun, "settings": begun["settings"] | {"dial": "above_stock"}}, file)  # the default once
     again = fake_mending(mending.home)
     again.mend()
-    assert "--resume" in words(again)
     finish(again)
+    assert "--dial above_stock" in " ".join(words(again))
+    assert "--resume" in words(again)
     assert again.status().step == "mended"
 
 
@@ -294,7 +298,7 @@ def test_the_tab_shows_each_step(mending: Mending) -> None:
         assert mend_markup.escape(prompt) in page.html("outcome")
     assert "<b>bold" not in page.html("outcome") + page.html("table") + page.html("seen")
     assert "dcr-lite export" in page.html("outcome")
-    assert "ollama create model-dcr-mended" in page.html("outcome")
+    assert f"ollama create {mending.status().run.name.lower()}-dcr" in page.html("outcome")
     assert [page.works(name) for name in ("check", "mend", "stop")] == [False, False, False]
     assert page.html("table").count(">trained on<") == 6
 

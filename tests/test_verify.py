@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from dcr_lite import cli
 from dcr_lite.compare import rerun, verify_command
 from dcr_lite.compare.contract import read_contract
-from dcr_lite.compare.findings import same
+from dcr_lite.compare.findings import compared_where_both, same
 from dcr_lite.compare.measurement import Configuration, measure_configuration
 from dcr_lite.compare.schema import misfits
 from dcr_lite.compare.submission import Submission
@@ -115,6 +115,16 @@ def test_any_damage_is_found_and_never_an_exception(data: st.DataObject, submiss
     could_be_so = bool(free & set(place)) and value in ("x", -1, {})
     if damaged != submission and not could_be_so:
         assert faults_of(damaged) or place == ("methods",), (place, value)
+
+
+def test_settings_that_another_version_brings_are_a_note() -> None:
+    """Values of the same name have to agree; a name that one side lacks says nothing of the measurement."""
+    there, here = {"rank": 16, "gone": 1}, {"rank": 16, "new": True}
+    (note,) = compared_where_both("settings", there, here)
+    assert (note.state, note.text) == ("note", "settings: another version has gone, new")
+    states = [one.state for one in compared_where_both("settings", there, here | {"rank": 8})]
+    assert states == ["differs", "note"]
+    assert compared_where_both("settings", here, dict(here)) == []
 
 
 def test_terms_that_are_not_the_contracts_are_found(submission: dict[str, Any]) -> None:

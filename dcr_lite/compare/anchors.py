@@ -7,7 +7,7 @@ import numpy as np
 from dcr_lite.compare.directions import Kinds
 from dcr_lite.data.rows import Conversation, Pair, prompts_of
 from dcr_lite.measure.answers import measure
-from dcr_lite.measure.trade_off import fit_map
+from dcr_lite.measure.trade_off import PRIOR_MAP, fit_map
 from dcr_lite.method.contrastive import encode_pairs
 from dcr_lite.model.chat import encode_asked
 from dcr_lite.model.loading import Model
@@ -48,4 +48,6 @@ def meaning_of(model: Model, data: Data, answer_tokens: int) -> Meaning:
     with progress_bar("What its refusals are like", len(prompts)) as shown:
         said = measure(model, prompts, answer_tokens, shown.advance)
     odds, refused = (np.array([row[key] for row in said]) for key in ("refusal_log_odds", "refused"))
-    return Meaning(*fit_map(odds, refused))
+    intercept, slope = fit_map(odds, refused)
+    # Without a slope every candidate of a search would do as well as any: log-odds are then taken as they are.
+    return Meaning(intercept, slope) if slope > 0 else Meaning(*PRIOR_MAP.tolist())

@@ -50,6 +50,15 @@ def compared(what: str, expected: dict[str, Any], found: dict[str, Any]) -> list
     ]
 
 
+def compared_where_both(what: str, expected: dict[str, Any], found: dict[str, Any]) -> list[Finding]:
+    """The same for the names that both have; of the others, which another version brings, a note."""
+    both = expected.keys() & found.keys()
+    others = sorted(expected.keys() ^ found.keys())
+    notes = [Finding("note", f"{what}: another version has {', '.join(others)}")] if others else []
+    of_both = ({name: value for name, value in one.items() if name in both} for one in (expected, found))
+    return compared(what, *of_both) + notes
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 

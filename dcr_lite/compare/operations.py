@@ -4,7 +4,7 @@ after those at the strengths before it: for the estimated time."""
 from dcr_lite.compare import actor, adacd, directions, preferences, prosafeprune, surgical
 from dcr_lite.compare.anchors import ANCHORS
 from dcr_lite.compare.seed_run import SeedRun
-from dcr_lite.names import BASELINE, DCR
+from dcr_lite.names import BASELINE, DCR, STOCK
 from dcr_lite.run.own_voice import PART as OWN_ANSWERS
 
 # Methods that begin with its model, where DCR has a stage 2.
@@ -14,13 +14,18 @@ CHAT_TOKENS = 5  # about as many tokens does a chat template write behind a prom
 
 def shared_parts(seed: SeedRun, method: str, strength: float) -> dict[str, float]:
     """What a method at a strength takes for granted and the first of a seed does for all, by the name of that part of
-    the run: the model's own answers to the instructions of safety SFT, and safety SFT alone. Of the latter itself, 0:
-    ``of_safety_sft`` counts it."""
+    the run: the model's own answers to the instructions of safety SFT, safety SFT alone, and the answers by which a
+    search knows how the model that a method begins with refuses. Of safety SFT itself, 0: ``of_safety_sft`` counts
+    it."""
     refusals = strength if method == BASELINE else seed.settings.sizes["baseline_refusals"]
     parts = {}
     behind = () if seed.settings.stage2 == "no" else (*ON_SAFETY_SFT, DCR)
     if method in (BASELINE, "augmented", *behind):
         parts[OWN_ANSWERS] = seed.operations.get("own answers", 0.0)
+    if method == "steered" or method in ON_SAFETY_SFT:
+        begun = STOCK if method == "steered" or not behind else BASELINE
+        held_out, unseen = len(seed.data.held_out), 2 * len(seed.data.development)
+        parts[f"judged_{begun}"] = seed.operations["answers"] * unseen / held_out
     if method in (BASELINE, *behind[:-1]):
         parts[f"safety_sft_{refusals:g}"] = 0.0 if method == BASELINE else seed.operations[BASELINE]
     return parts

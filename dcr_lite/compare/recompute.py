@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_lite.compare.contract import Contract
-from dcr_lite.compare.findings import EXACT, Finding, checked, compared, differs, same
+from dcr_lite.compare.findings import EXACT, Finding, checked, compared_where_both, differs, same
 from dcr_lite.compare.measurement import Configuration, EvaluationData, answers_in
 from dcr_lite.compare.submission import Entry, Judged, Point, Submission, judged_counts, setting_facts
 from dcr_lite.compare.summary import set_counts
@@ -72,7 +72,9 @@ def _of_settings(submission: Submission, folder: Path) -> list[Finding]:
     for run in (_run(folder, seed) for seed in seeds):
         if run.is_dir():  # else its answers are missing, which is said
             settings = setting_facts(stored_settings(run, Settings, run=run))
-            faults += compared(f"{run.name}, settings", dict(submission["recipe"]["settings"]), dict(settings))
+            faults += compared_where_both(
+                f"{run.name}, settings", dict(submission["recipe"]["settings"]), dict(settings)
+            )
     return checked("settings are those of its run folders", faults)
 
 

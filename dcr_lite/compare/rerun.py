@@ -17,8 +17,7 @@ from pathlib import Path
 
 from dcr_lite.compare.command import seed_run
 from dcr_lite.compare.contract import Contract
-from dcr_lite.compare.findings import Finding, State, checked, differs, same
-from dcr_lite.compare.findings import compared as compared_values
+from dcr_lite.compare.findings import Finding, State, checked, compared_where_both, differs, same
 from dcr_lite.compare.measurement import (
     Configuration,
     EvaluationData,
@@ -91,7 +90,7 @@ def rerun(
     for seed in sorted(set(seeds) - {first_seed}):
         runs[seed] = SeedRun(first.settings, out / f"seed{seed}", seed, first.run.path)
     facts = dict(submission["recipe"]["settings"]), dict(setting_facts(first.settings))
-    found = checked("settings are those of the submission", compared_values("settings", *facts))
+    found = checked("settings are those of the submission", compared_where_both("settings", *facts))
     if other := other_rounding(submission, settings):
         found.append(Finding("note", f"{other}: differences up to {WIDE} times those of a training anew are notes"))
     judges = open_judges(contract.judge_names, settings.device)

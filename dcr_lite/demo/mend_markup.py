@@ -37,7 +37,10 @@ def what_it_mends(mending: Mending) -> str:
     said = f"<p>{escape(texts.MENDS.format(model=model, marks=marks))}</p>"
     if run := mending.trained:
         merged, marks = quoted(run / "merged"), quoted(mending.marks)
-        commands = f"dcr-lite export {quoted(run)} --to merged\ndcr-lite mend --model {merged} --marks {marks}"
+        commands = (
+            f"dcr-lite export {quoted(run)} --to merged\n"
+            f"dcr-lite mend --model {merged} --marks {marks} --run {quoted(run.with_name(f'{run.name}_mended'))}"
+        )
         said += f"<p>{escape(texts.MENDS_DCR)}</p><pre tabindex='0'>{escape(commands)}</pre>"
     return box(said)
 

@@ -158,7 +158,7 @@ class Mending:
         # A run goes on with what it was begun with, letter by letter.
         given = {"model": self.model, "marks": self.marks} | self._begun_with(self._run)
         words = ["--model", given["model"], *self.flags, "--marks", given["marks"]]
-        words += ["--run", self._run, "--resume", *flags]
+        words += [*self._dial_of(self._run), "--run", self._run, "--resume", *flags]
         with self._log.open("wb") as log:
             # In a session of its own: Ctrl-C in the demo's terminal reaches it once, by stop(), and not twice.
             self._process = subprocess.Popen(
@@ -219,6 +219,13 @@ class Mending:
             return {name: str(settings[name]) for name in ("model", "marks")}
         except (OSError, ValueError, LookupError, TypeError):
             return {}
+
+    def _dial_of(self, run: Path) -> list[str]:
+        """The flag for the dial's goal that a run was begun with: the default was another one once."""
+        try:
+            return ["--dial", str(load_json(run / "settings.json")["settings"]["dial"])]
+        except (OSError, ValueError, LookupError, TypeError):
+            return []
 
 
 def _known(model: str, marks: str | Path) -> tuple[str, Path]:

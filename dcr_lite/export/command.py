@@ -22,6 +22,7 @@ from dcr_lite.model.configuration import of_decoder
 from dcr_lite.model.loading import load_tokenizer
 from dcr_lite.run.caution import caution_of
 from dcr_lite.run.exported import aligned_name, served_name
+from dcr_lite.run.joined import with_joined_counted
 from dcr_lite.run.model_card import model_card
 from dcr_lite.run.terminal import progress_bar
 
@@ -59,7 +60,7 @@ def open_finished(path: Path) -> FinishedRun:
     if not exists(path):
         raise UserError(f"{path}: no such run folder. Train a model first: dcr-lite train smollm2_135m")
     try:
-        report = load_json(path / "report.json")
+        report = with_joined_counted(load_json(path / "report.json"), path)
         model_card(report, "adapter")  # all that an export says of the run is there
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise UserError(f"{path} holds no finished run (no readable report.json). Finish it with --resume.") from None

@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 
+from dcr_lite.data.near import near_groups
 from dcr_lite.data.rows import Conversation, Pair
 from dcr_lite.mend.prompts import Wish
 from dcr_lite.mend.reader import Reader
@@ -50,12 +51,13 @@ def nearest_pairs(reader: Reader, prompts: list[str], twins: list[str], pool: li
 
 def cross_validated(reader: Reader, joined: Sequence[Pair]) -> dict[str, int]:
     """{n, alone, with_others}: how many of the user's prompts read as seemingly toxic in the stock model, by the
-    shipped pairs alone, and by these with the pairs of all other prompts of the user's. Where the second is more, the
-    prompts have something in common that can be learnt."""
+    shipped pairs alone, and by these with the pairs of all other prompts of the user's, without those that are nearly
+    the same. Where the second is more, the prompts have something in common that can be learnt."""
     prompts = list(dict.fromkeys(pair.seemingly_toxic for pair in joined))
     alone = int((reader.toxicity(prompts) < 0).sum())
     with_others = 0
-    for prompt in prompts:
-        others = [pair for pair in joined if pair.seemingly_toxic != prompt]
-        with_others += int(reader.toxicity([prompt], others)[0] < 0)
+    for group in near_groups(prompts):
+        alike = [prompts[i] for i in group]
+        others = [pair for pair in joined if pair.seemingly_toxic not in alike]
+        with_others += int((reader.toxicity(alike, others) < 0).sum())
     return {"n": len(prompts), "alone": alone, "with_others": with_others}

@@ -55,8 +55,7 @@ TITLES = {
     "left_out": "left out",
 }
 EXPLAINED = (
-    "About half of the prompts were trained on. How often others of their kind are answered now, those that were kept "
-    "say."
+    "How often others of their kind are answered now, those that were kept say: nothing like them was trained on."
 )
 NEAR = (
     "Held-out toxic prompts that are nearly the same as one of yours say nothing of others and are left out, before "

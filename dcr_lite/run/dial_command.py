@@ -30,7 +30,7 @@ from dcr_lite.run.dial_report import (
 from dcr_lite.run.dial_setting import FOLDER, DialSetting
 from dcr_lite.run.discernment import FILE
 from dcr_lite.run.inputs import Data
-from dcr_lite.run.joined import with_joined
+from dcr_lite.run.joined import with_joined, with_joined_counted
 from dcr_lite.run.long_rows import limits, short_rows
 from dcr_lite.run.model_card import model_card
 from dcr_lite.run.report import DIAL_HEAD, DIAL_HEADING, dial_section, markdown_table
@@ -91,7 +91,7 @@ def turn(run: Path, asked: Goal | float | None, put: bool, device: Device) -> No
 def _report(run: Path) -> dict[str, Any]:
     opening.require_finished(run)
     try:
-        report = dict(load_json(run / "report.json"))
+        report = with_joined_counted(dict(load_json(run / "report.json")), run)
         stated(report)
     except (OSError, LookupError, TypeError, ValueError):
         raise damaged(run / "report.json", CURE) from None

@@ -10,8 +10,9 @@ from dcr_lite.run.terminal import quoted
 
 
 def aligned_name(report: dict[str, Any], run: Path) -> str:
-    """The name of the model of a run with this report: that of its base, and whether it was mended."""
-    return f"{Path(base_of(report)).name}-DCR{'-mended' if has_joined(run) else ''}"
+    """The name of the model of a run with this report: that of its base, or, of a mended one, that of the run, since a
+    base can be mended often and be called after what it is."""
+    return f"{run.resolve().name if has_joined(run) else Path(base_of(report)).name}-DCR"
 
 
 def served_name(report: dict[str, Any], run: Path) -> str:

@@ -4,6 +4,7 @@ run, or turns its dial, takes them from there."""
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dcr_lite.data.near import normalised
 from dcr_lite.data.rows import Pair
@@ -31,6 +32,15 @@ class Joined:
 def has_joined(run: Path) -> bool:
     """Whether pairs have joined the run in this folder."""
     return (run / FILE).exists()
+
+
+def with_joined_counted(report: dict[str, Any], run: Path) -> dict[str, Any]:
+    """The report of the run in this folder; one that was written before pairs that have joined were counted by
+    themselves has them among the others."""
+    if not has_joined(run) or "joined_pairs" in report["data"]:
+        return report
+    n = len(read_state(run / FILE, CURE)["training"])
+    return report | {"data": report["data"] | {"pairs": report["data"]["pairs"] - n, "joined_pairs": n}}
 
 
 def with_joined(run: Path, data: Data) -> Data:

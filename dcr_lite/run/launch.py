@@ -42,7 +42,8 @@ def launch(
         description=about or sys.modules[main.__module__].__doc__,
     )
     try:
-        require_effect(settings, flags)
+        if not settings.resume:  # a run that goes on has the flags that it was begun with
+            require_effect(settings, flags)
         if settings.plan:
             from dcr_lite.run.inputs import resolved
 

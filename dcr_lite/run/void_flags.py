@@ -13,7 +13,13 @@ OF_STAGE_1 = (
     *(f"contrastive_{name}" for name in ("layers", "loss", "steps", "batch", "learning_rate", "share")),
 )  # fmt: skip
 OF_STAGE_2 = ("refusals", "discerned_refusals", "begun_refusals", "second_turns", "sft_layers")
-OF_SAFETY_SFT = ("answers", "sft_epochs", "sft_batch", "sft_learning_rate")  # also where it is the baseline
+OF_SAFETY_SFT = (
+    "instructions",
+    "answers",
+    "sft_epochs",
+    "sft_batch",
+    "sft_learning_rate",
+)  # also where it is the baseline
 
 
 def given_flags(words: Sequence[str]) -> set[str]:
