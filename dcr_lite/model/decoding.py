@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -42,27 +42,27 @@ class _CachedDecoding:
         shared = [(k.expand(len(rows), -1, -1, -1), v.expand(len(rows), -1, -1, -1)) for k, v in prefix]
         self.cache = DynamicCache(shared) if shared else DynamicCache(config=model.network.config)
         self.steering = model.steering(rows) if model.steering else {}
+        # What a PromptCache knows the rows by, until tokens are added; steering may change the layers below it.
+        self.prompt = (prefix_length, tuple(map(tuple, rows))) if self.branches and not self.steering else None
         # Steering begins at the prompt's last token: from its state the answer's first token is predicted.
-        self.logits = self.logits_at(self._forward(ids.to(model.device), 1)[:, -1])
+        self.logits = self.logits_at(self._forward(ids.to(model.device), 1, self.prompt)[:, -1])
 
-    def _forward(self, ids: Tensor, steered: int) -> Tensor:
+    def _forward(self, ids: Tensor, steered: int, of: Hashable = None, goes_on: bool = True) -> Tensor:
         """Post-norm states of the new tokens ``ids`` (batch, new), the last ``steered`` of them steered:
-        (batch, new, d_model)."""
+        (batch, new, d_model). of, goes_on: as ``PromptCache.forward``; of None nothing is kept."""
+        decoder, known = decoder_of(self.model.network), self.model.prompt_cache
+        inputs = {"input_ids": ids, "attention_mask": self.mask, "position_ids": self.positions, "use_cache": True}
+        if known and of is not None:
+            return known.forward(decoder, inputs, self.cache, of, goes_on)
         places = torch.arange(ids.numel(), device=ids.device).view_as(ids)[:, -steered:]
         with adding(self.model.network, self.steering, places.unbind()):
-            out = decoder_of(self.model.network)(
-                input_ids=ids,
-                attention_mask=self.mask,
-                position_ids=self.positions,
-                past_key_values=self.cache,
-                use_cache=True,
-            )
-        return out.last_hidden_state
+            states: Tensor = decoder(past_key_values=self.cache, **inputs).last_hidden_state
+        return states
 
     def extend(self, ids: Tensor) -> Tensor:
         """Append tokens (batch, new) to every row; returns the states (batch, new, ...) from which what follows each of
         them is predicted. ``logits`` is left to the caller."""
-        new = ids.shape[1]
+        new, self.prompt = ids.shape[1], None
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids), new)], 1)
         self.positions = self.positions[:, -1:] + 1 + torch.arange(new, device=ids.device)
         return self._forward(ids, new)
@@ -82,7 +82,8 @@ class _CachedDecoding:
         other.mask = torch.cat([before, sees.expand(len(before), -1, -1)], 2)[:, None]
         other.positions = self.positions[:, -1:] + lengths
         last = torch.tensor([text[-1] for text in texts], device=device)
-        return other._forward(last.expand(len(before), -1), len(texts))
+        of = self.prompt and (self.prompt, tuple(texts))
+        return other._forward(last.expand(len(before), -1), len(texts), of, goes_on=False)
 
     def logits_at(self, states: Tensor, ahead: int = 0) -> Tensor:
         """Logits (..., vocabulary) of the token that follows ``ahead`` further ones, from its ``states`` (batch, ...,
@@ -91,6 +92,7 @@ class _CachedDecoding:
 
     def keep(self, rows: Tensor) -> None:
         """Continue with these rows only."""
+        self.prompt = None
         self.cache.reorder_cache(rows)  # which, unlike batch_select_indices, convolutions and linear attention have
         self.mask, self.positions, self.logits = self.mask[rows], self.positions[rows], self.logits[rows]
         self.steering = {layer: vectors[rows] for layer, vectors in self.steering.items()}
@@ -117,7 +119,7 @@ class _CachedDecoding:
 
     def join(self, other: "_CachedDecoding") -> None:
         """Continue with the rows of ``other`` as well, behind these. ``other`` is not to be used any more."""
-        more = other.mask.shape[1] - self.mask.shape[1]
+        more, self.prompt = other.mask.shape[1] - self.mask.shape[1], None
         self._widen(max(0, more))
         other._widen(max(0, -more))
         for layer, of_other in zip(self.cache.layers, other.cache.layers, strict=True):

@@ -24,6 +24,7 @@ from dcr_lite.model.dates import fix_day
 from dcr_lite.model.free_memory import empty_cache
 from dcr_lite.model.memory import LEAST_TOKENS, MOST_PROMPTS, MOST_TOKENS
 from dcr_lite.model.packing import ATTENTION, ATTENTION_SHARE, Batch, pack, pad, passes, shared_prefix
+from dcr_lite.model.prompt_cache import PromptCache
 from dcr_lite.model.thinking import answer_at_once
 from dcr_lite.model.unsloth import TRANSFORMERS, Choice
 
@@ -74,6 +75,7 @@ class Model:
         output from a prompt's last token on: {layer: (rows, d_model)}. See compare/scans.py.
     openings: how it begins a refusal; of a run those that were found (run/found_settings.py).
     contrast: None, or what chooses the first tokens of answers with the help of second prompts. See compare/adacd.py.
+    prompt_cache: None, or what keeps, while only later layers change, what earlier ones make of prompts.
     """
 
     network: Any
@@ -90,6 +92,7 @@ class Model:
     steering: Callable[[list[list[int]]], dict[int, Tensor]] | None = None
     openings: tuple[str, ...] = field(default_factory=lambda: REFUSING_OPENINGS)
     contrast: Contrast | None = None
+    prompt_cache: PromptCache | None = None
 
     def __post_init__(self) -> None:
         self.gradient_scale = self.first_gradient_scale

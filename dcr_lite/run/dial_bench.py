@@ -21,6 +21,7 @@ from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_asked
 from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
+from dcr_lite.model.prompt_cache import PromptCache
 from dcr_lite.names import DCR
 from dcr_lite.run.dial_setting import CURE
 from dcr_lite.run.inputs import Data
@@ -50,6 +51,7 @@ class Bench:
         self._rows = encode_asked(model.tokenizer, self._prompts, model.window - self._tokens)
         self._usual: list[tuple[list[int], list[int]]] | None = None  # plain prompts, answered at strength 0
         self._usual_loss = 0.0
+        self._below = PromptCache(settings.layer)
         self._kept: dict[str, Any] = {"stock": None, "gains": {}, "at": {}}
         self._asked: dict[str, bool] = {}  # strengths, and whether for judged answers
         if (folder / READINGS).exists():
@@ -65,7 +67,8 @@ class Bench:
         prompts = prompts_read(data.training, data.instructions) + len(GAINS) * len(unseen)
         with progress_bar("Prompts for the dial", prompts) as shown:
             fitted = fit_dial(self.model, DCR, layer, data.training, data.instructions, shown.advance)
-            fitted, self._kept["gains"] = find_gain(self.model, DCR, fitted, unseen, shown.advance)
+            with self._below_kept():
+                fitted, self._kept["gains"] = find_gain(self.model, DCR, fitted, unseen, shown.advance)
         write_state(self._kept, self.folder / READINGS)
         return fitted
 
@@ -88,8 +91,18 @@ class Bench:
     def _at(self, strength: float) -> Iterator[None]:
         """Within the block DCR answers with the dial at a strength."""
         adapters.activate(self.model, DCR)
-        with turned(self.model, DCR, self.dial, strength):
+        with turned(self.model, DCR, self.dial, strength), self._below_kept():
             yield
+
+    @contextmanager
+    def _below_kept(self) -> Iterator[None]:
+        """Within the block, in which DCR answers and nothing below the dial changes, prompts that were read before go
+        through the dial's layer and later ones alone."""
+        self.model.prompt_cache = self._below
+        try:
+            yield
+        finally:
+            self.model.prompt_cache = None
 
     def _keep(self) -> None:
         write_state(self._kept, self.folder / READINGS)
