@@ -31,6 +31,7 @@ from dcr_lite.method.dial_fitting import (
     _spread,
     find_gain,
     fit_dial,
+    fit_readers,
     prompts_read,
     read_inputs,
     ridge,
@@ -40,6 +41,7 @@ from dcr_lite.model.chat import encode_conversations
 from dcr_lite.model.generation import answer
 from dcr_lite.model.hidden_states import decoder_of, states_at_layer
 from dcr_lite.model.loading import Model
+from dcr_lite.model.states_below import RefinedStates
 
 MakeModel = Callable[..., Model]
 LAYER = 2
@@ -220,6 +222,24 @@ def test_pairs_that_have_joined_are_read_by(tiny_model: MakeModel, monkeypatch: 
     )
     assert_close(whole.reader, last.reader, 1e-5)
     assert_far(whole.reader, first.reader)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "olmo3", "gemma2"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_key_and_reader_are_the_same_from_states_below(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch, architecture: str, first: int
+) -> None:
+    """As from token ids, for the last of many pairs, from what stage 1 keeps of the layers below what it trains."""
+    monkeypatch.setattr(dial_fitting, "PAIRS", 20)
+    model, _ = make(tiny_model, architecture)
+    refined = RefinedStates(model, dict(enumerate(encode_pairs(model, PAIRS[:24]))), first, LAYER)
+    expected = fit_readers(model, ADAPTER, LAYER, PAIRS[:24], TEXTS[:4])
+    seen: list[int] = []
+    for found, of in zip(
+        fit_readers(model, ADAPTER, LAYER, PAIRS[:24], TEXTS[:4], seen.append, refined), expected, strict=True
+    ):
+        assert_close(found, of, 1e-3)
+    assert sum(seen) == prompts_read(PAIRS[:24], TEXTS[:4])
 
 
 def test_every_prompt_that_is_read_counts_as_progress(tiny_model: MakeModel) -> None:

@@ -11,6 +11,7 @@ from dcr_lite.data.splits import (
     folds_by_focus,
     most_toxic,
     pair_batches,
+    places_read,
     safety_mixture,
     sample,
     sft_batches,
@@ -97,6 +98,18 @@ def test_a_batch_of_less_than_two_pairs_is_refused(n: int, batch: int) -> None:
 
 INSTRUCTIONS = [Conversation(f"question {i}", f"answer {i}") for i in range(60)]
 REFUSALS = [Conversation(f"toxic {i}", "I can't help with that.") for i in range(30)]
+
+
+@given(n=st.integers(4, 30), unseen=st.integers(0, 5), first=st.integers(0, 40), last=st.integers(0, 40))
+def test_stage_1_reads_both_sides_of_what_it_needs(n: int, unseen: int, first: int, last: int) -> None:
+    batches = pair_batches(n, 4, 3, 0)
+    places = places_read(n, unseen, batches, first, last)
+    assert places == sorted(set(places))
+    toxic = {i for i in places if i < n}
+    assert {i - n for i in places if n <= i < 2 * n} == toxic
+    assert {i - 2 * n for i in places if i >= 2 * n} == set(range(unseen))
+    needed = {i for batch in batches for i in batch} | set(range(n)[:first]) | set(list(range(n))[max(0, n - last) :])
+    assert toxic == needed
 
 
 @given(n=st.integers(0, 60), m=st.integers(0, 30), seed=st.integers(0, 5))

@@ -147,8 +147,10 @@ def _along_the_way(count: Counter, asked: Settings, settings: Settings, lengths:
         answers += count.answers(settings.sizes["instructions"], prompt, OWN_TOKENS)
     if settings.dial != "none":
         fitted = 2 * min(DIAL_PAIRS, len(lengths.pairs))
-        answers += count.forward(settings.layer + 1, fitted * prompt, fitted)
+        answers += count.forward(settings.layer + 1 - settings.first_refined, fitted * prompt, fitted)
         answers += DIAL_READINGS * count.answers(2 * lengths.development, prompt, 0)
+        kept = (DIAL_READINGS - 1) * 2 * lengths.development * (prompt + OPENINGS)  # at each strength the same
+        answers -= count.forward(settings.layer, kept, kept)
         answers += DIAL_ANSWERS * count.answers(2 * lengths.development, prompt, settings.answer_tokens)
     return answers
 

@@ -71,6 +71,14 @@ def pair_batches(n_pairs: int, batch_size: int, steps: int, seed: int) -> list[l
     return batches
 
 
+def places_read(n_pairs: int, unseen: int, batches: list[list[int]], first: int, last: int) -> list[int]:
+    """The places that stage 1 reads among all toxic sides of ``n_pairs`` pairs, their seemingly toxic sides, and behind
+    them ``unseen`` other prompts: these, and both sides of the pairs in ``batches``, of the ``first`` and of the
+    ``last`` ones."""
+    pairs = {*range(min(first, n_pairs)), *range(max(0, n_pairs - last), n_pairs)}.union(*batches)
+    return sorted({*pairs, *(n_pairs + i for i in pairs), *range(2 * n_pairs, 2 * n_pairs + unseen)})
+
+
 def safety_mixture(
     instructions: list[Conversation],
     refusals: list[Conversation],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dcr_lite.data.rows import Pair, prompts_of
-from dcr_lite.data.splits import pair_batches
+from dcr_lite.data.splits import pair_batches, places_read
 from dcr_lite.method import losses
 from dcr_lite.method.geometry import Centre, Geometry, kinds_of_pairs
 from dcr_lite.method.gradcache import GradCache
@@ -72,14 +72,15 @@ class ContrastiveRefinement:
     """Stage 1: trains the adapter's layers from ``config.first`` up to L. The loop keeps the weights that separate the
     development pairs best (see ``loop.Stage``).
 
-    geometry: that of the stock model's states, from ``stock_geometry``.
+    geometry: that of the stock model's states, from ``stock_geometry``. last: so many pairs, the last ones, are in
+    ``states`` whether they are trained on or not, for what reads them afterwards.
     """
 
     name = "stage1"
 
     def __init__(
         self, model: Model, adapter: str, training: list[Pair], development: list[Pair], config: ContrastiveConfig,
-        geometry: Geometry, seed: int,
+        geometry: Geometry, seed: int, last: int = 0,
     ):  # fmt: skip
         self.model, self.adapter, self.config, self.geometry = model, adapter, config, geometry
         self.steps, self.learning_rate, self.observe_every = config.steps, config.learning_rate, config.observe_every
@@ -90,9 +91,8 @@ class ContrastiveRefinement:
         self.batches = pair_batches(self.pairs, config.batch_size, config.steps, seed)
         activate(model, adapter)
         self.parameters = train_only(model, adapter, range(config.first, config.layer + 1))
-        seen = {i for pairs in self.batches for i in pairs}
-        wanted = sorted({*seen, *(self.pairs + i for i in seen), *self.reference, *self.unseen})
-        self.states = RefinedStates(model, {i: self.rows[i] for i in wanted}, config.first, config.layer)
+        places = places_read(self.pairs, len(self.unseen), self.batches, REFERENCE_PAIRS, last)
+        self.states = RefinedStates(model, {i: self.rows[i] for i in places}, config.first, config.layer)
 
     def step(self, number: int) -> float:
         """One batch's gradients: states, geometry, similarity, loss, backward. Returns the loss."""

@@ -3,7 +3,7 @@ model itself refuses. Nothing is trained: key and reader are ridge regressions o
 in one pass through the layers up to L, and the shift is one gradient of the log-odds of refusing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -24,6 +24,7 @@ from dcr_lite.model.hidden_states import states_at_layer
 from dcr_lite.model.in_passes import in_passes
 from dcr_lite.model.loading import Model, in_halves, require_finite
 from dcr_lite.model.states import TOKENS_PER_PART
+from dcr_lite.model.states_below import RefinedStates
 
 PAIRS = 4000  # training pairs that the reader is fitted on, the last ones: more read better, at their time
 CONVERSATIONS = 64  # answered instructions, since the key has to hold at the tokens of answers too
@@ -37,6 +38,7 @@ NATS = 10.0  # by which strength 1 lowers the log-odds of refusing, as long as t
 
 
 Progress = Callable[[int], None]  # called with how many more prompts were read
+Readers = tuple[Tensor, Tensor]  # key and reader of a dial
 
 
 def prompts_read(pairs: list[Pair], conversations: list[Conversation]) -> int:
@@ -46,24 +48,38 @@ def prompts_read(pairs: list[Pair], conversations: list[Conversation]) -> int:
 
 def fit_dial(
     model: Model, adapter: str, layer: int, pairs: list[Pair], conversations: list[Conversation],
-    progress: Progress = lambda done: None,
+    progress: Progress = lambda done: None, readers: Readers | None = None,
 ) -> Dial:  # fmt: skip
     """The dial of an adapter at ``layer``, without gain, from training pairs and answered instructions. The adapter is
-    as trained afterwards.
+    as trained afterwards. readers: what ``fit_readers`` gave, if it has been asked.
 
     Raises UserError where layer L has no map that could carry it, or nothing that it puts out would change a refusal.
     """
-    module = carrier(model, layer)[1]
-    remove_extra_ranks(model, adapter, module)
+    key, reader = readers or fit_readers(model, adapter, layer, pairs, conversations, progress)
+    remove_extra_ranks(model, adapter, carrier(model, layer)[1])
     activate(model, adapter)
-    pairs = pairs[-PAIRS:]
-    read = read_kinds(model, layer, pairs, conversations, progress)
+    prompts = first_pairs(encode_pairs(model, pairs[-PAIRS:]), GRADIENT_PAIRS)
+    return Dial(layer, _direction(model, adapter, layer, key, prompts), key, reader)
+
+
+def fit_readers(
+    model: Model, adapter: str, layer: int, pairs: list[Pair], conversations: list[Conversation],
+    progress: Progress = lambda done: None, refined: RefinedStates | None = None,
+) -> Readers:  # fmt: skip
+    """The key and the reader of a dial (see ``Dial``), by no more than the layers up to ``layer``. The adapter is as
+    trained afterwards. refined: stage 1's, of these ``pairs``, while nothing below its first layer has changed.
+
+    Raises UserError where layer L has no map that could carry a dial.
+    """
+    remove_extra_ranks(model, adapter, carrier(model, layer)[1])
+    activate(model, adapter)
+    n, last = len(pairs), range(max(0, len(pairs) - PAIRS), len(pairs))
+    known = [*last, *(n + i for i in last)]  # as encode_pairs has the rows
+    read = read_kinds(model, layer, [pairs[i] for i in last], conversations, progress, refined, known)
     inputs, targets = torch.cat([row.inputs for row in read]), torch.cat([row.targets for row in read])
     del read  # a second copy of the inputs
-    both = ridge(inputs, targets)
-    key, reader = both[0].clone(), both[1].clone()
-    prompts = first_pairs(encode_pairs(model, pairs), GRADIENT_PAIRS)
-    return Dial(layer, _direction(model, adapter, layer, key, prompts), key, reader)
+    key, reader = ridge(inputs, targets)
+    return key.clone(), reader.clone()
 
 
 def find_gain(
@@ -148,22 +164,28 @@ class Read:
 
 
 def read_inputs(
-    model: Model, number: int, rows: list[list[int]], kinds: list[float], progress: Progress = lambda done: None
-) -> list[Read]:
+    model: Model, number: int, rows: list[list[int]], kinds: list[float], progress: Progress = lambda done: None,
+    most: int = 0, refined: RefinedStates | None = None, numbers: Sequence[int] = (),
+) -> list[Read]:  # fmt: skip
     """Each row's inputs at layer ``number``, in passes that fit into memory. kinds: what the reader is to read at each
-    row's end. The chat template's beginning, which all rows share, is taken once in each pass."""
-    (layer, _), most = carrier(model, number), max(2, TOKENS // max(1, len(rows)))
+    row's end. The chat template's beginning, which all rows share, is taken once in each pass. most: tokens of a row;
+    0: by how many rows there are. refined, numbers: what knows the states below, and the rows' numbers there."""
+    layer, most = carrier(model, number)[0], most or _most(len(rows))
     model.network.eval()
 
     def read_pass(part: list[int]) -> list[Read]:
-        batch = model.batch([rows[i] for i in part])
+        known = [numbers[i] for i in part] if refined else []
+        batch = refined.batch(known) if refined else model.batch([rows[i] for i in part])
         seen: list[tuple[Tensor, Tensor]] = []
         hook = layer.mlp.down_proj.register_forward_hook(
             lambda _module, inputs, output: seen.append((inputs[0].flatten(0, -2), output.flatten(0, -2)))
         )
         by_maps = unsloth.hookable(layer.mlp) if model.backend.name == "unsloth" else nullcontext()
         with hook, by_maps, model.compute():
-            states_at_layer(model.network, batch, number)
+            if refined:
+                refined.forward(batch, known)
+            else:
+                states_at_layer(model.network, batch, number)
         inputs, outputs = seen[0]
         read = []
         for k, own in enumerate(batch.index):
@@ -185,16 +207,22 @@ def read_inputs(
 
 def read_kinds(
     model: Model, layer: int, pairs: list[Pair], conversations: list[Conversation],
-    progress: Progress = lambda done: None,
+    progress: Progress = lambda done: None, refined: RefinedStates | None = None, numbers: Sequence[int] = (),
 ) -> list[Read]:  # fmt: skip
     """What a dial is fitted to: the toxic sides of the pairs, their seemingly toxic sides, the prompts of CONVERSATIONS
-    answered instructions, and these with their answers."""
+    answered instructions, and these with their answers. refined, numbers: as ``read_inputs``, of the pairs."""
     prompts, chosen = encode_pairs(model, pairs), conversations[:CONVERSATIONS]
     answered = encode_rows(model.tokenizer, chosen, model.window)
-    kinds = [-1.0] * (len(prompts) // 2) + [1.0] * (len(prompts) // 2 + len(chosen))
-    read = read_inputs(model, layer, prompts + [prompt for prompt, _ in answered], kinds, progress)
-    whole = [prompt + answer for prompt, answer in answered]
-    return read + read_inputs(model, layer, whole, [0.0] * len(chosen), progress)
+    asked, whole = [prompt for prompt, _ in answered], [prompt + answer for prompt, answer in answered]
+    kinds, most = [-1.0] * len(pairs) + [1.0] * len(pairs), _most(len(prompts) + len(asked))
+    read = read_inputs(model, layer, prompts, kinds, progress, most, refined, numbers)
+    read += read_inputs(model, layer, asked, [1.0] * len(asked), progress, most)
+    return read + read_inputs(model, layer, whole, [0.0] * len(whole), progress)
+
+
+def _most(rows: int) -> int:
+    """The most tokens to read of each of so many rows."""
+    return max(2, TOKENS // max(1, rows))
 
 
 def _spread(tokens: int, most: int, number: int) -> list[int]:

@@ -106,9 +106,12 @@ def states_at_layer(model: nn.Module, batch: Batch, layer: int, places: Tensor |
         return _pre_norm(decoder, batch, places, **batch.inputs)
 
 
-def states_between(model: nn.Module, batch: Batch, states: Tensor, layers: Sequence[int], places: Tensor) -> Tensor:
-    """The states that the last of some consecutive decoder ``layers`` puts out at ``places`` of the flattened batch,
-    pre-norm, from ``states`` (batch, seq, d_model) that enter the first: (places, d_model). No other layer runs."""
+def states_between(
+    model: nn.Module, batch: Batch, states: Tensor, layers: Sequence[int], places: Tensor | None = None
+) -> Tensor:
+    """The states that the last of some consecutive decoder ``layers`` puts out, pre-norm, from ``states`` (batch, seq,
+    d_model) that enter the first: (batch * seq, d_model), or at ``places`` of these alone (places, d_model). No other
+    layer runs."""
     decoder = decoder_of(model)
     inputs = {k: v for k, v in batch.inputs.items() if k != "input_ids"}
     with only_layers(decoder, layers[0], layers[-1] + 1):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dcr_lite.model import distributed
 from dcr_lite.model.free_memory import free_memory
-from dcr_lite.model.hidden_states import prompt_states, states_at_layer, states_between, width_of
+from dcr_lite.model.hidden_states import states_at_layer, states_between, width_of
 from dcr_lite.model.in_passes import in_passes
 from dcr_lite.model.loading import Model
 from dcr_lite.model.packing import Batch, shared_prefix
@@ -78,8 +78,8 @@ def states_below(model: Model, rows: Mapping[int, list[int]], prefix: int, layer
 
 
 class RefinedStates:
-    """The states at ``layer`` of the last tokens of numbered rows of token ids, while only the layers from ``first`` up
-    to it train: what enters the first one is computed once."""
+    """The states at ``layer`` of numbered rows of token ids, while only the layers from ``first`` up to it train: what
+    enters the first one is computed once."""
 
     def __init__(self, model: Model, rows: Mapping[int, list[int]], first: int, layer: int):
         self.model, self.rows, self.layers = model, rows, range(first, layer + 1)
@@ -87,14 +87,22 @@ class RefinedStates:
         self.below = states_below(model, rows, self.prefix, first - 1) if first else None
 
     def of(self, numbers: list[int]) -> Tensor:
-        """The states of these rows, (rows, d_model), float32."""
-        rows, network = [self.rows[i] for i in numbers], self.model.network
+        """The states of the last tokens of these rows, (rows, d_model), float32."""
+        batch = self.batch(numbers)
         with self.model.compute():
-            if self.below is None:
-                return prompt_states(network, self.model.batch(rows), self.layers[-1])
-            batch = self.model.batch(rows, self.prefix)
-            entering = self.below.of(batch, numbers)
-            return states_between(network, batch, entering, self.layers, batch.last).float()
+            return self.forward(batch, numbers, batch.last).float()
+
+    def batch(self, numbers: list[int]) -> Batch:
+        """These rows, laid out for ``forward``."""
+        return self.model.batch([self.rows[i] for i in numbers], self.prefix if self.below else None)
+
+    def forward(self, batch: Batch, numbers: list[int], places: Tensor | None = None) -> Tensor:
+        """The states of all tokens of a ``batch`` of these rows, (batch * seq, d_model), or at ``places`` of these
+        alone (places, d_model)."""
+        network = self.model.network
+        if self.below is None:
+            return states_at_layer(network, batch, self.layers[-1], places)
+        return states_between(network, batch, self.below.of(batch, numbers), self.layers, places)
 
     def read(self, numbers: list[int]) -> Tensor:
         """The same without gradient, in passes that fit. Raises UserError where one is not finite."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from dcr_lite.measure.trade_off import Goal
 from dcr_lite.method.dial import Dial, carrier, set_strength
+from dcr_lite.method.dial_fitting import Readers
 from dcr_lite.model import adapters
 from dcr_lite.model.loading import Model
 from dcr_lite.names import DCR
@@ -93,13 +94,16 @@ def _judged_near(bench: Bench, strength: float) -> float:
     return away[min(away)] if min(away) < MOVED else strength
 
 
-def find_setting(run: Path, model: Model, data: Data, settings: Settings, asked: Goal | float | None) -> DialSetting:
+def find_setting(
+    run: Path, model: Model, data: Data, settings: Settings, asked: Goal | float | None, readers: Readers | None = None
+) -> DialSetting:
     """Fit the dial of a run's DCR adapter, which is as trained, measure its curve and choose its strength; not yet
-    recorded or set. What was measured before is not measured again, nor is a choice made twice."""
+    recorded or set. What was measured before is not measured again, nor is a choice made twice. readers: the dial's, if
+    they are fitted already."""
     measured = is_there(run)
     if not measured:  # a setting is of the dial that it was chosen for, and here one is fitted again
         (run / FOLDER / SETTING).unlink(missing_ok=True)
-    bench = Bench(run / FOLDER, model, data, settings)
+    bench = Bench(run / FOLDER, model, data, settings, readers)
     with progress_bar("The dial", MEASUREMENTS) as shown:
         bench.progress = shown.advance
         known = DialSetting.load(run / FOLDER) if measured else None

@@ -16,7 +16,7 @@ from dcr_lite.measure.answers import measure
 from dcr_lite.measure.general_ability import log_likelihoods
 from dcr_lite.measure.trade_off import Reading, TradeOff, fit_trade_off
 from dcr_lite.method.dial import Dial, turned
-from dcr_lite.method.dial_fitting import GAINS, find_gain, fit_dial, prompts_read
+from dcr_lite.method.dial_fitting import GAINS, Readers, find_gain, fit_dial
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_asked
 from dcr_lite.model.generation import answer
@@ -25,6 +25,7 @@ from dcr_lite.model.prompt_cache import PromptCache
 from dcr_lite.names import DCR
 from dcr_lite.run.dial_setting import CURE
 from dcr_lite.run.inputs import Data
+from dcr_lite.run.stored_states import readers_of
 from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import Settings
 
@@ -42,8 +43,9 @@ class Bench:
 
     progress: Callable[[int], None]
 
-    def __init__(self, folder: Path, model: Model, data: Data, settings: Settings):
-        """Fits the dial, unless ``folder`` has it. Raises UserError where its files are damaged."""
+    def __init__(self, folder: Path, model: Model, data: Data, settings: Settings, readers: Readers | None = None):
+        """Fits the dial, unless ``folder`` has it; its ``readers`` may be known. Raises UserError where its files are
+        damaged."""
         self.model, self.folder, self.progress = model, folder, lambda done: None
         self.pairs, self._tokens = len(data.development), settings.answer_tokens
         plain = [one for one in data.watched if one.label == "plain"]
@@ -58,17 +60,15 @@ class Bench:
             self._kept = read_state(folder / READINGS, CURE)
         if not (folder / DIAL).exists():
             self._kept |= {"at": {}}  # of another dial
-            self._fit(data, settings.layer).save(folder / DIAL)
+            self._fit(data, settings, readers or readers_of(model, data, settings)).save(folder / DIAL)
         self.dial = Dial.load(folder / DIAL)
         self._require_whole()
 
-    def _fit(self, data: Data, layer: int) -> Dial:
+    def _fit(self, data: Data, settings: Settings, readers: Readers) -> Dial:
         unseen = self._rows[: 2 * self.pairs]
-        prompts = prompts_read(data.training, data.instructions) + len(GAINS) * len(unseen)
-        with progress_bar("Prompts for the dial", prompts) as shown:
-            fitted = fit_dial(self.model, DCR, layer, data.training, data.instructions, shown.advance)
-            with self._below_kept():
-                fitted, self._kept["gains"] = find_gain(self.model, DCR, fitted, unseen, shown.advance)
+        fitted = fit_dial(self.model, DCR, settings.layer, data.training, data.instructions, readers=readers)
+        with progress_bar("The dial's gain", len(GAINS) * len(unseen)) as shown, self._below_kept():
+            fitted, self._kept["gains"] = find_gain(self.model, DCR, fitted, unseen, shown.advance)
         write_state(self._kept, self.folder / READINGS)
         return fitted
 

@@ -71,9 +71,11 @@ def operations(model: Model, data: Data, settings: Settings) -> dict[str, float]
     if settings.answers == "own" and parts.keys() & {"stage2", BASELINE}:
         parts["own answers"] = answers(sizes["instructions"], OWN_TOKENS)
     if settings.dial != "none":
-        read = 2 * min(DIAL_PAIRS, len(data.training)) * prompt * (settings.layer + 1) * 2 * layer
+        read = 2 * min(DIAL_PAIRS, len(data.training)) * prompt * (settings.layer + 1 - first) * 2 * layer
         asked = 2 * len(data.development)
-        parts["dial"] = read + answers(asked * DIAL_ANSWERS, settings.answer_tokens) + answers(asked * DIAL_READINGS, 0)
+        below = asked * DIAL_READINGS * prompt * 2 * settings.layer * layer  # at each strength the same, kept
+        readings = answers(asked * DIAL_READINGS, 0) - below
+        parts["dial"] = read + answers(asked * DIAL_ANSWERS, settings.answer_tokens) + readings
     return parts
 
 

@@ -15,6 +15,7 @@ from dcr_lite.files import damaged, load_tensors, sha256_of, write_text
 from dcr_lite.measure.answers import Measured, measure, method_result, read_answers, write_answers
 from dcr_lite.measure.trade_off import Goal
 from dcr_lite.method.contrastive import ContrastiveConfig, ContrastiveRefinement, encode_pairs, stock_geometry
+from dcr_lite.method.dial_fitting import PAIRS
 from dcr_lite.method.loop import Loop, Stage
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import adapters, distributed
@@ -36,7 +37,15 @@ from dcr_lite.run.report import run_report, write_report
 from dcr_lite.run.run_folder import FOUND_NAMES, RunFolder
 from dcr_lite.run.same_numbers import note_numbers, require_same_numbers
 from dcr_lite.run.second_turns import with_second_turns
-from dcr_lite.run.stored_states import draw_states, fit_discernments, load_states, stage2_rows, store_states
+from dcr_lite.run.stored_states import (
+    dial_readers,
+    draw_states,
+    fit_discernments,
+    load_states,
+    reads_for_dial,
+    stage2_rows,
+    store_states,
+)
 from dcr_lite.run.terminal import progress_bar, show_line
 from dcr_lite.settings import Settings
 
@@ -64,7 +73,7 @@ def set_dial(run: RunFolder, model: Model, data: Data, settings: Settings) -> No
         goal = Goal(settings.dial)  # type: ignore[arg-type]  # what was found is never auto
 
         def find() -> None:
-            setting = dial.find_setting(run.path, model, data, settings, goal)
+            setting = dial.find_setting(run.path, model, data, settings, goal, dial_readers(run))
             dial.record(run.path, setting)
             show_line(chosen_sentence(setting))
 
@@ -81,9 +90,10 @@ def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None
         return restore(run, model, "stage1", DCR)
     config = ContrastiveConfig.of(settings)
     geometry = stock_geometry(model, encode_pairs(model, data.training), config)
-    stage1 = ContrastiveRefinement(model, DCR, data.training, data.development, config, geometry, settings.seed)
+    last = PAIRS if reads_for_dial(settings) else 0
+    stage1 = ContrastiveRefinement(model, DCR, data.training, data.development, config, geometry, settings.seed, last)
     train(run, stage1, "Stage 1: contrastive", settings.patience, settings.contrastive_share or 1.0)
-    return distributed.on_main(lambda: store_states(run, model, data, settings, geometry))
+    return distributed.on_main(lambda: store_states(run, model, data, settings, geometry, stage1.states))
 
 
 def teach_refusals(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:

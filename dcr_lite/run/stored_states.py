@@ -4,35 +4,70 @@ import numpy as np
 from torch import Tensor
 
 from dcr_lite.data.rows import Conversation
-from dcr_lite.data.splits import most_toxic, safety_mixture
+from dcr_lite.data.splits import most_toxic, pair_batches, places_read, safety_mixture
 from dcr_lite.files import load_tensors, save_tensors
 from dcr_lite.measure.metrics import auroc
 from dcr_lite.method.contrastive import REFERENCE_PAIRS, ContrastiveConfig, encode_pairs, first_pairs
+from dcr_lite.method.dial_fitting import PAIRS, Readers, fit_readers, prompts_read
 from dcr_lite.method.geometry import Geometry
 from dcr_lite.method.read_out import reads_as_toxic, state_map
 from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_asked
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import layer_states
+from dcr_lite.model.states_below import RefinedStates
 from dcr_lite.names import BASELINE, DCR, LABELS, MODEL_TITLES, STOCK, models_of
 from dcr_lite.run.discernment import MAP_PAIRS, Discernment, Discernments
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.plots import draw_state_map
 from dcr_lite.run.run_folder import RunFolder
+from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import Settings
 
-States = dict[str, Tensor]  # MODEL.ROWS -> (prompts, d_model); "mean" and "whitening" of the geometry
+# MODEL.ROWS -> (prompts, d_model); "mean" and "whitening" of the geometry; KEY and READER of the dial
+States = dict[str, Tensor]
+KEY, READER = "dial.key", "dial.reader"
 
 
-def store_states(run: RunFolder, model: Model, data: Data, settings: Settings, geometry: Geometry) -> None:
-    """Write what later steps read at layer L (see ``compute_states``): whole or absent, whenever the machine stops."""
+def store_states(
+    run: RunFolder, model: Model, data: Data, settings: Settings, geometry: Geometry, refined: RefinedStates
+) -> None:
+    """Write what later steps read at layer L (see ``compute_states``), and the dial's vectors that are fitted there:
+    whole or absent, whenever the machine stops. refined: stage 1's."""
     states = compute_states(model, data, settings, geometry)
+    if reads_for_dial(settings):
+        states |= zip((KEY, READER), readers_of(model, data, settings, refined), strict=True)
     save_tensors(states, run.layer_states)
+
+
+def readers_of(model: Model, data: Data, settings: Settings, refined: RefinedStates | None = None) -> Readers:
+    """The key and the reader of a dial of the DCR adapter as it is. refined: stage 1's, else they are computed."""
+    if refined is None:
+        config = ContrastiveConfig.of(settings)
+        rows, n = encode_pairs(model, data.training) + encode_pairs(model, data.development), len(data.training)
+        batches = pair_batches(n, config.batch_size, config.steps, settings.seed)
+        places = places_read(n, len(rows) - 2 * n, batches, REFERENCE_PAIRS, PAIRS)
+        model.plan_passes("stage1")  # the same passes round alike
+        adapters.activate(model, DCR)
+        refined = RefinedStates(model, {i: rows[i] for i in places}, config.first, config.layer)
+    with progress_bar("Prompts for the dial", prompts_read(data.training, data.instructions)) as shown:
+        return fit_readers(model, DCR, settings.layer, data.training, data.instructions, shown.advance, refined)
+
+
+def reads_for_dial(settings: Settings) -> bool:
+    """Whether the dial's key and reader are fitted after stage 1: no later step changes what they read."""
+    return settings.dial != "none" and (settings.stage2 == "no" or settings.sft_layers == "above")
 
 
 def load_states(run: RunFolder) -> States:
     """What ``store_states`` wrote."""
     return load_tensors(run.layer_states, "Delete it to have it computed again.")
+
+
+def dial_readers(run: RunFolder) -> Readers | None:
+    """The dial's key and reader, if they were fitted after stage 1."""
+    states = load_states(run)
+    return (states[KEY], states[READER]) if KEY in states and READER in states else None
 
 
 def compute_states(model: Model, data: Data, settings: Settings, geometry: Geometry) -> States:
