@@ -31,7 +31,9 @@ def main(
     from dcr_lite.demo.mending import mending_of
     from dcr_lite.demo.scoring import newest_run, open_run
     from dcr_lite.demo.texts import STOPPED_WITH_DEMO
+    from dcr_lite.model.compiled_code import keep_little_code
 
+    keep_little_code()
     run = run or (None if model else newest_run())
     opened = open_run(run, device, model, chat_format)
     opened.mended = run  # of a run that mended, DCR is its model: there is no other to open beside it
