@@ -63,10 +63,12 @@ class Counter:
         again = self.forward(trained, tokens, prompts) if tokens > self.at_once else 0.0
         return self.training(trained, tokens, prompts) + again
 
-    def refinement(self, steps: int, pairs: int, batch: int, own_tokens: float, observed: int) -> float:
-        """So many steps of stage 1 on a batch of prompts: what enters its first layer once, and the states of
-        ``observed`` prompts along it."""
-        once = (min(steps * batch, 2 * pairs) + observed) * own_tokens
+    def refinement(
+        self, steps: int, pairs: int, batch: int, own_tokens: float, observed: int, afterwards: int = 0
+    ) -> float:
+        """So many steps of stage 1 on a batch of prompts: what enters its first layer once, that of prompts which are
+        read ``afterwards`` too, and the states of ``observed`` prompts along it."""
+        once = (min(max(steps * batch, afterwards), 2 * pairs) + observed) * own_tokens
         along = (1 + STAGE1_OBSERVATIONS) * observed
         read = self.forward(self.layer + 1 - self.first, along * own_tokens, along)
         return self.forward(self.first, once, once) + read + steps * self.stage1(batch, own_tokens)
@@ -111,7 +113,8 @@ def operations(
     read = 2 * min(GEOMETRY_PAIRS, len(lengths.pairs)) + 2 * (read_out + len(lengths.held_out)) + lengths.refusals
     batch = 2 * min(settings.contrastive_batch // 2, len(lengths.pairs))
     stage1 = count.forward(settings.layer + 1, read * prompt, read) + _search(count, asked, lengths, prompt)
-    stage1 += count.refinement(settings.refining_steps, len(lengths.pairs), batch, prompt, read_out)
+    for_dial = 2 * DIAL_PAIRS if settings.dial != "none" else 0
+    stage1 += count.refinement(settings.refining_steps, len(lengths.pairs), batch, prompt, read_out, for_dial)
 
     def sft(rows: int, below: int) -> float:
         steps = -(-rows // settings.sft_batch)
@@ -149,8 +152,9 @@ def _along_the_way(count: Counter, asked: Settings, settings: Settings, lengths:
         fitted = 2 * min(DIAL_PAIRS, len(lengths.pairs))
         answers += count.forward(settings.layer + 1 - settings.first_refined, fitted * prompt, fitted)
         answers += DIAL_READINGS * count.answers(2 * lengths.development, prompt, 0)
-        kept = (DIAL_READINGS - 1) * 2 * lengths.development * (prompt + OPENINGS)  # at each strength the same
-        answers -= count.forward(settings.layer, kept, kept)
+        if count.prefix:  # rows are packed, and what the layers below L make of them is kept
+            again = (DIAL_READINGS - 1) * 2 * lengths.development * (prompt + OPENINGS)
+            answers -= count.forward(settings.layer, again, again)
         answers += DIAL_ANSWERS * count.answers(2 * lengths.development, prompt, settings.answer_tokens)
     return answers
 

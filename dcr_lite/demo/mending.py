@@ -23,6 +23,7 @@ from dcr_lite.mend import prompts
 from dcr_lite.mend.prompts import Wish
 from dcr_lite.mend.results import read_check
 from dcr_lite.mend.settings import MendSettings
+from dcr_lite.model.compiled_code import unlimited
 from dcr_lite.names import repository_of
 from dcr_lite.run.joined import has_joined
 from dcr_lite.run.opening import model_settings_of
@@ -163,7 +164,7 @@ class Mending:
             # In a session of its own: Ctrl-C in the demo's terminal reaches it once, by stop(), and not twice.
             self._process = subprocess.Popen(
                 [*self._command, *map(str, words)], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                start_new_session=True, env=unlimited(os.environ) | {"PYTHONUNBUFFERED": "1"},
             )  # fmt: skip
         self._checks, self._stopped = "--check" in flags, False
 

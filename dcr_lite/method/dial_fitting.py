@@ -1,6 +1,7 @@
 """Fits a dial (dial.py) to a model as it is: what the ends of toxic prompts have in common, and in which direction the
 model itself refuses. Nothing is trained: key and reader are ridge regressions on what enters layer L's down_proj, read
-in one pass through the layers up to L, and the shift is one gradient of the log-odds of refusing.
+in one pass through the layers up to L, or through those of them that stage 1 trains, and the shift is one gradient of
+the log-odds of refusing.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,7 +43,7 @@ Readers = tuple[Tensor, Tensor]  # key and reader of a dial
 
 
 def prompts_read(pairs: list[Pair], conversations: list[Conversation]) -> int:
-    """How many prompts ``fit_dial`` reads: answered ones twice, without and with their answer."""
+    """How many prompts ``fit_readers`` reads: answered ones twice, without and with their answer."""
     return 2 * len(pairs[-PAIRS:]) + 2 * len(conversations[:CONVERSATIONS])
 
 

@@ -5,6 +5,7 @@ shapes; torch keeps as many beside it. A demo decodes as many prompts as there a
 """
 
 import os
+from collections.abc import Mapping
 
 SHAPES = 256  # whose code is kept: a step of a batch needs some ten
 # Both are read at the first product; the second is that of torch's own layer (ideep).
@@ -16,3 +17,9 @@ def keep_little_code() -> None:
     What was dropped is compiled again, in a few milliseconds."""
     for limit in LIMITS:
         os.environ.setdefault(limit, str(SHAPES))
+
+
+def unlimited(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a process that trains, which meets the same many shapes in each step, without these limits;
+    others that somebody gave stay."""
+    return {name: value for name, value in environment.items() if name not in LIMITS or value != str(SHAPES)}

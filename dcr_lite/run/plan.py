@@ -59,7 +59,9 @@ def operations(model: Model, data: Data, settings: Settings) -> dict[str, float]
 
     sizes, models = settings.sizes, models_of(settings.compare_with)
     in_steps, first = settings.refining_steps * settings.contrastive_batch, settings.first_refined
-    refined = in_steps * (settings.layer + 1 - first) * 4 + min(in_steps, 2 * len(data.training)) * first * 2
+    for_dial = 2 * min(DIAL_PAIRS, len(data.training)) if settings.dial != "none" else 0
+    below = min(max(in_steps, for_dial), 2 * len(data.training))  # go through the layers below the trained ones, once
+    refined = in_steps * (settings.layer + 1 - first) * 4 + below * first * 2
     parts = {
         "stage1": prompt * refined * layer,
         "answers": answers(len(models) * len(data.held_out), settings.answer_tokens),
@@ -71,10 +73,10 @@ def operations(model: Model, data: Data, settings: Settings) -> dict[str, float]
     if settings.answers == "own" and parts.keys() & {"stage2", BASELINE}:
         parts["own answers"] = answers(sizes["instructions"], OWN_TOKENS)
     if settings.dial != "none":
-        read = 2 * min(DIAL_PAIRS, len(data.training)) * prompt * (settings.layer + 1 - first) * 2 * layer
+        read = for_dial * prompt * (settings.layer + 1 - first) * 2 * layer
         asked = 2 * len(data.development)
-        below = asked * DIAL_READINGS * prompt * 2 * settings.layer * layer  # at each strength the same, kept
-        readings = answers(asked * DIAL_READINGS, 0) - below
+        kept = (DIAL_READINGS - 1) * settings.layer if model.packs else 0  # layers that see the same at each strength
+        readings = answers(asked * DIAL_READINGS, 0) - asked * prompt * kept * 2 * layer
         parts["dial"] = read + answers(asked * DIAL_ANSWERS, settings.answer_tokens) + readings
     return parts
 

@@ -83,7 +83,7 @@ def set_dial(run: RunFolder, model: Model, data: Data, settings: Settings) -> No
 
 
 def refine(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
-    """Stage 1, contrastive refinement, on the DCR adapter; keeps the states that later steps read at layer L."""
+    """Stage 1, contrastive refinement, on the DCR adapter; keeps what later steps read at layer L."""
     dial.prepare(model, settings)
     model.plan_passes("stage1")  # first: what comes later goes through in the same passes where this is done
     if run.finished("stage1") and run.layer_states.exists():

@@ -1,4 +1,4 @@
-"""What a run keeps of the states at layer L: computed after stage 1, read by stage 2, the map and the readings."""
+"""What a run keeps of the states at layer L: computed after stage 1, read by stage 2, dial, map and readings."""
 
 import numpy as np
 from torch import Tensor
@@ -42,6 +42,7 @@ def store_states(
 
 def readers_of(model: Model, data: Data, settings: Settings, refined: RefinedStates | None = None) -> Readers:
     """The key and the reader of a dial of the DCR adapter as it is. refined: stage 1's, else they are computed."""
+    at_once = model.tokens_per_pass
     if refined is None:
         config = ContrastiveConfig.of(settings)
         rows, n = encode_pairs(model, data.training) + encode_pairs(model, data.development), len(data.training)
@@ -51,7 +52,9 @@ def readers_of(model: Model, data: Data, settings: Settings, refined: RefinedSta
         adapters.activate(model, DCR)
         refined = RefinedStates(model, {i: rows[i] for i in places}, config.first, config.layer)
     with progress_bar("Prompts for the dial", prompts_read(data.training, data.instructions)) as shown:
-        return fit_readers(model, DCR, settings.layer, data.training, data.instructions, shown.advance, refined)
+        found = fit_readers(model, DCR, settings.layer, data.training, data.instructions, shown.advance, refined)
+    model.tokens_per_pass = at_once
+    return found
 
 
 def reads_for_dial(settings: Settings) -> bool:
