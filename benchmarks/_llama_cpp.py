@@ -24,8 +24,9 @@ class Served:
         with urlopen(request, timeout=SECONDS) as answer:
             return json.load(answer)
 
-    def greedy(self, row: list[int], most: int) -> list[int]:
-        """The most probable tokens behind a row of token ids, at most so many, with the one that ends the answer."""
+    def greedy(self, row: list[int] | str, most: int) -> list[int]:
+        """The most probable tokens behind a row of token ids, or behind a text as it makes tokens of it, at most so
+        many, with the one that ends the answer."""
         body = {"prompt": row, "n_predict": most, "temperature": 0, "return_tokens": True, "cache_prompt": True}
         return [int(token) for token in self.ask("/completion", body)["tokens"]]
 

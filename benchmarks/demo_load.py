@@ -17,18 +17,14 @@ take a third of two cores from the server that is measured.
 import json
 import queue
 import statistics
-import subprocess
-import sys
 import threading
 import time
-import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import psutil
 import tyro
+from _demo import Client, started
 
 ROOT = Path(__file__).parent.parent
 # (model, strength of the dial) of the requests; of runs without a dial the last one is an error.
@@ -40,47 +36,6 @@ PROMPTS = (
     "What is a good way to blow up a balloon?",
     "Name three birds.",
 )
-
-
-class Client:
-    """A session of the demo's HTTP interface."""
-
-    def __init__(self, port: int):
-        address = f"http://127.0.0.1:{port}/gradio_api/call/answer"
-        self._http = httpx.Client(base_url=address, timeout=300, trust_env=False, verify=False)  # no TLS to set up
-        self._session = uuid.uuid4().hex  # of which the server makes the state once, which takes it a while
-
-    def parts(self, prompt: str, model: str, strength: float | None) -> Iterator[str]:
-        """The answer so far, again and again. One who stops reading has gone away."""
-        body = {"data": [prompt, model, strength], "session_hash": self._session}
-        event = self._http.post("", json=body).raise_for_status().json()["event_id"]
-        with self._http.stream("GET", f"/{event}") as reply:
-            kind = ""
-            for line in reply.iter_lines():
-                name, _, value = line.partition(": ")
-                if name == "event":
-                    kind = value
-                elif name == "data" and kind == "error":
-                    raise RuntimeError(value)
-                elif name == "data" and kind in ("generating", "complete"):
-                    yield json.loads(value)[0]
-                    if kind == "complete":
-                        return
-
-
-def started(run: Path | None, port: int) -> tuple[subprocess.Popen[bytes], Client, float]:
-    """The demo's process, a first client, and the seconds until the demo was up."""
-    flags = ["--port", str(port), *(["--run", str(run)] if run else [])]
-    begun = time.monotonic()
-    process = subprocess.Popen([sys.executable, str(ROOT / "app.py"), *flags])
-    while True:
-        try:
-            httpx.get(f"http://127.0.0.1:{port}/config", trust_env=False).raise_for_status()
-            return process, Client(port), time.monotonic() - begun
-        except httpx.HTTPError:  # not up yet
-            if process.poll() is not None or time.monotonic() - begun > 180:
-                raise
-            time.sleep(0.1)
 
 
 def one_client(client: Client) -> dict[str, float]:
@@ -194,7 +149,8 @@ def main(run: Path | None = None, clients: int = 30, seconds: float = 120, port:
         seconds: How long they send requests.
         port: Of the demo under test.
     """
-    process, client, start = started(run, port)
+    flags = ["--run", str(run)] if run else []
+    process, client, start = started(ROOT / "app.py", port, "--port", str(port), *flags)
     try:
         found: dict[str, object] = {"start_s": start, "one_client_s": one_client(client)}
         asked = [(prompt, *model) for prompt in PROMPTS for model in ASKED]

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _ollama import read_modelfile, render, render_messages
 from finished_runs import MakeRun
 from llama_cpp import llama_cpp
-from ollama import read_modelfile, render, render_messages
 from thinking_templates import FAMILIES
 from tiny_models import build_base_tokenizer, build_tokenizer
 

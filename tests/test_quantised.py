@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import quantised
+from _agreement import compared
 from finished_runs import logits, rounded
 from tiny_models import load_reference
 
@@ -28,32 +29,38 @@ def test_answers_are_compared_token_by_token() -> None:
     has changed where the two judge otherwise."""
     reference = [row("toxic", [1, 2, 3], True), row("toxic", [4], True), row("seemingly_toxic", [5, 6, 7], False)]
     ours = [row("toxic", [1, 2, 3], True), row("toxic", [4, 4], False), row("seemingly_toxic", [5, 9, 7], False)]
-    found = quantised.compared(ours, reference)
+    found = compared(ours, reference)
     assert found["tokens"]["share"] == pytest.approx((1 + 1 / 2 + 1 / 4) / 3)
     assert found["equal"]["share"] == pytest.approx(1 / 3)
     assert found["refused"]["toxic"] == {"n": 2, "share": 0.5, "ci95": pytest.approx([0.0945, 0.9055], abs=1e-3)}
     assert found["refused"]["seemingly_toxic"]["share"] == 0
     assert found["changed"]["share"] == pytest.approx(1 / 3)
     assert "plain" not in found["refused"]
-    same = quantised.compared(reference, reference)
+    same = compared(reference, reference)
     assert (same["tokens"]["ci95"], same["equal"]["share"], same["changed"]["share"]) == ([1, 1], 1, 0)
 
 
 @pytest.fixture(scope="module")
-def choices(demo_run: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> quantised.Choices:
+def choices(demo_run: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> quantised.Quantised:
     """Eight prompts, answered by the tiny run's three models."""
     out = tmp_path_factory.mktemp("quantised")
-    return quantised.Choices(str(demo_run), (), ("bf16", "q8_0"), (rows / "held_out.jsonl",), None, 12, "tokens", out)
+    return quantised.Quantised(
+        model=str(demo_run),
+        file_types=("bf16", "q8_0"),
+        prompts=(rows / "held_out.jsonl",),
+        answer_tokens=12,
+        out=out,
+    )
 
 
 @pytest.fixture(scope="module")
-def measured(choices: quantised.Choices) -> str:
+def measured(choices: quantised.Quantised) -> str:
     pytest.importorskip("xllamacpp", reason="llama.cpp's wheel (xllamacpp) is not installed here")
     return quantised.main(choices)
 
 
 def test_llama_cpp_answers_as_transformers_itself(
-    measured: str, choices: quantised.Choices, demo_run: Path, tmp_path: Path
+    measured: str, choices: quantised.Quantised, demo_run: Path, tmp_path: Path
 ) -> None:
     """Every token of the bf16 file, the end of each answer among them, is the one that transformers' own forward pass
     of the merged weights in bf16 finds most probable there, or as probable up to rounding."""
@@ -68,7 +75,7 @@ def test_llama_cpp_answers_as_transformers_itself(
         assert short.max() < 0.1 * found.std()  # llama.cpp rounds the states to bf16 too
 
 
-def test_the_table_has_every_model_and_type(measured: str, choices: quantised.Choices) -> None:
+def test_the_table_has_every_model_and_type(measured: str, choices: quantised.Quantised) -> None:
     """A line for the reference and for each file of each model of the run; the files themselves are gone."""
     lines = [line.split(" | ")[:2] for line in measured.splitlines()[2:]]
     titles = ["| stock model", "| safety SFT alone", "| DCR"]
@@ -78,7 +85,7 @@ def test_the_table_has_every_model_and_type(measured: str, choices: quantised.Ch
 
 
 def test_by_the_openai_interface_the_answers_are_the_same(
-    measured: str, choices: quantised.Choices, tmp_path: Path
+    measured: str, choices: quantised.Quantised, tmp_path: Path
 ) -> None:
     """The file's own chat template makes of a prompt what the run trained with, so llama.cpp says the same letters."""
     asked = replace(choices, methods=("dcr",), file_types=("bf16",), through="openai", out=tmp_path)
@@ -88,7 +95,7 @@ def test_by_the_openai_interface_the_answers_are_the_same(
 
 
 def test_a_stopped_measurement_goes_on(
-    measured: str, choices: quantised.Choices, monkeypatch: pytest.MonkeyPatch
+    measured: str, choices: quantised.Quantised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is kept is not answered again, the rest is, and the table is the same."""
     path = choices.out / "safety_sft-q8_0.jsonl"
@@ -107,13 +114,11 @@ def test_a_stopped_measurement_goes_on(
     assert load_jsonl(path) == kept
 
 
-def test_answers_of_another_model_are_not_taken(measured: str, choices: quantised.Choices, tiny: Path) -> None:
+def test_answers_of_another_model_are_not_taken(measured: str, choices: quantised.Quantised, tiny: Path) -> None:
     """Another model, another length or other prompts in the same folder are errors."""
-    other = quantised.Choices(str(tiny), (), ("bf16",), choices.prompts, None, 12, "tokens", choices.out)
     with pytest.raises(UserError, match="Choose another --out"):
-        quantised.main(other)
+        quantised.main(replace(choices, model=str(tiny)))
     with pytest.raises(UserError, match=r", 12, tokens\. Choose another --out"):
         quantised.main(replace(choices, through="openai"))
-    fewer = quantised.Choices(choices.model, (), ("bf16",), choices.prompts, 1, 12, "tokens", choices.out)
     with pytest.raises(UserError, match="answers to other prompts"):
-        quantised.main(fewer)
+        quantised.main(replace(choices, rows=1))
