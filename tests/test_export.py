@@ -229,6 +229,9 @@ def test_the_card_of_a_mended_model_tells_the_users_pairs_from_the_shipped_ones(
         "2955 pairs of a toxic and a seemingly toxic prompt (shipped with dcr-lite, Apache-2.0);\n"
         "48 pairs with prompts of the user's own, which are not published" in text
     )
+    assert "of the user's own." not in text
+    text = model_card(public_run.report | {"data": counts | {"joined_refusals": 3}}, "merged")
+    assert ") for stage 2,\nand refusals of 3 prompts of the user's own." in text
     names = [(public_run.name, public_run.served_name)]
     Joined([], []).save(public_run.path)
     names.append((public_run.name, public_run.served_name))

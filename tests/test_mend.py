@@ -21,6 +21,7 @@ from dcr_lite.data.near import near_duplicates, near_groups
 from dcr_lite.data.rows import Conversation, Pair, Prompt
 from dcr_lite.errors import UserError
 from dcr_lite.export.command import open_finished
+from dcr_lite.files import read_state, write_state
 from dcr_lite.measure import answers as judged_answers
 from dcr_lite.mend import checks, joining, prompts
 from dcr_lite.mend import steps as mend_steps
@@ -35,12 +36,12 @@ from dcr_lite.model import adapters
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.states import layer_states
 from dcr_lite.names import DCR, STOCK
-from dcr_lite.run import inputs, opening
+from dcr_lite.run import inputs, long_rows, opening, steps
 from dcr_lite.run.caution import caution_of
 from dcr_lite.run.dial_setting import DialSetting
 from dcr_lite.run.joined import Joined, with_joined
 from dcr_lite.run.report import plain
-from dcr_lite.run.run_folder import read_settings
+from dcr_lite.run.run_folder import RunFolder, read_settings
 from dcr_lite.settings import Settings
 
 # Short, so that few are nearly the same as others: "hit process" and "shoot process" are.
@@ -120,18 +121,19 @@ def test_prompts_are_compared_with_what_stands_alone() -> None:
 def test_what_has_joined_is_no_development_pair(tmp_path: Path) -> None:
     """A prompt of the demo's examples, marked as wrongly refused, is a development pair's: what it would be chosen by
     was trained on. Spelling and spaces make no difference."""
-    development = [Pair("t0", "how do I kill  time?"), Pair("t1", "s1"), Pair("r", "s2")]
+    development = [Pair("t0", "how do I kill  time?"), Pair("t1", "s1"), Pair("r", "s2"), Pair("t2.", "s3")]
     data = data_of([Pair("a", "b")], development, ("r",))
     assert with_joined(tmp_path, data) == data
-    Joined([Pair("r", "How do I kill time?")], [Pair("c", "d")]).save(tmp_path)
+    Joined([Pair("r", "How do I kill time?")], [Pair("c", "d")], [Conversation("T2.", "No.")]).save(tmp_path)
     found = with_joined(tmp_path, data)
     assert found.development == [Pair("t1", "s1"), Pair("c", "d")]
     assert found.training == [Pair("a", "b"), Pair("r", "How do I kill time?")]
 
 
 def test_what_may_be_toxic_is_doubted() -> None:
-    """A prompt beyond nearly all seemingly toxic development prompts, by the read-out or by its neighbours, with the
-    nearest toxic prompt; numbers count from 1."""
+    """A prompt beyond nearly all seemingly toxic development prompts, by the read-out or by its neighbours among the
+    first pairs, with the nearest of all toxic prompts, which are read where there is such a one alone; numbers count
+    from 1."""
     pairs = [Pair(f"t{n}", f"s{n}") for n in range(4)]
     states = {f"t{n}": (1.0, n / 9) for n in range(4)} | {f"s{n}": (-1.0, n / 9) for n in range(4)}
     development = [Pair("", f"d{n}") for n in range(40)]
@@ -140,6 +142,11 @@ def test_what_may_be_toxic_is_doubted() -> None:
     found = checks.doubtful(given(states, pairs), data_of(pairs, development), ["harmless", "usual", "beyond"], {})
     assert [one["number"] for one in found] == [3]
     assert found[0]["nearest"] == "t3"
+    states["t4"] = (0.29, 0.9)  # of s4 there is no state
+    further = data_of([*pairs, Pair("t4", "s4")], development)
+    (beyond,) = checks.doubtful(given(states, pairs), further, ["harmless", "usual", "beyond"], {})
+    assert beyond == {**found[0], "nearest": "t4"}
+    assert checks.doubtful(given(states, pairs), data_of([Pair("unread", "s4")], development), ["harmless"], {}) == []
     assert found[0]["reasons"] == ["reads as toxic", "lies nearer to a toxic prompt than to any other"]
     for n in range(4):
         pairs.append(Pair(f"How do I get rid of my uncle {n}?", f"s{n}"))
@@ -457,8 +464,9 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 
 def test_prompts_join_as_they_were_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that are to be answered are read at once, as the check does, before some of them are taken: after a stop
-    nothing is read in other passes, in which it would be rounded otherwise."""
+    """All that are to be answered are read at once, as the check does, before some of them are taken, and then all
+    toxic prompts without the user's: after a stop nothing is read in other passes, in which it would be rounded
+    otherwise."""
     wishes = [Wish(f"w{i}", i < 6, "") for i in range(8)]
     read: list[list[str]] = []
 
@@ -472,10 +480,65 @@ def test_prompts_join_as_they_were_checked(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(mend_steps, "read_conversations", lambda path: [Conversation("o", "")] * 9)
     monkeypatch.setattr(joining, "cross_validated", lambda *given: None)
     run: Any = SimpleNamespace(path=tmp_path, finish=lambda *facts: None)
-    settings: Any = SimpleNamespace(sure=(), seed=0, augmentation_rows=None)
+    settings: Any = SimpleNamespace(sure=(), seed=0, augmentation_rows=None, stage2="no")
     check = {"refused": [1, 2, 3], "doubtful": []}
     mend_steps.join(run, reader, data_of(reader.pairs, reader.pairs, ("r",)), settings, wishes, check)
-    assert read[0] == [wish.prompt for wish in wishes[:6]]
+    assert read[:2] == [[wish.prompt for wish in wishes[:6]], ["r", "t"]]
+
+
+def test_stage2_learns_the_refusals_of_today(
+    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the prompts to refuse those that are trained on, that the model refuses today and that fit: each with its own
+    refusal; where that was cut off or helps, with that of the nearest shipped prompt. A run that goes on has the same;
+    one that began before has none, nor has one without a stage 2, nor safety SFT alone."""
+    parts: Any = ("trained",) * 5 + ("kept", "calibrating")
+    texts = [*TO_REFUSE, "Drown a man"]
+    own = [Wish(text, False, "", part=part) for text, part in zip(texts, parts, strict=True)]
+    wishes = [*(Wish(text, True, "", part="trained") for text in TO_ANSWER[:5]), *own]
+    said = [("No.", True, "refusal")] * 5 + [("I will not.", True, "refusal"), ("I cannot", False, "refusal")]
+    said += [("No. Do it so.", True, "partial"), ("Yes.", True, "answer"), ("No! " * 200, True, "refusal")]
+    before: Any = [
+        {**vars(wish.measured()), "response": text, "ended": ended, "kind": kind, "refused": kind != "answer"}
+        | {"refusal_log_odds": 0.0, "before": []}
+        for wish, (text, ended, kind) in zip(wishes, said + [("No.", True, "refusal")] * 2, strict=True)
+    ]
+    monkeypatch.setattr(prompts, "divided", lambda *given: wishes)
+    monkeypatch.setattr(joining, "cross_validated", lambda *given: None)
+    monkeypatch.setattr(steps, "load_states", lambda run: {})
+    small = vars(small_settings(tiny, rows, tmp_path / "run", discerned_refusals=False))
+    settings = MendSettings(**small)
+    data = inputs.load_data(settings)
+    model, _ = opening.load_model(settings)
+    reader = Reader(model, data.training, settings)
+    check = {"refused": [1, 2, 3, 4, 5], "doubtful": []}
+
+    def joined(settings: MendSettings) -> tuple[Any, inputs.Data]:
+        run = RunFolder(settings)
+        try:
+            digest = judged_answers.write_answers(before, run.path / "mend" / "before.jsonl")
+            run.finish(mend_steps.BEFORE, {"answers_sha256": digest})
+            run.finish(long_rows.PART, {"safety_sft": 300})
+            return run, mend_steps.join(run, reader, data, settings, wishes, check)[1]
+        finally:
+            run.leave()
+
+    run, found = joined(settings)
+    cosines = reader.cosines(texts[1:3], [row.prompt for row in data.refusals])
+    nearest = [data.refusals[j].response for j in cosines.argmax(1).tolist()]
+    assert [(row.prompt, row.response) for row in found.joined_refusals] == [
+        (texts[0], "I will not."), (texts[1], nearest[0]), (texts[2], nearest[1]),
+    ]  # fmt: skip
+    learnt, usual = (steps.rows_of_stage2(run, model, some, settings) for some in (found, data))
+    assert learnt == [*usual, *found.joined_refusals]
+    assert all(row.refuses for row in found.joined_refusals)
+    assert found.baseline_mixture == data.baseline_mixture
+    before.clear()  # what has joined is read from its own file
+    assert with_joined(run.path, data) == found
+    path = run.path / "joined.json"
+    write_state({name: value for name, value in read_state(path, "").items() if name != "refusals"}, path)
+    assert with_joined(run.path, data) == replace(found, joined_refusals=[])
+    assert joined(replace(settings, run=tmp_path / "other", stage2="no"))[1] == replace(found, joined_refusals=[])
 
 
 def test_own_prompts_are_answered_whole(made: tuple[Path, list[Outcome]]) -> None:

@@ -11,6 +11,7 @@ from dcr_lite.data.near import near_duplicates, telltale_words
 from dcr_lite.data.rows import Prompt
 from dcr_lite.errors import UserError
 from dcr_lite.measure.answers import Measured
+from dcr_lite.mend.joining import toxic_prompts
 from dcr_lite.mend.prompts import LEAST, Wish
 from dcr_lite.mend.reader import Reader
 from dcr_lite.run.inputs import Data
@@ -69,8 +70,10 @@ def doubtful(
     reader: Reader, data: Data, prompts: list[str], sets: Mapping[str, Sequence[Prompt]]
 ) -> list[dict[str, Any]]:
     """Those that are nearly the same as a toxic prompt of the run's or of ``sets``; and those that read as toxic at
-    layer L of the stock model, or lie nearer to a toxic training prompt than to any seemingly toxic one, by more than
-    nearly all seemingly toxic development prompts do."""
+    layer L of the stock model, or lie nearer to a toxic prompt of the reader's pairs than to any seemingly toxic one,
+    by more than nearly all seemingly toxic development prompts do. Each with the nearest of all toxic training
+    prompts, which are read where there are such ones; of more pairs both sides would have to be, since of two numbers
+    of prompts the larger one comes nearer."""
     known = [pair.toxic for pair in data.training + data.development] + [row.prompt for row in data.refusals]
     same = nearly_toxic(prompts, {"": [Prompt(text, "toxic", "") for text in known], **sets})
     toxic = [pair.toxic for pair in reader.pairs]
@@ -85,15 +88,18 @@ def doubtful(
         "lies nearer to a toxic prompt than to any other": (nearer(prompts), nearer(development)),
     }
     beyond = {what: own > max(0.0, torch.quantile(usual, 1 - ASKED).item()) for what, (own, usual) in scores.items()}
-    nearest = reader.cosines(prompts, toxic).argmax(1).tolist()
-    found = []
-    for i, prompt in enumerate(prompts):
-        reasons = [same[i][0]] if i in same else []
-        reasons += [what for what, is_so in beyond.items() if is_so[i]]
-        if reasons:
-            beside = same[i][1] if i in same else toxic[nearest[i]]
-            found.append({"number": i + 1, "prompt": prompt, "reasons": reasons, "nearest": beside})
-    return found
+    reasons = {i: [reason] for i, (reason, _) in same.items()}
+    for what, is_so in beyond.items():
+        for i in is_so.nonzero().flatten().tolist():
+            reasons.setdefault(i, []).append(what)
+    nearest = {i: text for i, (_, text) in same.items()}
+    if others := sorted(reasons.keys() - same.keys()):
+        trained = toxic_prompts(data)
+        places = reader.cosines([prompts[i] for i in others], trained).argmax(1).tolist()
+        nearest |= {i: trained[j] for i, j in zip(others, places, strict=True)}
+    return [
+        {"number": i + 1, "prompt": prompts[i], "reasons": reasons[i], "nearest": nearest[i]} for i in sorted(reasons)
+    ]
 
 
 def nearly_toxic(prompts: list[str], sets: Mapping[str, Sequence[Prompt]]) -> dict[int, tuple[str, str]]:

@@ -1,18 +1,21 @@
 """The user's prompts join the pairs of a run: what the model should answer stands on the seemingly toxic side of stage
-1, each beside the toxic prompts that it should be told apart from."""
+1, each beside the toxic prompts that it should be told apart from. What it should refuse, and does, joins a stage 2."""
 
 from collections.abc import Sequence
 
 from dcr_lite.data.near import near_groups
 from dcr_lite.data.rows import Conversation, Pair
+from dcr_lite.measure.answers import Measured
 from dcr_lite.mend.prompts import Wish
 from dcr_lite.mend.reader import Reader
+from dcr_lite.model.thinking import answer_of
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.joined import Joined
 
 # Toxic prompts beside each of the user's. A usual run goes about once through its pairs, so each prompt is seen seven
 # or eight times; with one it would be seen once, among nearly three thousand others.
 NEGATIVES = 8
+FULL = "refusal"  # the kind of a refusal that no help follows
 
 
 def join(reader: Reader, data: Data, wishes: Sequence[Wish], others: Sequence[Conversation]) -> Joined:
@@ -21,12 +24,36 @@ def join(reader: Reader, data: Data, wishes: Sequence[Wish], others: Sequence[Co
     own = [wish for wish in wishes if wish.answered and wish.part == "trained"]
     twins = [wishes[wish.twin].prompt if wish.twin >= 0 else "" for wish in own]
     refused = [wish.prompt for wish in wishes if not wish.answered and wish.part == "trained"]
-    pool = [*refused, *(row.prompt for row in data.refusals), *(pair.toxic for pair in data.training)]
+    pool = [*refused, *toxic_prompts(data)]
     calibrating = [wish.prompt for wish in wishes if not wish.answered and wish.part == "calibrating"]
     return Joined(
         training=nearest_pairs(reader, [wish.prompt for wish in own], twins, pool),
         development=[Pair(prompt, row.prompt) for prompt, row in zip(calibrating, others, strict=False)],
     )
+
+
+def toxic_prompts(data: Data) -> list[str]:
+    """All toxic prompts that a run trains on."""
+    return [*(row.prompt for row in data.refusals), *(pair.toxic for pair in data.training)]
+
+
+def refusals_of_today(
+    reader: Reader, data: Data, wishes: Sequence[Wish], today: Sequence[Measured]
+) -> list[Conversation]:
+    """The prompts to refuse that are trained on and that the model refuses today, each with its own refusal. Where that
+    was cut off or helps all the same, with that of the refusal of ``data`` whose prompt lies nearest, since each speaks
+    of what its own prompt asks for; left out where ``data`` has none. today: the model's answers to ``wishes``."""
+    refused = [
+        (wish.prompt, said)
+        for wish, said in zip(wishes, today, strict=True)
+        if not wish.answered and wish.part == "trained" and said["refused"]
+    ]
+    own = {prompt: answer_of(said["response"]) for prompt, said in refused if said["ended"] and said["kind"] == FULL}
+    others = [prompt for prompt, _ in refused if prompt not in own]
+    if others and data.refusals:
+        nearest = reader.cosines(others, [row.prompt for row in data.refusals]).argmax(1).tolist()
+        own |= {prompt: data.refusals[j].response for prompt, j in zip(others, nearest, strict=True)}
+    return [Conversation(prompt, own[prompt], refuses=True) for prompt, _ in refused if prompt in own]
 
 
 def nearest_pairs(reader: Reader, prompts: list[str], twins: list[str], pool: list[str]) -> list[Pair]:

@@ -2,12 +2,13 @@
 finished from its folder."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.markdown import Markdown
 
-from dcr_lite.data.rows import read_conversations
+from dcr_lite.data.rows import Conversation, read_conversations
 from dcr_lite.errors import UserError
 from dcr_lite.files import read_state, write_json, write_state, write_text
 from dcr_lite.measure.answers import Measured
@@ -85,16 +86,20 @@ def look(run: RunFolder, reader: Reader, data: Data, settings: MendSettings, wis
 def join(
     run: RunFolder, reader: Reader, data: Data, settings: MendSettings, wishes: list[Wish], check: checks.Check
 ) -> tuple[list[Wish], Data]:
-    """The wishes with their parts, and the data with the pairs that the user's prompts make. Raises UserError where too
-    few of them are left, or where --sure comes after they have joined."""
+    """The wishes with their parts, and the data with the pairs that the user's prompts make and, where there is a stage
+    2, with refusals of them. Raises UserError where too few of them are left, or where --sure comes after they have
+    joined."""
     left_out = checks.left_out(check, settings.sure)
     if not has_joined(run.path):
         # As the check has read them: after a stop in other passes, their states would be rounded otherwise.
         reader.toxicity([wish.prompt for wish in wishes if wish.answered])
+        reader.read(joining.toxic_prompts(alone(data)))
         refused = {number - 1 for number in check["refused"]}
         wishes = prompts.divided(wishes, refused, left_out, settings.seed)
         others = [row for row in read_conversations(settings.augmentation_rows) if not row.before]
         joined = joining.join(reader, alone(data), wishes, others)
+        if settings.stage2 != "no":
+            joined = replace(joined, refusals=_refusals(run, reader, data, settings, wishes))
         facts: dict[str, Any] = {"cross_validated": None}
         if not any(wishes[i].part == "kept" for i in refused):
             facts["cross_validated"] = joining.cross_validated(reader, joined.training)
@@ -108,6 +113,16 @@ def join(
     elif settings.sure and any(wish.part == "left_out" and i not in left_out for i, wish in enumerate(wishes)):
         raise UserError(f"--sure: {run.path} has begun to train without these prompts. Begin anew with another --run.")
     return wishes, with_joined(run.path, data)
+
+
+def _refusals(
+    run: RunFolder, reader: Reader, data: Data, settings: MendSettings, wishes: list[Wish]
+) -> list[Conversation]:
+    """What stage 2 is to learn of the user's prompts, without rows that are too long for it."""
+    today = _answered(run, reader.model, STOCK, BEFORE, settings, wishes)
+    rows = joining.refusals_of_today(reader, alone(data), wishes, today)
+    lengths, most = long_rows.row_lengths(reader.model.tokenizer, rows), long_rows.longest_row(run, reader.model)
+    return [row for row, length in zip(rows, lengths, strict=True) if length <= most]
 
 
 def measure(

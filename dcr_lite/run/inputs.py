@@ -74,6 +74,7 @@ class Data:
     longest, left_out: tokens of the longest row, and how many rows were longer than fits, by the names of the settings
         that hold them; empty until long_rows.py has looked.
     joined: how many of the training pairs, the last ones, have joined those of the run (joined.py).
+    joined_refusals: what has joined the rows that DCR's stage 2 draws.
     """
 
     training: list[Pair]
@@ -86,6 +87,7 @@ class Data:
     longest: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     joined: int = 0
+    joined_refusals: list[Conversation] = field(default_factory=list)
 
 
 def load_data(settings: Settings) -> Data:

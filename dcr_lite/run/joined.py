@@ -1,5 +1,5 @@
-"""Pairs that have joined those of a run after it began: RUN/joined.json, whole or absent. Whatever goes on with the
-run, or turns its dial, takes them from there."""
+"""Pairs and refusals that have joined those of a run after it began: RUN/joined.json, whole or absent. Whatever goes on
+with the run, or turns its dial, takes them from there."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_lite.data.near import normalised
-from dcr_lite.data.rows import Pair
+from dcr_lite.data.rows import Conversation, Pair
 from dcr_lite.files import damaged, read_state, write_state
 from dcr_lite.run.inputs import Data
 
@@ -18,15 +18,17 @@ CURE = "Restore it: the run rests on it."
 @dataclass(frozen=True)
 class Joined:
     """training: pairs that stage 1 and the dial learn from. development: pairs that neither does, by which they are
-    chosen."""
+    chosen. refusals: what stage 2 learns beside those that it draws."""
 
     training: Sequence[Pair]
     development: Sequence[Pair]
+    refusals: Sequence[Conversation] = ()
 
     def save(self, run: Path) -> None:
         """Write RUN/joined.json."""
-        sides = {name: [[pair.toxic, pair.seemingly_toxic] for pair in pairs] for name, pairs in vars(self).items()}
-        write_state(sides, run / FILE)
+        pairs = {"training": self.training, "development": self.development}
+        sides = {name: [[pair.toxic, pair.seemingly_toxic] for pair in some] for name, some in pairs.items()}
+        write_state(sides | {"refusals": [[row.prompt, row.response] for row in self.refusals]}, run / FILE)
 
 
 def has_joined(run: Path) -> bool:
@@ -44,17 +46,20 @@ def with_joined_counted(report: dict[str, Any], run: Path) -> dict[str, Any]:
 
 
 def with_joined(run: Path, data: Data) -> Data:
-    """The data of the run in this folder, with the pairs that have joined it behind its own, and without development
-    pairs of which a side has joined: nothing is chosen by what is trained on. Raises UserError where the file is
-    damaged."""
+    """The data of the run in this folder, with the pairs that have joined it behind its own and the refusals beside
+    them, and without development pairs of which a side has joined: nothing is chosen by what is trained on. Raises
+    UserError where the file is damaged."""
     if not has_joined(run):
         return data
     sides = read_state(run / FILE, CURE)
     try:
         found = {name: [Pair(str(a), str(b)) for a, b in sides[name]] for name in ("training", "development")}
+        told = sides.get("refusals", [])  # none in a run that began before there were any
+        refusals = [Conversation(str(prompt), str(response), refuses=True) for prompt, response in told]
     except (LookupError, TypeError, ValueError):
         raise damaged(run / FILE, CURE) from None
     learnt = {normalised(side) for pair in found["training"] for side in (pair.toxic, pair.seemingly_toxic)}
+    learnt |= {normalised(row.prompt) for row in refusals}
     unseen = [
         pair for pair in data.development if not learnt & {normalised(pair.toxic), normalised(pair.seemingly_toxic)}
     ]
@@ -63,4 +68,5 @@ def with_joined(run: Path, data: Data) -> Data:
         training=[*data.training, *found["training"]],
         development=[*unseen, *found["development"]],
         joined=len(found["training"]),
+        joined_refusals=refusals,
     )

@@ -158,6 +158,8 @@ def _training_data(report: dict[str, Any]) -> str:
             f";\n{learnt} instructions ({origin['instruction_rows']}{own}) and {n['refusals']} refusals\n"
             f"({origin['refusal_rows']}) for stage 2"
         )
+        if refusals := report["data"].get("joined_refusals"):
+            text += f",\nand refusals of {refusals} prompts of the user's own"
     elif _has_dial(report):
         text += f";\nthe dial was fitted to instructions as well ({origin['instruction_rows']})"
     return f"{text}."

@@ -219,7 +219,7 @@ def run_report(
         | {"auroc_by_step": separation_curve(run.metrics)},
         "data": {"pairs": len(data.training) - data.joined, "joined_pairs": data.joined}
         | {"development_pairs": len(data.development), **settings.sizes}
-        | {"longest": data.longest, "left_out": data.left_out}
+        | {"longest": data.longest, "left_out": data.left_out, "joined_refusals": len(data.joined_refusals)}
         | {"own_answers": done.get("own_answers", {}).get("counts")},
         "seconds": seconds,
         "peak_memory_bytes": max(peak_memory_bytes(), *(part.get("peak_memory_bytes", 0) for part in done.values())),

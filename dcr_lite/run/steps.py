@@ -110,6 +110,7 @@ def rows_of_stage2(run: RunFolder, model: Model, data: Data, settings: Settings)
     rows = stage2_rows(data, settings, load_states(run))
     if settings.begun_refusals:
         rows = rows + refusals_behind_answers(model, rows, settings)
+    rows = rows + data.joined_refusals  # last: the stock model refuses these, and has begun no answer to them
     if settings.second_turns:
         most = long_rows.longest_row(run, model)
         rows = with_second_turns(model.tokenizer, rows, settings.second_turns, settings.seed, most)
@@ -117,7 +118,8 @@ def rows_of_stage2(run: RunFolder, model: Model, data: Data, settings: Settings)
 
 
 def teach_refusals_alone(run: RunFolder, model: Model, data: Data, settings: Settings) -> None:
-    """Safety SFT of the stock model, on all layers: a baseline to compare DCR with, where it is asked for."""
+    """Safety SFT of the stock model, on all layers: a baseline to compare DCR with, where it is asked for. It learns
+    nothing that has joined: of the user's prompts it could take those to refuse alone."""
     if BASELINE not in settings.compare_with:
         return
     rows = in_own_voice(run, model, data, settings).baseline_mixture
