@@ -200,9 +200,10 @@ def test_too_few_marks_start_nothing(tmp_path: Path) -> None:
     assert mending._process is None
 
 
-def test_it_mends_the_model_that_the_run_began_with(tmp_path: Path) -> None:
-    """As the run loaded it, beside the run; without a run the stock model or the one that is named; a base model cannot
-    be mended."""
+def test_it_mends_the_model_that_the_run_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the run loaded it, beside the run; without a run the stock model or the one that is named, or the old model of
+    a mended run that something speaks against, which the demo shows then; a base model cannot be mended."""
+    monkeypatch.chdir(tmp_path)
     settings = {"model": "owner/chat", "device": "cuda", "precision": "float32", "quantization": "auto"}
     write_json({"settings": settings}, tmp_path / "settings.json")
     found = mending_of(tmp_path, None, "auto")
@@ -216,6 +217,13 @@ def test_it_mends_the_model_that_the_run_began_with(tmp_path: Path) -> None:
     own = mending_of(None, None, "auto", "owner/chat")
     assert (own.model, own.home, own.marks) == ("owner/chat", Path("runs"), Path("runs/chat_marks.jsonl"))
     assert own.obstacle == ""
+    cautioned = Path("runs/owner_mended")
+    write_json({"settings": settings}, cautioned / "settings.json")
+    write_json({}, cautioned / "report.json")
+    set_caution(cautioned, "Safety fell.")
+    old = mending_of(None, None, "auto")
+    assert (old.model, old.home, old.flags) == ("owner/chat", Path("runs"), ("--precision", "float32"))
+    assert mending_of(None, None, "auto", "owner/other").model == "owner/other"
     write_json({"settings": settings | {"chat_format": "llama3"}}, tmp_path / "settings.json")
     for base in (mending_of(tmp_path, None, "auto"), mending_of(None, None, "auto", "owner/base", "llama3")):
         assert base.obstacle == texts.BASE_MODEL

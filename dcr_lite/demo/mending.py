@@ -15,7 +15,7 @@ from typing import Literal
 
 from dcr_lite.data.marks import Mark, read_marks
 from dcr_lite.data.near import normalised
-from dcr_lite.data.sources import SMOLLM2
+from dcr_lite.demo.scoring import stock_of_no_run
 from dcr_lite.demo.texts import BASE_MODEL, MARKS_FIRST, UNFORESEEN, WORKS_ALREADY
 from dcr_lite.errors import UserError
 from dcr_lite.files import exists, load_json
@@ -241,7 +241,10 @@ def mending_of(
     """Mends the model that a run began with, beside that run and as it was loaded; without a run the stock model that
     the demo shows, which is ``alone`` if not the kit's, in a chat format of its own or not. Raises UserError for a run
     that is damaged."""
-    settings = model_settings_of(run) if run else ModelSettings(model=alone or SMOLLM2, chat_format=chat_format)
+    if run:
+        settings = model_settings_of(run)
+    else:
+        settings = ModelSettings(model=alone, chat_format=chat_format) if alone else stock_of_no_run()[0]
     given = {"device": device, "precision": settings.precision, "quantization": settings.quantization}
     flags = [word for name, value in given.items() if value != "auto" for word in (f"--{name}", value)]
     obstacle = "" if settings.chat_format == "own" else BASE_MODEL
