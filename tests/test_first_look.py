@@ -1,6 +1,7 @@
 """Claims about what a visitor of the demo sees first: example pairs, and the name of the model."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +11,26 @@ import pytest
 
 from dcr_lite.data.rows import Pair, read_pairs
 from dcr_lite.data.splits import split_by_focus
-from dcr_lite.demo.examples import FIRST, GRIM, SHOWN_PAIRS, example_pairs
+from dcr_lite.demo.examples import CHECKED, SHOWN_PAIRS, example_pairs
 from dcr_lite.files import SHIPPED
 from dcr_lite.model.titles import model_title
 from dcr_lite.settings import Settings
 
 SHIPPED_PAIRS = read_pairs(SHIPPED / "pairs.jsonl")
+# What nobody should meet unasked: children, death and suicide, violence, sex, hate, animals, and what does such harm.
+GRIM = re.compile(
+    r"\b(child|kid|toddler|bab(y|ies)\b|infant|boys?\b|girls?\b|sons?\b|daughter|niece|nephew|brother|sister|mum|dad|"
+    r"mother|father|gran|pupil|school|teen|orphan|youth|suicid|self-harm|(him|her|my|them|your)sel[fv]|noose|pregnan|"
+    r"rape|raping|sex|nude|naked|porn|date\b|nazi|swastika|suprem|ethnic|racis|slur|jew(s|ish)?\b|muslim|hindu|sikh|"
+    r"mosque|synagogue|church|temple|migrant|refugee|gay|lesbian|trans\b|slave|lynch|disab|wheelchair|patient|kill|"
+    r"murder|assassin|execut|massacre|tortur|behead|dismember|corpse|(the|a) body|bodies|blood|bone|skull|teeth|"
+    r"throat|face\b|neck\b|fingers?\b|limb|ears?\b|eyes?\b|leg\b|legs\b|amputat|maim|cripple|stab|shoot|shot|guns?\b|"
+    r"rifle|bullet|knife|blade|hammer|axe\b|bat\b|beat|punch|attack|hit\b|slap|strangl|suffocat|chok|drown|hang\b|"
+    r"hanging|burn|fire\b|acid|bleach|poison|arsenic|cyanide|heroin|overdos|dead|death|die[ds]?\b|dying|coma\b|"
+    r"hairdryer|bomb|explo|terror|brake|stalk|kidnap|abduct|duck|dog|cats?\b|pupp|kitten|hamster|horse|"
+    r"pon(y|ies)\b|rhino|elephant|badger)",
+    re.IGNORECASE,
+)
 
 
 def examples(pairs: list[Pair] | None) -> list[Pair]:
@@ -23,32 +38,42 @@ def examples(pairs: list[Pair] | None) -> list[Pair]:
     return example_pairs(run)
 
 
-@pytest.mark.parametrize("seed", [None, 0, 1, 2])
-def test_the_first_pairs_are_short_and_not_grim(seed: int | None) -> None:
-    """With the shipped data, at any seed and without a run: four pairs that fit a button, without a word of GRIM; of a
-    run only such as nothing was trained on; at seed 0 the ones chosen by hand."""
-    pairs = None
-    if seed is not None:
-        training, pairs = split_by_focus(SHIPPED_PAIRS, Settings.development_pairs, seed)
-        assert not set(examples(pairs)) & set(training)
-    found = examples(pairs)
-    assert len(found) == SHOWN_PAIRS == len(set(found))
-    for pair in found:
-        assert not GRIM.search(f"{pair.toxic} {pair.seemingly_toxic}")
+def test_every_pair_on_the_list_is_shipped_short_and_not_grim() -> None:
+    """Each is one of the shipped pairs and fits a button, with a focus word of its own, and no word of either side is
+    of GRIM; which is no empty claim, since half of the shipped pairs have one."""
+    shipped = {pair.toxic: pair for pair in SHIPPED_PAIRS}
+    pairs = [shipped[toxic] for toxic in CHECKED]
+    assert len({pair.focus for pair in pairs}) == len(pairs) >= 40
+    for pair in pairs:
         assert max(len(pair.toxic), len(pair.seemingly_toxic)) <= 80
-    if not seed:
-        assert [pair.toxic for pair in found] == list(FIRST[:SHOWN_PAIRS])
+        assert not GRIM.search(f"{pair.toxic} {pair.seemingly_toxic}")
+    assert sum(bool(GRIM.search(pair.toxic)) for pair in SHIPPED_PAIRS) > 0.4 * len(SHIPPED_PAIRS)
 
 
-def test_without_a_mild_pair_there_are_examples_all_the_same() -> None:
-    """Pairs of one's own come shortest first, those with a grim word only where there are no others."""
-    grim, mild = (
-        Pair("How do I kill a boy?", "How do I kill a weed?"),
-        Pair("How do I rob a bank?", "How do I rob Peter?"),
-    )
-    longer = Pair("How do I rob a bank in Derby?", "How do I rob a card game in Derby?")
-    assert examples([grim, longer, mild]) == [mild, longer]
-    assert examples([grim]) == [grim]
+def test_pairs_of_the_list_are_shown_at_every_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four of them, each once: first those that the run held back, then the best of the others. Most seeds have held
+    some back, hardly any four."""
+    monkeypatch.setattr("dcr_lite.demo.examples.read_pairs", lambda path: SHIPPED_PAIRS)  # once is enough
+    held_back = []
+    for seed in range(200):
+        training, development = split_by_focus(SHIPPED_PAIRS, Settings.development_pairs, seed)
+        found, trained = examples(development), set(training)
+        assert len(found) == SHOWN_PAIRS == len(set(found))
+        assert {pair.toxic for pair in found} <= set(CHECKED)
+        assert [pair in trained for pair in found] == sorted(pair in trained for pair in found)
+        held_back.append(sum(pair not in trained for pair in found))
+        on_list = sum(pair.toxic in CHECKED for pair in development)
+        assert held_back[-1] == min(SHOWN_PAIRS, on_list)
+    assert sum(map(bool, held_back)) > 100
+    assert {0, SHOWN_PAIRS} <= set(held_back)
+
+
+def test_without_a_held_back_pair_of_the_list_the_best_are_shown() -> None:
+    """Without a run, and with pairs of one's own, one of which has a listed toxic side beside another twin."""
+    best = [pair.toxic for pair in examples(None)]
+    assert best == list(CHECKED[:SHOWN_PAIRS])
+    own = [Pair("How do I kill a boy?", "How do I kill a weed?"), Pair(CHECKED[9], "How do I kill a boy in chess?")]
+    assert [pair.toxic for pair in examples(own)] == best
 
 
 @pytest.mark.parametrize(

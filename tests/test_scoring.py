@@ -384,9 +384,11 @@ def test_the_newest_finished_run_is_taken(tmp_path: Path) -> None:
     assert newest_run(tmp_path) == tmp_path / "a"
     set_caution(tmp_path / "a", "Safety fell.")
     assert newest_run(tmp_path) == tmp_path / "b"
+    assert newest_run(tmp_path, cautioned=True) == tmp_path / "a"
     assert caution_of(tmp_path / "a") == "Safety fell."
     set_caution(tmp_path / "a", "")
     assert newest_run(tmp_path) == tmp_path / "a"
+    assert newest_run(tmp_path, cautioned=True) is None
 
 
 def test_without_a_run_the_stock_model_answers(
@@ -399,6 +401,31 @@ def test_without_a_run_the_stock_model_answers(
     assert found.names == ("base",)
     assert "dcr-lite train smollm2_135m" in found.note
     assert found.score("base", PROMPT).words
+
+
+def test_beside_a_run_that_something_speaks_against_its_old_model_answers(
+    tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone, in the chat format and the precision of that run, and not the kit's model; the note says why, and how to
+    open the mended one. With another run that is the one that is opened."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(scoring, "SMOLLM2", "none/there")
+    base = str(tiny_folder("llama", "llama3"))
+    run = Path("runs/my mended")
+    run.mkdir(parents=True)
+    settings = {"model": base, "chat_format": "llama3", "precision": "bfloat16"}
+    (run / "settings.json").write_text(json.dumps({"settings": settings}))
+    (run / "report.json").write_text("{}")
+    set_caution(run, "Safety fell.")
+    found = open_run(device="cpu")
+    assert (found.names, found.title, found.dial) == (("base",), model_title(base), None)
+    assert "<|start_header_id|>" in str(found.model.tokenizer.chat_template)
+    assert found.model.precision == torch.bfloat16
+    assert "speaks against the mended model" in found.note
+    assert f"dcr-lite demo --run {terminal.quoted(run)}" in found.note
+    set_caution(run, "")
+    with pytest.raises(UserError, match="not finished"):  # the run itself, which has no adapter here
+        open_run(device="cpu")
 
 
 def test_a_model_is_opened_without_a_run(

@@ -87,10 +87,11 @@ def status(status: Status, marks: Sequence[Mark], problem: str = "", opened: boo
 
 
 def progress(status: Status) -> str:
-    """How far the process is: a bar of the part that it is in, the parts that are done, and what all take."""
+    """How far the process is: a bar of the part that it is in, the parts that are done, and what is left in all."""
     if not status.works:
         return ""
-    whole = f"<p>{texts.WHOLE.format(minutes=status.whole)}</p>" if status.whole else ""
+    in_all = texts.WHOLE if status.step == "checking" else texts.WHOLE_LEFT
+    whole = f"<p>{in_all.format(time=_in_words(status.whole))}</p>" if status.whole else ""
     if not status.stages:
         title = texts.STARTING
         return box(f'<progress aria-label="{title}"></progress><p>{title} \N{HORIZONTAL ELLIPSIS}</p>{whole}', title)

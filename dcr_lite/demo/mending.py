@@ -15,7 +15,7 @@ from typing import Literal
 
 from dcr_lite.data.marks import Mark, read_marks
 from dcr_lite.data.near import normalised
-from dcr_lite.data.sources import SMOLLM2
+from dcr_lite.demo.scoring import stock_of_no_run
 from dcr_lite.demo.texts import BASE_MODEL, MARKS_FIRST, UNFORESEEN, WORKS_ALREADY
 from dcr_lite.errors import UserError
 from dcr_lite.files import exists, load_json
@@ -40,17 +40,17 @@ ERROR = "error: "  # begins what the command line says of an error
 class Status:
     """Where mending stands.
 
-    stages: those of the process that works, so far. left: seconds that the last of them still takes. whole: minutes
-    that the run takes in all, as planned; None before there is a plan. stopping: the process has been asked to end.
-    error: what the last process ended with, in a sentence; empty where it ended well or was stopped. changed: whether
-    the marks are others than those that the run has.
+    stages: those of the process that works, so far. left: seconds that the last of them still takes. whole: seconds
+    that mending still takes by its plan, all of them while the marks are checked; None before there is a plan.
+    stopping: the process has been asked to end. error: what the last process ended with, in a sentence; empty where it
+    ended well or was stopped. changed: whether the marks are others than those that the run has.
     """
 
     step: Step
     run: Path
     stages: tuple[StageProgress, ...] = ()
     left: float = 0.0
-    whole: int | None = None
+    whole: float | None = None
     stopping: bool = False
     error: str = ""
     changed: bool = False
@@ -77,6 +77,7 @@ class Mending:
         self._changing = threading.RLock()  # one starts, stops or looks at a time
         self._process: subprocess.Popen[bytes] | None = None
         self._checks = self._stopped = False  # of the process
+        self._began = 0.0  # when it did, by time.monotonic(), earlier by what the run had worked before a stop
         self._run = self._newest() or self._free()
 
     # --- the marks ----------------------------------------------------------------------------------------------------
@@ -99,7 +100,8 @@ class Mending:
                 stages = progress_in(said)
                 left = stages[-1].left - (time.time() - self._log.stat().st_mtime) if stages else 0.0
                 step: Step = "checking" if self._checks else "mending"
-                return Status(step, self._run, tuple(stages), max(0.0, left), estimate_in(said), self._stopped)
+                whole = self._whole(estimate_in(said), left)
+                return Status(step, self._run, tuple(stages), max(0.0, left), whole, self._stopped)
             if (self._run / "report.json").exists():
                 step = "mended"
             elif has_joined(self._run):
@@ -160,6 +162,7 @@ class Mending:
         given = {"model": self.model, "marks": self.marks} | self._begun_with(self._run)
         words = ["--model", given["model"], *self.flags, "--marks", given["marks"]]
         words += [*self._dial_of(self._run), "--run", self._run, "--resume", *flags]
+        self._began = time.monotonic() - _worked(self._run)
         with self._log.open("wb") as log:
             # In a session of its own: Ctrl-C in the demo's terminal reaches it once, by stop(), and not twice.
             self._process = subprocess.Popen(
@@ -167,6 +170,14 @@ class Mending:
                 start_new_session=True, env=unlimited(os.environ) | {"PYTHONUNBUFFERED": "1"},
             )  # fmt: skip
         self._checks, self._stopped = "--check" in flags, False
+
+    def _whole(self, minutes: int | None, left: float) -> float | None:
+        """Seconds that mending still takes, of which its plan says so many ``minutes``: no fewer than are ``left`` of
+        the present part."""
+        if minutes is None:
+            return None
+        passed = 0.0 if self._checks else time.monotonic() - self._began
+        return max(0.0, left, 60 * minutes - passed)
 
     # --- what is on the disk ------------------------------------------------------------------------------------------
 
@@ -229,6 +240,14 @@ class Mending:
             return []
 
 
+def _worked(run: Path) -> float:
+    """Seconds that a run which has begun to train had worked when it was stopped, its check included; else 0."""
+    try:
+        return float(load_json(run / "checkpoints" / "elapsed.json")["seconds"]) if has_joined(run) else 0.0
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0.0
+
+
 def _known(model: str, marks: str | Path) -> tuple[str, Path]:
     """A model and a file of marks, the same however their paths are written."""
     name = repository_of(model) or (str(Path(model).resolve()) if exists(model) else model)
@@ -241,7 +260,10 @@ def mending_of(
     """Mends the model that a run began with, beside that run and as it was loaded; without a run the stock model that
     the demo shows, which is ``alone`` if not the kit's, in a chat format of its own or not. Raises UserError for a run
     that is damaged."""
-    settings = model_settings_of(run) if run else ModelSettings(model=alone or SMOLLM2, chat_format=chat_format)
+    if run:
+        settings = model_settings_of(run)
+    else:
+        settings = ModelSettings(model=alone, chat_format=chat_format) if alone else stock_of_no_run()[0]
     given = {"device": device, "precision": settings.precision, "quantization": settings.quantization}
     flags = [word for name, value in given.items() if value != "auto" for word in (f"--{name}", value)]
     obstacle = "" if settings.chat_format == "own" else BASE_MODEL

@@ -19,7 +19,7 @@ from dcr_lite.demo.dial import OpenDial, open_dial
 from dcr_lite.demo.models_at_once import ModelsAtOnce, Which
 from dcr_lite.demo.prompt_text import cleaned, pieces_of
 from dcr_lite.demo.score import Score, Word
-from dcr_lite.demo.texts import MODEL_ALONE, MODEL_TITLES, NO_DIAL, NO_READING, NO_RUN, TITLE
+from dcr_lite.demo.texts import MODEL_ALONE, MODEL_TITLES, NO_DIAL, NO_READING, NO_RUN, OLD_STAYS, TITLE
 from dcr_lite.errors import UserError
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
 from dcr_lite.measure.kinds import kind_of
@@ -38,6 +38,7 @@ from dcr_lite.run.caution import caution_of
 from dcr_lite.run.discernment import Discernments, Similarity
 from dcr_lite.run.opening import adapter_of, is_run_folder, knows_openings, load_base, model_settings_of
 from dcr_lite.run.run_folder import stored_settings
+from dcr_lite.run.terminal import quoted
 from dcr_lite.settings import ChatFormat, Device, ModelSettings, Settings
 
 ANSWER_TOKENS = 80  # of a streamed answer: a few sentences, three seconds on two cores
@@ -216,16 +217,25 @@ class OpenRun:
 # --- opening ----------------------------------------------------------------------------------------------------------
 
 
-def newest_run(folder: Path = Path("runs")) -> Path | None:
-    """The run folder that was finished last, of those that nothing speaks against; None where there is none."""
-    reports = [report for report in folder.glob("*/report.json") if not caution_of(report.parent)]
+def newest_run(folder: Path = Path("runs"), cautioned: bool = False) -> Path | None:
+    """The run folder that was finished last, of those that nothing speaks against, or ``cautioned`` of those that
+    something does; None where there is none."""
+    reports = [report for report in folder.glob("*/report.json") if bool(caution_of(report.parent)) == cautioned]
     return max(reports, key=lambda path: path.stat().st_mtime).parent if reports else None
+
+
+def stock_of_no_run() -> tuple[ModelSettings, str]:
+    """The model that is shown where ``newest_run`` has none, with a note that says why: that which the newest mended
+    run began with, since the old model stays the default; without any run the kit's."""
+    if run := newest_run(cautioned=True):
+        return model_settings_of(run), OLD_STAYS.format(run=quoted(run))
+    return ModelSettings(model=SMOLLM2), NO_RUN
 
 
 def open_run(
     folder: Path | None = None, device: Device = "auto", alone: str | None = None, chat_format: ChatFormat = "own"
 ) -> OpenRun:
-    """The models of a run: of ``folder``, else of the newest finished one, else the stock model alone with a note.
+    """The models of a run: of ``folder``, else of the newest finished one, else a stock model alone with a note.
     alone: in place of a run a model by its name or folder, without adapters. chat_format: of that model, where its
     tokenizer brings none.
 
@@ -235,11 +245,13 @@ def open_run(
     if folder and alone:
         raise UserError("--run and --model stand for each other: give one")
     if alone:
-        return _open_alone(alone, device, MODEL_ALONE, chat_format)
+        if is_run_folder(Path(alone)):
+            raise UserError(f"--model {alone}: a run folder. Give it with --run.")
+        return _open_alone(ModelSettings(model=alone, chat_format=chat_format), MODEL_ALONE, device)
     if chat_format != OWN:
         raise UserError("--chat-format is of a model that --model names: a run has the format that it was trained with")
     if (folder := folder or newest_run()) is None:
-        return _open_alone(SMOLLM2, device, NO_RUN)
+        return _open_alone(*stock_of_no_run(), device)
     settings, whole = model_settings_of(folder), stored_settings(folder, Settings, run=folder)
     names = models_of(whole.compare_with)[::-1]
     parts = {name: adapter_of(folder, name) for name in names if name != STOCK}
@@ -257,8 +269,6 @@ def open_run(
     return OpenRun(model, names, discernments, dial, title, " ".join(filter(None, notes)))
 
 
-def _open_alone(name: str, device: Device, note: str, chat_format: ChatFormat = "own") -> OpenRun:
-    if is_run_folder(Path(name)):
-        raise UserError(f"--model {name}: a run folder. Give it with --run.")
-    model, _ = load_base(ModelSettings(model=name, device=device, chat_format=chat_format))
-    return OpenRun(model, (STOCK,), None, None, model_title(name), note)
+def _open_alone(settings: ModelSettings, note: str, device: Device) -> OpenRun:
+    model, _ = load_base(replace(settings, device=device))
+    return OpenRun(model, (STOCK,), None, None, model_title(settings.model), note)

@@ -14,6 +14,10 @@ NO_RUN = (
     "No finished run was found, so this is the stock model alone. To see similarity scores, the map and what a model "
     "learns, train one first: dcr-lite train smollm2_135m (10 to 50 minutes on two cores)."
 )
+OLD_STAYS = (
+    "Something speaks against the mended model of {run}, as its mend.md says, so this is its old model alone. dcr-lite "
+    "demo --run {run} opens the mended one all the same."
+)
 MODEL_ALONE = (
     "This is the stock model alone. Similarity scores, the map and the dial are a run's: dcr-lite train --model "
     "NAME_OR_FOLDER makes one, as does dcr-lite mend with marks of answers."
@@ -169,7 +173,8 @@ UNFORESEEN = "an error that nobody has foreseen ({last}). {log} has all that it 
 STARTING = "Reading the model"
 PROGRESS = "{title}: {done} of {total}"
 LEFT = "about {left} left of this part"
-WHOLE = "Mending takes about {minutes} min in all."
+WHOLE = "Mending takes about {time} in all."
+WHOLE_LEFT = "About {time} left in all."
 FINISHED = "done: {titles}"
 SEEN = "What the check found"
 SURE = "Are you sure of these? They may be toxic after all, and are left out. Tick those to be answered all the same."
