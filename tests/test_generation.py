@@ -71,6 +71,9 @@ def ending_often(model: Model, reference: Any, rows: Rows) -> list[int]:
         ("mistral", {"sliding_window": 8}, "a shared prefix"),
         ("gemma3", {"sliding_window": 8}, "a shared prefix"),
         ("phi3", {}, "a shared prefix"),
+        ("smollm3", {}, "a shared prefix"),
+        ("olmo3", {}, "nothing shared"),
+        ("olmo3", {"sliding_window": 8}, "a shared prefix"),
         ("ministral", {}, "a shared prefix"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -397,16 +398,18 @@ def test_rates_are_of_the_prompts_that_were_refused() -> None:
 
 def test_the_reader_reads_as_stage_1_does(tiny: Path, rows: Path, tmp_path: Path) -> None:
     """Toxicity is the read-out of the stock model's states at L, whatever the adapter; of few prompts each is read by
-    the pairs of all the others."""
+    the pairs of all the others, without those that are nearly the same, which would tell."""
+    alike = (["Kill process", "Kill processes", "Kill process too"], ["Shoot portrait", "Hit portrait"])
+    asked = [prompt for group in alike for prompt in group]
     settings = small_settings(tiny, rows, tmp_path / "run")
     data = inputs.load_data(settings)
     model, _ = opening.load_model(settings)
     reader = Reader(model, data.training, settings)
-    joined = joining.nearest_pairs(reader, TO_ANSWER[:3], ["", "", ""], [row.prompt for row in data.refusals])
+    joined = joining.nearest_pairs(reader, asked, [""] * len(asked), [row.prompt for row in data.refusals])
     with adapters.stock(model):
         states = {
             text: layer_states(model, encode_prompts(model.tokenizer, [text], model.window), settings.layer)[0]
-            for text in {*TO_ANSWER[:3], *(s for p in [*data.training, *joined] for s in (p.toxic, p.seemingly_toxic))}
+            for text in {*asked, *(s for p in [*data.training, *joined] for s in (p.toxic, p.seemingly_toxic))}
         }
 
     def toxicity(pairs: list[Pair], prompts: list[str]) -> Tensor:
@@ -414,14 +417,19 @@ def test_the_reader_reads_as_stage_1_does(tiny: Path, rows: Path, tmp_path: Path
         geometry = reader._geometry
         return reads_as_toxic(geometry, torch.stack([*toxic, *others]), torch.stack([states[p] for p in prompts]))
 
-    expected = toxicity(data.training, TO_ANSWER[:3])
-    assert torch.allclose(reader.toxicity(TO_ANSWER[:3]), expected, atol=1e-4)
-    with_others = 0
-    for prompt in TO_ANSWER[:3]:
-        others = [pair for pair in joined if pair.seemingly_toxic != prompt]
-        with_others += int(toxicity([*data.training, *others], [prompt])[0] < 0)
-    alone = int((expected < 0).sum())
-    assert joining.cross_validated(reader, joined) == {"n": 3, "alone": alone, "with_others": with_others}
+    def read_right(groups: Sequence[list[str]]) -> int:
+        """How many read as seemingly toxic, each without the pairs of its group."""
+        count = 0
+        for group in groups:
+            others = [pair for pair in joined if pair.seemingly_toxic not in group]
+            count += int((toxicity([*data.training, *others], group) < 0).sum())
+        return count
+
+    expected, with_others = toxicity(data.training, asked), read_right(alike)
+    assert torch.allclose(reader.toxicity(asked), expected, atol=1e-4)
+    assert with_others != read_right([[prompt] for prompt in asked])
+    found = {"n": len(asked), "alone": int((expected < 0).sum()), "with_others": with_others}
+    assert joining.cross_validated(reader, joined) == found
 
 
 def refuses(text: str) -> bool:

@@ -91,8 +91,11 @@ STOPS = {
     "llama3": {"<|end_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"},
     "gemma": {"<eos>", "<start_of_turn>", "<end_of_turn>"},
     "mistral": {"</s>", "[INST]", "[/INST]"},
+    "gemma 2": {"<eos>", "<start_of_turn>", "<end_of_turn>"},
     "mistral Small": {"</s>", "[INST]", "[/INST]"},
     "chatml Phi-4-mini": {"<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>"},
+    "chatml OLMo 3": {"<|endoftext|>", "<|im_start|>", "<|im_end|>"},
+    **{name: {"<|endoftext|>", "<|im_start|>", "<|im_end|>"} for name in ("Qwen3", "SmolLM3", "GLM")},
 }
 
 
@@ -104,13 +107,13 @@ def tokenizer_of(family: str) -> Any:
     tokenizer = build_base_tokenizer("chatml" if name in FAMILIES else name)
     if name in FAMILIES:
         tokenizer.chat_template = FAMILIES[name].template
-        answer_at_once(tokenizer)
     elif which == "kit":
         set_format(tokenizer, name)
     else:
         tokenizer.chat_template = FAMILY_TEMPLATES[family]
         tokenizer.add_special_tokens({"additional_special_tokens": TOKENS.get(tokenizer.chat_template, [])})
-        fix_day(tokenizer)
+    fix_day(tokenizer)
+    answer_at_once(tokenizer)
     return tokenizer
 
 
@@ -213,7 +216,7 @@ def test_any_text_survives_the_template_and_the_modelfile(text: str, tmp_path: P
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["own", "llama3", "mistral"])
+@pytest.mark.parametrize("family", ["own", *FAMILY_TEMPLATES, "Qwen3", "SmolLM3"])
 def test_llama_cpp_reads_the_tokens_that_were_trained_with(family: str, make_run: MakeRun) -> None:
     """What Ollama sends to llama.cpp, a prompt in the Modelfile's template, is there the row of token ids that the run
     trained and measured with: the first token is neither missing nor doubled."""

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 
 import pytest
 import torch
-from tiny_models import ADAPTER, OPENINGS, add_random_adapter, random_rows
+from tiny_models import ADAPTER, OPENINGS, PACKABLE, PADDED, add_random_adapter, random_rows
 
 from dcr_lite.method.dial import Dial, turned
 from dcr_lite.model import prompt_cache
@@ -56,14 +57,16 @@ def counted(model: Model, layer: int) -> list[int]:
     return passes
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "olmo3", "gemma2", "mistral"])
-@pytest.mark.parametrize("new", [0, 12])
+@pytest.mark.parametrize(("architecture", "new"), [*product(PACKABLE, (0, 12)), *product(PADDED, (4,))])
 def test_a_dial_answers_the_same_bit_for_bit(tiny_model: MakeModel, architecture: str, new: int) -> None:
+    """Before, with and after the cache. It is of use to models that pack, and to no other."""
     model, dial = with_dial(tiny_model, architecture)
     expected = answers(model, dial, new)
     assert expected[0] == expected[2] != expected[1]
+    below, at = counted(model, LAYER - 1), counted(model, LAYER)
     with cached(model):
         assert answers(model, dial, new) == expected
+    assert (len(below) < len(at)) == (architecture in PACKABLE)
     assert answers(model, dial, new) == expected
 
 
