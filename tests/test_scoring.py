@@ -292,7 +292,7 @@ def test_a_run_without_its_reading_opens_without_similarity(
     (run / "adapter" / discernment.FILE).unlink()
     found = open_run(run)
     assert "no similarity scores" in found.note
-    assert found.title == f"{tiny_folder('llama').name}, run run"
+    assert found.title == tiny_folder("llama").name  # a name of the model alone
     assert str(tmp_path) not in found.note
     score = found.score("dcr", PROMPT)
     assert score.similarity is None

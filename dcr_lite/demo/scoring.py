@@ -19,7 +19,7 @@ from dcr_lite.demo.dial import OpenDial, open_dial
 from dcr_lite.demo.models_at_once import ModelsAtOnce, Which
 from dcr_lite.demo.prompt_text import cleaned, pieces_of
 from dcr_lite.demo.score import Score, Word
-from dcr_lite.demo.texts import MODEL_ALONE, MODEL_TITLES, NO_DIAL, NO_READING, NO_RUN, OLD_STAYS, TITLE
+from dcr_lite.demo.texts import MODEL_ALONE, MODEL_TITLES, NO_DIAL, NO_READING, NO_RUN, OLD_STAYS
 from dcr_lite.errors import UserError
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
 from dcr_lite.measure.kinds import kind_of
@@ -262,11 +262,10 @@ def open_run(
         adapters.load_adapter(model, name, part)
     if discernments and not discernments.fits(names, depth(model.network), width_of(model.network)):
         raise UserError(f"{parts[DCR]}: its similarity scores are of another model. Restore the run folder.")
-    title = TITLE.format(model=model_title(settings.model), run=folder.resolve().name)
     if dial := open_dial(folder):
         set_strength(model, DCR, dial.dial, None)  # the adapter is stored with it; now each row has its own
     notes = [caution_of(folder), NO_READING if not discernments else ONLY_TURNED if whole.only_turned else ""]
-    return OpenRun(model, names, discernments, dial, title, " ".join(filter(None, notes)))
+    return OpenRun(model, names, discernments, dial, model_title(settings.model), " ".join(filter(None, notes)))
 
 
 def _open_alone(settings: ModelSettings, note: str, device: Device) -> OpenRun:

@@ -9,7 +9,6 @@ FOOTER = (
     "Answers are greedy. The verdict is on the answer's text; the probability is computed before the first token. "
     "DCR reduces over-refusal; it does not make a model safe."
 )
-TITLE = "{model}, run {run}"
 NO_RUN = (
     "No finished run was found, so this is the stock model alone. To see similarity scores, the map and what a model "
     "learns, train one first: dcr-lite train smollm2_135m (10 to 50 minutes on two cores)."
