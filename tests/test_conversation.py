@@ -10,6 +10,7 @@ pytest.importorskip("gradio", reason="the demo needs the extra: pip install 'dcr
 import gradio
 from gradio_client import Client
 
+from dcr_lite.data.marks import read_marks
 from dcr_lite.demo import texts
 from dcr_lite.demo.chat import ChatTab
 from dcr_lite.demo.conversation import MAX_MESSAGES, Conversation, Turn, checked, messages_for
@@ -101,6 +102,30 @@ def test_answers_grow_side_by_side(opened: OpenRun, tab: ChatTab) -> None:
     lasts = [len(orders) - orders[::-1].index(name) for name in opened.names]
     assert max(orders.index(name) for name in opened.names) < min(lasts) - 1
     assert talk.turns[0].scores.keys() == set(opened.names)
+
+
+def test_an_answer_to_a_prompt_that_stands_alone_can_be_marked(opened: OpenRun, tmp_path: Path) -> None:
+    """Once it is whole, and until something else is asked; no answer behind a turn or a system prompt can."""
+    with gradio.Blocks():
+        tab = ChatTab(opened, tmp_path / "marks.jsonl")
+    best, talk = opened.names[0], Conversation()
+    buttons = tab.marks[best]
+
+    def works(parts: list[dict[Any, Any]]) -> bool:
+        return [part[buttons._buttons[0]].interactive for part in parts if buttons._buttons[0] in part][-1]
+
+    growing = tab.sent(FIRST, "", talk)
+    assert not works([next(growing), next(growing)])
+    assert works(list(growing))
+    assert "Marked" in buttons.mark("answer", talk, FIRST)
+    ((mark, _),) = read_marks(tmp_path / "marks.jsonl")
+    assert (mark.prompt, mark.wanted, mark.said) == (FIRST, "answer", answers(talk)[best])
+    assert not works(list(tab.sent(SECOND, "", talk)))
+    assert texts.NOT_MARKED in buttons.mark("answer", talk, FIRST)
+    tab.cleared(talk)
+    assert not works(list(tab.sent(FIRST, SYSTEM, talk)))
+    assert works(list(tab.retried("", talk)))
+    assert not works([tab.undone(talk)])
 
 
 def test_who_goes_away_is_answered_no_more(opened: OpenRun, tab: ChatTab) -> None:

@@ -41,7 +41,7 @@ def build(run: OpenRun, marks: Path | None = None, mending: Mending | None = Non
         with gr.Tab(texts.PAIR_TAB, id="pair"):
             PairTab(run, pairs, marks)
         with gr.Tab(texts.CHAT_TAB, id="chat"):
-            chat = ChatTab(run)
+            chat = ChatTab(run, marks)
         with gr.Tab(texts.LIST_TAB, id="list"):
             listed = ListTab(run)
         if mending:

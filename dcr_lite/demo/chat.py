@@ -7,12 +7,14 @@ to render no Markdown.
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from dcr_lite.demo import markup, texts
 from dcr_lite.demo.conversation import Conversation, Turn, messages_for
+from dcr_lite.demo.marking import MarkButtons
 from dcr_lite.demo.prompt_text import cleaned
 from dcr_lite.demo.score import Score
 from dcr_lite.demo.scoring import CHAT_TOKENS, OpenRun
@@ -27,9 +29,10 @@ UNSEEN: dict[str, Any] = {"show_progress": "hidden"}  # answers grow, which show
 
 class ChatTab:
     """A system prompt, turns, and for each model its conversation with the verdict on its last answer. beside: the
-    column of MENDED, which is seen once that is open, and heading the head of it."""
+    column of MENDED, which is seen once that is open, and heading the head of it. marks: the file for marks of answers
+    to a first turn without a system prompt, since what is mended are prompts that stand alone."""
 
-    def __init__(self, run: OpenRun):
+    def __init__(self, run: OpenRun, marks: Path | None = None):
         self.run, self.best = run, run.names[0]
         self.system = gr.Textbox(label=texts.SYSTEM, lines=1, max_lines=6, elem_id="system")
         with gr.Row():
@@ -43,17 +46,21 @@ class ChatTab:
             example = gr.Button(texts.EXAMPLE, size="sm", min_width=130)
         self.verdicts: dict[str, Any] = {}
         self.talks: dict[str, Any] = {}
+        self.marks: dict[str, MarkButtons] = {}
+        self.dial = DialSlider(run, "chat", Conversation())
         with gr.Row():
             for name in dict.fromkeys((*run.names, MENDED)):
                 with gr.Column(min_width=250, visible=name in run.names) as self.beside:
                     self.heading = gr.HTML(markup.model_heading(name), elem_id=f"chat-heading-{name}")
                     self.verdicts[name] = gr.HTML(_verdict(name, []), elem_id=f"chat-verdict-{name}")
                     self.talks[name] = gr.HTML(_talk(name, []), elem_id=f"chat-{name}")
+                    self.marks[name] = MarkButtons(marks, run.titles, f"chat-{name}", self.dial.asked)
         place = "" if knows_system_message(run.model.tokenizer) else f" {texts.SYSTEM_BEFORE_PROMPT}"
-        gr.HTML(markup.box(f"<p>{texts.CHAT_NOTE.format(tokens=CHAT_TOKENS)}{place}</p>"))
-        self.dial = DialSlider(run, "chat", Conversation())
+        marked = f" {texts.CHAT_MARKS}" if marks else ""
+        gr.HTML(markup.box(f"<p>{texts.CHAT_NOTE.format(tokens=CHAT_TOKENS)}{place}{marked}</p>"))
 
         said = [*self.verdicts.values(), *self.talks.values()]
+        said += [part for buttons in self.marks.values() for part in buttons.outputs]
         state, position = self.dial.asked, self.dial.positions
         inputs = [self.prompt, self.system, state, *position]
         gr.on([self.prompt.submit, send.click], self.sent, inputs, [self.prompt, *said], **AT_ANY_TIME | UNSEEN)
@@ -87,6 +94,8 @@ class ChatTab:
         if turns:
             with user_errors_shown():
                 streams = self._streams([self.best], turns, system, position)
+                if talk.prompts is prompts:
+                    yield self.marks[self.best].closed(talk)
                 yield from self._grow(streams, turns, prompts, talk, position)
 
     def undone(self, talk: Conversation) -> dict[Any, Any]:
@@ -157,17 +166,26 @@ class ChatTab:
                     score = next(stream, None)
                     moved = name == self.best and not talk.wants(prompts, position)
                     if score is None or moved or talk.prompts is not prompts:
+                        if not moved and talk.prompts is prompts:
+                            yield self._whole(name, talk)
                         stream.close()
                         del streams[name]
                         continue
                     turns[-1].scores[name] = score
                     yield {self.verdicts[name]: _verdict(name, turns), self.talks[name]: _talk(name, turns)}
 
+    def _whole(self, name: str, talk: Conversation) -> dict[Any, Any]:
+        """What changes when a model's last answer has ended: it can be marked where its prompt stands alone."""
+        turn, *more = talk.turns
+        alone = not more and not talk.system and name in turn.scores
+        return self.marks[name].whole(talk, turn.scores[name]) if alone else {}
+
     def _shown(self, talk: Conversation) -> dict[Any, Any]:
         shown: dict[Any, Any] = {}
         for name in self.run.names:
             turns = talk.turns if name in talk.models else []
             shown |= {self.verdicts[name]: _verdict(name, turns), self.talks[name]: _talk(name, turns)}
+            shown |= self.marks[name].closed(talk)
         return shown
 
 

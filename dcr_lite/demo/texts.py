@@ -87,6 +87,9 @@ CHAT_NOTE = (
     "system prompt and the dial as they are now. Similarity scores are calibrated on the prompts of the run, which "
     "hardly ever stand behind a system prompt or earlier turns, so there are none here."
 )
+CHAT_MARKS = (
+    "Answers to a first turn without a system prompt can be marked: what is mended are prompts that stand alone."
+)
 SYSTEM_BEFORE_PROMPT = "This model's chat template knows no system prompt: it is put before your first turn."
 
 # --- the tab for a list -----------------------------------------------------------------------------------------------
