@@ -143,7 +143,7 @@ MENDS = (
 )
 MENDS_DCR = "What DCR alone refuses, the stock model answers: nothing of that can be mended here. To mend DCR itself:"
 BASE_MODEL = "the stock model here is a base model, and mending begins with a chat model"
-NO_MARKS = "No marks yet. Ask something in the first two tabs, and press a button under an answer."
+NO_MARKS = "No marks yet. Ask something, and press a button under an answer."
 MARKS = "Marks"
 MARK_COLUMNS = ("prompt", "wanted", "model", "in the mended run")
 NEW_MARK = "new"
