@@ -11,20 +11,22 @@ from typing import Any
 
 import httpx
 
+ANSWER = "/gradio_api/call/answer"
+
 
 class Client:
     """A session of the demo's HTTP interface."""
 
     def __init__(self, port: int):
-        address = f"http://127.0.0.1:{port}/gradio_api/call/answer"
-        self._http = httpx.Client(base_url=address, timeout=300, trust_env=False, verify=False)  # no TLS to set up
+        # verify: there is no TLS to set up.
+        self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300, trust_env=False, verify=False)
         self._session = uuid.uuid4().hex  # of which the server makes the state once, which takes it a while
 
     def parts(self, prompt: str, model: str, strength: float | None) -> Iterator[str]:
         """The answer so far, again and again. One who stops reading has gone away."""
         body = {"data": [prompt, model, strength], "session_hash": self._session}
-        event = self._http.post("", json=body).raise_for_status().json()["event_id"]
-        with self._http.stream("GET", f"/{event}") as reply:
+        event = self._http.post(ANSWER, json=body).raise_for_status().json()["event_id"]
+        with self._http.stream("GET", f"{ANSWER}/{event}") as reply:
             kind = ""
             for line in reply.iter_lines():
                 name, _, value = line.partition(": ")

@@ -1,6 +1,7 @@
 """Latency, memory and wrong answers of the demo, with one client and with many.
 
     python benchmarks/demo_load.py --run runs/NAME
+    python benchmarks/demo_load.py --run runs/NAME --ask
 
 Starts app.py in a process of its own and measures its start and the latency of one client. Then 30 clients send
 requests for two minutes, each with its own prompts, models and strengths of the dial, and every answer is compared with
@@ -9,6 +10,12 @@ the one that a single client got.
 Answers are decoded in batches, and a processor may round a product differently in a larger batch. So an answer that
 leaves the single client's at some token, but has more of its beginning than of any other request's answer, counts as
 rounded; one that has more of another's as mixed up. Every tenth client goes away in the middle of every other answer.
+
+A request is one to the endpoint /answer: of one model, without the weights of words. With --ask it is what a press of
+Ask on the page sends: that event has no public endpoint, so it joins the queue by its number, as the page's script
+does. All models answer in turn, the words are weighed, and the server sends the whole page's changes. Then another
+tenth of the clients are slow: they wait a second between the events that they read, and the waits are those of the
+others. --no-slow has them as quick as the others, to compare with.
 
 Clients read the server's events and nothing more, as browsers do on their own machines: gradio_client's threads would
 take a third of two cores from the server that is measured.
@@ -19,12 +26,15 @@ import queue
 import statistics
 import threading
 import time
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import tyro
 from _demo import Client, started
+from gradio_client.utils import apply_diff
 
 ROOT = Path(__file__).parent.parent
 # (model, strength of the dial) of the requests; of runs without a dial the last one is an error.
@@ -38,37 +48,110 @@ PROMPTS = (
 )
 
 
-def one_client(client: Client) -> dict[str, float]:
+Asked = tuple[str, str, float | None]  # prompt, model, strength
+Answers = dict[Asked, str]
+ALL = "all models"  # in place of one, in what a press of Ask asks
+
+
+class OneModel(Client):
+    """Asks one model at a time."""
+
+    def asked(self) -> list[Asked]:
+        """What there is to ask."""
+        return [(prompt, *model) for prompt in PROMPTS for model in ASKED]
+
+    def answers(self, prompt: str, model: str, strength: float | None) -> Iterator[Answers]:
+        """The answer so far, again and again. One who stops reading has gone away."""
+        for text in self.parts(prompt, model, strength):
+            yield {(prompt, model, strength): text}
+
+
+class PageClient(OneModel):
+    """The page, as one on which Ask is pressed: at the strength where its slider stands at first, if it has one, or at
+    0."""
+
+    def __init__(self, port: int):
+        super().__init__(port)
+        config = self._http.get("/config").raise_for_status().json()
+        parts = {part["id"]: part["props"] for part in config["components"]}
+        names = {number: str(props.get("elem_id")) for number, props in parts.items()}
+        (self._press,) = (
+            event
+            for event in config["dependencies"]
+            if any(names.get(number) == "ask" and what == "click" for number, what in event["targets"])
+        )
+        sliders = [parts[number]["value"] for number in self._press["inputs"][2:]]  # after the prompt and the state
+        self._strengths = [sliders[0], 0.0] if sliders else [None]
+        # The box of each model among what is changed.
+        boxes = {names[number].removeprefix("answer-"): i for i, number in enumerate(self._press["outputs"])
+                 if names[number].startswith("answer-")}  # fmt: skip
+        self._boxes, self._best = boxes, next(iter(boxes))
+
+    def asked(self) -> list[Asked]:
+        return [(prompt, ALL, strength) for prompt in PROMPTS for strength in self._strengths]
+
+    def answers(self, prompt: str, model: str, strength: float | None) -> Iterator[Answers]:
+        """The answers so far of all models, again and again. One who stops reading loads the page anew."""
+        session = self._session
+        self._session = uuid.uuid4().hex
+        data = [prompt, None, *([] if strength is None else [strength])]
+        body = {"data": data, "fn_index": self._press["id"], "session_hash": session}
+        self._http.post("/gradio_api/queue/join", json=body).raise_for_status()
+        shown: list[object] = []
+        said: Answers = {}
+        with self._http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as reply:
+            for line in reply.iter_lines():
+                message = json.loads(line.removeprefix("data: ")) if line else {"msg": ""}
+                if message["msg"] == "unexpected_error" or not message.get("success", True):
+                    raise RuntimeError(message.get("message") or message.get("output"))
+                if message["msg"] == "process_generating":
+                    changes = message["output"]["data"]
+                    shown = [apply_diff(*both) for both in zip(shown, changes, strict=True)] if shown else changes
+                    for name, place in self._boxes.items():
+                        if isinstance(text := shown[place], str):  # otherwise nothing changes
+                            said[prompt, name, strength if name == self._best else None] = text
+                    yield dict(said)
+                elif message["msg"] == "process_completed":
+                    self._session = session
+                    return
+
+
+def one_client(client: OneModel) -> dict[str, float]:
     """Median seconds of a single client to the scores, to the first words of an answer and to its end; worst: of the
     first words."""
     scores, first, whole = [], [], []
+    _, model, strength = client.asked()[0]
     for prompt in PROMPTS * 2:
         begun = time.monotonic()
         # An empty part comes with the scores.
-        parts = [(time.monotonic() - begun, part) for part in client.parts(prompt, "dcr", None)]
+        parts = [(time.monotonic() - begun, part) for part in client.answers(prompt, model, strength)]
         scores.append(parts[0][0])
-        first.append(next(seconds for seconds, part in parts if part))
+        first.append(next(seconds for seconds, part in parts if any(part.values())))
         whole.append(parts[-1][0])
     medians = {"scores": scores, "first_token": first, "whole": whole}
     return {name: statistics.median(seconds) for name, seconds in medians.items()} | {"worst": max(first)}
 
 
-Asked = tuple[str, str, float | None]  # prompt, model, strength
-
-
 @dataclass(frozen=True)
 class Request:
     """What became of a request. outcome: of ``judged``, "left" or an error. first_words, wait: seconds until them, and
-    until the end. in_time: whether it ended while clients still asked."""
+    until the end. in_time: whether it ended while clients still asked. slow: whether its client was."""
 
     outcome: str
     first_words: float
     wait: float
     in_time: bool
+    slow: bool
 
 
-def judged(text: str, key: Asked, expected: dict[Asked, str]) -> str:
-    """How an answer compares with those of a single client: "as alone", "rounded", or mixed up."""
+def judged(answers: Answers, expected: Answers) -> str:
+    """How the answers to a request compare with those of a single client: "as alone", "rounded", or mixed up."""
+    found = {judged_one(text, key, expected) for key, text in answers.items()}
+    return max(found, key=lambda one: (one.startswith("mixed up"), one == "rounded"))
+
+
+def judged_one(text: str, key: Asked, expected: Answers) -> str:
+    """The same of one answer."""
     if text == expected[key]:
         return "as alone"
     shared = {
@@ -80,34 +163,41 @@ def judged(text: str, key: Asked, expected: dict[Asked, str]) -> str:
     return "rounded" if shared[key] == max(shared.values()) else f"mixed up: {key}"
 
 
-def one_request(client: Client, key: Asked, expected: dict[Asked, str], leaves: bool, stop: float) -> Request:
-    """One request, read to its end or left after its first words."""
-    begun, first, last, outcome = time.monotonic(), 0.0, "", ""
+def one_request(client: OneModel, key: Asked, expected: Answers, leaves: bool, slow: bool, stop: float) -> Request:
+    """One request, read to its end or left after its first words. A slow client leaves at the end of the load."""
+    begun, first, last, outcome = time.monotonic(), 0.0, Answers(), ""
     try:
-        for last in client.parts(*key):
-            first = first or (time.monotonic() - begun if last else 0.0)
-            if last and leaves:
+        for last in client.answers(*key):
+            speaks = any(last.values())
+            first = first or (time.monotonic() - begun if speaks else 0.0)
+            if (speaks and leaves) or (slow and time.monotonic() > stop):
                 outcome = "left"
                 break
-        outcome = outcome or judged(last, key, expected)
+            if slow:
+                time.sleep(1)
+        outcome = outcome or judged(last, expected)
     except Exception as error:
         outcome = f"error: {type(error).__name__}: {error}"
-    return Request(outcome, first, time.monotonic() - begun, time.monotonic() < stop)
+    return Request(outcome, first, time.monotonic() - begun, time.monotonic() < stop, slow)
 
 
 def load(
-    port: int, clients: int, seconds: float, expected: dict[Asked, str], process: psutil.Process
-) -> dict[str, object]:
-    """Answers, what is wrong with them, waits and memory while all clients send requests."""
+    kind: type[OneModel], port: int, clients: int, slow: bool, seconds: float, expected: Answers,
+    process: psutil.Process,
+) -> dict[str, object]:  # fmt: skip
+    """Answers, what is wrong with them, waits and memory while all clients send requests. slow: whether every tenth
+    reads slowly; the answers and waits are those of the others."""
     results: queue.Queue[Request] = queue.Queue()
+    reads_slowly = [slow and number % 10 == 4 for number in range(clients)]
     stop = time.monotonic() + seconds
 
     def ask(number: int) -> None:
-        client = Client(port)
-        step = 0
+        client, step = kind(port), 0
+        asked = client.asked()
         while time.monotonic() < stop:
-            key = list(expected)[(number + 7 * step) % len(expected)]
-            results.put(one_request(client, key, expected, number % 10 == 9 and step % 2 == 0, stop))
+            key = asked[(number + 7 * step) % len(asked)]
+            leaves = number % 10 == 9 and step % 2 == 0
+            results.put(one_request(client, key, expected, leaves, reads_slowly[number], stop))
             step += 1
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(clients)]
@@ -119,14 +209,16 @@ def load(
         time.sleep(2)
     done = [results.get() for _ in range(results.qsize())]
     wrong = [one.outcome for one in done if one.outcome.startswith(("mixed up", "error"))]
-    answered = [one for one in done if one.outcome in ("as alone", "rounded")]
+    answered = [one for one in done if one.outcome in ("as alone", "rounded") and not one.slow]
     third = max(1, len(memory) // 3)
     return {
+        "slow_clients": sum(reads_slowly),
+        "slow_requests": sum(one.slow for one in done),
         "requests": len(done),
         "answers": len(answered),
         "answers_in_time": sum(one.in_time for one in answered),
         "rounded": sum(one.outcome == "rounded" for one in answered),
-        "left": sum(one.outcome == "left" for one in done),
+        "left": sum(one.outcome == "left" and not one.slow for one in done),
         "mixed_up": sum(one.startswith("mixed up") for one in wrong),
         "wrong": sorted(set(wrong)),
         "median_first_words_s": statistics.median(one.first_words for one in answered),
@@ -140,7 +232,10 @@ def load(
     }
 
 
-def main(run: Path | None = None, clients: int = 30, seconds: float = 120, port: int = 7890) -> None:
+def main(
+    run: Path | None = None, clients: int = 30, seconds: float = 120, port: int = 7890, ask: bool = False,
+    slow: bool = True,
+) -> None:  # fmt: skip
     """Load on the demo.
 
     Args:
@@ -148,14 +243,16 @@ def main(run: Path | None = None, clients: int = 30, seconds: float = 120, port:
         clients: Clients at once.
         seconds: How long they send requests.
         port: Of the demo under test.
+        ask: Requests are presses of Ask on the page: all models, with the weights of words.
+        slow: With --ask, every tenth client reads an event a second.
     """
-    flags = ["--run", str(run)] if run else []
-    process, client, start = started(ROOT / "app.py", port, "--port", str(port), *flags)
+    flags, kind = ["--run", str(run)] if run else [], PageClient if ask else OneModel
+    process, _, start = started(ROOT / "app.py", port, "--port", str(port), *flags)
     try:
+        client = kind(port)
         found: dict[str, object] = {"start_s": start, "one_client_s": one_client(client)}
-        asked = [(prompt, *model) for prompt in PROMPTS for model in ASKED]
-        expected = {one: list(client.parts(*one))[-1] for one in asked}
-        found |= load(port, clients, seconds, expected, psutil.Process(process.pid))
+        expected = {key: text for one in client.asked() for key, text in list(client.answers(*one))[-1].items()}
+        found |= load(kind, port, clients, ask and slow, seconds, expected, psutil.Process(process.pid))
     finally:
         process.terminate()
         process.wait()

@@ -16,6 +16,7 @@ pytest.importorskip("gradio", reason="the demo needs the extra: pip install 'dcr
 
 import gradio
 import httpx
+from demo_load import PageClient
 from gradio_client import Client
 from tiny_models import load_tiny
 
@@ -48,6 +49,23 @@ def test_a_score_is_that_of_the_package(client: Client, opened: OpenRun) -> None
         assert found["refusal_log_odds"] == pytest.approx(expected["refusal_log_odds"], abs=1e-3)
         assert [w["text"] for w in found["words"]] == [w["text"] for w in expected["words"]]
         assert found["similarity"].keys() == expected["similarity"].keys()
+
+
+def test_a_press_of_ask_is_sent_as_the_page_sends_it(url: str, opened: OpenRun) -> None:
+    """What benchmarks/demo_load.py --ask measures: the answers of all models, each whole at the end, the best model's
+    at the strength that is sent and the first to speak, also after a press that was left in the middle."""
+    page = PageClient(url)
+    asked = page.asked()
+    assert {strength for _, _, strength in asked} == {0.5, 0.0}
+    next(page.answers(*asked[0]))
+    prompt, model, strength = asked[1]
+    parts = list(page.answers(prompt, model, strength))
+    first = next(part for part in parts if any(part.values()))
+    assert [name for (_, name, _), text in first.items() if text] == ["dcr"]
+    assert parts[-1] == {
+        (prompt, name, at): opened.score(name, prompt, words=False, strength=at).answer
+        for name, at in (("dcr", strength), ("safety_sft", None), ("base", None))
+    }
 
 
 def test_each_request_has_its_own_strength(client: Client, opened: OpenRun) -> None:

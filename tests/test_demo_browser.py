@@ -20,6 +20,7 @@ from dcr_lite.demo.blocks import build, launch
 from dcr_lite.demo.mending import Mending
 from dcr_lite.demo.score import Score
 from dcr_lite.demo.scoring import OpenRun, open_run
+from dcr_lite.demo.texts import EXAMPLE_SYSTEM, EXAMPLE_TURNS
 from dcr_lite.run.caution import set_caution
 
 pytestmark = pytest.mark.usefixtures("short_answers")
@@ -94,6 +95,15 @@ class Page:
         self.resize(width)
         return list(self.browser.evaluate(FAULTS.read_text(encoding="utf-8")))
 
+    def faults_in_both_themes(self, *widths: int) -> list[str]:
+        """The same in light and in dark mode, at each of these widths."""
+        found = []
+        for theme in THEMES:
+            self.show(theme)
+            found += [f"{theme}, {width}: {fault}" for width in widths for fault in self.faults(width)]
+        self.resize(widths[0])
+        return found
+
     def tab_to(self, target: Any) -> None:
         """Press the Tab key until the target has the focus."""
         for _ in range(60):
@@ -101,6 +111,11 @@ class Page:
                 return
             self.browser.keyboard.press("Tab")
         raise AssertionError(f"the Tab key does not reach {target}")
+
+    def press(self, target: Any) -> None:
+        """Go to it with the Tab key, and press Enter."""
+        self.tab_to(target)
+        self.browser.keyboard.press("Enter")
 
     def ask(self, prompt: str) -> None:
         """Send the prompt, and wait for the last column's verdict."""
@@ -156,6 +171,12 @@ def checked(found: Page, url: str) -> Iterator[Page]:
 def page(browser: Any, url: str) -> Iterator[Page]:
     """A fresh page."""
     yield from checked(Page(browser, url, 1280), url)
+
+
+@pytest.fixture
+def handheld(handset: Any, url: str) -> Iterator[Page]:
+    """The same on a phone."""
+    yield from checked(Page(handset, url, 390), url)
 
 
 @pytest.fixture(scope="module")
@@ -280,18 +301,43 @@ def test_a_tab_works_by_keyboard_on_a_phone_and_in_dark_mode(tab: str, phone: Pa
     than the screen, cut off, of too little contrast or, in dark mode, white."""
     steps, result, holds = TYPED[tab]
     phone.resize(390)
-    phone.tab_to(phone.browser.get_by_role("tab", name=tab))
-    phone.browser.keyboard.press("Enter")
+    phone.press(phone.browser.get_by_role("tab", name=tab))
     for selector, text in steps:
         phone.tab_to(phone.browser.locator(selector))
         phone.browser.keyboard.type(text)
     phone.browser.keyboard.press("Enter")
     phone.wait_for(result, *holds)
     expect(phone.browser.locator("[role=listbox]")).to_have_count(0)  # it fades out
-    for theme in THEMES:
-        phone.show(theme)
-        for width in (390, 1280):
-            assert phone.faults(width) == []
+    assert phone.faults_in_both_themes(390, 1280) == []
+
+
+def test_the_dial_turns_under_a_finger_and_by_arrow_keys(phone: Page, mended: Mended) -> None:
+    """On a phone: a finger drags the slider to its end, and the keyboard moves it by a step. DCR's answer follows."""
+    phone.resize(390)
+    phone.open_tab("One prompt")
+    phone.ask(PROMPT)
+    slider = phone.browser.locator("#dial-one input[type=range]")
+
+    def drag() -> None:
+        slider.tap(trial=True)  # it is in view, and nothing scrolls any more
+        box = slider.bounding_box()
+        y, middle = box["y"] + box["height"] / 2, box["x"] + box["width"] / 2
+        finger = phone.browser.context.new_cdp_session(phone.browser)
+        for event, x in (("touchStart", middle), ("touchMove", middle - 20), ("touchMove", box["x"] - 5)):
+            finger.send("Input.dispatchTouchEvent", {"type": event, "touchPoints": [{"x": x, "y": y}]})
+        finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    def step() -> None:
+        phone.tab_to(slider)
+        phone.browser.keyboard.press("ArrowRight")
+
+    for turn, strength in ((drag, -2.0), (step, -1.99)):
+        turn()
+        expected = mended.run.score("dcr", PROMPT, strength=strength)
+        phone.wait_for("#curve-one", f"At {strength:.2f} DCR refuses")
+        phone.wait_for_words(expected)
+        phone.wait_for_answer("dcr", expected.answer)
+    assert phone.faults_in_both_themes(390) == []
 
 
 def test_every_control_has_a_name(asked: Page) -> None:
@@ -335,17 +381,19 @@ def test_a_whole_pair_shows_both_verdicts(asked: Page, opened: OpenRun) -> None:
     assert page.count("#pair-verdicts tbody tr") == 3
 
 
-def test_an_answer_is_marked_and_the_model_mended(page: Page, served_mending: Mending, opened: OpenRun) -> None:
-    """By keyboard: no mark before there is an answer; what is typed after it is not what is marked; the other button
-    changes the mind. The tab shows the marks, what the check found, and how it came out, also on a phone."""
-    answer, refuse = (page.browser.locator(f"#should-{wanted}-base") for wanted in ("answer", "refuse"))
+def test_an_answer_is_marked_and_the_model_mended(handheld: Page, served_mending: Mending, opened: OpenRun) -> None:
+    """On a phone, the buttons by the Tab key and Enter. No mark before there is an answer; what is typed after it is
+    not what is marked; the other button changes the mind. The tab shows the marks, what the check found, how far
+    mending is, and how it came out; mending is stopped and goes on. Each state can be seen and read in both themes."""
+    page = handheld
+    part = page.browser.locator
+    answer, refuse = part("#should-answer-base"), part("#should-refuse-base")
     assert answer.is_disabled()
     page.ask(PROMPT)
     page.browser.wait_for_selector("#should-answer-base:enabled")
     page.browser.fill("#prompt textarea", "another prompt")
     for button, says in ((refuse, "refused"), (answer, "answered"), (answer, "answered")):
-        button.focus()
-        page.browser.keyboard.press("Enter")
+        page.press(button)
         page.wait_for("#marked-base [role=status]", f"Marked: it should have {says}")
     ((mark, _),) = read_marks(served_mending.marks)
     assert (mark.prompt, mark.wanted) == (PROMPT, "answer")
@@ -353,23 +401,37 @@ def test_an_answer_is_marked_and_the_model_mended(page: Page, served_mending: Me
 
     mark_all(served_mending)
     prepare(served_mending.home, served_mending)
-    page.open_tab("Mend")
+    go, words = (served_mending.home / "prepared" / name for name in ("go", "words.json"))
+    page.press(page.browser.get_by_role("tab", name="Mend"))
     page.wait_for("#marks", PROMPT)
-    page.browser.press("#check", "Enter")
+    assert page.faults_in_both_themes(390) == []
+    page.press(part("#check"))
     page.wait_for("#mend-progress", "Your prompts: 3 of 6")
-    (served_mending.home / "prepared" / "go").touch()
+    assert page.faults_in_both_themes(390) == []
+    go.touch()
     page.wait_for("#mend-check", "The model refuses 4 of 6")
-    page.resize(390)
-    box = page.browser.get_by_role("checkbox", name="reads as toxic")
-    box.focus()
+    page.tab_to(page.browser.get_by_role("checkbox", name="reads as toxic"))
     page.browser.keyboard.press("Space")
-    page.browser.press("#mend", "Enter")
+    assert page.faults_in_both_themes(390) == []
+
+    go.unlink()
+    page.press(part("#mend"))
+    page.wait_for("#mend-progress", "Evaluation: 12 of 16")
+    assert "--sure" in words.read_text()
+    assert page.faults_in_both_themes(390) == []
+    page.press(part("#stop"))
+    page.wait_for("#mend-status", "Stopped:")
+    expect(part("#stop")).to_be_disabled()
+    assert page.faults_in_both_themes(390) == []
+    go.touch()
+    page.press(page.browser.get_by_role("button", name="Go on"))
     page.wait_for("#mended", "Go on with the mended model")
-    assert "--sure" in (served_mending.home / "prepared" / "words.json").read_text()
-    assert page.faults(390) == []
+    assert "--sure" not in words.read_text()  # what was ticked is in the run
+    assert page.faults_in_both_themes(390) == []
+
     page.browser.get_by_label("Mark to remove").click()
     page.browser.get_by_role("option", name=PROMPT).click()
-    page.browser.press("#remove-mark", "Enter")
+    page.press(part("#remove-mark"))
     page.wait_for("#mend-status", "check them again")
     assert PROMPT not in page.text("#marks")
 
@@ -466,32 +528,84 @@ def test_a_list_is_uploaded_and_its_scores_downloaded(asked: Page, tmp_path: Pat
     assert page.browser.evaluate("window.hacked") is None
 
 
+SHOWN_TURNS = """([selector, texts]) => JSON.stringify([...document.querySelectorAll(selector)]
+  .map(turn => turn.textContent.slice(turn.firstChild.textContent.length))) === JSON.stringify(texts)"""
+
+
+@dataclass
+class Talks:
+    """The conversation that each column should hold, by model, and what holds it: a page and the models behind it."""
+
+    page: Page
+    run: OpenRun
+    messages: dict[str, list[dict[str, str]]]
+
+    @classmethod
+    def begun(cls, page: Page, run: OpenRun, system: str) -> "Talks":
+        return cls(page, run, {name: [{"role": "system", "content": system}] for name in run.names})
+
+    def say(self, prompt: str) -> None:
+        """Have the models answer it, without the page."""
+        for name, messages in self.messages.items():
+            messages.append({"role": "user", "content": prompt})
+            *_, score = self.run.converse(name, messages)
+            messages.append({"role": "assistant", "content": score.answer})
+
+    def expect_shown(self) -> None:
+        """Wait until the page holds the turns, and no others."""
+        for name, messages in self.messages.items():
+            texts = [message["content"] for message in messages[1:]]
+            self.page.browser.wait_for_function(SHOWN_TURNS, arg=[f"#chat-{name} .turn", texts])
+
+    def undo(self) -> None:
+        for messages in self.messages.values():
+            del messages[-2:]
+
+
 def test_a_conversation_is_had_by_keyboard(asked: Page, opened: OpenRun) -> None:
     """A system prompt and two turns: each model's column holds its own conversation, as text, with the verdict on its
-    last answer. Undo gives the last prompt back. It fits a phone."""
+    last answer. Undo gives the last prompt back, Retry asks the last one again, under the system prompt as it stands
+    now, Clear leaves nothing, Example has a conversation of its own. It fits a phone."""
     page = asked.wide()
     page.open_tab("Chat")
     page.browser.fill("#system textarea", "Be <b>brief</b>.")
-    talks = {name: [{"role": "system", "content": "Be <b>brief</b>."}] for name in opened.names}
-    shown = """([selector, texts]) => JSON.stringify([...document.querySelectorAll(selector)]
-      .map(turn => turn.textContent.slice(turn.firstChild.textContent.length))) === JSON.stringify(texts)"""
+    talks = Talks.begun(page, opened, "Be <b>brief</b>.")
     for prompt in (PROMPT, EVIL):
         page.browser.fill("#turn textarea", prompt)
         page.browser.press("#turn textarea", "Enter")
-        for name, messages in talks.items():
-            messages.append({"role": "user", "content": prompt})
-            *_, score = opened.converse(name, messages)
-            messages.append({"role": "assistant", "content": score.answer})
-            texts = [message["content"] for message in messages[1:]]
-            page.browser.wait_for_function(shown, arg=[f"#chat-{name} .turn", texts])
+        talks.say(prompt)
+        talks.expect_shown()
+        for name, messages in talks.messages.items():
+            *_, score = opened.converse(name, messages[:-1])
             page.wait_for(f"#chat-verdict-{name}", score.verdict.capitalize())
             assert f"refusal {score.refusal_probability:.2f}" in page.text(f"#chat-verdict-{name}")
     assert page.browser.evaluate("window.hacked") is None
     assert page.browser.input_value("#turn textarea") == ""
     assert page.faults(390) == []
-    page.browser.get_by_role("button", name="Undo last turn").press("Enter")
-    page.browser.wait_for_function(shown, arg=["#chat-dcr .turn", [PROMPT, talks["dcr"][2]["content"]]])
+
+    undo, retry, clear, example = (
+        page.browser.get_by_role("button", name=name, exact=True)
+        for name in ("Undo last turn", "Retry", "Clear", "Example")
+    )
+    page.press(undo)
+    talks.undo()
+    talks.expect_shown()
     assert page.browser.input_value("#turn textarea") == EVIL
+    page.browser.fill("#system textarea", "Count backwards from 9 in French.")
+    retried = Talks.begun(page, opened, "Count backwards from 9 in French.")
+    retried.say(PROMPT)
+    assert [said[-1] for said in retried.messages.values()] != [said[-1] for said in talks.messages.values()]
+    page.press(retry)
+    retried.expect_shown()
+    page.press(clear)
+    Talks.begun(page, opened, "").expect_shown()
+    page.wait_for("#chat-verdict-dcr", "no verdict yet")
+    page.press(example)
+    shown = Talks.begun(page, opened, EXAMPLE_SYSTEM)
+    for prompt in EXAMPLE_TURNS:
+        shown.say(prompt)
+    shown.expect_shown()
+    assert page.browser.input_value("#system textarea") == EXAMPLE_SYSTEM
 
 
 def test_markup_in_a_prompt_never_runs(page: Page) -> None:

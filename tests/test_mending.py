@@ -360,9 +360,9 @@ def test_the_tab_names_the_model_and_not_its_folder(tmp_path: Path) -> None:
     mending.trained = tmp_path / "my run"
     shown = [block.value for block in Shown(mending).page.blocks.values() if isinstance(block, gradio.HTML)]
     (said,) = [text for text in shown if text and "is trained on your marks" in text]
-    commands = f"dcr-lite export {quoted(mending.trained)} --to merged\ndcr-lite mend --model "
-    commands += f"{quoted(mending.trained / 'merged')} --marks {quoted(mending.marks)}"
-    assert mend_markup.escape(commands) in said
+    mend = f"dcr-lite mend --model {quoted(mending.trained / 'merged')} --marks {quoted(mending.marks)}"
+    for command in (f"dcr-lite export {quoted(mending.trained)} --to merged", mend):
+        assert f"<code>{mend_markup.escape(command)}" in said
 
 
 def test_the_mended_model_is_opened_beside_the_others(mending: Mending) -> None:

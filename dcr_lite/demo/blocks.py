@@ -107,7 +107,7 @@ def launch(page: Any, share: bool = False, address: str = "127.0.0.1", **options
         block_label_text_color="*primary_600", block_title_text_color="*primary_600", color_accent="*primary_600",
         button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700",
         body_text_color_subdued="*neutral_500", link_text_color_dark="*primary_400",
-        link_text_color_visited_dark="*primary_400",
+        link_text_color_visited_dark="*primary_400", checkbox_label_background_fill_selected="*primary_600",
     )  # fmt: skip
     _bypass_proxies()
     css, js = ((files("dcr_lite.demo") / name).read_text(encoding="utf-8") for name in ("page.css", "keys.js"))

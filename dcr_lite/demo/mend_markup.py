@@ -37,11 +37,10 @@ def what_it_mends(mending: Mending) -> str:
     said = f"<p>{escape(texts.MENDS.format(model=model, marks=marks))}</p>"
     if run := mending.trained:
         merged, marks = quoted(run / "merged"), quoted(mending.marks)
-        commands = (
-            f"dcr-lite export {quoted(run)} --to merged\n"
-            f"dcr-lite mend --model {merged} --marks {marks} --run {quoted(run.with_name(f'{run.name}_mended'))}"
-        )
-        said += f"<p>{escape(texts.MENDS_DCR)}</p><pre tabindex='0'>{escape(commands)}</pre>"
+        into = quoted(run.with_name(f"{run.name}_mended"))
+        export = f"dcr-lite export {quoted(run)} --to merged"
+        mend = f"dcr-lite mend --model {merged} --marks {marks} --run {into}"
+        said += f"<p>{escape(texts.MENDS_DCR)}</p>{_commands([export, mend])}"
     return box(said)
 
 
@@ -119,16 +118,20 @@ def outcome(found: Outcome) -> str:
     safety = f"{table(SAFETY_HEAD, safety_rows(found.found), texts.SAFETY)}<p>{near_sentence(found.found)}</p>"
     shown = "".join(map(_both_answers, found.wishes, found.before, found.after))
     title = texts.BEFORE_AFTER.format(count=len(found.wishes))
-    commands = escape("\n".join(found.commands))
     opened = " open" if len(found.wishes) <= OPEN else ""
     return box(
         f"<p class='headline'>{escape(found.verdict)}</p>{answers}{safety}"
         f"<p>{texts.NEXT_OLD_STAYS if found.old_stays else texts.NEXT}</p>"
-        f"<pre tabindex='0'>{commands}</pre>"
+        f"{_commands(found.commands)}"
         f"<details{opened}><summary>{title}</summary>{shown}</details>",
         texts.MEND_TAB,
         "region",
     )
+
+
+def _commands(commands: Sequence[str]) -> str:
+    lines = "".join(f"<code>{escape(command)}</code>" for command in commands)
+    return f"<pre>{lines}</pre>"
 
 
 def _both_answers(wish: Wish, before: Measured, after: Measured) -> str:

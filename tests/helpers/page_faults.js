@@ -1,5 +1,6 @@
 // What of a page cannot be seen or read, in a list of sentences: a page or a control that is wider than the screen, text
-// that is cut off or has too little contrast with what lies behind it (WCAG AA), and in dark mode a white surface.
+// that is cut off, scrolls sideways or has too little contrast with what lies behind it (WCAG AA), and in dark mode a
+// white surface.
 async () => {
   document.adoptedStyleSheets = [new CSSStyleSheet()];
   document.adoptedStyleSheets[0].insertRule("* { transition: none !important; }");  // colours that change by and by
@@ -31,8 +32,10 @@ async () => {
     const typed = element.matches("textarea, input:not([type=range], [type=checkbox])") && element.value;
     const written = [...element.childNodes].some(node => node.nodeType === Node.TEXT_NODE && node.data.trim());
     if (!typed && !written) continue;
-    if (written && style.overflowX === "hidden" && element.scrollWidth > element.clientWidth + 1) fault("cut off");
-    if (element.closest(":disabled")) continue;
+    const wide = written && element.scrollWidth > element.clientWidth + 1;
+    if (wide && style.overflowX === "hidden") fault("cut off");
+    if (wide && ["auto", "scroll"].includes(style.overflowX)) fault("scrolls sideways");
+    if (element.closest(":disabled") || shows === 0) continue;  // nothing shows of the clock that Gradio has for events
     const ink = colour(style.color), size = parseFloat(style.fontSize);
     const [less, more] = [light(over([...ink.slice(0, 3), ink[3] * shows], back)), light(back)].sort((x, y) => x - y);
     const contrast = (more + .05) / (less + .05), large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);

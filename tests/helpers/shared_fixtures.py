@@ -155,7 +155,9 @@ def served_mending(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("dcr_lite.demo.mend_tab.LOOKS_EVERY", 0.2)
-        yield fake_mending(tmp_path_factory.mktemp("mending"))
+        mending = fake_mending(tmp_path_factory.mktemp("mending"))
+        yield mending
+        mending.stop()  # whatever a test that has failed left waiting
 
 
 @pytest.fixture(scope="module")
