@@ -54,7 +54,9 @@ def test_a_score_is_that_of_the_package(client: Client, opened: OpenRun) -> None
 def test_a_press_of_ask_is_sent_as_the_page_sends_it(url: str, opened: OpenRun) -> None:
     """What benchmarks/demo_load.py --ask measures: the answers of all models, each whole at the end, the best model's
     at the strength that is sent and the first to speak, also after a press that was left in the middle."""
-    page = PageClient(url)
+    port = httpx.URL(url).port
+    assert port
+    page = PageClient(port)
     asked = page.asked()
     assert {strength for _, _, strength in asked} == {0.5, 0.0}
     next(page.answers(*asked[0]))
