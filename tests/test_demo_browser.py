@@ -544,12 +544,14 @@ class Talks:
     def begun(cls, page: Page, run: OpenRun, system: str) -> "Talks":
         return cls(page, run, {name: [{"role": "system", "content": system}] for name in run.names})
 
-    def say(self, prompt: str) -> None:
+    def say(self, prompt: str) -> dict[str, Score]:
         """Have the models answer it, without the page."""
+        scores = {}
         for name, messages in self.messages.items():
             messages.append({"role": "user", "content": prompt})
-            *_, score = self.run.converse(name, messages)
-            messages.append({"role": "assistant", "content": score.answer})
+            *_, scores[name] = self.run.converse(name, messages)
+            messages.append({"role": "assistant", "content": scores[name].answer})
+        return scores
 
     def expect_shown(self) -> None:
         """Wait until the page holds the turns, and no others."""
@@ -573,10 +575,9 @@ def test_a_conversation_is_had_by_keyboard(asked: Page, opened: OpenRun) -> None
     for prompt in (PROMPT, EVIL):
         page.browser.fill("#turn textarea", prompt)
         page.browser.press("#turn textarea", "Enter")
-        talks.say(prompt)
+        scores = talks.say(prompt)
         talks.expect_shown()
-        for name, messages in talks.messages.items():
-            *_, score = opened.converse(name, messages[:-1])
+        for name, score in scores.items():
             page.wait_for(f"#chat-verdict-{name}", score.verdict.capitalize())
             assert f"refusal {score.refusal_probability:.2f}" in page.text(f"#chat-verdict-{name}")
     assert page.browser.evaluate("window.hacked") is None
