@@ -128,6 +128,15 @@ def test_an_answer_to_a_prompt_that_stands_alone_can_be_marked(opened: OpenRun, 
     assert not works([tab.undone(talk)])
 
 
+def test_there_are_always_changes_to_show(opened: OpenRun, tmp_path: Path) -> None:
+    """Gradio takes an empty dictionary for too few values, with marks and without."""
+    for marks in (None, tmp_path / "marks.jsonl"):
+        with gradio.Blocks():
+            tab = ChatTab(opened, marks)
+        talk = Conversation()
+        assert all([*tab.sent(FIRST, "", talk), *tab.sent(SECOND, "", talk), *tab.turned(talk, 0.5)])
+
+
 def test_who_goes_away_is_answered_no_more(opened: OpenRun, tab: ChatTab) -> None:
     """When the client of a page has gone, nothing of its three answers is kept or computed; another's goes on."""
     gone = tab.sent(FIRST, SYSTEM, Conversation())

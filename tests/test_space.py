@@ -45,10 +45,10 @@ def exported(dialled_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_the_app_shows_the_run(exported: Path, dialled_run: Path, tmp_path: Path) -> None:
     """app.py, started from any folder with the package that lies beside it and is not installed, serves the models and
     the dial of the run on the Space's port to all: they score a prompt as in the run's own demo, under its title, which
-    names model and run, and nobody can mark or mend."""
+    names the model, and nobody can mark or mend."""
     texts = exported / "dcr_lite" / "demo" / "texts.py"
     before = texts.read_text(encoding="utf-8")
-    texts.write_text(before.replace('TITLE = "', 'TITLE = "Of the Space: '), encoding="utf-8")
+    texts.write_text(before.replace('HEADING = "', 'HEADING = "Of the Space: '), encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -71,7 +71,8 @@ def test_the_app_shows_the_run(exported: Path, dialled_run: Path, tmp_path: Path
             time.sleep(0.2)
         client = Client(f"http://127.0.0.1:{port}", verbose=False)
         expected = scoring.open_run(dialled_run)
-        assert client.config["title"] == f"Of the Space: {expected.title}: dcr-lite"
+        assert client.config["title"] == f"{expected.title}: dcr-lite"
+        assert any("Of the Space: " in str(one["props"].get("value")) for one in client.config["components"])
         assert f"http://0.0.0.0:{port}" in log.read_text()
         ids = {one["props"].get("elem_id") for one in client.config["components"]}
         assert ids & {"prompt", "marks", "mend"} == {"prompt"}

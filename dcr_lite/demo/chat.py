@@ -94,8 +94,8 @@ class ChatTab:
         if turns:
             with user_errors_shown():
                 streams = self._streams([self.best], turns, system, position)
-                if talk.prompts is prompts:
-                    yield self.marks[self.best].closed(talk)
+                if talk.prompts is prompts and (closed := self.marks[self.best].closed(talk)):
+                    yield closed
                 yield from self._grow(streams, turns, prompts, talk, position)
 
     def undone(self, talk: Conversation) -> dict[Any, Any]:
@@ -166,8 +166,8 @@ class ChatTab:
                     score = next(stream, None)
                     moved = name == self.best and not talk.wants(prompts, position)
                     if score is None or moved or talk.prompts is not prompts:
-                        if not moved and talk.prompts is prompts:
-                            yield self._whole(name, talk)
+                        if not moved and talk.prompts is prompts and (whole := self._whole(name, talk)):
+                            yield whole  # Gradio takes no empty changes
                         stream.close()
                         del streams[name]
                         continue
