@@ -22,7 +22,8 @@ def demo(
     Answers can be marked there, and the model mended.
 
     Args:
-        run: A run folder; by default the newest finished one under runs/, else the stock model alone.
+        run: A run folder; by default the newest finished one under runs/ that nothing speaks against, else a stock
+            model alone.
         model: In place of a run a chat model, by its name on the Hub or its folder, as it is.
         chat_format: The chat template: the tokenizer's own, or, for a base model, the public one of its family.
         port: Port of the local server; by default the first free one from 7860.
@@ -50,7 +51,8 @@ def score(
 
     Args:
         prompt: The prompt, in quotes.
-        run: A run folder; by default the newest finished one under runs/, else the stock model alone.
+        run: A run folder; by default the newest finished one under runs/ that nothing speaks against, else a stock
+            model alone.
         model: In place of a run a chat model, by its name on the Hub or its folder, as it is.
         chat_format: The chat template: the tokenizer's own, or, for a base model, the public one of its family.
         strength: Of DCR's dial, positive answers more; by default as it stands in the run.

@@ -24,7 +24,7 @@ from dcr_lite.demo import scoring
 from dcr_lite.demo.prompt_text import cleaned, pieces_of
 from dcr_lite.demo.score import Score
 from dcr_lite.demo.scoring import OpenRun, newest_run, open_run
-from dcr_lite.demo.texts import MODEL_ALONE
+from dcr_lite.demo.texts import MODEL_ALONE, NO_RUN
 from dcr_lite.errors import UserError
 from dcr_lite.measure.kinds import kind_of
 from dcr_lite.model import loading
@@ -34,6 +34,7 @@ from dcr_lite.model.titles import model_title
 from dcr_lite.run import discernment, terminal
 from dcr_lite.run.caution import caution_of, set_caution
 from dcr_lite.run.opening import open_model
+from dcr_lite.settings import ModelSettings
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 
@@ -423,6 +424,8 @@ def test_beside_a_run_that_something_speaks_against_its_old_model_answers(
     assert found.model.precision == torch.bfloat16
     assert "speaks against the mended model" in found.note
     assert f"dcr-lite demo --run {terminal.quoted(run)}" in found.note
+    (run / "settings.json").write_text(json.dumps({"settings": settings | {"model": str(tmp_path / "removed")}}))
+    assert scoring.stock_of_no_run() == (ModelSettings(model="none/there"), NO_RUN)
     set_caution(run, "")
     with pytest.raises(UserError, match="not finished"):  # the run itself, which has no adapter here
         open_run(device="cpu")

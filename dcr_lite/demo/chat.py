@@ -96,7 +96,7 @@ class ChatTab:
                 streams = self._streams([self.best], turns, system, position)
                 if talk.prompts is prompts and (closed := self.marks[self.best].closed(talk)):
                     yield closed
-                yield from self._grow(streams, turns, prompts, talk, position)
+                yield from self._grow(streams, turns, system, prompts, talk, position)
 
     def undone(self, talk: Conversation) -> dict[Any, Any]:
         """Without the last turn, whose prompt comes back to be changed."""
@@ -136,7 +136,7 @@ class ChatTab:
         talk.models = models
         prompts = talk.prompts  # before anything is shown, whereupon the client may ask for something else
         yield self._shown(talk) | first
-        yield from self._grow(streams, turns, prompts, talk, position)
+        yield from self._grow(streams, turns, system, prompts, talk, position)
 
     def _streams(self, names: Sequence[str], turns: list[Turn], system: str, position: float | None) -> Streams:
         """Raises UserError where a conversation is too long, or none that its model can have."""
@@ -149,15 +149,12 @@ class ChatTab:
         }
 
     def _grow(
-        self,
-        streams: Streams,
-        turns: list[Turn],
-        prompts: tuple[str, ...],
-        talk: Conversation,
+        self, streams: Streams, turns: list[Turn], system: str, prompts: tuple[str, ...], talk: Conversation,
         position: float | None,
-    ) -> Iterator[dict[Any, Any]]:
-        """What to show while answers to the last of ``turns`` grow, of each model in turn. One ends early where the
-        client has asked for anything but ``prompts`` since, or moved its slider; all do when it goes away."""
+    ) -> Iterator[dict[Any, Any]]:  # fmt: skip
+        """What to show while answers to the last of ``turns`` grow, of each model in turn; what is whole can be marked
+        where its prompt stands alone. One ends early where the client has asked for anything but ``prompts`` since, or
+        moved its slider; all do when it goes away."""
         with ExitStack() as open_streams:
             for stream in streams.values():
                 open_streams.enter_context(closing(stream))
@@ -166,19 +163,14 @@ class ChatTab:
                     score = next(stream, None)
                     moved = name == self.best and not talk.wants(prompts, position)
                     if score is None or moved or talk.prompts is not prompts:
-                        if not moved and talk.prompts is prompts and (whole := self._whole(name, talk)):
-                            yield whole  # Gradio takes no empty changes
                         stream.close()
                         del streams[name]
                         continue
                     turns[-1].scores[name] = score
-                    yield {self.verdicts[name]: _verdict(name, turns), self.talks[name]: _talk(name, turns)}
-
-    def _whole(self, name: str, talk: Conversation) -> dict[Any, Any]:
-        """What changes when a model's last answer has ended: it can be marked where its prompt stands alone."""
-        turn, *more = talk.turns
-        alone = not more and not talk.system and name in turn.scores
-        return self.marks[name].whole(talk, turn.scores[name]) if alone else {}
+                    shown = {self.verdicts[name]: _verdict(name, turns), self.talks[name]: _talk(name, turns)}
+                    if score.kind is not None and len(turns) == 1 and not system:
+                        shown |= self.marks[name].whole(talk, score)
+                    yield shown
 
     def _shown(self, talk: Conversation) -> dict[Any, Any]:
         shown: dict[Any, Any] = {}

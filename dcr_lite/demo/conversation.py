@@ -1,6 +1,7 @@
 """Conversations: the turns of a client, what each model has said to them, and the messages that a model is given.
 
-They are kept in the memory of a client's session alone, never in a file.
+They are kept in the memory of a client's session alone; in a file stands no more of them than an answer that is
+marked.
 """
 
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ def main(
     run: Path | None = None, port: int | None = None, share: bool = False, device: Device = "auto",
     address: str = LOCAL, marks: Path | None = None, model: str | None = None, chat_format: ChatFormat = "own",
 ) -> None:  # fmt: skip
-    """Serve the demo of a run folder: by default of the newest finished one under runs/, else of the stock model alone.
+    """Serve the demo of a run folder: by default of the newest finished one under runs/, else of a stock model alone.
     model: in place of a run a model by its name or folder, shown alone. chat_format: that model's, if it brings none.
 
     port: of the local server; by default the first free one from 7860. share: also open a public link. address: that

@@ -5,6 +5,7 @@ in short pieces of work; it never waits for a client. So many clients may score 
 strength; their answers are decoded together (batching.py).
 """
 
+import contextlib
 import copy
 import threading
 from collections.abc import Generator, Iterator, Sequence
@@ -13,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dcr_lite.data.sources import SMOLLM2
+from dcr_lite.data.sources import SMOLLM2, locate
 from dcr_lite.demo.batching import Batching
 from dcr_lite.demo.dial import OpenDial, open_dial
 from dcr_lite.demo.models_at_once import ModelsAtOnce, Which
@@ -228,7 +229,10 @@ def stock_of_no_run() -> tuple[ModelSettings, str]:
     """The model that is shown where ``newest_run`` has none, with a note that says why: that which the newest mended
     run began with, since the old model stays the default; without any run the kit's."""
     if run := newest_run(cautioned=True):
-        return model_settings_of(run), OLD_STAYS.format(run=quoted(run))
+        with contextlib.suppress(UserError):  # its model may have been removed since
+            settings = model_settings_of(run)
+            locate(settings.model)
+            return settings, OLD_STAYS.format(run=quoted(run))
     return ModelSettings(model=SMOLLM2), NO_RUN
 
 

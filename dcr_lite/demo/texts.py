@@ -88,7 +88,8 @@ CHAT_NOTE = (
     "hardly ever stand behind a system prompt or earlier turns, so there are none here."
 )
 CHAT_MARKS = (
-    "Answers to a first turn without a system prompt can be marked: what is mended are prompts that stand alone."
+    "Answers to a first turn without a system prompt can be marked until something else is sent: what is mended are "
+    "prompts that stand alone."
 )
 SYSTEM_BEFORE_PROMPT = "This model's chat template knows no system prompt: it is put before your first turn."
 

@@ -22,10 +22,8 @@ from dcr_lite.run.run_folder import FOUND_FILE
 from dcr_lite.run.terminal import quoted
 from dcr_lite.settings import ModelSettings
 
-RUN, MODEL = (
-    "run",
-    "model",
-)  # folders in the Space; in each one that is called as it was here: a model without another name is shown by it
+# Folders in the Space; in each there is one that is called as it was here, by which a model without another name goes.
+RUN, MODEL = "run", "model"
 DIAL_FILES = ("dial/dial.json", "dial/dial.safetensors")
 TEXTS = "adapter/discernment.safetensors"
 APP = '''"""The demo of dcr-lite: python app.py"""
