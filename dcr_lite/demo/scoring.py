@@ -5,7 +5,6 @@ in short pieces of work; it never waits for a client. So many clients may score 
 strength; their answers are decoded together (batching.py).
 """
 
-import contextlib
 import copy
 import threading
 from collections.abc import Generator, Iterator, Sequence
@@ -14,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dcr_lite.data.sources import SMOLLM2, locate
+from dcr_lite.data.sources import SMOLLM2
 from dcr_lite.demo.batching import Batching
 from dcr_lite.demo.dial import OpenDial, open_dial
 from dcr_lite.demo.models_at_once import ModelsAtOnce, Which
@@ -22,6 +21,7 @@ from dcr_lite.demo.prompt_text import cleaned, pieces_of
 from dcr_lite.demo.score import Score, Word
 from dcr_lite.demo.texts import MODEL_ALONE, MODEL_TITLES, NO_DIAL, NO_READING, NO_RUN, OLD_STAYS
 from dcr_lite.errors import UserError
+from dcr_lite.files import exists
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
 from dcr_lite.measure.kinds import kind_of
 from dcr_lite.method.dial import set_strength
@@ -37,6 +37,7 @@ from dcr_lite.model.titles import model_title
 from dcr_lite.names import DCR, MENDED, ONLY_TURNED, STOCK, models_of
 from dcr_lite.run.caution import caution_of
 from dcr_lite.run.discernment import Discernments, Similarity
+from dcr_lite.run.model_card import is_hub_name
 from dcr_lite.run.opening import adapter_of, is_run_folder, knows_openings, load_base, model_settings_of
 from dcr_lite.run.run_folder import stored_settings
 from dcr_lite.run.terminal import quoted
@@ -229,9 +230,8 @@ def stock_of_no_run() -> tuple[ModelSettings, str]:
     """The model that is shown where ``newest_run`` has none, with a note that says why: that which the newest mended
     run began with, since the old model stays the default; without any run the kit's."""
     if run := newest_run(cautioned=True):
-        with contextlib.suppress(UserError):  # its model may have been removed since
-            settings = model_settings_of(run)
-            locate(settings.model)
+        settings = model_settings_of(run)
+        if exists(settings.model) or is_hub_name(settings.model):  # its folder may have been removed since
             return settings, OLD_STAYS.format(run=quoted(run))
     return ModelSettings(model=SMOLLM2), NO_RUN
 
