@@ -34,6 +34,7 @@ from _kept import require_same
 from dcr_lite.check import duration
 from dcr_lite.check.rows import measured as lengths_of
 from dcr_lite.compare.seed_run import SeedRun
+from dcr_lite.compare.summary import mean_and_interval
 from dcr_lite.data.rows import Pair, Prompt, prompts_of, read_pairs, read_prompts
 from dcr_lite.data.sources import locate
 from dcr_lite.data.splits import sample, split_by_focus
@@ -160,11 +161,10 @@ class Material:
     def variants(self, counts: tuple[int, ...], seed: int) -> Iterator[tuple[str, list[Pair]]]:
         """(name, training pairs) of everything to be trained."""
         for count in counts:
-            pairs = self.training if count == ALL else self.training[:count]
-            yield str(len(pairs)), pairs
+            yield ("all", self.training) if count == ALL else (str(count), self.training[:count])
         if self.more:
             both = self.training + self.more
-            yield f"{len(self.training)} and {len(self.more)} more", random.Random(seed).sample(both, len(both))
+            yield "all and more", random.Random(seed).sample(both, len(both))
 
 
 def public_sets(files: Sequence[Path], most: int | None) -> dict[str, list[Prompt]]:
@@ -213,8 +213,8 @@ def points_of(choices: Choices, settings: Settings, folder: Path, data: inputs.D
 
 
 def measured(run: SeedRun, point: Point, material: Material) -> dict[str, Any]:
-    """Train on a point's pairs, unless its result is kept, and read every unseen set: {kept_step, seconds, shipped,
-    sets: {set: {states, opening: {auroc, ci95}}}}."""
+    """Train on a point's pairs, unless its result is kept, and read every unseen set: {trained, kept_step, seconds,
+    shipped, sets: {set: {states, opening: {auroc, ci95}}}}. trained: pairs."""
     if point.kept.exists():
         return load_json(point.kept)
     model, settings, training = run.model, run.settings, point.training
@@ -239,7 +239,8 @@ def measured(run: SeedRun, point: Point, material: Material) -> dict[str, Any]:
         name: {"states": _apart(along, rows_, places), "opening": _apart(odds, rows_, places)}
         for name, rows_ in material.unseen.items()
     }
-    result = {"kept_step": progress.best_step, "seconds": progress.seconds, "shipped": shipped(settings), "sets": sets}
+    facts = {"trained": len(training), "kept_step": progress.best_step, "seconds": progress.seconds}
+    result = {**facts, "shipped": shipped(settings), "sets": sets}
     write_json(result, point.kept)
     return result
 
@@ -295,7 +296,7 @@ def _apart(scores: list[float], rows: list[Prompt], places: dict[int, int]) -> d
 
 def page(results: list[dict[str, Any]]) -> str:
     """A table for each model and measure: a line for each set, a column for each number of pairs, the mean over seeds
-    and, of one seed, its interval."""
+    with its 95 % interval over them, of one seed over prompts."""
     titles = dict.fromkeys(row["model"] for row in results)
     parts = []
     for title in titles:
@@ -308,15 +309,18 @@ def page(results: list[dict[str, Any]]) -> str:
                 for name in own[0]["sets"]
             ]
             parts.append(f"**{measure}**\n\n" + markdown_table(["AUROC", *names], lines))
-        parts.append(f"*opening*: of {own[0]['shipped']}.")
+        notes = [f"*opening*: of {own[0]['shipped']}."]
+        for name in (n for n in names if not n.isdigit()):
+            trained = [row["trained"] for row in own if row["pairs"] == name]
+            notes.append(f"*{name}*: {' to '.join(map(str, sorted({min(trained), max(trained)})))} pairs.")
+        parts.append(" ".join(notes))
     return "\n\n".join(parts)
 
 
 def _cell(rows: list[dict[str, Any]], name: str, measure: str) -> str:
     own = [row["sets"][name][measure] for row in rows]
-    mean = sum(one["auroc"] for one in own) / len(own)
-    ends = own[0]["ci95"] if len(own) == 1 else (min(o["auroc"] for o in own), max(o["auroc"] for o in own))
-    return with_interval(mean, ends, ".3f")
+    value = mean_and_interval([one["auroc"] for one in own], own[0]["ci95"])
+    return with_interval(value["mean"], value["ci95"], ".3f")
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
@@ -345,7 +349,7 @@ def _draw_lines(axes: Any, own: list[dict[str, Any]], measure: str) -> None:
         means = [fmean(row["sets"][name][measure]["auroc"] for row in own if row["pairs"] == n) for n in names]
         wide = 2.2 if name in (DEVELOPMENT, *HELD_OUT) else 1.1
         axes.plot(names, means, "o-", ms=3.5, lw=wide, color=colours[i % len(colours)], label=name)
-    axes.set_xticks(names, [name.replace(" and ", "\nand ") for name in names])
+    axes.set_xticks(names)
 
 
 class Ahead:

@@ -8,7 +8,8 @@ Each model is a recipe, or a chat model whose settings are found, and is compare
 ``--out``: the same command goes on. First the settings of all of them are found, and the hours of the whole are
 estimated; the page is written behind each model, and what could not be measured is an error at the end. In the place of
 a model can stand what ``dcr-lite compare`` or ``benchmarks/trade_off.py`` wrote, a .json file: then nothing is
-measured. The latter's variant that a chat model has by default, half of stage 1 and the dial, is called DCR.
+measured. The latter's variant that a chat model has by default, half of stage 1 and the dial, is called DCR, and those
+with a stage 2 are left out.
 """
 
 import re
@@ -37,6 +38,7 @@ Panel = tuple[str, Entries, Entries]  # the title, an entry of each method at it
 REPORT = ("comparison.json", "comparison.md", "trade_off.png")  # what a comparison writes of its numbers
 HELD_OUT = "held_out"
 SHOWN = METHODS | {"stage1": METHODS[DCR]}  # trade_off.py's name of it
+WITH_STAGE2 = ("own", "given")  # and its names of those, of other answers
 
 
 @dataclass
@@ -129,8 +131,10 @@ def read_panel(title: str, file: Path) -> Panel:
     """The panel of a file. Raises UserError for a file of something else."""
     try:
         found = load_json(file)
-        entries = found if isinstance(found, list) else found["methods"]
-        curve = found if isinstance(found, list) else [*found["curve"]["points"], *entries]
+        if isinstance(found, list):
+            entries = curve = [entry for entry in found if entry["method"] not in WITH_STAGE2]
+        else:
+            entries, curve = found["methods"], [*found["curve"]["points"], *found["methods"]]
         usual = {entry["method"]: entry for entry in reversed(entries)}
         ends = [entry["numbers"][key]["ci95"] for entry in curve for key in ("compliance", "safety")]
         if STOCK not in usual or not all(ends) or not SHOWN.keys() >= {entry["method"] for entry in curve}:

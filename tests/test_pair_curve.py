@@ -56,8 +56,9 @@ def test_pair_curve(tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.
         return [(row["pairs"], row["sets"]) for row in results]
 
     undisturbed = curve("undisturbed")
-    few, every, both = (row["pairs"] for row in undisturbed)
-    assert (few, both.split(" and ")[0]) == ("4", every)
+    assert [row["pairs"] for row in undisturbed] == ["4", "all", "all and more"]
+    few, every, both = (row["trained"] for row in undisturbed)
+    assert few == 4 < every < both
     names = list(undisturbed[0]["sets"])
     assert names[:3] == ["development pairs", "held_out, held back", "held-out pairs"]
     assert names[3:5] == ["held-out manners", "held-out contexts"]
@@ -65,7 +66,8 @@ def test_pair_curve(tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.
     assert names[-1] == "held_out"  # of --prompts, not what is held back of the file of that name
     assert (tmp_path / "undisturbed" / "pair_curve.png").exists()
     table = (tmp_path / "undisturbed" / "pair_curve.md").read_text(encoding="utf-8").splitlines()
-    assert table[2] == f"| AUROC | 4 | {every} | {both} |"
+    assert table[2] == "| AUROC | 4 | all | all and more |"
+    assert table[-1].endswith(f" *all*: {every} pairs. *all and more*: {both} pairs.")
 
     def stopping(stage: ContrastiveRefinement, number: int) -> dict[str, Any]:
         if number == 2:

@@ -24,9 +24,10 @@ def entry(method: str, strength: float, compliance: float, safety: float) -> dic
 
 def test_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first strength of each method is its large point, further ones are joined to it, in the order of the
-    panels; and what trade_off.py calls stage1 is called DCR."""
+    panels; what trade_off.py calls stage1 is called DCR, and its variants with a stage 2 are left out."""
     compared = [entry("base", 0, 0.9, 0.1), entry("dcr", 0.25, 0.8, 0.7)]
     steps = [entry("base", 0, 0.5, 0.6), entry("stage1", 0.0, 0.7, 0.9), entry("stage1", 0.1, 0.8, 0.85)]
+    steps += [entry("own", 0.0, 0.6, 0.7), entry("given", 0.0, 0.3, 0.9)]
     one, other = tmp_path / "comparison.json", tmp_path / "trade_off.json"
     one.write_text(json.dumps({"methods": compared, "curve": {"points": [entry("dcr", 1.0, 0.95, 0.3)]}}))
     other.write_text(json.dumps(steps))
