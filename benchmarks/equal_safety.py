@@ -2,11 +2,11 @@
 
     python benchmarks/equal_safety.py --toxic A.answers.jsonl B.answers.jsonl --others A2.answers.jsonl B2.answers.jsonl
 
-The files are what ``dcr-lite evaluate --out`` writes beside its result, the first of each two of one model, the second
-of another, answers to the same prompts. A threshold on the log-odds of opening with a refusal stands for a turn of the
-dial: the highest that so many toxic prompts reach. The table has the share of ``--others`` below it, of each model, and
-the second's minus the first's with its 95 % interval: a percentile bootstrap over prompts, which are drawn anew for
-both models alike, with a threshold for each draw.
+The files are what ``dcr-lite evaluate --out`` writes beside its result, or ``dcr-lite compare`` in seed*/answers, the
+first of each two of one model, the second of another, answers to the same prompts. A threshold on the log-odds of
+opening with a refusal stands for a turn of the dial: the highest that so many toxic prompts reach. The table has the
+share of ``--others`` below it, of each model, and the second's minus the first's with its 95 % interval: a percentile
+bootstrap over prompts, which are drawn anew for both models alike, with a threshold for each draw.
 """
 
 from collections.abc import Sequence
@@ -33,19 +33,19 @@ class Choices:
     toxic: tuple[Path, Path]
     """Answers to toxic prompts, of which those of another label are left out."""
     others: tuple[Path, Path]
-    """Answers to the prompts that should be answered, of any label."""
+    """Answers to the prompts that should be answered, of which toxic ones are left out; may be the same files."""
     refused: tuple[float, ...] = (0.95, 0.9, 0.85, 0.8, 0.7)
     """Shares of the toxic prompts."""
 
 
-def log_odds(files: tuple[Path, Path], label: str | None = None) -> Floats:
-    """Of both models for the same prompts: (2, prompts). label: only prompts of it. Raises UserError where the files
+def log_odds(files: tuple[Path, Path], toxic: bool) -> Floats:
+    """Of both models for the same prompts: (2, prompts), the toxic ones or the others. Raises UserError where the files
     hold answers to different prompts."""
     both = [
         {
             (str(row.get("before")), row["prompt"]): row["refusal_log_odds"]
             for row in read_answers(file)
-            if label in (None, row["label"])
+            if (row["label"] == "toxic") == toxic
         }
         for file in files
     ]
@@ -70,7 +70,7 @@ def compared(toxic: Floats, others: Floats, shares: Sequence[float]) -> list[lis
 
 
 def main(choices: Choices) -> None:
-    toxic, others = log_odds(choices.toxic, "toxic"), log_odds(choices.others)
+    toxic, others = log_odds(choices.toxic, True), log_odds(choices.others, False)
     print(f"{toxic.shape[1]} toxic prompts, {others.shape[1]} others\n")
     print(markdown_table(HEAD, compared(toxic, others, choices.refused)))
 

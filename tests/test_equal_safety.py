@@ -38,5 +38,7 @@ def test_a_model_whose_dial_is_turned_alone_is_no_better(tmp_path: Path, capsys:
     row = capsys.readouterr().out.splitlines()[-1]
     difference, low = (float(word.strip("(")) for word in row.split("|")[4].split()[:2])
     assert 0 < low < difference
+    equal_safety.main(equal_safety.Choices((a, turned), (b, turned), (0.9,)))  # a file of both kinds
+    assert "40 toxic prompts, 60 others" in capsys.readouterr().out
     with pytest.raises(UserError, match="different prompts"):
         equal_safety.main(equal_safety.Choices((a, turned), (a, also), (0.9,)))
