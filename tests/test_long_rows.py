@@ -11,17 +11,19 @@ from recipe_runs import small_settings
 from small_runs import flags, run_here, save_rows, write_rows
 
 from dcr_lite.data import paper_data
+from dcr_lite.diagnose import command as diagnose
 from dcr_lite.errors import UserError
 from dcr_lite.method.loop import Loop
 from dcr_lite.model.loading import Model
 from dcr_lite.model.memory import Fit, fit, needs
 from dcr_lite.model.shapes import KNOWN
-from dcr_lite.run import inputs, long_rows, opening
+from dcr_lite.probe.subjects import RunSource
+from dcr_lite.run import dial_command, inputs, long_rows, opening
 from dcr_lite.run.long_rows import limits, row_lengths, without_long_rows
 from dcr_lite.run.plan import plan
 from dcr_lite.run.recipes import find_recipe, load_recipe
 from dcr_lite.run.report import _left_out
-from dcr_lite.run.run_folder import RunFolder
+from dcr_lite.run.run_folder import RunFolder, read_settings
 
 LONG = {"prompt": "Name cats.", "response": "Tom and Tim. " * 12}
 
@@ -154,10 +156,14 @@ def test_the_longest_row_fits_with_room_to_spare(gigabytes: float) -> None:
 def test_a_long_public_row_does_not_end_a_run(
     tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_public: None
 ) -> None:
-    """A whole run with memory for rows of 96 tokens: no stage trains on a longer one, and the report counts it."""
+    """A whole run with memory for rows of 96 tokens, and a pair beyond the window: no stage trains on a longer one, and
+    the report counts them. Whoever reads the rows of the run afterwards, to probe or diagnose it or to turn its dial,
+    gets those that it had, also where more memory is free."""
     seen: list[int] = []
+    had: list[inputs.Data] = []
     add_row(rows / "instructions.jsonl", LONG)
-    fitting, train = opening.what_fits, Loop.run
+    add_row(rows / "pairs.jsonl", {"toxic": "Tom and Tim. " * 200, "seemingly_toxic": "Tom.", "focus": "tom"})
+    fitting, train, shorten = opening.what_fits, Loop.run, long_rows.without_long_rows
 
     def fit_in_little(*args: Any) -> Fit:
         found = fitting(*args)
@@ -167,10 +173,24 @@ def test_a_long_public_row_does_not_end_a_run(
         seen.extend(len(row.ids) for row in getattr(loop.stage, "rows", []) if hasattr(row, "ids"))
         return train(loop)
 
+    def watching(*args: Any) -> inputs.Data:
+        had.append(shorten(*args))
+        return had[-1]
+
     monkeypatch.setattr(opening, "what_fits", fit_in_little)
     monkeypatch.setattr(Loop, "run", watched)
-    done = run_here(flags(tiny, rows, tmp_path / "run", instructions=17, contrastive_steps=2, sft_epochs=1))
+    monkeypatch.setattr(long_rows, "without_long_rows", watching)
+    run, left_out = tmp_path / "run", {"pairs": 1, "instruction_rows": 1}
+    done = run_here(flags(tiny, rows, run, instructions=17, contrastive_steps=2, sft_epochs=1))
     assert done.code == 0, done.err
     assert max(seen) <= 96
-    assert json.loads((tmp_path / "run" / "report.json").read_text())["data"]["left_out"] == {"instruction_rows": 1}
-    assert "Left out as too long: 1 of instruction_rows." in (tmp_path / "run" / "report.md").read_text()
+    assert json.loads((run / "report.json").read_text())["data"]["left_out"] == had[0].left_out == left_out
+    assert "Left out as too long: 1 of pairs, 1 of instruction_rows." in (run / "report.md").read_text()
+    monkeypatch.setattr(opening, "what_fits", fitting)
+    settings = replace(read_settings(run), device="cpu")
+    assert RunSource(run, "cpu").data == dial_command.open_as_trained(settings)[1] == had[0]
+    (name, state), *_ = diagnose._measure(settings, ["stock"], 2, 2)
+    assert (name, state["development_pairs"]) == ("stock", len(had[0].development))
+    (run / "report.json").write_text('{"data": []}')
+    with pytest.raises(UserError, match="report.json is missing or damaged"):
+        dial_command.open_as_trained(settings)

@@ -25,6 +25,7 @@ from dcr_lite.model.chat import encode_asked
 from dcr_lite.model.states import last_states
 from dcr_lite.names import BASELINE, DCR, models_of
 from dcr_lite.run import inputs, opening
+from dcr_lite.run.long_rows import rows_of_run
 from dcr_lite.run.plots import draw_refusal_during_sft, refusal_curves
 from dcr_lite.run.run_folder import read_settings
 from dcr_lite.run.terminal import progress_bar
@@ -103,6 +104,7 @@ def _measure(
     """Load the model and measure it in each of the states: (name, {separation, development_pairs, kernel})."""
     data = inputs.load_data(settings)
     model, _ = opening.load_model(replace(settings, backend="transformers"))  # whose graphs can be replayed
+    data = rows_of_run(model, data, settings)
     config = ContrastiveConfig.of(settings)
     training, development = encode_pairs(model, data.training), encode_pairs(model, data.development)
     n = len(data.development)

@@ -17,6 +17,7 @@ from dcr_lite.model import adapters
 from dcr_lite.model.loading import Model
 from dcr_lite.names import MODEL_TITLES, STOCK, models_of
 from dcr_lite.run import inputs, opening
+from dcr_lite.run.long_rows import rows_of_run
 from dcr_lite.run.run_folder import FOUND_FILE, read_settings
 from dcr_lite.run.same_numbers import in_begun_numbers
 from dcr_lite.settings import Device, ModelSettings, Settings
@@ -73,7 +74,7 @@ class RunSource:
 
     @cached_property
     def data(self) -> inputs.Data:
-        return inputs.load_data(self.settings)
+        return rows_of_run(self.model, inputs.load_data(self.settings), self.settings)
 
     @property
     def _model_settings(self) -> ModelSettings:

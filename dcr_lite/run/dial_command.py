@@ -30,8 +30,8 @@ from dcr_lite.run.dial_report import (
 from dcr_lite.run.dial_setting import FOLDER, DialSetting
 from dcr_lite.run.discernment import FILE
 from dcr_lite.run.inputs import Data
-from dcr_lite.run.joined import with_joined, with_joined_counted
-from dcr_lite.run.long_rows import limits, short_rows
+from dcr_lite.run.joined import with_joined_counted
+from dcr_lite.run.long_rows import rows_of_run
 from dcr_lite.run.model_card import model_card
 from dcr_lite.run.report import DIAL_HEAD, DIAL_HEADING, dial_section, markdown_table
 from dcr_lite.run.run_folder import read_settings
@@ -115,8 +115,7 @@ def open_as_trained(settings: Settings) -> tuple[Model, Data]:
     stages = [settings.run / name / adapters.WEIGHTS for name in ("stage2", "stage1")]
     trained = next((file for file in stages if file.exists()), stages[-1])
     adapters.set_adapter_weights(model, DCR, load_tensors(trained, CURE))
-    most = limits(model.window, model.longest_in, settings.answer_tokens)
-    return model, with_joined(settings.run, short_rows(data, settings, model.tokenizer, model.window, most))
+    return model, rows_of_run(model, data, settings)
 
 
 def _set(

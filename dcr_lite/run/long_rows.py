@@ -13,11 +13,13 @@ from typing import Any
 from dcr_lite.data.paper_data import sources
 from dcr_lite.data.rows import Conversation, Pair, Prompt, before_field, prompts_of, read_jsonl
 from dcr_lite.errors import UserError
+from dcr_lite.files import damaged, load_json
 from dcr_lite.model import distributed
 from dcr_lite.model.chat import Tokenizer, encode_asked, encode_rows
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE
 from dcr_lite.run.inputs import Data, drawn
+from dcr_lite.run.joined import with_joined
 from dcr_lite.run.run_folder import RunFolder
 from dcr_lite.settings import Settings
 
@@ -54,6 +56,20 @@ def without_long_rows(run: RunFolder, model: Model, data: Data, settings: Settin
     short = short_rows(data, settings, model.tokenizer, model.window, most)
     run.finish(PART, most)  # after the rows are known to be fine: a run that ends with an error has not begun
     return short
+
+
+def rows_of_run(model: Model, data: Data, settings: Settings) -> Data:
+    """``data`` as the finished run of these settings had it: without the rows that were too long for it, whatever the
+    memory here, and with those that have joined. Raises UserError where its report is damaged."""
+    path, most = settings.run / "report.json", limits(model.window, {}, settings.answer_tokens)
+    try:
+        facts = load_json(path)["data"]
+        for stage, names in {"stage1": {"pairs"}, "safety_sft": {"instruction_rows", "refusal_rows"}}.items():
+            if names & facts["left_out"].keys():
+                most[stage] = max(facts["longest"][name] for name in names)  # of those that were kept
+    except (OSError, LookupError, TypeError, ValueError, AttributeError):
+        raise damaged(path, "Restore the run folder, or choose another run.") from None
+    return with_joined(settings.run, short_rows(data, settings, model.tokenizer, model.window, most))
 
 
 def longest_row(run: RunFolder, model: Model) -> int:
