@@ -192,5 +192,5 @@ def test_a_long_public_row_does_not_end_a_run(
     (name, state), *_ = diagnose._measure(settings, ["stock"], 2, 2)
     assert (name, state["development_pairs"]) == ("stock", len(had[0].development))
     (run / "report.json").write_text('{"data": []}')
-    with pytest.raises(UserError, match="report.json is missing or damaged"):
+    with pytest.raises(UserError, match=r"report\.json is missing or damaged"):
         dial_command.open_as_trained(settings)

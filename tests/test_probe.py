@@ -394,7 +394,8 @@ def compared(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPath
 def test_methods_and_seeds_of_a_comparison_are_probed(compared: tuple[Path, Path], tmp_path: Path) -> None:
     """The stock model once, the others with every seed; hooks of a method stay on while its weights are probed; the
     table has means over seeds with their intervals, and the picture a point for each. What was probed is not taken for
-    a comparison with other settings."""
+    a comparison with other settings, nor for a method that was trained anew with the same ones since; of one that does
+    not build on that training it stays."""
     recipe, folder = compared
     methods = ("base", "surgical", "dcr")
     probing = Probing(("int4", "prefill_5"), answer_tokens=3)
@@ -419,6 +420,16 @@ def test_methods_and_seeds_of_a_comparison_are_probed(compared: tuple[Path, Path
         probe_comparison(other, settings_of(recipe), methods, (0, 1), probing)
     again = probe_comparison(folder, settings_of(recipe), ("base", "dcr"), (1,), probing)  # any seed may come first
     assert again == out
+    other = Path(shutil.copytree(folder, tmp_path / "trained_anew"))
+    seed = SeedRun(resolved(settings_of(recipe)), other / "seed0", 0)
+    seed.run.note("stage2").unlink()
+    seed.find_settings()
+    seed.train_dcr()
+    seed.run.leave()
+    probe_comparison(other, settings_of(recipe), ("base", "surgical"), (0, 1), probing)
+    probe_comparison(other, settings_of(recipe), ("dcr",), (1,), probing)
+    with pytest.raises(UserError, match=r"dcr_seed0.* is of another DCR: it was trained, or its dial turned, since"):
+        probe_comparison(other, settings_of(recipe), methods, (0, 1), probing)
 
 
 @pytest.mark.usefixtures("pictures")
@@ -430,17 +441,25 @@ def test_a_method_that_does_not_apply_says_so(tmp_path: Path, monkeypatch: pytes
     unfit = replace(METHODS["adacd"], model=lambda run, strength: nullcontext(Cost(1.0, 1, note)))
     with monkeypatch.context() as patched:
         patched.setitem(subjects.METHODS, "adacd", unfit)
-        run: Any = SimpleNamespace(settings=recipe_module().SETTINGS, run=SimpleNamespace(path=tmp_path))
+        folder = SimpleNamespace(path=tmp_path, note=tmp_path.joinpath)
+        run: Any = SimpleNamespace(settings=recipe_module().SETTINGS, run=folder)
         (subject,) = subjects.SeedSource(run, ("adacd",)).subjects
-        with subject.within() as said:
-            assert said == note
+        with subject.within() as cost:
+            assert cost.note == note
     kept = Kept(tmp_path, "m", [], 4, 0, "float32")
     seen = {"kind": "answer", "toxicity": 0.0, "refusal_log_odds": 0.0, "response": ""}
     answers = [{**seen, "number": i, "label": KINDS[i % 2], "refused": i == 0} for i in range(4)]
     for name, seed, of in (("base", None, ""), ("adacd", 0, ""), ("adacd", 1, note)):
         model = subject._replace(name=f"{name}_seed{seed}", method=name, seed=seed)
         for probe in (PROBES[NONE], PROBES["hello"]):
-            kept.keep(model, probe, answers, {"read": 0.5, "read_as_plain_text": 0.5, "read_by_chance": 0.1}, 1.0, of)
+            kept.keep(
+                model,
+                probe,
+                answers,
+                {"read": 0.5, "read_as_plain_text": 0.5, "read_by_chance": 0.1},
+                1.0,
+                Cost(0.0, 0, of),
+            )
     labels: list[str] = []
     save = plots.save
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dcr_lite.compare.inference_cost import PROMPTS, answer_costs
 from dcr_lite.compare.methods import Method
@@ -147,13 +147,14 @@ def measure_configuration(
     spent = {"minutes": cost.seconds / 60, "peak_memory_gb": cost.peak_memory_bytes / 1e9}
     kept = answers_kept(found, read_answers(stock), answers) if reference else {}
     kept_means, kept_intervals = kept_numbers(kept)
-    facts = {
+    facts: dict[str, Any] = {
         "result": result,
         "kept": kept,
         "numbers": numbers | kept_means | general | spent,
         "intervals": intervals | kept_intervals,
     }
-    seed_run.run.finish(f"measured_{part}", facts | {"answer_seconds": time.monotonic() - started} | vars(cost))
+    facts |= {"answer_seconds": time.monotonic() - started, **cost.spent, "note": cost.note}
+    seed_run.run.finish(f"measured_{part}", facts)
 
 
 def answers_file(seed_run: SeedRun, configuration: Configuration, data: EvaluationData) -> Path:

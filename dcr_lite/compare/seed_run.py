@@ -47,15 +47,23 @@ Fitted = TypeVar("Fitted")  # a dataclass of tensors, of dictionaries of tensors
 @dataclass(frozen=True)
 class Cost:
     """Time and memory of training or fitting a method; answering is not included. note: what a reader of the tables has
-    to know of it, if anything; NOT_APPLICABLE in it where the method does not apply to the model."""
+    to know of it, if anything; NOT_APPLICABLE in it where the method does not apply to the model. parts: those of the
+    run folder that it is the cost of, by their names."""
 
     seconds: float
     peak_memory_bytes: int
     note: str = ""
+    parts: tuple[str, ...] = ()
 
     def __add__(self, other: "Cost") -> "Cost":
         memory = max(self.peak_memory_bytes, other.peak_memory_bytes)
-        return Cost(self.seconds + other.seconds, memory, "; ".join(filter(None, (self.note, other.note))))
+        note = "; ".join(filter(None, (self.note, other.note)))
+        return Cost(self.seconds + other.seconds, memory, note, tuple(dict.fromkeys(self.parts + other.parts)))
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """Time and memory alone."""
+        return {"seconds": self.seconds, "peak_memory_bytes": self.peak_memory_bytes}
 
 
 class SeedRun:
@@ -171,7 +179,7 @@ class SeedRun:
             started = time.monotonic()
             goal = Goal("discerning" if asked == "none" else asked)  # type: ignore[arg-type]  # what was found is never auto
             dial.record(folder, dial.find_setting(folder, self.model, self.data, self.settings, goal))
-            self.run.finish(part, vars(Cost(time.monotonic() - started, peak_memory_bytes())))
+            self.run.finish(part, Cost(time.monotonic() - started, peak_memory_bytes()).spent)
         return Dial.load(folder / FOLDER / DIAL), DialSetting.load(folder / FOLDER)
 
     def fit_dial(self, name: str = "fitted_dial") -> Dial:
@@ -250,7 +258,7 @@ class SeedRun:
             numbers = {key: value for key, value in found.items() if not isinstance(value, Tensor | dict)}
             save_tensors(_flat(found), path)
             cost = Cost(time.monotonic() - started, peak_memory_bytes())
-            self.run.finish(name, {"numbers": numbers, **vars(cost)})
+            self.run.finish(name, {"numbers": numbers, **cost.spent})
         cure = f"Delete {self.run.note(name)} to have it fitted again."
         return kind(**_fields(load_tensors(path, cure)), **(self.run.finished(name) or {})["numbers"])
 
@@ -262,8 +270,9 @@ class SeedRun:
 
     def cost(self, name: str) -> Cost:
         """The cost of a part; none of one that was not needed."""
-        done = self.run.finished(name) or {"seconds": 0.0}
-        return Cost(done["seconds"], done.get("peak_memory_bytes", 0))
+        if (done := self.run.finished(name)) is None:
+            return Cost(0.0, 0)
+        return Cost(done["seconds"], done.get("peak_memory_bytes", 0), parts=(name,))
 
 
 def _flat(found: dict[str, Any]) -> dict[str, Tensor]:

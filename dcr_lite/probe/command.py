@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcr_lite.compare.operations import CHAT_TOKENS
+from dcr_lite.compare.seed_run import Cost
 from dcr_lite.data.rows import Prompt, read_prompts
 from dcr_lite.data.splits import sample
 from dcr_lite.errors import UserError
@@ -165,12 +166,12 @@ class _Work:
         stock = self._stock_answers(source) if any(probe.prefix for probe in left) else []
         tokens, seed = self.probing.answer_tokens, self.probing.seed
         kinds, tuning = kinds_of(source), tuning_of(source, seed)
-        with subject.within() as note:
+        with subject.within() as cost:
             model, reader = source.model, Reader.fit(source.model, source.data.training, source.settings.layer)
             bench = Bench(subject.label, model, self.prompts, self.plain, stock, reader, kinds, tuning, tokens, seed)
             for probe in left:
                 started = time.monotonic()
-                self._measure(bench, subject, probe, note, started)
+                self._measure(bench, subject, probe, cost, started)
                 self._tell(source, subject, probe, time.monotonic() - started)
 
     def _stock_answers(self, source: Source) -> list[StockAnswer]:
@@ -185,12 +186,12 @@ class _Work:
             self.kept.keep_stock_answers(found)
         return found
 
-    def _measure(self, bench: Bench, subject: Subject, probe: Probe, note: str, started: float) -> None:
+    def _measure(self, bench: Bench, subject: Subject, probe: Probe, cost: Cost, started: float) -> None:
         with probe.within(bench) as facts, progress_bar(f"{bench.title}: {probe.title}", self._answers(probe)) as shown:
             answers, more = ask(bench, probe, shown.advance)
         if probe.encodes:
             more |= was_decoded(answers, self.kept.answers(subject, PROBES[NONE]))
-        self.kept.keep(subject, probe, answers, facts | more, time.monotonic() - started, note)
+        self.kept.keep(subject, probe, answers, facts | more, time.monotonic() - started, cost)
 
     def _tell(self, source: Source, subject: Subject, probe: Probe, seconds: float) -> None:
         """Print what was found, and about how long the rest takes at the speed so far."""

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dcr_lite.compare.seed_run import Cost
 from dcr_lite.data.rows import Prompt
 from dcr_lite.data.splits import digest_of
 from dcr_lite.errors import UserError
@@ -17,7 +18,8 @@ from dcr_lite.probe.subjects import Subject
 
 CURE = "Delete it to have it measured again."
 VERSION = 4  # of what is kept of an answer
-Part = dict[str, Any]  # of a model and a probe: model, method, title, seed, note, probe, facts, seconds, verdicts
+# Of a model and a probe: model, method, title, seed, digest, made_of, note, probe, facts, seconds, verdicts.
+Part = dict[str, Any]
 
 
 class Kept:
@@ -58,12 +60,13 @@ class Kept:
         return self.folder / "answers" / subject.name / f"{probe.name}.jsonl"
 
     def has(self, subject: Subject, probe: Probe) -> bool:
-        """Whether a model is measured under a probe. Raises UserError where another one of this name was: a dial has
-        been turned since."""
+        """Whether a model is measured under a probe. Raises UserError where another one of this name was: it has been
+        trained anew, or its dial turned, since."""
         path = self._part(subject, probe)
         if not path.exists():
             return False
-        if read_state(path, CURE).get("digest") != subject.digest:
+        state = read_state(path, CURE)
+        if state.get("digest") != subject.digest(state.get("made_of", [])):
             raise UserError(
                 f"{path} is of another {subject.title}: it was trained, or its dial turned, since. Choose another "
                 f"--out, or delete {path.parent} to probe it anew."
@@ -71,13 +74,14 @@ class Kept:
         return True
 
     def keep(
-        self, subject: Subject, probe: Probe, answers: list[Measured], facts: Facts, seconds: float, note: str
+        self, subject: Subject, probe: Probe, answers: list[Measured], facts: Facts, seconds: float, cost: Cost
     ) -> None:
-        """Note that a model is measured under a probe. note: what tables have to say of the model."""
+        """Note that a model is measured under a probe. cost: what its subject gives ``within``."""
         write_jsonl(answers, self.answers_file(subject, probe))
         about = {"model": subject.name, **{name: getattr(subject, name) for name in ("method", "title", "seed")}}
-        found = {"note": note, "probe": probe.name, "facts": facts, "seconds": seconds, "verdicts": verdicts(answers)}
-        write_state({**about, "digest": subject.digest, **found}, self._part(subject, probe))
+        about |= {"digest": subject.digest(cost.parts), "made_of": list(cost.parts), "note": cost.note}
+        found = {"probe": probe.name, "facts": facts, "seconds": seconds, "verdicts": verdicts(answers)}
+        write_state(about | found, self._part(subject, probe))
 
     def answers(self, subject: Subject, probe: Probe) -> list[Measured]:
         """The answers of a measured model. Raises UserError where they are gone."""

@@ -1,7 +1,7 @@
 """The models that are probed: those of a finished run, or methods of a comparison at one of its seeds."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from dcr_lite.compare.command import seed_run
 from dcr_lite.compare.methods import METHODS
-from dcr_lite.compare.seed_run import SeedRun
+from dcr_lite.compare.seed_run import Cost, SeedRun
 from dcr_lite.errors import UserError
 from dcr_lite.files import sha256_of
 from dcr_lite.model import adapters
@@ -27,16 +27,18 @@ class Subject(NamedTuple):
     """A model that is probed.
 
     name: of its folder. method, title, seed: what it is, in files and in tables; the stock model has no seed.
-    within: a context in which the model of its source is this one; it gives what tables have to say of that, empty
-    where nothing. digest: of what makes it this one: an adapter's weights, or settings with what was found of them.
+    within: a context in which the model of its source is this one; of what it gives, note and parts are read: what
+    tables have to say of the model, and the parts of a comparison's seed that it was trained or fitted in. digest: of
+    what makes it this one, given these parts: an adapter's weights, or settings with what was found of them and the
+    notes of the parts, which another training writes anew.
     """
 
     name: str
     method: str
     title: str
     seed: int | None
-    within: Callable[[], AbstractContextManager[str]]
-    digest: str
+    within: Callable[[], AbstractContextManager[Cost]]
+    digest: Callable[[Sequence[str]], str]
 
     @property
     def label(self) -> str:
@@ -61,7 +63,7 @@ class RunSource:
         self.subjects = [
             Subject(
                 name, name, MODEL_TITLES[name], None if name == STOCK else self.settings.seed,
-                partial(self._as, name), self._digest(name),
+                partial(self._as, name), partial(_as_opened, self._digest(name)),
             )
             for name in names
         ]  # fmt: skip
@@ -100,13 +102,13 @@ class RunSource:
         return model
 
     @contextmanager
-    def _as(self, name: str) -> Iterator[str]:
+    def _as(self, name: str) -> Iterator[Cost]:
         if name == STOCK:
             with adapters.stock(self.model):
-                yield ""
+                yield Cost(0.0, 0)
         else:
             adapters.activate(self.model, name)
-            yield ""
+            yield Cost(0.0, 0)
 
     def leave(self) -> None:
         """Free the memory of the model."""
@@ -118,16 +120,20 @@ class SeedSource:
 
     def __init__(self, run: SeedRun, methods: tuple[str, ...]):
         self.settings, self.folder, self._run = run.settings, run.run.path, run
-        # Of the stock model what was found alone: it is the same with any seed.
-        files = {name: [FOUND_FILE] if name == STOCK else ["settings.json", FOUND_FILE] for name in methods}
         self.subjects = [
             Subject(
                 name if name == STOCK else f"{name}_seed{run.settings.seed}", name, METHODS[name].title,
-                None if name == STOCK else run.settings.seed, partial(self._as, name),
-                _digest_of(*(self.folder / file for file in files[name])),
+                None if name == STOCK else run.settings.seed, partial(self._as, name), partial(self._digest, name),
             )
             for name in methods
         ]  # fmt: skip
+
+    def _digest(self, name: str, parts: Sequence[str]) -> str:
+        """Of the stock model of what was found alone: it is the same with any seed."""
+        if name == STOCK:
+            return _digest_of(self.folder / FOUND_FILE)
+        notes = map(self._run.run.note, parts)
+        return _digest_of(self.folder / "settings.json", self.folder / FOUND_FILE, *notes)
 
     @property
     def data(self) -> inputs.Data:
@@ -152,10 +158,10 @@ class SeedSource:
         return self._run.model
 
     @contextmanager
-    def _as(self, name: str) -> Iterator[str]:
+    def _as(self, name: str) -> Iterator[Cost]:
         method = METHODS[name]
         with method.model(self._run, method.strengths(self.settings)[0]) as cost:
-            yield cost.note
+            yield cost
 
     def leave(self) -> None:
         """Free the memory of the model, and let others work in the folder."""
@@ -164,6 +170,11 @@ class SeedSource:
 
 
 Source = RunSource | SeedSource
+
+
+def _as_opened(digest: str, parts: Sequence[str]) -> str:
+    """The digest of what is trained already, and not in parts."""
+    return digest
 
 
 def _digest_of(*files: Path) -> str:
