@@ -271,9 +271,11 @@ def test_a_rerun_gives_the_same_numbers(
     contracted: Contracted, small: pytest.MonkeyPatch, tmp_path: Path, method: str, seed: int | None, stored: bool
 ) -> None:
     """With the adapters of the comparison and from nothing, all methods with all seeds, the kit's and those added, or
-    one alone; each is measured once, and not again by another rerun in the same folder. The comparison's own folder is
-    left as it was."""
+    one alone; each is measured once, and not again by another rerun in the same folder, which may be there and empty
+    before. A rerun with other adapters does not go on in it, nor one of another measurement with those of a comparison,
+    whose notes would stand for it; nor does any in the comparison's own folder, which is left as it was."""
     out, again = contracted.out, tmp_path / "r"
+    again.mkdir()
     done: list[Configuration] = []
 
     def measure(run: Any, method: Any, one: Configuration, *more: Any) -> None:
@@ -315,6 +317,11 @@ def test_a_rerun_gives_the_same_numbers(
         (path,) = again.glob(f"{'stock' if one.seed is None else f'seed{one.seed}'}/answers/{one.method}_*.jsonl")
         assert read_answers(path) == read_answers(out / path.relative_to(again))
     assert verify(asked) == every
+    others = [replace(asked, compared=None if stored else out), replace(asked, out=out)]
+    others += [replace(asked, method="steered", seed=1)] if stored else []
+    for other in others:
+        with pytest.raises(UserError, match=r"was not begun by this rerun, .* Choose another --out, or delete it"):
+            verify(other)
     assert len(done) == len(measured)
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
 

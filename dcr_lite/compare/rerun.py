@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dcr_lite.compare.command import seed_run
 from dcr_lite.compare.contract import Contract
@@ -32,7 +33,7 @@ from dcr_lite.compare.submission import Entry, Judged, Point, Submission, settin
 from dcr_lite.compare.summary import Result, applies
 from dcr_lite.compare.verification import place_of
 from dcr_lite.errors import MethodError, UserError
-from dcr_lite.files import PARTIAL
+from dcr_lite.files import PARTIAL, read_state, write_state
 from dcr_lite.judges.judging import judge_rows
 from dcr_lite.judges.opening import open_judges
 from dcr_lite.judges.rates import exchanges
@@ -47,6 +48,7 @@ from dcr_lite.settings import Settings
 # By these the same sums are rounded otherwise; a difference there makes the comparison a note.
 ROUNDING = ("torch", "transformers")
 WIDE = 4  # times the tolerance of a training anew: larger differences are no note on any hardware
+BEGUN = "rerun.json"  # of the folder of a rerun: what it was begun with
 
 Place = tuple[Entry, Point]  # a measurement in a submission
 
@@ -75,15 +77,15 @@ def rerun(
     """Repeat the measurements ``places`` in the folder ``out``, which keeps what is done, and compare.
 
     settings: the recipe's, with the contract applied. methods: the kit's and those added. compared: the folder whose
-    adapters are taken; None: they are trained. Raises UserError where a method is not among ``methods``.
+    adapters are taken; None: they are trained. Raises UserError where a method is not among ``methods``, and where
+    ``out`` holds anything but the beginning of this rerun.
     """
     for entry, _ in places:
         if entry["method"] not in methods:
             raise UserError(f"--rerun {entry['title']}: give the same --add as the submission, of the same version")
     first_seed = contract.seeds[0]
     seeds = [first_seed if point["seed"] is None else point["seed"] for _, point in places]
-    if compared and not out.exists():
-        _copy(compared, out, first_seed, seeds, [entry["method"] for entry, _ in places])
+    _begin(out, compared, first_seed, seeds, [entry["method"] for entry, _ in places])
     first = seed_run(settings, out, first_seed)
     stock = SeedRun(first.settings, out / "stock", 0, first.run.path)
     runs: dict[int | None, SeedRun] = {None: stock, first_seed: first}
@@ -162,21 +164,42 @@ def _sense(note: str) -> tuple[str, bool]:
     return re.split(r"\d", note)[0], applies(note)
 
 
-def _copy(compared: Path, out: Path, first: int, seeds: Sequence[int], methods: Sequence[str]) -> None:
+def _begin(out: Path, compared: Path | None, first: int, seeds: Sequence[int], methods: Sequence[str]) -> None:
+    """Make the folder ``out``, with what the rerun builds on, unless it is begun. Its trainings are all of ``compared``
+    or all its own: the tolerances go by that. With those of ``compared`` it is for these measurements alone, as the
+    notes on all others are copied."""
+    begun: dict[str, Any] = {"compared": None}
+    if compared:
+        begun = {"compared": str(compared.resolve()), "measured": [*map(list, zip(methods, seeds, strict=True))]}
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        cure = "Choose another --out, or delete it."
+        if not (out / BEGUN).exists() or read_state(out / BEGUN, cure) != begun:
+            raise UserError(
+                f"{out} was not begun by this rerun, so its adapters and measurements may be of another one. {cure}"
+            )
+        return
+    partial = out.with_name(out.name + PARTIAL)  # a copy that was stopped is begun anew
+    shutil.rmtree(partial, ignore_errors=True)
+    if compared:
+        _copy(compared, partial, first, seeds, methods)
+    write_state(begun, partial / BEGUN)
+    if out.exists():
+        out.rmdir()
+    partial.replace(out)
+
+
+def _copy(compared: Path, to: Path, first: int, seeds: Sequence[int], methods: Sequence[str]) -> None:
     """What a rerun builds on: the trainings of the seeds, what the first seed found, the stock model's answers; without
     the notes that the methods are measured already, and in which numbers."""
     folders = dict.fromkeys(("stock", *(f"seed{seed}" for seed in seeds)))
     for name in dict.fromkeys((f"seed{first}", *folders)):
         if not (compared / name / "settings.json").exists():
             raise UserError(f"--compared {compared}: there is no {name} of a comparison in it")
-    partial = out.with_name(out.name + PARTIAL)  # a copy that was stopped is begun anew
-    shutil.rmtree(partial, ignore_errors=True)
     # In this machine's numbers: others are a note.
     left = shutil.ignore_patterns(*(f"measured_{method}_*" for method in methods), f"{NUMBERS}.json")
     for name in folders:
-        shutil.copytree(compared / name, partial / name, ignore=left)
+        shutil.copytree(compared / name, to / name, ignore=left)
     if first not in seeds:
-        (partial / f"seed{first}").mkdir()
+        (to / f"seed{first}").mkdir()
         for name in ("settings.json", FOUND_FILE):
-            shutil.copyfile(compared / f"seed{first}" / name, partial / f"seed{first}" / name)
-    partial.replace(out)
+            shutil.copyfile(compared / f"seed{first}" / name, to / f"seed{first}" / name)
