@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import sys
 import time
@@ -15,6 +16,7 @@ import combined
 import numpy as np
 import pytest
 import torch
+from contract_runs import DOCS
 from drawing import drawing
 from recipe_runs import small_settings
 from safetensors.torch import load_file
@@ -28,6 +30,7 @@ from dcr_lite.compare import (
     command,
     directions,
     measurement,
+    prosafeprune,
 )
 from dcr_lite.compare.anchors import Meaning, meaning_of
 from dcr_lite.compare.directions import KL_LIMIT
@@ -248,6 +251,29 @@ def test_methods_on_top_of_dcr_change_it_alone(
             )
             after = [one.refusal_log_odds for one in answer(seed.model, encoded, max_new_tokens=0)]
         assert after == pytest.approx(scores["dcr"], abs=1e-4)
+
+
+def test_a_row_is_saved_as_an_adapter(compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines of docs/comparing.md train nothing and save what was measured: read again, ProSafePrune's adapter opens
+    answers as ProSafePrune does, and not as safety SFT alone, whose adapter it was."""
+    recipe, _, finished, _ = compared
+    out, folder = Path(shutil.copytree(finished, tmp_path / "out")), tmp_path / "adapter"
+    (lines,) = re.findall(r"```python\n(# row\.py.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    for usual, ours in (("runs/compare", out), ("adapters/prosafeprune_seed0", folder), ("smollm2_135m", recipe)):
+        assert f'"{usual}"' in lines
+        lines = lines.replace(f'"{usual}"', repr(str(ours)))
+    monkeypatch.setattr(steps, "train", None)
+    monkeypatch.setattr(prosafeprune, "fit", None)
+    exec(lines, names := {})
+    model = names["run"].model
+    names["run"].run.leave()
+    adapters.load_adapter(model, "read", folder)
+    rows = {name: answers_of(out, name) for name in ("prosafeprune", "safety_sft")}
+    encoded = encode_prompts(model.tokenizer, [row["prompt"] for row in rows["prosafeprune"]], model.window)
+    again = [one.refusal_log_odds for one in answer(model, encoded, max_new_tokens=0)]
+    measured, others = ([row["refusal_log_odds"] for row in of] for of in rows.values())
+    assert again == pytest.approx(measured, abs=1e-4)
+    assert again != pytest.approx(others, abs=1e-2)
 
 
 def test_the_dial_alone_is_a_dial_without_any_training(compared: Compared) -> None:

@@ -233,7 +233,7 @@ class Method:
     operations: about how many floating-point operations the training or the fitting at a strength takes, after those
         at the strengths before it; for the estimated time.
     once: measured once and not with every seed. seeds: those that it is measured with, where not all.
-    in_weights: it ends in weights, which are exported; else it works on while the model answers.
+    in_weights: it ends in weights, which an adapter holds; else it works on while the model answers.
     """
 
     title: str

@@ -19,7 +19,7 @@ product of two matrices of rank r,
     -strength * [(I - P_s) U_u] [(U_u^T U_p) (U_p^T W)]
 
 and W is base weight (dequantised) plus scaled adapter, so an adapter carries it exactly, as r more ranks of each edited
-map, and is saved, merged and exported with it:
+map, and is saved and merged with it:
 
     pruning = prosafeprune.fit(model, "safety_sft", training, validation)
     with prosafeprune.pruned(model, "safety_sft", pruning):
@@ -38,7 +38,7 @@ Departures from the source:
   of one, that at which the right singular vectors of toxic and seemingly toxic prompts have least in common, is left
   out: the search takes its place, and it means something only for paired prompts, as ours are.
 - Singular values are float32's, whatever the model's precision; the source projects in the precision of the weights.
-- Weights in 4 bits are edited in what they stand for; exported, the change is added to the 16-bit ones.
+- Weights in 4 bits are edited in what they stand for; merged, the change is added to the 16-bit ones.
 """
 
 from collections.abc import Callable, Iterator
