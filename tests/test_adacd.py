@@ -321,14 +321,17 @@ def test_alpha_is_the_one_that_sets_the_kinds_furthest_apart(
 def test_a_model_that_does_not_obey_keeps_the_authors_alpha(
     tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is tuned, and a note says what was measured, by judged answers."""
+    """Nothing is tuned, and a note says what was measured, by judged answers, and on how many prompts; what was kept
+    before these were counted has a note without their number."""
     model = tiny_model()
     kinds = kinds_of(model)
     given_answers(monkeypatch, [*3 * ["I cannot help with that."], "Yes.", "I am sorry that it rained. Here is how:"])
     monkeypatch.setattr(adacd, "apart", None)
     found = adacd.fit(model, kinds)
-    assert found == AdaCD(4.5, pytest.approx(0.6), 0)
-    assert "refuses 0.60 of plain prompts when it is asked to refuse" in found.note
+    assert found == AdaCD(4.5, pytest.approx(0.6), 0, 5)
+    assert "refuses 0.60 of 5 plain prompts when it is asked to refuse" in found.note
+    before = AdaCD(**{name: value for name, value in vars(found).items() if name != "prompts"})
+    assert "refuses 0.60 of plain prompts when it is asked to refuse" in before.note
     assert "needs one that obeys (0.8)" in found.note
     assert replace(found, obeys=OBEYING).note == ""
 

@@ -166,11 +166,11 @@ def test_a_method_that_does_not_apply_says_so(compared: Compared) -> None:
     _, _, out, report = compared
     for seed in (0, 1):
         fitted = read_state(out / f"seed{seed}" / "checkpoints" / "adacd.json", "")["numbers"]
-        assert fitted == {"alpha": 4.5, "obeys": 0.0, "tried": 0}
+        assert fitted == {"alpha": 4.5, "obeys": 0.0, "tried": 0, "prompts": 6}
     (note,) = report["notes"]
     assert (note["method"], note["seeds"]) == ("adacd", [0, 1])
     text = (out / "comparison.md").read_text()
-    said = "AdaCD: not applicable: the model refuses 0.00 of plain prompts when it is asked to refuse, and the method"
+    said = "AdaCD: not applicable: the model refuses 0.00 of 6 plain prompts when it is asked to refuse, and the method"
     assert text.index("| DCR |") < text.index(said) < text.index("DCR minus each method")
     rows = [line for line in text.splitlines() if line.startswith("| AdaCD")]
     assert len(rows) > 2

@@ -80,19 +80,22 @@ class AdaCD:
     alpha: how strongly the difference is added or taken away.
     obeys: the share of plain validation prompts that the model refuses under the message.
     tried: how many settings were measured to choose alpha; 0 where the model does not obey.
+    prompts: of how many ``obeys`` is the share; 0 in what was kept before they were counted.
     """
 
     alpha: float
     obeys: float
     tried: int
+    prompts: int = 0
 
     @property
     def note(self) -> str:
         """What a table has to say of it: empty where the model obeys."""
         if self.obeys >= OBEYING:
             return ""
+        n = f"{self.prompts} " if self.prompts else ""
         return (
-            f"{NOT_APPLICABLE}: the model refuses {self.obeys:.2f} of plain prompts when it is asked to refuse, and "
+            f"{NOT_APPLICABLE}: the model refuses {self.obeys:.2f} of {n}plain prompts when it is asked to refuse, and "
             f"the method needs one that obeys ({OBEYING:g}); measured with its authors' settings"
         )
 
@@ -117,7 +120,7 @@ def fit(model: Model, validation: Kinds) -> AdaCD:
     seemingly toxic validation prompts furthest apart."""
     refusing = refusing_prompts(model, validation.plain[:VALIDATION])
     judged = [is_refusal(said.text) for said in answer(model, refusing, TOKENS, stop=verdict_is_final)]
-    usual = AdaCD(USUAL, sum(judged) / len(judged), 0)
+    usual = AdaCD(USUAL, sum(judged) / len(judged), 0, len(judged))
     if usual.obeys < OBEYING:
         return usual
 
