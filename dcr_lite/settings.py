@@ -207,8 +207,8 @@ class Settings(ModelSettings):
         return cls(model=model, run=Path("runs") / re.sub(r"[^\w.-]+", "_", short_name(model)))
 
     @property
-    def void(self) -> tuple[str, ...]:
-        """Settings that the command which runs with these has no use for: their flags are refused."""
+    def not_taken(self) -> tuple[str, ...]:
+        """Settings that the command which runs with these does not take, whatever the others are."""
         return ()
 
     @property

@@ -41,7 +41,7 @@ class MendSettings(Settings):
         return True
 
     @property
-    def void(self) -> tuple[str, ...]:
+    def not_taken(self) -> tuple[str, ...]:
         """Those of a base model, since it begins with a chat model, and of dcr-lite compare."""
         return ("from_base_model", "base_model", "base_format", "augmentations")
 

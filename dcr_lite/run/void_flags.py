@@ -45,7 +45,7 @@ def void(settings: Settings) -> list[tuple[tuple[str, ...], str]]:
     replaces, needs = "{} replaces {{}}: give one or the other", "without {} nothing uses {{}}: give both or neither"
     is_circle, of_base = settings.contrastive_loss == "circle", ("base_model", "base_format")
     rules = (
-        (True, settings.void, "leave out {}, for which this command has no use"),
+        (True, settings.not_taken, "leave out {}, for which this command has no use"),
         (settings.paper, OF_PAPER, replaces.format("--paper")),
         (settings.from_base_model, ("model", "chat_format"), replaces.format("--from-base-model")),
         (not settings.from_base_model, of_base, needs.format("--from-base-model")),
