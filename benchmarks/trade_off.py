@@ -40,7 +40,7 @@ from dcr_lite.measure.metrics import answered_at, with_interval
 from dcr_lite.model import adapters
 from dcr_lite.names import DCR, STOCK
 from dcr_lite.run import inputs, steps
-from dcr_lite.run.found_settings import HALF
+from dcr_lite.run.found_settings import FEW, HALF
 from dcr_lite.run.own_voice import in_own_voice
 from dcr_lite.run.report import markdown_table
 from dcr_lite.run.stored_states import draw_states, load_states, stage2_rows
@@ -48,7 +48,6 @@ from dcr_lite.settings import HELD_OUT_FILES, Settings
 
 SAFETY = 0.9  # at which the share of seemingly toxic prompts that could be answered is read
 STEERED = (0.5, -1.0, 1.0, 2.0)  # in units of the states' spread
-FEW = 24  # refusals beside own answers, of a model that refuses by itself
 
 
 @dataclass
@@ -126,8 +125,10 @@ VARIANTS = {
 
 
 def settings_of(choices: Choices) -> Settings:
-    """Those of all trainings, with the whole of stage 1, and with a stage 2 so that this keeps the states for it."""
-    return replace(inputs.resolved(choices.settings), stage1="yes", contrastive_share=1.0, stage2="yes")
+    """Those of all trainings, with the whole of stage 1, and with a stage 2 so that this keeps the states for it, whose
+    refusals are not found: given answers have all of them."""
+    settings = inputs.resolved(choices.settings)
+    return replace(settings, stage1="yes", contrastive_share=1.0, stage2="yes", refusals=settings.sizes["refusals"])
 
 
 def variants(choices: Choices) -> dict[str, Method]:

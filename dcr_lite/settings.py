@@ -132,8 +132,8 @@ class Settings(ModelSettings):
     instructions: int | None = None
     """General instructions in the mixture of safety SFT. Unset: 560 of the shipped rows, 20,000 of the full ones."""
     refusals: int | None = None
-    """Toxic prompts with refusals in the mixture of DCR's stage 2. Unset: 128 of the shipped rows, 1,000 of the full
-    ones."""
+    """Toxic prompts with refusals in the mixture of DCR's stage 2. Unset: 128 of the shipped rows, or 24 where --stage2
+    yes is given for a model that refuses by itself; 1,000 of the full ones."""
     discerned_refusals: bool = True
     """Draw them from those prompts that read as toxic after stage 1. One that reads as seemingly toxic would teach DCR
     to refuse by surface form."""

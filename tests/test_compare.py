@@ -54,13 +54,13 @@ from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import in_halves
 from dcr_lite.names import BASELINE, DCR, STOCK
 from dcr_lite.probe.subjects import sources_of_comparison
-from dcr_lite.run import own_voice, steps
+from dcr_lite.run import found_settings, own_voice, steps
 from dcr_lite.run.dial_bench import DIAL
 from dcr_lite.run.dial_setting import FOLDER, DialSetting
 from dcr_lite.run.inputs import resolved
 from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
 from dcr_lite.run.recipes import load_recipe, settings_of
-from dcr_lite.settings import Settings
+from dcr_lite.settings import SHIPPED_FILES, Settings
 
 USUAL = {
     "base": "0", "steered": "1", "dial_alone": "0", "safety_sft": "6", "augmented": "6", "surgical": "1", "scans": "1",
@@ -660,12 +660,21 @@ def test_where_openings_say_nothing_of_answers_log_odds_are_taken_as_they_are(
     assert meaning_of(SimpleNamespace(), SimpleNamespace(development=[]), 40).slope > 0.5  # type: ignore[arg-type]
 
 
-def test_any_seed_of_a_comparison_can_come_first(tiny: Path, rows: Path, tmp_path: Path) -> None:
+def test_any_seed_of_a_comparison_can_come_first(
+    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its first seed began with settings to be found, the others with what that had found: each opens with the recipe's
     settings, and behind any other, and takes what was found. Another value than the found one is an error as ever."""
-    settings = resolved(small_settings(tiny, rows, tmp_path, sft_learning_rate=0.0, layer=-1))
+    answers = {"toxic": {"refusal_rate": 0.4}, "openings": ["Sorry"]}
+    monkeypatch.setattr(found_settings, "_stock_answers", lambda *args: answers)
+    monkeypatch.setattr(found_settings, "draw_found", lambda *args: None)
+    unset: dict[str, Any] = {"refusals": None, "sft_learning_rate": 0.0, "layer": -1}
+    shipped = SHIPPED_FILES["refusal_rows"]
+    settings = resolved(small_settings(tiny, rows, tmp_path, refusal_rows=shipped, baseline_refusals=None, **unset))
     first = command.seed_run(settings, tmp_path, 0)
     found, folder = first.settings, first.run.path
+    assert (found.refusals, found.baseline_refusals) == (24, 128)  # the methods beside DCR learn as many as ever
+    assert METHODS[BASELINE].strengths(found) == (128, 64, 230)
     first.unload()
     first.run.leave()
     SeedRun(found, tmp_path / "seed1", 1, folder).run.leave()
@@ -677,6 +686,10 @@ def test_any_seed_of_a_comparison_can_come_first(tiny: Path, rows: Path, tmp_pat
     for seed in (0, 1):
         with pytest.raises(UserError, match=f"layer: .* then, {found.layer + 1} now"):
             command.seed_run(replace(settings, layer=found.layer + 1), tmp_path, seed)
+    SeedRun(found, tmp_path / "stock", 0, folder).run.leave()
+    for seed in (0, 1):
+        with pytest.raises(UserError, match="refusals: 24 then, 128 now"):
+            command.seed_run(replace(settings, refusals=128), tmp_path, seed)
 
 
 def test_one_model_at_a_time(compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 from recipe_runs import small_settings
 from small_runs import flags, run_here
 
+from dcr_lite.data import paper_data
 from dcr_lite.errors import UserError
+from dcr_lite.files import write_state
 from dcr_lite.measure.openings import MOST, own_openings
 from dcr_lite.method import dial_fitting, safety_sft
 from dcr_lite.method.layers import auroc_error, suggested_layer
 from dcr_lite.model.loading import REFUSING_OPENINGS
-from dcr_lite.run import dial, found_settings, own_voice
+from dcr_lite.run import dial, found_settings, inputs, own_voice
 from dcr_lite.run.found_report import end_of_stage1, found_section
-from dcr_lite.run.found_settings import LEARNING_RATES, choose, rate_for
+from dcr_lite.run.found_settings import FEW, LEARNING_RATES, as_found, asks_for_answers, assumed, choose, rate_for
 from dcr_lite.run.inputs import Data
 from dcr_lite.run.opening import open_model
 from dcr_lite.run.run_folder import RunFolder, read_found, read_settings
@@ -114,6 +116,76 @@ def test_a_model_that_refuses_by_itself_is_not_taught_to(
     chosen = choose(replace(settings, **given_ones), 576, answers, None)
     assert {name: chosen[name] for name in given_ones} == given_ones
     assert {*given_ones, "layer"} <= set(chosen["evidence"]["given"])
+
+
+@pytest.mark.parametrize(
+    ("chat_format", "answers", "changes", "refusals"),
+    [
+        ("own", REFUSES, {"stage2": "yes"}, FEW),
+        ("own", REFUSES, {"stage2": "yes", "begun_refusals": FEW + 8}, FEW + 8),  # that many have to be there
+        ("own", REFUSES, {"stage2": "yes", "refusals": 77}, 77),
+        ("own", REFUSES, {"stage2": "yes", "refusals": 128}, 128),
+        ("own", REFUSES, {"stage2": "yes", "data": "full"}, 1_000),
+        ("own", REFUSES, {"stage2": "yes", "refusal_rows": Path("mine.jsonl")}, 128),
+        ("own", REFUSES, {}, 128),  # of no use without a stage 2
+        ("own", COMPLIES, {}, 128),
+        ("own", COMPLIES, {"refusals": 77}, 77),
+        ("chatml", None, {}, 128),
+    ],
+)
+def test_a_model_that_refuses_by_itself_is_taught_few_refusals(
+    chat_format: Any, answers: Any, changes: dict[str, Any], refusals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it has a stage 2 all the same: of the shipped ones, unless a number is given, which stays also where it is
+    the usual one. Safety SFT alone learns as many as ever, and before anything is known a stage 2 does too."""
+    monkeypatch.setattr(inputs, "full_data", lambda: paper_data.Files(*[Path("full.jsonl")] * 3))
+    monkeypatch.setattr(inputs, "read_conversations", lambda path: [None] * 200)
+    given_ones = Settings(model="m", run=Path("r"), chat_format=chat_format, layer=3, **changes)
+    settings = inputs.resolved(given_ones)
+    assert asks_for_answers(replace(settings, dial="none")) == (
+        chat_format == "own" and (settings.stage2 == "auto" or settings.refusals is None)
+    )
+    chosen = choose(settings, 576, answers, None)
+    assert chosen["refusals"] == refusals
+    assert ("refusals" in chosen["evidence"]["given"]) == (settings.refusals is not None)
+    assert as_found(settings, chosen).sizes == settings.sizes | {"refusals": refusals}
+    usual = changes.get("refusals", 1_000 if changes.get("data") == "full" else 128)
+    assert assumed(settings, 12, 576).sizes["refusals"] == settings.for_json()["refusals"] == usual
+
+
+def test_the_number_of_refusals_is_found_once(
+    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report tells it. A run that goes on has the same, and another one that is given then is an error; a run from
+    before it was found has none in its file, and goes on with all, whatever the model does by itself."""
+    side = {"n": 64, "refusal_rate": 0.41, "ci95": [0.0, 1.0]}
+    answers = {"toxic": side, "seemingly_toxic": side, "openings": ["Sorry"]}
+    monkeypatch.setattr(found_settings, "_stock_answers", lambda *args: answers)
+    monkeypatch.setattr(found_settings, "draw_found", lambda *args: None)
+    monkeypatch.setattr(found_settings, "width_of", lambda network: 64)
+    settings = small_settings(tiny, rows, tmp_path / "run", refusals=None, stage2="yes")
+    run, model, none = RunFolder(settings), SimpleNamespace(network=None), Data(*[[]] * 7)
+
+    def find(**changes: Any) -> dict[str, Any]:
+        return found_settings.found(run, model, none, replace(settings, **changes))  # type: ignore[arg-type]
+
+    found = find()
+    assert (found["refusals"], found["evidence"]["few_refusals"]) == (FEW, True)
+    assert f"safety SFT on {FEW} refusals, few since the model refuses by itself; its answers" in found_section(found)
+    monkeypatch.setattr(found_settings, "choose", lambda *args: pytest.fail("searched again"))
+    assert {key: value for key, value in find().items() if key != "sha256"} == found == find(refusals=FEW)
+    with pytest.raises(UserError, match=rf"refusals: {FEW} then, 128 now\). Restore them"):
+        find(refusals=128)
+    assert read_settings(run.path).refusals == FEW
+
+    older = {name: value for name, value in found.items() if name not in ("refusals", "sha256")}
+    del older["evidence"]["few_refusals"]
+    write_state(older, run.path / "found.json")
+    assert find() == find(refusals=128) == older
+    assert as_found(settings, find()).sizes["refusals"] == read_settings(run.path).refusals == 128
+    assert "safety SFT; its answers" in found_section(older)
+    run.leave()
+    RunFolder(replace(settings, resume=True)).leave()
 
 
 @pytest.mark.parametrize("rate", [0.41, 0.03])

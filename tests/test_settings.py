@@ -79,8 +79,13 @@ def test_files_that_are_given_come_before_those_of_the_data(full: paper_data.Fil
 
 
 def test_resolved_settings_stay_as_they_are(full: paper_data.Files) -> None:
-    """A second time changes nothing, and every value is one of JSON's."""
+    """A second time changes nothing, and every value is one of JSON's. How many of the shipped refusals stage 2 learns
+    is still to be found then, and stands as the usual number in settings.json, as in that of older runs."""
+    shipped = resolved(settings_of_llama(data="shipped"))
+    assert (shipped.refusals, shipped.for_json()["refusals"]) == (None, SIZES["shipped"]["refusals"])
+    assert resolved(shipped) == shipped
     chosen = resolved(settings_of_llama())
+    assert chosen.refusals == SIZES["full"]["refusals"]
     assert resolved(chosen) == chosen
     assert all(isinstance(value, (str, int, float, bool, list, type(None))) for value in chosen.for_json().values())
 

@@ -73,7 +73,9 @@ def test_trade_off(
     tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A line for each strength of what was asked for; stage 1 and its dial are shared with the variants that have a
-    stage 2; a second call measures nothing. voice.py goes on with what the first seed has found, as that did."""
+    stage 2, of whose refusals given answers have all; a second call measures nothing. voice.py goes on with what the
+    first seed has found, as that did."""
+    assert trade_off.settings_of(trade_off.Choices()).refusals == 128
     settings = small_settings(tiny, rows, tmp_path / "unused", sft_learning_rate=0.0)  # to be found
     out, prompts = tmp_path / "out", (rows / "held_out.jsonl",)
     choices = trade_off.Choices(settings, (0,), prompts, out=out, only=("stage1", "given"), strengths=(0.5, 0.0))

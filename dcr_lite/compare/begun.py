@@ -20,8 +20,15 @@ def as_begun(settings: Settings) -> Settings:
         return settings
     with suppress(ValueError, AttributeError, KeyError, TypeError):  # a damaged file, which RunFolder says
         begun = load_json(settings.run / "settings.json")["settings"]
-        same = {name: {getattr(Settings, name), found[name]} for name in FOUND_NAMES}  # to be found, and found
-        then = {name: begun[name] for name in FOUND_NAMES if {begun[name], getattr(settings, name)} <= same[name]}
+        to_find: dict[str, Any] = {name: getattr(Settings, name) for name in FOUND_NAMES}
+        told = replace(settings, **to_find).for_json()  # how settings.json says that it is to be found
+        then = {
+            name: begun[name]
+            for name, value in found.items()
+            if name in to_find
+            and begun[name] in (told[name], value)
+            and getattr(settings, name) in (to_find[name], value)
+        }
         return replace(settings, **then)
     return settings
 
@@ -30,7 +37,7 @@ def require_same(settings: Settings, found: dict[str, Any], folder: Path) -> Non
     """Raises UserError for settings that are given otherwise than the comparison in ``folder`` has found them."""
     for name in FOUND_NAMES:
         given = getattr(settings, name)
-        if given not in (getattr(Settings, name), found[name]):
+        if given not in (getattr(Settings, name), found.get(name, given)):
             raise UserError(
                 f"{folder} was begun with other settings ({name}: {found[name]} then, {given} now). Restore them, or "
                 "compare anew with another --out."

@@ -32,11 +32,12 @@ from dcr_lite.names import BASELINE, DCR
 from dcr_lite.run import dial, inputs, opening, plan, steps
 from dcr_lite.run.dial_bench import DIAL
 from dcr_lite.run.dial_setting import FOLDER, DialSetting
+from dcr_lite.run.found_settings import as_found
 from dcr_lite.run.long_rows import without_long_rows
 from dcr_lite.run.machine import forget_peak_memory, peak_memory_bytes
 from dcr_lite.run.own_voice import PART as OWN_ANSWERS
 from dcr_lite.run.own_voice import in_own_voice
-from dcr_lite.run.run_folder import FOUND_FILE, FOUND_NAMES, RunFolder, read_found
+from dcr_lite.run.run_folder import FOUND_FILE, RunFolder, read_found
 from dcr_lite.run.same_numbers import require_same_numbers, take_numbers
 from dcr_lite.settings import Settings
 
@@ -85,7 +86,7 @@ class SeedRun:
         if found is None:
             self.settings = steps.find_settings(self.run, self.model, self.data, self.settings)
         else:
-            self.settings = replace(self.settings, **{name: found[name] for name in FOUND_NAMES})
+            self.settings = as_found(self.settings, found)
 
     @cached_property
     def data(self) -> inputs.Data:

@@ -82,7 +82,9 @@ def _from_answers(found: dict[str, Any], evidence: Evidence) -> list[str]:
             lines.append(unused_sentence(unused))
     else:
         voice = "written by the stock model itself" if found["answers"] == "own" else "those of the rows"
-        lines.append(f"**Stage 2**: safety SFT; its answers to general instructions are {voice}.")
+        few = ", few since the model refuses by itself" if evidence.get("few_refusals") else ""
+        rows = f" on {found['refusals']} refusals{few}" if "refusals" in found else ""  # of an older run not known here
+        lines.append(f"**Stage 2**: safety SFT{rows}; its answers to general instructions are {voice}.")
     return [*lines, f"**The dial's target**: {found['dial'].replace('_', ' ')}."]
 
 

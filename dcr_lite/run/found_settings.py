@@ -5,8 +5,8 @@ follows from what the model does already. What is given is never searched.
   pairs of other focus words; the lowest layer within one standard error of the best. A few steps of stage 1 at some of
   them say no more (docs/ablations.md).
 - Learning rates: from the model's width, between those that are known at other widths.
-- Stage 2, what stays of stage 1, answers, dial: by how often the stock model refuses training prompts in its own chat
-  format.
+- Stage 2 and its refusals, what stays of stage 1, answers, dial: by how often the stock model refuses training prompts
+  in its own chat format.
 """
 
 import random
@@ -21,6 +21,7 @@ import torch
 
 from dcr_lite.data.rows import prompts_of
 from dcr_lite.data.splits import folds_by_focus
+from dcr_lite.errors import UserError
 from dcr_lite.files import write_state
 from dcr_lite.measure.answers import Measured, measure, overall_rate
 from dcr_lite.measure.openings import own_openings
@@ -31,7 +32,7 @@ from dcr_lite.model.hidden_states import depth, width_of
 from dcr_lite.model.loading import Model
 from dcr_lite.model.states import last_states
 from dcr_lite.run.found_report import draw_found, unused_sentence
-from dcr_lite.run.inputs import Data
+from dcr_lite.run.inputs import AnySettings, Data
 from dcr_lite.run.run_folder import FOUND_FILE, FOUND_NAMES, RunFolder, read_found
 from dcr_lite.run.terminal import progress_bar, show_line
 from dcr_lite.run.void_flags import flags_of, given_flags, of_stage2
@@ -40,6 +41,7 @@ from dcr_lite.settings import FOUND, Settings, layers_between
 STOCK_PAIRS = 64  # training pairs that the stock model answers: its refusal rates to about 0.1
 FOLDS = 5  # of the pairs by which L is chosen
 REFUSES = 0.2  # of toxic prompts, from which on a chat model refuses by itself: its makers taught it to
+FEW = 24  # refusals that a stage 2 teaches a model which refuses by itself (docs/ablations.md)
 HALF = 0.5  # of stage 1's change stays in a model that is not trained any further (docs/ablations.md)
 # Learning rates by width: at those of SmolLM2 (576) and of Qwen2.5 0.5B and 1.5B (896, 1536) as tried there, at 8
 # billion weights' (4096) QLoRA's (Dettmers et al., 2023).
@@ -56,6 +58,12 @@ def found(run: RunFolder, model: Model, data: Data, settings: Settings) -> dict[
     begins its refusals, and ``evidence``. Searched for unless it is there."""
     there = distributed.on_main(lambda: read_found(run.path))
     if there is not None:
+        given, then = settings.refusals, there.get("refusals")
+        if None not in (given, then) and given != then:  # other settings tell by settings.json what was given
+            raise UserError(
+                f"{run.path} was begun with other settings (refusals: {then} then, {given} now). Restore them, or use "
+                "a new --run."
+            )
         return there
     started = time.monotonic()
     answers = _stock_answers(run, model, data, settings) if asks_for_answers(settings) else None
@@ -76,7 +84,8 @@ def found(run: RunFolder, model: Model, data: Data, settings: Settings) -> dict[
 
 def asks_for_answers(settings: Settings) -> bool:
     """Whether it has to be known how the stock model answers: a base model does not in any format."""
-    return settings.chat_format == "own" and (settings.stage2 == "auto" or settings.dial != "none")
+    counts = settings.stage2 == "yes" and settings.refusals is None  # how many refusals that learns
+    return settings.chat_format == "own" and (settings.stage2 == "auto" or counts or settings.dial != "none")
 
 
 def choose(settings: Settings, width: int, answers: Evidence | None, layers: Evidence | None) -> dict[str, Any]:
@@ -94,11 +103,18 @@ def choose(settings: Settings, width: int, answers: Evidence | None, layers: Evi
     chosen["stage1"] = settings.stage1
     for name, value in automatic.items():
         chosen[name] = value if getattr(settings, name) == "auto" else getattr(settings, name)
+    few = refuses and chosen["stage2"] == "yes" and settings.refusals is None
+    chosen["refusals"] = max(FEW, settings.begun_refusals) if few else settings.sizes["refusals"]
     chosen["contrastive_share"] = settings.contrastive_share or (HALF if chosen["stage2"] == "no" else 1.0)
     given = [name for name, value in chosen.items() if getattr(Settings, name) != getattr(settings, name) == value]
     openings = own_openings([], []) if answers is None else answers["openings"]
-    evidence = {"given": given, "width": width, "answers": answers, "layers": layers}
+    evidence = {"given": given, "width": width, "answers": answers, "layers": layers, "few_refusals": few}
     return {**chosen, "openings": list(openings), "evidence": evidence}
+
+
+def as_found(settings: AnySettings, found: dict[str, Any]) -> AnySettings:
+    """The settings with what a run has found of them (``found``)."""
+    return replace(settings, **{name: found[name] for name in FOUND_NAMES if name in found})
 
 
 def _unused(settings: Settings, stage2: str) -> list[str]:
@@ -112,7 +128,7 @@ def assumed(settings: Settings, depth: int, width: int) -> Settings:
     """The settings as they are reckoned with before anything was looked at: L at half of the depth, both stages."""
     layers = {"chosen": depth // 2} if settings.layer == FOUND else None
     chosen = choose(settings, width, None, layers)
-    return replace(settings, **{name: chosen[name] for name in FOUND_NAMES})
+    return as_found(settings, chosen)
 
 
 def rate_for(width: int, name: str) -> float:

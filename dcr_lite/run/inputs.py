@@ -51,16 +51,19 @@ def resolved(settings: AnySettings) -> AnySettings:
     return replace(settings, **(settings.files | _sizes(settings) | changes))
 
 
-def _sizes(settings: Settings) -> dict[str, int]:
-    """The sizes, where none was given and the rows are the user's own at most as many as there are."""
-    sizes = settings.sizes
+def _sizes(settings: Settings) -> dict[str, int | None]:
+    """The sizes, where none was given and the rows are the user's own at most as many as there are. How many of the
+    shipped refusals stage 2 learns stays to be found; those of a user's own are there to be learnt."""
+    sizes: dict[str, int | None] = {**settings.sizes}
     for name, rows in (("instructions", "instruction_rows"), ("refusals", "refusal_rows")):
         own = getattr(settings, rows)
         if own is not None:
             there = len(read_conversations(own))
             for size in (name, f"baseline_{name}"):
                 if size in sizes and getattr(settings, size) is None:
-                    sizes[size] = min(sizes[size], there)
+                    sizes[size] = min(settings.sizes[size], there)
+    if settings.data == "shipped" and settings.files["refusal_rows"] == SHIPPED_FILES["refusal_rows"]:
+        sizes["refusals"] = settings.refusals
     return sizes
 
 

@@ -36,7 +36,8 @@ NUMBERS = "numbers"  # the note of precision and 4-bit weights (same_numbers.py)
 OF_MACHINE = {"device", "precision", "quantization"}  # may be given otherwise where that note tells what they come to
 FOUND_FILE = "found.json"  # what a run has found of its settings (found_settings.py)
 FOUND_NAMES = ("layer", "contrastive_learning_rate", "contrastive_share", "sft_learning_rate", "stage1", "stage2",
-               "answers", "dial")  # fmt: skip
+               "answers", "dial", "refusals")  # fmt: skip
+LATER = {"refusals"}  # of these: not in the file of an older run, which goes on with those that it was begun with
 
 AnySettings = TypeVar("AnySettings", bound=ModelSettings)
 
@@ -229,14 +230,13 @@ def read_found(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     found = read_state(path, cure)
-    openings = found.get("openings")
-    if not set(FOUND_NAMES) <= found.keys() or not isinstance(openings, list) or not all(map(_is_text, openings)):
+    if not set(FOUND_NAMES) - LATER <= found.keys() or not _are_texts(found.get("openings")):
         raise damaged(path, cure)
     return found
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value)
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) and one for one in value)
 
 
 def _is(value: object, hint: Any) -> bool:

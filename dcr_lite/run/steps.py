@@ -4,7 +4,6 @@ its folder."""
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from dcr_lite.run.model_card import model_card
 from dcr_lite.run.own_voice import in_own_voice
 from dcr_lite.run.plots import draw_run
 from dcr_lite.run.report import run_report, write_report
-from dcr_lite.run.run_folder import FOUND_NAMES, RunFolder
+from dcr_lite.run.run_folder import RunFolder
 from dcr_lite.run.same_numbers import note_numbers, require_same_numbers
 from dcr_lite.run.second_turns import with_second_turns
 from dcr_lite.run.stored_states import (
@@ -59,7 +58,7 @@ def find_settings(run: RunFolder, model: Model, data: Data, settings: AnySetting
     note_numbers(run, model)
     found = found_settings.found(run, model, data, settings)
     model.openings = tuple(found["openings"])
-    settings = replace(settings, **{name: found[name] for name in FOUND_NAMES})
+    settings = found_settings.as_found(settings, found)
     require_work(settings)
     return settings
 
