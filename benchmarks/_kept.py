@@ -15,17 +15,12 @@ CURE = "is of other settings, prompts or rows. Choose another place for it, or d
 def digest_of(*of: object) -> str:
     """Of files what they hold, of settings all but their run folder, of everything else how Python writes it."""
     written = [
-        sha256_of(one) if isinstance(one, Path) else ascii(_without_folder(one) if isinstance(one, Settings) else one)
+        sha256_of(one)
+        if isinstance(one, Path)
+        else ascii(replace(one, run=Path()) if isinstance(one, Settings) else one)
         for one in of
     ]
     return hashlib.sha256("\n".join(written).encode()).hexdigest()
-
-
-def _without_folder(settings: Settings) -> Settings:
-    """In resolved ones the refusals are those before any are found, as in the settings of results that are older than
-    this search."""
-    is_resolved = settings.baseline_refusals is not None
-    return replace(settings, run=Path(), refusals=settings.sizes["refusals"] if is_resolved else settings.refusals)
 
 
 def require_same(result: Path, *of: object) -> None:

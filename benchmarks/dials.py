@@ -44,11 +44,12 @@ from dcr_lite.model.hidden_states import decoder_of
 from dcr_lite.model.states import last_states
 from dcr_lite.names import DCR, STOCK
 from dcr_lite.run import inputs, steps
+from dcr_lite.run.found_settings import FEW
 from dcr_lite.run.report import markdown_table
 from dcr_lite.settings import Settings
 
 SEVERAL = 4  # layers from L on, for a shift of several, each by its share
-FEW, MANY = 24, 128  # refusals of the two stage-2 adapters that are interpolated
+MANY = 128  # refusals, with FEW, of the two stage-2 adapters that are interpolated
 SHIFTED = (0.3, 0.6, 1.0, 1.5)  # in units of the difference of the two kinds' means
 DIALLED = (-0.3, 0.0, 0.3, 0.7)  # in tens of nats
 EVERYWHERE = (0.15, 0.3, 0.45, 0.7)  # likewise, where every token is shifted: about as far at the last one

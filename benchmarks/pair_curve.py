@@ -160,8 +160,11 @@ class Material:
 
     def variants(self, counts: tuple[int, ...], seed: int) -> Iterator[tuple[str, list[Pair]]]:
         """(name, training pairs) of everything to be trained."""
-        for count in counts:
-            yield ("all", self.training) if count == ALL else (str(count), self.training[:count])
+        fewer = [count for count in counts if ALL < count < len(self.training)]
+        for count in fewer:
+            yield str(count), self.training[:count]
+        if len(fewer) < len(counts):
+            yield "all", self.training
         if self.more:
             both = self.training + self.more
             yield "all and more", random.Random(seed).sample(both, len(both))

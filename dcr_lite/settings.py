@@ -245,7 +245,7 @@ class Settings(ModelSettings):
 
     def for_json(self) -> dict[str, Any]:
         """Settings as plain JSON values; whether a run was resumed and who looks on are not among its properties."""
-        values = asdict(self) | self.files | self.sizes
+        values = asdict(self) | self.files | self.sizes | {"refusals": self.refusals}  # None while they are to be found
         return {
             k: [str(x) for x in v] if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v
             for k, v in values.items()

@@ -42,7 +42,7 @@ from dcr_lite.compare.summary import numbers_of
 from dcr_lite.compare.tables import COSTS, marked
 from dcr_lite.data.rows import Prompt, prompts_of
 from dcr_lite.errors import MethodError, UserError
-from dcr_lite.files import load_jsonl, read_state
+from dcr_lite.files import load_json, load_jsonl, read_state, write_json, write_state
 from dcr_lite.measure.answers import measure, method_result, read_answers
 from dcr_lite.measure.metrics import mean_interval
 from dcr_lite.method.dial import Dial, set_strength
@@ -690,6 +690,19 @@ def test_any_seed_of_a_comparison_can_come_first(
     for seed in (0, 1):
         with pytest.raises(UserError, match="refusals: 24 then, 128 now"):
             command.seed_run(replace(settings, refusals=128), tmp_path, seed)
+    older = {
+        name: value for name, value in load_json(folder / "found.json").items() if name not in ("refusals", "sha256")
+    }
+    write_state(older, folder / "found.json")
+    for name in ("seed0", "seed1", "stock"):
+        began = load_json(tmp_path / name / "settings.json")
+        began["settings"]["refusals"] = 128
+        write_json(began, tmp_path / name / "settings.json")
+    for seed in (0, 1):  # of before refusals were found
+        again = command.seed_run(settings, tmp_path, seed)
+        assert again.settings.refusals == 128
+        again.unload()
+        again.run.leave()
 
 
 def test_one_model_at_a_time(compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

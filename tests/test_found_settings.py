@@ -16,7 +16,7 @@ from small_runs import flags, run_here
 
 from dcr_lite.data import paper_data
 from dcr_lite.errors import UserError
-from dcr_lite.files import write_state
+from dcr_lite.files import load_json, write_json, write_state
 from dcr_lite.measure.openings import MOST, own_openings
 from dcr_lite.method import dial_fitting, safety_sft
 from dcr_lite.method.layers import auroc_error, suggested_layer
@@ -122,7 +122,7 @@ def test_a_model_that_refuses_by_itself_is_not_taught_to(
     ("chat_format", "answers", "changes", "refusals"),
     [
         ("own", REFUSES, {"stage2": "yes"}, FEW),
-        ("own", REFUSES, {"stage2": "yes", "begun_refusals": FEW + 8}, FEW + 8),  # that many have to be there
+        ("own", REFUSES, {"stage2": "yes", "begun_refusals": FEW + 8}, 128),  # so many have to be there
         ("own", REFUSES, {"stage2": "yes", "refusals": 77}, 77),
         ("own", REFUSES, {"stage2": "yes", "refusals": 128}, 128),
         ("own", REFUSES, {"stage2": "yes", "data": "full"}, 1_000),
@@ -150,14 +150,15 @@ def test_a_model_that_refuses_by_itself_is_taught_few_refusals(
     assert ("refusals" in chosen["evidence"]["given"]) == (settings.refusals is not None)
     assert as_found(settings, chosen).sizes == settings.sizes | {"refusals": refusals}
     usual = changes.get("refusals", 1_000 if changes.get("data") == "full" else 128)
-    assert assumed(settings, 12, 576).sizes["refusals"] == settings.for_json()["refusals"] == usual
+    assert assumed(settings, 12, 576).sizes["refusals"] == usual
+    assert settings.for_json()["refusals"] == settings.refusals
 
 
 def test_the_number_of_refusals_is_found_once(
     tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The report tells it. A run that goes on has the same, and another one that is given then is an error; a run from
-    before it was found has none in its file, and goes on with all, whatever the model does by itself."""
+    """The report tells it. A run that goes on has the same, and one that is given then is an error; a run from before
+    it was found has none in its file, and is of the number in its settings, whatever the model does by itself."""
     side = {"n": 64, "refusal_rate": 0.41, "ci95": [0.0, 1.0]}
     answers = {"toxic": side, "seemingly_toxic": side, "openings": ["Sorry"]}
     monkeypatch.setattr(found_settings, "_stock_answers", lambda *args: answers)
@@ -166,26 +167,31 @@ def test_the_number_of_refusals_is_found_once(
     settings = small_settings(tiny, rows, tmp_path / "run", refusals=None, stage2="yes")
     run, model, none = RunFolder(settings), SimpleNamespace(network=None), Data(*[[]] * 7)
 
-    def find(**changes: Any) -> dict[str, Any]:
-        return found_settings.found(run, model, none, replace(settings, **changes))  # type: ignore[arg-type]
+    def find() -> dict[str, Any]:
+        return found_settings.found(run, model, none, settings)  # type: ignore[arg-type]
 
     found = find()
     assert (found["refusals"], found["evidence"]["few_refusals"]) == (FEW, True)
     assert f"safety SFT on {FEW} refusals, few since the model refuses by itself; its answers" in found_section(found)
     monkeypatch.setattr(found_settings, "choose", lambda *args: pytest.fail("searched again"))
-    assert {key: value for key, value in find().items() if key != "sha256"} == found == find(refusals=FEW)
-    with pytest.raises(UserError, match=rf"refusals: {FEW} then, 128 now\). Restore them"):
-        find(refusals=128)
+    assert {key: value for key, value in find().items() if key != "sha256"} == found
     assert read_settings(run.path).refusals == FEW
+    run.leave()
+    RunFolder(replace(settings, resume=True)).leave()
+    with pytest.raises(UserError, match=r"refusals: None then, 128 now\). Restore them"):
+        RunFolder(replace(settings, resume=True, refusals=128))
 
     older = {name: value for name, value in found.items() if name not in ("refusals", "sha256")}
     del older["evidence"]["few_refusals"]
     write_state(older, run.path / "found.json")
-    assert find() == find(refusals=128) == older
-    assert as_found(settings, find()).sizes["refusals"] == read_settings(run.path).refusals == 128
+    began = load_json(run.path / "settings.json")
+    began["settings"]["refusals"] = 128
+    write_json(began, run.path / "settings.json")
+    assert read_settings(run.path).refusals == 128
     assert "safety SFT; its answers" in found_section(older)
-    run.leave()
-    RunFolder(replace(settings, resume=True)).leave()
+    usual = replace(settings, resume=True, refusals=128)
+    RunFolder(usual).leave()
+    assert as_found(usual, find()).refusals == 128
 
 
 @pytest.mark.parametrize("rate", [0.41, 0.03])

@@ -20,15 +20,9 @@ def as_begun(settings: Settings) -> Settings:
         return settings
     with suppress(ValueError, AttributeError, KeyError, TypeError):  # a damaged file, which RunFolder says
         begun = load_json(settings.run / "settings.json")["settings"]
-        to_find: dict[str, Any] = {name: getattr(Settings, name) for name in FOUND_NAMES}
-        told = replace(settings, **to_find).for_json()  # how settings.json says that it is to be found
-        then = {
-            name: begun[name]
-            for name, value in found.items()
-            if name in to_find
-            and begun[name] in (told[name], value)
-            and getattr(settings, name) in (to_find[name], value)
-        }
+        # To be found, and found; what an older comparison did not search for stays as it was begun.
+        same = {name: {getattr(Settings, name), found.get(name, begun[name])} for name in FOUND_NAMES}
+        then = {name: begun[name] for name in FOUND_NAMES if {begun[name], getattr(settings, name)} <= same[name]}
         return replace(settings, **then)
     return settings
 

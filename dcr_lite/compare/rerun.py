@@ -168,14 +168,16 @@ def _begin(out: Path, compared: Path | None, first: int, seeds: Sequence[int], m
     """Make the folder ``out``, with what the rerun builds on, unless it is begun. Its trainings are all of ``compared``
     or all its own: the tolerances go by that. With those of ``compared`` it is for these measurements alone, as the
     notes on all others are copied."""
-    begun: dict[str, Any] = {"compared": None}
+    out, begun = out.resolve(), dict[str, Any](compared=None)
     if compared:
         begun = {"compared": str(compared.resolve()), "measured": [*map(list, zip(methods, seeds, strict=True))]}
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not (out / BEGUN).exists():
+            raise UserError(f"{out} is not empty, and no rerun has begun it. Choose another --out.")
         cure = "Choose another --out, or delete it."
-        if not (out / BEGUN).exists() or read_state(out / BEGUN, cure) != begun:
+        if read_state(out / BEGUN, cure) != begun:
             raise UserError(
-                f"{out} was not begun by this rerun, so its adapters and measurements may be of another one. {cure}"
+                f"{out} was begun by another rerun, so its adapters and measurements may be of that one. {cure}"
             )
         return
     partial = out.with_name(out.name + PARTIAL)  # a copy that was stopped is begun anew

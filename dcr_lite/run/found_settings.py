@@ -21,7 +21,6 @@ import torch
 
 from dcr_lite.data.rows import prompts_of
 from dcr_lite.data.splits import folds_by_focus
-from dcr_lite.errors import UserError
 from dcr_lite.files import write_state
 from dcr_lite.measure.answers import Measured, measure, overall_rate
 from dcr_lite.measure.openings import own_openings
@@ -58,12 +57,6 @@ def found(run: RunFolder, model: Model, data: Data, settings: Settings) -> dict[
     begins its refusals, and ``evidence``. Searched for unless it is there."""
     there = distributed.on_main(lambda: read_found(run.path))
     if there is not None:
-        given, then = settings.refusals, there.get("refusals")
-        if None not in (given, then) and given != then:  # other settings tell by settings.json what was given
-            raise UserError(
-                f"{run.path} was begun with other settings (refusals: {then} then, {given} now). Restore them, or use "
-                "a new --run."
-            )
         return there
     started = time.monotonic()
     answers = _stock_answers(run, model, data, settings) if asks_for_answers(settings) else None
@@ -103,8 +96,9 @@ def choose(settings: Settings, width: int, answers: Evidence | None, layers: Evi
     chosen["stage1"] = settings.stage1
     for name, value in automatic.items():
         chosen[name] = value if getattr(settings, name) == "auto" else getattr(settings, name)
-    few = refuses and chosen["stage2"] == "yes" and settings.refusals is None
-    chosen["refusals"] = max(FEW, settings.begun_refusals) if few else settings.sizes["refusals"]
+    chosen["refusals"] = settings.sizes["refusals"]
+    if few := refuses and chosen["stage2"] == "yes" and settings.refusals is None and settings.begun_refusals <= FEW:
+        chosen["refusals"] = FEW
     chosen["contrastive_share"] = settings.contrastive_share or (HALF if chosen["stage2"] == "no" else 1.0)
     given = [name for name, value in chosen.items() if getattr(Settings, name) != getattr(settings, name) == value]
     openings = own_openings([], []) if answers is None else answers["openings"]

@@ -65,7 +65,7 @@ def rows_of_run(model: Model, data: Data, settings: Settings) -> Data:
     try:
         facts = load_json(path)["data"]
         for stage, names in {"stage1": {"pairs"}, "safety_sft": {"instruction_rows", "refusal_rows"}}.items():
-            if names & facts["left_out"].keys():
+            if names & facts.get("left_out", {}).keys():  # none in a report of version 0.1.0
                 most[stage] = max(facts["longest"][name] for name in names)  # of those that were kept
     except (OSError, LookupError, TypeError, ValueError, AttributeError):
         raise damaged(path, "Restore the run folder, or choose another run.") from None
