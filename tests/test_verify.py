@@ -318,11 +318,12 @@ def test_a_rerun_gives_the_same_numbers(
         assert read_answers(path) == read_answers(out / path.relative_to(again))
     assert verify(asked) == every
     others = [replace(asked, compared=None if stored else out), replace(asked, out=out)]
-    others += [replace(asked, method="steered", seed=1)] if stored else []    for other in others:
+    others += [replace(asked, method="steered", seed=1)] if stored else []
+    for other in others:
         of_none = "is not empty, and no rerun has begun it. Choose another --out."
         with pytest.raises(UserError, match=re.escape(of_none) if other.out == out else "was begun by another rerun"):
             verify(other)
-assert len(done) == len(measured)
+    assert len(done) == len(measured)
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
 
 
