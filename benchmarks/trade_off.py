@@ -5,7 +5,7 @@
 Measured along their strengths: the stock model; two controls without any training, the stock model steered along its
 difference of means and the stock model with a dial; stage 1, of whose change half stays, with its dial; all of it with
 a stage 2 of own answers, with few refusals where the stock model refuses by itself; and with one of the given answers
-and all refusals. Stage 1 is the same for the last three, the dial for the last two.
+and all refusals. Stage 1 is the same for the last three; each has a dial of its own, fitted when it is trained.
 ``--out`` keeps every training, the answers and what is measured, as that of ``dcr-lite compare``: the same command goes
 on. seedN/state_map.png has held-out prompts before and after stage 1.
 
@@ -41,6 +41,7 @@ from dcr_lite.model import adapters
 from dcr_lite.names import DCR, STOCK
 from dcr_lite.run import inputs, steps
 from dcr_lite.run.found_settings import FEW, HALF
+from dcr_lite.run.own_voice import PART as OWN_ANSWERS
 from dcr_lite.run.own_voice import in_own_voice
 from dcr_lite.run.report import markdown_table
 from dcr_lite.run.stored_states import draw_states, load_states, stage2_rows
@@ -91,19 +92,20 @@ def _dial_alone(seed: SeedRun, strength: float) -> Iterator[Cost]:
 @contextmanager
 def _turned(answers: Any, seed: SeedRun, strength: float) -> Iterator[Cost]:
     """Stage 1, stage 2 on these ``answers`` (None: half of stage 1, and no stage 2), and the dial at a strength."""
-    refined, cost = seed.refine(), seed.cost("stage1")
+    refined, parts = seed.refine(), ["stage1"]
     if answers is None:
         adapters.scale(seed.model, DCR, HALF)
-    dial = seed.fit_dial("fitted_dial" if answers else "fitted_dial_half")
-    if answers:
+    else:
         settings = replace(seed.settings, answers=answers)
         if answers == "own" and settings.dial == "above_stock":
             settings = replace(settings, refusals=FEW)
         data = in_own_voice(seed.run, seed.model, seed.data, settings)
         rows, above = stage2_rows(data, settings, load_states(seed.run)), steps.stage2_above(settings)
-        cost += seed.train(f"stage2_{answers}", f"Stage 2, {answers} answers", DCR, rows, above, refined)
-    with seed.turned(dial, strength):
-        yield cost
+        parts += [f"stage2_{answers}", *([OWN_ANSWERS] if answers == "own" else [])]
+        seed.train(parts[1], f"Stage 2, {answers} answers", DCR, rows, above, refined)
+    parts.append(f"fitted_dial_{answers or 'half'}")
+    with seed.turned(seed.fit_dial(parts[-1]), strength):  # behind all training, as a run's dial
+        yield sum(map(seed.cost, parts), Cost(0.0, 0))
 
 
 def _with_dial(title: str, colour: str, answers: str | None) -> Method:

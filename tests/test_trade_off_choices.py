@@ -11,7 +11,10 @@ from drawing import drawing
 from recipe_runs import small_settings
 from safetensors.torch import load_file
 
-from dcr_lite.names import STOCK
+from dcr_lite.files import load_json
+from dcr_lite.method import dial_fitting
+from dcr_lite.model.adapters import adapter_weights
+from dcr_lite.names import DCR, STOCK
 
 
 def result(seed: int, compliance: float) -> dict[str, Any]:
@@ -72,13 +75,21 @@ def test_what_is_reachable_is_by_log_odds() -> None:
 def test_trade_off(
     tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A line for each strength of what was asked for; stage 1 and its dial are shared with the variants that have a
-    stage 2, of whose refusals given answers have all; a second call measures nothing. voice.py goes on with what the
-    first seed has found, as that did."""
+    """A line for each strength of what was asked for; stage 1 is shared with the variants that have a stage 2, of whose
+    refusals given answers have all; each has a dial of its own, fitted once to what its last training has left, which
+    is part of its cost; a second call measures nothing. voice.py goes on with what the first seed has found, as that
+    did."""
     assert trade_off.settings_of(trade_off.Choices()).refusals == 128
     settings = small_settings(tiny, rows, tmp_path / "unused", sft_learning_rate=0.0)  # to be found
     out, prompts = tmp_path / "out", (rows / "held_out.jsonl",)
     choices = trade_off.Choices(settings, (0,), prompts, out=out, only=("stage1", "given"), strengths=(0.5, 0.0))
+    fit, fitted_to = dial_fitting.fit_dial, []
+
+    def fitting(model: Any, *args: Any) -> Any:
+        fitted_to.append(adapter_weights(model, DCR))
+        return fit(model, *args)
+
+    monkeypatch.setattr("dcr_lite.compare.seed_run.fit_dial", fitting)
     with drawing():
         entries = trade_off.main(choices)
     assert [(e["method"], e["strength"]) for e in entries] == [
@@ -96,6 +107,14 @@ def test_trade_off(
         load_file(out / "seed0" / part / "adapter_model.safetensors") for part in ("stage1", "stage2_given")
     )
     assert all(weight.equal(stage2[name]) for name, weight in stage1.items())
+    dialled, dialled_given = fitted_to
+    assert all(weight.equal(dialled_given[name]) for name, weight in stage2.items())
+    assert not all(weight.equal(dialled[name]) for name, weight in stage2.items())
+    seconds = {
+        part: load_json(out / "seed0" / "checkpoints" / f"{part}.json")["seconds"]
+        for part in ("stage1", "stage2_given", "fitted_dial_given")
+    }
+    assert entries[2]["numbers"]["minutes"]["mean"] * 60 == pytest.approx(sum(seconds.values()))
     added = stage2.keys() - stage1.keys()
     assert {int(name.split(".layers.")[1].split(".")[0]) for name in added} == {2, 3}  # L is 1
     seeds = replace(choices, seeds=(0, 1), only=("stage1",), strengths=(0.0,))
