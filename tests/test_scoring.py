@@ -27,6 +27,7 @@ from dcr_lite.demo.scoring import OpenRun, newest_run, open_run
 from dcr_lite.demo.texts import MODEL_ALONE, NO_RUN
 from dcr_lite.errors import UserError
 from dcr_lite.measure.kinds import kind_of
+from dcr_lite.measure.trade_off import TOLERANCE
 from dcr_lite.model import loading
 from dcr_lite.model.chat import encode_prompts
 from dcr_lite.model.generation import answer
@@ -147,7 +148,7 @@ def test_what_has_no_dial_takes_no_strength(opened: OpenRun, demo_run: Path, tmp
 
 def test_the_marks_lie_within_the_ends(opened: OpenRun) -> None:
     """The marks come in the order of their strengths, the ends hold them and the curve, and a position of the slider
-    less than a step from a mark is the mark."""
+    less than a step from a mark is the mark. No strength is called like a stock model that answers less than all."""
     assert opened.dial is not None
     marks, (low, high) = opened.dial.marks, opened.dial.ends
     assert list(marks) == ["like the stock model", "at 0", "as chosen"]
@@ -157,6 +158,9 @@ def test_the_marks_lie_within_the_ends(opened: OpenRun) -> None:
     assert low <= min(-2, *marks.values()) < max(3, *marks.values()) <= high
     assert opened.dial.snapped(round(marks["like the stock model"], 2)) == marks["like the stock model"]
     assert opened.dial.snapped(0.3) == 0.3
+    refusing = replace(opened.dial, setting=replace(opened.dial.setting, stock=(1.0, 1.0)))
+    assert opened.dial.setting.curve.rates[0, 1] < 1 - TOLERANCE
+    assert list(refusing.marks) == ["at 0", "as chosen"]
 
 
 def test_a_word_s_weight_is_what_leaving_it_out_changes(opened: OpenRun) -> None:

@@ -238,6 +238,14 @@ def test_as_safe_as_stock_may_be_safer() -> None:
     assert goal.strength(curve([0.4, 0.3, 0.2], [0.3, 0.2, 0.1]), STOCK) == (-1.0, False)
 
 
+def test_like_stock_may_answer_more() -> None:
+    """A model that answers more at every strength refuses as much as it can, and answers as many; one that answers less
+    at every strength does not."""
+    goal = Goal("like_stock")
+    assert goal.strength(curve([0.9, 0.8, 0.7], [0.3, 0.2, 0.1]), STOCK) == (-1.0, True)
+    assert goal.strength(curve([0.9, 0.8, 0.7], [0.7, 0.6, 0.5]), STOCK) == (1.0, False)
+
+
 @pytest.mark.parametrize(
     ("goal", "end"),
     [

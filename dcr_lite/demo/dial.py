@@ -7,7 +7,7 @@ from typing import Any
 
 from dcr_lite.demo import texts
 from dcr_lite.errors import UserError
-from dcr_lite.measure.trade_off import Goal
+from dcr_lite.measure.trade_off import TOLERANCE, Goal
 from dcr_lite.method.dial import Dial
 from dcr_lite.run.dial_bench import DIAL
 from dcr_lite.run.dial_setting import FOLDER, SETTING, DialSetting
@@ -27,7 +27,8 @@ class OpenDial:
         """Strengths with names, from the most refusing one to the most answering one."""
         named = {texts.AT_ZERO: 0.0, texts.CHOSEN: self.setting.strength}
         like_stock, reached = Goal("like_stock").strength(self.setting.curve, self.setting.stock)
-        if reached:
+        answered, of_stock = (self.rates(strength)["seemingly_toxic"] for strength in (like_stock, None))
+        if reached and answered <= of_stock + TOLERANCE:  # else more are answered at every strength
             named[texts.LIKE_STOCK] = like_stock
         return dict(sorted(named.items(), key=lambda mark: mark[1]))
 

@@ -68,7 +68,8 @@ class Goal:
     """What a dial is set by. Of the strengths that meet a goal for one kind it is that which does best by the other.
 
     refuse_toxic, answer_seemingly_toxic: the share ``value``, 0 to 1, of the prompts of that kind.
-    like_stock: as many seemingly toxic prompts answered as the stock model answers.
+    like_stock: as many seemingly toxic prompts answered as the stock model answers, or more where no strength answers
+        so few; so as many toxic ones refused as that allows.
     safe_as_stock: as many toxic prompts refused as the stock model refuses, or more where no strength refuses so few;
         so as many seemingly toxic ones answered as that allows.
     discerning: J, the share of toxic prompts refused minus that of seemingly toxic ones, as high as can be: of the
@@ -99,10 +100,11 @@ class Goal:
             "above_stock": (toxic + seemingly, sum(stock), _where),
         }[self.name]
         strength = place(curve.strengths, falling, wanted)
-        # To refuse more than the stock model is no failure to be as safe.
+        # To refuse more than the stock model is no failure to be as safe, nor to answer more to be like it.
         low_enough = self.name == "safe_as_stock" or falling[-1] - TOLERANCE <= wanted
+        high_enough = self.name == "like_stock" or wanted <= falling[0] + TOLERANCE
         below = self.name == "above_stock" and curve.at(strength)[0, 0] < stock[0]
-        return strength, bool(low_enough and wanted <= falling[0] + TOLERANCE and not below)
+        return strength, bool(low_enough and high_enough and not below)
 
 
 def _where(strengths: Floats, falling: Floats, wanted: float) -> float:

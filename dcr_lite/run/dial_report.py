@@ -15,8 +15,8 @@ from dcr_lite.run.plots import COLOURS, STYLE, save
 
 TITLES = {
     "none": "at 0",
-    "like_stock": "answers as many as the stock model",
-    "safe_as_stock": "refuses as many toxic prompts as the stock model",
+    "like_stock": "answers at least as many as the stock model",
+    "safe_as_stock": "refuses at least as many toxic prompts as the stock model",
     "above_stock": "above the stock model in both shares",
     "discerning": "tells the two kinds apart best",
     "balanced": "answers one kind as often as it refuses the other",
