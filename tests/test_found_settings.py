@@ -109,6 +109,9 @@ def test_a_model_that_refuses_by_itself_is_not_taught_to(
     assert tuple(chosen[name] for name in ("contrastive_share", "stage2", "answers", "dial")) == found
     assert chosen["evidence"]["given"] == ["layer"]
     assert chosen["openings"] == (answers["openings"] if answers else list(REFUSING_OPENINGS))
+    if answers is None:
+        assert "are read by 8 openings of answers: 8 of the kit" in found_section(chosen)
+        assert "the stock model was not asked for its own" in found_section(chosen)
     given_ones = {
         "stage1": "no", "contrastive_share": 0.3, "stage2": "yes", "answers": "given", "dial": "like_stock",
         "sft_learning_rate": 3e-4,
@@ -199,9 +202,9 @@ def test_flags_of_a_stage_2_that_is_not_needed_are_named(
     rate: float, tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """Those of the command, in the terminal and in the report; not what a recipe sets. It is no error, since nobody
-    could know; where there is a stage 2 nothing is said."""
+    could know; where there is a stage 2 nothing is said. The report names the openings of refusals in any case."""
     side = {"n": 64, "refusal_rate": rate, "ci95": [0.0, 1.0]}
-    answers = {"toxic": side, "seemingly_toxic": side, "openings": ["Sorry"]}
+    answers = {"toxic": side, "seemingly_toxic": side, "openings": ["Sorry", "As an AI"]}
     monkeypatch.setattr(found_settings, "_stock_answers", lambda *args: answers)
     monkeypatch.setattr(found_settings, "draw_found", lambda *args: None)
     monkeypatch.setattr("sys.argv", ["dcr-lite", "train", "mine.py", "--refusals", "3", "--sft_epochs=2", "--seed=0"])
@@ -218,6 +221,8 @@ def test_flags_of_a_stage_2_that_is_not_needed_are_named(
         assert (said in " ".join(capsys.readouterr().out.split())) == (rate > 0.2)
         assert (f"\n- {said}\n" in found_section(found)) == (rate > 0.2)
         assert ("no effect" in found_section(found)) == (rate > 0.2)
+        assert "by 2 openings of answers: 1 of the kit" in found_section(found)
+        assert '1 from the refusals among the stock model\'s 128 answers: "As an AI".\n' in found_section(found)
 
 
 @pytest.mark.usefixtures("whole_openings")

@@ -6,6 +6,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from dcr_lite.model.loading import REFUSING_OPENINGS
 from dcr_lite.names import LABEL_TITLES
 from dcr_lite.run.plots import COLOURS, STYLE, save
 
@@ -71,6 +72,7 @@ def _from_answers(found: dict[str, Any], evidence: Evidence) -> list[str]:
     if answers is not None:
         rates = [f"{answers[side]['refusal_rate']:.2f} of {answers[side]['n']} {LABEL_TITLES[side]}" for side in SIDES]
         lines.append(f"The stock model refuses {' and '.join(rates)} training prompts.")
+    lines.append(_openings(found["openings"], answers))
     if found["stage1"] == "no":
         lines.append("**Stage 1**: none.")
     elif found["contrastive_share"] < 1:
@@ -86,6 +88,17 @@ def _from_answers(found: dict[str, Any], evidence: Evidence) -> list[str]:
         rows = f" on {found['refusals']} refusals{few}" if "refusals" in found else ""  # of an older run not known here
         lines.append(f"**Stage 2**: safety SFT{rows}; its answers to general instructions are {voice}.")
     return [*lines, f"**The dial's target**: {found['dial'].replace('_', ' ')}."]
+
+
+def _openings(openings: list[str], answers: Evidence | None) -> str:
+    """What log-odds of refusing are read by, and where it is from; of answers no more than how they begin."""
+    own = [f'"{opening}"' for opening in openings if opening not in REFUSING_OPENINGS]
+    kit = f'{len(openings) - len(own)} of the kit, such as "{REFUSING_OPENINGS[1]}"'
+    line = f"**Log-odds of refusing** are read by {len(openings)} openings of answers: {kit}"
+    if answers is None:
+        return f"{line}; the stock model was not asked for its own."
+    n, quoted = sum(answers[side]["n"] for side in SIDES), f": {', '.join(own)}" if own else ""
+    return f"{line}, and {len(own) or 'none'} from the refusals among the stock model's {n} answers{quoted}."
 
 
 def unused_sentence(flags: list[str]) -> str:
