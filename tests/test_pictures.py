@@ -134,3 +134,14 @@ def test_a_curve_of_steering_goes_through_the_stock_model() -> None:
     plt.close(figure)
     assert [0.1, 0.5, 0.9] in drawn
     assert [0.4, 0.6] in drawn
+
+
+def test_no_interval_of_a_rate_is_drawn_beyond_0_and_1() -> None:
+    """Though that of a mean over seeds may end there; within them its ends are its own."""
+    compliance, safety = {"mean": 0.95, "ci95": [0.8, 1.1]}, {"mean": 0.1, "ci95": [-0.2, 0.4]}
+    entry = {"method": "dcr", "strength": 0, "numbers": {"compliance": compliance, "safety": safety}}
+    figure, axes = plt.subplots()
+    draw_plane(axes, COMPARED, [entry], [])
+    ends = [bar.get_segments()[0].tolist() for bar in axes.collections]
+    plt.close(figure)
+    assert np.allclose(ends, [[[0.8, 0.1], [1, 0.1]], [[0.95, 0], [0.95, 0.4]]])

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
@@ -51,7 +52,9 @@ def draw_plane(
         if along:
             axes.plot(*zip(*map(_means, along), strict=True), f"{mark}-", color=method.colour, ms=3.5, lw=1, alpha=0.7)
         numbers = (entry["numbers"][key] for key in ("compliance", "safety"))
-        across, up = ([[n["mean"] - n["ci95"][0]], [n["ci95"][1] - n["mean"]]] for n in numbers)
+        # The interval of a mean over seeds may end beyond what a rate can be.
+        ends = (np.clip([n["ci95"][0], n["mean"], n["ci95"][1]], 0, 1) for n in numbers)
+        across, up = (np.diff(one)[:, None] for one in ends)
         axes.errorbar(*_means(entry), up, across, color=method.colour, lw=1, capsize=2.5, alpha=0.8)
         axes.plot(*_means(entry), mark, color=method.colour, ms=9, label=method.title)
     axes.set(xlim=(-0.02, 1.04), ylim=(-0.02, 1.04))
