@@ -11,6 +11,7 @@ from collections import namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from tiny_models import (
 
 from dcr_lite.data.rows import Conversation
 from dcr_lite.errors import UserError
+from dcr_lite.method import dial_fitting
 from dcr_lite.method.loop import Loop
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import memory, states_below
@@ -46,13 +48,14 @@ from dcr_lite.model.adapters import adapter_weights, add_adapter, train_only
 from dcr_lite.model.free_memory import free_memory, within_limits
 from dcr_lite.model.generation import answer
 from dcr_lite.model.hidden_states import decoder_of
-from dcr_lite.model.loading import Model
+from dcr_lite.model.loading import Model, keep_freed_memory
 from dcr_lite.model.memory import LEAST_TOKENS, MOST_TOKENS, Need, disk_need, fit, needs
 from dcr_lite.model.packing import ATTENTION_SHARE, tokens_at_once
 from dcr_lite.model.shapes import KNOWN, Shape, shape_of
 from dcr_lite.model.states import layer_states
-from dcr_lite.run import opening
+from dcr_lite.run import opening, steps
 from dcr_lite.run.cards import CARDS
+from dcr_lite.run.run_folder import RunFolder
 
 MakeModel = Callable[..., Model]
 RECIPES = sorted(RECIPE.parent.glob("*.py"))
@@ -224,6 +227,67 @@ def test_the_stages_that_are_planned_are_those_that_train() -> None:
 
     assert planned(paper=True)["stage1"] == planned(contrastive_layers=0)["stage1"] > planned()["stage1"]
     assert planned().keys() - planned(stage1="no").keys() == {"stage1"}
+
+
+def test_the_dial_s_fit_is_planned_for_where_it_is_done() -> None:
+    """In this computer's memory, of which what stage 1 reads below its layers takes a part too; a card has neither.
+    Both are planned for as many pairs as the fit reads at most."""
+    settings = replace(recipe_module(RECIPE.parent / "llama3_8b.py").SETTINGS, layer=16, dial="discerning")
+    shape = KNOWN[settings.model]
+    on_card, on_cpu = ({need.name: need for need in needs(shape, settings, True, 2, where)} for where in (False, True))
+    assert on_cpu.keys() - on_card.keys() == {"dial"}
+    stored = memory.stored_states(shape, 2)
+    assert on_cpu["stage1"].fixed - on_card["stage1"].fixed == pytest.approx(stored)
+    fitted = on_cpu["dial"].total(memory.FITTED_TOKENS)
+    assert fitted > memory.weights(shape, True, 2) + stored + memory.ridge(shape, memory.FITTED_TOKENS)
+    assert "dial" not in {need.name for need in needs(shape, replace(settings, dial="none"), True, 2, True)}
+    assert memory.READ_ROWS == 2 * dial_fitting.PAIRS
+    assert memory.FITTED_TOKENS >= 2 * memory.READ_ROWS + dial_fitting.TOKENS
+    assert fit(list(on_cpu.values()), 1e12, "it").lines()["  fitting the dial"] == f"{fitted / 1e9:.1f} GB"
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """The most bytes that torch has allocated at once for ``work`` on the CPU."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        work()
+    found = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(accumulate(e.nbytes() for e in sorted(found, key=lambda e: e.start_ns())))
+
+
+@pytest.mark.parametrize("tokens", [700, 300])
+def test_a_ridge_regression_takes_what_the_formula_says(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    """Beyond its inputs, to a tenth, whether these are more or fewer than their width; and beyond what it has of them
+    in double precision at once, here little."""
+    width = 512
+    inputs, targets = torch.randn(tokens, width), torch.randn(tokens, 2)
+    monkeypatch.setattr(dial_fitting, "AT_ONCE", 20)
+    planned = memory.ridge(Shape(1, 64, 1, 1, 64, width, 8, tied=True), tokens)
+    side = min(tokens, width)
+    assert planned == inputs.nbytes + 3 * 8 * side**2
+    assert peak_of(lambda: dial_fitting.ridge(inputs, targets)) == pytest.approx(planned - inputs.nbytes, rel=0.1)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="keep_freed_memory is for glibc")
+def test_what_a_stage_took_is_given_back(tiny_model: MakeModel, tmp_path: Path) -> None:
+    """At its end, though the allocator would keep it for the stage's next step: it does not count beside what comes
+    after."""
+    model = tiny_model()
+    add_random_adapter(model)
+    weights = train_only(model, ADAPTER, range(LAYERS))
+    sizes: list[int] = []
+    keep_freed_memory()
+
+    def step(number: int) -> float:
+        took = [torch.ones(2**18) for _ in range(300)]  # of a megabyte each
+        (weights[0].sum() * took[0][0]).backward()
+        del took
+        sizes.append(psutil.Process().memory_info().rss)
+        return 0.0
+
+    run = RunFolder(small_settings(tmp_path, save_rows(tmp_path / "rows"), tmp_path / "run"))
+    steps.train(run, GivenStage(model, weights, step, steps=2), "Stage 1")
+    run.leave()
+    assert sizes[-1] - psutil.Process().memory_info().rss > 250e6
 
 
 @given(fixed=st.floats(0, 1e10), each=st.floats(1, 1e7), free=st.floats(0, 1e11), least=st.sampled_from([1, 128]))

@@ -24,7 +24,7 @@ def look(task: Task) -> Finding:
         fitting = what_fits(model, settings, on)
     except UserError as error:
         found.problems.append(str(error))
-        parts = needs(shape, settings, on.four_bit, on.precision.itemsize)
+        parts = needs(shape, settings, on.four_bit, on.precision.itemsize, on.device == "cpu")
         fitting = fit(parts, free_memory(on.device), settings.model, insist=False)
     found.given = shape, fitting
     found.values = {

@@ -20,6 +20,7 @@ from dcr_lite.model import unsloth
 from dcr_lite.model.adapters import activate, remove_extra_ranks, set_extra_ranks
 from dcr_lite.model.chat import encode_rows
 from dcr_lite.model.decoding import start_decoding
+from dcr_lite.model.free_memory import trim
 from dcr_lite.model.generation import answer, refusal_log_odds
 from dcr_lite.model.hidden_states import states_at_layer
 from dcr_lite.model.in_passes import in_passes
@@ -79,6 +80,7 @@ def fit_readers(
     read = read_kinds(model, layer, [pairs[i] for i in last], conversations, progress, refined, known)
     inputs, targets = torch.cat([row.inputs for row in read]), torch.cat([row.targets for row in read])
     del read  # a second copy of the inputs
+    trim()
     key, reader = ridge(inputs, targets)
     return key.clone(), reader.clone()
 

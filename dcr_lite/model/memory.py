@@ -28,6 +28,11 @@ PROMPT_TOKENS, ROW_TOKENS = 64, 512  # of a prompt in the chat template, and of 
 ROW_STEP = 16  # tokens
 LOGITS_PER_PASS = 128  # answer tokens whose logits exist at once: 25 MB in float32 for a vocabulary of 49,152
 
+# What stage 1 reads and the dial is fitted to (method/dial_fitting.py), in this computer's memory on any device.
+READ_ROWS, OWN_TOKENS = 8_000, 32  # both sides of 4,000 pairs, and tokens of one behind what all of them share
+# Two of each row and, for each of them, about one of the shared ones, which are read in every pass; and of answers.
+FITTED_TOKENS = 3 * READ_ROWS + 3072
+
 STATES = 12_000  # rows whose states at layer L are stored, about: toxic prompts that stage 2 may draw, and pairs
 SMALL_FILES = 250_000_000  # four tokenizers of up to 35 MB, answers, pictures, and a margin
 
@@ -80,9 +85,26 @@ def cache(shape: Shape, value_bytes: int) -> float:
     return 2 * 2 * shape.layers * shape.kv_heads * shape.head_width * value_bytes
 
 
+def stored_states(shape: Shape, value_bytes: int) -> float:
+    """What enters the first layer that stage 1 trains, of all that it reads: computed once and kept, for the dial's fit
+    as well."""
+    return READ_ROWS * OWN_TOKENS * shape.width * value_bytes
+
+
+def ridge(shape: Shape, tokens: int) -> float:
+    """Fitting the dial's key and reader: the inputs of a layer's last map at so many tokens in float32; and beside them
+    first a second copy, while those of all rows are joined, then in double precision their products, Cholesky's factor
+    of these and its copy."""
+    inputs, side = 4 * tokens * shape.mlp_width, min(tokens, shape.mlp_width)
+    return inputs + max(inputs, 3 * 8 * side**2)
+
+
 # --- what fits --------------------------------------------------------------------------------------------------------
 
-TITLES = {"stage1": "stage 1", "stage2": "stage 2", "safety_sft": "safety SFT alone", "evaluation": "evaluation"}
+TITLES = {
+    "stage1": "stage 1", "stage2": "stage 2", "safety_sft": "safety SFT alone", "dial": "fitting the dial",
+    "evaluation": "evaluation",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,9 +136,11 @@ class Need:
         return self.fixed + self.each * units
 
 
-def needs(shape: Shape, settings: Settings, four_bit: bool, value_bytes: int) -> list[Need]:
+def needs(shape: Shape, settings: Settings, four_bit: bool, value_bytes: int, on_cpu: bool = False) -> list[Need]:
     """What the parts of a run need, in their order: stage1, stage2 unless it is left out, safety_sft where it is asked
-    for, evaluation. Where L is still to be found, each stage is planned for the L at which it needs most."""
+    for, dial unless there is none, evaluation. Where L is still to be found, each stage is planned for the L at which
+    it needs most. on_cpu: what is kept in this computer's memory on any device counts, and the dial's fit, which is
+    done there; of a card it takes nothing."""
     base = weights(shape, four_bit, value_bytes) + RESERVE + largest_map(shape, four_bit, value_bytes)
     answers = logits(shape, LOGITS_PER_PASS, value_bytes)
 
@@ -131,13 +155,18 @@ def needs(shape: Shape, settings: Settings, four_bit: bool, value_bytes: int) ->
     above = shape.layers - between[0] - 1 if settings.sft_layers == "above" else shape.layers
     up_to = between[-1] + 1
     refined = up_to if settings.paper else min(up_to, settings.contrastive_layers or up_to)
+    stored = stored_states(shape, value_bytes) if on_cpu and refined < up_to else 0.0
     parts = []
     if settings.stage1 != "no":
-        parts.append(training("stage1", refined, settings.contrastive_batch, PROMPT_TOKENS, 0))
+        parts.append(training("stage1", refined, settings.contrastive_batch, PROMPT_TOKENS, stored))
     if settings.stage2 != "no":
         parts.append(training("stage2", above, settings.sft_batch, ROW_TOKENS, answers))
     if BASELINE in settings.compare_with:
         parts.append(training(BASELINE, shape.layers, settings.sft_batch, ROW_TOKENS, answers))
+    if on_cpu and settings.dial != "none":
+        count = 1 + len(settings.compare_with)
+        fixed = base + stored + adapters(shape, settings.rank, count, 0, value_bytes)
+        parts.append(Need("dial", fixed, ridge(shape, FITTED_TOKENS) / FITTED_TOKENS, FITTED_TOKENS, FITTED_TOKENS))
     return [*parts, evaluation_need(shape, four_bit, value_bytes, settings.rank, settings.answer_tokens)]
 
 
@@ -180,7 +209,8 @@ class Fit:
         for name, need in self.needs.items():
             n, what = self.units[name], "prompts" if name == "evaluation" else "tokens"
             lowered = f", lowered from {need.most:,} to fit" if n < need.most else ""
-            lines[f"  {TITLES[name]}"] = f"{need.total(n) / 1e9:.1f} GB with {n:,} {what}{lowered}"
+            with_them = "" if name == "dial" else f" with {n:,} {what}{lowered}"
+            lines[f"  {TITLES[name]}"] = f"{need.total(n) / 1e9:.1f} GB{with_them}"
         return lines
 
 

@@ -1,7 +1,6 @@
 """Facts about the machine that numbers depend on: peak memory, processor, versions."""
 
 import contextlib
-import ctypes
 import hashlib
 import platform
 import sys
@@ -13,6 +12,7 @@ import torch
 
 from dcr_lite import __version__
 from dcr_lite.data.rows import read_bytes
+from dcr_lite.model.free_memory import trim
 
 PACKAGES = ("dcr-lite", "torch", "transformers", "peft", "bitsandbytes")
 
@@ -37,8 +37,7 @@ def forget_peak_memory() -> None:
     """Count the largest memory anew from here: on the GPU, and on Linux."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else blocks that it keeps, though they are free, still count
+    trim()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident size
 

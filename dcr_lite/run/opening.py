@@ -100,7 +100,7 @@ def what_fits(model: str, settings: ModelSettings, on: Machine) -> Fit:
     except UserError:  # a model of another kind: whether it can be used is for loading it to say
         return Fit({}, {}, {}, free)
     if isinstance(settings, Settings):
-        parts = needs(shape, settings, on.four_bit, on.precision.itemsize)
+        parts = needs(shape, settings, on.four_bit, on.precision.itemsize, on.device == "cpu")
     else:  # no run: the model only answers
         parts = [evaluation_need(shape, on.four_bit, on.precision.itemsize)]
     # A computer can swap, and a small model soon fits: only for others, and within limits, the estimate decides.

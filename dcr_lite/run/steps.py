@@ -19,6 +19,7 @@ from dcr_lite.method.loop import Loop, Stage
 from dcr_lite.method.safety_sft import SafetySFT, SafetySFTConfig
 from dcr_lite.model import adapters, distributed
 from dcr_lite.model.chat import encode_asked
+from dcr_lite.model.free_memory import empty_cache
 from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE, DCR, STOCK, models_of
@@ -164,6 +165,7 @@ def train(run: RunFolder, stage: Stage, title: str, patience: int = 0, share: fl
             shown.row(row)
 
         progress = Loop(stage, run.checkpoint(stage.name), report, patience).run()
+    empty_cache()  # what comes next needs memory of its own
     adapters.scale(stage.model, stage.adapter, share)
     if distributed.is_main():
         adapters.save_adapter(stage.model, stage.adapter, run.path / stage.name)
