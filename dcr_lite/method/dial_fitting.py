@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
+from scipy.linalg import cho_factor, cho_solve
 from torch import Tensor
 
 from dcr_lite.data.rows import Conversation, Pair
@@ -137,23 +138,27 @@ def _direction(model: Model, adapter: str, number: int, key: Tensor, rows: list[
 def ridge(inputs: Tensor, targets: Tensor) -> Tensor:
     """argmin over k of |X k - y|^2 + penalty |k|^2, for X (tokens, width) and each column y of targets (tokens, n):
     (n, width). Solved for one weight an input or, where these are more, one a token (the dual form). Products are in
-    double precision, a part of X at a time: a whole copy of it could be the largest thing in memory."""
+    double precision, a part of X at a time, and factored in place: they could be the largest thing in memory."""
     parts, y = inputs.split(AT_ONCE), targets.double()
-    dual = len(inputs) < inputs.shape[1]
+    dual, side = len(inputs) < inputs.shape[1], min(inputs.shape)
+    gram = torch.zeros(side, side, dtype=torch.float64)
     if dual:
-        gram = torch.cat([torch.cat([a.double() @ b.double().T for b in parts], 1) for a in parts])
+        for rows, a in zip(gram.split(AT_ONCE), parts, strict=True):
+            torch.cat([a.double() @ b.double().T for b in parts], 1, out=rows)
     else:
-        gram = torch.zeros(inputs.shape[1], inputs.shape[1], dtype=torch.float64)
         for part in parts:
             gram.addmm_(part.double().T, part.double())
     gram.diagonal().add_(RIDGE * gram.trace() / inputs.shape[1])
 
     def through(values: Tensor) -> Tensor:
         """X^T values."""
-        products = (part.double().T @ of_part for part, of_part in zip(parts, values.split(AT_ONCE), strict=True))
-        return torch.stack(list(products)).sum(0)
+        total = torch.zeros(inputs.shape[1], values.shape[1], dtype=torch.float64)
+        for part, of_part in zip(parts, values.split(AT_ONCE), strict=True):
+            total.addmm_(part.double().T, of_part)
+        return total
 
-    found = torch.cholesky_solve(y if dual else through(y), torch.linalg.cholesky(gram))
+    factor = cho_factor(gram.numpy().T, lower=True, overwrite_a=True, check_finite=False)  # .T: Fortran's order
+    found = torch.from_numpy(cho_solve(factor, (y if dual else through(y)).numpy(), check_finite=False))
     return (through(found) if dual else found).T.float().contiguous()
 
 

@@ -93,10 +93,9 @@ def stored_states(shape: Shape, value_bytes: int) -> float:
 
 def ridge(shape: Shape, tokens: int) -> float:
     """Fitting the dial's key and reader: the inputs of a layer's last map at so many tokens in float32; and beside them
-    first a second copy, while those of all rows are joined, then in double precision their products, Cholesky's factor
-    of these and its copy."""
+    first a second copy, while those of all rows are joined, then their products in double precision."""
     inputs, side = 4 * tokens * shape.mlp_width, min(tokens, shape.mlp_width)
-    return inputs + max(inputs, 3 * 8 * side**2)
+    return inputs + max(inputs, 8 * side**2)
 
 
 # --- what fits --------------------------------------------------------------------------------------------------------
