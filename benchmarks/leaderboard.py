@@ -1,6 +1,6 @@
 """The leaderboard from submissions of dcr-lite compare --contract.
 
-    python benchmarks/leaderboard.py submissions/*.json --out docs/leaderboard.md
+    python benchmarks/leaderboard.py docs/submissions/*.json --out docs/leaderboard.md
 
 Every file is checked as dcr-lite verify checks it without a model; one that is at fault is named and left out. A line
 for each method of each submission, the highest J first, by the contract's first judge; behind them those that do not

@@ -1,14 +1,17 @@
-"""Claims about what benchmarks keep: a result is only taken where its settings, prompts and rows are the same."""
+"""Claims about what benchmarks keep: a result is only taken where its settings, prompts and rows are the same; and about
+the page that one of them has written."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import _choices
+import leaderboard
 import pytest
 from _kept import digest_of, require_same
 from recipe_runs import small_settings
 
 from dcr_lite.errors import UserError
+from dcr_lite.files import load_json
 
 
 def test_a_result_of_other_work_is_not_taken(tmp_path: Path) -> None:
@@ -40,3 +43,15 @@ def test_a_variant_of_other_settings_is_not_taken(tmp_path: Path) -> None:
     assert choices.stored("default", 1, other) is None
     with pytest.raises(UserError, match="default, seed 0, is of other settings"):
         choices.stored("default", 0, other)
+
+
+def test_the_shipped_leaderboard_is_that_of_the_shipped_submissions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None of them is at fault, and the page has not been written by hand."""
+    docs = Path(leaderboard.__file__).parents[1] / "docs"
+    files = tuple(sorted((docs / "submissions").glob("*.json")))
+    page = leaderboard.main(leaderboard.Choices(files, tmp_path / "page.md"))
+    assert capsys.readouterr().out == ""
+    assert page.count("\n| 1 |") == len(load_json(files[0])["methods"])
+    assert page == (docs / "leaderboard.md").read_text(encoding="utf-8")
