@@ -1,5 +1,5 @@
-"""Claims about what benchmarks keep: a result is only taken where its settings, prompts and rows are the same; and about
-the page that one of them has written."""
+"""Claims about what benchmarks keep: a result is only taken where its settings, prompts and rows are the same; and
+about the page that one of them has written."""
 
 from dataclasses import replace
 from pathlib import Path
