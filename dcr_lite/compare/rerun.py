@@ -168,7 +168,8 @@ def _begin(out: Path, compared: Path | None, first: int, seeds: Sequence[int], m
     """Make the folder ``out``, with what the rerun builds on, unless it is begun. Its trainings are all of ``compared``
     or all its own: the tolerances go by that. With those of ``compared`` it is for these measurements alone, as the
     notes on all others are copied."""
-    out, begun = out.resolve(), dict[str, Any](compared=None)
+    out = out.resolve()
+    begun: dict[str, Any] = {"compared": None}
     if compared:
         begun = {"compared": str(compared.resolve()), "measured": [*map(list, zip(methods, seeds, strict=True))]}
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
