@@ -3,11 +3,12 @@
     python benchmarks/off_grid.py --run RUN --out OUT
     python benchmarks/quantised.py --model OUT/run --out runs/quantised
 
-Weights that were written out of a 4-bit file lie on its steps. Rounded to 4 bits again each of them comes back exactly,
-and takes what an adapter has added with it, however large that is together, as long as it is less than half a step at a
-time. A maker's 16-bit weights lie anywhere between two steps, and of a small change about as much is left on average as
-was added. Here every weight is moved at random by up to half a step, evenly, which leaves it where a 16-bit weight may
-have been that the file rounded to it. Writes OUT/base, and OUT/run, the adapters of the run and what opens them.
+Weights that were written out of a 4-bit file lie on its steps. Rounded to 4 bits again most of them come back all but
+exactly, and take what an adapter has added with them, however large that is together, as long as it is less than half a
+step at a time. A maker's 16-bit weights lie anywhere between two steps, and of a small change about as much is left on
+average as was added. Here every weight is moved at random by up to half a step, evenly, which leaves it where a 16-bit
+weight may have been that the file rounded to it. Writes OUT/base, and OUT/run, the adapters of the run and what opens
+them.
 """
 
 import json

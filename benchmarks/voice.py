@@ -5,7 +5,8 @@
 ``--out`` is that of trade_off.py, whose trainings are taken from there. One line per variant, seed and strength of the
 dial: the share of plain held-out prompts that are refused; the median length of the answers, in words, of at most
 VOICE_TOKENS; the log-probability of the stock model's own answers to these prompts and to seemingly toxic development
-prompts, and the divergence from the stock model on them, in nats per token.
+prompts, and the divergence from the stock model on them, in nats per token. The two controls, which train nothing, are
+left out; ``--prompts`` and ``--rows`` change nothing here.
 """
 
 from statistics import fmean, mean, median

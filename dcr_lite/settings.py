@@ -30,7 +30,7 @@ SHIPPED_FILES = {
 HELD_OUT_FILES = (SHIPPED / "heldout_pairs.jsonl", SHIPPED / "heldout_plain.jsonl")
 SIZES = {
     # All instructions but the 40 that are evaluated during training, and for both methods as many refusals as make
-    # both refuse about as many toxic development prompts (docs/results.md).
+    # both refuse about as many toxic prompts, of training parts of public sets (docs/results.md, Leakage disclosure).
     "shipped": {"instructions": 560, "refusals": 128, "baseline_refusals": 128},
     "full": {"instructions": 20_000, "refusals": 1_000, "baseline_refusals": 1_000},  # the paper's
 }
@@ -80,7 +80,8 @@ class Settings(ModelSettings):
     # stage 1: contrastive refinement
     stage1: Literal["yes", "no"] = "yes"
     """no: a model that refuses by itself gets the dial alone. Nothing is trained, the adapter is a rank of one map, and
-    its answers stay as they were; prompts that share most words are told apart less well (docs/ablations.md)."""
+    what it answers stays nearly as it was; prompts that share most words are told apart less well
+    (docs/ablations.md)."""
     layer: int = FOUND
     """L, counted from 0: stage 1 shapes the states that this decoder layer puts out and trains the adapter up to it.
     -1: found by evidence (docs/method.md)."""
@@ -147,7 +148,7 @@ class Settings(ModelSettings):
     ones."""
     augmentations: int = 110
     """Seemingly toxic prompts with helpful answers that data augmentation, a method that dcr-lite compare measures,
-    adds to the mixture of safety SFT alone: all of the shipped ones, about as many as the refusals that they answer."""
+    adds to the mixture of safety SFT alone: all of the shipped ones, about as many as there are refusals."""
     sft_epochs: int = 1
     """Passes over the mixture: many rows once taught SmolLM2 more than few rows twice."""
     sft_batch: int = 8
@@ -177,16 +178,17 @@ class Settings(ModelSettings):
     """Training rows: those that come with the kit, or public sets of the paper's size, fetched once from the Hugging
     Face Hub (docs/data.md). Files given below come first. Unset: shipped, with --from-base-model full."""
     pairs: Path | None = None
-    """JSON Lines of {toxic, seemingly_toxic, kind?, focus?}: what stage 1 learns from."""
+    """JSON Lines of {toxic, seemingly_toxic, kind?, focus?, before?}: what stage 1 learns from."""
     instruction_rows: Path | None = None
-    """JSON Lines of {prompt, response}: general instructions."""
+    """JSON Lines of {prompt, response, before?}: general instructions."""
     refusal_rows: Path | None = None
-    """JSON Lines of {prompt, response}: toxic prompts with refusals."""
+    """JSON Lines of {prompt, response, before?}: toxic prompts with refusals."""
     augmentation_rows: Path = SHIPPED / "augmentation.jsonl"
     """JSON Lines of {prompt, response}: seemingly toxic prompts with helpful answers. dcr-lite compare trains on them,
     dcr-lite mend sets its dial by some."""
     evaluation: tuple[Path, ...] = HELD_OUT_FILES
-    """JSON Lines to measure on: {prompt, label, source?} or {toxic, seemingly_toxic}. Nothing is tuned on them."""
+    """JSON Lines to measure on: {prompt, label, source?, before?} or {toxic, seemingly_toxic, before?}. Nothing is
+    tuned on them."""
     answer_tokens: int = 40
     """Tokens of each measured answer: enough to see whether it refuses."""
 

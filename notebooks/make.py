@@ -20,6 +20,7 @@ from dcr_lite.run.recipes import find_recipe, load_recipe
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REPOSITORY = PROJECT["urls"]["Repository"]
+FROM_BASE_MODEL = '`from_base_model=True, data="full"` among the settings below'  # in place of the command's flag
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def introduction(recipe: ModuleType, notebook: Notebook) -> str:
     badge = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     title, _, rest = inspect.cleandoc(recipe.__doc__ or "").partition("\n")
     paragraphs = [part for part in rest.strip().split("\n\n") if not part.strip().startswith(("python ", "dcr-lite "))]
-    words = "\n\n".join(paragraphs).replace("--from-base-model", "`replace(recipe.SETTINGS, from_base_model=True)`")
+    words = "\n\n".join(paragraphs).replace("--from-base-model", FROM_BASE_MODEL)
     words = words.replace(" --help lists every setting.", "")  # of the command
     return (
         f"{badge}(https://colab.research.google.com/github/{path})\n\n"

@@ -35,7 +35,7 @@ TOKENS = 3072  # that both are fitted on, of prompts and of answers each; or two
 RIDGE = 0.1  # of the mean square of an input's entry: with 0.01 the product varies more on other texts
 AT_ONCE = 1024  # inputs in double precision at once
 GRADIENT_PAIRS, GRADIENT_ROWS = 16, 4  # whose log-odds the direction is the gradient of, and how many at once
-GAINS = (0.0, 1.0)  # 0.5, 1.5 and 2 were worth no more (docs/ablations.md)
+GAINS = (0.0, 1.0)  # 1.5 was worth no more (docs/ablations.md)
 RISE = 0.01  # of AUROC: less is noise, and not worth a larger change of the weights
 NATS = 10.0  # by which strength 1 lowers the log-odds of refusing, as long as they follow their gradient
 
