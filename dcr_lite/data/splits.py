@@ -153,7 +153,8 @@ def digest_of(prompts: list[Prompt]) -> str:
 
 def sft_batches(lengths: list[int], refuses: list[bool], batch_size: int, epochs: int, seed: int) -> list[list[int]]:
     """Batches of row numbers for all epochs. Refusals are spread evenly over the steps: grouped by length they would
-    come in bunches, and the last bunch would decide how much the model refuses. Others are grouped by length."""
+    come in bunches, and the last bunch would decide how much the model refuses. Others are grouped by length. A batch
+    too small for its share of refusals leaves one to the next."""
     rng = random.Random(seed)
     n, n_batches = len(lengths), -(-len(lengths) // batch_size)
     batches: list[list[int]] = []
@@ -161,9 +162,11 @@ def sft_batches(lengths: list[int], refuses: list[bool], batch_size: int, epochs
         order = rng.sample(range(n), n)
         refusing = [i for i in order if refuses[i]]
         others = iter(_similar_together([i for i in order if not refuses[i]], lengths, batch_size, rng))
+        taken = 0
         for b in range(n_batches):
-            first = refusing[b * len(refusing) // n_batches : (b + 1) * len(refusing) // n_batches]
             size = (b + 1) * n // n_batches - b * n // n_batches
+            first = refusing[taken : (b + 1) * len(refusing) // n_batches][:size]
+            taken += len(first)
             batches.append(first + list(islice(others, size - len(first))))
     return batches
 
