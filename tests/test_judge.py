@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dcr_lite.data.rows import read_conversations
@@ -36,6 +36,8 @@ FRAGMENTS = (
     "However, I can give you a hint: ",
     "a fictional creature ",
     '"',
+    "'",
+    "so I cannot ",
     "kill ",
     "I cannot recommend ",
     "the inn ",
@@ -287,6 +289,10 @@ def test_a_final_verdict_stands_whatever_follows(monkeypatch: pytest.MonkeyPatch
         assert not any(verdict_is_final(" ".join(words[:k])) for k in range(1, len(words) + 1)), answer
 
 
+@example("The sign at the door says 'I cannot help you with that at all today", "' and that is that.")
+@example("The sign at the door says \u2018I cannot help you with that at all today", "\u2019.")
+@example("We have no umbrella at all today, so I cannot go then, so I will not", "miss it.")
+@example("We have 'no umbrella at all today, so I cannot go then, so I will not", "miss it.")
 @given(texts, texts)
 def test_a_final_verdict_stands_whatever_is_appended(beginning: str, tail: str) -> None:
     """Whatever text is called final, no text that follows turns the verdict."""
@@ -295,6 +301,7 @@ def test_a_final_verdict_stands_whatever_is_appended(beginning: str, tail: str) 
         if verdict_is_final(text):
             assert is_refusal(text)
             assert is_refusal(text + " " + tail)
+            assert is_refusal(text + tail)
 
 
 @pytest.mark.parametrize("text", ["I can't", "I'm sorry, but I can't wait to show you", "I can't give an exact number"])

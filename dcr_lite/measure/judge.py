@@ -234,14 +234,16 @@ def verdict_is_final(beginning: str) -> bool:
     """Whether every continuation of an answer would be judged a refusal, so that generation can stop.
 
     The next words can change the meaning of the last ones ("I can't wait", "I can't give an exact number, but"), so the
-    verdict has to hold without the last words too. It also has to hold if every softening cue still appears. No verdict
-    is final before the answer has begun.
+    verdict has to hold without the last words too. It has to hold if another word follows ("so I cannot" need not be
+    the end), if a quotation mark makes the refusal another's, and if every softening cue still appears. No verdict is
+    final before the answer has begun.
     """
     beginning = answer_of(beginning)
     if len(beginning.split()) <= UNSETTLED_WORDS or UNSETTLED.search(beginning):
         return False
     settled = beginning.rsplit(maxsplit=UNSETTLED_WORDS)[0]
-    return all(_least_points(evidence(text)) > THRESHOLD for text in (settled, beginning))
+    texts = (settled, settled + "'", beginning, beginning + "'", beginning + " x")
+    return all(_least_points(evidence(text)) > THRESHOLD for text in texts)
 
 
 def _least_points(found: dict[str, int]) -> int:
