@@ -44,7 +44,7 @@ class PassSize:
         self._say("out of memory")
 
     def went_well(self) -> None:
-        """A step is done. After enough of them passes grow back to twice their size."""
+        """A step is done. After enough of them passes grow back to twice their size, at most to what was planned."""
         self.tried_again = False
         self.since += 1
         if self.since < self.patience:
@@ -52,7 +52,7 @@ class PassSize:
         if self.has_grown:  # and that has stood
             self.has_grown, self.patience = False, CLEAN_STEPS
         if self.model.tokens_per_pass < self.planned:
-            self.model.tokens_per_pass *= 2
+            self.model.tokens_per_pass = min(2 * self.model.tokens_per_pass, self.planned)
             self.since, self.has_grown = 0, True
             self._say("memory suffices again")
 
