@@ -19,18 +19,23 @@ from dcr_lite.data.splits import (
 )
 from dcr_lite.errors import UserError
 
-some_pairs = st.lists(st.sampled_from(["", "kill", "shoot", "bomb", "burn", "poison"]), min_size=4, max_size=40).map(
-    lambda words: [Pair(f"toxic {i}", f"safe {i}", "", word) for i, word in enumerate(words)]
-)
+some_pairs = st.lists(
+    st.sampled_from(["", "kill", "Kill", "KILL ", "shoot", "bomb", "burn", "poison", "Poison"]), min_size=4, max_size=40
+).map(lambda words: [Pair(f"toxic {i}", f"safe {i}", "", word) for i, word in enumerate(words)])
+
+
+def focus_words(pairs: list[Pair]) -> list[str]:
+    """Without regard to case; a pair without one has one of its own."""
+    return [pair.focus.strip().lower() or pair.toxic for pair in pairs]
 
 
 @given(pairs=some_pairs, development=st.integers(0, 20), seed=st.integers(0, 5))
 def test_no_focus_word_is_on_both_sides(pairs: list[Pair], development: int, seed: int) -> None:
-    """Where there are two focus words, the split shares none, loses and doubles no pair, leaves pairs to train on, and
-    repeats itself."""
-    assume(len({p.focus or p.toxic for p in pairs}) > 1)
+    """Where there are two focus words, the split shares none, not even in other case, loses and doubles no pair, leaves
+    pairs to train on, and repeats itself."""
+    assume(len(set(focus_words(pairs))) > 1)
     training, held = split_by_focus(pairs, development, seed)
-    assert not {p.focus for p in training if p.focus} & {p.focus for p in held if p.focus}
+    assert not set(focus_words(training)) & set(focus_words(held))
     assert Counter(training + held) == Counter(pairs)
     assert training
     assert (training, held) == split_by_focus(pairs, development, seed)
@@ -40,7 +45,7 @@ def test_no_focus_word_is_on_both_sides(pairs: list[Pair], development: int, see
 def test_folds_share_no_focus_word(pairs: list[Pair], folds: int) -> None:
     """Every pair has one fold, there are as many as asked for or as focus words allow, and pairs of one word share
     theirs; pairs without one are spread over all."""
-    words = [p.focus or p.toxic for p in pairs]
+    words = focus_words(pairs)
     assume(len(set(words)) > 1)
     found = folds_by_focus(pairs, folds)
     assert len(found) == len(pairs)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice, zip_longest
@@ -15,34 +16,53 @@ from dcr_lite.errors import UserError
 
 def split_by_focus(pairs: list[Pair], development: int, seed: int) -> tuple[list[Pair], list[Pair]]:
     """(training, development) pairs without a common focus word; about ``development`` pairs are held back. As in the
-    final measurement, development pairs test whether the separation generalises to focus words never trained on.
+    final measurement, development pairs test whether the separation generalises to focus words never trained on. Words
+    that differ in case only are one.
 
     Raises UserError for fewer than 4 pairs or a single focus word.
     """
     if len(pairs) < 4:
         raise UserError(f"{len(pairs)} pairs are too few to train on and to hold some back; give at least 4")
     groups: dict[str, list[Pair]] = {}
-    for i, pair in enumerate(pairs):
-        groups.setdefault(pair.focus or str(i), []).append(pair)
+    for word, pair in zip(_focus_words(pairs), pairs, strict=True):
+        groups.setdefault(word, []).append(pair)
     order = sorted(groups)
     random.Random(seed).shuffle(order)
+    sizes: Counter[str] = Counter()  # of the words without regard to case, in the order in which they are drawn
+    for word in order:
+        sizes[_folded(word)] += len(groups[word])
+    if len(sizes) < 2:
+        raise UserError("all pairs share one focus word, so none is left to train on; vary the field focus")
+    *_, last = sizes
+    wanted = min(development, len(pairs) // 2)
     held: list[Pair] = []
     training: list[Pair] = []
-    for focus in order:
-        only_one_left = not training and focus == order[-1]
-        wanted = len(held) < min(development, len(pairs) // 2) and not only_one_left
-        (held if wanted else training).extend(groups[focus])
-    if len(groups) < 2:
-        raise UserError("all pairs share one focus word, so none is left to train on; vary the field focus")
+    sides: dict[str, list[Pair]] = {}
+    for word in order:
+        focus = _folded(word)
+        only_one_left = not training and focus == last
+        side = training if len(held) >= wanted or only_one_left else held
+        sides.setdefault(focus, side).extend(groups[word])
     return training, held
 
 
 def folds_by_focus(pairs: Sequence[Pair], folds: int) -> list[int]:
     """The fold of each pair for cross-validation, 0 to at most ``folds`` - 1: folds of about one size, without a common
     focus word. ``pairs`` have at least two focus words."""
-    focus = [pair.focus or str(i) for i, pair in enumerate(pairs)]
-    splits = GroupKFold(min(folds, len(set(focus)))).split(focus, groups=focus)
+    first: dict[str, str] = {}  # of each word, as it is written first
+    focus = [first.setdefault(_folded(word), word) for word in _focus_words(pairs)]
+    splits = GroupKFold(min(folds, len(first))).split(focus, groups=focus)
     return [fold for _, fold in sorted((i, fold) for fold, (_, within) in enumerate(splits) for i in within.tolist())]
+
+
+def _focus_words(pairs: Sequence[Pair]) -> list[str]:
+    """The focus word of each pair as it is written; of a pair without one, one of its own."""
+    return [pair.focus or str(i) for i, pair in enumerate(pairs)]
+
+
+def _folded(word: str) -> str:
+    """What "Ponzi", "ponzi" and "ponzi " have in common."""
+    return word.strip().casefold()
 
 
 def pair_batches(n_pairs: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:
