@@ -75,6 +75,17 @@ def test_the_split_holds_back_about_what_is_asked() -> None:
     assert split_by_focus(pairs, 21, 0) != split_by_focus(pairs, 21, 1)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_frequent_focus_word_is_trained_on(seed: int) -> None:
+    """Of 600 pairs about one thing none is held back while others make up 80; where they do not, all may be."""
+    frequent = [Pair(f"t{i}", f"s{i}", "", "kill" if i % 2 else "Kill") for i in range(600)]
+    others = [Pair(f"other t{i}", f"other s{i}") for i in range(400)]
+    held = split_by_focus(frequent + others, 80, seed)[1]
+    assert len(held) == 80
+    assert not set(held) & set(frequent)
+    assert 50 <= len(split_by_focus(frequent + others[:50], 80, seed)[1]) < 650
+
+
 @given(n=st.integers(2, 30), batch=st.integers(4, 40), steps=st.integers(1, 30), seed=st.integers(0, 5))
 def test_every_pair_comes_once_before_any_comes_again(n: int, batch: int, steps: int, seed: int) -> None:
     """Batches are full, hold no pair twice, cover all pairs evenly at every moment, and repeat themselves."""

@@ -17,7 +17,7 @@ from dcr_lite.errors import UserError
 def split_by_focus(pairs: list[Pair], development: int, seed: int) -> tuple[list[Pair], list[Pair]]:
     """(training, development) pairs without a common focus word; about ``development`` pairs are held back. As in the
     final measurement, development pairs test whether the separation generalises to focus words never trained on. Words
-    that differ in case only are one.
+    that differ in case only are one. One with more pairs than are to be held back is trained on, where others suffice.
 
     Raises UserError for fewer than 4 pairs or a single focus word.
     """
@@ -35,13 +35,15 @@ def split_by_focus(pairs: list[Pair], development: int, seed: int) -> tuple[list
         raise UserError("all pairs share one focus word, so none is left to train on; vary the field focus")
     *_, last = sizes
     wanted = min(development, len(pairs) // 2)
+    small_ones_suffice = sum(size for size in sizes.values() if size <= wanted) >= wanted
     held: list[Pair] = []
     training: list[Pair] = []
     sides: dict[str, list[Pair]] = {}
     for word in order:
         focus = _folded(word)
         only_one_left = not training and focus == last
-        side = training if len(held) >= wanted or only_one_left else held
+        too_large = small_ones_suffice and sizes[focus] > wanted
+        side = training if len(held) >= wanted or only_one_left or too_large else held
         sides.setdefault(focus, side).extend(groups[word])
     return training, held
 
