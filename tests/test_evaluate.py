@@ -265,6 +265,12 @@ def test_an_answer_has_a_token(asked: Evaluation, tokens: int) -> None:
         measure_model(replace(asked, model="no such model", answer_tokens=tokens))
 
 
+def test_an_answer_leaves_room_for_its_prompt(asked: Evaluation) -> None:
+    """What would fill the window alone is named, and not the prompt."""
+    with pytest.raises(UserError, match=r"--answer-tokens 512: this model's window is 512 tokens"):
+        measure_model(replace(asked, answer_tokens=512))
+
+
 def test_each_result_has_files_of_its_own(asked: Evaluation) -> None:
     """Whatever its name: of one with a point in it nothing is taken for the end but .json."""
     outs = [Path(name) for name in ("a", "a_0.1", "a_0.2", "b.json", "b.txt")]

@@ -138,6 +138,8 @@ def test_the_limit_is_the_smaller_of_window_and_memory(tiny_model: Callable[...,
     """Of safety SFT that of the stage with less room; a prompt leaves room for its answer."""
     model = tiny_model()
     assert limits(model.window, {}, 40) == {"stage1": 512, "safety_sft": 512, "evaluation": 472}
+    with pytest.raises(UserError, match="--answer-tokens 600: this model's window is 512"):
+        limits(model.window, {}, 600)
     longest_in = {"stage1": 300, "stage2": 200, "safety_sft": 144, "evaluation": 5000}
     assert limits(model.window, longest_in, 40) == {"stage1": 300, "safety_sft": 144, "evaluation": 472}
 

@@ -23,7 +23,7 @@ from dcr_lite.judges.opening import DEFAULT, open_judges
 from dcr_lite.judges.rates import exchanges, rates_by_judge
 from dcr_lite.measure.answers import Measured, discernment_intervals, measure, method_result, read_answers
 from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS, answer_loss, multiple_choice
-from dcr_lite.model.chat import can_think, encode_asked
+from dcr_lite.model.chat import can_think, encode_asked, prompt_window
 from dcr_lite.model.loading import REFUSING_OPENINGS, Model
 from dcr_lite.model.thinking import not_begun
 from dcr_lite.names import ModelName
@@ -231,7 +231,7 @@ def _measure(
         raise UserError(f"--thinking: the chat template of {evaluation.model} has no thinking to switch on")
     require_adapter(opened, evaluation.kept)
     tokens = evaluation.answer_tokens
-    encode_asked(model.tokenizer, prompts, model.window - tokens, evaluation.thinking)
+    encode_asked(model.tokenizer, prompts, prompt_window(model.window, tokens), evaluation.thinking)
     progress = StoredMeasurement(evaluation, _inputs(evaluation, opened, prompts))
     measured = _answer_all(opened, prompts, evaluation, progress)
     general = progress.part("Answer loss", answer_loss, model, instructions)

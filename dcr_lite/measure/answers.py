@@ -10,7 +10,7 @@ from dcr_lite.files import damaged_line, load_jsonl, sha256_of, write_jsonl
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
 from dcr_lite.measure.kinds import KINDS, REFUSING, kind_of
 from dcr_lite.measure.metrics import auroc, auroc_interval, wilson_interval, youden_j, youden_j_interval
-from dcr_lite.model.chat import encode_asked
+from dcr_lite.model.chat import encode_asked, prompt_window
 from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.names import LABELS
@@ -38,7 +38,7 @@ def measure(
     """
     if not prompts:
         return []
-    rows = encode_asked(model.tokenizer, prompts, model.window - answer_tokens, thinking)
+    rows = encode_asked(model.tokenizer, prompts, prompt_window(model.window, answer_tokens), thinking)
     answers = answer(model, rows, answer_tokens, progress, None if whole else verdict_is_final)
     return [
         {

@@ -126,6 +126,16 @@ def _require_window(what: str, text: str, length: int, window: int, where: str) 
         )
 
 
+def prompt_window(window: int, answer_tokens: int) -> int:
+    """The tokens that a model's window leaves for a prompt. Raises UserError where the answer alone would fill it."""
+    if answer_tokens >= window:
+        raise UserError(
+            f"--answer-tokens {answer_tokens}: this model's window is {window:,} tokens, for prompt and answer "
+            "together. Give fewer."
+        )
+    return window - answer_tokens
+
+
 def encode_prompts(
     tokenizer: Tokenizer, prompts: list[str], window: int, thinking: bool = False, before: Sequence[Before] = ()
 ) -> list[list[int]]:

@@ -10,7 +10,7 @@ from dcr_lite.measure.answers import Measured, asked_fields
 from dcr_lite.measure.judge import is_refusal, verdict_is_final
 from dcr_lite.measure.kinds import kind_of
 from dcr_lite.measure.metrics import wilson_interval
-from dcr_lite.model.chat import encode_prompts
+from dcr_lite.model.chat import encode_prompts, prompt_window
 from dcr_lite.model.generation import Answer, Sampled, answer, most_probable
 from dcr_lite.names import LABELS
 from dcr_lite.probe.encodings import was_read
@@ -44,7 +44,7 @@ def ask(bench: Bench, probe: Probe, progress: Callable[[int], None]) -> tuple[li
     """
     prompts = bench.prompts + (bench.plain if probe.plain else [])
     texts = [probe.rewrite(prompt.prompt, bench.seed) for prompt in prompts]
-    window = bench.model.window - bench.answer_tokens - (MOST if probe.prefix else 0)
+    window = prompt_window(bench.model.window, bench.answer_tokens) - (MOST if probe.prefix else 0)
     before = [_before(probe, prompt) for prompt in prompts]
     rows = encode_prompts(bench.model.tokenizer, texts, window, before=before)
     starts = [said.first(probe.prefix) for said in bench.stock] if probe.prefix else [[]] * len(rows)

@@ -15,7 +15,7 @@ from dcr_lite.data.splits import sample
 from dcr_lite.errors import UserError
 from dcr_lite.files import OnlyOne, remove_partials
 from dcr_lite.model import adapters
-from dcr_lite.model.chat import encode_asked
+from dcr_lite.model.chat import encode_asked, prompt_window
 from dcr_lite.model.hidden_states import decoder_of, depth
 from dcr_lite.names import LABEL_TITLES, LABELS
 from dcr_lite.probe.abliteration import VALIDATION, layers_tried
@@ -139,7 +139,8 @@ class _Work:
         # Measurements, their seconds, and about how many operations they took and the others will take.
         self.number, self.seconds, self.done, self.left = 0, 0.0, 0.0, 0.0
         model, some = todo[0][0].model, prompts[:32]
-        self.prompt_tokens = sum(map(len, encode_asked(model.tokenizer, some, model.window))) / len(some)
+        rows = encode_asked(model.tokenizer, some, prompt_window(model.window, probing.answer_tokens))
+        self.prompt_tokens = sum(map(len, rows)) / len(some)
 
     def do(self) -> None:
         """Measure everything, saying before how long it will take."""
@@ -180,7 +181,8 @@ class _Work:
         if found is None:
             model = source.model
             console.print("Stock model: answers that prefixes are taken from")
-            rows = encode_asked(model.tokenizer, self.prompts, model.window - MOST - self.probing.answer_tokens)
+            window = prompt_window(model.window, self.probing.answer_tokens) - MOST
+            rows = encode_asked(model.tokenizer, self.prompts, window)
             with adapters.stock(model):
                 found = stock_answers(model, rows)
             self.kept.keep_stock_answers(found)

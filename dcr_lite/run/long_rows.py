@@ -15,7 +15,7 @@ from dcr_lite.data.rows import Conversation, Pair, Prompt, before_field, prompts
 from dcr_lite.errors import UserError
 from dcr_lite.files import damaged, load_json
 from dcr_lite.model import distributed
-from dcr_lite.model.chat import Tokenizer, encode_asked, encode_rows
+from dcr_lite.model.chat import Tokenizer, encode_asked, encode_rows, prompt_window
 from dcr_lite.model.loading import Model
 from dcr_lite.names import BASELINE
 from dcr_lite.run.inputs import Data, drawn
@@ -31,7 +31,7 @@ PART = "longest_rows"  # of a run, under which its limits are noted
 
 def limits(window: int, longest_in: dict[str, int], answer_tokens: int) -> dict[str, int]:
     """The most tokens of a row in stage 1, in safety SFT and of a prompt to answer: what fits alone, at most the
-    window."""
+    window. Raises UserError where an answer would fill that."""
 
     def of(*stages: str) -> int:
         return min([window, *(longest_in.get(stage, NO_LIMIT) for stage in stages)])
@@ -39,7 +39,7 @@ def limits(window: int, longest_in: dict[str, int], answer_tokens: int) -> dict[
     return {
         "stage1": of("stage1"),
         "safety_sft": of("stage2", BASELINE),
-        "evaluation": of("evaluation") - answer_tokens,
+        "evaluation": min(of("evaluation") - answer_tokens, prompt_window(window, answer_tokens)),
     }
 
 
