@@ -161,6 +161,13 @@ def test_a_number_that_makes_no_run_is_refused(flag: str, value: int, rows: Path
     assert_refused(seen, f"--{flag.replace('_', '-')} {value}: it takes at least {value + 1}")
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63, 99999999999999999999])
+def test_a_seed_that_no_generator_takes_is_refused(seed: int, rows: Path, tmp_path: Path) -> None:
+    """With the numbers that are taken, before anything is loaded."""
+    seen = run_here(flags("no model", rows, tmp_path / "run", seed=seed))
+    assert_refused(seen, f"--seed {seed}: it takes a number from 0 to 9223372036854775807")
+
+
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
 @pytest.mark.parametrize("flag", ["contrastive_learning_rate", "sft_learning_rate", "temperature", "scale"])
 def test_a_rate_that_is_none_is_refused(flag: str, value: float, rows: Path, tmp_path: Path) -> None:

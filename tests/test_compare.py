@@ -749,6 +749,7 @@ def test_the_peak_of_a_part_is_its_own() -> None:
         ({"recipe": Path(__file__).parent / "helpers" / "tiny_models.py"}, "defines no SETTINGS"),
         ({"seeds": ()}, "--seeds"),
         ({"seeds": (1, 1)}, "each once"),
+        ({"seeds": (0, 2**63)}, f"--seeds {2**63}: it takes a number from 0 to"),
         ({"curve_seeds": (7,)}, "7 is not among --seeds"),
         ({"rows": 0}, "--rows 0"),
         ({"files": (Path("nowhere.jsonl"),)}, "nowhere.jsonl: no such file"),

@@ -329,6 +329,7 @@ def test_whether_a_base_is_in_4_bits_is_known_without_it(demo_run: Path, monkeyp
         (["RUN", "--rows", "0"], "--rows 0: at least 1 is needed"),
         (["RUN", "--rows", "1"], "1 toxic prompts to probe with; at least 2 of each kind are needed"),
         (["RUN", "--answer-tokens", "0"], "--answer-tokens 0: at least 1 is needed"),
+        (["RUN", "--seed", "99999999999999999999"], "--seed 99999999999999999999: it takes a number from 0 to"),
         (["RUN", "--methods", "dcr"], "--seeds are of a comparison: give them with --compared"),
         (["--compared", "RUN"], "holds no seed 0: dcr-lite compare --seeds 0 trains it"),
         (["--compared", "RUN", "--methods", "nosuch"], "--methods nosuch: no such method; choose among base, "),

@@ -20,6 +20,7 @@ from dcr_lite.measure.answers import discernment_intervals, measure, method_resu
 from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS, answer_loss, multiple_choice
 from dcr_lite.measure.kept import answers_kept, distances
 from dcr_lite.names import LABEL_TITLES, LABELS, STOCK
+from dcr_lite.run.inputs import require_seeds
 from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import Settings
 
@@ -68,10 +69,11 @@ def all_seeds(
     seeds: tuple[int, ...], curve_seeds: tuple[int, ...] | None, seeds_of: Mapping[str, tuple[int, ...]]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """All seeds, those of single methods last, and those of the curve, by default the first. Raises UserError for seeds
-    that come twice or are of the curve alone."""
+    that come twice, are of the curve alone or are no seeds."""
     curve_seeds = seeds[:1] if curve_seeds is None else curve_seeds
     if not seeds or len(set(seeds)) < len(seeds):
         raise UserError("--seeds: give one seed or more, each once")
+    require_seeds("--seeds", *seeds, *chain(*seeds_of.values()))
     if extra := sorted(set(curve_seeds) - set(seeds)):
         raise UserError(f"--curve-seeds: {', '.join(map(str, extra))} is not among --seeds")
     return tuple(dict.fromkeys([*seeds, *chain(*seeds_of.values())])), curve_seeds

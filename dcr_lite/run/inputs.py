@@ -29,6 +29,7 @@ LEAST = {
     "rank": 1,
     "answer_tokens": 1,
 }
+MOST_SEED = 2**63 - 1  # what generators take, torch's among them
 
 
 def resolved(settings: AnySettings) -> AnySettings:
@@ -129,6 +130,13 @@ def drawn(
     return Data(training, development, instructions, refusals, baseline_mixture, watched, held_out)
 
 
+def require_seeds(flag: str, *seeds: int) -> None:
+    """Raises UserError, which names ``flag``, for a seed that some generator would not take."""
+    for seed in seeds:
+        if not 0 <= seed <= MOST_SEED:
+            raise UserError(f"{flag} {seed}: it takes a number from 0 to {MOST_SEED}")
+
+
 def require_work(settings: Settings) -> None:
     """Raises UserError where the settings, as given or found, leave nothing to do."""
     if settings.stage1 == settings.stage2 == "no" and settings.dial == "none":
@@ -142,6 +150,7 @@ def _check_numbers(settings: Settings) -> None:
         value = settings.sizes.get(name, getattr(settings, name))
         if value < least:
             raise UserError(f"--{name.replace('_', '-')} {value}: it takes at least {least}")
+    require_seeds("--seed", settings.seed)
     if settings.begun_refusals > settings.sizes["refusals"]:
         raise UserError(
             f"--begun-refusals {settings.begun_refusals}: there are {settings.sizes['refusals']} --refusals"
