@@ -15,6 +15,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.files import write_state
 from dcr_lite.model import adapters, loading
 from dcr_lite.model.adapters import load_adapter
+from dcr_lite.model.generation import answer
 from dcr_lite.names import DCR
 from dcr_lite.run import opening
 from dcr_lite.run.opening import open_model
@@ -125,6 +126,24 @@ def test_an_adapter_brings_the_chat_format_that_its_base_lacks(
     opened = open_model(str(adapter), "dcr", device="cpu")
     assert opened.model.tokenizer.chat_template == load_tiny(tiny_folder("llama")).tokenizer.chat_template
     assert opened.base == str(base)
+
+
+def test_a_tokenizer_without_an_end_token_takes_the_model_s(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """That of its generation settings, for padding too. Where they name none, the error says what is missing, and where
+    to name it."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder("gemma2"), folder)
+    tokens = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokens | {"eos_token": None, "pad_token": None}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 1]}))
+    model = load_tiny(folder)
+    assert model.tokenizer.pad_token_id == model.tokenizer.eos_token_id == 2
+    assert answer(model, [[5, 6], [7]], 3)
+    for name in ("config.json", "generation_config.json"):
+        stated = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(stated | {"eos_token_id": None}))
+    with pytest.raises(UserError, match=r"which token ends an answer. Name it as eos_token in tokenizer_config.json"):
+        load_tiny(folder)
 
 
 def test_a_model_that_only_answers_needs_the_memory_of_answering(tiny: Path, rows: Path, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
-"""A model's configuration: as a folder has it, how long a row may be, and which attention computes the decoder."""
+"""A model's configuration: as a folder has it, how long a row may be, which attention computes the decoder, and what
+ends an answer."""
 
 from pathlib import Path
 from typing import Any
 
+from dcr_lite.errors import UserError
 from dcr_lite.files import load_json
 
 
@@ -45,3 +47,24 @@ def plain_attention(config: Any) -> bool:
 def softcapped(config: Any) -> bool:
     """Whether attention scores are squeezed by a tanh, as Gemma 2's are."""
     return getattr(config, "attn_logit_softcapping", None) is not None
+
+
+def stated_ends(network: Any) -> list[int]:
+    """The tokens that end an answer by the model's own generation settings."""
+    stated = getattr(network.generation_config, "eos_token_id", None)
+    return [token for token in (stated if isinstance(stated, list) else [stated]) if token is not None]
+
+
+def require_padding(tokenizer: Any, network: Any) -> None:
+    """Let a tokenizer without a token for padding pad with its end token, by default the first of ``stated_ends``.
+    Raises UserError where there is none."""
+    if tokenizer.pad_token_id is not None:
+        return
+    if tokenizer.eos_token_id is None:
+        tokenizer.eos_token = next(filter(None, map(tokenizer.convert_ids_to_tokens, stated_ends(network))), None)
+    if tokenizer.eos_token is None:
+        raise UserError(
+            f"{tokenizer.name_or_path}: nothing says which token ends an answer. Name it as eos_token in "
+            "tokenizer_config.json, or as eos_token_id in generation_config.json."
+        )
+    tokenizer.pad_token = tokenizer.eos_token

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dcr_lite.model.chat import decode_answers
+from dcr_lite.model.configuration import stated_ends
 from dcr_lite.model.decoding import (
     Decoding,
     Rows,
@@ -97,9 +98,8 @@ def refusal_log_odds(decoding: Decoding) -> Tensor:
 
 def end_tokens(model: Model) -> Tensor:
     """Every token that ends an answer: the tokenizer's and those of the model's own generation settings."""
-    stated = getattr(model.network.generation_config, "eos_token_id", None)
-    more = stated if isinstance(stated, list) else [stated]
-    return torch.tensor(sorted({t for t in [model.tokenizer.eos_token_id, *more] if t is not None}))
+    own = model.tokenizer.eos_token_id
+    return torch.tensor(sorted({*stated_ends(model.network), *([] if own is None else [own])}))
 
 
 def _decode(

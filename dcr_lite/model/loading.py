@@ -235,7 +235,8 @@ def load(
 ) -> Model:
     """Load a causal chat model and its tokenizer from a folder or a Hub name, with transformers or with unsloth.
 
-    Raises UserError for a folder with an adapter in it, and errors of many kinds for one that is damaged.
+    Raises UserError for a folder with an adapter in it or without an end token, and errors of many kinds for one that
+    is damaged.
     """
     if exists(Path(path) / "adapter_config.json"):
         # transformers would load the base that it names, and unpickle an adapter of the old form.
@@ -250,8 +251,7 @@ def load(
     answer_at_once(tokenizer)
     tokenizer.clean_up_tokenization_spaces = False  # it is ignored anyway, with a long warning
     tokenizer.padding_side = "right"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    configuration.require_padding(tokenizer, network)
     return Model(network, tokenizer, device, precision, four_bit, backend)
 
 
