@@ -190,10 +190,13 @@ def test_a_passing_fault_is_waited_out(
 
 
 def test_a_refused_connection_is_named(hub: Hub, client: Client, model: str) -> None:
-    """A Hub, or its storage, where nothing listens."""
+    """A Hub, or its storage, where nothing listens; an HF_ENDPOINT that is no address is called so."""
     done = client("locate", model, HF_ENDPOINT="http://127.0.0.1:9")
     assert "and the Hugging Face Hub does not answer. Give --model a folder" in done.sentence
     assert "(127.0.0.1:9 does not answer)" in client("shape_of", model, HF_ENDPOINT="http://me:pw@127.0.0.1:9").sentence
+    for none in ("", "huggingface.co", "https://", "ftp://127.0.0.1", "http://127.0.0.1:port", "http://[::1"):
+        for call in ("locate", "shape_of"):
+            assert "HF_ENDPOINT is no address: write it as" in client(call, model, HF_ENDPOINT=none).sentence
     storage, hub.storage = hub.storage, "http://localhost:9/storage"
     try:
         assert "the Hub does not answer: run the same command again" in client("locate", model).sentence

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
-from dcr_lite.errors import first_line
+from dcr_lite.errors import UserError, first_line
 
 HUB = "https://huggingface.co"
 THE_HUB = "the Hub"  # as messages call it
@@ -38,8 +38,17 @@ def offline() -> bool:
 
 
 def hub() -> str:
-    """The address of the Hugging Face Hub, or of the mirror in $HF_ENDPOINT."""
-    return os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
+    """The address of the Hugging Face Hub, or of the mirror in $HF_ENDPOINT. Raises UserError where that is none."""
+    import httpx
+
+    address = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
+    try:
+        url = httpx.URL(address)
+    except httpx.InvalidURL:
+        url = httpx.URL()
+    if url.scheme not in ("http", "https") or not url.host:  # not quoted: it may hold a password
+        raise UserError("HF_ENDPOINT is no address: write it as https://HOST, or unset it")
+    return address
 
 
 def silence(address: str) -> str:
