@@ -60,9 +60,12 @@ def _count(texts: Sequence[str], opening: str) -> int:
 def led(
     model: Model, rows: list[list[int]], tokens: int, opening: str = FORCED_OPENING, refusing: bool = False
 ) -> list[tuple[Answer, str]]:
-    """What the model says to each prompt, given as token ids, in at most so many tokens: by itself where that refuses,
-    or does not, as is wanted; else with the opening and what it says behind it. And that opening, empty where it was
-    not needed."""
+    """What the model says to each prompt, given as token ids: by itself where that refuses, or does not, as
+    ``refusing`` asks for; else with ``opening`` and what it says behind it. And that opening, empty where it was not
+    needed.
+
+    tokens: of an answer at most, those of the opening, which has fewer, among them.
+    """
     said = [(own, "") for own in answer(model, rows, tokens)]
     others = [i for i, (own, _) in enumerate(said) if is_refusal(own.text) != refusing]
     if not others:
