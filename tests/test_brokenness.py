@@ -101,6 +101,8 @@ def test_numbers_are_what_they_are_called() -> None:
     assert (found.foreign, found.foreign_letters) == (2 / 7, 2)
     assert found.no_words == 1 / 7
     assert found.repeated == 0
+    assert brokenness("Hello?", "हिन्दी में नमस्ते, l'e\u0301cole, don't").words == 5  # vowels and accents end no word
+    assert brokenness("Hello?", "日本語 で\u3059").words == 5
     assert repeated_share("one two three four five six seven eight nine " * 3) == 18 / 27  # the first saying is none
     assert repeated_share("one two three four five six seven eight nine " * 2) == 0
 

@@ -20,7 +20,12 @@ FOREIGN = 0.5  # of the letters: a term or a name from another script is no othe
 FOREIGN_LETTERS = 20  # below it the letters may be those of a formula
 NO_WORDS = 0.5  # of what stands between spaces
 
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_\u3040-\u30ff\u3400-\u9fff]+(?:['\u2019][^\W\d_]+)*")
+# Marks that belong to the letter before them, such as Hindi's vowels and accents of their own, and what joins letters;
+# Python counts neither as letters. Beyond these numbers lie marks of scripts that hardly anybody writes.
+_MARKS = "\u200c\u200d" + "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")
+_LETTER = r"[^\W\d_\u3040-\u30ff\u3400-\u9fff]"
+_LETTERS = rf"{_LETTER}(?:{_LETTER}|[{_MARKS}])*"
+_WORD = re.compile(rf"[\u3040-\u30ff\u3400-\u9fff]|{_LETTERS}(?:['\u2019]{_LETTERS})*")
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 _RULE = re.compile(r"[-=_*#.~|:+]+")  # lines of Markdown and tables, dots that lead to a page number
 _RUN = re.compile(r"([^\d\s])\1{7}")  # one sign eight times: no word has it, and few moans
