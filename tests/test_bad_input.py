@@ -162,7 +162,7 @@ def test_a_number_that_makes_no_run_is_refused(flag: str, value: int, rows: Path
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 99999999999999999999])
-def test_a_seed_that_no_generator_takes_is_refused(seed: int, rows: Path, tmp_path: Path) -> None:
+def test_a_seed_that_some_generator_does_not_take_is_refused(seed: int, rows: Path, tmp_path: Path) -> None:
     """With the numbers that are taken, before anything is loaded."""
     seen = run_here(flags("no model", rows, tmp_path / "run", seed=seed))
     assert_refused(seen, f"--seed {seed}: it takes a number from 0 to 9223372036854775807")
