@@ -115,6 +115,9 @@ def test_tables_are_by_the_first_judge_and_the_page_says_what_the_others_find(
         assert (numbers["dcr", seed]["safety"], numbers["dcr", seed]["compliance"]) == (1.0, 0.75)
         assert (numbers["safety_sft", seed]["safety"], numbers["safety_sft", seed]["compliance"]) == (0.75, 0.75)
         assert numbers["dcr", seed]["minutes"] == 2.0
+    for one, before in zip(first, results, strict=True):  # the strict judge has no verdict on plain prompts
+        assert "plain" in before["numbers"].keys() & before["intervals"].keys()
+        assert "plain" not in one["numbers"].keys() | one["intervals"].keys()
     strict, cues = section["judges"]
     assert section["main"] == strict["name"] == Strict.name
     assert (strict["without_verdict"], cues["without_verdict"]) == (20, 0)

@@ -104,11 +104,17 @@ def _rejudged(result: Result, found: dict[str, Any], methods: Mapping[str, Metho
             )
     numbers, intervals = numbers_of(found, result["intervals"]["auroc"])
     numbers["auroc"] = result["numbers"]["auroc"]  # of log-odds, whatever answers a judge has a verdict on
+    by_cues, _ = numbers_of(result["result"], result["intervals"]["auroc"])
+
+    def replaced(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+        """Without the cue judge's numbers of what this judge has no verdict on."""
+        return {key: value for key, value in (old | new).items() if key in new or key not in by_cues}
+
     return {
         **result,
         "result": {key: found[key] for key in ("sets", "overall", "discernment")},
-        "numbers": result["numbers"] | numbers,
-        "intervals": result["intervals"] | intervals,
+        "numbers": replaced(result["numbers"], numbers),
+        "intervals": replaced(result["intervals"], intervals),
     }
 
 
