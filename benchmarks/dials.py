@@ -35,7 +35,7 @@ from dcr_lite.compare.measurement import (
 from dcr_lite.compare.methods import METHODS, Method
 from dcr_lite.compare.seed_run import Cost, SeedRun
 from dcr_lite.compare.summary import Result, mean_and_interval
-from dcr_lite.data.rows import Prompt
+from dcr_lite.data.rows import prompts_of
 from dcr_lite.data.sources import SMOLLM2
 from dcr_lite.files import write_json
 from dcr_lite.method.contrastive import encode_pairs
@@ -213,11 +213,7 @@ UNTURNED = {"last", "every", "first", "above", "several", "bias"}  # whose stren
 
 def development(seed: SeedRun, n: int | None = None) -> EvaluationData:
     """The first development pairs of a seed."""
-    pairs = inputs.load_data(seed.settings).development[:n]
-    prompts = [Prompt(p.toxic, "toxic", "development") for p in pairs]
-    return EvaluationData(
-        [*prompts, *(Prompt(p.seemingly_toxic, "seemingly_toxic", "development") for p in pairs)], [], []
-    )
+    return EvaluationData(prompts_of(inputs.load_data(seed.settings).development[:n], "development"), [], [])
 
 
 Curve = list[tuple[float, float]]  # (compliance, safety)

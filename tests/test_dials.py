@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import dials
 import pytest
@@ -10,6 +11,7 @@ import tyro
 from recipe_runs import small_settings
 
 from dcr_lite.compare.seed_run import SeedRun
+from dcr_lite.data.rows import Pair
 from dcr_lite.model.generation import answer
 from dcr_lite.run import steps
 from dcr_lite.run.inputs import resolved
@@ -49,6 +51,16 @@ def test_the_first_token_alone_is_shifted(seed: SeedRun) -> None:
             found[way] = first, decoding.logits
     assert torch.allclose(found["last"][0], found["first"][0])
     assert not torch.allclose(found["last"][1], found["first"][1], atol=1e-3)
+
+
+def test_development_pairs_are_asked_behind_their_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides of the first ones, each behind what stands before its pair."""
+    pairs = [Pair(f"t{i}", f"s{i}", before=(("system", "Be kind."),) * (i % 2)) for i in range(3)]
+    monkeypatch.setattr(dials.inputs, "load_data", lambda settings: SimpleNamespace(development=pairs))
+    found = dials.development(SimpleNamespace(settings=None), 2).prompts  # type: ignore[arg-type]
+    assert [(row.prompt, row.label, row.before) for row in found] == [
+        (getattr(pair, side), side, pair.before) for side in ("toxic", "seemingly_toxic") for pair in pairs[:2]
+    ]
 
 
 def test_settings_are_found_once(tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
