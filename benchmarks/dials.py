@@ -31,6 +31,7 @@ from dcr_lite.compare.measurement import (
     answers_file,
     finished_result,
     measure_configuration,
+    require_seeds,
 )
 from dcr_lite.compare.methods import METHODS, Method
 from dcr_lite.compare.seed_run import Cost, SeedRun
@@ -274,6 +275,7 @@ def table(rows: list[dict[str, Any]], results: dict[tuple[str, int], list[Result
 
 
 def main(choices: Choices) -> list[dict[str, Any]]:
+    require_seeds(choices.seeds)
     settings = inputs.resolved(choices.settings)
     results: dict[tuple[str, int], list[Result]] = {}
     first: SeedRun | None = None

@@ -510,7 +510,8 @@ def test_seconds_are_those_of_all_processes(tmp_path: Path, monkeypatch: pytest.
 
 def test_methods_may_have_seeds_of_their_own(compared: Compared) -> None:
     """Each is measured with its own, all others with those of the comparison, and the stock model once; a comparison
-    without such is as before."""
+    without such is as before. A strength that is asked for twice is measured once, a seed that is given twice is an
+    error, of benchmarks too."""
     settings, names = load_recipe(compared[0]).SETTINGS, (STOCK, BASELINE, DCR)
     methods = {name: METHODS[name] for name in names}
     seeds, curve = all_seeds((4,), None, {DCR: (0, 4, 2)})
@@ -522,6 +523,11 @@ def test_methods_may_have_seeds_of_their_own(compared: Compared) -> None:
     assert configurations(with_seeds(methods, (4, 0), {}), settings, (4, 0), (0,)) == configurations(
         methods, settings, (4, 0), (0,)
     )
+    twice = {STOCK: METHODS[STOCK], DCR: replace(METHODS[DCR], strengths=lambda settings: (0.5, 0.5, 0.0, 0.5))}
+    assert [one.strength for one in configurations(twice, settings, (4,), (4,))] == [0, 0.5, 0.0]
+    with pytest.raises(UserError, match="--seeds: give one seed or more, each once"):
+        command.measured(methods, settings, EvaluationData([], [], []), (4, 4), (), compared[2] / "nowhere")
+    assert not (compared[2] / "nowhere").exists()
 
 
 def test_what_is_ahead_of_a_comparison_is_what_is_not_measured(compared: Compared, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from recipe_runs import small_settings
 
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.data.rows import Pair
+from dcr_lite.errors import UserError
 from dcr_lite.model.generation import answer
 from dcr_lite.run import steps
 from dcr_lite.run.inputs import resolved
@@ -64,7 +65,8 @@ def test_development_pairs_are_asked_behind_their_messages(monkeypatch: pytest.M
 
 
 def test_settings_are_found_once(tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As its documented command asks for: by the first seed, for all, before anything is measured."""
+    """As its documented command asks for: by the first seed, for all, before anything is measured. A seed that comes
+    twice is an error."""
     assert tyro.cli(dials.Choices, args=["--seeds", "0", "1"]).settings.layer == -1
     settings = small_settings(tiny, rows, tmp_path, layer=-1, sft_learning_rate=0.0)
     seen: list[tuple[int, float]] = []
@@ -77,6 +79,8 @@ def test_settings_are_found_once(tiny: Path, rows: Path, tmp_path: Path, monkeyp
     assert len(seen) == 4  # the stock model and one way, with both seeds
     assert len(set(seen)) == 1
     assert min(seen[0]) > 0
+    with pytest.raises(UserError, match="--seeds: give one seed or more, each once"):
+        dials.main(dials.Choices(settings, (0, 0), tmp_path, only=("unturned",)))
 
 
 def test_interpolation_ends_at_the_two_adapters(seed: SeedRun, monkeypatch: pytest.MonkeyPatch) -> None:

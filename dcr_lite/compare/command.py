@@ -23,6 +23,7 @@ from dcr_lite.compare.measurement import (
     configurations,
     finished_result,
     measure_configuration,
+    require_seeds,
     with_seeds,
 )
 from dcr_lite.compare.methods import Method, chosen_methods
@@ -202,7 +203,8 @@ def _seconds(operations: list[float], run: SeedRun) -> float:
 def _runs(
     methods: dict[str, Method], settings: Settings, seeds: tuple[int, ...], curve_seeds: tuple[int, ...], out: Path
 ) -> tuple[dict[int | None, SeedRun], list[Configuration]]:
-    """The run of each seed (None: the stock model's), and all configurations."""
+    """The run of each seed (None: the stock model's), and all configurations. Raises UserError as ``require_seeds``."""
+    require_seeds(seeds)
     first = seed_run(settings, out, seeds[0])
     runs: dict[int | None, SeedRun] = {None: SeedRun(first.settings, out / "stock", 0, first.run.path), seeds[0]: first}
     runs |= {seed: SeedRun(first.settings, out / f"seed{seed}", seed, first.run.path) for seed in seeds[1:]}

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,7 @@ from dcr_lite.measure.answers import discernment_intervals, measure, method_resu
 from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS, answer_loss, multiple_choice
 from dcr_lite.measure.kept import answers_kept, distances
 from dcr_lite.names import LABEL_TITLES, LABELS, STOCK
-from dcr_lite.run.inputs import require_seeds
+from dcr_lite.run.inputs import require_seed
 from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import Settings
 
@@ -65,15 +65,21 @@ class Configuration(NamedTuple):
         return cls(result["method"], result["strength"], result["seed"])
 
 
+def require_seeds(seeds: Sequence[int]) -> None:
+    """Raises UserError for no seed, for one that comes twice, and for one that some generator would not take."""
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError("--seeds: give one seed or more, each once")
+    for seed in seeds:
+        require_seed("--seeds", seed)
+
+
 def all_seeds(
     seeds: tuple[int, ...], curve_seeds: tuple[int, ...] | None, seeds_of: Mapping[str, tuple[int, ...]]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """All seeds, those of single methods last, and those of the curve, by default the first. Raises UserError for seeds
-    that come twice, are of the curve alone or are no seeds."""
+    """All seeds, those of single methods last, and those of the curve, by default the first. Raises UserError as
+    ``require_seeds``, and for seeds that are of the curve alone."""
     curve_seeds = seeds[:1] if curve_seeds is None else curve_seeds
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError("--seeds: give one seed or more, each once")
-    require_seeds("--seeds", *seeds, *chain(*seeds_of.values()))
+    require_seeds(seeds)
     if extra := sorted(set(curve_seeds) - set(seeds)):
         raise UserError(f"--curve-seeds: {', '.join(map(str, extra))} is not among --seeds")
     return tuple(dict.fromkeys([*seeds, *chain(*seeds_of.values())])), curve_seeds
@@ -89,9 +95,9 @@ def with_seeds(
 def configurations(
     methods: dict[str, Method], settings: Settings, seeds: tuple[int, ...], curve_seeds: tuple[int, ...]
 ) -> list[Configuration]:
-    """Every configuration: first what is measured once, as the stock model is; then seed by seed, within a seed first
-    those that the table shows."""
-    strengths = {name: method.strengths(settings) for name, method in methods.items()}
+    """Every configuration once: first what is measured once, as the stock model is; then seed by seed, within a seed
+    first those that the table shows."""
+    strengths = {name: list(dict.fromkeys(method.strengths(settings))) for name, method in methods.items()}
     trained = [name for name, method in methods.items() if not method.once]
     found = [Configuration(name, strengths[name][0], None) for name in methods if name not in trained]
     for seed in seeds:

@@ -28,7 +28,7 @@ from dcr_lite.probe.probes import NONE, PROBES, Bench, Probe, chosen_probes
 from dcr_lite.probe.reader import Reader
 from dcr_lite.probe.report import write_report
 from dcr_lite.probe.subjects import RunSource, Source, Subject, sources_of_comparison
-from dcr_lite.run.inputs import require_seeds
+from dcr_lite.run.inputs import require_seed
 from dcr_lite.run.plan import ACHIEVED, matrix_rate, weights_per_layer
 from dcr_lite.run.terminal import console, progress_bar, show_plan
 from dcr_lite.settings import Device, Settings
@@ -86,7 +86,7 @@ def _prompts(files: tuple[Path, ...], rows: int | None) -> tuple[list[Prompt], l
 def _probe(sources: list[Source], probes: list[Probe], probing: Probing, out: Path) -> Path:
     if probing.answer_tokens < 1:
         raise UserError(f"--answer-tokens {probing.answer_tokens}: at least 1 is needed")
-    require_seeds("--seed", probing.seed)
+    require_seed("--seed", probing.seed)
     prompts, plain = _prompts(probing.prompts or sources[0].settings.evaluation, probing.rows)
     with OnlyOne(out / "probes.lock", "choose another --out"):
         remove_partials(out)

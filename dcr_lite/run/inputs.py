@@ -130,11 +130,10 @@ def drawn(
     return Data(training, development, instructions, refusals, baseline_mixture, watched, held_out)
 
 
-def require_seeds(flag: str, *seeds: int) -> None:
+def require_seed(flag: str, seed: int) -> None:
     """Raises UserError, which names ``flag``, for a seed that some generator would not take."""
-    for seed in seeds:
-        if not 0 <= seed <= MOST_SEED:
-            raise UserError(f"{flag} {seed}: it takes a number from 0 to {MOST_SEED}")
+    if not 0 <= seed <= MOST_SEED:
+        raise UserError(f"{flag} {seed}: it takes a number from 0 to {MOST_SEED}")
 
 
 def require_work(settings: Settings) -> None:
@@ -150,7 +149,7 @@ def _check_numbers(settings: Settings) -> None:
         value = settings.sizes.get(name, getattr(settings, name))
         if value < least:
             raise UserError(f"--{name.replace('_', '-')} {value}: it takes at least {least}")
-    require_seeds("--seed", settings.seed)
+    require_seed("--seed", settings.seed)
     if settings.begun_refusals > settings.sizes["refusals"]:
         raise UserError(
             f"--begun-refusals {settings.begun_refusals}: there are {settings.sizes['refusals']} --refusals"
