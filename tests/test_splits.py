@@ -241,7 +241,7 @@ def test_rows_of_similar_length_share_a_batch() -> None:
 
 def test_rows_are_sampled_with_a_fixed_seed() -> None:
     """The same few of many and not the first ones, as many of each set and label, both sides of a pair; all where there
-    are fewer; at least 1."""
+    are fewer; at least 1. A prompt that comes twice counts once."""
     sides = [(label, i) for i in range(100) for label in ("toxic", "seemingly_toxic")]
     prompts = [Prompt(f"{label} {i}", label, "set") for label, i in sides]
     others = [Prompt(f"other {i}", "toxic", "other set") for i in range(4)]
@@ -257,5 +257,7 @@ def test_rows_are_sampled_with_a_fixed_seed() -> None:
     assert len(other) == 4
     assert sorted(p.prompt for p in sample(prompts, 100)) == sorted(p.prompt for p in prompts)
     assert sample(prompts, None) == prompts
+    assert sample(prompts + prompts[:3], None) == prompts  # as where a file is given twice
+    assert sample(prompts + prompts[:3], 10) == sample(prompts, 10)
     with pytest.raises(UserError, match="at least 1"):
         sample(prompts, 0)

@@ -143,11 +143,12 @@ def evenly_drawn(name: str, rows: list[Conversation], n: int, seed: int) -> list
 
 
 def sample(prompts: list[Prompt], rows: int | None) -> list[Prompt]:
-    """At most ``rows`` prompts of each set and label, all of them for None.
+    """At most ``rows`` prompts of each set and label, all of them for None. What a set has twice counts once.
 
     Drawn with a fixed seed, since some sets are sorted by topic. Both sides of matched pairs are drawn.
     Raises UserError for ``rows`` below 1.
     """
+    prompts = list(dict.fromkeys(prompts))
     if rows is None:
         return prompts
     if rows < 1:
