@@ -37,6 +37,7 @@ from dcr_lite.compare.directions import KL_LIMIT
 from dcr_lite.compare.elapsed import Elapsed
 from dcr_lite.compare.measurement import Configuration, EvaluationData, all_seeds, configurations, with_seeds
 from dcr_lite.compare.methods import METHODS
+from dcr_lite.compare.report import failed_section
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import numbers_of
 from dcr_lite.compare.tables import COSTS, marked
@@ -810,9 +811,11 @@ def test_a_method_that_fails_ends_no_comparison(
     said = capsys.readouterr()
     assert "1 of the models could not be measured" in said.err
     reason = "loss nan" if isinstance(error, MethodError) else "memory runs out"
-    assert f"SCANS, seed 0, 1 is left out: {reason}" in said.out
+    assert f"SCANS, seed 0, at 1 is left out: {reason}" in said.out
     page = (out / "comparison.md").read_text(encoding="utf-8")
     assert f"**SCANS, seed 0, at 1 could not be measured**: {reason}" in page
+    once = {"method": "scans", "strength": 0.0, "seed": None, "why": "torn"}  # as an added adapter
+    assert failed_section([once]) == "\n**SCANS could not be measured**: torn\n"
     report = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
     assert [(one["method"], one["strength"], one["seed"]) for one in report["failed"]] == [("scans", 1, 0)]
     assert [entry["method"] for entry in report["methods"]] == ["base", "actor", "dcr"]

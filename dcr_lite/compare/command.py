@@ -266,7 +266,7 @@ def _measure_all(
                 raise
             failed[one] = why
             runs[one.seed].unload()
-            console.print(f"{i}/{len(left)} {_name(methods[one.method].title, one)} is left out: {why}", soft_wrap=True)
+            console.print(f"{i}/{len(left)} {one.named(methods[one.method].title)} is left out: {why}", soft_wrap=True)
         keep()
         seconds = sum(operations[i:]) * (time.monotonic() - started) / sum(operations[:i])
         if result := finished_result(runs[one.seed], one, data):
@@ -286,11 +286,7 @@ def _line(title: str, result: Result) -> str:
     numbers = ", ".join(
         f"{key.partition('_')[0]} {result['numbers'][key]:.2f}" for key in keys if key in result["numbers"]
     )
-    return f"{_name(title, Configuration.of(result))}: {numbers}"
-
-
-def _name(title: str, one: Configuration) -> str:
-    return title if one.seed is None else f"{title}, seed {one.seed}, {one.strength:g}"
+    return f"{Configuration.of(result).named(title)}: {numbers}"
 
 
 def _minutes(seconds: float) -> int:

@@ -64,6 +64,10 @@ class Configuration(NamedTuple):
         """That of a result."""
         return cls(result["method"], result["strength"], result["seed"])
 
+    def named(self, title: str) -> str:
+        """The title of its method, with seed and strength where it has a seed."""
+        return title if self.seed is None else f"{title}, seed {self.seed}, at {self.strength:g}"
+
 
 def require_seeds(seeds: Sequence[int]) -> None:
     """Raises UserError for no seed, for one that comes twice, and for one that some generator would not take."""

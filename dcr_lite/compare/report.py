@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_lite.compare.judged import judges_section
-from dcr_lite.compare.measurement import at_usual_strength
+from dcr_lite.compare.measurement import Configuration, at_usual_strength
 from dcr_lite.compare.methods import METHODS, Method
 from dcr_lite.compare.plots import draw_trade_off
 from dcr_lite.compare.summary import (
@@ -137,7 +137,7 @@ def notes_section(found: list[dict[str, Any]], methods: Mapping[str, Method] = M
 def failed_section(failed: list[dict[str, Any]], methods: Mapping[str, Method] = METHODS) -> str:
     """A sentence for each configuration that could not be measured."""
     return "".join(
-        f"\n**{methods[one['method']].title}, seed {one['seed']}, at {one['strength']:g} could not be measured**: "
+        f"\n**{Configuration.of(one).named(methods[one['method']].title)} could not be measured**: "
         f"{plain(' '.join(map(without_folders, one['why'].split(' '))))}\n"
         for one in failed
     )
