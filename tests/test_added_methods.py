@@ -136,6 +136,7 @@ def test_an_added_function_works_on_while_the_model_answers(tmp_path: Path) -> N
         ("x=nosuchfolder", "nosuchfolder holds no adapter as peft saves it .there is no adapter_config.json in it."),
         ("x=nosuch.module:function", "nosuch.module cannot be imported .No module named 'nosuch'"),
         ("x=mine:nosuch", "mine has no function nosuch"),
+        ("x=sys:exit", "--add x=sys:exit: sys is no file, so its versions cannot be told apart"),
         ("x=rude:number", "rude has no function number"),
         ("x=fails:function", "fails fails while it is imported .division by zero"),
     ],

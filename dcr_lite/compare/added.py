@@ -117,7 +117,10 @@ def _function(word: str, what: str) -> Found:
     function = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"--add {word}: {module_name} has no function {name}")
-    source = inspect.getsourcefile(module)
+    try:
+        source = inspect.getsourcefile(module)
+    except TypeError:  # a part of Python itself, or a folder
+        raise UserError(f"--add {word}: {module_name} is no file, so its versions cannot be told apart") from None
     digest = hashlib.sha256(f"{what} {sha256_of(Path(source)) if source else ''}".encode()).hexdigest()
     return digest, partial(_with_function, word, function), False
 
