@@ -185,17 +185,20 @@ def reachable(answers: list[list[Measured]]) -> dict[str, Any]:
 
 def gain(stock: list[Measured], found: list[list[Measured]], label: str) -> dict[str, Any]:
     """How much more a model refuses of the prompts of a label than the stock model, as the mean over sets and seeds:
-    {mean, ci95}. stock, found: answers to the same prompts in the same order, of each seed."""
+    {mean, ci95}, no interval where a set has a single prompt. stock, found: answers to the same prompts in the same
+    order, of each seed."""
     usual = np.array([row["refused"] for row in stock], float)
     moved = np.array([[row["refused"] for row in answers] for answers in found]) - usual  # seeds prompts
     sets = [(row["label"] == label and row["source"]) or None for row in stock]
     places = [[i for i, name in enumerate(sets) if name == one] for one in sorted({name for name in sets if name})]
     seeds = np.mean([moved[:, own].mean(1) for own in places], 0)
-    variances = [moved.mean(0)[own].var(ddof=1) / len(own) for own in places if len(own) > 1]
+    mean = float(seeds.mean())
+    if min(map(len, places)) < 2:
+        return {"mean": mean, "ci95": None}
+    variances = [moved.mean(0)[own].var(ddof=1) / len(own) for own in places]
     over_prompts = NormalDist().inv_cdf(0.975) * sum(variances) ** 0.5 / len(places)
     low, high = mean_and_interval(seeds.tolist())["ci95"] or (0.0, 0.0)
     half = (over_prompts**2 + ((high - low) / 2) ** 2) ** 0.5
-    mean = float(seeds.mean())
     return {"mean": mean, "ci95": [mean - half, mean + half]}
 
 
@@ -210,16 +213,21 @@ def add_from_answers(entries: list[dict[str, Any]], runs: dict[int | None, SeedR
     for entry in entries:
         found = [answers(entry, seed) for seed in entry["seeds"]]
         safety, refused = (gain(stock, found, label) for label in ("toxic", "seemingly_toxic"))
-        low, high = refused["ci95"]
+        answered = [0 - end for end in reversed(refused["ci95"])] if refused["ci95"] else None
         entry["reachable"] = reachable(found)
-        entry["gains"] = {"compliance": {"mean": 0 - refused["mean"], "ci95": [0 - high, 0 - low]}, "safety": safety}
+        entry["gains"] = {"compliance": {"mean": 0 - refused["mean"], "ci95": answered}, "safety": safety}
 
 
 def page(methods: dict[str, Method], entries: list[dict[str, Any]]) -> str:
     """The tables, a line for each method and strength."""
     titles = [methods[e["method"]].title + ("" if e["method"] == STOCK else f", {e['strength']:g}") for e in entries]
+
+    def shown(value: dict[str, Any]) -> str:
+        ends = " ({:+.2f} to {:+.2f})".format(*value["ci95"]) if value["ci95"] else ""
+        return f"{value['mean']:+.2f}{ends}"
+
     gains = [
-        [title, *(f"{g['mean']:+.2f} ({g['ci95'][0]:+.2f} to {g['ci95'][1]:+.2f})" for g in e["gains"].values())]
+        [title, *map(shown, e["gains"].values())]
         for title, e in zip(titles, entries, strict=True)
         if e["method"] != STOCK
     ]

@@ -101,6 +101,24 @@ def test_prompts_are_drawn_within_sets_and_in_pairs(monkeypatch: pytest.MonkeyPa
     assert np.ptp(found) < 0.8 * np.ptp(alone)
 
 
+def test_a_single_prompt_has_no_interval() -> None:
+    """Drawn again it is the same, so that a set of one prompt would make every difference look certain. Of an answer
+    without a verdict nothing is known either; plain prompts are in none of the numbers."""
+    ours, theirs = answered(0, OURS), answered(1, THEIRS)
+    alone = [i for i, row in enumerate(ours) if row["source"] == "c"][1:]
+    single, others = ([row for i, row in enumerate(rows) if i not in alone] for rows in (ours, theirs))
+    assert paired.paired_intervals(single, others) == {}
+    undecided = [row | {"refused": None} if i in alone else row for i, row in enumerate(theirs)]
+    assert paired.paired_intervals(ours, undecided) == {}
+    plain = [i for i, row in enumerate(ours) if row["label"] == "plain"][1:]
+    some = ([row for i, row in enumerate(rows) if i not in plain] for rows in (ours, theirs))
+    assert paired.paired_intervals(*some).keys() == set(PAIRED)
+    by_method = {"dcr": single, "scans": others}
+    found = differences(ONE_SEED, lambda one: by_method[one["method"]])
+    assert all(value["ci95"] is None for value in found["scans"].values())
+    assert "**" not in differences_table(found)
+
+
 def test_a_resample_weighs_the_sets_and_answers_of_the_tables() -> None:
     """Where each prompt is drawn once, its numbers are those of the tables; of answers without a verdict too, which
     count for AUROC alone."""

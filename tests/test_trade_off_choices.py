@@ -33,7 +33,8 @@ def test_intervals_are_over_seeds_and_prompts() -> None:
 
 
 def test_gains_are_prompt_by_prompt() -> None:
-    """Two sets weigh alike whatever their size; prompts that all move leave no doubt, seeds that differ leave some."""
+    """Two sets weigh alike whatever their size; prompts that all move leave no doubt, seeds that differ leave some. A
+    set of a single prompt leaves no interval: how far prompts differ is not known."""
 
     def answers(*refused: bool) -> list[dict[str, Any]]:
         sources = ["large"] * 4 + ["small"] * 2 + ["other"]
@@ -44,7 +45,7 @@ def test_gains_are_prompt_by_prompt() -> None:
     all_refused = answers(True, True, True, True, True, True, True)
     half = answers(True, True, False, False, False, False, True)
     assert trade_off.gain(stock, [all_refused], "toxic") == {"mean": 1.0, "ci95": [1.0, 1.0]}
-    assert trade_off.gain(stock, [all_refused], "seemingly_toxic")["mean"] == 0.0
+    assert trade_off.gain(stock, [all_refused], "seemingly_toxic") == {"mean": 0.0, "ci95": None}
     found = trade_off.gain(stock, [half], "toxic")
     assert found["mean"] == pytest.approx(0.25)  # of a half of the large set and nothing of the small one
     over_prompts = 1.96 * (1 / 3 / 4) ** 0.5 / 2  # the variance of two of four, over four prompts, of two sets

@@ -1,6 +1,7 @@
 """How far apart two models are on the same prompts: intervals over prompts of the differences between their numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,19 @@ Row = Mapping[str, Any]  # of an answer; ``refused`` is None where the judge gav
 def paired_intervals(ours: Sequence[Row], theirs: Sequence[Row]) -> dict[str, list[float]]:
     """95 % percentile bootstrap intervals over prompts of ours minus theirs: {compliance, safety, j, auroc}, each as
     ``summary.numbers_of`` has it. Both answer the same prompts in the same order, which are drawn anew within each set
-    and label, the same for both. Resamples in which a number is undefined are left out."""
+    and label, the same for both. Resamples in which a number is undefined are left out. Empty where a toxic or
+    seemingly toxic set has a single prompt with a verdict, which says nothing of how far prompts differ."""
+    if 1 in (*_sizes(ours), *_sizes(theirs)):
+        return {}
     drawn = resamples([(row["label"], row["source"]) for row in ours])
     mine, others = (_numbers(rows, drawn) for rows in (ours, theirs))
     return {key: percentile_interval(mine[key] - others[key]) for key in mine}
+
+
+def _sizes(rows: Sequence[Row]) -> Iterable[int]:
+    """How many prompts with a verdict each toxic and seemingly toxic set has."""
+    judged = [row for row in rows if row["label"] in LABELS[:2] and row["refused"] is not None]
+    return Counter((row["label"], row["source"]) for row in judged).values()
 
 
 def _numbers(rows: Sequence[Row], drawn: Floats) -> dict[str, Floats]:
