@@ -43,8 +43,7 @@ def exists(path: str | Path) -> bool:
 def require_disk(folder: Path, needed: int) -> None:
     """Raises UserError where fewer than ``needed`` bytes are free in ``folder``, which may not exist yet."""
     existing = next(p for p in (folder, *folder.resolve().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
+    if (free := shutil.disk_usage(existing).free) < needed:
         raise UserError(f"{existing}: {free / 1e6:,.0f} MB free and {needed / 1e6:,.0f} MB needed. Free some disk.")
 
 
@@ -134,11 +133,12 @@ def remove_partials(folder: Path) -> None:
 
 def _as_os_error(error: BaseException, path: Path) -> OSError | None:
     """The error as an OSError that names ``path``; None for one of another kind. safetensors and tokenizers, whose
-    writers are Rust, raise errors of their own with the system's number in the text."""
+    writers are Rust, and shutil.copytree raise errors of their own with the system's number in the text."""
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, OSError) and error.filename and PARTIAL not in os.fsdecode(error.filename):
         return error  # it read another file
-    if isinstance(error, Exception) and (found := re.search(r"\(os error (\d+)\)", str(error))):
+    words = r"\[Errno (\d+)\]" if isinstance(error, shutil.Error) else r"\(os error (\d+)\)"
+    if isinstance(error, Exception) and (found := re.search(words, str(error))):
         number = int(found[1])
     if isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", str(error)):
         number = errno.ENOSPC  # numpy's words for a write that was cut short

@@ -1,12 +1,14 @@
 """Files are written whole or not at all, and read back; the cache folder and the free disk space."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from dcr_lite.errors import UserError
+from dcr_lite.errors import UserError, sentence
 from dcr_lite.files import (
     cache_folder,
     load_jsonl,
@@ -85,6 +87,22 @@ def test_a_folder_is_whole_or_as_it_was(tmp_path: Path) -> None:
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == ["adapter", "adapter/old"]
     write_whole_folder(folder, lambda new: (new / "new").touch())
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == ["adapter", "adapter/new"]
+
+
+def test_a_copy_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the disk is full, copying a folder into a new one is an error that names the new one, which is gone."""
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "weights").touch()
+
+    def full(*given: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "weights")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_whole_folder(tmp_path / "to", lambda new: shutil.copytree(tmp_path / "from", new / "own"))
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "to"))
+    assert sentence(caught.value, "again") == f"{tmp_path / 'to'}: No space left on device. Free some disk, then again."
+    assert [path.name for path in tmp_path.iterdir()] == ["from"]
 
 
 @pytest.mark.parametrize("left", [{"adapter", ".partial"}, {".old.partial", ".partial"}, {"adapter", ".old.partial"}])

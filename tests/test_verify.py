@@ -1,8 +1,10 @@
 """Claims about ``dcr-lite verify``: what is changed in a submission is found, and a rerun gives the same numbers."""
 
 import copy
+import errno
 import json
 import math
+import os
 import re
 import shutil
 import sys
@@ -514,6 +516,25 @@ def test_what_does_not_apply_stands_behind_all_others_on_the_leaderboard(submiss
     lines = [line.split(" | ")[1] for line in leaderboard.page([unfit]).splitlines() if line.startswith("| 1 |")]
     assert lines[-1] == f"{submission['methods'][1]['title']} (does not apply)"
     assert not any("does not apply" in title for title in lines[:-1])
+
+
+def test_a_rerun_without_room_leaves_nothing(
+    contracted: Contracted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the adapters cannot be copied, the error is that of the disk, with the rerun's folder in it; another one
+    can begin."""
+
+    def full(*given: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "weights")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rerun.shutil, "copyfile", full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            rerun._begin(tmp_path / "out", contracted.out, 0, [1], ["steered"])
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "out"))
+        assert list(tmp_path.iterdir()) == []
+    rerun._begin(tmp_path / "out", contracted.out, 0, [1], ["steered"])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"stock", "seed0", "seed1", "rerun.json"}
 
 
 def test_a_rerun_has_a_folder_of_its_own(contracted: Contracted) -> None:

@@ -33,7 +33,7 @@ from dcr_lite.compare.submission import Entry, Judged, Point, Submission, settin
 from dcr_lite.compare.summary import Result, applies
 from dcr_lite.compare.verification import place_of
 from dcr_lite.errors import MethodError, UserError
-from dcr_lite.files import PARTIAL, read_state, write_state
+from dcr_lite.files import read_state, write_state, write_whole_folder
 from dcr_lite.judges.judging import judge_rows
 from dcr_lite.judges.opening import open_judges
 from dcr_lite.judges.rates import exchanges
@@ -181,14 +181,13 @@ def _begin(out: Path, compared: Path | None, first: int, seeds: Sequence[int], m
                 f"{out} was begun by another rerun, so its adapters and measurements may be of that one. {cure}"
             )
         return
-    partial = out.with_name(out.name + PARTIAL)  # a copy that was stopped is begun anew
-    shutil.rmtree(partial, ignore_errors=True)
-    if compared:
-        _copy(compared, partial, first, seeds, methods)
-    write_state(begun, partial / BEGUN)
-    if out.exists():
-        out.rmdir()
-    partial.replace(out)
+
+    def write(folder: Path) -> None:
+        if compared:
+            _copy(compared, folder, first, seeds, methods)
+        write_state(begun, folder / BEGUN)
+
+    write_whole_folder(out, write)
 
 
 def _copy(compared: Path, to: Path, first: int, seeds: Sequence[int], methods: Sequence[str]) -> None:
@@ -201,7 +200,8 @@ def _copy(compared: Path, to: Path, first: int, seeds: Sequence[int], methods: S
     # In this machine's numbers: others are a note.
     left = shutil.ignore_patterns(*(f"measured_{method}_*" for method in methods), f"{NUMBERS}.json")
     for name in folders:
-        shutil.copytree(compared / name, to / name, ignore=left)
+        # Contents alone: of a comparison that may not be written to, files that may.
+        shutil.copytree(compared / name, to / name, ignore=left, copy_function=shutil.copyfile)
     if first not in seeds:
         (to / f"seed{first}").mkdir()
         for name in ("settings.json", FOUND_FILE):
