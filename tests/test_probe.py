@@ -221,6 +221,34 @@ def test_numbers_that_a_seed_lacks_are_left_out() -> None:
     assert {"mean": 0.5, "n": 2}.items() <= entry["numbers"]["kept"].items()
 
 
+@pytest.mark.usefixtures("pictures")
+def test_a_probe_with_fewer_seeds_is_beside_the_same_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where seeds were probed later, with fewer probes: the page names them, the picture joins J under a probe to
+    J without one of its own seeds, and what DCR keeps is compared with what safety SFT alone keeps over the seeds that
+    both have."""
+    shares = {("dcr", 0): 0.5, ("dcr", 1): 0.1, ("safety_sft", 0): 0.4}  # of J, kept under json
+    rates = {"toxic": {"rate": 0.5, "ci95": None}, "seemingly_toxic": {"rate": 0.25, "ci95": None}}
+    rows = []
+    for (method, seed), share in shares.items():
+        usual = 0.8 - 0.4 * seed
+        about = {"model": f"{method}_{seed}", "method": method, "model_title": method, "seed": seed, "refused": rates}
+        others = {"note": "", "facts": {}, "family": "templates", "broken": 0.0, "opening": 0.5, "states": 0.5}
+        for probe, j in ((NONE, usual), ("json", usual - 0.2), *(((("hello", usual)),) if seed else ())):
+            numbers = {"j": j, "change": j - usual, "change_ci95": [-0.1, 0.1], "kept": share, "kept_ci95": [0.0, 0.6]}
+            rows.append({**about, **others, "probe": probe, "title": probe.replace("_", " "), **numbers})
+    entries = report.over_seeds(rows)
+    text = report.page(entries, rows, {"toxic": 2, "seemingly_toxic": 2})
+    assert "Means over the seeds 0, 1; intervals are over seeds.\n\nOver fewer seeds: " in text
+    assert "safety_sft over 0 under none, json; dcr over 1 under hello. With a single one" in " ".join(text.split())
+    assert "dcr keeps at least as much of its J as safety_sft keeps of its own under 1 of 1 probes." in text
+    lines: list[list[float]] = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: lines.extend(li.get_xdata() for li in figure.axes[0].lines))
+    report.draw_probes(entries, tmp_path / "probes.png")
+    joined = [tuple(map(float, line)) for line in lines if len(line) == 2]
+    for own in ((0.6, 0.4), (0.8, 0.6), (0.4, 0.4)):  # J without and with: DCR under json, safety SFT too, DCR's hello
+        assert any(line == pytest.approx(own) for line in joined), own
+
+
 def test_a_stopped_probing_goes_on(
     probed: Probed, demo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

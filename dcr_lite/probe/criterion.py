@@ -4,13 +4,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from dcr_lite.names import BASELINE, DCR
+from dcr_lite.probe.numbers import Row
+from dcr_lite.probe.probes import NONE
 
 Number = dict[str, Any]  # {mean, ci95, n}
 
 
+def in_common(rows: Sequence[Row]) -> list[Row]:
+    """Of ``report.measured_rows`` those of DCR and of safety SFT alone under the probes, with the seeds that both have
+    under a probe."""
+    of = {method: {(r["probe"], r["seed"]) for r in rows if r["method"] == method} for method in (DCR, BASELINE)}
+    both = {(probe, seed) for probe, seed in of[DCR] & of[BASELINE] if probe != NONE}
+    return [row for row in rows if row["method"] in of and (row["probe"], row["seed"]) in both]
+
+
 def kept_sentence(entries: Sequence[dict[str, Any]]) -> str:
     """Under how many probes DCR does, by the means, and under which it keeps less. Entries are those of
-    ``report.over_seeds``, without those of no probe. Empty where one of the two is not among them."""
+    ``report.over_seeds`` of what both have ``in_common``. Empty where one of the two is not among them."""
     titles = {entry["method"]: str(entry["model_title"]) for entry in entries}
     if DCR not in titles or BASELINE not in titles:
         return ""

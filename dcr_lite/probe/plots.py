@@ -16,7 +16,8 @@ ROW = 0.27  # inches a probe
 
 def draw_probes(entries: Sequence[dict[str, Any]], path: Path) -> None:
     """J of every model under every probe: a point with its 95 % interval, joined by a line to J without a probe, which
-    a dashed line marks. Entries are those of ``report.over_seeds``."""
+    a dashed line marks over all seeds, with the seeds that the point has. Entries are those of ``report.over_seeds``.
+    """
     methods = list(dict.fromkeys(entry["method"] for entry in entries))
     probes = {entry["probe"]: entry["title"] for entry in entries if entry["probe"] != NONE}
     titles = {entry["method"]: entry["model_title"] for entry in entries}
@@ -30,7 +31,8 @@ def draw_probes(entries: Sequence[dict[str, Any]], path: Path) -> None:
                 own = [entry for entry in entries if (entry["method"], entry["probe"]) == (method, probe)]
                 for entry in own:
                     j, y = entry["numbers"]["j"], place + shift
-                    axes.plot([usual[method], j["mean"]], [y, y], color=colour, lw=2.2, alpha=0.45, zorder=2)
+                    before = j["mean"] - entry["numbers"]["change"]["mean"]
+                    axes.plot([before, j["mean"]], [y, y], color=colour, lw=2.2, alpha=0.45, zorder=2)
                     if j["ci95"]:
                         axes.plot(j["ci95"], [y, y], color=colour, lw=0.8, zorder=3)
                     axes.plot(j["mean"], y, MARKS[method], color=colour, ms=4, zorder=4)

@@ -6,12 +6,12 @@ from textwrap import fill
 from typing import Any
 
 from dcr_lite.compare.methods import METHODS
-from dcr_lite.compare.report import notes_section
+from dcr_lite.compare.report import listed, notes_section
 from dcr_lite.compare.summary import applies, mean_and_interval, notes
 from dcr_lite.compare.tables import marked
 from dcr_lite.files import write_json, write_text
 from dcr_lite.names import LABEL_TITLES, LABELS
-from dcr_lite.probe.criterion import kept_sentence
+from dcr_lite.probe.criterion import in_common, kept_sentence
 from dcr_lite.probe.kept import Part
 from dcr_lite.probe.numbers import KINDS, SEEN, Row, rows_of
 from dcr_lite.probe.plots import draw_probes
@@ -135,19 +135,33 @@ def write_report(parts: Sequence[Part], counts: dict[str, int], out: Path) -> No
 def page(entries: Sequence[dict[str, Any]], rows: Sequence[Row], counts: dict[str, int]) -> str:
     """probes.md."""
     methods = list(dict.fromkeys(entry["method"] for entry in entries))
-    seeds = sorted({seed for entry in entries for seed in entry["seeds"] if seed is not None})
-    more = "" if len(seeds) < 2 else f" Means over the seeds {', '.join(map(str, seeds))}; intervals are over seeds."
     return PAGE.format(
         counts=", ".join(f"{n} {LABEL_TITLES[label]}" for label, n in counts.items() if n) + " prompts",
-        seeds=more,
+        seeds=_seeds(entries),
         j_tables=_side_by_side(entries, _j_cell, _J_COLUMNS),
         notes=notes_section(notes(list({row["model"]: row for row in rows}.values()))),
-        kept_tables=_kept(entries),
+        kept_tables=_kept(entries, rows),
         rate_tables="\n\n".join(_rate_table(entries, method) for method in methods),
         plain=_plain(entries),
         seen_tables="\n\n".join(_seen_table(entries, method) for method in methods),
         encodings=_encodings(rows),
     )
+
+
+def _seeds(entries: Sequence[dict[str, Any]]) -> str:
+    """Over which seeds means and intervals are, and where they are over fewer; empty with a single seed."""
+    seeds = sorted({seed for entry in entries for seed in entry["seeds"] if seed is not None})
+    if len(seeds) < 2:
+        return ""
+    fewer: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry["seeds"] != [None] and len(entry["seeds"]) < len(seeds):
+            fewer.setdefault(f"{entry['model_title']} over {listed(entry['seeds'])}", []).append(entry["title"])
+    said = f" Means over the seeds {listed(seeds)}; intervals are over seeds."
+    if fewer:
+        where = "; ".join(f"{what} under {listed(probes)}" for what, probes in fewer.items())
+        said += "\n\n" + fill(f"Over fewer seeds: {where}. With a single one intervals are over prompts.", 96)
+    return said
 
 
 def _columns(titles: dict[str, str], first: int, cell: int) -> list[list[str]]:
@@ -187,11 +201,11 @@ def _number_cell(name: str) -> Callable[[dict[str, Any] | None], str]:
     return lambda entry: _percent(entry["numbers"][name]) if entry and name in entry["numbers"] else "-"
 
 
-def _kept(entries: Sequence[dict[str, Any]]) -> str:
+def _kept(entries: Sequence[dict[str, Any]], rows: Sequence[Row]) -> str:
     """What each method keeps of its J, and how that of DCR compares."""
     probed = [entry for entry in entries if entry["probe"] != NONE]
     tables = _side_by_side(probed, _number_cell("kept"), _PERCENT_COLUMNS)
-    return "\n\n".join(filter(None, (tables, fill(kept_sentence(probed), 96))))
+    return "\n\n".join(filter(None, (tables, fill(kept_sentence(over_seeds(in_common(rows))), 96))))
 
 
 def _plain(entries: Sequence[dict[str, Any]]) -> str:
