@@ -28,14 +28,15 @@ import tyro
 
 from dcr_lite.compare import directions, operations
 from dcr_lite.compare.command import measured
-from dcr_lite.compare.measurement import Configuration, EvaluationData, answers_file
+from dcr_lite.compare.judged import stored_answers
+from dcr_lite.compare.measurement import EvaluationData
 from dcr_lite.compare.methods import METHODS, Method, fitted_steering
 from dcr_lite.compare.plots import draw_trade_off
 from dcr_lite.compare.seed_run import Cost, SeedRun
 from dcr_lite.compare.summary import Result, frontier, mean_and_interval, over_seeds
 from dcr_lite.compare.tables import methods_table
 from dcr_lite.files import write_json, write_text
-from dcr_lite.measure.answers import Measured, read_answers
+from dcr_lite.measure.answers import Measured
 from dcr_lite.measure.metrics import answered_at, with_interval
 from dcr_lite.model import adapters
 from dcr_lite.names import DCR, STOCK
@@ -206,8 +207,7 @@ def add_from_answers(entries: list[dict[str, Any]], runs: dict[int | None, SeedR
     """Give each entry its "gains" over the stock model, compliance and safety, and what is "reachable"."""
 
     def answers(entry: dict[str, Any], seed: int | None) -> list[Measured]:
-        one = Configuration(entry["method"], entry["strength"], seed)
-        return read_answers(answers_file(runs[seed], one, data))
+        return stored_answers(runs, data, {**entry, "seed": seed})
 
     stock = answers(next(entry for entry in entries if entry["method"] == STOCK), None)
     for entry in entries:

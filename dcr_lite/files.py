@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PARTIAL = ".partial"  # ends the name of what is being written: never read, and removed by whoever goes on
-
+LINE_CURE = "Restore the file from a copy, or remove that line."
 SHIPPED = Path(str(files("dcr_lite") / "data" / "shipped"))
 
 
@@ -174,16 +174,16 @@ def load_json(path: Path) -> Any:
         raise ValueError(f"{path} is nested too deeply") from None
 
 
-def load_jsonl(path: Path) -> list[dict[str, Any]]:
+def load_jsonl(path: Path, cure: str = LINE_CURE) -> list[dict[str, Any]]:
     """The objects that ``write_jsonl`` wrote. An unfinished last line, which a killed process can leave, is dropped.
-    Raises UserError for any other line that is damaged."""
+    Raises UserError, which ends with ``cure``, for any other line that is damaged."""
     rows = []
     # Not splitlines(): it also cuts at the line separators of Unicode, which answers may hold.
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             rows.append(dict(json.loads(line)))
         except (ValueError, TypeError, RecursionError):
-            raise damaged_line(path, number) from None
+            raise damaged_line(path, number, cure) from None
     return rows
 
 
@@ -290,9 +290,9 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def damaged_line(path: Path, number: int) -> UserError:
+def damaged_line(path: Path, number: int, cure: str = LINE_CURE) -> UserError:
     """The error for a line of JSON Lines that is not what was written."""
-    return UserError(f"{path}, line {number} is damaged. Restore the file from a copy, or remove that line.")
+    return UserError(f"{path}, line {number} is damaged. {cure}")
 
 
 def damaged(path: Path, cure: str) -> UserError:

@@ -20,7 +20,7 @@ from dcr_lite.compare.summary import SET, numbers_of
 from dcr_lite.errors import UserError
 from dcr_lite.judges.interface import Exchange
 from dcr_lite.judges.opening import CueJudge
-from dcr_lite.measure.answers import discernment_intervals, method_result, write_answers
+from dcr_lite.measure.answers import discernment_intervals, method_result, prompts_asked, write_answers
 from dcr_lite.measure.kinds import kind_of
 from dcr_lite.names import LABELS
 from dcr_lite.run import terminal
@@ -62,7 +62,7 @@ def answered(method: str, seed: int | None) -> list[dict[str, Any]]:
 def ground(tmp_path: Path) -> tuple[dict[int | None, Any], list[dict[str, Any]], EvaluationData, Settings]:
     """The runs, results and answers of a finished comparison of three methods and two seeds."""
     settings = replace(recipe_module().SETTINGS, device="cpu", refusals=4, baseline_refusals=6, augmentations=3)
-    data = EvaluationData([], [], [])
+    data = EvaluationData(prompts_asked(answered("base", None)), [], [])
     runs: dict[int | None, Any] = {
         seed: SimpleNamespace(run=SimpleNamespace(path=tmp_path / str(seed)), settings=settings)
         for seed in (None, *SEEDS)
@@ -151,8 +151,8 @@ def test_tables_are_by_the_first_judge_and_the_page_says_what_the_others_find(
 
 def test_the_differences_of_one_seed_are_by_the_first_judge(ground: Any, tmp_path: Path) -> None:
     """Their intervals over prompts too: by the strict judge DCR refuses every toxic prompt, whichever are drawn, where
-    the stock model refuses none; by cues half of them. The page says over what they are. Answers that are gone are a
-    sentence."""
+    the stock model refuses none; by cues half of them. The page says over what they are. Answers that are gone, or
+    of which a line is, are a sentence: those of another model would be paired with other prompts."""
     runs, results, data, settings = ground
     one_seed = [result for result in results if result["seed"] in (None, 0)]
     more = {"prompts": {"files": ["a.jsonl"], "benchmarks": [], "rows": None, "n": 12}, "seconds": 60.0, "failed": []}
@@ -168,6 +168,12 @@ def test_the_differences_of_one_seed_are_by_the_first_judge(ground: Any, tmp_pat
     assert "With a single seed it is over prompts" in page
     assert "excludes zero:" not in page
     path = answers_file(runs[0], Configuration("dcr", METHODS["dcr"].strengths(settings)[0], 0), data)
+    kept = answered("dcr", 0)
+    system = {"before": [{"role": "system", "content": "x"}]}
+    for rows in (kept[1:], kept[1:] + kept[:1], [kept[0] | system, *kept[1:]]):
+        write_answers(rows, path)
+        with pytest.raises(UserError, match="holds answers to other prompts, or not to all of them"):
+            comparison_report("tiny", settings, first, (), answers=partial(stored_answers, runs, data))
     path.unlink()
     with pytest.raises(UserError, match="was moved or removed"):
         comparison_report("tiny", settings, first, (), answers=partial(stored_answers, runs, data))

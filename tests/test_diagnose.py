@@ -248,6 +248,28 @@ def test_damaged_metrics_are_named_before_any_work(
     assert not list((run / "diagnosis").glob("*.json"))
 
 
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda lines: lines[1:], "holds answers to other prompts, or not to all of them"),
+        (lambda lines: [lines[1], lines[0], *lines[2:]], "holds answers to other prompts, or not to all of them"),
+        (lambda lines: [lines[0][:9] + "\n", *lines[1:]], "line 1 is damaged"),
+    ],
+    ids=["a line is gone", "another order", "not JSON"],
+)
+def test_damaged_answers_are_named_before_any_work(
+    demo_run: Path, tmp_path: Path, damage: Callable[[list[str]], list[str]], says: str
+) -> None:
+    """Those of two models are paired, so both files have to hold one to each prompt, in order."""
+    run = Path(shutil.copytree(demo_run, tmp_path / "run"))
+    answers = run / "answers" / "dcr.jsonl"
+    lines = answers.read_text(encoding="utf-8").splitlines(keepends=True)
+    answers.write_text("".join(damage(lines)), encoding="utf-8")
+    with pytest.raises(UserError, match=rf"dcr\.jsonl.* {says}.* Restore the run folder, or choose another run\.$"):
+        command.diagnose(run, 2, 2)
+    assert not list((run / "diagnosis").glob("*.json"))
+
+
 def test_the_command_shows_the_diagnosis(
     diagnosed: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

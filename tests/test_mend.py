@@ -13,7 +13,7 @@ import pytest
 import torch
 from command_line import dcr_lite
 from recipe_runs import small_settings
-from small_runs import Outcome, flags
+from small_runs import Outcome, flags, write_rows
 from torch import Tensor
 
 from dcr_lite.data.benchmarks import BENCHMARKS
@@ -697,7 +697,7 @@ def test_the_dial_of_a_mended_run_turns(made: tuple[Path, list[Outcome]], tmp_pa
     assert "It was turned after the evaluation" in (run / "report.md").read_text(encoding="utf-8")
 
 
-def test_what_a_run_has_found_is_read_back(made: tuple[Path, list[Outcome]]) -> None:
+def test_what_a_run_has_found_is_read_back(made: tuple[Path, list[Outcome]], tmp_path: Path) -> None:
     """The check, the outcome and the answers, as they stand in its files; a damaged one is an error that names it. What
     is next the terminal says too: how to open the model and, unless the old one stays the default, how to run it."""
     run, (_, whole) = made
@@ -724,6 +724,10 @@ def test_what_a_run_has_found_is_read_back(made: tuple[Path, list[Outcome]]) -> 
     assert read_check(run / "none") is None
     with pytest.raises(UserError, match=r"mend\.json is missing or damaged"):
         read_outcome(run / "none")
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    write_rows(copied / "mend" / "before.jsonl", lines_of(copied / "mend" / "before.jsonl")[1:])
+    with pytest.raises(UserError, match=r"before\.jsonl holds answers to other prompts, or not to all of them"):
+        read_outcome(copied)
 
 
 def test_a_mended_model_is_built_upon_by_its_merged_weights(

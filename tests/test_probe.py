@@ -306,6 +306,27 @@ def test_other_inputs_and_other_models_are_errors(
     assert probe_run(out.parent, Probing((NONE,), rows=2, answer_tokens=1, out=tmp_path / "other"), "cpu").exists()
 
 
+@pytest.mark.parametrize("damage", ["a line is gone", "a field is gone", "not JSON", "gone"])
+def test_damaged_answers_are_given_again(probed: Probed, demo_run: Path, tmp_path: Path, damage: str) -> None:
+    """What an encoding left unread is told by those without a probe, by their numbers: they have to be the ones whose
+    verdicts are kept. The error says what to delete."""
+    source = subjects.RunSource(demo_run, "cpu")
+    kept, dcr = Kept.__new__(Kept), source.subjects[-1]
+    kept.folder = Path(shutil.copytree(probed[0], tmp_path / "probes"))
+    path = kept.answers_file(dcr, PROBES[NONE])
+    rows = load_jsonl(path)
+    assert kept.answers(dcr, PROBES[NONE]) == rows
+    if damage == "gone":
+        path.unlink()
+    elif damage == "not JSON":
+        path.write_text("{\n", encoding="utf-8")
+    else:
+        changed = rows[1:] if damage == "a line is gone" else [rows[0], {**rows[1], "number": None}, *rows[2:]]
+        write_rows(path, [{name: value for name, value in row.items() if value is not None} for row in changed])
+    with pytest.raises(UserError, match=r"none\.jsonl.* damaged\. Delete .*none\.json to have them given again\.$"):
+        kept.answers(dcr, PROBES[NONE])
+
+
 def test_probes_of_merged_weights_are_left_out_in_4_bits(
     demo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -266,13 +266,13 @@ def test_answers_survive_the_line_separators_of_unicode(tmp_path: Path) -> None:
 
 
 def test_a_kind_that_cannot_be_is_damage(tmp_path: Path) -> None:
-    """One that contradicts its verdict, or is none."""
+    """One that contradicts its verdict, or is none. The line is not to be removed, since answers are paired."""
     path = tmp_path / "answers.jsonl"
     said = {"source": "set", "label": "plain", "prompt": "Who?", "response": "I can't help.", "refused": True}
     said["refusal_log_odds"] = 0.5
     for kind in ("answer", "sermon", None, ["refusal"]):
         write_answers([said | {"kind": kind}], path)
-        with pytest.raises(UserError, match=r"answers\.jsonl, line 1"):
+        with pytest.raises(UserError, match=r"answers\.jsonl, line 1 is damaged\. Restore the file from a copy\.$"):
             read_answers(path)
 
 

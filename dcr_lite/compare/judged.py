@@ -5,7 +5,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from dcr_lite.compare.measurement import Configuration, EvaluationData, answers_file, at_usual_strength
+from dcr_lite.compare.measurement import Configuration, EvaluationData, answers_file, at_usual_strength, read_stored
 from dcr_lite.compare.methods import METHODS, Method
 from dcr_lite.compare.seed_run import SeedRun
 from dcr_lite.compare.summary import Answers, Result, numbers_of, over_seeds, set_counts
@@ -16,7 +16,7 @@ from dcr_lite.judges.agreement import agreement_words, agreements, with_verdicts
 from dcr_lite.judges.interface import Judge, short, verdict
 from dcr_lite.judges.judging import judge_rows
 from dcr_lite.judges.rates import exchanges, rates_by_judge
-from dcr_lite.measure.answers import Measured, read_answers
+from dcr_lite.measure.answers import Measured
 from dcr_lite.names import LABEL_TITLES, LABELS
 from dcr_lite.run.report import markdown_table, plain
 from dcr_lite.run.terminal import progress_bar
@@ -77,11 +77,8 @@ def judged(
 
 
 def stored_answers(runs: dict[int | None, SeedRun], data: EvaluationData, result: Result) -> list[Measured]:
-    """The answers of a result as they were measured. Raises UserError where they are gone."""
-    path = answers_file(runs[result["seed"]], Configuration.of(result), data)
-    if not path.exists():
-        raise UserError(f"{path} was moved or removed. Put it back, or compare anew with another --out.")
-    return read_answers(path)
+    """The answers of a result as they were measured. Raises UserError as ``read_stored``."""
+    return read_stored(answers_file(runs[result["seed"]], Configuration.of(result), data), data)
 
 
 def _answers_by(scores: Sequence[float], results: Sequence[Result], answers: Sequence[list[Measured]]) -> Answers:

@@ -16,7 +16,14 @@ from dcr_lite.data.benchmarks import load_benchmark
 from dcr_lite.data.rows import Choice, Conversation, Prompt, read_choices, read_conversations, read_prompts
 from dcr_lite.data.splits import sample
 from dcr_lite.errors import UserError
-from dcr_lite.measure.answers import discernment_intervals, measure, method_result, read_answers, write_answers
+from dcr_lite.measure.answers import (
+    Measured,
+    answers_to,
+    discernment_intervals,
+    measure,
+    method_result,
+    write_answers,
+)
 from dcr_lite.measure.general_ability import HELD_OUT_INSTRUCTIONS, answer_loss, multiple_choice
 from dcr_lite.measure.kept import answers_kept, distances
 from dcr_lite.names import LABEL_TITLES, LABELS, STOCK
@@ -136,7 +143,8 @@ def measure_configuration(
     """Train or fit the method and measure its model; ``finished_result`` gives the result. stock: the file of the stock
     model's answers, which are there once it was measured itself."""
     part = _part(configuration, data)
-    reference = seed_run.stock_answers(stock) if configuration.method != STOCK else None
+    given = read_stored(stock, data) if configuration.method != STOCK else None
+    reference = seed_run.stock_answers(given) if given else None
     with method.model(seed_run, configuration.strength) as cost:
         started = time.monotonic()
         model = seed_run.model
@@ -157,7 +165,7 @@ def measure_configuration(
     result = method_result(answers)
     numbers, intervals = numbers_of(result, discernment_intervals(answers)["auroc_ci95"])
     spent = {"minutes": cost.seconds / 60, "peak_memory_gb": cost.peak_memory_bytes / 1e9}
-    kept = answers_kept(found, read_answers(stock), answers) if reference else {}
+    kept = answers_kept(found, given, answers) if given else {}
     kept_means, kept_intervals = kept_numbers(kept)
     facts: dict[str, Any] = {
         "result": result,
@@ -177,6 +185,14 @@ def answers_file(seed_run: SeedRun, configuration: Configuration, data: Evaluati
 def answers_in(folder: Path, configuration: Configuration, data: EvaluationData) -> Path:
     """The same, in the folder of the configuration's seed."""
     return folder / "answers" / f"{_part(configuration, data)}.jsonl"
+
+
+def read_stored(path: Path, data: EvaluationData) -> list[Measured]:
+    """The answers in the file of a configuration. Raises UserError where they are gone, or not those to the prompts."""
+    cure = "Put it back, or compare anew with another --out."
+    if not path.exists():
+        raise UserError(f"{path} was moved or removed. {cure}")
+    return answers_to(data.prompts, path, cure)
 
 
 def _part(configuration: Configuration, data: EvaluationData) -> str:

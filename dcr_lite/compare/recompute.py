@@ -17,13 +17,12 @@ from dcr_lite.compare.measurement import Configuration, EvaluationData, answers_
 from dcr_lite.compare.submission import Entry, Judged, Point, Submission, judged_counts, setting_facts
 from dcr_lite.compare.summary import set_counts
 from dcr_lite.compare.verification import place_of
-from dcr_lite.data.rows import Prompt, before_field
 from dcr_lite.errors import UserError
 from dcr_lite.files import sha256_of
 from dcr_lite.judges.interface import Judge
 from dcr_lite.judges.judging import judge_rows
 from dcr_lite.judges.rates import exchanges, rates_by_judge
-from dcr_lite.measure.answers import Measured, discernment_intervals, read_answers
+from dcr_lite.measure.answers import Measured, discernment_intervals, prompts_asked, read_answers
 from dcr_lite.run.run_folder import stored_settings
 from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import Settings
@@ -48,7 +47,7 @@ def recomputed(
             if (digest := sha256_of(path)) != point["answers"]["sha256"]:
                 faults.append(differs(f"{place}, SHA-256 of the answers", point["answers"]["sha256"], digest))
             answers = read_answers(path)
-            if _asked(answers) != data.prompts:
+            if prompts_asked(answers) != data.prompts:
                 found += [*faults, Finding("differs", f"{place}: answers to other prompts than the contract's")]
                 continue
             scores = judge_rows(judges, exchanges(answers), progress=shown.advance)
@@ -85,10 +84,6 @@ def _run(folder: Path, seed: int | None) -> Path:
 def _path(folder: Path, entry: Entry, point: Point, data: EvaluationData) -> Path:
     configuration = Configuration(entry["method"], entry["strength"], point["seed"])
     return answers_in(_run(folder, point["seed"]), configuration, data)
-
-
-def _asked(answers: list[Measured]) -> list[Prompt]:
-    return [Prompt(row["prompt"], row["label"], row["source"], before_field(row, "an answer")) for row in answers]
 
 
 def _of_judges(place: str, point: Point, again: dict[str, Judged], contract: Contract) -> list[Finding]:

@@ -25,6 +25,7 @@ from dcr_lite.compare.measurement import (
     answers_file,
     finished_result,
     measure_configuration,
+    read_stored,
 )
 from dcr_lite.compare.methods import METHODS, Method
 from dcr_lite.compare.recompute import judged_again
@@ -37,7 +38,6 @@ from dcr_lite.files import read_state, write_state, write_whole_folder
 from dcr_lite.judges.judging import judge_rows
 from dcr_lite.judges.opening import open_judges
 from dcr_lite.judges.rates import exchanges
-from dcr_lite.measure.answers import read_answers
 from dcr_lite.names import STOCK
 from dcr_lite.run.machine import hardware_class, versions
 from dcr_lite.run.opening import machine
@@ -105,7 +105,7 @@ def rerun(
         except MethodError as error:
             found.append(Finding("differs", f"{place}: it cannot be measured again: {error}"))
             continue
-        rows = read_answers(answers_file(runs[asked.seed], asked, data))
+        rows = read_stored(answers_file(runs[asked.seed], asked, data), data)
         again = judged_again(judge_rows(judges, exchanges(rows)), rows, contract)
         found += _beside(place, point, again, result, contract, "adapters" if compared else "trained", bool(other))
     for run in runs.values():

@@ -17,9 +17,8 @@ from dcr_lite.compare.anchors import Anchors, Meaning, anchors_of, meaning_of
 from dcr_lite.compare.begun import as_begun, require_same
 from dcr_lite.data.rows import Conversation, read_conversations
 from dcr_lite.data.splits import evenly_drawn, safety_mixture
-from dcr_lite.errors import UserError
 from dcr_lite.files import load_tensors, save_tensors, write_state
-from dcr_lite.measure.answers import read_answers
+from dcr_lite.measure.answers import Measured
 from dcr_lite.measure.kept import StockAnswers, read_stock_answers, worth_keeping
 from dcr_lite.measure.trade_off import Goal
 from dcr_lite.method.contrastive import encode_pairs
@@ -118,13 +117,11 @@ class SeedRun:
             self.__dict__.pop(loaded, None)
         self._stock_answers = None
 
-    def stock_answers(self, file: Path) -> StockAnswers:
-        """Those of the stock model's answers in the file that methods are measured by, read once by the stock model. To
-        be called outside of a method's context, whatever adapter is active."""
-        if not file.exists():
-            raise UserError(f"{file} was moved or removed. Put it back, or compare anew with another --out.")
+    def stock_answers(self, answers: list[Measured]) -> StockAnswers:
+        """Those of the stock model's answers that methods are measured by, read once by the stock model. To be called
+        outside of a method's context, whatever adapter is active."""
         if self._stock_answers is None:
-            self._stock_answers = read_stock_answers(self.model, worth_keeping(read_answers(file), KEPT))
+            self._stock_answers = read_stock_answers(self.model, worth_keeping(answers, KEPT))
         return self._stock_answers
 
     @cached_property

@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dcr_lite.data.rows import read_prompts
 from dcr_lite.diagnose.ntk import label_similarities
 from dcr_lite.diagnose.plots import draw_by_kind, draw_layers, draw_similarities
 from dcr_lite.diagnose.refusals import changed_prompts, kinds_in, rates_by_kind
 from dcr_lite.diagnose.report import write_report
 from dcr_lite.errors import UserError
 from dcr_lite.files import OnlyOne, load_tensors, read_state, remove_partials, write_json, write_state
-from dcr_lite.measure.answers import read_answers
+from dcr_lite.measure.answers import answers_to
 from dcr_lite.method.contrastive import GEOMETRY_PAIRS, REFERENCE_PAIRS, ContrastiveConfig, encode_pairs, first_pairs
 from dcr_lite.method.layers import layer_geometries, layer_separations, suggested_layer
 from dcr_lite.model import adapters
@@ -30,6 +31,8 @@ from dcr_lite.run.plots import draw_refusal_during_sft, refusal_curves
 from dcr_lite.run.run_folder import read_settings
 from dcr_lite.run.terminal import progress_bar
 from dcr_lite.settings import Device, Settings, layers_between
+
+RESTORE_RUN = "Restore the run folder, or choose another run."
 
 
 def diagnose(folder: Path, pairs: int, projections: int, device: Device = "auto") -> dict[str, Any]:
@@ -50,7 +53,9 @@ def diagnose(folder: Path, pairs: int, projections: int, device: Device = "auto"
 def _diagnose(settings: Settings, folder: Path, out: Path, pairs: int, projections: int) -> dict[str, Any]:
     # Read first: a damaged file is known before the model is measured.
     *_, compared_with, dcr = models_of(settings.compare_with)
-    before, after = (read_answers(folder / "answers" / f"{name}.jsonl") for name in (compared_with, dcr))
+    held_out = [prompt for path in settings.evaluation for prompt in read_prompts(path)]
+    files = (folder / "answers" / f"{name}.jsonl" for name in (compared_with, dcr))
+    before, after = (answers_to(held_out, file, RESTORE_RUN) for file in files)
     kinds, curves = kinds_in(settings.evaluation), refusal_curves(folder / "metrics.jsonl")
     states = _states(settings, out, pairs, projections)
     stock = states["stock"]["separation"]
@@ -122,7 +127,7 @@ def _measure(
         for name in states:
             if name != "stock":
                 file = settings.run / name / adapters.WEIGHTS
-                weights = load_tensors(file, "Restore the run folder, or choose another run.")
+                weights = load_tensors(file, RESTORE_RUN)
                 adapters.set_adapter_weights(model, DCR, weights)
                 adapters.activate(model, DCR)
             separation = layer_separations(model, geometries, reference, development)

@@ -1,6 +1,6 @@
 """Refusal rates, discernment and answers of one model on labelled prompts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from dcr_lite.model.generation import answer
 from dcr_lite.model.loading import Model
 from dcr_lite.names import LABELS
 
+RESTORE = "Restore the file from a copy."  # without one of its lines, others would be paired with other prompts
 Measured = dict[str, Any]  # one measured prompt, with these fields and its kind, one of KINDS; of a whole answer, ended
 FIELDS = {
     "source": str, "label": str, "prompt": str, "response": str, "refused": bool, "refusal_log_odds": float,
@@ -128,16 +129,30 @@ def write_answers(measured: list[Measured], path: Path) -> str:
     return sha256_of(path)
 
 
-def read_answers(path: Path) -> list[Measured]:
-    """The answers that ``write_answers`` wrote. Raises UserError for a damaged line."""
-    rows = load_jsonl(path)
+def read_answers(path: Path, cure: str = RESTORE) -> list[Measured]:
+    """The answers that ``write_answers`` wrote. Raises UserError, which ends with ``cure``, for a damaged line."""
+    rows = load_jsonl(path, cure)
     for number, row in enumerate(rows, start=1):
         if any(not isinstance(row.get(name), kind) for name, kind in FIELDS.items()) or row["label"] not in LABELS:
-            raise damaged_line(path, number)
+            raise damaged_line(path, number, cure)
         if row.get("kind") not in KINDS or (row["kind"] in REFUSING) != row["refused"]:
-            raise damaged_line(path, number)
+            raise damaged_line(path, number, cure)
         try:
             before_field(row, "")
         except UserError:
-            raise damaged_line(path, number) from None
+            raise damaged_line(path, number, cure) from None
     return rows
+
+
+def answers_to(prompts: Sequence[Prompt], path: Path, cure: str) -> list[Measured]:
+    """``read_answers`` of a file that has to hold those to these prompts, in their order: several models' are paired.
+    Raises UserError, which ends with ``cure``, where it does not."""
+    rows = read_answers(path, cure)
+    if prompts_asked(rows) != list(prompts):
+        raise UserError(f"{path} holds answers to other prompts, or not to all of them. {cure}")
+    return rows
+
+
+def prompts_asked(rows: Sequence[Measured]) -> list[Prompt]:
+    """What answers are to."""
+    return [Prompt(row["prompt"], row["label"], row["source"], before_field(row, "an answer")) for row in rows]

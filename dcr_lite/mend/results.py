@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcr_lite.errors import UserError
 from dcr_lite.files import damaged, load_json, read_state
-from dcr_lite.measure.answers import Measured, read_answers
+from dcr_lite.measure.answers import Measured, answers_to
 from dcr_lite.mend import prompts
 from dcr_lite.mend.checks import Check
 from dcr_lite.mend.outcome import Numbers, old_stays
@@ -65,9 +64,8 @@ def read_outcome(run: Path) -> Outcome:
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise damaged(path, prompts.CURE) from None
     wishes = prompts.kept(run)
-    before, after = (read_answers(run / FOLDER / name) for name in ANSWERS)
-    if not len(wishes) == len(before) == len(after):
-        raise UserError(f"{run / FOLDER}: its answers are of other prompts. {prompts.CURE}")
+    asked = [wish.measured() for wish in wishes]
+    before, after = (answers_to(asked, run / FOLDER / name, prompts.CURE) for name in ANSWERS)
     if turned.startswith(TURNED):
         verdict = f"{turned} {verdict}"
     return Outcome(run, name, verdict, found, wishes, before, after)

@@ -84,11 +84,19 @@ class Kept:
         write_state(about | found, self._part(subject, probe))
 
     def answers(self, subject: Subject, probe: Probe) -> list[Measured]:
-        """The answers of a measured model. Raises UserError where they are gone."""
-        path = self.answers_file(subject, probe)
+        """The answers of a measured model. Raises UserError where they are gone, or not those of its verdicts."""
+        path, part = self.answers_file(subject, probe), self._part(subject, probe)
+        cure = f"Delete {part} to have them given again."
         if not path.exists():
-            raise damaged(path, f"Delete {self._part(subject, probe)} to have them given again.")
-        return read_answers(path)
+            raise damaged(path, cure)
+        rows = read_answers(path, cure)
+        try:
+            whole = verdicts(rows) == read_state(part, CURE)["verdicts"]
+        except LookupError:
+            whole = False
+        if not whole:
+            raise damaged(path, cure)
+        return rows
 
     def parts(self) -> list[Part]:
         """Everything that is measured, the probes of a model in their order."""
