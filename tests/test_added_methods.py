@@ -1,12 +1,14 @@
 """Claims about other people's methods in a comparison: adapters and functions become rows and leave nothing behind."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from contract_runs import SEEDS, Contracted, example
 
+from dcr_lite.compare import command, measurement
 from dcr_lite.compare.added import ADAPTER_FILES, COLOURS, added_methods
 from dcr_lite.compare.methods import METHODS
 from dcr_lite.compare.tables import COSTS
@@ -114,6 +116,33 @@ def test_another_version_of_a_method_has_another_key(contracted: Contracted, tmp
     both = str(seed0).replace("seed0", "seed{seed}")
     functions = {key(f"contextlib:{name}") for name in ("contextmanager", "nullcontext")}
     assert len({key(seed0), key(both), key("mine:shifted"), *functions}) == 5
+
+
+def test_an_added_adapter_is_not_measured_again_where_seeds_are_added(
+    contracted: Contracted, small: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its key is another one, as of all seeds' adapters; what is measured of a seed's adapter stays. Another adapter of
+    that seed is measured anew."""
+    for seed in SEEDS:
+        shutil.copytree(contracted.out / f"seed{seed}" / "safety_sft_6", tmp_path / f"mine{seed}")
+    done: list[tuple[str, int | None]] = []
+
+    def measure(run: Any, method: Any, one: Any, *more: Any) -> None:
+        done.append((method.title, one.seed))
+        measurement.measure_configuration(run, method, one, *more)
+
+    small.setattr(command, "measure_configuration", measure)
+    given = {"contract": None, "only": ("base",), "curve_seeds": (), "added": (f"x={tmp_path}/mine{{seed}}",)}
+    first = contracted.compare(tmp_path / "out", seeds=(0,), **given)
+    both = contracted.compare(tmp_path / "out", seeds=(0, 1), **given)
+    assert done == [("stock model", None), ("x", 0), ("x", 1)]
+    (before,), (now, other) = ([one for one in report["points"] if one["seed"] is not None] for report in (first, both))
+    assert before["method"] != now["method"] == other["method"]
+    assert now == before | {"method": now["method"]}
+    shutil.rmtree(tmp_path / "mine0")
+    shutil.copytree(tmp_path / "mine1", tmp_path / "mine0")
+    contracted.compare(tmp_path / "out", seeds=(0, 1), **given)
+    assert done[3:] == [("x", 0)]
 
 
 def test_an_added_function_works_on_while_the_model_answers(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ rows of token ids (``directions.Kinds``), the same that Surgical and SCANS are g
 the block are timed as the method's cost.
 
 The model is loaded anew behind each added method, so that what one leaves on it reaches no other. Its key in files has
-a digest of the adapter, or of the module's source, behind its name: another version of it is measured anew.
+a digest of the adapters, or of the module's source, behind its name: another version of it is measured anew. With
+further seeds it has another key, under which what is measured of the adapters that it had stays (``versions``).
 """
 
 import hashlib
@@ -68,26 +69,32 @@ def added_methods(words: Sequence[str], seeds: Sequence[int]) -> dict[str, Metho
             raise UserError(f"--add {word}: there is a method named {name} already. Choose another name.")
         taken.add(name.casefold())
         is_function = bool(FUNCTION.fullmatch(what))
-        digest, model, once = _function(word, what) if is_function else _adapter(word, what, seeds)
+        digest, model, once, versions = _function(word, what) if is_function else _adapter(word, what, seeds)
         methods[f"{name}-{digest[:8]}"] = Method(
             name, COLOURS[i % len(COLOURS)], model, lambda settings: (0.0,), "", lambda seed, strength: 0, once,
-            in_weights=not is_function,
+            in_weights=not is_function, versions=versions,
         )  # fmt: skip
     return methods
 
 
-Found = tuple[str, Callable[[SeedRun, float], AbstractContextManager[Cost]], bool]  # digest, model, once
+# digest, model, once, versions
+Found = tuple[str, Callable[[SeedRun, float], AbstractContextManager[Cost]], bool, dict[int, str]]
 
 
 def _adapter(word: str, template: str, seeds: Sequence[int]) -> Found:
     once = SEED not in template
-    digest = hashlib.sha256()
+    files: dict[Path, str] = {}
     for folder in dict.fromkeys(_folder(template, seed) for seed in seeds):
         for name in ADAPTER_FILES:
             if not exists(folder / name):
                 raise UserError(f"--add {word}: {folder} holds no adapter as peft saves it (there is no {name} in it)")
-            digest.update(sha256_of(folder / name).encode())
-    return digest.hexdigest(), partial(_with_adapter, template), once
+        files[folder] = "".join(sha256_of(folder / name) for name in ADAPTER_FILES)
+    versions = {} if once else {seed: _digest(files[_folder(template, seed)]) for seed in seeds}
+    return _digest("".join(files.values())), partial(_with_adapter, template), once, versions
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _folder(template: str, seed: int) -> Path:
@@ -121,8 +128,8 @@ def _function(word: str, what: str) -> Found:
         source = inspect.getsourcefile(module)
     except TypeError:  # a part of Python itself, or a folder
         raise UserError(f"--add {word}: {module_name} is no file, so its versions cannot be told apart") from None
-    digest = hashlib.sha256(f"{what} {sha256_of(Path(source)) if source else ''}".encode()).hexdigest()
-    return digest, partial(_with_function, word, function), False
+    digest = _digest(f"{what} {sha256_of(Path(source)) if source else ''}")
+    return digest, partial(_with_function, word, function), False, {}
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from dcr_lite.compare.measurement import (
     finished_result,
     measure_configuration,
     require_seeds,
+    take_over,
     with_seeds,
 )
 from dcr_lite.compare.methods import Method, chosen_methods
@@ -153,6 +154,8 @@ def measured(
     measured now, and ``keep`` called behind each. Settings that have to be found are found with the first seed and
     shared. failed: takes those that cannot be measured, with what their error says; without it the first ends all."""
     runs, every = _runs(methods, settings, seeds, curve_seeds, out)
+    for one in every:
+        take_over(runs[one.seed], methods[one.method], one, data)
     left = [one for one in every if finished_result(runs[one.seed], one, data) is None]
     if left:
         operations = _operations(methods, runs, left, len(data.prompts))

@@ -137,6 +137,22 @@ def finished_result(seed_run: SeedRun, configuration: Configuration, data: Evalu
     return None if kept is None else kept | configuration._asdict()
 
 
+def take_over(seed_run: SeedRun, method: Method, configuration: Configuration, data: EvaluationData) -> None:
+    """What was measured of the same version of an added adapter under another key, as before there were further seeds,
+    becomes the result of the configuration."""
+    version = method.versions.get(seed_run.settings.seed)
+    if version is None or finished_result(seed_run, configuration, data) is not None:
+        return
+    note = seed_run.run.note(f"measured_{_part(configuration._replace(method=f'{method.title}-*'), data)}")
+    for other in sorted(note.parent.glob(note.name)):
+        facts, answers = seed_run.run.finished(other.stem), answers_file(seed_run, configuration, data)
+        if facts and facts.get("version") == version:
+            kept = answers.with_name(f"{other.stem.removeprefix('measured_')}.jsonl")
+            write_answers(read_stored(kept, data), answers)
+            seed_run.run.finish(f"measured_{_part(configuration, data)}", facts)
+            break
+
+
 def measure_configuration(
     seed_run: SeedRun, method: Method, configuration: Configuration, data: EvaluationData, stock: Path
 ) -> None:
@@ -173,6 +189,8 @@ def measure_configuration(
         "numbers": numbers | kept_means | general | spent,
         "intervals": intervals | kept_intervals,
     }
+    if method.versions:
+        facts["version"] = method.versions[seed_run.settings.seed]
     facts |= {"answer_seconds": time.monotonic() - started, **cost.spent, "note": cost.note}
     seed_run.run.finish(f"measured_{part}", facts)
 

@@ -4,9 +4,9 @@ is that method's.
 To add one: its maths in a file of its own, as surgical.py and scans.py, a context below, and an entry in METHODS.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -234,6 +234,7 @@ class Method:
         at the strengths before it; for the estimated time.
     once: measured once and not with every seed. seeds: those that it is measured with, where not all.
     in_weights: it ends in weights, which an adapter holds; else it works on while the model answers.
+    versions: by seed the digest of its adapter, where each seed has one that was not trained here.
     """
 
     title: str
@@ -245,14 +246,14 @@ class Method:
     once: bool = False
     in_weights: bool = True
     seeds: tuple[int, ...] | None = None
+    versions: Mapping[int, str] = field(default_factory=dict)
 
 
 METHODS = {
     STOCK: Method("stock model", "#bbbbbb", _stock, lambda settings: (0,), "", lambda seed, strength: 0, once=True),
     "steered": Method(
         "steered stock", "#c0392b", _steered, lambda settings: (1.0, -1.0, 0.5, 2.0), "times the strength chosen",
-        operations.of_steering,
-        in_weights=False,
+        operations.of_steering, in_weights=False,
     ),
     "dial_alone": Method(
         "dial alone", "#d4ac0d", _dial_alone, lambda settings: (AS_SET, *ANSWERED), ANSWERED_WORDS,
@@ -270,8 +271,7 @@ METHODS = {
     ),
     "scans": Method(
         "SCANS", "#2471a3", _scans, lambda settings: (1.0, 0.5, 2.0), "times the strength chosen",
-        operations.of_steering,
-        in_weights=False,
+        operations.of_steering, in_weights=False,
     ),
     "adacd": Method(
         "AdaCD", "#148f9b", _adacd, lambda settings: (1.0, 0.5, 2.0), "times the strength chosen", operations.of_adacd,
