@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -188,7 +189,8 @@ def test_a_stopped_measurement_goes_on(
     asked: Evaluation, stop_at: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Stopped after some answers, or between its parts, the same command asks for what is missing only, and ends with
-    the result of an undisturbed one; a line that was cut off in the middle is asked again."""
+    the result of an undisturbed one; a line that was cut off in the middle is asked again. For any other damage
+    the message says what to delete."""
     monkeypatch.setattr(command, "CHUNK", 5)  # of 12 prompts
     undisturbed = measure_model(replace(asked, out=tmp_path / "undisturbed.json"))
     plain_measure, plain_loss, asked_for = command.measure, command.answer_loss, []
@@ -210,6 +212,9 @@ def test_a_stopped_measurement_goes_on(
         measure_model(asked)
     assert not asked.out.exists()
     whole = asked.answers.read_text(encoding="utf-8")
+    asked.answers.write_text("{\n" + whole, encoding="utf-8")
+    with pytest.raises(UserError, match=rf"line 1 is damaged\. Delete {re.escape(str(asked.answers))} to have all "):
+        measure_model(asked)
     asked.answers.write_bytes(whole.encode()[:-9] + "é".encode()[:1])  # a last line cut in the middle of a character
     asked_for.clear()
     stop_at = 9

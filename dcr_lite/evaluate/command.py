@@ -120,7 +120,7 @@ class StoredMeasurement:
 
     def answers(self) -> list[Measured]:
         """The answers so far, in any order; ``number`` is that of the prompt."""
-        return read_answers(self.answers_path, "Delete it to have all answers given anew.")
+        return read_answers(self.answers_path, f"Delete {self.answers_path} to have all answers given anew.")
 
     def keep_answers(self, answers: list[Measured]) -> None:
         """Write all answers so far."""
