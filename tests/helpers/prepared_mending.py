@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_lite.data.marks import Mark, append_mark
+from dcr_lite.data.rows import Prompt, fields_of
 from dcr_lite.demo.mending import Mending
 from dcr_lite.files import write_json, write_jsonl, write_state
 from dcr_lite.mend import prompts
@@ -52,10 +53,10 @@ def mark_all(mending: Mending, to_answer: list[str] = TO_ANSWER) -> None:
     append_mark(mending.marks, Mark(TO_REFUSE, "refuse", "First,", "stock model, owner/model"))
 
 
-def answered(prompt: str, refused: bool) -> dict[str, Any]:
+def answered(prompt: Prompt, refused: bool) -> dict[str, Any]:
     return {
-        "prompt": prompt, "label": "toxic", "source": "answer", "response": "I'm sorry." if refused else "Press C.",
-        "refusal_log_odds": 0.0, "refused": refused, "kind": "refusal" if refused else "answer", "ended": True,
+        **fields_of(prompt), "response": "I'm sorry." if refused else "Press C.", "refusal_log_odds": 0.0,
+        "refused": refused, "kind": "refusal" if refused else "answer", "ended": True,
     }  # fmt: skip
 
 
@@ -79,11 +80,12 @@ def prepare(folder: Path, mending: Mending) -> None:
     write_state(check, checked / "mend" / CHECK)
     parts = prompts.divided(wishes, {0, 1, 2, 3}, set(), 0)
     prompts.keep(mended, parts)
-    before = [answered(wish.prompt, i < 4) for i, wish in enumerate(parts)]
-    after = [answered(wish.prompt, i == 0 or not wish.answered) for i, wish in enumerate(parts)]
+    before = [answered(wish.measured(), i < 4) for i, wish in enumerate(parts)]
+    after = [answered(wish.measured(), i == 0 or not wish.answered) for i, wish in enumerate(parts)]
     for name, rows in zip(ANSWERS, (before, after), strict=True):
         write_jsonl(rows, mended / "mend" / name)
-    toxic = {name: [answered("toxic", i < refused) for i in range(20)] for name, refused in ((STOCK, 10), (DCR, 11))}
+    held_out = Prompt("toxic", "toxic", "held-out")
+    toxic = {name: [answered(held_out, i < refused) for i in range(20)] for name, refused in ((STOCK, 10), (DCR, 11))}
     found = outcome(parts, before, after, toxic)
     verdict = verdict_of(found, mending.model, mending.home / "model_mended")
     write_json(found | {"check": check, "verdict": verdict}, mended / "mend" / OUTCOME)
