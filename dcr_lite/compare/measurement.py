@@ -90,7 +90,8 @@ def all_seeds(
     """All seeds, those of single methods last, and those of the curve, by default the first. Raises UserError as
     ``require_seeds``, and for seeds that are of the curve alone."""
     curve_seeds = seeds[:1] if curve_seeds is None else curve_seeds
-    require_seeds(seeds)
+    for some in (seeds, *seeds_of.values()):
+        require_seeds(some)
     if extra := sorted(set(curve_seeds) - set(seeds)):
         raise UserError(f"--curve-seeds: {', '.join(map(str, extra))} is not among --seeds")
     return tuple(dict.fromkeys([*seeds, *chain(*seeds_of.values())])), curve_seeds
