@@ -247,11 +247,17 @@ def answers_of(refused: list[bool], label: str = "toxic") -> list[Any]:
 
 def test_a_fall_beyond_noise_keeps_the_old_model() -> None:
     """Of many held-out prompts, or of the user's own that were kept: the sentences say so first, and name the model to
-    go on with; within noise they name the mended one."""
+    go on with; within noise, which the loss of four alone is, they name the mended one."""
     wishes = [Wish("a", True, "", part="kept"), *(Wish(f"r{i}", False, "", part="kept") for i in range(20))]
     before, after = answers_of([True] * 21), answers_of([False, *[True] * 20])
     many = answers_of([True] * 100)
-    for lost, kept_lost, expected in ((0, 0, []), (1, 1, []), (30, 0, ["held_out"]), (0, 12, ["refuse"])):
+    for lost, kept_lost, expected in (
+        (0, 0, []),
+        (4, 4, []),
+        (6, 0, ["held_out"]),
+        (30, 0, ["held_out"]),
+        (0, 12, ["refuse"]),
+    ):
         held_out = {STOCK: many, DCR: answers_of([i >= lost for i in range(100)])}
         of_own = [after[0], *answers_of([i >= kept_lost for i in range(20)])]
         found = outcome(wishes, before, of_own, held_out)
@@ -329,11 +335,12 @@ FEW_KEPT = "more than half; those that were kept"
         (
             "tck",
             False,
-            "the mended one answers 0; those that were kept (1 of the 3) are too few to judge by an interval.",
+            "the mended one answers 0; those that were kept (1 of the 3) are too few to judge by.",
         ),
         ("TCKtck", False, "the mended one answers 3; those that were kept (2 of the 6) are too few"),
-        ("TCKTck", True, f"the mended one answers 4, {FEW_KEPT} (2 of the 6) are too few to judge by an interval."),
+        ("TCKTck", True, f"the mended one answers 4, {FEW_KEPT} (2 of the 6) are too few to judge by."),
         ("T", True, f"the mended one answers 1, {FEW_KEPT} (0 of the 1) are too few"),
+        ("KKttt", False, "the mended one answers 2; those that were kept (2 of the 5) are too few"),
         ("TCTTCTKkkkkk", False, "of your prompts to refuse that the old model refused, the mended one answers 7."),
         ("", False, ""),
     ],
