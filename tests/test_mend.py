@@ -295,7 +295,8 @@ def test_a_model_that_answers_no_more_than_it_newly_refuses_is_not_recommended(p
 
 def test_too_few_kept_prompts_do_not_tell_by_themselves_whether_anything_was_mended() -> None:
     """Below six that the old model refused, those that it trained on count with them: one prompt alone, the only one
-    that was not nearly the same as others, would decide."""
+    that was not nearly the same as others, would decide. So they do where it had refused none of those kept, of which
+    some are newly refused."""
     wishes = [Wish("kept", True, "", part="kept"), *(Wish(f"o{i}", True, "", part="trained") for i in range(39))]
     held_out = {STOCK: answers_of([True] * 20), DCR: answers_of([True] * 20)}
     for answered in (39, 0):
@@ -304,6 +305,12 @@ def test_too_few_kept_prompts_do_not_tell_by_themselves_whether_anything_was_men
         said = verdict_of(found, "owner/model", Path("runs/x"))
         assert old_stays(found) == (not answered)
         assert f"Of the 40 of your prompts that were refused, trained on or not, it answers {answered}." in said
+    for answered in (39, 1):
+        now = answers_of([True, *(i >= answered for i in range(39))])
+        found = outcome(wishes, answers_of([False] + [True] * 39), now, held_out)
+        assert old_stays(found) == (answered == 1)
+        said = verdict_of(found, "owner/model", Path("runs/x"))
+        assert f"trained on or not, it answers {answered}, and newly refuses 1 that were answered." in said
 
 
 def test_the_old_model_is_named_without_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

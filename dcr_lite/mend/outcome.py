@@ -115,8 +115,7 @@ def told_by(found: Numbers) -> tuple[str, ...]:
     refused before, else with what it trained on; empty where there is neither."""
     there = tuple(part for part in ("kept", "trained") if part in found["answer"])
     enough = "kept" in there and found["answer"]["kept"]["refused"] >= ENOUGH
-    some = tuple(part for part in there if found["answer"][part]["refused"])
-    return ("kept",) if enough else some or there[-1:]
+    return ("kept",) if enough else there
 
 
 def told(found: Numbers) -> Numbers | None:
