@@ -18,10 +18,12 @@ import gradio
 from dcr_lite.data.marks import Mark, read_marks
 from dcr_lite.demo import blocks, page, scoring
 from dcr_lite.demo.marking import MarkButtons
+from dcr_lite.demo.mend_markup import what_it_mends
 from dcr_lite.demo.mending import Mending
 from dcr_lite.demo.score import Score
 from dcr_lite.demo.slider import Asked
 from dcr_lite.errors import UserError
+from dcr_lite.files import write_json
 
 SCORE = Score("base", "", 0.0, answer="No.", refused=True, kind="refusal")
 
@@ -141,6 +143,22 @@ def test_a_model_that_is_named_is_shown_and_mended(tmp_path: Path, monkeypatch: 
     asked, marks, mending = built
     assert asked == (None, "cpu", "owner/model", "own")
     assert (opened.mended, mending.model, marks) == (None, "owner/model", Path("runs/model_marks.jsonl"))
+
+
+def test_a_run_is_shown_from_within_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As . it has the name that it has from outside: marks and the mended run lie beside it, and not in it."""
+    built: list[Any] = []
+    run = tmp_path / "my_run"
+    settings = {"model": "owner/chat", "device": "cpu", "precision": "float32", "quantization": "none"}
+    write_json({"settings": settings}, run / "settings.json")
+    monkeypatch.chdir(run)
+    monkeypatch.setattr(scoring, "open_run", lambda *given: SimpleNamespace(names=(), title="", note=""))
+    monkeypatch.setattr(blocks, "build", lambda run, *more: built.extend(more))
+    monkeypatch.setattr(blocks, "launch", lambda *given, **options: None)
+    page.main(Path())
+    marks, mending = built
+    assert (marks, mending.status().run) == (tmp_path / "chat_marks.jsonl", tmp_path / "chat_mended")
+    assert "my_run_mended" in what_it_mends(mending)
 
 
 def test_marks_go_to_a_file(tmp_path: Path) -> None:

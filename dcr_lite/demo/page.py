@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dcr_lite.errors import UserError
+from dcr_lite.names import with_name
 from dcr_lite.settings import ChatFormat, Device
 
 LOCAL = "127.0.0.1"
@@ -34,7 +35,8 @@ def main(
     from dcr_lite.model.compiled_code import keep_little_code
 
     keep_little_code()
-    run = run or (None if model else newest_run())
+    # A run is told by its name from those beside it, so one that is given as . needs it.
+    run = Path(with_name(str(run))) if run else None if model else newest_run()
     opened = open_run(run, device, model, chat_format)
     opened.mended = run  # of a run that mended, DCR is its model: there is no other to open beside it
     mending = mending_of(run, marks, device, model, chat_format) if address == LOCAL and not share else None
