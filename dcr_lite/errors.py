@@ -15,6 +15,7 @@ CURES = {
     errno.EPERM: WHERE,
     errno.ENOENT: "It was moved or removed: put it back",
     errno.ENOTDIR: WHERE,
+    errno.EEXIST: "It is a file in place of a folder: choose another place",
     errno.EIO: "Check the disk",
     errno.ENAMETOOLONG: "Choose a shorter name",
 }

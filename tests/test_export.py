@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from dcr_lite import cli
 from dcr_lite.data.paper_data import INSTRUCTIONS, REFUSALS, SEEMINGLY_TOXIC, TOXIC, VERSION
 from dcr_lite.data.rows import Pair
 from dcr_lite.data.sources import SMOLLM2
-from dcr_lite.errors import UserError
+from dcr_lite.errors import UserError, sentence
 from dcr_lite.export import command
 from dcr_lite.export.command import FinishedRun, export_gguf, export_merged, open_finished
 from dcr_lite.export.flags import FLAGS
@@ -56,11 +57,18 @@ def test_memory_and_disk_are_asked_first(
 
 @pytest.mark.parametrize("make", [export_merged, export_gguf])
 def test_nothing_is_overwritten(make: Callable[..., Path], make_run: MakeRun, tmp_path: Path) -> None:
-    """An existing file stays as it is."""
+    """An existing file stays as it is, and so does a folder without a name. A file in place of a folder is an error
+    with a cure."""
     run, _ = make_run()
     (tmp_path / "mine").write_text("mine")
-    with pytest.raises(UserError, match="mine exists already"):
-        make(run, tmp_path / "mine")
+    for out in (tmp_path / "mine", Path(), Path("/")):
+        with pytest.raises(UserError, match=f"^{re.escape(str(out))} exists already"):
+            make(run, out)
+    with pytest.raises(OSError, match="File exists") as caught:
+        make(run, tmp_path / "mine" / "x")
+    assert sentence(caught.value, "go on") == (
+        f"{tmp_path / 'mine'}: File exists. It is a file in place of a folder: choose another place, then go on."
+    )
     assert (tmp_path / "mine").read_text() == "mine"
 
 

@@ -162,6 +162,8 @@ def test_a_run_is_shown_from_within_its_folder(tmp_path: Path, monkeypatch: pyte
 
 
 def test_marks_go_to_a_file(tmp_path: Path) -> None:
-    """A folder in its place is an error before a model is loaded."""
-    with pytest.raises(UserError, match="Give a file in it"):
-        page.main(marks=tmp_path)
+    """A folder in its place, and a file in that of its folder, are errors before a model is loaded."""
+    (tmp_path / "file").touch()
+    for marks, cure in ((tmp_path, "Give a file in it"), (tmp_path / "file" / "m.jsonl", "Give a file in a folder")):
+        with pytest.raises(UserError, match=cure):
+            page.main(marks=marks)

@@ -22,12 +22,14 @@ def main(
     to; by default one beside the run, and none where others than this machine's users may open the page. For them there
     is no tab that mends either.
     Raises UserError where gradio is missing, for a folder without a finished run, for a model that cannot be opened or
-    stands beside a run, for a folder in place of the file of marks, and for a port that is in use.
+    stands beside a run, for a place where no file of marks can be, and for a port that is in use.
     """
     if find_spec("gradio") is None:
         raise UserError("the demo needs gradio: pip install 'dcr-lite[demo]'")
     if marks is not None and marks.is_dir():
         raise UserError(f"--marks {marks}: a folder. Give a file in it.")
+    if marks is not None and marks.parent.is_file():
+        raise UserError(f"--marks {marks}: {marks.parent} is a file. Give a file in a folder.")
     from dcr_lite.demo.blocks import build, launch
     from dcr_lite.demo.mending import mending_of
     from dcr_lite.demo.scoring import newest_run, open_run

@@ -122,7 +122,7 @@ def export_merged(run: FinishedRun, out: Path | None = None, base: str | None = 
 
 def _lock(out: Path) -> Path:
     """The file that keeps a second export to ``out`` away."""
-    return out.with_name(out.name + ".lock")
+    return Path(f"{out}.lock")
 
 
 def _write_merged(run: FinishedRun, merged: Merged, folder: Path) -> None:
