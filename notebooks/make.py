@@ -94,8 +94,9 @@ print("instruction:    ", data.instructions[0].prompt)"""
 TRAIN = """\
 ## Train
 
-A cell that has finished is not computed again: run it again, or after an interruption, and it continues where it
-stopped. After a change of settings give `run` another name, and run all cells from **Load** on."""
+Until the run is finished, a cell that has finished is not computed again: run it again, or after an interruption, and
+it continues where it stopped. After a change of settings, or to train again, give `run` another name, and run all cells
+from **Load** on."""
 MEASURE = """\
 ## Measure"""
 MEMORY = """\

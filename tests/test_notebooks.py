@@ -14,8 +14,10 @@ import make
 import pytest
 from packaging.requirements import Requirement
 from recipe_runs import small_settings
+from small_runs import contents
 
 from dcr_lite.data.rows import Pair
+from dcr_lite.errors import UserError
 from dcr_lite.export.command import FinishedRun
 from dcr_lite.model.generation import Answer
 from dcr_lite.model.loading import Model
@@ -215,7 +217,8 @@ def test_a_notebook_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """The cells of a notebook, in order, train and measure a tiny model on the CPU, answer, and save an adapter and a
-    GGUF file: of SmolLM2's, which trains safety SFT alone as well, and of one that does not."""
+    GGUF file: of SmolLM2's, which trains safety SFT alone as well, and of one that does not. After that the run is
+    finished, and what is run again in it ends with an error."""
     monkeypatch.chdir(tmp_path)
     known: dict[str, Any] = {}
     for tag, source in cells(FOLDER / f"{recipe}.ipynb"):
@@ -233,3 +236,9 @@ def test_a_notebook_runs(
     assert (tmp_path / "adapter.zip").stat().st_size > 10_000
     assert [file.suffix for file in (tmp_path / "run" / "gguf").iterdir() if file.name != "README.md"] == [".gguf"]
     assert known["report"]["methods"].keys() == set(models)
+    before = contents(tmp_path / "run")
+    again = [source for tag, source in cells(FOLDER / f"{recipe}.ipynb") if tag in ("train", "measure")]
+    for source in (again[0], again[-1]):
+        with pytest.raises(UserError, match="this run is finished"):
+            exec(source, known)
+    assert contents(tmp_path / "run") == before

@@ -124,7 +124,7 @@ class RunFolder:
 
     def finished(self, stage: str) -> dict[str, Any] | None:
         """The facts that a finished part was noted with; None where it is not finished. Raises UserError where
-        that note is damaged."""
+        that note is damaged, and as ``note``."""
         path = self.note(stage)
         cure = "Delete it to have that part done again."
         facts = read_state(path, cure) if path.exists() else None
@@ -133,7 +133,9 @@ class RunFolder:
         return facts
 
     def note(self, stage: str) -> Path:
-        """The file that says that a part is finished."""
+        """The file that says that a part is finished. Raises UserError where the whole run is by now."""
+        if (self.path / "report.json").exists():
+            raise UserError(f"{self.path}: this run is finished. Give `run` another name to begin another.")
         return self.path / "checkpoints" / f"{stage}.json"
 
     def finish(self, stage: str, result: dict[str, Any]) -> None:
@@ -230,13 +232,11 @@ def read_found(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     found = read_state(path, cure)
-    if not set(FOUND_NAMES) - LATER <= found.keys() or not _are_texts(found.get("openings")):
+    openings = found.get("openings")
+    are_texts = isinstance(openings, list) and all(isinstance(one, str) and one for one in openings)
+    if not set(FOUND_NAMES) - LATER <= found.keys() or not are_texts:
         raise damaged(path, cure)
     return found
-
-
-def _are_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) and one for one in value)
 
 
 def _is(value: object, hint: Any) -> bool:
