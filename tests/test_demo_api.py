@@ -212,6 +212,14 @@ def test_what_is_computed_for_another_position_ends(opened: OpenRun) -> None:
         assert parts == whole[:1]
 
 
+def test_what_is_typed_beside_the_slider_is_a_position(opened: OpenRun) -> None:
+    """A number beyond the ends is the end, and nothing is the run's own strength."""
+    with gradio.Blocks():
+        (slider,) = DialSlider(opened, "here").positions
+    for typed, position in ((None, 0.5), (5, 3.0), (-99, -2.0), (1.25, 1.25)):
+        assert slider.preprocess(typed) == position
+
+
 @pytest.mark.parametrize("kind", [OnePromptTab, PairTab])
 @pytest.mark.parametrize("bad", ["", "a" * 9_000, "word " * 1_500])
 def test_a_prompt_that_cannot_be_asked_changes_nothing(kind: Any, bad: str, opened: OpenRun, tmp_path: Path) -> None:

@@ -449,12 +449,15 @@ def test_an_example_pair_is_run_by_a_click(page: Page) -> None:
 
 
 def test_the_dial_turns_dcr_alone(page: Page, opened: OpenRun) -> None:
-    """Keys on the slider, and a mark's button: the curve, the verdict, the answer and the words of DCR follow; other
-    models, similarity and map stay. Before a prompt is sent only the curve follows."""
+    """Keys on the slider, a number beside it, and a mark's button: the curve, the verdict, the answer and the words of
+    DCR follow; other models, similarity and map stay. Before a prompt is sent only the curve follows."""
+    for typed, strength in (("5", 3.0), ("-99", -2.0), ("", 0.5)):
+        page.browser.fill("#dial-one input[type=number]", typed)
+        page.wait_for("#curve-one", f"At {strength:.2f} DCR refuses")
     slider = page.browser.locator("#dial-one input[type=range]")
     slider.press("End")
     page.wait_for("#curve-one", "At 3.00 DCR refuses")
-    assert page.text("#verdict-dcr").strip() == "no verdict yet"
+    page.wait_for("#verdict-dcr", "no verdict yet")
     page.ask(PROMPT)
     stays = {element: page.browser.inner_html(element) for element in ("#similarity", "#map", "#verdict-base")}
     chosen = page.browser.get_by_role("button", name="as chosen").first

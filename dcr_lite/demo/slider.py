@@ -70,8 +70,17 @@ class DialSlider:
                         mark.click(lambda strength=strength: strength, None, slider, **NO_WORK)
             with gr.Column(scale=2, min_width=260):
                 curve = gr.HTML(markup.dial_curve(self.dial, self.dial.setting.strength), elem_id=f"curve-{name}")
+        # Gradio's own raises for what its number box passes on while it is typed in. A method of this one slider: for a
+        # subclass Gradio would write a file of stubs beside this module.
+        slider.preprocess = self._within
         self.positions = [slider]
         self._moved = slider.change(self._move, [self.asked, slider], curve, show_progress="hidden", **NO_WORK)
+
+    def _within(self, typed: float | None) -> float:
+        """What stands in the number box as a position: between the ends, and the run's own for an empty box."""
+        assert self.dial
+        low, high = self.dial.ends
+        return self.dial.setting.strength if typed is None else min(max(float(typed), low), high)
 
     def _move(self, asked: Asked, position: float) -> str:
         """Noted at once, so that what was being computed for another position ends."""
@@ -81,8 +90,13 @@ class DialSlider:
 
     def when_moved(self, results: Results, outputs: list[Any], **how: Any) -> None:
         """Call ``results(asked, position)`` with the last of the positions that the slider passes while it works."""
+
+        def moved(asked: Asked, position: float) -> Iterator[dict[Any, Any]]:
+            yield {outputs[0]: gr.skip()}  # Gradio empties the outputs of an event that ends without anything
+            yield from results(asked, position)
+
         if self.positions:
-            self._moved.then(results, [self.asked, *self.positions], outputs, trigger_mode="always_last", **how)
+            self._moved.then(moved, [self.asked, *self.positions], outputs, trigger_mode="always_last", **how)
 
     def strength(self, position: float | None) -> float | None:
         """The strength at a position of the slider."""
