@@ -209,7 +209,8 @@ def test_the_example_is_a_conversation(opened: OpenRun, tab: ChatTab) -> None:
 
 
 def test_the_dial_answers_the_last_turn_again(opened: OpenRun, tab: ChatTab) -> None:
-    """Of DCR alone, and only its last answer: those before are its context."""
+    """Of DCR alone, and only its last answer: those before are its context. A turn that was sent before that, and has
+    waited, is answered where the dial stands now."""
     talk = Conversation()
     for prompt in (FIRST, SECOND):
         list(tab.sent(prompt, "", talk, 0.5))
@@ -223,6 +224,8 @@ def test_the_dial_answers_the_last_turn_again(opened: OpenRun, tab: ChatTab) -> 
     *_, expected = opened.converse("dcr", messages_for("dcr", talk.turns, ""), strength=-2.0)
     assert talk.turns[1].scores["dcr"] == expected
     assert expected.strength == -2.0
+    list(tab.sent(FIRST, "", talk, 0.5))
+    assert talk.turns[2].scores["dcr"].strength == -2.0
 
 
 def test_a_prompt_sent_while_the_dial_turns_has_no_answer_to_another(

@@ -221,6 +221,20 @@ def test_what_is_typed_beside_the_slider_is_a_position(opened: OpenRun) -> None:
 
 
 @pytest.mark.parametrize("kind", [OnePromptTab, PairTab])
+def test_a_prompt_that_has_waited_is_asked_where_the_slider_stands_now(
+    kind: Any, opened: OpenRun, tmp_path: Path
+) -> None:
+    """The slider is noted at once, and a prompt that was sent before it moved may begin after that."""
+    with gradio.Blocks():
+        tab = kind(opened, [Pair(PROMPT, PROMPT)], tmp_path / "marks.jsonl")
+    asked, boxes = Asked(), ("first", "second") if kind is PairTab else ("dcr",)
+    for noted, strength in ((None, 2.0), (1.0, 1.0)):
+        asked.position, asked.whole = noted, {}
+        list(tab.results(*[PROMPT] * len(boxes), asked, 2.0))
+        assert {asked.whole[box].strength for box in boxes} == {strength}
+
+
+@pytest.mark.parametrize("kind", [OnePromptTab, PairTab])
 @pytest.mark.parametrize("bad", ["", "a" * 9_000, "word " * 1_500])
 def test_a_prompt_that_cannot_be_asked_changes_nothing(kind: Any, bad: str, opened: OpenRun, tmp_path: Path) -> None:
     """A sentence; the answer that the page still shows can be marked, and its dial turned."""

@@ -130,6 +130,7 @@ class ChatTab:
         """What to show while the conversation's models answer the last of ``turns``, which become its turns where they
         fit; ``first`` as well."""
         system = cleaned(system) if (system or "").strip() else ""
+        position = talk.newest(position)
         models = talk.models if len(turns) > 1 else self.run.names
         streams = self._streams(models, turns, system, position)
         talk.begin(turns, system, position)

@@ -36,6 +36,11 @@ class Asked:
     scores: dict[str, list[Score]] = field(default_factory=dict)
     whole: dict[str, Score] = field(default_factory=dict)
 
+    def newest(self, position: float | None) -> float | None:
+        """Where the slider stands: as it has noted last, which may be later than the ``position`` of an event that has
+        waited since it was sent."""
+        return position if self.position is None else self.position
+
     def wants(self, prompts: tuple[str, ...], position: float | None) -> bool:
         """Whether what began with these prompts and this position is what the client waits for: it has not asked again
         since, be it for the same prompts, and its slider has not moved on."""

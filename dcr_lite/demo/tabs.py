@@ -88,7 +88,7 @@ class OnePromptTab:
 
     def results(self, prompt: str, asked: Asked, position: float | None = None) -> Iterator[dict[Any, Any]]:
         """What to show of a prompt, as it becomes known: the best model first, then the others in their columns."""
-        prompts = (prompt,)
+        prompts, position = (prompt,), asked.newest(position)
         _require(self.run, prompts)
         asked.prompts, asked.position = prompts, position
         cleared: dict[Any, Any] = {}
@@ -189,7 +189,7 @@ class PairTab:
 
     def results(self, first: str, second: str, asked: Asked, position: float | None = None) -> Iterator[dict[Any, Any]]:
         """What to show of two prompts, as it becomes known: the best model's answers are streamed."""
-        prompts = (first, second)
+        prompts, position = (first, second), asked.newest(position)
         _require(self.run, prompts)
         asked.prompts, asked.position, asked.scores = prompts, position, {}
         yield from self.turned(asked, position)
