@@ -326,7 +326,8 @@ def test_a_run_without_a_baseline_has_two_models(opened: OpenRun, dialled_run: P
 
 def test_a_mended_model_is_opened_beside_the_others(opened: OpenRun, demo_run: Path, dialled_run: Path) -> None:
     """It answers as it does in a demo of its own run, with its dial as that stands; the others, and what is being
-    answered meanwhile, stay what they were; another takes its place. What is no finished run is an error."""
+    answered meanwhile, stay what they were; another takes its place. Opened once more it stays, with what it is
+    answering. What is no finished run is an error."""
     run = open_run(demo_run)
     before = {name: run.score(name, PROMPT) for name in MODELS}
     growing = run.stream("dcr", PROMPT)
@@ -344,6 +345,9 @@ def test_a_mended_model_is_opened_beside_the_others(opened: OpenRun, demo_run: P
         require_same(run.score(name, PROMPT), score)
     growing = run.stream("mended", PROMPT)
     next(growing)
+    open_now = run._models.adapters["mended"]
+    run.open_mended(dialled_run)
+    assert run._models.adapters["mended"] == open_now
     run.open_mended(demo_run)
     assert run.score("mended", PROMPT).answer == before["dcr"].answer != mended.answer
     assert list(growing)[-1].answer == mended.answer
@@ -356,8 +360,8 @@ def test_models_mended_again_and_again_leave_nothing_behind(demo_run: Path, dial
     run = open_run(demo_run)
     damaged = Path(shutil.copytree(dialled_run, tmp_path / "run"))
     (damaged / "adapter" / "adapter_model.safetensors").write_bytes(b"nothing")
-    for _ in range(3):
-        run.open_mended(dialled_run)
+    for mended in (dialled_run, demo_run, dialled_run):
+        run.open_mended(mended)
         answered = run.score("mended", PROMPT)
         with pytest.raises(UserError, match="damaged"):
             run.open_mended(damaged)

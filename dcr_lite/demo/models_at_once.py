@@ -55,7 +55,8 @@ class ModelsAtOnce:
         self._left, self.adapters[name] = self.adapters.get(name, ""), adapter
 
     def _forget_left(self) -> None:
-        """The adapter that the last one took the name of answers no more: since then a model has been trained."""
+        """The adapter that the last one took the name of answers no more: since then another model has been trained, as
+        one that is open already is not added again."""
         if self._left:
             self._mixed.remove(self._left)
             self._model.network.delete_adapter(self._left)

@@ -95,9 +95,16 @@ class OpenRun:
         return None
 
     def open_mended(self, run: Path) -> None:
-        """Have one model more, MENDED: that of a run which mended this base model, its dial as it stands there. Raises
-        UserError for a run that is not finished, and for an adapter that is damaged or of another model."""
-        self._worker.submit(self._models.add, MENDED, adapter_of(run, DCR)).result()
+        """Have one model more, MENDED: that of a run which mended this base model, its dial as it stands there. Nothing
+        changes where it is open already. Raises UserError for a run that is not finished, and for an adapter that is
+        damaged or of another model."""
+        self._worker.submit(self._open_mended, run, adapter_of(run, DCR)).result()
+
+    def _open_mended(self, run: Path, adapter: Path) -> None:
+        """In the thread that computes: of clients that ask for the same at once only the first has it opened."""
+        if MENDED in self.names and self.mended == run:
+            return
+        self._models.add(MENDED, adapter)
         self.mended, self.titles[MENDED] = run, f"{MODEL_TITLES[MENDED]}, run {run.name}"
         self.names = (*(name for name in self.names if name != MENDED), MENDED)
 
