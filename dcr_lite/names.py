@@ -1,5 +1,6 @@
 """Names that stand in files, flags and tables: kinds of prompt, models of a run, and a model's own."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
@@ -19,6 +20,12 @@ MODEL_TITLES = {STOCK: "stock model", BASELINE: "safety SFT alone", DCR: "DCR"}
 NOT_APPLICABLE = "not applicable"  # in the note of a compared method that does not apply to the model
 ONLY_TURNED = "DCR is here the stock model with a dial alone: nothing was trained."
 CACHED = "models--"  # begins the name of a repository's folder in the Hub's cache: models--OWNER--NAME
+# Names of folders that hold some model, whichever.
+NAMELESS = re.compile(
+    r"(base|chat|hf|original|trained|tuned|merged|final|best|last|latest|new|output|snapshot|checkpoint|weights|model)?"
+    r"[-_ ]?(models?)?[-_ ]?\d*|[0-9a-f]{12,}|\w",
+    re.IGNORECASE,
+)
 
 
 def models_of(compare_with: Sequence[str]) -> tuple[ModelName, ...]:
@@ -42,3 +49,11 @@ def with_name(model: str) -> str:
 def short_name(model: str) -> str:
     """The last part of a model's name: the repository's where a folder lies in the Hub's cache."""
     return Path(repository_of(model) or with_name(model)).name
+
+
+def telling_name(model: str) -> str:
+    """The same; of a folder whose name would do for any model with that of the folder around it in front: a_merged."""
+    name = short_name(model)
+    if NAMELESS.fullmatch(name) and exists(model) and not repository_of(model):
+        return "_".join(filter(None, (Path(model).resolve().parent.name, name)))
+    return name

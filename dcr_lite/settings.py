@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from dcr_lite.files import SHIPPED
-from dcr_lite.names import short_name
+from dcr_lite.names import telling_name
 
 # What --device, --precision, --quantization and --backend take, the same in every command.
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -205,8 +205,8 @@ class Settings(ModelSettings):
 
     @classmethod
     def of_model(cls, model: str) -> Self:
-        """Those of a run without a recipe: of a model by its folder or name, in a run folder of that name."""
-        return cls(model=model, run=Path("runs") / re.sub(r"[^\w.-]+", "_", short_name(model)))
+        """Those of a run without a recipe: of a model by its folder or name, in a run folder called after it."""
+        return cls(model=model, run=Path("runs") / re.sub(r"[^\w.-]+", "_", telling_name(model)))
 
     @property
     def not_taken(self) -> tuple[str, ...]:

@@ -190,6 +190,15 @@ def test_a_model_without_a_recipe_has_a_run_folder_of_its_name(model: str, run: 
     assert Settings.of_model(model) == Settings(model=model, run=Path("runs") / run)
 
 
+def test_folders_of_one_name_that_tells_nothing_have_run_folders_of_their_own(tmp_path: Path) -> None:
+    """Called after the folders around them, since two runs are merged into folders of the same name."""
+    for name in ("a", "b"):
+        (folder := tmp_path / name / "merged").mkdir(parents=True)
+        assert Settings.of_model(str(folder)).run == Path("runs") / f"{name}_merged"
+        assert MendSettings.of_model(str(folder)).run == Path("runs") / f"{name}_merged_mended"
+    assert Settings.of_model("merged").run == Path("runs/merged")
+
+
 def test_a_folder_given_as_a_dot_has_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the run folder's name, and in the settings that a run, its report and its card go by."""
     (folder := tmp_path / "Tiny-0.5B").mkdir()

@@ -7,14 +7,7 @@ from dcr_lite.errors import UserError
 from dcr_lite.files import exists
 from dcr_lite.model.configuration import in_folder
 from dcr_lite.model.shapes import shape_of
-from dcr_lite.names import repository_of
-
-# Names of folders that hold some model, whichever.
-NAMELESS = re.compile(
-    r"(base|chat|hf|original|trained|tuned|merged|final|best|last|latest|new|output|snapshot|checkpoint|weights|model)?"
-    r"[-_ ]?(models?)?[-_ ]?\d*|[0-9a-f]{12,}|\w",
-    re.IGNORECASE,
-)
+from dcr_lite.names import NAMELESS, repository_of
 
 
 def model_title(model: str) -> str:
