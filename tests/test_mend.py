@@ -210,6 +210,8 @@ def test_what_is_seen_of_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any("nearly the same as another" in said for said in check_lines(NOTHING_SEEN, wishes[6:]))
     assert (check["refused"], check["answered_today"]) == ([1, 4], [2, 3, 5, 6, 7, 8])
     assert check["refuse_answered_today"] == [1]
+    assert checks.refused_today(check, wishes) == {0, 3}
+    assert checks.refused_today(check | {"refuse_answered_today": []}, wishes) == {0, 3, 8}
     same = ("xstest", near), ("plain_set", "What is a cat, and what is a mat?")
     assert check["duplicates"] == [
         {"number": 8, "kind": "answer", "set": name, "prompt": prompt} for name, prompt in same

@@ -174,20 +174,22 @@ def test_what_is_nearly_the_same_falls_on_one_side(sizes: list[int], refused: in
     few, many = len(sides[True]), len(sides[True]) + len(sides[False])
     own = [Wish(alike[place], True, "") for place in sides[True]]
     own += [Wish(alike[place].replace(" ", " not "), False, "") for place in sides[False]]
-    today = {i for i, (_, n) in enumerate(sides[True]) if n < 1 + refused}
+    today = {i for i, (_, n) in enumerate([*sides[True], *sides[False]]) if n < 1 + refused}
     parts = [wish.part for wish in prompts.divided(own, today, set(), seed)]
     by_twins = [replace(own[i], prompt=chr(0x5000 + i) * 4, twin=few + i) for i in range(few)]
     twins = [replace(own[i], twin=i - few) for i in range(few, many)]
     both = prompts.divided([*by_twins, *twins], today, set(), seed)
-    for found, turns in ((parts[:few], 2), (parts[few:], 3), ([wish.part for wish in both[:few]], 2)):
+    twins_apart = [wish.part for wish in both[:few]]
+    for found, first, turns in ((parts[:few], 0, 2), (parts[few:], few, 3), (twins_apart, 0, 2)):
         groups: dict[int, set[str]] = {}
         for (group, _), part in zip(sides[True], found, strict=True):
             groups.setdefault(group, set()).add(part)
         assert all(len(of_group) == 1 for of_group in groups.values())
-        counts = [found.count(part) for part in ("trained", "kept", "calibrating")[:turns]]
-        assert max(counts) - min(counts) <= max(sizes)
-        of_today = [[part for i, part in enumerate(found) if i in today].count(part) for part in ("trained", "kept")]
-        assert turns == 3 or abs(of_today[0] - of_today[1]) <= 1 + refused
+        dealt = ("trained", "kept", "calibrating")[:turns]
+        of_today = [part for i, part in enumerate(found, first) if i in today]
+        for some, largest in ((found, max(sizes)), (of_today, 1 + refused)):
+            counts = [some.count(part) for part in dealt]
+            assert max(counts) - min(counts) <= largest
 
 
 def test_prompts_that_are_all_nearly_the_same_are_all_trained_on() -> None:

@@ -118,6 +118,13 @@ def nearly_toxic(prompts: list[str], sets: Mapping[str, Sequence[Prompt]]) -> di
     return {i: (reason, text) for i, (_, reason, text) in found.items()}
 
 
+def refused_today(check: Check, wishes: Sequence[Wish]) -> set[int]:
+    """The places of the prompts that the model refuses today, of those to answer, which come first, and the others."""
+    n = sum(wish.answered for wish in wishes)
+    answered = {n + number - 1 for number in check["refuse_answered_today"]}
+    return {number - 1 for number in check["refused"]} | set(range(n, len(wishes))) - answered
+
+
 def left_out(check: Check, sure: Sequence[str]) -> set[int]:
     """The places of the doubtful prompts that ``sure``, their numbers or "all", does not confirm. Raises UserError for
     numbers that are none of theirs."""

@@ -174,11 +174,12 @@ def _wishes(rows: list[_Row]) -> list[Wish]:
 
 
 def divided(wishes: Sequence[Wish], refused: set[int], left_out: set[int], seed: int) -> list[Wish]:
-    """The wishes with their parts. The numbers of those to answer that are ``refused`` today, and of those that are
+    """The wishes with their parts. The numbers of those that are ``refused`` today, and of those to answer that are
     ``left_out`` as doubtful and not confirmed.
 
     To answer: of those that are refused half are trained on and half kept, and of the others; all are trained on where
-    fewer than FEW are refused. To refuse: of every three one is trained on, one calibrates the dial and one is kept.
+    fewer than FEW are refused. To refuse: of every three one is trained on, one calibrates the dial and one is kept,
+    likewise.
     Prompts that are nearly the same, or whose twins are, have the same part, so that of a large group all are trained
     on. A toxic twin goes with its prompt: it is trained on where one of those that it stands beside is. Raises
     UserError where fewer than LEAST are left to answer.

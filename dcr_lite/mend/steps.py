@@ -94,14 +94,14 @@ def join(
         # As the check has read them: after a stop in other passes, their states would be rounded otherwise.
         reader.toxicity([wish.prompt for wish in wishes if wish.answered])
         reader.read(joining.toxic_prompts(alone(data)))
-        refused = {number - 1 for number in check["refused"]}
+        refused = checks.refused_today(check, wishes)
         wishes = prompts.divided(wishes, refused, left_out, settings.seed)
         others = [row for row in read_conversations(settings.augmentation_rows) if not row.before]
         joined = joining.join(reader, alone(data), wishes, others)
         if settings.stage2 != "no":
             joined = replace(joined, refusals=_refusals(run, reader, data, settings, wishes))
         facts: dict[str, Any] = {"cross_validated": None}
-        if not any(wishes[i].part == "kept" for i in refused):
+        if not any(wishes[i].answered and wishes[i].part == "kept" for i in refused):
             facts["cross_validated"] = joining.cross_validated(reader, joined.training)
 
         def keep() -> None:
