@@ -88,7 +88,6 @@ def test_a_line_without_an_end_is_kept_if_it_is_whole(last: str, kept: list[str]
         ('{"prompt": "a", "wanted": "maybe"}\n', 'line 1: wanted "maybe" is none of answer, refuse'),
         ('{"prompt": "a", "wanted": "answer"}\n{"wanted": "answer"}\n', 'line 2: field "prompt" is missing'),
         ('{"prompt": "a", "wan\n{"prompt": "a", "wanted": "answer"}\n', "line 1: not JSON"),
-        ("", "no rows"),
     ],
 )
 def test_what_is_no_mark_is_an_error(lines: str, said: str, tmp_path: Path) -> None:
@@ -98,3 +97,13 @@ def test_what_is_no_mark_is_an_error(lines: str, said: str, tmp_path: Path) -> N
     with pytest.raises(UserError, match=said) as caught:
         read_marks(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("lines", ["", "\n", '{"prompt": "a", "wan'])
+def test_a_file_without_a_whole_line_has_no_marks(lines: str, tmp_path: Path) -> None:
+    """As a person, or a process that was killed at its first mark, may leave it: the next one goes into it."""
+    path = tmp_path / "marks.jsonl"
+    path.write_text(lines)
+    assert read_marks(path) == []
+    append_mark(path, Mark("a", "answer"))
+    assert [mark for mark, _ in read_marks(path)] == [Mark("a", "answer")]

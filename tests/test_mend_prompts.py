@@ -121,6 +121,7 @@ def test_the_run_goes_on_with_the_prompts_that_it_kept(tmp_path: Path) -> None:
         ),
         ({"answer": "\n".join(FIVE), "refuse": [{"toxic": "a", "seemingly_toxic": "b"}]}, "Give pairs with --answer"),
         ({"answer": "\n".join(FIVE), "refuse": f"x\n{FIVE[2]} "}, "refuse, line 2 refused, the same prompt"),
+        ({"marks": ""}, "marks: no marks in it"),
         ({"answer": "\n".join(FIVE), "marks": "x"}, "--marks stands in place of --answer and --refuse"),
     ],
 )

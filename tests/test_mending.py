@@ -410,6 +410,10 @@ def test_what_goes_wrong_is_said_on_the_tab(tmp_path: Path) -> None:
     page.take(page.tab.shown(page.doubts))
     assert "No marks yet" in page.html("table")
     assert not page.works("check")
+    mending.marks.write_text('{"prompt": "cut o')
+    page.take(page.tab.shown(page.doubts))
+    assert "No marks yet" in page.html("table")
+    assert page.html("said").count("<p") == 0
     mark_all(mending, TO_ANSWER[:2])
     page.take(page.tab._after(mending.check, page.doubts))
     assert "2 prompts to answer, and 5 are needed" in page.html("said")

@@ -36,10 +36,12 @@ def read_marks(path: Path) -> list[tuple[Mark, str]]:
     """The marks in a file, each with its file and line, in the order of their prompts' first marks; of several for one
     prompt the last, since a person may come to another mind. A last line that is cut off is left out.
 
-    Raises UserError for any other line that is no mark, and where there are none.
+    Raises UserError for any other line that is no mark.
     """
     raw = read_bytes(path)
     whole = raw[: _end_of_whole(raw)]
+    if not whole.strip():
+        return []
     marks = parse_jsonl(whole, str(path), lambda fields, place: (_mark(fields, place), place))
     return list({mark.prompt: (mark, place) for mark, place in marks}.values())
 

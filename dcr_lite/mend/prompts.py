@@ -60,7 +60,8 @@ def asked(settings: MendSettings) -> list[Wish]:
     if settings.marks is not None and (settings.answer or settings.refuse):
         raise UserError("--marks stands in place of --answer and --refuse: give one or the other")
     if settings.marks is not None:
-        marks = read_marks(settings.marks)
+        if not (marks := read_marks(settings.marks)):
+            raise UserError(f"{settings.marks}: no marks in it. Mark answers in the demo first.")
         rows = [_Row(mark.prompt, mark.wanted == "answer", place) for mark, place in marks]
     elif settings.answer is not None:
         rows = _read(settings.answer, answered=True)
