@@ -24,7 +24,7 @@ from dcr_lite.data.rows import Pair
 from dcr_lite.demo import blocks, page, scoring
 from dcr_lite.demo.scoring import OpenRun
 from dcr_lite.demo.slider import Asked, DialSlider
-from dcr_lite.demo.tabs import OnePromptTab, PairTab
+from dcr_lite.demo.tabs import ListTab, OnePromptTab, PairTab
 from dcr_lite.errors import UserError
 from dcr_lite.model.streaming import GrowingTogether
 
@@ -248,6 +248,18 @@ def test_a_prompt_that_cannot_be_asked_changes_nothing(kind: Any, bad: str, open
     assert "Marked" in marks.mark("answer", asked, PROMPT)
     asked.position = 1.0
     assert list(tab.turned(asked, 1.0))
+
+
+def test_of_two_lists_none_is_taken(opened: OpenRun, tmp_path: Path) -> None:
+    """A text beside a file is an error: nobody could see which of them the scores are of. Blanks are no text."""
+    file = tmp_path / "list.txt"
+    file.write_text("Hello")
+    with gradio.Blocks():
+        tab = ListTab(opened)
+    with pytest.raises(gradio.Error, match="a text and a file: remove one"):
+        list(tab.results(PROMPT, str(file), "base"))
+    *_, (rows, _) = tab.results(" ", str(file), "base")
+    assert [row[0] for row in rows] == ["Hello"]
 
 
 def test_the_server_is_private(url: str, opened: OpenRun) -> None:

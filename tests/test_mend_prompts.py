@@ -114,6 +114,7 @@ def test_the_run_goes_on_with_the_prompts_that_it_kept(tmp_path: Path) -> None:
         ({"answer": '{"prompt": "a"}\nb'}, "answer, line 2: not JSON"),
         ({"answer": [{"text": "a"}]}, 'answer, line 1: field "prompt" is missing'),
         ({"answer": [{"prompt": "a", "label": "toxic"}]}, 'line 1: label "toxic" among the prompts to answer'),
+        ({"answer": [{"prompt": "a", "label": "Toxic"}]}, 'line 1: label "Toxic" among the prompts to answer'),
         ({"answer": "\n".join(FIVE), "refuse": [{"prompt": "a", "label": "plain"}]}, "among the prompts to refuse"),
         (
             {"answer": [{"prompt": "a", "before": [{"role": "system", "content": "b"}]}], "refuse": "c"},
@@ -130,6 +131,15 @@ def test_what_is_wrong_is_a_sentence(files: dict[str, Any], said: str, tmp_path:
     with pytest.raises(UserError) as caught:
         asked(tmp_path, **files)
     assert said in str(caught.value)
+
+
+def test_json_lines_hold_objects(tmp_path: Path) -> None:
+    """A text in quotation marks would be a prompt with these; a label may be written in capitals."""
+    file = write(tmp_path / "answer.jsonl", FIVE)
+    with pytest.raises(UserError, match=r"answer\.jsonl, line 1: str where an object"):
+        prompts.asked(MendSettings(model="m", run=tmp_path / "run", answer=file))
+    wishes = asked(tmp_path, answer="\n".join(FIVE), refuse=[{"prompt": "a", "label": "TOXIC"}])
+    assert [wish.answered for wish in wishes] == [True] * 5 + [False]
 
 
 def wishes_of(to_answer: int, to_refuse: int) -> list[Wish]:

@@ -266,6 +266,8 @@ class ListTab:
         """The rows of the table, and the path of a CSV file with them and the answers. The dial is DCR's alone. Between
         the batches nothing is changed, but the list of a client that has left ends there."""
         with user_errors_shown():
+            if file and text and text.strip():
+                raise UserError(texts.TWO_LISTS)
             if file:
                 prompts = read_prompt_file(Path(file))
             else:

@@ -98,6 +98,7 @@ SYSTEM_BEFORE_PROMPT = "This model's chat template knows no system prompt: it is
 LIST_TAB = "A list"
 PASTE = "Prompts, one per line (or CSV or JSON Lines)"
 UPLOAD = "or a file: CSV with a column prompt, or JSON Lines"
+TWO_LISTS = "there are two lists, a text and a file: remove one of them"
 MODEL = "Model"
 SCORE_LIST = "Score the list"
 SCORES = "Scores"

@@ -78,7 +78,7 @@ def same(some: Sequence[Wish], others: Sequence[Wish]) -> bool:
 
 
 def keep(run: Path, wishes: Sequence[Wish]) -> None:
-    """Write the prompts to the run, which goes on with these whatever becomes of the files."""
+    """Write the prompts to the run. Once it has begun to train it goes on with these, whatever becomes of the files."""
     write_state({"prompts": [asdict(wish) for wish in wishes]}, run / FOLDER / FILE)
 
 
@@ -115,7 +115,7 @@ def _read(path: Path, answered: bool) -> list[_Row]:
     a JSON array, of which every line would be a prompt."""
     raw = read_bytes(path)
     begins = raw.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if begins.startswith(b"{"):
+    if begins.startswith(b"{") or path.suffix.lower() == ".jsonl":
         return parse_jsonl(raw, str(path), lambda fields, place: _row(fields, place, answered))
     if path.suffix.lower() in TABLES or TABLE.match(begins):
         raise UserError(f"{path}: a table or a JSON array. Save its prompts one a line, in a .txt file.")
@@ -142,7 +142,7 @@ def _row(fields: Fields, place: str, answered: bool) -> _Row:
             raise UserError(f"{place}: a pair among the prompts to refuse. Give pairs with --answer.")
         toxic, seemingly_toxic = (text_field(fields, side, place) for side in ("toxic", "seemingly_toxic"))
         return _Row(seemingly_toxic, True, place, toxic)
-    if fields.get("label") is not None and (fields["label"] == "toxic") == answered:
+    if fields.get("label") is not None and (str(fields["label"]).casefold() == "toxic") == answered:
         raise UserError(f'{place}: label "{fields["label"]}" among the prompts to {kind}. Take that row out.')
     return _Row(text_field(fields, "prompt", place), answered, place)
 
