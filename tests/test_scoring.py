@@ -148,7 +148,8 @@ def test_what_has_no_dial_takes_no_strength(opened: OpenRun, demo_run: Path, tmp
 
 def test_the_marks_lie_within_the_ends(opened: OpenRun) -> None:
     """The marks come in the order of their strengths, the ends hold them and the curve, and a position of the slider
-    less than a step from a mark is the mark. No strength is called like a stock model that answers less than all."""
+    less than a step from a mark is the mark. No strength is called like a stock model that answers less than all, and
+    0 has one name."""
     assert opened.dial is not None
     marks, (low, high) = opened.dial.marks, opened.dial.ends
     assert list(marks) == ["like the stock model", "at 0", "as chosen"]
@@ -161,6 +162,8 @@ def test_the_marks_lie_within_the_ends(opened: OpenRun) -> None:
     refusing = replace(opened.dial, setting=replace(opened.dial.setting, stock=(1.0, 1.0)))
     assert opened.dial.setting.curve.rates[0, 1] < 1 - TOLERANCE
     assert list(refusing.marks) == ["at 0", "as chosen"]
+    at_zero = replace(refusing, setting=replace(refusing.setting, strength=0.0))
+    assert at_zero.marks == {"as chosen": 0}
 
 
 def test_a_word_s_weight_is_what_leaving_it_out_changes(opened: OpenRun) -> None:

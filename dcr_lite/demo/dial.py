@@ -25,7 +25,9 @@ class OpenDial:
     @property
     def marks(self) -> dict[str, float]:
         """Strengths with names, from the most refusing one to the most answering one."""
-        named = {texts.AT_ZERO: 0.0, texts.CHOSEN: self.setting.strength}
+        named = {texts.CHOSEN: self.setting.strength}
+        if abs(self.setting.strength) >= STEP:  # else both are one position of the slider
+            named[texts.AT_ZERO] = 0.0
         like_stock, reached = Goal("like_stock").strength(self.setting.curve, self.setting.stock)
         answered, of_stock = (self.rates(strength)["seemingly_toxic"] for strength in (like_stock, None))
         if reached and answered <= of_stock + TOLERANCE:  # else more are answered at every strength
