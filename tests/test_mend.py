@@ -505,7 +505,7 @@ def test_prompts_join_as_they_were_checked(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(joining, "cross_validated", lambda *given: None)
     run: Any = SimpleNamespace(path=tmp_path, finish=lambda *facts: None)
     settings: Any = SimpleNamespace(sure=(), seed=0, augmentation_rows=None, stage2="no")
-    check = {"refused": [1, 2, 3], "doubtful": []}
+    check = {"refused": [1, 2, 3], "refuse_answered_today": [], "doubtful": []}
     mend_steps.join(run, reader, data_of(reader.pairs, reader.pairs, ("r",)), settings, wishes, check)
     assert read[:2] == [[wish.prompt for wish in wishes[:6]], ["r", "t"]]
 
@@ -535,7 +535,7 @@ def test_stage2_learns_the_refusals_of_today(
     data = inputs.load_data(settings)
     model, _ = opening.load_model(settings)
     reader = Reader(model, data.training, settings)
-    check = {"refused": [1, 2, 3, 4, 5], "doubtful": []}
+    check = {"refused": [1, 2, 3, 4, 5], "refuse_answered_today": [4], "doubtful": []}
 
     def joined(settings: MendSettings) -> tuple[Any, inputs.Data]:
         run = RunFolder(settings)

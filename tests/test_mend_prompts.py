@@ -172,6 +172,16 @@ def test_half_of_what_is_refused_today_is_kept() -> None:
     assert found[0] != found[1]
 
 
+def test_prompts_to_refuse_are_dealt_by_what_is_refused_of_them() -> None:
+    """Each part has as many of these, as near as can be, and as many of all."""
+    for refused in range(13):
+        today = set(range(5, 5 + refused))
+        wishes = prompts.divided(wishes_of(5, 12), today, set(), 0)
+        assert parts_of(wishes, False) == {"calibrating": 4, "kept": 4, "trained": 4}
+        counts = [[wishes[i].part for i in today].count(part) for part in ("trained", "calibrating", "kept")]
+        assert max(counts) - min(counts) <= 1
+
+
 SIZES = st.lists(st.integers(1, 9), min_size=FEW, max_size=FEW + 9)
 
 

@@ -209,13 +209,14 @@ def divided(wishes: Sequence[Wish], refused: set[int], left_out: set[int], seed:
 
 def _dealt(groups: list[list[int]], refused: set[int], turns: Sequence[Part], seed: int) -> dict[int, Part]:
     """The parts of numbers, one for each group. The largest groups come first, and each goes to the part that has least
-    so far: of what is ``refused``, then of all."""
+    so far: one with any that is ``refused`` of these, then of all; the others, which come last, of all."""
     parts: dict[int, Part] = {}
 
     def size(numbers: Sequence[int]) -> tuple[int, int]:
         return len(refused.intersection(numbers)), len(numbers)
 
     for group in sorted(random.Random(seed).sample(groups, len(groups)), key=size, reverse=True):
-        least = min(turns, key=lambda part: size([i for i, of in parts.items() if of == part]))
-        parts |= dict.fromkeys(group, least)
+        order = 1 if size(group)[0] else -1
+        so_far = {part: size([i for i, of in parts.items() if of == part])[::order] for part in turns}
+        parts |= dict.fromkeys(group, min(so_far, key=so_far.__getitem__))
     return parts
