@@ -82,7 +82,9 @@ class ChatTab:
 
     def retried(self, system: str, talk: Conversation, position: float | None = None) -> Iterator[dict[Any, Any]]:
         """What to show of the last turn, asked again."""
-        if talk.turns:
+        if not talk.turns:
+            yield self._shown(talk)  # Gradio empties the outputs of an event that ends without anything
+        else:
             with user_errors_shown():
                 turns = [*talk.turns[:-1], Turn(talk.turns[-1].prompt)]
                 yield from self._answered(turns, system, talk, position, {})
