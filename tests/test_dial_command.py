@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -133,6 +134,16 @@ def test_a_choice_is_checked_by_answers_at_its_strength(goal: Goal) -> None:
     }
     assert abs(missed[goal.name]) < 0.06
     assert setting.reached
+
+
+@pytest.mark.parametrize(("strength", "taken"), [(1.0, 1.0), (1.9, 2.0), (0.5, 0.5), (3.0, 3.0)])
+def test_of_judged_strengths_with_the_same_rates_the_nearest_is_taken(strength: float, taken: float) -> None:
+    """Where the curve is flat a strength that was judged itself stays, whatever was judged after it; one that differs
+    from all in its rates stays too."""
+    rates = np.array([[0.9, 0.8], [0.3, 0.2], [0.3, 0.2], [0.3, 0.2]])
+    curve = TradeOff(np.arange(4.0), rates, rates, rates)
+    turned = cast(Any, SimpleNamespace(judged=[0.0, 3.0, 1.0, 2.0], curve=lambda: curve))
+    assert dial._judged_near(turned, strength) == taken
 
 
 def test_a_goal_out_of_reach_becomes_the_nearest_strength() -> None:

@@ -88,10 +88,15 @@ def choose(bench: Bench, asked: Goal | float | None) -> DialSetting:
 
 
 def _judged_near(bench: Bench, strength: float) -> float:
-    """A strength with nearly the same rates whose answers were judged, if there is one, else the strength itself."""
+    """A strength with nearly the same rates whose answers were judged, if there is one, else the strength itself. Where
+    the curve is flat, so that several have the same, it is the nearest."""
     curve = bench.curve()
-    away = {abs(curve.at(strength) - curve.at(other))[0].max(): other for other in bench.judged}
-    return away[min(away)] if min(away) < MOVED else strength
+
+    def away(other: float) -> float:
+        return float(abs(curve.at(strength) - curve.at(other))[0].max())
+
+    nearest = min(bench.judged, key=lambda other: (away(other), abs(other - strength)))
+    return nearest if away(nearest) < MOVED else strength
 
 
 def find_setting(
