@@ -112,20 +112,29 @@ def test_an_adapter_on_the_hub_can_be_opened(demo_run: Path, monkeypatch: pytest
     assert opened.base == json.loads((demo_run / "settings.json").read_text())["settings"]["model"]
 
 
-def test_an_adapter_brings_the_chat_format_that_its_base_lacks(
-    demo_run: Path, tiny_folder: Callable[..., Path], tmp_path: Path
+@pytest.mark.parametrize("brought", [None, "{{ messages[0]['content'] }}"])
+def test_an_adapter_brings_its_chat_format(
+    brought: str | None, demo_run: Path, tiny_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Prompts of an adapter trained on a base model are written as in training."""
+    """Prompts of an adapter trained on a base model are written as in training, whether the base brings no format or
+    another one; without one of its own the adapter is asked in that of its base."""
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     shutil.copytree(tiny_folder("llama"), base)
     (base / "chat_template.jinja").unlink()
+    if brought:
+        (base / "chat_template.jinja").write_text(brought)
     shutil.copytree(demo_run / "adapter", adapter)
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))
-    assert open_model(str(base), "dcr", device="cpu").model.tokenizer.chat_template is None
+    written = json.loads((adapter / "tokenizer_config.json").read_text())
+    (adapter / "tokenizer_config.json").write_text(json.dumps(written | {"padding_side": "left"}))
+    assert open_model(str(base), "dcr", device="cpu").model.tokenizer.chat_template == brought
     opened = open_model(str(adapter), "dcr", device="cpu")
     assert opened.model.tokenizer.chat_template == load_tiny(tiny_folder("llama")).tokenizer.chat_template
+    assert opened.model.tokenizer.padding_side == "right"
     assert opened.base == str(base)
+    (adapter / "chat_template.jinja").unlink()
+    assert open_model(str(adapter), "dcr", device="cpu").model.tokenizer.chat_template == brought
 
 
 def test_a_tokenizer_without_an_end_token_takes_the_model_s(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:

@@ -55,9 +55,11 @@ def stated_ends(network: Any) -> list[int]:
     return [token for token in (stated if isinstance(stated, list) else [stated]) if token is not None]
 
 
-def require_padding(tokenizer: Any, network: Any) -> None:
-    """Let a tokenizer without a token for padding pad with its end token, by default the first of ``stated_ends``.
-    Raises UserError where there is none."""
+def set_up_tokenizer(tokenizer: Any, network: Any) -> None:
+    """Let a tokenizer pad on the right, and one without a token for that with its end token, by default the first of
+    ``stated_ends``. Raises UserError where there is none."""
+    tokenizer.clean_up_tokenization_spaces = False  # it is ignored anyway, with a long warning
+    tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is not None:
         return
     if tokenizer.eos_token_id is None:

@@ -249,9 +249,7 @@ def load(
     network.requires_grad_(False)
     fix_day(tokenizer)
     answer_at_once(tokenizer)
-    tokenizer.clean_up_tokenization_spaces = False  # it is ignored anyway, with a long warning
-    tokenizer.padding_side = "right"
-    configuration.require_padding(tokenizer, network)
+    configuration.set_up_tokenizer(tokenizer, network)
     return Model(network, tokenizer, device, precision, four_bit, backend)
 
 

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from dcr_lite.data.sources import locate
 from dcr_lite.errors import MORE_MEMORY, UserError, first_line, out_of_memory
 from dcr_lite.files import exists, load_json, require_disk, sha256_of, size_of
-from dcr_lite.model import adapters, cuda, distributed, loading, unsloth
+from dcr_lite.model import adapters, configuration, cuda, distributed, loading, unsloth
 from dcr_lite.model.architectures import require_known
 from dcr_lite.model.chat import set_format
 from dcr_lite.model.free_memory import free_memory, within_limits
@@ -193,8 +193,11 @@ def open_model(name: str, method: ModelName = "dcr", **changes: Any) -> Opened:
     knows_openings(model, run)
     if adapter is None:
         return Opened(model, settings.model, source, None, None)
-    if not model.tokenizer.chat_template and (adapter / "tokenizer_config.json").exists():
-        model.tokenizer = loading.load_tokenizer(adapter)  # a base model, whose adapter brought a chat format
+    if (adapter / "tokenizer_config.json").exists():
+        own = loading.load_tokenizer(adapter)
+        if own.chat_template:  # prompts as in its training, which may have had another format than its base brings
+            configuration.set_up_tokenizer(own, model.network)
+            model.tokenizer = own
     adapters.load_adapter(model, ADAPTER, adapter)
     return Opened(model, settings.model, source, adapter, sha256_of(adapter / adapters.WEIGHTS))
 
