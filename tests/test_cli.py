@@ -123,6 +123,7 @@ def test_a_flag_offers_the_same_in_every_command() -> None:
         ["score", "Hello", "--model", "x"],
         ["demo"],
         ["evaluate", "--model", "x", "--out", "x.json"],
+        ["evaluate", "--model", "x", "--out", "x.json", "--judge", "learned"],
     ],
 )
 def test_a_device_that_is_not_there_is_an_error(

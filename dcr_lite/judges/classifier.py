@@ -16,6 +16,7 @@ from dcr_lite.errors import UserError, first_line
 from dcr_lite.judges.evidence import Probabilities, Reading, read_by_evidence
 from dcr_lite.judges.interface import Exchange
 from dcr_lite.measure.judge import MAX_CHARACTERS
+from dcr_lite.model.cuda import device_of
 from dcr_lite.model.loading import best_precision, in_halves
 
 PROMPT_CHARACTERS = 1_000  # of a prompt: the answer, which stands behind it, has to be within the window
@@ -48,7 +49,7 @@ class ClassifierJudge:
             folder, _ = locate(name)
         except UserError as error:
             raise UserError(f"--judge {name}: {str(error).replace('--model', '--judge')}") from None
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = device_of(device)
         self.network, self.tokenizer = _load(name, folder, self.device)
         config = self.network.config
         limits = (LONGEST, self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", LONGEST))

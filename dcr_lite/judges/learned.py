@@ -18,6 +18,7 @@ from dcr_lite.data.sources import SMOLLM2, locate
 from dcr_lite.errors import UserError
 from dcr_lite.files import load_tensors
 from dcr_lite.judges.interface import Exchange
+from dcr_lite.model.cuda import device_of
 from dcr_lite.model.in_passes import in_passes
 from dcr_lite.model.loading import best_precision
 
@@ -59,7 +60,7 @@ class Embedder:
             folder, _ = locate(SMOLLM2)
         except UserError as error:
             raise UserError(f"--judge {NAME} reads answers with {SMOLLM2}. {error}") from None
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = device_of(device)
         network = AutoModel.from_pretrained(
             folder, dtype=best_precision(self.device), use_safetensors=True, trust_remote_code=False
         )

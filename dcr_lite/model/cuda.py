@@ -1,4 +1,5 @@
-"""Whether an NVIDIA card can be used, and if not, what to do: a run must not begin on the CPU because of a driver.
+"""The device of a command; whether an NVIDIA card can be used, and if not, what to do: a run must not begin on the CPU
+because of a driver.
 
 torch only says that CUDA is not available. The reason is nearly always a driver older than the CUDA that torch was
 built with, or a build without CUDA, or a card that the build has no kernels for.
@@ -15,10 +16,24 @@ from pathlib import Path
 
 import torch
 
+from dcr_lite.errors import UserError
+
 # The oldest driver for each major version of CUDA on Linux (NVIDIA, "CUDA Compatibility": minor versions).
 DRIVERS = {11: "450", 12: "525", 13: "580"}
 LINUX_DRIVER = Path("/proc/driver/nvidia/version")
 CPU_INSTEAD = "To compute on the CPU, which may take days, add --device cpu"
+
+
+def device_of(flag: str) -> str:
+    """The device that --device chooses; auto: CUDA where torch can use a GPU, else the CPU. Raises UserError for one
+    that is not there."""
+    if flag == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if flag == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA GPU. Use --device cpu, or install a CUDA build of torch.")
+    if flag == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: torch sees no GPU of a Mac. Use --device cpu.")
+    return flag
 
 
 def obstacle() -> str | None:

@@ -44,15 +44,9 @@ class Machine:
 def machine(settings: ModelSettings) -> Machine:
     """The machine that the settings choose. Raises UserError for a device that is not there, and for an NVIDIA card
     that cannot be used: eight billion weights must not begin on the CPU because a driver is old."""
-    device = settings.device
-    if device in ("auto", "cuda") and (obstacle := cuda.obstacle()):
+    if settings.device in ("auto", "cuda") and (obstacle := cuda.obstacle()):
         raise UserError(obstacle)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA GPU. Use --device cpu, or install a CUDA build of torch.")
-    elif device == "mps" and not torch.backends.mps.is_available():
-        raise UserError("--device mps: torch sees no GPU of a Mac. Use --device cpu.")
+    device = cuda.device_of(settings.device)
     auto = settings.precision == "auto"
     precision = _best_precision(device, settings.model) if auto else getattr(torch, settings.precision)
     four_bit = device == "cuda" if settings.quantization == "auto" else settings.quantization == "nf4"
