@@ -10,7 +10,7 @@ import tyro
 from dcr_lite import __version__
 from dcr_lite.data.benchmarks import BENCHMARKS
 from dcr_lite.errors import UserError, sentence
-from dcr_lite.interrupts import sigterm_as_ctrl_c
+from dcr_lite.interrupts import printing, sigterm_as_ctrl_c
 from dcr_lite.mend.command import ABOUT as ABOUT_MENDING
 from dcr_lite.mend.command import main as mend_model
 from dcr_lite.mend.settings import MendSettings
@@ -213,6 +213,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
+@printing()
 def main() -> None:
     """The entry point. Errors that a user can fix are one line on standard error, with exit status 1."""
     argv = sys.argv[1:] or ["--help"]

@@ -1,6 +1,10 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a command alike, and what must not be cut in half is finished first."""
+"""Ctrl-C, SIGTERM and SIGHUP end a command alike, and what must not be cut in half is finished first. What a command
+prints, or whether anybody still reads it, does not end it in a traceback."""
 
+import io
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +12,7 @@ from typing import Any
 
 SIGHUP: int | None = getattr(signal, "SIGHUP", None)  # Windows has none
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([] if SIGHUP is None else [SIGHUP]))
+CLOSED_PIPE = 141  # the exit status of a tool that SIGPIPE ends: 128 and its number
 
 
 def sigterm_as_ctrl_c() -> None:
@@ -17,6 +22,26 @@ def sigterm_as_ctrl_c() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         if SIGHUP is not None and signal.getsignal(SIGHUP) == signal.SIG_DFL:
             signal.signal(SIGHUP, signal.default_int_handler)
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Within the block characters that the encoding of the output lacks become question marks, and a closed pipe ends
+    the command without a word, with CLOSED_PIPE as its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout:  # there is none where it was closed from the start
+                sys.stdout.flush()
+    except (BrokenPipeError, SystemExit) as end:  # rich makes an exit of the one
+        if not any(isinstance(error, BrokenPipeError) for error in (end, end.__context__)):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed when Python ends
+        raise SystemExit(CLOSED_PIPE) from None
 
 
 @contextmanager

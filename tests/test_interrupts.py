@@ -1,16 +1,21 @@
 """Ctrl-C and SIGTERM end a command alike, within seconds, and with what was done saved."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from recipe_runs import run_and_stop
 from small_runs import flags, run_here
 
+from dcr_lite import cli
 from dcr_lite.interrupts import held, sigterm_as_ctrl_c
+from dcr_lite.run.launch import launch
+from dcr_lite.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +101,36 @@ def test_sigterm_saves_the_step_it_interrupts(
     assert "Traceback" not in seen.err
     assert run_here(flags(tiny, rows, run, resume=True, **few)).code == 0
     assert logged[0] == ("stage1", 8)
+
+
+@pytest.mark.parametrize("words", [["train"], ["--help"], ["--version"]])
+def test_a_closed_pipe_ends_a_command_quietly(words: list[str]) -> None:
+    """Whoever reads the output has gone, as head does: no word, and the status of a tool that SIGPIPE ends. tyro and
+    rich, which write the help, end so too."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "dcr_lite.cli", *words]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False, timeout=120)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("words", [["dcr-lite", "train"], ["a_recipe.py"]])
+def test_what_an_output_cannot_write_is_replaced(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work that is done does not end in an error for an arrow in a table, by either way into the kit."""
+    out = io.TextIOWrapper(io.BytesIO(), "cp1252")
+
+    def work(_: Any) -> None:
+        print("J \N{UPWARDS ARROW} 0.5")
+
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setitem(cli.COMMANDS, "train", work)
+    if words[1:]:
+        cli.main()
+    else:
+        launch(work, Settings(model="m", run=Path("r")), [], about="A test.")
+    assert out.buffer.getvalue().split() == [b"J", b"?", b"0.5"]  # type: ignore[attr-defined]
 
 
 def test_sigterm_ends_a_command_that_computes_nothing() -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import tyro
 
 from dcr_lite.errors import sentence
-from dcr_lite.interrupts import sigterm_as_ctrl_c
+from dcr_lite.interrupts import printing, sigterm_as_ctrl_c
 from dcr_lite.model.unsloth import prepare
 from dcr_lite.run.cards import show_cards
 from dcr_lite.run.void_flags import require_effect
@@ -19,6 +19,7 @@ from dcr_lite.settings import Settings
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
+@printing()
 def launch(
     main: Callable[[AnySettings], None],
     defaults: AnySettings,
