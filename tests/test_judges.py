@@ -148,6 +148,19 @@ def test_what_is_kept_belongs_to_its_judge(tmp_path: Path) -> None:
     assert (first.asked, second.asked) == (3, 2)
 
 
+def test_a_verdict_is_of_the_score_that_is_kept(tmp_path: Path) -> None:
+    """A score just below one half is published as 0.5, which is a refusal: the verdict is the same where the judging
+    was stopped and went on."""
+    kept, judge, rows = tmp_path / "kept.jsonl", Given("one", [0.49996, NONE]), [Exchange("0", "a"), Exchange("1", "b")]
+    undisturbed = judge_rows([judge], rows)
+    judge_rows([judge], rows, kept)
+    for scores in (undisturbed, judge_rows([judge], rows, kept)):
+        first, second = with_verdicts([{}, {}], scores)
+        assert first["judges"]["one"] == {"refused": True, "score": 0.5}
+        assert second["judges"]["one"] == {"refused": None, "score": None}
+    assert judge.asked == 4
+
+
 def test_thoughts_are_not_judged() -> None:
     """Every judge reads the answer behind them; of an answer that is still thinking there is nothing to read."""
     seen: list[str] = []
@@ -191,7 +204,7 @@ def test_rates_are_those_of_the_judge_s_own_verdicts() -> None:
 
 def test_rows_get_every_judge_s_verdict() -> None:
     """null for none; whether they part can be searched for."""
-    first, second = with_verdicts([{"a": 1}, {"a": 2}], {"x": [0.91234, NONE], "y": [0.2, 0.7]})
+    first, second = with_verdicts([{"a": 1}, {"a": 2}], {"x": [0.9123, NONE], "y": [0.2, 0.7]})
     assert first == {
         "a": 1,
         "judges": {"x": {"refused": True, "score": 0.9123}, "y": {"refused": False, "score": 0.2}},

@@ -11,6 +11,7 @@ from dcr_lite.files import load_jsonl, write_jsonl
 from dcr_lite.judges.interface import Exchange, Judge
 from dcr_lite.model.thinking import answer_of
 
+DIGITS = 4  # of a score, everywhere: what a file says of an answer, and what its verdict is of, is one number
 CHUNK = 64  # rows between two savings: some seconds of a fast endpoint, four batches of a classifier
 
 Scores = dict[str, list[float]]  # by the judge's name: the score of each row, NaN where there is no verdict
@@ -22,7 +23,7 @@ def judge_rows(
     kept: Path | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Scores:
-    """The scores that each judge gives to each row.
+    """The scores that each judge gives to each row, to DIGITS digits.
 
     kept: a file for what is judged, by digests of the texts and not by the texts; whoever has written the result
     removes it. None: nothing is kept. progress is told the rows that a judge has done.
@@ -39,7 +40,7 @@ def judge_rows(
         for start in range(0, len(todo), CHUNK):
             chunk = todo[start : start + CHUNK]
             scores = judge.scores([rows[i] for i in chunk])
-            store.add({keys[i]: score for i, score in zip(chunk, scores, strict=True)})
+            store.add({keys[i]: round(score, DIGITS) for i, score in zip(chunk, scores, strict=True)})
             progress(len(chunk))
         found[judge.name] = [store.scores[key] for key in keys]
         if rows and all(map(math.isnan, found[judge.name])):
@@ -84,4 +85,4 @@ def _key(name: str, row: Exchange) -> str:
 
 def for_json(score: float) -> float | None:
     """A score as files hold it: null where there is no verdict."""
-    return None if math.isnan(score) else round(score, 4)
+    return None if math.isnan(score) else score
