@@ -45,6 +45,7 @@ from dcr_lite.model.loading import Model
 from dcr_lite.model.memory import fit, needs
 from dcr_lite.model.packing import Batch, shared_prefix
 from dcr_lite.model.shapes import Shape, shape_of
+from dcr_lite.run import obstacles
 from dcr_lite.run.inputs import load_data
 from dcr_lite.run.opening import Machine
 from dcr_lite.settings import Settings
@@ -553,6 +554,36 @@ def test_names_of_people_are_taken_out() -> None:
     said = "/home/alice/a.jsonl, line 3: C:\\Users\\Bob\\b.json and hf_abcdefghi, /mnt/carol: no; https://a.b/c d/e 1/2"
     expected = "a.jsonl, line 3: b.json and hf_..., (folder): no; https://a.b/c d/e 1/2"
     assert command.without_names({"a": [said]}) == {"a": [expected]}
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "left", "said"),
+    [
+        ("disk", {}, "report.json", "holds a finished run: look at its report.md"),
+        ("disk", {}, "metrics.jsonl", "holds a stopped run: add --resume"),
+        ("machine", {"track": "wandb"}, None, "--track wandb: wandb is not installed. pip install wandb"),
+        ("memory", {"layer": 3}, None, "has 4 layers, so L goes from 0 to 2"),
+        ("memory", {"layer": 7, "stage2": "no"}, None, "has 4 layers, so L goes from 0 to 2"),
+    ],
+)
+def test_what_would_end_the_run_at_once_is_a_problem(
+    part: str, changes: dict[str, Any], left: str | None, said: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the run's own sentence: what lies in its folder, a tracker without its package, and a layer that the model has
+    not. Without it there is none."""
+    before = {"machine": Finding(given=CPU), "hub": Finding(given={})}
+    monkeypatch.setattr(obstacles, "find_spec", lambda package: None)
+
+    def problems(settings: Settings) -> list[str]:
+        return worker._attempt(f"dcr_lite.check.{part}", settings, before, lambda finding: None).problems
+
+    assert problems(settings) == []
+    if left:
+        settings.run.mkdir()
+        for name in ("settings.json", left):
+            (settings.run / name).write_text("{}")
+    (problem,) = problems(replace(settings, **changes))
+    assert said in problem
 
 
 def test_what_stands_in_the_way_sets_the_exit_status(

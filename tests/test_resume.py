@@ -17,7 +17,8 @@ from dcr_lite.errors import UserError
 from dcr_lite.files import SHIPPED, read_state, write_state
 from dcr_lite.method import dial
 from dcr_lite.run import opening, steps
-from dcr_lite.run.run_folder import LOCK, RunFolder, read_settings
+from dcr_lite.run.obstacles import LOCK
+from dcr_lite.run.run_folder import RunFolder, read_settings
 from dcr_lite.settings import Settings
 
 

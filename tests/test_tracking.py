@@ -11,7 +11,7 @@ from recipe_runs import small_settings
 from small_runs import flags, run_here, save_rows
 
 from dcr_lite.model import distributed
-from dcr_lite.run import tracking
+from dcr_lite.run import obstacles, tracking
 from dcr_lite.run.run_folder import RunFolder
 
 ROWS: list[dict[str, Any]] = [
@@ -152,12 +152,12 @@ def test_a_tracker_that_fails_ends_no_run(
     assert len(run.metrics.read_text().splitlines()) == len(ROWS)
 
 
-@pytest.mark.parametrize("name", tracking.PACKAGES)
+@pytest.mark.parametrize("name", obstacles.PACKAGES)
 def test_a_package_that_is_not_there_is_named_before_any_work(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error with the cure, and not even a run folder."""
-    monkeypatch.setattr(tracking, "find_spec", lambda package: None)
+    monkeypatch.setattr(obstacles, "find_spec", lambda package: None)
     done = run_here(flags("model", save_rows(tmp_path / "rows"), tmp_path / "run", track=name))
     assert done.code == 1
     assert f"--track {name}: {name} is not installed. pip install {name}" in done.err
@@ -170,7 +170,7 @@ def test_by_default_nothing_is_asked_for(open_run: Callable[..., RunFolder], mon
     def never(*_: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(tracking, "find_spec", never)
+    monkeypatch.setattr(obstacles, "find_spec", never)
     monkeypatch.setattr(tracking.Tracking, "_begun", never)
     run = open_run(track="none")
     for row in ROWS:
@@ -180,7 +180,7 @@ def test_by_default_nothing_is_asked_for(open_run: Callable[..., RunFolder], mon
 
 def test_accelerate_knows_every_tracker() -> None:
     """Each name is that of a class of accelerate, which takes what it is begun with."""
-    for name in tracking.PACKAGES:
+    for name in obstacles.PACKAGES:
         kind = accelerate_tracking.LOGGER_TYPE_TO_CLASS[name]
         assert kind.name == name
         assert kind.requires_logging_directory == (name == "tensorboard")

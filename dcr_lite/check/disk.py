@@ -9,6 +9,7 @@ from dcr_lite.check.reach import full_data_is_here, reads_public_sets
 from dcr_lite.data.sources import CONVERSION_BYTES, SMOLLM2
 from dcr_lite.files import cache_folder
 from dcr_lite.model.memory import disk_need
+from dcr_lite.run.obstacles import require_folder
 from dcr_lite.run.run_folder import DISK_BYTES
 
 FULL_DATA_BYTES = 200_000_000  # the public sets as they are fetched, and the rows drawn from them
@@ -16,7 +17,7 @@ FILE_BYTES = 2  # of a weight in the files on the Hub
 
 
 def look(task: Task) -> Finding:
-    """The room on each disk beside what is needed there."""
+    """The room on each disk beside what is needed there. Raises UserError where the run cannot begin in its folder."""
     disks: dict[int, list[tuple[Path, int]]] = {}
     found = Finding(values={"disks": []})
     for folder, needed in needs(task).items():
@@ -33,6 +34,8 @@ def look(task: Task) -> Finding:
                 f"{places[0][0]}: {free / 1e9:,.1f} GB free and {needed / 1e9:,.1f} GB needed. Free some disk, or set "
                 "--run and HF_HOME to another one."
             )
+    task.tell(found)
+    require_folder(task.settings)
     return found
 
 

@@ -10,6 +10,7 @@ from dcr_lite.check.finding import Finding, Task
 from dcr_lite.errors import UserError
 from dcr_lite.model import cuda, loading
 from dcr_lite.run.machine import hardware, versions
+from dcr_lite.run.obstacles import require_tracker
 from dcr_lite.run.opening import Machine, machine
 
 EXACT = 0.02  # relative error of a product: bfloat16 keeps 8 bits, and its products were within 0.004
@@ -20,6 +21,10 @@ def look(task: Task) -> Finding:
     found = Finding(values=facts())
     found.says = _lines(found.values)
     task.tell(found)  # what follows may fail on a card that torch cannot use
+    try:
+        require_tracker(task.settings)
+    except UserError as error:
+        found.problems.append(str(error))
     try:
         on = machine(task.settings)
     except UserError as error:

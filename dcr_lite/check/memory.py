@@ -6,11 +6,15 @@ from dcr_lite.errors import UserError
 from dcr_lite.model.free_memory import free_memory
 from dcr_lite.model.memory import TITLES, fit, needs
 from dcr_lite.model.shapes import shape_of
+from dcr_lite.run.obstacles import require_layer
 from dcr_lite.run.opening import Machine, what_fits
 
 
 def look(task: Task) -> Finding:
-    """The estimate; gives later parts the model's shape with what fits, None where one of them is not known."""
+    """The estimate; gives later parts the model's shape with what fits, None where one of them is not known.
+
+    Raises UserError where L is none of its layers.
+    """
     on: Machine | None = task.given_by("machine")
     if on is None:
         return Finding(["not estimated: there is no device to compute on"])
@@ -20,6 +24,8 @@ def look(task: Task) -> Finding:
         shape = shape_of(model)
     except UserError as error:
         return Finding(["not estimated"], notes=[str(error)])
+    task.tell(Finding(["not estimated"]))
+    require_layer(settings, shape.layers)
     try:
         fitting = what_fits(model, settings, on)
     except UserError as error:

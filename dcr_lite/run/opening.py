@@ -23,10 +23,11 @@ from dcr_lite.model.loading import Model
 from dcr_lite.model.memory import Fit, disk_need, evaluation_need, fit, needs
 from dcr_lite.model.shapes import KNOWN, shape_of
 from dcr_lite.names import BASELINE, DCR, STOCK, ModelName
+from dcr_lite.run.obstacles import require_layer
 from dcr_lite.run.run_folder import read_found, stored_settings
 from dcr_lite.run.same_numbers import in_begun_numbers
 from dcr_lite.run.terminal import console
-from dcr_lite.settings import FOUND, ModelSettings, Settings
+from dcr_lite.settings import ModelSettings, Settings
 
 ADAPTER = "opened"  # the name of the adapter on the opened model
 LARGE = 1e9  # weights: on a CPU such a model takes hours, and swapping would make them days
@@ -130,11 +131,7 @@ def load_model(settings: Settings) -> tuple[Model, str]:
     """The base model with an adapter for each model to be trained, and where it came from in words."""
     model, source = load_base(in_begun_numbers(settings))
     knows_openings(model, settings.run)
-    if settings.layer != FOUND and not 0 <= settings.layer < depth(model.network) - 1:
-        raise UserError(
-            f"--layer {settings.layer}: {settings.model} has {depth(model.network)} layers, so L goes from 0 to "
-            f"{depth(model.network) - 2} (stage 2 trains what is above). Half the depth is a good first choice."
-        )
+    require_layer(settings, depth(model.network))
     for name in (DCR, *settings.compare_with):
         adapters.add_adapter(model, name, settings.rank, settings.seed)
     for config in model.network.peft_config.values():

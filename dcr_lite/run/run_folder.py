@@ -26,10 +26,10 @@ from dcr_lite.files import (
     write_state,
 )
 from dcr_lite.model import distributed
+from dcr_lite.run.obstacles import LOCK, is_finished, is_new, require_folder
 from dcr_lite.run.tracking import Tracking
 from dcr_lite.settings import ModelSettings, Settings
 
-LOCK = "run.lock"
 DISK_BYTES = 1_000_000_000  # asked for before the model is known; opening.will_it_fit asks for what its run writes
 
 NUMBERS = "numbers"  # the note of precision and 4-bit weights (same_numbers.py)
@@ -57,8 +57,6 @@ class RunFolder:
         # A folder that was moved, or is reached by another path, holds the same run.
         chosen = {k: v for k, v in settings.for_json().items() if k != "run"}
         state = {"settings": chosen, "data": _fingerprints(settings)}
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file. Choose another folder with --run.")
         self._held: OnlyOne | None = None
         try:
             self._open(settings, state)
@@ -67,17 +65,15 @@ class RunFolder:
             raise
 
     def _open(self, settings: Settings, state: dict[str, Any]) -> None:
-        found = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
-        if not found - {"settings.json", "settings.json.partial", LOCK}:
-            # New, or stopped by an error before anything was done: nothing to continue, so it begins anew.
-            require_disk(self.path, DISK_BYTES)
-            self._lock()
-            if distributed.is_main():
-                write_json(state, self.path / "settings.json")
-        elif "settings.json" in found:
-            self._continue(settings, state)
-        else:
-            raise UserError(f"{self.path} is not empty and no run of this kit. Choose another folder with --run.")
+        if (self.path / "settings.json").exists() and not is_new(self.path):
+            return self._continue(settings, state)
+        require_folder(settings)
+        # New, or stopped by an error before anything was done: nothing to continue, so it begins anew.
+        require_disk(self.path, DISK_BYTES)
+        self._lock()
+        if distributed.is_main():
+            write_json(state, self.path / "settings.json")
+        return None
 
     def _lock(self) -> None:
         """From here on no other run works in the folder, until this one ends."""
@@ -85,16 +81,12 @@ class RunFolder:
             self._held = OnlyOne(self.path / LOCK, "choose another folder with --run")
 
     def _continue(self, settings: Settings, state: dict[str, Any]) -> None:
-        if (self.path / "report.json").exists():
-            if (self.path / LOCK).exists():  # a run that was killed at its very end has left it, and checkpoints
-                self._lock()  # until this ends, which removes it
-            self._remove_checkpoints()
-            raise UserError(
-                f"{self.path} holds a finished run: look at its report.md, or choose another folder with --run."
-            )
-        self._lock()
-        if not settings.resume:
-            raise UserError(f"{self.path} holds a stopped run: add --resume, or choose another folder with --run.")
+        finished = is_finished(self.path)
+        if not finished or (self.path / LOCK).exists():  # one that was killed at its very end has left it
+            self._lock()
+        if finished:
+            self._remove_checkpoints()  # which that has left, too
+        require_folder(settings)
         begun = _stored(self.path)
         for part, now in state.items():
             before = begun[part]

@@ -6,18 +6,16 @@ fails: whatever it lost is in metrics.jsonl.
 """
 
 import hashlib
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dcr_lite.errors import UserError, first_line
+from dcr_lite.errors import first_line
 from dcr_lite.files import load_jsonl
+from dcr_lite.run.obstacles import require_tracker
 from dcr_lite.run.terminal import show_line
 from dcr_lite.settings import Settings
 
 PROJECT = "dcr-lite"
-# Of each tracker the packages of which it needs one; the first is the one to install.
-PACKAGES = {"trackio": ("trackio",), "wandb": ("wandb",), "tensorboard": ("tensorboard", "tensorboardX")}
 
 
 class Tracking:
@@ -29,12 +27,7 @@ class Tracking:
         self._tracker: Any = None
         self._before: dict[str, int] = {}  # steps of the whole run before the first one of each stage
         self._last = 0
-        packages = PACKAGES.get(settings.track, ())
-        if packages and not any(map(find_spec, packages)):
-            raise UserError(
-                f"--track {settings.track}: {packages[0]} is not installed. pip install {packages[0]}, or leave the "
-                "flag out: every step is in the run's metrics.jsonl."
-            )
+        require_tracker(settings)
 
     def log(self, row: dict[str, Any], metrics: Path) -> None:
         """Send a row, the last one of ``metrics``: its numbers under the name of its stage, at the step of the whole
