@@ -167,6 +167,22 @@ def test_scores_are_those_of_transformers_alone(minos: Path) -> None:
             assert network(**batch).logits.softmax(-1)[0, 1].item() == pytest.approx(score, abs=1e-4)
 
 
+def test_a_tokenizer_that_lacks_something_is_no_traceback(minos: Path, tmp_path: Path) -> None:
+    """Without a token to fill rows up with, the error names the file to put one into; a chat template that fails is not
+    how the classifier reads, and another way is found."""
+    folder = shutil.copytree(minos, tmp_path / "judge")
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('no roles') }}")
+    judge = ClassifierJudge(str(folder), "cpu")
+    assert judge.tokenizer.chat_template
+    assert judge.reading.form == ClassifierJudge(str(minos), "cpu").reading.form
+    with pytest.raises(UserError, match=r"judge: its chat template fails \(no roles\)"):
+        judge._text(OWN_TEMPLATE, Exchange("a", "b"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": None, "eos_token": None}))
+    with pytest.raises(UserError, match=r"no token to fill rows up with. Name one as pad_token in its tokenizer_conf"):
+        ClassifierJudge(str(folder), "cpu")
+
+
 def test_a_random_classifier_is_refused_with_its_numbers(tmp_path: Path) -> None:
     """Whatever its labels are called: no way of reading it tells refusals from answers."""
     labels = {0: "Non-refusal", 1: "Refusal"}

@@ -4,6 +4,7 @@ Its labels and its way of writing a conversation are found on shipped answers (e
 is run, and only weights in safetensors are read.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,8 +68,12 @@ class ClassifierJudge:
         return [float(score) for score in found[:, self.reading.labels].sum(1)]
 
     def _forms(self) -> list[str]:
-        own = [OWN_TEMPLATE] if getattr(self.tokenizer, "chat_template", None) else []
-        return [*own, *MARKERS, PAIR, ANSWER]
+        forms = [*MARKERS, PAIR, ANSWER]
+        if getattr(self.tokenizer, "chat_template", None):
+            with contextlib.suppress(UserError):  # one that cannot write a conversation is not what it was trained on
+                self._text(OWN_TEMPLATE, Exchange("Hello", "Hello"))
+                forms.insert(0, OWN_TEMPLATE)
+        return forms
 
     def _text(self, form: str, row: Exchange) -> Text:
         prompt, response = row.prompt[:PROMPT_CHARACTERS], row.response[:MAX_CHARACTERS]
@@ -78,7 +83,10 @@ class ClassifierJudge:
             return (response,)
         if form == OWN_TEMPLATE:
             turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-            return (str(self.tokenizer.apply_chat_template(turns, tokenize=False)),)
+            try:
+                return (str(self.tokenizer.apply_chat_template(turns, tokenize=False)),)
+            except Exception as error:  # a template is a program in a sandbox: it can fail in any way
+                raise UserError(f"--judge {self.name}: its chat template fails ({first_line(error)})") from None
         return (MARKERS[form].replace("{response}", response, 1).replace("{prompt}", prompt, 1),)
 
     def _probabilities(self, form: str, rows: list[Exchange]) -> Probabilities:
@@ -117,6 +125,11 @@ def _load(name: str, folder: str, device: str) -> tuple[Any, Any]:
         # transformers gives any other model a random head, with a warning.
         raise UserError(f"--judge {name}: not a text classifier, but {', '.join(architectures) or 'of no known kind'}")
     if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise UserError(
+                f"--judge {name}: its tokenizer has no token to fill rows up with. Name one as pad_token in its "
+                "tokenizer_config.json."
+            )
         tokenizer.pad_token = tokenizer.eos_token
     network.config.pad_token_id = tokenizer.pad_token_id  # decoders read the state of the last token before it
     return network.to(device).eval(), tokenizer
