@@ -554,6 +554,27 @@ def test_names_of_people_are_taken_out() -> None:
     said = "/home/alice/a.jsonl, line 3: C:\\Users\\Bob\\b.json and hf_abcdefghi, /mnt/carol: no; https://a.b/c d/e 1/2"
     expected = "a.jsonl, line 3: b.json and hf_..., (folder): no; https://a.b/c d/e 1/2"
     assert command.without_names({"a": [said]}) == {"a": [expected]}
+    assert (
+        command.without_names("../alice/tiny: no and ./x/b.json, ..\\bob. and/or")
+        == "(folder): no and b.json, (folder) and/or"
+    )
+
+
+@pytest.mark.parametrize("given", ["models/alice", "alice", "../here/models/alice", "."])
+def test_json_names_no_relative_folder(
+    given: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """However the folder of a model is given, also where it looks like a name on the Hub."""
+    here = tmp_path / "here"
+    for folder in ("models/alice", "alice"):
+        shutil.copytree(tiny, here / folder)
+    monkeypatch.chdir(here)
+    seen = Finding([f"{given}: on this disk"], {"models": {given: "here"}}, notes=[f"{given}/x.json is damaged."])
+    monkeypatch.setattr(worker, "look", lambda settings, begin: {"hub": seen})
+    assert command.check(("--model", given, "--json"))
+    said = capsys.readouterr().out
+    assert "alice" not in said
+    assert json.loads(said)["settings"]["model"] == "(folder)"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """dcr-lite check: what a run of a recipe will meet on this machine, as a page or as JSON."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from dcr_lite.settings import Settings
 DESCRIPTION = """What a run of the recipe will meet on this machine, found in about two minutes: card, driver and torch,
 4-bit products, the Hub and its gated models, disk, the longest rows, and three steps of each stage on the model's shape
 with random weights. Nothing is trained or fetched. Exits with 1 where something stands in the way."""
-# Absolute ones, behind no letter of a name or an address.
-PATHS = re.compile(r"(?<![\w:/.~-])(?:/|~/|[A-Za-z]:\\)[^\s,:;'\"()]+")
+# Absolute ones, and those that begin with dots, behind no letter of a name or an address.
+PATHS = re.compile(r"(?<![\w:/.~-])(?:\.{0,2}/|\.{1,2}\\|~/|[A-Za-z]:\\)[^\s,:;'\"()]+")
 
 
 @dataclass(kw_only=True)
@@ -58,7 +59,7 @@ def check(words: tuple[str, ...]) -> bool:
     if asked.json:
         import json
 
-        print(json.dumps(without_names(report), indent=2, ensure_ascii=False))
+        print(json.dumps(without_names(report, _folders(settings)), indent=2, ensure_ascii=False))
     else:
         show(report, findings)
     return bool(report["ready"])
@@ -103,15 +104,23 @@ def _paths(settings: Settings) -> set[str]:
     return {name for name, value in (_values(settings) | settings.files).items() if isinstance(value, Path | tuple)}
 
 
-def without_names(value: Any) -> Any:
-    """The same without what names a person: tokens of the Hub, folders of users, the folder of a local model."""
+def _folders(settings: Settings) -> list[str]:
+    """The models that are folders, as they were given: "models/alice" looks like a name on the Hub."""
+    return [name for name in (settings.model, settings.base_model) if name and re.search(r"\w", name) and exists(name)]
+
+
+def without_names(value: Any, folders: Sequence[str] = ()) -> Any:
+    """The same without what names a person: tokens of the Hub, folders of users, the folder of a local model, which
+    ``folders`` names where it may not look like one."""
     if isinstance(value, dict):
-        return {without_names(k): without_names(v) for k, v in value.items()}
+        return {without_names(k, folders): without_names(v, folders) for k, v in value.items()}
     if isinstance(value, list):
-        return [without_names(item) for item in value]
+        return [without_names(item, folders) for item in value]
     if not isinstance(value, str):
         return value
     text = re.sub(r"\bhf_\w{8,}", "hf_...", value)
+    for folder in folders:
+        text = re.sub(rf"(?<![\w./~-]){re.escape(folder)}(?![\w-])", "(folder)", text)
     return PATHS.sub(lambda path: _name(path[0]), text)
 
 
