@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from dcr_lite.errors import UserError
+from dcr_lite.run.recipes import recipe_or_model, settings_of
 from dcr_lite.settings import ChatFormat, Device
 
 
@@ -133,9 +135,7 @@ def probe(
         out: Folder of the tables, answers and pictures; by default probes in that of the run or of the comparison.
         device: auto: CUDA where there is a GPU, else the CPU. mps: the GPU of a Mac.
     """
-    from dcr_lite.errors import UserError
     from dcr_lite.probe.command import Probing, probe_comparison, probe_run
-    from dcr_lite.run.recipes import recipe_or_model, settings_of
     from dcr_lite.run.terminal import show_page
 
     probing = Probing(probes, prompts, rows, seed, answer_tokens, out)
@@ -144,6 +144,8 @@ def probe(
             raise UserError("--recipe, --model, --methods and --seeds are of a comparison: give them with --compared")
         folder = probe_run(run, probing, device)
     elif compared is not None and run is None:
+        if device != "auto":
+            raise UserError(f"--device {device}: a comparison is computed on the device of its recipe. Leave it out.")
         folder = probe_comparison(compared, settings_of(recipe_or_model(recipe, model)), methods, seeds, probing)
     else:
         raise UserError("dcr-lite probe: give a run folder, or with --compared the folder of a comparison")

@@ -115,6 +115,21 @@ def test_a_flag_offers_the_same_in_every_command() -> None:
     assert re.findall("chat_format: (.*)", inspect.getdoc(cli.demo) or "")[0] in inspect.getsource(ModelSettings)
 
 
+@pytest.mark.parametrize(
+    "argv", [["judge", "a.jsonl", "--out", "b.jsonl"], ["evaluate", "--model", "x", "--out", "x.json"]]
+)
+def test_a_key_that_no_judge_asks_for_is_an_error(
+    argv: list[str], run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The judges that are asked for, or the cue judge where none is, are no endpoints: the key would do nothing."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "response": "b"}')
+    seen = run(*argv, "--judge-key", "MINE")
+    assert (seen.code, seen.out) == (1, "")
+    assert seen.err == "error: without an endpoint in --judge nothing uses --judge-key: give both or neither\n"
+    assert not list(tmp_path.glob("[bx].json*"))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(
     "argv",

@@ -102,14 +102,19 @@ def test_a_flag_that_nothing_replaces_is_accepted(flags: list[str]) -> None:
 
 
 def test_a_run_goes_on_with_a_flag_that_had_no_effect(tmp_path: Path) -> None:
-    """Whatever flags it was begun with, as an older version took them: what comes next is said, here that there is no
-    such run, and not the flag."""
-    flags = ["--scale", "2", "--run", str(tmp_path / "none"), "--model", str(tmp_path / "no-model")]
+    """Whatever flags it was begun with, as an older version took them: what comes next is said, here that its folder is
+    damaged, and not the flag. Where nothing was begun --resume excuses no flag."""
+    run = tmp_path / "run"
+    flags = ["--scale", "2", "--run", str(run), "--model", str(tmp_path / "no-model")]
     assert "nothing uses --scale" in run_here(flags, RECIPE).err
+    assert "nothing uses --scale" in run_here([*flags, "--resume"], RECIPE).err
+    run.mkdir()
+    for name in ("settings.json", "metrics.jsonl"):
+        (run / name).write_text("")
     done = run_here([*flags, "--resume"], RECIPE)
     assert done.code == 1
     assert "--scale" not in done.err
-    assert "no-model" in done.err
+    assert "its settings.json cannot be read" in done.err
 
 
 def test_what_a_recipe_sets_is_no_flag() -> None:

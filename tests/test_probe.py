@@ -382,6 +382,10 @@ def test_whether_a_base_is_in_4_bits_is_known_without_it(demo_run: Path, monkeyp
         (["RUN", "--methods", "dcr"], "--seeds are of a comparison: give them with --compared"),
         (["--compared", "RUN"], "holds no seed 0: dcr-lite compare --seeds 0 trains it"),
         (["--compared", "RUN", "--methods", "nosuch"], "--methods nosuch: no such method; choose among base, "),
+        (
+            ["--compared", "RUN", "--device", "cuda"],
+            "--device cuda: a comparison is computed on the device of its recipe",
+        ),
         (["--compared", "RUN", "--seeds", "1", "1"], "--seeds: give one seed or more, each once"),
     ],
 )

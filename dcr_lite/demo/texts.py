@@ -36,7 +36,7 @@ CURVE_NOTE = (
     "At {strength:.2f} DCR refuses {now[toxic]:.2f} of toxic and answers {now[seemingly_toxic]:.2f} of seemingly toxic "
     "development prompts; the stock model {stock[toxic]:.2f} and {stock[seemingly_toxic]:.2f}. Bands: 95 % intervals."
 )
-NO_DIAL = "this run has no dial: train without --dial none, or give it one with dcr-lite dial RUN --set"
+NO_DIAL = "this run has no dial: train without --dial none, or give it one with dcr-lite dial RUN --balanced --set"
 
 # --- the tab for one prompt -------------------------------------------------------------------------------------------
 

@@ -220,7 +220,7 @@ def _measure(
     """Measure, alone at the place of the result."""
     # First, so that a judge that cannot be had is known before the model answers.
     judges = []
-    if evaluation.judges != DEFAULT:
+    if evaluation.judges != DEFAULT or evaluation.judge_key:
         judges = open_judges(evaluation.judges, evaluation.device, evaluation.judge_key)
     opened = open_model(
         evaluation.model, evaluation.method, device=evaluation.device, precision=evaluation.precision,

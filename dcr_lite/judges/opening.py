@@ -18,6 +18,7 @@ class CueJudge:
 
 
 DEFAULT = (CueJudge.name,)
+ENDPOINT = ("http://", "https://")  # how the name of one begins
 
 
 def _learned(device: str) -> Judge:
@@ -41,7 +42,7 @@ def open_judge(name: str, device: str = "auto", key_variable: str | None = None)
     """
     if name in OWN:
         return OWN[name](device)
-    if name.startswith(("http://", "https://")):
+    if name.startswith(ENDPOINT):
         from dcr_lite.judges.endpoint import EndpointJudge
 
         return EndpointJudge(name, key_variable)
@@ -51,7 +52,10 @@ def open_judge(name: str, device: str = "auto", key_variable: str | None = None)
 
 
 def open_judges(names: Sequence[str], device: str = "auto", key_variable: str | None = None) -> list[Judge]:
-    """The judges in the order of their names, each once. Raises UserError as ``open_judge``, and for no name."""
+    """The judges in the order of their names, each once. Raises UserError as ``open_judge``, for no name, and for a
+    key that none of them asks for."""
     if not names:
         raise UserError(f"--judge: name a judge: {', '.join(OWN)}, a text classifier or the address of an endpoint")
+    if key_variable and not any(name.startswith(ENDPOINT) for name in names):
+        raise UserError("without an endpoint in --judge nothing uses --judge-key: give both or neither")
     return [open_judge(name, device, key_variable) for name in dict.fromkeys(names)]

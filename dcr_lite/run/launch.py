@@ -13,6 +13,7 @@ from dcr_lite.errors import sentence
 from dcr_lite.interrupts import printing, sigterm_as_ctrl_c
 from dcr_lite.model.unsloth import prepare
 from dcr_lite.run.cards import show_cards
+from dcr_lite.run.obstacles import is_new
 from dcr_lite.run.void_flags import require_effect
 from dcr_lite.settings import Settings
 
@@ -43,7 +44,7 @@ def launch(
         description=about or sys.modules[main.__module__].__doc__,
     )
     try:
-        if not settings.resume:  # a run that goes on has the flags that it was begun with
+        if not settings.resume or is_new(settings.run):  # one that goes on has the flags that it was begun with
             require_effect(settings, flags)
         if settings.plan:
             from dcr_lite.run.inputs import resolved

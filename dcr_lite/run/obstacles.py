@@ -13,9 +13,8 @@ PACKAGES = {"trackio": ("trackio",), "wandb": ("wandb",), "tensorboard": ("tenso
 
 def is_new(folder: Path) -> bool:
     """Whether nothing was done in a folder: there is none, or its run was stopped by an error before anything was."""
-    return not folder.exists() or not {p.name for p in folder.iterdir()} - {
-        "settings.json", "settings.json.partial", LOCK,
-    }  # fmt: skip
+    found = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    return not found - {"settings.json", "settings.json.partial", LOCK}
 
 
 def is_finished(folder: Path) -> bool:
