@@ -16,6 +16,7 @@ from torch import Tensor
 from dcr_lite.errors import UserError
 from dcr_lite.files import SHIPPED, read_state, write_state
 from dcr_lite.method import dial
+from dcr_lite.model.memory import Fit
 from dcr_lite.run import opening, steps
 from dcr_lite.run.obstacles import LOCK
 from dcr_lite.run.run_folder import RunFolder, read_settings
@@ -205,9 +206,11 @@ def test_resume_where_the_kit_was_installed_elsewhere(tmp_path: Path) -> None:
         read_settings(settings.run)
 
 
-def test_a_run_goes_on_in_the_numbers_that_it_was_begun_in(tiny: Path, rows: Path, tmp_path: Path) -> None:
-    """What a machine takes by itself may differ on the next one: there a stopped run takes what it was begun in, and
-    other flags than those are refused. A new run takes what the machine likes."""
+def test_a_run_goes_on_in_the_numbers_that_it_was_begun_in(
+    tiny: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a machine takes by itself may differ on the next one: there a stopped run takes what it was begun in, also
+    where its memory is reckoned, and other flags than those are refused. A new run takes what the machine likes."""
     run = tmp_path / "run"
     given = {"precision": "auto", "contrastive_steps": 2, "sft_epochs": 1}
     seen = run_and_stop(("log", "stage1", 2), signal.SIGKILL, flags(tiny, rows, run, **given), tmp_path / "mark")
@@ -226,8 +229,18 @@ def test_a_run_goes_on_in_the_numbers_that_it_was_begun_in(tiny: Path, rows: Pat
     write_state(begun | {"precision": other}, run / "checkpoints" / "numbers.json")  # as another machine leaves it
     settings = small_settings(tiny, rows, run, precision="auto")
     assert str(opening.load_model(settings)[0].precision) == f"torch.{other}"
+    reckoned: list[Any] = []
+
+    def what_fits(path: str, settings: Settings, on: Any) -> Fit:
+        reckoned.append(on)
+        return Fit({}, {}, {}, 0.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(opening, "what_fits", what_fits)
+        opening.will_it_fit(settings)
     settings.run = tmp_path / "new"
     assert str(opening.load_model(settings)[0].precision) != f"torch.{other}"
+    assert [str(on.precision) for on in reckoned] == [f"torch.{other}"]
 
 
 def test_resume_with_changed_data_names_the_file(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def will_it_fit(settings: Settings) -> dict[str, str]:
 
     Raises UserError where the model does not fit a card even with one row at a time.
     """
+    settings = in_begun_numbers(settings)
     known = settings.model in KNOWN  # then not even its weights have to be fetched to know
     path = settings.model if known else _locate(settings.model)[0]
     fitting = what_fits(path, settings, machine(settings))
