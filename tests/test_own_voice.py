@@ -83,6 +83,19 @@ def test_the_plan_counts_them_where_they_are_learnt(
     assert {part: turned[part] for part in parts} == parts
 
 
+def test_the_plan_counts_what_is_trained(scene: tuple[RunFolder, Model, Data, Settings]) -> None:
+    """Of four layers those above L in stage 2, and in a step of stage 1 no more prompts than there are."""
+    _, model, data, settings = scene
+
+    def counted(part: str, **changes: Any) -> float:
+        return plan.operations(model, data, replace(settings, **changes))[part]
+
+    lower, upper = (counted("stage2", layer=layer, sft_layers="above") for layer in (1, 2))
+    assert counted("stage2", sft_layers="all") - upper == pytest.approx(3 * (lower - upper))
+    there_are = 2 * len(data.training)
+    assert counted("stage1", contrastive_batch=10 * there_are) == counted("stage1", contrastive_batch=there_are)
+
+
 def test_unusable_answers_are_replaced_while_others_are_left(
     scene: tuple[RunFolder, Model, Data, Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:

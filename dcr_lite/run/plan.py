@@ -39,6 +39,11 @@ def weights_per_layer(model: Model) -> int:
     return int(config.hidden_size * (attention * head + 3 * config.intermediate_size))
 
 
+def _batch(data: Data, settings: Settings) -> int:
+    """The prompts of a step of stage 1: no more than there are in pairs."""
+    return 2 * min(settings.contrastive_batch // 2, len(data.training))
+
+
 def operations(model: Model, data: Data, settings: Settings) -> dict[str, float]:
     """Of stage 1, of stage 2, the baseline, own answers and the dial where there are such, and of the answers that are
     measured: 2 per weight and token forward, as many again backward."""
@@ -52,13 +57,13 @@ def operations(model: Model, data: Data, settings: Settings) -> dict[str, float]
         return settings.sft_epochs * rows * per_row * 4
 
     words = sum(len(r.response.split()) for r in data.baseline_mixture) / len(data.baseline_mixture)
-    above = layers - settings.layer if settings.sft_layers == "above" else layers
+    above = layers - settings.layer - 1 if settings.sft_layers == "above" else layers
 
     def answers(prompts: int, tokens: int) -> float:
         return prompts * (prompt + tokens) * 2 * (layers * layer + head)
 
     sizes, models = settings.sizes, models_of(settings.compare_with)
-    in_steps, first = settings.refining_steps * settings.contrastive_batch, settings.first_refined
+    in_steps, first = settings.refining_steps * _batch(data, settings), settings.first_refined
     for_dial = 2 * min(DIAL_PAIRS, len(data.training)) if settings.dial != "none" else 0
     below = min(max(in_steps, for_dial), 2 * len(data.training))  # go through the layers below the trained ones, once
     refined = in_steps * (settings.layer + 1 - first) * 4 + below * first * 2
@@ -82,7 +87,7 @@ def operations(model: Model, data: Data, settings: Settings) -> dict[str, float]
 
 
 def estimated_seconds(model: Model, data: Data, settings: Settings) -> float:
-    """Rough seconds for what is still to be done."""
+    """Rough seconds of a whole run on this machine, whatever of it is done already."""
     parts = operations(model, data, settings)
     return sum(parts.values()) / (matrix_rate(model.device, model.precision) * ACHIEVED)
 
@@ -119,7 +124,7 @@ def plan(model: Model, source: str, data: Data, settings: Settings) -> dict[str,
     loss = "circle on raw states (the paper's)" if settings.paper else settings.contrastive_loss.replace("_", " ")
     share = settings.contrastive_share or 1.0
     of_it = f"; {share:g} of what that changes stays" if share < 1 else ""
-    models, batch = len(models_of(settings.compare_with)), 2 * min(settings.contrastive_batch // 2, len(data.training))
+    models, batch = len(models_of(settings.compare_with)), _batch(data, settings)
     return {
         "model": f"{settings.model} ({source}), {depth(model.network)} layers, {precision} on {model.device}",
         "backend": f"{model.backend.name} ({model.backend.why})",
