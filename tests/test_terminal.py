@@ -40,7 +40,7 @@ def test_a_file_says_how_far_a_stage_is_and_for_how_long(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A line for each tenth, with the time left at the rate of this start, which ``progress_in`` reads back; of each
-    stage the last counts, and a stage that comes again is another."""
+    stage the last counts, and a stage that comes again is another. What was done before says nothing of the rate."""
     now = [0.0]
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
     with terminal.progress_bar("Stage 1: contrastive", 40) as shown:
@@ -51,6 +51,14 @@ def test_a_file_says_how_far_a_stage_is_and_for_how_long(
     log = capsys.readouterr().out
     assert log.count("\n") == 2
     assert terminal.progress_in(log) == [terminal.StageProgress("Stage 1: contrastive", 28, 40, 36)]
+    with terminal.progress_bar("Judging", 40) as shown:
+        shown.skip(20)
+        now[0] += 3
+        shown.advance(1)
+        shown.skip(0)
+        now[0] += 3
+        shown.advance(3)
+    assert terminal.progress_in(capsys.readouterr().out) == [terminal.StageProgress("Judging", 24, 40, 24)]
     for done in (2, 2):
         with terminal.progress_bar("Answers", 2) as shown:
             shown.advance(done)

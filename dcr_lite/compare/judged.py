@@ -43,7 +43,7 @@ def judged(
     places = [result for result, some in zip(results, answers, strict=True) for _ in some]
     kept = out / "judging.jsonl"
     with progress_bar("Judging", len(rows) * len(judges)) as shown:
-        scores = judge_rows(judges, exchanges(rows), kept, shown.advance)
+        scores = judge_rows(judges, exchanges(rows), kept, shown.advance, shown.skip)
     by_judge: dict[str, list[Result]] = {}
     points: dict[str, list[dict[str, Any]]] = {}
     missing = dict.fromkeys(scores, 0)

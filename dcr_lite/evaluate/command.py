@@ -162,7 +162,7 @@ def _answer_all(
     numbers = {row["number"] for row in done}
     todo = sorted((i for i in range(len(prompts)) if i not in numbers), key=lambda i: characters(prompts[i]))
     with progress_bar("Answers", len(prompts)) as shown:
-        shown.advance(len(done))
+        shown.start_at(len(done))
         for start in range(0, len(todo), CHUNK):
             chunk = todo[start : start + CHUNK]
             own = [prompts[i] for i in chunk]
@@ -274,7 +274,7 @@ def _judge(
     if not judges:
         return {"judge": DEFAULT[0], "judges": [], "agreement": []}
     with progress_bar("Judging", len(measured) * len(judges)) as shown:
-        scores = judge_rows(judges, exchanges(measured), evaluation.judging, shown.advance)
+        scores = judge_rows(judges, exchanges(measured), evaluation.judging, shown.advance, shown.skip)
     progress.keep_answers(with_verdicts(measured, scores))
     rates = rates_by_judge(scores, measured)
     first = {name: rates[0][name] for name in ("sets", "overall", "discernment")}

@@ -57,7 +57,7 @@ def label_answers(
     asked = [Exchange(str(row.get("prompt", "")), row["response"]) for row in rows]
     if kept:
         with progress_bar("Judging", len(rows) * len(judges)) as shown:
-            scores = judge_rows(judges, asked, kept, shown.advance)
+            scores = judge_rows(judges, asked, kept, shown.advance, shown.skip)
     else:
         scores = judge_rows(judges, asked)
     first = scores[judges[0].name]

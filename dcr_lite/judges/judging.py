@@ -22,11 +22,13 @@ def judge_rows(
     rows: Sequence[Exchange],
     kept: Path | None = None,
     progress: Callable[[int], None] = lambda done: None,
+    known: Callable[[int], None] | None = None,
 ) -> Scores:
     """The scores that each judge gives to each row, to DIGITS digits.
 
     kept: a file for what is judged, by digests of the texts and not by the texts; whoever has written the result
-    removes it. None: nothing is kept. progress is told the rows that a judge has done.
+    removes it. None: nothing is kept. progress is told the rows that a judge has done, and known, or else progress, how
+    many it had done before.
 
     Raises UserError where a judge gives no verdict on any row, and what the judges raise.
     """
@@ -36,7 +38,7 @@ def judge_rows(
     for judge in judges:
         keys = [_key(judge.name, row) for row in rows]
         todo = [i for i, key in enumerate(keys) if key not in store.scores]
-        progress(len(rows) - len(todo))
+        (known or progress)(len(rows) - len(todo))
         for start in range(0, len(todo), CHUNK):
             chunk = todo[start : start + CHUNK]
             scores = judge.scores([rows[i] for i in chunk])

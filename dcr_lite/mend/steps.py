@@ -157,7 +157,7 @@ def _answered(
         own = distributed.share([wish.measured() for wish in wishes])
         fewer = longer_answers(model, settings.answer_tokens, ANSWER_TOKENS)
         with progress_bar("Your prompts", max(1, len(own))) as shown, fewer:
-            answer_with(run, model, method, part, own, path, ANSWER_TOKENS, shown.advance, whole=True)
+            answer_with(run, model, method, part, own, path, ANSWER_TOKENS, shown, whole=True)
     answers: list[Measured] = distributed.on_main(lambda: answers_given(run, part, path))
     return answers
 

@@ -3,7 +3,6 @@ its folder."""
 
 import contextlib
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ from dcr_lite.run.stored_states import (
     stage2_rows,
     store_states,
 )
-from dcr_lite.run.terminal import progress_bar, show_line
+from dcr_lite.run.terminal import ProgressBar, progress_bar, show_line
 from dcr_lite.settings import Settings
 
 ALL_LAYERS = -1  # where safety SFT names the layer above which it trains
@@ -188,7 +187,7 @@ def evaluate(run: RunFolder, model: Model, data: Data, settings: Settings) -> di
     own = distributed.share(data.held_out)
     with progress_bar("Evaluation", max(1, len(methods) * len(own))) as shown:
         for method in methods:
-            answer_with(run, model, method, f"evaluate_{method}", own, paths[method], tokens, shown.advance)
+            answer_with(run, model, method, f"evaluate_{method}", own, paths[method], tokens, shown)
     answers: dict[str, list[Measured]] = distributed.on_main(
         lambda: {method: answers_given(run, f"evaluate_{method}", path) for method, path in paths.items()}
     )
@@ -198,18 +197,18 @@ def evaluate(run: RunFolder, model: Model, data: Data, settings: Settings) -> di
 
 def answer_with(
     run: RunFolder, model: Model, method: str, part: str, own: list[Prompt], path: Path, answer_tokens: int,
-    progress: Callable[[int], None], whole: bool = False,
+    shown: ProgressBar, whole: bool = False,
 ) -> None:  # fmt: skip
     """Let one of the run's models answer this process's share of some prompts, as the part ``part`` of the run; the
     judged answers of all are written to ``path``. answer_tokens, whole: as ``measure``."""
     if run.finished(part):
-        progress(len(own))
+        shown.skip(len(own))
         return
     started = time.monotonic()
     if method != STOCK:
         adapters.activate(model, method)
     with adapters.stock(model) if method == STOCK else contextlib.nullcontext():
-        measured = distributed.gathered(measure(model, own, answer_tokens, progress, whole))
+        measured = distributed.gathered(measure(model, own, answer_tokens, shown.advance, whole))
     digest = write_answers(measured, path) if distributed.is_main() else ""
     run.finish(part, {"seconds": time.monotonic() - started, "answers_sha256": digest})
 

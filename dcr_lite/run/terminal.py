@@ -60,6 +60,11 @@ class ProgressBar:
         self.done = self._begun_at = steps
         self._began = time.monotonic()
 
+    def skip(self, steps: int) -> None:
+        """Count further ``steps`` as done before: they say nothing of the rate."""
+        if steps:
+            self.start_at(self.done + steps)
+
     def row(self, row: dict[str, Any]) -> None:
         """Show a row of metrics, as the training loop reports it."""
         if "loss" in row:
