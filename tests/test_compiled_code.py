@@ -19,14 +19,17 @@ def meet(shapes):
     for n in shapes:
         torch.nn.functional.linear(torch.zeros(n, 512, dtype=torch.bfloat16), weight)
 meet(range(1, 700))  # what is dropped is smaller than what takes its place, until all that is kept is of later shapes
-before = size()
-meet(range(700, 1100))
-print(size() - before)
+sizes = [size()]
+for first in (700, 800, 900):
+    meet(range(first, first + 100))
+    sizes.append(size())
+print(sorted(after - before for before, after in zip(sizes, sizes[1:]))[1])
 """
 
 
 def growth(limited: bool, **environment: str) -> int:
-    """Bytes by which a process grows with the products of 400 more shapes."""
+    """Bytes by which a process grows with the products of 100 more shapes: the median of three times, since an
+    allocator may take a hundred megabytes at once."""
     usual = {name: value for name, value in os.environ.items() if name not in LIMITS}
     done = subprocess.run(
         [sys.executable, "-c", GROWTH.format(limited=limited)], env=usual | environment, capture_output=True, text=True,
@@ -38,8 +41,8 @@ def growth(limited: bool, **environment: str) -> int:
 def test_with_a_limit_memory_stays_flat() -> None:
     """Where a processor has code compiled at all; a limit that is given stays."""
     without, limited, given = growth(False), growth(True), growth(True, **dict.fromkeys(LIMITS, "1024"))
-    assert limited < max(40e6, 0.2 * without), (limited, without)
-    if without > 100e6:
+    assert limited < max(10e6, 0.2 * without), (limited, without)
+    if without > 25e6:
         assert given > 0.5 * without, (given, without)
 
 
