@@ -150,13 +150,12 @@ def test_a_phrase_said_three_times_repeats(text: str, repeats: bool) -> None:
         ("The cat sat on the mat and watched the rain. The cat sat on the mat.", None),
         ("I have a cat and a dog and a bird. " * 2, None),
         ("Well,\n\nI have a cat and a dog and a bird. " * 3, "Well,\n\nI have a cat and a dog and a bird."),
-        ("Yes. " + "very " * 23, None),
-        ("Yes. " + "very " * 24, "Yes. very"),
+        ("Yes. " + "very " * 10, "Yes. very"),
         ("| a | b | c | d | e | f |\n" + "| --- " * 6 + "|\n| 1 | 2 | 3 | 4 | 5 | 6 |", None),
         ("\n".join(f"{i}. Mix the flour with the milk." for i in range(9)), None),
     ],
 )
 def test_an_answer_is_kept_up_to_where_it_repeats_itself(text: str, kept: str | None) -> None:
-    """Eight words in a row, said three times one behind the other: all before the second is kept. The lines of a list
-    may begin alike, and the rule of a table, whose eight words begin within themselves, says nothing again."""
+    """Eight words in a row, said three times: all before the second is kept. The lines of a list may begin alike, and
+    the line below the head of a table, whose eight words begin within themselves, says nothing again."""
     assert before_repeating(text) == (text if kept is None else kept)

@@ -121,22 +121,14 @@ def repeated_share(text: str) -> float:
 
 
 def _said_again(words: list[str]) -> list[list[int]]:
-    """Of each phrase that is said REPEATS times or more, each time behind the last, the numbers of the words with which
-    it begins."""
+    """Of each phrase that is said REPEATS times or more, the numbers of the words with which it begins. It may begin
+    within itself, as a word does that is said ten times; a line below the head of a table is no phrase."""
     places: dict[tuple[str, ...], list[int]] = {}
     for i in range(len(words) - PHRASE + 1):
         places.setdefault(tuple(words[i : i + PHRASE]), []).append(i)
-    return [found for found in places.values() if _times(found) >= REPEATS]
-
-
-def _times(places: list[int]) -> int:
-    """How often a phrase is said that begins at these words. It can begin within itself, as in "| --- | --- |", which
-    is no other time."""
-    times, end = 0, 0
-    for i in places:
-        if i >= end:
-            times, end = times + 1, i + PHRASE
-    return times
+    return [
+        found for phrase, found in places.items() if len(found) >= REPEATS and not all(map(_RULE.fullmatch, phrase))
+    ]
 
 
 def _share_of_no_words(pieces: list[str]) -> float:
