@@ -196,5 +196,5 @@ def lost_sentence(found: Numbers) -> list[str]:
 def changed(change: Numbers) -> str:
     """A change of a refusal rate in words."""
     interval = "" if change["ci95"] is None else f", 95 % interval {change['ci95'][0]:+.2f} to {change['ci95'][1]:+.2f}"
-    p = "p < 0.001" if change["p"] < 0.001 else f"p = {change['p']:.3f}"
+    p = "sign test p < 0.001" if change["p"] < 0.001 else f"sign test p = {change['p']:.3f}"
     return f"{change['after']:.2f}, before {change['before']:.2f} (change {change['change']:+.2f}{interval}, {p})"

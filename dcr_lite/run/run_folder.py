@@ -126,7 +126,7 @@ class RunFolder:
 
     def note(self, stage: str) -> Path:
         """The file that says that a part is finished. Raises UserError where the whole run is by now."""
-        if (self.path / "report.json").exists():
+        if is_finished(self.path):
             raise UserError(f"{self.path}: this run is finished. Give `run` another name to begin another.")
         return self.path / "checkpoints" / f"{stage}.json"
 
